@@ -1,0 +1,1 @@
+"""PyTorch twins of the models that transformers does not have."""

@@ -1,0 +1,1 @@
+"""Text to batches: sources, tokenisers, token files, loaders. Knows nothing of jaxmodels."""

@@ -1,0 +1,67 @@
+"""Small language and vision-language models in pure JAX and Flax nnx.
+
+    model = jaxmodels.create("charlm:tiny", seed=0)
+    logits, cache = model(tokens)
+
+A model package is its own specification. It exports `Config, PRESETS, RECIPES, Model,
+loss, SHARDING, WEIGHTS` (and `commit`, `SEED`, `TIED` where it has them) and joins the
+workspace by one line in `ARCHS`.
+"""
+
+import difflib
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from jaxmodels.errors import USAGE, Problem
+
+__version__ = "0.1.0"
+
+ARCHS = {
+    "charlm": "jaxmodels.charlm",
+}
+
+
+def arch(name: str) -> ModuleType:
+    """The package of an architecture, by its name in `ARCHS`.
+
+    Raises:
+        Problem: (usage) there is no such architecture; near names are suggested.
+    """
+    if name not in ARCHS:
+        raise _unknown("architecture", name, ARCHS)
+    return import_module(ARCHS[name])
+
+
+def preset(spec: str) -> tuple[str, str, Any]:
+    """Splits "charlm:tiny" into architecture, preset name and the preset's Config.
+
+    Raises:
+        Problem: (usage) unknown architecture or preset; near names are suggested.
+    """
+    name, _, size = spec.partition(":")
+    presets = arch(name).PRESETS
+    if size not in presets:
+        raise _unknown(f"preset of {name}", size, presets)
+    return name, size, presets[size]
+
+
+def create(spec: str, seed: int = 0) -> Any:
+    """A freshly initialised `nnx.Module`, for example `create("charlm:tiny")`.
+
+    The same seed gives the same parameters. Calls are deterministic unless `rngs` is passed.
+    """
+    from flax import nnx
+
+    name, _, config = preset(spec)
+    return arch(name).Model(config, rngs=nnx.Rngs(seed))
+
+
+def _unknown(kind: str, name: str, known: Any) -> Problem:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return Problem(
+        f"unknown {kind}: {name!r}",
+        why=f"known: {', '.join(known)}",
+        fix=f"did you mean {' or '.join(near)}?" if near else "see `jaxmodels list`",
+        exit_code=USAGE,
+    )

@@ -1,0 +1,30 @@
+"""charlm: a character-level Transformer with rotary attention and SwiGLU (seed 002)."""
+
+from jaxmodels.charlm.config import PRESETS, RECIPES, Config
+from jaxmodels.lazy import lazy
+
+__all__ = [
+    "PRESETS",
+    "RECIPES",
+    "SEED",
+    "SHARDING",
+    "WEIGHTS",
+    "Config",
+    "Model",
+    "commit",
+    "loss",
+    "sizes",
+]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Model": "model",
+        "loss": "model",
+        "commit": "model",
+        "SHARDING": "layout",
+        "WEIGHTS": "layout",
+        "SEED": "layout",
+        "sizes": "layout",
+    },
+)

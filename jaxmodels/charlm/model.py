@@ -1,0 +1,158 @@
+"""The charlm model and its loss. Source: seed 002 (Beiglar/Transformer_mini, MIT).
+
+Notable: rotary pairs are interleaved; SwiGLU takes the value first and the gate second;
+the head is untied and has a bias; attention projections start near zero.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxmodels.charlm.config import Config
+from jaxmodels.layers.attention import attention, causal_mask
+from jaxmodels.layers.cache import KVCache
+from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.losses import cross_entropy
+from jaxmodels.layers.rotary import angles, rotate_interleaved
+
+
+class Steps(nnx.Variable):
+    """Training passes so far; a decaying dropout rate depends on it."""
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        init = nnx.initializers.variance_scaling(1e-3, "fan_avg", "uniform")
+        self.heads = cfg.heads
+        self.qkv = nnx.Linear(cfg.dim, 3 * cfg.dim, use_bias=False, kernel_init=init, rngs=rngs)
+        self.proj = nnx.Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
+
+    def __call__(self, x, angle, mask, cache: KVCache | None, layer: int):
+        qkv = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=self.heads)
+        q, k, v = rotate_interleaved(qkv[0], angle), rotate_interleaved(qkv[1], angle), qkv[2]
+        if cache is not None:
+            k, v = cache.write(layer, k, v)
+        out = attention(q, k, v, mask)
+        return self.proj(rearrange(out, "b t h k -> b t (h k)")), (k, v)
+
+
+class Mlp(nnx.Module):
+    """SwiGLU, value first: w · silu(v) with (w | v) = wv(x)."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.wv = nnx.Linear(cfg.dim, 2 * cfg.hidden, rngs=rngs)
+        self.out = nnx.Linear(cfg.hidden, cfg.dim, rngs=rngs)
+
+    def __call__(self, x, rate, rngs: nnx.Rngs | None):
+        w, v = jnp.split(self.wv(x), 2, axis=-1)
+        hidden = w * nnx.silu(v)
+        if rngs is not None:
+            hidden = dropout(hidden, rate, rngs.dropout())
+        return self.out(hidden)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.norm1 = nnx.LayerNorm(cfg.dim, rngs=rngs)
+        self.attn = Attention(cfg, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(cfg.dim, rngs=rngs)
+        self.mlp = Mlp(cfg, rngs=rngs)
+
+    def __call__(self, x, angle, mask, cache, layer, rate, rngs):
+        out, kv = self.attn(self.norm1(x), angle, mask, cache, layer)
+        x = x + out
+        return x + self.mlp(self.norm2(x), rate, rngs), kv
+
+
+class Model(nnx.Module):
+    """charlm. Deterministic unless `rngs` is passed to the call."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.config = cfg
+        self.remat = False
+        self.embed = nnx.Embed(cfg.vocab, cfg.dim, rngs=rngs)
+        self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.layers)])
+        self.norm = nnx.LayerNorm(cfg.dim, rngs=rngs)
+        self.head = nnx.Linear(
+            cfg.dim, cfg.vocab, kernel_init=nnx.initializers.uniform(1e-3), rngs=rngs
+        )
+        self.steps = Steps(jnp.zeros((), jnp.int32))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        cache: KVCache | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b t v"], KVCache | None]:
+        """Logits of the character after each token.
+
+        Args:
+            tokens: token ids.
+            cache: what came before the tokens (`init_cache`); None when nothing did.
+            rngs: has the stream `dropout`; passing it turns dropout on.
+
+        Returns:
+            float32 logits, and the cache with the tokens added (None if None was given).
+        """
+        t = tokens.shape[1]
+        positions = jnp.arange(t) if cache is None else cache.positions(t)
+        angle = angles(positions, self.config.dim // self.config.heads)
+        mask = causal_mask(t) if cache is None else cache.mask(t)
+        rate = self.dropout_rate()
+        block = nnx.remat(Block.__call__, static_argnums=(5,)) if self.remat else Block.__call__
+        x, kvs = self.embed(tokens), []
+        for i, layer in enumerate(self.blocks):
+            x, kv = block(layer, x, angle, mask, cache, i, rate, rngs)
+            kvs.append(kv)
+        logits = self.head(self.norm(x)).astype(jnp.float32)
+        if cache is not None:
+            keys, values = zip(*kvs, strict=True)
+            cache = KVCache(keys, values, cache.length + t)
+        return logits, cache
+
+    def dropout_rate(self) -> jax.Array | float:
+        """The rate now: constant, or (start − end)/(steps/scale + 1) + end."""
+        cfg = self.config
+        if cfg.dropout_end is None:
+            return cfg.dropout
+        decay = self.steps[...] / cfg.dropout_scale + 1
+        return (cfg.dropout - cfg.dropout_end) / decay + cfg.dropout_end
+
+    def init_cache(self, batch: int, size: int | None = None) -> KVCache:
+        """An empty cache for `size` tokens (the context, if None) of `batch` sequences."""
+        cfg = self.config
+        dtype = self.embed.embedding[...].dtype
+        return KVCache.empty(
+            cfg.layers, batch, size or cfg.context, cfg.heads, cfg.dim // cfg.heads, dtype
+        )
+
+
+def loss(
+    model: Model, batch: dict[str, Any], rngs: nnx.Rngs | None
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """Mean next-character cross-entropy in nats.
+
+    Args:
+        model: the model; it is read, never changed.
+        batch: `tokens` int32 [b, t+1]; the first t are inputs, the last t are targets.
+        rngs: passed on to the model; None means no dropout.
+
+    Returns:
+        the loss, and `aux`, which is empty: nothing but the step count is stored.
+    """
+    tokens = batch["tokens"]
+    logits, _ = model(tokens[:, :-1], rngs=rngs)
+    return cross_entropy(logits, tokens[:, 1:]), {}
+
+
+def commit(model: Model, aux: dict[str, Any]) -> None:
+    """Counts one training pass; called between gradient and optimiser."""
+    model.steps[...] += 1

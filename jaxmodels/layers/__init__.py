@@ -1,0 +1,1 @@
+"""What models share: pure functions and cache pytrees. Modules stay in the models."""

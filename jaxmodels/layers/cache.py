@@ -1,0 +1,57 @@
+"""What a model must remember between tokens."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers in a ring of fixed size.
+
+    Position p lives in slot p mod size. Once the ring is full, each new token takes the
+    place of the oldest, so every token sees the `size` newest ones, itself included.
+    """
+
+    keys: tuple[Float[Array, "b s h k"], ...]
+    """One array for each layer."""
+    values: tuple[Float[Array, "b s h k"], ...]
+    """One array for each layer."""
+    length: Int[Array, ""]
+    """Tokens seen so far; it keeps growing when the ring is full."""
+
+    @classmethod
+    def empty(
+        cls, layers: int, batch: int, size: int, heads: int, width: int, dtype: jnp.dtype
+    ) -> "KVCache":
+        """A cache that has seen nothing."""
+        zeros = tuple(jnp.zeros((batch, size, heads, width), dtype) for _ in range(layers))
+        return cls(zeros, zeros, jnp.zeros((), jnp.int32))
+
+    @property
+    def size(self) -> int:
+        """Tokens that it can hold."""
+        return self.keys[0].shape[1]
+
+    def positions(self, t: int) -> Int[Array, "t"]:
+        """Positions of the next t tokens."""
+        return self.length + jnp.arange(t)
+
+    def mask(self, t: int) -> Bool[Array, "t s"]:
+        """Which slots each of the next t tokens may see, once they are written."""
+        query = self.positions(t)
+        last = query[-1]
+        held = last - (last - jnp.arange(self.size)) % self.size
+        return (held >= 0) & (held <= query[:, None])
+
+    def write(
+        self, layer: int, k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
+    ) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
+        """The layer's keys and values with those of the next t tokens in their slots.
+
+        Several tokens at once must fit without wrapping: t tokens after length ≤ size − t.
+        """
+        start = (0, self.length % self.size, 0, 0)
+        write = jax.lax.dynamic_update_slice
+        return write(self.keys[layer], k, start), write(self.values[layer], v, start)

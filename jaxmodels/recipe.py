@@ -1,0 +1,70 @@
+"""What a training run is made of, apart from the model's sizes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW with global-norm clipping, linear warm-up and cosine decay."""
+
+    peak_lr: float = 1e-3
+    """Learning rate at the end of the warm-up."""
+    init_lr: float = 0.0
+    """Learning rate at step 0."""
+    end_lr: float = 0.0
+    """Learning rate at the last step."""
+    warmup: float = 0.05
+    """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay, times the learning rate."""
+    no_decay: tuple[str, ...] = ()
+    """Path patterns of parameters without weight decay, such as "*/norm1/*"."""
+    clip: float = 1.0
+    """Largest global norm of a gradient; 0 turns clipping off."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Data, batch, steps, optimiser, precision and what is written when."""
+
+    data: str = "pydoc"
+    """Where the text comes from: pydoc, text:PATH, bin:PATH."""
+    batch: int = 32
+    """Sequences in a micro-batch, over all devices."""
+    accum: int = 1
+    """Micro-batches whose gradients are averaged into one optimiser step."""
+    steps: int = 1000
+    """Optimiser steps in the whole run; the learning-rate schedule ends here."""
+    seed: int = 0
+    """Seeds parameters, dropout and data order."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation; parameters and optimiser stay in float32."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    mesh: str = ""
+    """Devices by axis, such as "data=2,model=4"; empty puts all devices on the data axis."""
+    min_freq: int = 1
+    """A character must occur this often to enter the vocabulary."""
+    valid_fraction: float = 0.05
+    """Share of the text, from its end, that is held out for validation."""
+    eval_every: int = 200
+    """Steps between evaluations."""
+    eval_batches: int = 20
+    """Most validation batches in one evaluation."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept, besides the best by validation loss."""
+    sample_every: int = 200
+    """Steps between printed samples; 0 turns them off."""
+    prompt: str = "The "
+    """Text that printed samples continue."""
+    optim: Optim = field(default_factory=Optim)
+    """The optimiser and its schedule."""

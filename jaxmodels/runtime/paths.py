@@ -1,0 +1,112 @@
+"""Parameters as a flat dict, path → array, and the one matcher of path patterns.
+
+The path ("blocks/0/attn/qkv/kernel") is a parameter's identity: sharding, weight names,
+weight decay and checkpoints are keyed by it. A flat dict is also the cheapest pytree to
+pass to a compiled function, several times cheaper than an `nnx.State`.
+"""
+
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+Arrays = dict[str, Any]
+
+
+class Skeleton(NamedTuple):
+    """A model without its arrays: what `merge` needs besides them. Hashable."""
+
+    graph: Any
+    params: Any
+    param_paths: tuple[str, ...]
+    rest: Any
+    rest_paths: tuple[str, ...]
+
+    def merge(self, params: Arrays, rest: Arrays) -> Any:
+        """The module that holds these arrays."""
+        return nnx.merge(
+            self.graph,
+            jax.tree.unflatten(self.params, [params[path] for path in self.param_paths]),
+            jax.tree.unflatten(self.rest, [rest[path] for path in self.rest_paths]),
+        )
+
+
+def split(model: Any) -> tuple[Skeleton, Arrays, Arrays]:
+    """The skeleton of a module, its parameters and its other state, both as path → array."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    param_paths, param_leaves, param_def = _flatten(params)
+    rest_paths, rest_leaves, rest_def = _flatten(rest)
+    skeleton = Skeleton(graph, param_def, param_paths, rest_def, rest_paths)
+    return (
+        skeleton,
+        dict(zip(param_paths, param_leaves, strict=True)),
+        dict(zip(rest_paths, rest_leaves, strict=True)),
+    )
+
+
+def params_of(model: Any) -> Arrays:
+    """The parameters of a module as path → array (or shape, for an abstract module)."""
+    return split(model)[1]
+
+
+def _flatten(state: Any) -> tuple[tuple[str, ...], list[Any], Any]:
+    pairs, treedef = jax.tree.flatten_with_path(state)
+    paths = tuple(
+        "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+        for path, _ in pairs
+    )
+    return paths, [leaf for _, leaf in pairs], treedef
+
+
+@cache
+def pattern(text: str) -> re.Pattern[str]:
+    """The regular expression of a path pattern: `{i}` is a number, `*` is anything."""
+    parts = re.split(r"(\{\w+\}|\*)", text)
+    return re.compile(
+        "".join(
+            ".*"
+            if part == "*"
+            else rf"(?P<{part[1:-1]}>\d+)"
+            if part[:1] == "{"
+            else re.escape(part)
+            for part in parts
+        )
+    )
+
+
+def match(rows: tuple[tuple[str, Any], ...], path: str) -> Any:
+    """The value of the first row whose whole pattern matches the path.
+
+    Raises:
+        LookupError: no row matches; tables are total.
+    """
+    for text, value in rows:
+        if pattern(text).fullmatch(path):
+            return value
+    raise LookupError(f"no row matches {path}")
+
+
+def nest(flat: Arrays) -> dict[str, Any]:
+    """{"a/b": x} → {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def flatten(tree: dict[str, Any], separator: str = "/") -> Arrays:
+    """{"a": {"b": x}} → {"a/b": x}; the inverse of `nest`."""
+    flat: Arrays = {}
+    for name, node in tree.items():
+        if isinstance(node, dict):
+            for path, leaf in flatten(node, separator).items():
+                flat[f"{name}{separator}{path}"] = leaf
+        else:
+            flat[name] = node
+    return flat
