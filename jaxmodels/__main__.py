@@ -1,0 +1,97 @@
+"""The command `jaxmodels VERB`. Dispatches by name and imports only what the verb needs."""
+
+import difflib
+import errno
+import os
+import sys
+from importlib import import_module
+
+from jaxmodels.cli import fail, say
+from jaxmodels.errors import CORRUPT, INTERNAL, INTERRUPTED, NO_SPACE, USAGE, Problem
+
+# verb → (module:function that runs it, what it does)
+VERBS = {
+    "list": ("jaxmodels.about:list_main", "architectures and presets, with their sizes"),
+    "train": ("jaxmodels.runtime.train:main", "train a preset; stop, resume, never lose work"),
+    "eval": ("jaxmodels.runtime.evaluate:main", "loss, perplexity and bits per character"),
+    "generate": ("jaxmodels.runtime.generate:main", "continue a prompt"),
+    "convert": ("bridge.convert:main", "move a checkpoint between formats"),
+    "inspect": ("bridge.inspect:main", "say what a checkpoint is, without executing anything"),
+    "verify": ("bridge.verify:main", "check digests, and numbers against PyTorch or a source"),
+    "diff": ("bridge.diff:main", "compare two checkpoints tensor by tensor"),
+    "data": ("data_pipelines.prepare:main", "list, prepare and inspect training data"),
+    "doctor": ("jaxmodels.about:doctor_main", "versions, devices, disk: is this machine ready?"),
+}
+
+USAGE_TEXT = "\n".join(
+    [
+        "usage: jaxmodels VERB [options]      (jaxmodels VERB --help tells the options)",
+        "",
+        *(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()),
+        "",
+        "  --debug    show a traceback when something fails",
+    ]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code (0 done, 2 usage, …: jaxmodels/errors.py)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE_TEXT)
+        return 0 if argv else USAGE
+    try:
+        return _run(argv[0], argv[1:])
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return fail(_explain(error))
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=2)
+        raise Problem(
+            f"unknown verb: {verb!r}",
+            why=f"known: {', '.join(VERBS)}",
+            fix=f"did you mean {' or '.join(near)}?" if near else "see `jaxmodels --help`",
+            exit_code=USAGE,
+        )
+    module, _, function = VERBS[verb][0].partition(":")
+    return int(getattr(import_module(module), function)(argv) or 0)
+
+
+def _explain(error: Exception) -> Exception:
+    """Turns what the operating system says into our words; leaves our own errors alone."""
+    if hasattr(error, "exit_code"):
+        return error
+    if isinstance(error, OSError):
+        where = str(error.filename or "")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            fix = "free some space, or write elsewhere; what was there before is untouched"
+            return Problem(
+                "the disk is full", where=where, why=str(error), fix=fix, exit_code=NO_SPACE
+            )
+        if isinstance(error, FileNotFoundError):
+            return Problem(
+                "no such file or folder", where=where, fix="check the path", exit_code=CORRUPT
+            )
+        return Problem(str(error.strerror or error), where=where, exit_code=CORRUPT)
+    return Problem(
+        f"{type(error).__name__}: {error}",
+        why="this is a defect of jaxmodels, not of your input",
+        fix="run again with --debug and report the traceback",
+        exit_code=INTERNAL,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

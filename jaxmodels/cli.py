@@ -1,0 +1,51 @@
+"""What the verbs of the command share: parsing, talking to the user, asking a file's manners.
+
+Standard output carries results (text or one JSON object); everything else goes to standard
+error, so that output can be piped.
+"""
+
+import json
+import os
+import sys
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def parse(args: type[T], argv: list[str], verb: str, default: T | None = None) -> T:
+    """Fills the dataclass `args` from the command line; wrong usage exits with code 2."""
+    import tyro
+
+    kwargs = {} if default is None else {"default": default}
+    return tyro.cli(
+        args, args=argv, prog=f"jaxmodels {verb}", config=(tyro.conf.FlagConversionOff,), **kwargs
+    )
+
+
+def say(*lines: str) -> None:
+    """Prints to standard error, at once."""
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def emit(result: dict[str, Any] | list[Any]) -> None:
+    """Prints one JSON object to standard output; the answer to `--json`."""
+    print(json.dumps(result), flush=True)
+
+
+def fail(problem: BaseException) -> int:
+    """Shows an error as one short block and returns its exit code.
+
+    Any exception that has `what`, `where`, `why`, `fix` and `exit_code` is shown this way.
+    """
+    red, plain = ("\033[1;31m", "\033[0m") if _colour() else ("", "")
+    block = [f"{red}error:{plain} {getattr(problem, 'what', problem)}"]
+    for label in ("where", "why", "fix"):
+        if text := getattr(problem, label, ""):
+            indented = str(text).replace("\n", "\n" + " " * 9)
+            block.append(f"  {label + ':':<6} {indented}")
+    say(*block)
+    return int(getattr(problem, "exit_code", 1))
+
+
+def _colour() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
