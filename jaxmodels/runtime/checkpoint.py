@@ -74,7 +74,7 @@ def newest_sound(folder: Path, say: Say) -> Path | None:
         raise Problem(
             "every checkpoint is damaged",
             where=str(folder),
-            fix="restore the folder from a copy, or start anew with --resume never and another --out",
+            fix="restore the folder from a copy, or start anew in another folder",
             exit_code=CORRUPT,
         )
     return None

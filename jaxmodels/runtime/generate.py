@@ -16,7 +16,7 @@ def generate(
     model: Any,
     prompt: np.ndarray,
     max_new_tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling,
     seed: int = 0,
     banned: tuple[int, ...] = (),
     chunk: int = 32,
