@@ -289,8 +289,8 @@ def _describe(resolved: dict[str, Any], data: Any, options: Train[Any]) -> None:
 
 
 def _find_lr(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any) -> int:
-    from jaxmodels.runtime.find_lr import find_lr, plot
     from jaxmodels.runtime.files import write_json
+    from jaxmodels.runtime.find_lr import find_lr, plot
 
     package = jaxmodels.arch(resolved["arch"])
     result = find_lr(package, options.model, options.recipe, data.train())
