@@ -17,6 +17,18 @@ from data_pipelines.tokenizers import CHARACTERS, CharTokenizer
 TOKENS, MANIFEST = "tokens.bin", "manifest.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
+# What the manifest holds.
+_FIELDS = {
+    "spec": str,
+    "source": dict,
+    "tokens": int,
+    "unknown": int,
+    "dtype": str,
+    "vocab_size": int,
+    "min_freq": int,
+    "sha256": dict,
+}
+
 
 def prepare(
     spec: str,
@@ -86,10 +98,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, kind in _FIELDS.items():
+            if not isinstance(manifest[name], kind):
+                raise TypeError(f"{name} is {manifest[name]!r}")
+        _ = manifest["source"]["sha256"], manifest["source"]["documents"]
+        _ = manifest["sha256"][TOKENS], manifest["sha256"][CHARACTERS]
         wanted = manifest["tokens"] * np.dtype(DTYPES[manifest["dtype"]]).itemsize
-        fields = {"spec", "source", "unknown", "vocab_size", "min_freq", "sha256"}
-        if lacking := fields - manifest.keys():
-            raise KeyError(*sorted(lacking))
         found = (folder / TOKENS).stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from None

@@ -142,7 +142,7 @@ def unknown_spec(spec: str) -> DataProblem:
     forms = {form.partition(":")[0]: form for form in SPECS}
     kind = spec.partition(":")[0]
     near = difflib.get_close_matches(kind, forms, n=2) or ([kind] if kind in forms else [])
-    if Path(spec).exists():
+    if spec and Path(spec).exists():
         fix = f"did you mean text:{spec}?"
     elif near:
         fix = f"did you mean {' or '.join(forms[name] for name in near)}?"

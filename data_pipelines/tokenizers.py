@@ -104,18 +104,18 @@ class CharTokenizer:
             DataProblem: (corrupt) a key is missing, unknown or of the wrong type, or the ids
                 do not number the special tokens and then the characters from 0 on.
         """
-        try:
-            special = data["special_tokens"]
-            made = cls(
-                chars=tuple(data["chars"]),
-                min_freq=data["min_freq"],
-                specials=tuple(sorted(special, key=special.__getitem__)),
-            )
-            expected = made.to_json()
-        except (KeyError, TypeError, AttributeError) as error:
-            raise _broken(f"{type(error).__name__}: {error}", where) from None
-        if fault := _fault(made, data, expected):
+        if fault := _wrong_form(data):
             raise _broken(fault, where)
+        special = data["special_tokens"]
+        made = cls(
+            chars=tuple(data["chars"]),
+            min_freq=data["min_freq"],
+            specials=tuple(sorted(special, key=special.__getitem__)),
+        )
+        for key, expected in made.to_json().items():
+            if data[key] != expected:
+                fault = f"{key} does not follow from special_tokens and chars"
+                raise _broken(fault + _difference(data[key], expected), where)
         return made
 
     def save(self, path: Path | str) -> None:
@@ -149,35 +149,38 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<i4")
 
 
-def _fault(made: CharTokenizer, data: dict[str, Any], expected: dict[str, Any]) -> str:
-    """What keeps `data` from being the JSON of a tokeniser; empty if nothing does."""
-    if data.keys() != expected.keys():
-        return f"its keys are {', '.join(data)}; they must be {', '.join(expected)}"
-    if "<UNK>" not in made.specials:
+def _wrong_form(data: Any) -> str:
+    """Why `data` cannot be a vocabulary at all; empty if it can."""
+    keys = CharTokenizer(()).to_json().keys()
+    if not isinstance(data, dict) or data.keys() != keys:
+        return f"it must be a mapping with the keys {', '.join(keys)}"
+    special, chars = data["special_tokens"], data["chars"]
+    if not isinstance(special, dict) or not all(isinstance(i, int) for i in special.values()):
+        return f"special_tokens does not map tokens to ids: {special!r}"
+    if "<UNK>" not in special:
         return "special_tokens has no <UNK>"
-    for char in made.chars:
+    if not isinstance(data["min_freq"], int):
+        return f"min_freq is not a number: {data['min_freq']!r}"
+    if not isinstance(chars, list):
+        return "chars is not a list"
+    for char in chars:
         if not (isinstance(char, str) and len(char) == 1):
             return f"chars holds {char!r}, which is not one character"
-    tokens = [*made.specials, *made.chars]
-    if len(set(tokens)) != len(tokens):
+    if len({*special, *chars}) != len(special) + len(chars):
         return "a token occurs twice in special_tokens and chars"
-    if not isinstance(made.min_freq, int):
-        return f"min_freq is {made.min_freq!r}, not a number"
-    for key, value in expected.items():
-        if data[key] != value:
-            return f"{key} does not follow from special_tokens and chars{_where(data[key], value)}"
     return ""
 
 
-def _where(found: Any, expected: Any) -> str:
-    """Points at the first entry of a mapping that is not as it must be."""
-    if not isinstance(expected, dict) or not isinstance(found, dict):
-        return f": it is {found!r}, not {expected!r}" if isinstance(expected, int) else ""
+def _difference(found: Any, expected: Any) -> str:
+    """Points at what is not as it must be: the value, or the first entry of a mapping."""
+    if not isinstance(expected, dict):
+        return f": it is {found!r}, not {expected!r}"
+    if not isinstance(found, dict):
+        return ": it is not a mapping"
     for key in expected:
         if found.get(key) != expected[key]:
             return f": {key!r} is {found.get(key)!r}, not {expected[key]!r}"
-    extra = next(key for key in found if key not in expected)
-    return f": {extra!r} is one too many"
+    return f": {next(key for key in found if key not in expected)!r} is one too many"
 
 
 def _broken(why: str, where: str) -> DataProblem:
