@@ -202,9 +202,13 @@ def test_progress_is_told(tmp_path, text):
 
 
 def test_a_folder_that_appears_meanwhile_stays(tmp_path):
-    with pytest.raises(DataProblem, match="exists already"), whole_folder(tmp_path / "out") as new:
-        (new / "mine").write_text("later")
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "theirs").write_text("first")
+    def fill():
+        with whole_folder(tmp_path / "out") as new:
+            (new / "mine").write_text("later")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").write_text("first")
+
+    with pytest.raises(DataProblem, match="exists already"):
+        fill()
     assert contents(tmp_path / "out") == {"theirs": b"first"}
     assert os.listdir(tmp_path) == ["out"]
