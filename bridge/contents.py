@@ -38,6 +38,7 @@ class Contents:
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields that the files say, among other keys."""
     vocabulary: Vocabulary | None = None
+    vocabulary_file: Path | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     """Step and metrics of a training run."""
     notes: list[str] = field(default_factory=list)
@@ -80,7 +81,7 @@ def run_checkpoint(run: Path) -> tuple[Path, list[str]]:
         Problem: (corrupt) there is none, or all are damaged.
     """
     steps = [step for step in (run / "checkpoints").iterdir() if _is_step(step)]
-    notes = []
+    notes: list[str] = []
     for step in sorted(steps, key=_preference):
         if not (broken := damage(step)):
             return step, notes
@@ -143,16 +144,14 @@ def _read_step(folder: Path) -> Contents:
     tensors, notes = orbax.read_tree(folder / "params")
     contents = Contents(folder, "orbax", tensors, notes=notes, origin=metrics_of(folder))
     if _is_run(run):
-        config = parse_json(run / "config.json")
-        contents.fields = config["model"] if isinstance(config.get("model"), dict) else {}
-        _describe(contents, config, run)
+        _describe(contents, run)
     return contents
 
 
 def _orbax_folder(folder: Path) -> Contents:
     tensors, notes = orbax.read_tree(folder)
-    contents = Contents(folder, "orbax", tensors, notes=notes)
-    _describe(contents, {}, folder)
+    contents = Contents(folder, "orbax", _checked(folder, tensors), notes=notes)
+    _describe(contents, folder)
     return contents
 
 
@@ -187,19 +186,20 @@ def _safetensors_folder(folder: Path) -> Contents:
             exit_code=CORRUPT,
         )
     contents = Contents(folder, "safetensors", _checked(folder, tensors))
-    config = folder / "config.json"
-    values = parse_json(config) if config.is_file() else {}
-    contents.fields = values
-    _describe(contents, values, folder)
+    _describe(contents, folder)
     return contents
 
 
-def _describe(contents: Contents, config: dict[str, Any], folder: Path) -> None:
+def _describe(contents: Contents, folder: Path) -> None:
     """Takes over what the files beside the tensors say."""
+    config = parse_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    # A run directory keeps the model's fields apart from the recipe's.
+    contents.fields = config["model"] if isinstance(config.get("model"), dict) else config
     arch, preset = config.get("arch"), config.get("preset")
     contents.arch = arch if isinstance(arch, str) else None
     contents.preset = preset if isinstance(preset, str) else None
     if (folder / CHARACTERS).is_file():
+        contents.vocabulary_file = folder / CHARACTERS
         contents.vocabulary = read_vocabulary(folder / CHARACTERS)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge.tensors import Tensor
+from bridge.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.paths import nest
 
@@ -38,7 +38,7 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     tensors, notes = {}, []
     for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         keys = tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in key_path)
-        name, shape, dtype = ".".join(keys), getattr(leaf, "shape", None), leaf
+        name, shape = ".".join(keys), getattr(leaf, "shape", None)
         if shape is None or getattr(leaf, "dtype", None) is None:
             notes.append(f"left aside: {name}, which is no array")
             continue
@@ -50,19 +50,25 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 def write_tree(
     folder: Path, tensors: list[Tensor], progress: Callable[[Tensor], None] = lambda _: None
-) -> None:
+) -> dict[str, Fingerprint]:
     """Writes tensors as one Orbax checkpoint, nested at the dots of their names.
 
-    Orbax needs all arrays at once, so this holds the whole model in memory.
+    Orbax wants all arrays at once, so this holds the whole model in memory.
+
+    Returns:
+        tensor name → {"dtype", "shape", "sha256"}.
     """
     import orbax.checkpoint as ocp
 
-    flat = {}
+    flat, digests = {}, {}
     for tensor in tensors:
-        flat[tensor.name.replace(".", "/")] = np.ascontiguousarray(tensor.read())
+        array = np.ascontiguousarray(tensor.read())
+        flat[tensor.name.replace(".", "/")] = array
+        digests[tensor.name] = fingerprint(array)
         progress(tensor)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), nest(flat), force=True)
+    return digests
 
 
 def _without_value(

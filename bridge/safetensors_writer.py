@@ -9,14 +9,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bridge.tensors import DTYPE_CODES, Tensor, digest_of, raw
+from bridge.tensors import DTYPE_CODES, Fingerprint, Tensor, fingerprint, raw
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-Digests = dict[str, dict[str, object]]
 
 
 def parse_size(text: str | int) -> int:
@@ -54,7 +52,7 @@ def write_safetensors(
     folder: Path,
     shards: dict[str, list[Tensor]],
     progress: Callable[[Tensor], None] = lambda _: None,
-) -> Digests:
+) -> dict[str, Fingerprint]:
     """Writes the shards of `plan_shards`, and their index when there are several.
 
     Args:
@@ -68,7 +66,7 @@ def write_safetensors(
     Raises:
         Problem: (corrupt) a dtype that safetensors has no name for.
     """
-    digests: Digests = {}
+    digests: dict[str, Fingerprint] = {}
     for name, tensors in shards.items():
         digests |= _write_file(folder / name, tensors, progress)
     if len(shards) > 1:
@@ -80,11 +78,11 @@ def write_safetensors(
     return digests
 
 
-def _write_file(path: Path, tensors: list[Tensor], progress: Callable[[Tensor], None]) -> Digests:
+def _write_file(path: Path, tensors: list[Tensor], progress: Callable[[Tensor], None]) -> dict[str, Fingerprint]:
     # Widest items first, so that every offset is a multiple of its item size, as readers that
     # map the file need.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-    digests: Digests = {}
+    digests: dict[str, Fingerprint] = {}
     with path.open("wb") as file:
         file.write(_header(ordered))
         for tensor in ordered:
@@ -92,11 +90,7 @@ def _write_file(path: Path, tensors: list[Tensor], progress: Callable[[Tensor], 
             if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
                 raise RuntimeError(f"{tensor} was read as {array.shape} {array.dtype}")
             file.write(raw(array).data)
-            digests[tensor.name] = {
-                "dtype": DTYPE_CODES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "sha256": digest_of(array),
-            }
+            digests[tensor.name] = fingerprint(array)
             progress(tensor)
     return digests
 

@@ -39,6 +39,7 @@ class Source:
     tensors: dict[str, Tensor]
     """Our path → tensor, in our layout."""
     vocabulary: Vocabulary | None
+    vocabulary_file: Path | None
     origin: dict[str, Any]
     """Step and metrics of a training run."""
     notes: list[str]
@@ -66,14 +67,21 @@ def open_source(
 
 
 def bind(
-    contents: Contents, arch: str | None = None, config: Mapping[str, Any] | None = None
+    contents: Contents,
+    arch: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    conventions: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Gives the tensors of recognised contents their places in a model; see `open_source`."""
+    """Gives the tensors of recognised contents their places in a model; see `open_source`.
+
+    `conventions` stand in for the architecture's own where a field must be assumed.
+    """
     found, notes = _parameters(contents)
     name, rows = _table(contents, found, arch or contents.arch)
     package = jaxmodels.arch(name)
     known, assumed = _fields(package, contents, rows, found)
     overrides = _overrides(package, name, config or {})
+    assumed = {field: (conventions or {}).get(field, value) for field, value in assumed.items()}
     values = {**assumed, **known, **overrides}
     settings = _config(package, values, USAGE if overrides else CORRUPT, contents.path)
     shapes = parameter_shapes(package, settings)
@@ -93,6 +101,7 @@ def bind(
         pairs=pairs,
         tensors={pair.ours: pair.load(found[pair.theirs]) for pair in pairs},
         vocabulary=contents.vocabulary,
+        vocabulary_file=contents.vocabulary_file,
         origin=contents.origin,
         notes=notes,
     )

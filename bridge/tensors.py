@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxmodels.errors import USAGE, Problem
+from jaxmodels.errors import MISMATCH, USAGE, Problem
 
 # Name in a safetensors header → dtype in memory; always little-endian on disk.
 DTYPES = {
@@ -30,6 +30,8 @@ DTYPES = {
 }
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 FLOATS = ("float32", "bfloat16", "float16")
+
+Fingerprint = dict[str, Any]  # dtype, shape, sha256
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,45 @@ def digest_of(array: np.ndarray) -> str:
     return hashlib.sha256(raw(array).data).hexdigest()
 
 
-def cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
-    """The tensor in another floating-point dtype; integers and booleans stay as they are."""
+def fingerprint(array: np.ndarray) -> Fingerprint:
+    """What a manifest says of a tensor."""
+    code = DTYPE_CODES[array.dtype]
+    return {"dtype": code, "shape": list(array.shape), "sha256": digest_of(array)}
+
+
+def cast(
+    tensor: Tensor, dtype: np.dtype, told: Callable[[str, float], None] = lambda *_: None
+) -> Tensor:
+    """The tensor in another floating-point dtype; integers and booleans stay as they are.
+
+    Args:
+        tensor: the tensor, unread.
+        dtype: the dtype to round to.
+        told: called with name and largest absolute rounding error once the tensor is read.
+
+    Raises:
+        Problem: (mismatch, when it is read) a finite value becomes infinite.
+    """
     if tensor.dtype == dtype or not is_float(tensor.dtype):
         return tensor
-    return Tensor(tensor.name, tensor.shape, dtype, lambda: tensor.read().astype(dtype))
+
+    def read() -> np.ndarray:
+        exact = tensor.read()
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(dtype)
+        finite = np.isfinite(exact)
+        if not np.isfinite(rounded[finite]).all():
+            raise Problem(
+                f"{tensor.name} has values that {dtype} cannot hold",
+                why=f"the largest is {np.abs(exact[finite]).max():.3g}",
+                fix="use --dtype bfloat16 or keep, or --keep-fp32 with its path",
+                exit_code=MISMATCH,
+            )
+        error = np.abs(exact[finite].astype(np.float64) - rounded[finite].astype(np.float64))
+        told(tensor.name, float(error.max(initial=0.0)))
+        return rounded
+
+    return Tensor(tensor.name, tensor.shape, dtype, read)
 
 
 def target_dtype(name: str | None) -> np.dtype | None:

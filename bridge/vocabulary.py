@@ -68,7 +68,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, context: int) -> None:
     Each character is one word of a WordLevel vocabulary; characters outside it become `<UNK>`.
     """
     specials = vocabulary["special_tokens"]
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,

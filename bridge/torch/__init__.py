@@ -1,9 +1,10 @@
 """The PyTorch side: a package for each architecture, and loading into its module.
 
 A package `bridge/torch/<architecture>` says `FILES` (what travels with a model directory),
-`AUTO_CLASS`, `keys(config)` (transformers' part of config.json), `build(config)` (the module)
-and `logits(module, tokens)`. Code that lies beside a checkpoint is never run: the module is
-always our own class, or transformers'.
+`AUTO_CLASS`, `keys(config)` (transformers' part of config.json), `build(config)` (the module),
+and how the two sides are compared: `example(config)` (random inputs), `jax_outputs(model,
+inputs)`, `torch_outputs(module, inputs)`. Code that lies beside a checkpoint is never run: the
+module is always our own class, or transformers'.
 """
 
 from collections.abc import Mapping

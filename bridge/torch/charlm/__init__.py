@@ -37,6 +37,25 @@ def build(config: Any) -> Any:
     return CharLMForCausalLM(CharLMConfig(**asdict(config)))
 
 
-def logits(module: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of int64 tokens [b, t]."""
-    return module(tokens).logits
+def example(config: Any) -> Any:
+    """Random inputs to compare models on: int32 token ids [2, t], the same at every call."""
+    import numpy as np
+
+    size = (2, min(config.context, 32))
+    return np.random.default_rng(0).integers(0, config.vocab, size, np.int32)
+
+
+def jax_outputs(model: Any, tokens: Any) -> Any:
+    """float32 logits [b, t, v] of the nnx module, as numpy."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    return np.asarray(model(jnp.asarray(tokens))[0])
+
+
+def torch_outputs(module: Any, tokens: Any) -> Any:
+    """float32 logits [b, t, v] of the PyTorch module, as numpy."""
+    import torch
+
+    with torch.no_grad():
+        return module(torch.from_numpy(tokens).long()).logits.numpy()
