@@ -11,16 +11,16 @@ from jaxmodels.errors import CORRUPT, INTERNAL, INTERRUPTED, NO_SPACE, USAGE, Pr
 
 # verb → (module:function that runs it, what it does)
 VERBS = {
-    "list": ("jaxmodels.about:list_main", "architectures and presets, with their sizes"),
-    "train": ("jaxmodels.runtime.train:main", "train a preset; stop, resume, never lose work"),
-    "eval": ("jaxmodels.runtime.evaluate:main", "loss, perplexity and bits per character"),
-    "generate": ("jaxmodels.runtime.generate:main", "continue a prompt"),
+    "list": ("jaxmodels.commands.list:main", "architectures and presets, with their sizes"),
+    "train": ("jaxmodels.commands.train:main", "train a preset; stop, resume, never lose work"),
+    "eval": ("jaxmodels.commands.eval:main", "loss, perplexity and bits per character"),
+    "generate": ("jaxmodels.commands.generate:main", "continue a prompt"),
     "convert": ("bridge.convert:main", "move a checkpoint between formats"),
     "inspect": ("bridge.inspect:main", "say what a checkpoint is, without executing anything"),
     "verify": ("bridge.verify:main", "check digests, and numbers against PyTorch or a source"),
     "diff": ("bridge.diff:main", "compare two checkpoints tensor by tensor"),
     "data": ("data_pipelines.prepare:main", "list, prepare and inspect training data"),
-    "doctor": ("jaxmodels.about:doctor_main", "versions, devices, disk: is this machine ready?"),
+    "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),
 }
 
 USAGE_TEXT = "\n".join(

@@ -18,7 +18,7 @@ def parse(args: type[T], argv: list[str], verb: str, default: T | None = None) -
 
     kwargs = {} if default is None else {"default": default}
     return tyro.cli(
-        args, args=argv, prog=f"jaxmodels {verb}", config=(tyro.conf.FlagConversionOff,), **kwargs
+        args, args=argv, prog=f"jaxmodels {verb}", config=(tyro.conf.FlagCreatePairsOff,), **kwargs
     )
 
 

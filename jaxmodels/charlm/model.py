@@ -34,6 +34,7 @@ class Attention(nnx.Module):
         self.proj = nnx.Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
 
     def __call__(self, x, angle, mask, cache: KVCache | None, layer: int):
+        """[b, t, d] → [b, t, d], and the keys and values to remember."""
         qkv = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=self.heads)
         q, k, v = rotate_interleaved(qkv[0], angle), rotate_interleaved(qkv[1], angle), qkv[2]
         if cache is not None:
@@ -50,6 +51,7 @@ class Mlp(nnx.Module):
         self.out = nnx.Linear(cfg.hidden, cfg.dim, rngs=rngs)
 
     def __call__(self, x, rate, rngs: nnx.Rngs | None):
+        """[b, t, d] → [b, t, d]; dropout at `rate` when there are rngs."""
         w, v = jnp.split(self.wv(x), 2, axis=-1)
         hidden = w * nnx.silu(v)
         if rngs is not None:
@@ -67,6 +69,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(cfg, rngs=rngs)
 
     def __call__(self, x, angle, mask, cache, layer, rate, rngs):
+        """[b, t, d] → [b, t, d], and the keys and values to remember."""
         out, kv = self.attn(self.norm1(x), angle, mask, cache, layer)
         x = x + out
         return x + self.mlp(self.norm2(x), rate, rngs), kv

@@ -26,8 +26,11 @@ class KVCache(NamedTuple):
         cls, layers: int, batch: int, size: int, heads: int, width: int, dtype: jnp.dtype
     ) -> "KVCache":
         """A cache that has seen nothing."""
-        zeros = tuple(jnp.zeros((batch, size, heads, width), dtype) for _ in range(layers))
-        return cls(zeros, zeros, jnp.zeros((), jnp.int32))
+
+        def zeros() -> tuple[Array, ...]:  # each array its own, so that all can be donated
+            return tuple(jnp.zeros((batch, size, heads, width), dtype) for _ in range(layers))
+
+        return cls(zeros(), zeros(), jnp.zeros((), jnp.int32))
 
     @property
     def size(self) -> int:

@@ -1,0 +1,1 @@
+"""The verbs that join the rooms (models, runtime, data, bridge); each file is one verb."""

@@ -1,0 +1,90 @@
+"""`jaxmodels eval`: loss, perplexity and bits per character on held-out text."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from jaxmodels.cli import emit, parse, say
+from jaxmodels.errors import MISMATCH, Problem
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure the model in PATH on the held-out end of a text."""
+
+    path: Positional[Path]
+    """Run directory, checkpoint or model directory."""
+    data: str | None = None
+    """pydoc, text:PATH or bin:PATH; by default what the run was trained on."""
+    valid_fraction: float | None = None
+    """Share of the text, from its end, to measure on; 1 for all. Default: as in training."""
+    batch: int = 32
+    """Sequences in a batch."""
+    max_batches: int | None = None
+    """Measure on this many batches, evenly spaced; by default on all."""
+    vocab: Path | None = None
+    """A character vocabulary (JSON), for a checkpoint that came without one."""
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
+    """What the checkpoint cannot say, such as heads=4."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    options = parse(Eval, argv, "eval")
+    from jaxmodels.commands.open import open_model
+    from jaxmodels.runtime.evaluate import evaluate, loss_function, report
+    from jaxmodels.runtime.paths import split
+    from jaxmodels.runtime.platform import use_compilation_cache
+
+    use_compilation_cache()
+    model, tokenizer = open_model(options.path, options.vocab, options.set)
+    with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
+        batches = _batches(options, model, tokenizer, Path(folder))
+        skeleton, params, rest = split(model)
+        import jaxmodels
+
+        package = jaxmodels.package_of(model)
+        loss = evaluate(loss_function(package, skeleton), params, rest, batches)
+    assert loss is not None
+    tokens = sum(batch["tokens"].shape[0] * (batch["tokens"].shape[1] - 1) for batch in batches)
+    result = report(loss, tokens)
+    if options.json:
+        emit(result)
+    else:
+        unit = "character" if tokenizer else "token"
+        print(
+            f"loss {loss:.4f} nats per {unit}, perplexity {result['perplexity']:.3f}, "
+            f"{result['bits_per_token']:.4f} bits per {unit}, over {tokens:,} {unit}s"
+        )
+    return 0
+
+
+def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
+    from data_pipelines.pipelines import open_data
+    from jaxmodels.runtime.settings import read_file
+
+    run = options.path / "config.json"
+    recipe = read_file(run).get("recipe", {}) if run.is_file() else {}
+    fraction = options.valid_fraction or recipe.get("valid_fraction", 0.05)
+    data = open_data(
+        options.data or recipe.get("data", "pydoc"),
+        folder=folder / "data",
+        context=model.config.context,
+        batch=options.batch,
+        valid_fraction=fraction,
+        tokenizer=tokenizer,
+    )
+    for note in data.notes:
+        say(note)
+    if data.vocab_size and data.vocab_size != model.config.vocab:
+        raise Problem(
+            f"the data has a vocabulary of {data.vocab_size}, the model of {model.config.vocab}",
+            fix="give data that was prepared with the model's vocabulary",
+            exit_code=MISMATCH,
+        )
+    return data.valid(options.max_batches)

@@ -1,0 +1,134 @@
+"""`jaxmodels generate`: continues a prompt, streaming the text as it is drawn."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from jaxmodels.cli import emit, parse, say
+from jaxmodels.errors import MISMATCH, USAGE, Problem
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a prompt with the model in PATH: a run, a model directory, any checkpoint."""
+
+    path: Positional[Path]
+    """Run directory, checkpoint or model directory."""
+    prompt: str = "\n"
+    """The text to continue."""
+    max_new_tokens: int = 300
+    """Tokens (characters) to add."""
+    temperature: float = 0.8
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together have this probability."""
+    min_p: float | None = None
+    """Draw from tokens at least this many times as likely as the likeliest."""
+    seed: int = 0
+    """The same seed gives the same text."""
+    num_samples: int = 1
+    """How many continuations to draw."""
+    vocab: Path | None = None
+    """A character vocabulary (JSON), for a checkpoint that came without one."""
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
+    """What the checkpoint cannot say, such as heads=4."""
+    json: bool = False
+    """Print one JSON object instead of the text."""
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0, float("inf"))
+        _within("top-k", self.top_k, 1, float("inf"))
+        _within("top-p", self.top_p, 0, 1)
+        _within("min-p", self.min_p, 0, 1)
+        _within("num-samples", self.num_samples, 1, float("inf"))
+        _within("max-new-tokens", self.max_new_tokens, 1, float("inf"))
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        limit = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+        raise Problem(f"--{name} must be {limit}, not {value}", exit_code=USAGE)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    options = parse(Generate, argv, "generate")
+    from jaxmodels.commands.open import open_model
+    from jaxmodels.runtime.platform import use_compilation_cache
+
+    use_compilation_cache()
+    model, tokenizer = open_model(options.path, options.vocab, options.set)
+    if tokenizer is None:
+        raise Problem(
+            "the checkpoint has no vocabulary, so text cannot be turned into tokens",
+            where=str(options.path),
+            fix="give the vocabulary with --vocab FILE (the JSON that its tokeniser saved)",
+            exit_code=MISMATCH,
+        )
+    ids = _encode(options.prompt or "\n", tokenizer, model.config.context)
+    result = _run(options, model, tokenizer, ids)
+    if options.json:
+        emit(result)
+    else:
+        say(f"{result['tokens_per_second']:,.0f} tokens/s")
+    return 0
+
+
+def _encode(prompt: str, tokenizer: Any, context: int) -> Any:
+    """Token ids [1, t]; says which characters are unknown and how much will not be read."""
+    unknown = tokenizer.unknown(prompt)
+    if unknown:
+        shown = " ".join(repr(character) for character in unknown[:10])
+        say(f"not in the vocabulary, read as <UNK>: {shown}{' …' if len(unknown) > 10 else ''}")
+    ids = tokenizer.encode(prompt)[None]
+    if ids.shape[1] > context:
+        say(
+            f"the prompt has {ids.shape[1]} tokens and the model's context {context}: "
+            f"only its last {context} are read"
+        )
+    return ids
+
+
+def _run(options: Generate, model: Any, tokenizer: Any, ids: Any) -> dict[str, Any]:
+    """Draws all samples at once; streams when there is one, else prints them one by one."""
+    import numpy as np
+
+    from jaxmodels.layers.sampling import Sampling
+    from jaxmodels.runtime.generate import generate
+
+    sampling = Sampling(options.temperature or None, options.top_k, options.top_p, options.min_p)
+    stream = options.num_samples == 1 and not options.json
+    if stream:
+        print(options.prompt, end="", flush=True)
+    start, pieces = time.monotonic(), []
+    for piece in generate(
+        model,
+        np.repeat(ids, options.num_samples, axis=0),
+        options.max_new_tokens,
+        sampling,
+        options.seed,
+        tuple(tokenizer.special_ids),
+    ):
+        pieces.append(piece)
+        if stream:
+            print(tokenizer.decode(piece[0]), end="", flush=True)
+    seconds = time.monotonic() - start
+    tokens = np.concatenate(pieces, axis=1)
+    texts = [tokenizer.decode(row) for row in tokens]
+    if stream:
+        print()
+    elif not options.json:
+        for index, text in enumerate(texts):
+            sys.stdout.write(f"--- {index + 1}\n{options.prompt}{text}\n")
+    return {
+        "samples": [
+            {"text": text, "tokens": row.tolist()} for text, row in zip(texts, tokens, strict=True)
+        ],
+        "tokens_per_second": tokens.size / seconds,
+    }

@@ -1,0 +1,190 @@
+"""Checkpoints that survive kills, full disks and flipped bits.
+
+A checkpoint is a folder `checkpoints/<step>/`: `params/` (Orbax, nested by path), `train/`
+(Orbax: optimiser, other state, step, PRNG key), `data.json` (position in the data) and
+`manifest.json` with a sha256 of every file. It is written under a temporary name and
+renamed when it is complete, so what has a number for a name was complete; the manifest
+then finds what the disk got wrong. Orbax itself accepts flipped bits.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.runtime.files import MANIFEST, damage, digests, whole_folder, write_json
+from jaxmodels.runtime.paths import Arrays, flatten, nest
+from jaxmodels.runtime.step import State
+
+Say = Callable[[str], None]
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    state: State
+    data: Any
+    """Position of the data iterator, as its `get_state` gave it."""
+    folder: Path
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a `checkpoints` folder, oldest first."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def metrics_of(checkpoint: Path) -> dict[str, float]:
+    """The metrics that were stored with a checkpoint; empty when there are none."""
+    try:
+        return dict(json.loads((checkpoint / MANIFEST).read_text())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def best(folder: Path) -> int | None:
+    """The step with the lowest validation loss, None when no checkpoint has one."""
+    losses = {step: metrics_of(folder / str(step)).get("valid_loss") for step in steps(folder)}
+    known = {step: loss for step, loss in losses.items() if loss is not None}
+    return min(known, key=lambda step: known[step]) if known else None
+
+
+def newest_sound(folder: Path, say: Say) -> Path | None:
+    """The newest checkpoint whose digests are right; None when there is no checkpoint.
+
+    Raises:
+        Problem: (corrupt) there are checkpoints, and all of them are damaged.
+    """
+    found = steps(folder)
+    for step in reversed(found):
+        wrong = damage(folder / str(step))
+        if not wrong:
+            return folder / str(step)
+        say(f"checkpoint {step} is damaged and is passed over: {'; '.join(wrong)}")
+    if found:
+        raise Problem(
+            "every checkpoint is damaged",
+            where=str(folder),
+            fix="restore the folder from a copy, or start anew in another folder",
+            exit_code=CORRUPT,
+        )
+    return None
+
+
+def restore(checkpoint: Path, abstract: State) -> Restored:
+    """Reads a checkpoint into arrays placed as in `abstract` (shapes, dtypes, shardings).
+
+    Raises:
+        Problem: (corrupt) Orbax cannot read it into these shapes.
+    """
+    target = _train_tree(abstract)
+    try:
+        params = _read(checkpoint / "params", nest(abstract.params))
+        train = _read(checkpoint / "train", target)
+    except (ValueError, KeyError, OSError) as error:
+        raise Problem(
+            "a checkpoint cannot be read back",
+            where=str(checkpoint),
+            why=str(error).splitlines()[0],
+            fix="was the model or the optimiser changed since? Resume with the same settings",
+        ) from error
+    data = json.loads((checkpoint / "data.json").read_text())
+    opt = jax.tree.unflatten(
+        jax.tree.structure(abstract.opt), [leaf for _, leaf in sorted(train["opt"].items())]
+    )
+    state = State(flatten(params), flatten(train["rest"]), opt, train["step"], train["key"])
+    return Restored(state, data, checkpoint)
+
+
+def read_params(checkpoint: Path) -> Arrays:
+    """The parameters of a checkpoint as path → numpy array."""
+    with ocp.PyTreeCheckpointer() as reader:
+        return flatten(reader.restore(checkpoint / "params"))
+
+
+def _read(folder: Path, abstract: Any) -> Any:
+    with ocp.PyTreeCheckpointer() as reader:
+        args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        return reader.restore(folder, item=abstract, restore_args=args)
+
+
+def _train_tree(state: State) -> dict[str, Any]:
+    """What is saved besides the parameters, with names that need no Python type to be read."""
+    leaves = jax.tree.leaves_with_path(state.opt)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    opt = {
+        f"{index:05d}.{name.replace('/', '.')}": leaf
+        for index, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))
+    }
+    return {"opt": opt, "rest": nest(state.rest), "step": state.step, "key": state.key}
+
+
+def _as_full_disk(error: Exception, folder: Path) -> Exception:
+    """An OSError for what Orbax's storage layer reports, in its own types, as a full disk."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code), str(folder))
+    return error
+
+
+class Checkpoints:
+    """Writes checkpoints in the background and keeps the newest few and the best.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        keep: newest checkpoints to keep, besides the best by validation loss.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+        self.seconds = 0.0
+        """How long the last save took, from call to commit."""
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, state: State, data: Any, metrics: dict[str, float]) -> None:
+        """Starts saving; returns when the arrays are copied. Errors come with the next call."""
+        self.wait()
+        snapshot = jax.tree.map(np.array, state)
+        self._pending = self._pool.submit(self._write, snapshot, data, metrics, time.monotonic())
+
+    def wait(self) -> None:
+        """Returns when the last save is committed; raises what went wrong with it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(self, state: State, data: Any, metrics: dict[str, float], start: float) -> None:
+        step = int(state.step)
+        with whole_folder(self.folder / str(step), force=True) as temporary:
+            try:
+                with ocp.PyTreeCheckpointer() as writer:
+                    writer.save(temporary / "params", nest(state.params))
+                    writer.save(temporary / "train", _train_tree(state))
+            except Exception as error:
+                raise _as_full_disk(error, self.folder) from error
+            write_json(temporary / "data.json", data)
+            manifest = {"step": step, "metrics": metrics, "files": digests(temporary)}
+            write_json(temporary / MANIFEST, manifest)
+        self._prune()
+        self.seconds = time.monotonic() - start
+
+    def _prune(self) -> None:
+        """Removes all but the newest `keep` and the best."""
+        found = steps(self.folder)
+        kept = {*found[-max(self.keep, 1) :], best(self.folder)}
+        for step in found:
+            if step not in kept:
+                shutil.rmtree(self.folder / str(step))

@@ -1,0 +1,47 @@
+"""The mean loss over held-out batches."""
+
+from collections.abc import Callable, Iterable
+from math import exp, log
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from jaxmodels.runtime.paths import Arrays, Skeleton
+
+
+def loss_function(package: ModuleType, skeleton: Skeleton) -> Callable[..., jax.Array]:
+    """The compiled deterministic loss (params, rest, batch) → scalar in nats."""
+
+    def loss(params: Arrays, rest: Arrays, batch: dict[str, Any]) -> jax.Array:
+        return package.loss(skeleton.merge(params, rest), batch, None)[0]
+
+    return jax.jit(loss)
+
+
+def evaluate(
+    loss: Callable[..., jax.Array],
+    params: Arrays,
+    rest: Arrays,
+    batches: Iterable[dict[str, Any]],
+    stop: Callable[[], bool] = lambda: False,
+) -> float | None:
+    """Mean loss over all rows of the batches; None when `stop` asked to end early."""
+    total, rows = 0.0, 0
+    for batch in batches:
+        if stop():
+            return None
+        size = len(next(iter(batch.values())))
+        total += float(loss(params, rest, batch)) * size
+        rows += size
+    return total / rows
+
+
+def report(loss: float, tokens: int) -> dict[str, float]:
+    """Loss in nats with what follows from it: perplexity and bits per token (character)."""
+    return {
+        "loss": loss,
+        "perplexity": exp(min(loss, 700.0)),
+        "bits_per_token": loss / log(2),
+        "tokens": tokens,
+    }

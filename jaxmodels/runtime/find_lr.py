@@ -1,0 +1,70 @@
+"""The learning-rate range test (Smith 2017, arXiv:1506.01186), as seed 002 offers it."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.optim import optimiser
+from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.step import init, train_step
+
+
+def find_lr(
+    package: ModuleType,
+    config: Any,
+    recipe: Recipe,
+    batches: Any,
+    low: float = 1e-7,
+    high: float = 10.0,
+    steps: int = 100,
+) -> dict[str, Any]:
+    """Trains `steps` steps while the rate grows from `low` to `high` by equal factors.
+
+    Uses the recipe's own optimiser, so that the rate found is one for it. Stops once the
+    loss is four times its best, or no number.
+
+    Returns:
+        `rates`, `losses` (smoothed, nats) and `suggestion`: where the loss falls fastest.
+    """
+
+    def rate(step: Any) -> Any:
+        return low * (high / low) ** (step / (steps - 1))
+
+    tx = optimiser(recipe.optim, rate)
+    mesh = make_mesh(recipe.mesh)
+    skeleton, fresh, _ = init(package, config, recipe, tx, mesh)
+    step = train_step(package, skeleton, tx, rate, recipe)
+    state, rates, losses, smooth = fresh(), [], [], 0.0
+    for index in range(steps):
+        state, metrics = step(state, put_batch(next(batches), mesh))
+        loss = float(metrics["loss"])
+        if not np.isfinite(loss) or (losses and loss > 4 * min(losses)):
+            break
+        smooth = 0.9 * smooth + 0.1 * loss
+        rates.append(float(rate(index)))
+        losses.append(smooth / (1 - 0.9 ** (index + 1)))
+    return {"rates": rates, "losses": losses, "suggestion": _steepest(rates, losses)}
+
+
+def _steepest(rates: list[float], losses: list[float]) -> float:
+    """The rate at which the loss falls fastest per factor of the rate."""
+    slopes = np.gradient(losses, np.log(rates)) if len(losses) > 2 else np.zeros(len(losses))
+    return rates[int(np.argmin(slopes))]
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draws loss against learning rate into a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(result["rates"], result["losses"])
+    label = f"falls fastest: {result['suggestion']:.1e}"
+    axes.axvline(result["suggestion"], color="tab:red", linestyle="--", label=label)
+    axes.set(xlabel="learning rate", ylabel="loss (nats, smoothed)", title="Range test")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

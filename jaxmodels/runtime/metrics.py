@@ -1,0 +1,58 @@
+"""metrics.jsonl, one line for each step, and the same numbers for TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxmodels.runtime.files import write_text
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics.jsonl; a line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+class MetricsLog:
+    """Appends records; on resume, what came after the checkpoint is taken back first.
+
+    Args:
+        run: the run directory.
+        step: the step that the run continues from; 0 for a new run.
+    """
+
+    def __init__(self, run: Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        path = run / "metrics.jsonl"
+        kept = [record for record in read(path) if record["step"] <= step]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds the record of one step; its numbers other than `step` go to TensorBoard."""
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(name, value, record["step"])
+
+    def flush(self) -> None:
+        """Puts everything on the disk; called before a checkpoint, which must not be ahead."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,74 @@
+"""The live display of a run on a terminal, and plain lines without one."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from jaxmodels.cli import say
+
+
+def duration(seconds: float) -> str:
+    """65 → "1:05"; 3725 → "1:02:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Shows step, loss, speed and time left, on standard error.
+
+    Args:
+        start: steps done before this process.
+        steps: steps of the whole run.
+        every: seconds between plain lines when there is no terminal.
+    """
+
+    def __init__(self, start: int, steps: int, every: float = 10.0):
+        self.start, self.steps, self.every = start, steps, every
+        self._bar: Any = None
+        self._shown = 0.0
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("", total=steps, completed=start)
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float, speed: float, left: float) -> None:
+        """Tells that a step is done.
+
+        Args:
+            step: steps done.
+            loss: its loss.
+            speed: tokens a second.
+            left: seconds that remain.
+        """
+        line = (
+            f"step {step}/{self.steps}  loss {loss:.4f}  {speed:,.0f} tokens/s"
+            f"  {duration(left)} left"
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=line)
+        elif time.monotonic() - self._shown >= self.every:
+            self._shown = time.monotonic()
+            say(line)
+
+    def say(self, text: str) -> None:
+        """Prints a line without disturbing the display."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            say(text)

@@ -1,0 +1,96 @@
+"""A run's settings as JSON, TOML and dataclasses: read strictly, merged, compared."""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from jaxmodels.errors import USAGE, Problem
+
+T = TypeVar("T")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings in a .json or .toml file.
+
+    Raises:
+        Problem: (usage) it is neither, or not an object at its top.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("the top level is not an object")
+    except ValueError as error:
+        raise Problem(
+            "a settings file cannot be read",
+            where=str(path),
+            why=str(error),
+            fix="write TOML into a .toml file, JSON into any other; `--print-config` shows one",
+            exit_code=USAGE,
+        ) from error
+    return value
+
+
+def merge(default: T, changes: dict[str, Any], where: str) -> T:
+    """The dataclass `default` with the values in `changes`, nested as the dataclass is.
+
+    Raises:
+        Problem: (usage) a field does not exist (near names are suggested) or has a value of
+            another type.
+    """
+    hints = get_type_hints(type(default))
+    new = {}
+    for name, value in changes.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=2)
+            raise Problem(
+                f"unknown field: {name!r}",
+                where=where,
+                fix=f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(hints)}",
+                exit_code=USAGE,
+            )
+        old = getattr(default, name)
+        if dataclasses.is_dataclass(old) and isinstance(value, dict):
+            new[name] = merge(old, value, f"{where}: {name}")
+        else:
+            new[name] = _checked(value, hints[name], name, where)
+    return dataclasses.replace(default, **new)  # type: ignore[type-var]
+
+
+def _checked(value: Any, hint: Any, name: str, where: str) -> Any:
+    """The value in the type of the field; JSON's lists become tuples, whole numbers floats."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for option in options:
+        if get_origin(option) is Literal and value in get_args(option):
+            return value
+        if get_origin(option) is tuple and isinstance(value, list | tuple):
+            return tuple(value)
+        if option is float and type(value) in (int, float):
+            return float(value)
+        if isinstance(option, type) and type(value) is option:
+            return value
+    raise Problem(
+        f"field {name!r} cannot be {value!r}",
+        where=where,
+        why=f"it is a {str(hint).replace('typing.', '') if get_args(hint) else hint.__name__}",
+        exit_code=USAGE,
+    )
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted field → (old value, new value), where two settings (as from asdict) differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = {}
+        for name in [*old, *(name for name in new if name not in old)]:
+            found |= differences(
+                old.get(name), new.get(name), f"{prefix}.{name}" if prefix else name
+            )
+        return found
+    same = (
+        list(old) == list(new) if isinstance(old, tuple | list) and new is not None else old == new
+    )
+    return {} if same else {prefix: (old, new)}

@@ -1,0 +1,77 @@
+"""Where arrays live: a mesh (data, model) and the path rules of each model's layout table.
+
+Models carry no sharding. A row (path pattern, PartitionSpec) places a parameter; optimiser
+moments follow their parameter; batches are split over the data axis.
+"""
+
+from math import prod
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.runtime.paths import match
+
+AXES = ("data", "model")
+
+
+def make_mesh(spec: str = "") -> Mesh:
+    """The mesh of "data=2,model=4"; an axis that is not named has size 1.
+
+    An empty spec puts all devices on the data axis.
+
+    Raises:
+        Problem: (usage) the spec cannot be read or does not use every device.
+    """
+    devices = jax.device_count()
+    sizes = {"data": devices, "model": 1}
+    if spec:
+        sizes = {"data": 1, "model": 1}
+        for part in spec.split(","):
+            name, _, size = part.partition("=")
+            if name.strip() not in AXES or not size.strip().isdigit() or int(size) < 1:
+                raise Problem(
+                    f"a mesh cannot be read from {spec!r}",
+                    why=f"{part!r} is not AXIS=SIZE with an axis of {', '.join(AXES)}",
+                    fix='write it like "data=2,model=4"',
+                    exit_code=USAGE,
+                )
+            sizes[name.strip()] = int(size)
+    if prod(sizes.values()) != devices:
+        raise Problem(
+            f"mesh {spec!r} has {prod(sizes.values())} devices, this machine has {devices}",
+            fix="choose sizes whose product is the number of devices",
+            exit_code=USAGE,
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
+    """Path → NamedSharding for every parameter. An axis that does not divide is dropped."""
+
+    def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        spec = match(rows, path)
+        fits = [
+            axis if axis is None or size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(spec, shape, strict=False)
+        ]
+        return NamedSharding(mesh, P(*fits))
+
+    return {path: place(path, leaf.shape) for path, leaf in shapes.items()}
+
+
+def follow(tree: Any, placed: dict[str, NamedSharding], mesh: Mesh) -> Any:
+    """Shardings for any pytree: what is keyed by a parameter's path goes where it goes."""
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        key = getattr(path[-1], "key", None) if path else None
+        return placed.get(key, NamedSharding(mesh, P())) if leaf.ndim else NamedSharding(mesh, P())
+
+    return jax.tree.map_with_path(one, tree)
+
+
+def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Arrays of a batch, their first axis split over the data axis of the mesh."""
+    return jax.device_put(batch, NamedSharding(mesh, P("data")))

@@ -1,0 +1,260 @@
+"""The training loop: every step recorded once, every stop resumable."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmodels.errors import UNVERIFIED, Problem
+from jaxmodels.layers.sampling import Sampling
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime import checkpoint as ckpt
+from jaxmodels.runtime.evaluate import evaluate, loss_function
+from jaxmodels.runtime.files import write_text
+from jaxmodels.runtime.generate import generate
+from jaxmodels.runtime.metrics import MetricsLog
+from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.progress import Progress
+from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.step import State, init, train_step
+from jaxmodels.runtime.stop import Stop
+
+Sampler = Callable[[Any], str]
+
+
+@dataclass
+class Job:
+    """One call of `train`.
+
+    `batches` is an iterator of dicts of arrays with `get_state` and `set_state`; `valid` is
+    a list of such dicts.
+    """
+
+    package: ModuleType
+    config: Any
+    recipe: Recipe
+    batches: Any
+    valid: list[dict[str, np.ndarray]]
+    run: Path
+    resume: bool = True
+    hours: float | None = None
+    sampler: Sampler | None = None
+    """Text that the model (a module) writes now; printed as training goes."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended; written to summary.json."""
+
+    reason: str = "done"
+    step: int = 0
+    steps: int = 0
+    resumed_from: int | None = None
+    loss: float | None = None
+    valid_loss: float | None = None
+    best_step: int | None = None
+    best_valid_loss: float | None = None
+    checkpoint: int | None = None
+    tokens_per_second: float = 0.0
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("start", "train", "data", "eval", "save"), 0.0)
+    )
+
+
+def train(job: Job) -> Outcome:
+    """Trains to `recipe.steps`, or until told to stop, and leaves a committed checkpoint.
+
+    Raises:
+        Problem: (verification failed) the loss is not finite; nothing is saved over what was
+            good. (corrupt) every checkpoint to resume from is damaged.
+        OSError: the disk is full; the checkpoints that were complete stay as they were.
+    """
+    with Stop(job.hours) as stop:
+        return _Loop(job, stop).run()
+
+
+class _Loop:
+    """The loop's state between steps."""
+
+    def __init__(self, job: Job, stop: Stop):
+        self.job, self.stop, self.begun = job, stop, time.monotonic()
+        recipe = job.recipe
+        rate = schedule(recipe.optim, recipe.steps)
+        tx = optimiser(recipe.optim, rate)
+        self.mesh = make_mesh(recipe.mesh)
+        self.skeleton, fresh, abstract = init(job.package, job.config, recipe, tx, self.mesh)
+        self.step_function = train_step(job.package, self.skeleton, tx, rate, recipe)
+        self.loss_function = loss_function(job.package, self.skeleton)
+        self.checkpoints = ckpt.Checkpoints(job.run / "checkpoints", recipe.keep)
+        self.outcome = Outcome(steps=recipe.steps)
+        self.state = self._start(fresh, abstract)
+        self.log = MetricsLog(job.run, self.outcome.step)
+        self.pending: tuple[dict[str, Any], dict[str, jax.Array]] | None = None
+        self.ticks = time.monotonic()
+        self.saved = self.outcome.checkpoint
+
+    def _start(self, fresh: Callable[[], State], abstract: State) -> State:
+        """A fresh state, or that of the newest sound checkpoint with the data's position."""
+        found = None
+        if self.job.resume:
+            found = ckpt.newest_sound(self.checkpoints.folder, _say)
+        if found is None:
+            return fresh()
+        restored = ckpt.restore(found, abstract)
+        self.job.batches.set_state(restored.data)
+        step = int(restored.state.step)
+        self.outcome.step = self.outcome.resumed_from = self.outcome.checkpoint = step
+        _say(f"resumed from checkpoint {step}")
+        return restored.state
+
+    def run(self) -> Outcome:
+        steps, out = self.job.recipe.steps, self.outcome
+        try:
+            with Progress(out.step, steps) as self.progress:
+                while out.step < steps and not self.stop.due(self._reserve()):
+                    self._one()
+                self._finish()
+        finally:
+            self.log.close()
+        return out
+
+    def _one(self) -> None:
+        """One step, and what is due after it. The loss of a step is read during the next."""
+        recipe, out = self.job.recipe, self.outcome
+        with self._timed("data"):
+            batch = put_batch(next(self.job.batches), self.mesh)
+        with self._timed("start" if out.step in (0, out.resumed_from) else "train"):
+            self.state, metrics = self.step_function(self.state, batch)
+            self._record()
+        out.step += 1
+        tokens = batch["tokens"].shape[0] * (batch["tokens"].shape[1] - 1)
+        self.pending = ({"step": out.step, "tokens": tokens}, metrics)
+        last = out.step == recipe.steps
+        extra = {}
+        if last or out.step % recipe.eval_every == 0:
+            extra = self._evaluate()
+        if last or extra or out.step % recipe.save_every == 0:
+            self._save(extra)
+        if self.job.sampler and recipe.sample_every and out.step % recipe.sample_every == 0:
+            self._sample()
+
+    def _record(self, **extra: float) -> None:
+        """Writes the record of the step before, whose numbers are ready by now."""
+        if self.pending is None:
+            return
+        (record, metrics), self.pending = self.pending, None
+        tokens, out = record.pop("tokens"), self.outcome
+        record |= {name: float(value) for name, value in metrics.items()} | extra
+        now = time.monotonic()
+        speed, self.ticks = tokens / max(now - self.ticks, 1e-9), now
+        smooth = out.tokens_per_second
+        out.tokens_per_second = 0.9 * smooth + 0.1 * speed if smooth else speed
+        out.loss = record["loss"]
+        if not math.isfinite(record["loss"]):
+            raise self._diverged(record["step"])
+        self.log.write(record | {"tokens_per_second": round(speed, 1)})
+        left = (out.steps - record["step"]) * tokens / out.tokens_per_second
+        self.progress.update(record["step"], record["loss"], out.tokens_per_second, left)
+
+    def _diverged(self, step: int) -> Problem:
+        return Problem(
+            f"the loss of step {step} is not a finite number",
+            where=str(self.job.run),
+            why="the run diverged; the checkpoints before it are kept",
+            fix="lower --optim.peak-lr (or look for one with --find-lr) and resume",
+            exit_code=UNVERIFIED,
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        """The validation loss of this step; empty when there is none or a stop is due."""
+        with self._timed("eval"):
+            state, job, out = self.state, self.job, self.outcome
+            loss = job.valid and evaluate(
+                self.loss_function, state.params, state.rest, job.valid, self.stop.due
+            )
+        if not loss:
+            return {}
+        out.valid_loss = loss
+        if out.best_valid_loss is None or loss < out.best_valid_loss:
+            out.best_valid_loss, out.best_step = loss, out.step
+        self.progress.say(f"step {out.step}: validation loss {loss:.4f}")
+        self.ticks = time.monotonic()
+        return {"valid_loss": loss}
+
+    def _save(self, extra: dict[str, float]) -> None:
+        """Saves this step, after its record and all before it are on the disk."""
+        with self._timed("save"):
+            self._record(**extra)
+            self.log.flush()
+            self.checkpoints.save(self.state, self.job.batches.get_state(), extra)
+        self.saved = self.outcome.step
+        self.ticks = time.monotonic()
+
+    def _sample(self) -> None:
+        with self._timed("eval"):
+            assert self.job.sampler is not None
+            text = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
+            folder = self.job.run / "samples"
+            folder.mkdir(exist_ok=True)
+            write_text(folder / f"{self.outcome.step}.txt", text + "\n")
+            self.progress.say(f"--- sample at step {self.outcome.step}\n{text}\n---")
+        self.ticks = time.monotonic()
+
+    def _reserve(self) -> float:
+        """Seconds to keep for the last save: two steps and twice the slowest save so far."""
+        done = self.outcome.step - (self.outcome.resumed_from or 0)
+        return 2 * self.checkpoints.seconds + 2 * self.outcome.seconds["train"] / max(done, 1) + 1
+
+    def _finish(self) -> None:
+        out = self.outcome
+        if out.step < out.steps:
+            out.reason = self.stop.reason or out.reason
+        if self.saved != out.step and out.step:
+            self._save({})
+        with self._timed("save"):
+            self.checkpoints.wait()
+        best = ckpt.best(self.checkpoints.folder)
+        if best is not None:
+            out.best_step = best
+            out.best_valid_loss = ckpt.metrics_of(self.checkpoints.folder / str(best))["valid_loss"]
+        out.checkpoint = out.step or None
+
+    def _timed(self, part: str) -> "_Timer":
+        return _Timer(self.outcome.seconds, part)
+
+
+class _Timer:
+    """Adds the time that its block takes to an entry of a dict."""
+
+    def __init__(self, seconds: dict[str, float], part: str):
+        self.seconds, self.part = seconds, part
+
+    def __enter__(self) -> None:
+        self.start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.part] += time.monotonic() - self.start
+
+
+def _say(text: str) -> None:
+    from jaxmodels.cli import say
+
+    say(text)
+
+
+def text_sampler(tokenizer: Any, prompt: str, seed: int, length: int = 200) -> Sampler:
+    """A sampler that continues `prompt` by `length` tokens at temperature 0.8."""
+    ids = np.asarray([tokenizer.encode(prompt)], np.int32)
+    banned = tuple(tokenizer.special_ids)
+
+    def sampler(model: Any) -> str:
+        pieces = generate(model, ids, length, Sampling(0.8), seed, banned, chunk=length)
+        return prompt + tokenizer.decode(np.concatenate([piece[0] for piece in pieces]))
+
+    return sampler
