@@ -1,9 +1,9 @@
 """The only package that reads or writes foreign checkpoint formats.
 
-    model = bridge.load(path)                   # any source, as an nnx module
-    bridge.convert(src, dst, to="safetensors")  # and back
-    bridge.inspect(path); bridge.verify(path, against=None); bridge.diff(a, b)
-    bridge.torch.load(path)                     # the same model as a torch.nn.Module
+model = bridge.load(path)                   # any source, as an nnx module
+bridge.convert(src, dst, to="safetensors")  # and back
+bridge.inspect(path); bridge.verify(path, against=None); bridge.diff(a, b)
+bridge.torch.load(path)                     # the same model as a torch.nn.Module
 """
 
 from importlib import import_module

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from bridge import orbax, table
 from bridge.contents import kind, recognise
 from bridge.model_directory import complete, describe_model, write_manifest
-from bridge.report import Report
 from bridge.plan import Plan, make_plan
+from bridge.progress import show
+from bridge.report import Report
 from bridge.safetensors_writer import parse_size, write_safetensors
 from bridge.sources import Source, bind, open_source
 from bridge.tensors import FLOATS, Tensor, digest_of, is_float, target_dtype
@@ -23,8 +25,6 @@ TARGETS = ("safetensors", "orbax")
 CHECKS = ("none", "digest", "roundtrip", "logits")
 OVERHEAD = 1_000_000  # bytes for all files but the tensors
 ATOL = 1e-4
-
-Progress = Callable[[Tensor], None]
 
 
 def convert(
@@ -40,7 +40,7 @@ def convert(
     dry_run: bool = False,
     verify: str = "digest",
     force: bool = False,
-    progress: Callable[[Plan], Progress] = lambda _: lambda _: None,
+    progress: bool = False,
 ) -> Report:
     """Converts a checkpoint; the output appears whole, or not at all.
 
@@ -61,7 +61,7 @@ def convert(
             source bit for bit through the tables; "logits": and gives the same outputs in
             PyTorch and JAX. Each includes those before it.
         force: replace an earlier output.
-        progress: given the plan, returns what is called after each tensor.
+        progress: show on standard error how far it is.
 
     Returns:
         what was (or, for a dry run, would be) written.
@@ -92,20 +92,23 @@ def convert(
             fix="free some space, write elsewhere, or use --dtype bfloat16",
             exit_code=NO_SPACE,
         )
-    with whole_folder(target, force) as folder:
-        _write(folder, source, to, plan, progress(plan))
+    shown = show(plan.bytes) if progress else nullcontext(lambda _: None)
+    with whole_folder(target, force) as folder, shown as tell:
+        _write(folder, source, to, plan, tell)
         report["max_abs_logit_diff"] = _verify(folder, source, plan, verify)
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
     return Report(report, verified=verify)
 
 
-def _write(folder: Path, source: Source, to: str, plan: Plan, progress: Progress) -> None:
+def _write(
+    folder: Path, source: Source, to: str, plan: Plan, tell: Callable[[Tensor], None]
+) -> None:
     if to == "safetensors":
         dtypes = {str(t.dtype) for t in plan.ours.values() if is_float(t.dtype)}
-        digests = write_safetensors(folder, plan.shards, progress)
+        digests = write_safetensors(folder, plan.shards, tell)
         complete(folder, source, dtypes.pop() if len(dtypes) == 1 else FLOATS[0])
     else:
-        digests = orbax.write_tree(folder, plan.shards[""], progress)
+        digests = orbax.write_tree(folder, plan.shards[""], tell)
         describe_model(folder, source, "")
     write_manifest(folder, source, digests)
 

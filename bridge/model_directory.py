@@ -57,7 +57,11 @@ def write_manifest(folder: Path, source: Source, tensors: dict[str, Fingerprint]
         {
             "files": digests(folder),
             "tensors": tensors,
-            "source": {"name": source.path.name, "format": source.format, **source.origin},
+            "source": {
+                "name": source.path.absolute().name,
+                "format": source.format,
+                **source.origin,
+            },
             "tool": f"jaxmodels {jaxmodels.__version__}",
         },
     )
@@ -121,7 +125,7 @@ model = bridge.load("PATH")
 
 def _provenance(source: Source) -> str:
     lines = [
-        f"Converted by jaxmodels {jaxmodels.__version__} from `{source.path.name}`, ",
+        f"Converted by jaxmodels {jaxmodels.__version__} from `{source.path.absolute().name}`, ",
         f"an {source.format} checkpoint"
         if source.format == "orbax"
         else f"a {source.format} checkpoint",

@@ -9,6 +9,7 @@ from bridge.safetensors_writer import plan_shards
 from bridge.sources import Source, own_rows
 from bridge.tensors import DTYPES, Tensor, cast, kept_in_float32
 
+
 @dataclass(frozen=True)
 class Plan:
     """What a conversion will write."""

@@ -10,7 +10,7 @@ from jaxmodels.cli import say
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[Tensor], None]]:
+def show(total: int) -> Iterator[Callable[[Tensor], None]]:
     """What to call after each tensor of `total` bytes; written to standard error."""
     if not sys.stderr.isatty():
         yield _plain(total)
@@ -18,7 +18,12 @@ def progress(total: int) -> Iterator[Callable[[Tensor], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("{task.fields[at]}"))
+    columns = (
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[at]}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total, at="")
         yield lambda tensor: bar.update(task, advance=tensor.nbytes, at=tensor.name)

@@ -78,7 +78,9 @@ def write_safetensors(
     return digests
 
 
-def _write_file(path: Path, tensors: list[Tensor], progress: Callable[[Tensor], None]) -> dict[str, Fingerprint]:
+def _write_file(
+    path: Path, tensors: list[Tensor], progress: Callable[[Tensor], None]
+) -> dict[str, Fingerprint]:
     # Widest items first, so that every offset is a multiple of its item size, as readers that
     # map the file need.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ def bind(
         path=contents.path,
         format=contents.format,
         arch=name,
-        preset=contents.preset or preset_of(package, settings),
+        preset=contents.preset
+        if contents.preset in package.PRESETS
+        else preset_of(package, settings),
         config=settings,
         assumed=assumed,
         pairs=pairs,
@@ -105,6 +108,26 @@ def bind(
         origin=contents.origin,
         notes=notes,
     )
+
+
+def parse_settings(words: Iterable[str]) -> dict[str, Any]:
+    """`--set` words as a config: ["heads=4"] → {"heads": 4}.
+
+    Raises:
+        Problem: (usage) a word is not NAME=VALUE.
+    """
+    result = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals):
+            raise Problem(
+                f"--set cannot be {word!r}", fix="write NAME=VALUE, as heads=4", exit_code=USAGE
+            )
+        try:
+            result[name] = json.loads(text)
+        except ValueError:
+            result[name] = text
+    return result
 
 
 def own_rows(package: Any) -> Rows:

@@ -139,15 +139,14 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     """How far two arrays of one shape are apart.
 
     Returns:
-        `equal` (same bytes in a common dtype, so NaN equals itself), `max_abs` (0 for empty
+        `equal` (every value is; NaN equals itself), `max_abs` (0 for empty
         arrays, NaN where only one has it) and `cosine` (1 when both are all zero).
     """
     x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
     same = (x == y) | (np.isnan(x) & np.isnan(y))
-    norms = float(np.linalg.norm(x) * np.linalg.norm(y))
-    both_zero = not x.any() and not y.any()
-    return {
-        "equal": bool(same.all()),
-        "max_abs": float(np.abs(np.where(same, 0.0, x - y)).max(initial=0.0)),
-        "cosine": 1.0 if both_zero else float(x @ y) / norms if norms else 0.0,
-    }
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(np.where(same, 0.0, x - y)).max(initial=0.0)
+        norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+        both_zero = not x.any() and not y.any()
+        cosine = 1.0 if both_zero else float(x @ y) / norms if norms else 0.0
+    return {"equal": bool(same.all()), "max_abs": float(apart), "cosine": cosine}
