@@ -52,16 +52,13 @@ def complete(folder: Path, source: Source, dtype: str) -> None:
 
 def write_manifest(folder: Path, source: Source, tensors: dict[str, Fingerprint]) -> None:
     """Writes manifest.json: digests of every file and tensor, source and tool; the last file."""
+    name = source.path.absolute().name
     _write(
         folder / MANIFEST,
         {
             "files": digests(folder),
             "tensors": tensors,
-            "source": {
-                "name": source.path.absolute().name,
-                "format": source.format,
-                **source.origin,
-            },
+            "source": {"name": name, "format": source.format, **source.origin},
             "tool": f"jaxmodels {jaxmodels.__version__}",
         },
     )
@@ -79,6 +76,10 @@ def card(source: Source, dtype: str) -> str:
     if source.vocabulary is None:
         lacks.append("The vocabulary is missing: token ids work, text does not.")
     preset = f", preset {source.preset}" if source.preset else ""
+    classes, tokenizer = auto, ""
+    if source.vocabulary is not None:
+        classes = f"{auto}, AutoTokenizer"
+        tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)'
     return (
         f"""---
 library_name: transformers
@@ -105,8 +106,8 @@ The licence is that of whoever trained it; set the `license` field above before 
 PyTorch:
 
 ```python
-from transformers import {auto}
-model = {auto}.from_pretrained("PATH", trust_remote_code=True)
+from transformers import {classes}
+model = {auto}.from_pretrained("PATH", trust_remote_code=True){tokenizer}
 ```
 
 JAX:

@@ -3,7 +3,9 @@
 Arrays are named by their place in the tree, joined with dots: `layers.0.attn.qkv.kernel`.
 """
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,9 +68,26 @@ def write_tree(
         flat[tensor.name.replace(".", "/")] = array
         digests[tensor.name] = fingerprint(array)
         progress(tensor)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), nest(flat), force=True)
+    # Orbax writes beside its target first: a place inside the folder, so that nothing is left
+    # outside when it fails.
+    inner = folder.absolute() / "tree"
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(inner, nest(flat))
+    except ValueError as error:
+        raise _as_full_disk(error, folder) from error
+    for path in list(inner.iterdir()):
+        path.rename(folder / path.name)
+    inner.rmdir()
     return digests
+
+
+def _as_full_disk(error: Exception, folder: Path) -> Exception:
+    """An OSError for what Orbax's storage layer reports, in its own words, as a full disk."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code), str(folder))
+    return error
 
 
 def _without_value(

@@ -92,13 +92,12 @@ def bind(
         check_size(contents.vocabulary, settings.vocab, contents.path)
     assumed = {field: value for field, value in assumed.items() if field not in overrides}
     notes += [f"assumed: {field} = {value}" for field, value in assumed.items()]
+    preset = contents.preset or preset_of(package, settings)
     return Source(
         path=contents.path,
         format=contents.format,
         arch=name,
-        preset=contents.preset
-        if contents.preset in package.PRESETS
-        else preset_of(package, settings),
+        preset=preset if preset in package.PRESETS else None,
         config=settings,
         assumed=assumed,
         pairs=pairs,

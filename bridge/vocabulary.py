@@ -72,8 +72,6 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, context: int) -> None:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        # Not "special" in the library's sense, or "<UNK>" written in a text would become one
-        # token; the vocabulary alone gives both ids.
         "added_tokens": [],
         "normalizer": None,
         "pre_tokenizer": {
@@ -94,6 +92,8 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, context: int) -> None:
             "model_max_length": context,
             "clean_up_tokenization_spaces": False,
             "padding_side": "left",
+            # "<UNK>" written in a text is five characters, not the special token.
+            "split_special_tokens": True,
             "unk_token": "<UNK>",
             **({"pad_token": "<PAD>"} if "<PAD>" in specials else {}),
         },
