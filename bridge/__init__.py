@@ -1,1 +1,30 @@
-"""The only package that reads or writes foreign checkpoint formats."""
+"""The only package that reads or writes foreign checkpoint formats.
+
+model = bridge.load(path)                   # any source, as an nnx module
+bridge.convert(src, dst, to="safetensors")  # and back
+bridge.inspect(path); bridge.verify(path, against=None); bridge.diff(a, b)
+bridge.torch.load(path)                     # the same model as a torch.nn.Module
+"""
+
+from importlib import import_module
+from typing import Any
+
+from jaxmodels.lazy import lazy
+
+__all__ = ["convert", "diff", "inspect", "load", "open_source", "torch", "verify"]
+
+_function = lazy(
+    __name__,
+    {
+        "convert": "conversion",
+        "diff": "difference",
+        "inspect": "inspection",
+        "load": "loading",
+        "open_source": "sources",
+        "verify": "verification",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    return import_module("bridge.torch") if name == "torch" else _function(name)

@@ -1,0 +1,235 @@
+"""The verbs convert, inspect, verify and diff. Heavy imports wait until a verb really runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from jaxmodels.cli import emit, parse, say
+from jaxmodels.errors import CORRUPT, DONE, UNVERIFIED
+
+Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")]
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Move a checkpoint between formats, one tensor at a time, and check what was written."""
+
+    src: Positional[Annotated[Path, arg(metavar="SRC")]]
+    """Model directory, safetensors file, Orbax folder, run directory or one of its checkpoints."""
+    dst: Positional[Annotated[Path, arg(metavar="DST")]]
+    """The folder to create."""
+    to: str = "safetensors"
+    """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
+    the names of the architecture's seed."""
+    arch: str | None = None
+    """The architecture, if the files do not say it."""
+    set: Settings = ()
+    """What the files cannot say, such as heads=4."""
+    vocab: Path | None = None
+    """The character vocabulary (JSON), if it is not beside the source."""
+    dtype: str = "keep"
+    """keep, float32, bfloat16 or float16."""
+    keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()
+    """Parameters that are float32 all the same, such as "*/norm1/*" (our paths)."""
+    max_shard_size: str = "5GB"
+    """Split the safetensors file above this size."""
+    dry_run: bool = False
+    """Print the whole plan and write nothing."""
+    verify: Literal["none", "digest", "roundtrip", "logits"] = "digest"
+    """digest: read back; roundtrip: and equal to the source bit for bit; logits: and the same
+    outputs in JAX and PyTorch."""
+    force: bool = False
+    """Replace an earlier output."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what a checkpoint is and what is wrong with it. Executes nothing in it.
+
+    Exit code 0: it can be read (see the problems); 3: it cannot, or is damaged.
+    """
+
+    path: Positional[Path]
+    """Any file or folder."""
+    tensors: bool = False
+    """List every tensor."""
+    arch: str | None = None
+    """The architecture, if the files do not say it."""
+    set: Settings = ()
+    """What the files cannot say, such as heads=4."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check digests, and JAX against PyTorch; with --against, every tensor of the source too.
+
+    Exit code 0: all is right; 8: something is not, and it is named.
+    """
+
+    path: Positional[Path]
+    """Model directory or run directory."""
+    against: Path | None = None
+    """The source that it was made from."""
+    atol: float = 1e-4
+    """Largest difference of outputs that passes."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Compare two checkpoints of any format, tensor by tensor, under our names.
+
+    Exit code 0: the same values; 8: they differ.
+    """
+
+    a: Positional[Path]
+    """One checkpoint."""
+    b: Positional[Path]
+    """The other."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def convert_main(argv: list[str]) -> int:
+    """Runs `jaxmodels convert`."""
+    options = parse(Convert, _gathered(_gathered(argv, "--set"), "--keep-fp32"), "convert")
+    import bridge
+    from bridge.sources import parse_settings
+
+    report = bridge.convert(
+        options.src,
+        options.dst,
+        to=options.to,
+        arch=options.arch,
+        config=parse_settings(options.set),
+        vocab=options.vocab,
+        dtype=options.dtype,
+        keep_fp32=options.keep_fp32,
+        max_shard_size=options.max_shard_size,
+        dry_run=options.dry_run,
+        verify=options.verify,
+        force=options.force,
+        progress=True,
+    )
+    for note in report.notes:
+        say(f"note: {note}")
+    if options.json:
+        emit(report)
+    else:
+        _show_plan(report) if options.dry_run else _show_conversion(report)
+    return DONE
+
+
+def inspect_main(argv: list[str]) -> int:
+    """Runs `jaxmodels inspect`."""
+    options = parse(Inspect, _gathered(argv, "--set"), "inspect")
+    import bridge
+    from bridge.sources import parse_settings
+
+    report = bridge.inspect(options.path, options.arch, parse_settings(options.set))
+    if options.json:
+        emit({k: v for k, v in report.items() if k != "listing" or options.tensors})
+    else:
+        _show_inspection(report, options.tensors)
+    return DONE if report.readable else CORRUPT
+
+
+def verify_main(argv: list[str]) -> int:
+    """Runs `jaxmodels verify`."""
+    options = parse(Verify, argv, "verify")
+    import bridge
+
+    report = bridge.verify(options.path, options.against, options.atol)
+    if options.json:
+        emit(report)
+    else:
+        digests = {True: "right", False: "wrong", None: "no manifest"}[report.digests_ok]
+        print(f"digests: {digests}")
+        if report.max_abs_logit_diff is not None:
+            print(f"largest difference of outputs: {report.max_abs_logit_diff:.3g}")
+        if options.against:
+            print(f"tensors equal: {report.tensors_equal} of {report.tensors_compared}")
+        for problem in report.problems:
+            print(f"problem: {problem}")
+        print("verified" if report.ok else "NOT verified")
+    return DONE if report.ok else UNVERIFIED
+
+
+def diff_main(argv: list[str]) -> int:
+    """Runs `jaxmodels diff`."""
+    options = parse(Diff, argv, "diff")
+    import bridge
+
+    report = bridge.diff(options.a, options.b)
+    if options.json:
+        emit(report)
+    else:
+        for field, (a, b) in report.config.items():
+            print(f"config {field}: {a} | {b}")
+        for path, row in report.tensors.items():
+            if row["status"] != "equal":
+                print(f"{path}: {', '.join(f'{key} {value}' for key, value in row.items())}")
+        equal = sum(row["status"] == "equal" for row in report.tensors.values())
+        print(f"{equal} of {len(report.tensors)} tensors are equal")
+    return DONE if report.same else UNVERIFIED
+
+
+def _show_plan(report: Any) -> None:
+    for row in report.plan:
+        print(
+            f"{row['from']} -> {row['to']}  {row['op']}  {row['dtype']} {tuple(row['shape'])}"
+            f"  {row['bytes']:,} bytes  {row['shard']}".rstrip()
+        )
+    print(
+        f"{report.tensors} tensors, {report.parameters:,} parameters; disk: "
+        f"{report.disk_needed:,} bytes needed, {report.disk_free:,} free; nothing was written"
+    )
+
+
+def _show_conversion(report: Any) -> None:
+    print(
+        f"{report.output}: {report.arch}, {report.tensors} tensors, "
+        f"{report.parameters:,} parameters, {report.bytes:,} bytes; verified: {report.verified}"
+    )
+    if report.max_rounding_error:
+        print(f"largest rounding error: {report.max_rounding_error:.3g}")
+    if report.max_abs_logit_diff is not None:
+        print(f"largest difference of JAX and PyTorch: {report.max_abs_logit_diff:.3g}")
+    if not report.vocab_present:
+        print("no vocabulary: token ids work, text does not; give it with --vocab FILE")
+    print(f"next: jaxmodels verify {report.output} --against {report.source}")
+
+
+def _show_inspection(report: Any, tensors: bool) -> None:
+    for key in ("format", "arch", "preset", "tensors", "parameters", "bytes", "dtypes"):
+        value = f"{report[key]:,}" if isinstance(report[key], int) else report[key]
+        print(f"{key + ':':<12} {value}")
+    print(f"{'vocabulary:':<12} {'yes' if report.vocab_present else 'no'}")
+    for field, value in report.config.items():
+        print(f"  {field} = {value}{'  (assumed)' if field in report.assumed else ''}")
+    for row in report.listing if tensors else []:
+        print(f"  {row['name']}  {tuple(row['shape'])}  {row['dtype']}")
+    for kind in ("notes", "problems"):
+        for line in report[kind]:
+            print(f"{kind[:-1]}: {line}")
+
+
+def _gathered(argv: list[str], option: str) -> list[str]:
+    """Joins an option that is repeated into one, with all of its values, at the end."""
+    rest: list[str] = []
+    values: list[str] = []
+    for word in argv:
+        if values and values[-1] == option:
+            values[-1] = word
+        elif word == option or (values and option == "--set" and word[:1] != "-" and "=" in word):
+            values.append(word)
+        else:
+            rest.append(word)
+    return [*rest, option, *values] if values else rest

@@ -1,0 +1,145 @@
+"""Says what a checkpoint is and what is wrong with it, without executing or changing anything."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridge.contents import Contents, kind, recognise
+from bridge.report import Report
+from bridge.sources import Source, bind
+from bridge.tensors import Tensor, digest_of, is_float
+from bridge.verification import digest_problems, told
+from jaxmodels.errors import Problem
+
+
+def inspect(
+    path: str | Path, arch: str | None = None, config: Mapping[str, Any] | None = None
+) -> Report:
+    """What is it? Works on broken and unknown checkpoints too.
+
+    Args:
+        path: a file or folder.
+        arch: the architecture, if the files do not say it.
+        config: fields that the files cannot say, such as {"heads": 4}.
+
+    Returns:
+        `readable`; `format`, `arch` and `preset` (None where unknown); `tensors` and
+        `parameters` (counts); `bytes`; `dtypes` (dtype → number of tensors); `vocab_present`
+        (whether a vocabulary lies beside it); `config` and `assumed` (fields); `problems` and
+        `notes` (sentences); `listing` (name, shape and dtype of each tensor, in the file's
+        names).
+
+    Raises:
+        Problem: (corrupt) there is nothing at `path`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise Problem("no such file or folder", where=str(path), fix="check the path")
+    report = _empty(path)
+    try:
+        contents = recognise(path)
+    except Problem as problem:
+        return Report(report, problems=[told(problem)])
+    report |= _counts(contents)
+    try:
+        source = bind(contents, arch, config)
+        report |= _meaning(source)
+    except Problem as problem:
+        report["problems"].append(told(problem))
+        report["notes"] += contents.notes
+    report["problems"] += [f"damaged: {line}" for line in digest_problems(path) or []]
+    _values(report, contents)
+    return report
+
+
+def _empty(path: Path) -> Report:
+    return Report(
+        path=str(path),
+        readable=False,
+        format=kind(path),
+        arch=None,
+        preset=None,
+        tensors=0,
+        parameters=0,
+        bytes=0,
+        dtypes={},
+        vocab_present=False,
+        config={},
+        assumed={},
+        problems=[],
+        notes=[],
+        listing=[],
+    )
+
+
+def _counts(contents: Contents) -> dict[str, Any]:
+    dtypes: dict[str, int] = defaultdict(int)
+    for tensor in contents.tensors.values():
+        dtypes[str(tensor.dtype)] += 1
+    return {
+        "readable": True,
+        "format": contents.format,
+        "tensors": len(contents.tensors),
+        "parameters": sum(tensor.size for tensor in contents.tensors.values()),
+        "bytes": sum(tensor.nbytes for tensor in contents.tensors.values()),
+        "dtypes": dict(dtypes),
+        "vocab_present": contents.vocabulary is not None,
+        "listing": [
+            {"name": tensor.name, "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
+            for tensor in contents.tensors.values()
+        ],
+    }
+
+
+def _meaning(source: Source) -> dict[str, Any]:
+    """What only the model's table tells."""
+    notes = list(source.notes)
+    if source.vocabulary is None:
+        notes.append("no vocabulary: token ids work, text does not until --vocab is given")
+    return {
+        "arch": source.arch,
+        "preset": source.preset,
+        "tensors": len(source.tensors),
+        "parameters": sum(tensor.size for tensor in source.tensors.values()),
+        "bytes": sum(tensor.nbytes for tensor in source.tensors.values()),
+        "config": asdict(source.config),
+        "assumed": source.assumed,
+        "notes": notes,
+    }
+
+
+def _values(report: Report, contents: Contents) -> None:
+    """Reads every tensor once, and adds what looks wrong to problems, what is odd to notes."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for tensor in contents.tensors.values():
+        try:
+            array = tensor.read()
+        except Problem as problem:
+            report["problems"].append(told(problem))
+            report["readable"] = False
+            continue
+        if constant := _look(report, tensor, array):
+            report["notes"].append(f"{tensor.name} is {constant} throughout")
+        elif tensor.size > 1:
+            same[digest_of(array)].append(tensor.name)
+    report["notes"] += [f"the same values: {', '.join(n)}" for n in same.values() if len(n) > 1]
+
+
+def _look(report: Report, tensor: Tensor, array: np.ndarray) -> str:
+    """The value of a tensor that holds one only, as biases and scales do before training."""
+    if not array.size or not is_float(tensor.dtype):
+        return ""
+    if bad := int(np.count_nonzero(~np.isfinite(array))):
+        report["problems"].append(f"{tensor.name} has {bad} values that are NaN or infinite")
+        return ""
+    first = array.reshape(-1)[0]
+    if array.size == 1 or not (array == first).all():
+        return ""
+    if array.ndim >= 2 and first == 0:
+        report["problems"].append(f"{tensor.name} is all zero")
+        return ""
+    return f"{float(first):g}"

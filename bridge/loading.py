@@ -1,0 +1,61 @@
+"""Any checkpoint as a JAX model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxmodels
+from bridge.sources import Source, open_source
+from bridge.tensors import Tensor, is_float, target_dtype
+
+
+def load(
+    path: str | Path,
+    arch: str | None = None,
+    dtype: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Any:
+    """The `nnx.Module` of a checkpoint in any known format; deterministic unless given `rngs`.
+
+    Args:
+        path: model directory, safetensors file, Orbax folder, run directory or one of its
+            checkpoints.
+        arch: the architecture, if the files do not say it.
+        dtype: "float32", "bfloat16" or "float16" for the parameters; None keeps the file's.
+        config: fields that the files cannot say, such as {"heads": 4}.
+
+    Raises:
+        Problem: (corrupt) unreadable; (mismatch) a tensor is missing, unexpected or misshapen;
+            (usage) unknown architecture, field or dtype.
+    """
+    wanted = target_dtype(dtype)
+    return model_of(open_source(path, arch, config), wanted)
+
+
+def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
+    """The `nnx.Module` of an opened source; see `load`."""
+    import jax
+    from flax import nnx
+
+    from jaxmodels.runtime.paths import split
+
+    package = jaxmodels.arch(source.arch)
+
+    def fresh() -> Any:
+        return package.Model(source.config, rngs=nnx.Rngs(0))
+
+    skeleton = split(nnx.eval_shape(fresh))[0]
+    # Compiled, so that the parameters that nobody asks for are never drawn.
+    rest = jax.jit(lambda: split(fresh())[2])()
+    params = {path: _array(tensor, dtype) for path, tensor in source.tensors.items()}
+    return skeleton.merge(params, rest)
+
+
+def _array(tensor: Tensor, dtype: np.dtype | None) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    wanted = dtype if dtype is not None and is_float(tensor.dtype) else tensor.dtype
+    return jnp.asarray(tensor.read(), jax.dtypes.canonicalize_dtype(wanted))

@@ -1,0 +1,144 @@
+"""The model directory: a model as PyTorch people expect it, and everything that goes with it."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jaxmodels
+from bridge.sources import Source
+from bridge.tensors import Fingerprint
+from bridge.torch import twin
+from bridge.vocabulary import CHARACTERS, write_tokenizer
+from jaxmodels.runtime.files import MANIFEST, digests
+
+
+def describe_model(folder: Path, source: Source, dtype: str) -> None:
+    """Writes config.json: architecture, preset and every field of the Config.
+
+    Args:
+        folder: an existing folder.
+        source: the model.
+        dtype: the dtype of its floating-point tensors, for transformers; "" leaves out what
+            is for transformers.
+    """
+    values: dict[str, Any] = {
+        "arch": source.arch,
+        "preset": source.preset,
+        **asdict(source.config),
+    }
+    if dtype:
+        values |= {**twin(source.arch).keys(source.config), "dtype": dtype}
+    _write(folder / "config.json", values)
+    if source.vocabulary_file is not None:
+        shutil.copyfile(source.vocabulary_file, folder / CHARACTERS)
+
+
+def complete(folder: Path, source: Source, dtype: str) -> None:
+    """Writes all of a model directory but its tensors and its manifest."""
+    describe_model(folder, source, dtype)
+    if source.vocabulary is not None:
+        specials = source.vocabulary["special_tokens"]
+        write_tokenizer(folder, source.vocabulary, source.config.context)
+        generation = {"suppress_tokens": sorted(specials.values())}
+        if "<PAD>" in specials:
+            generation["pad_token_id"] = specials["<PAD>"]
+        _write(folder / "generation_config.json", generation)
+    for file in twin(source.arch).FILES:
+        shutil.copyfile(file, folder / file.name)
+    (folder / "README.md").write_text(card(source, dtype), encoding="utf-8")
+
+
+def write_manifest(folder: Path, source: Source, tensors: dict[str, Fingerprint]) -> None:
+    """Writes manifest.json: digests of every file and tensor, source and tool; the last file."""
+    name = source.path.absolute().name
+    _write(
+        folder / MANIFEST,
+        {
+            "files": digests(folder),
+            "tensors": tensors,
+            "source": {"name": name, "format": source.format, **source.origin},
+            "tool": f"jaxmodels {jaxmodels.__version__}",
+        },
+    )
+
+
+def card(source: Source, dtype: str) -> str:
+    """The model card, README.md: what it is, where it comes from, how to load it."""
+    parameters = sum(tensor.size for tensor in source.tensors.values())
+    auto = twin(source.arch).AUTO_CLASS
+    sizes = "\n".join(f"| {name} | {value} |" for name, value in asdict(source.config).items())
+    lacks = [
+        f"`{name} = {value}` was assumed: the source does not say it."
+        for name, value in source.assumed.items()
+    ]
+    if source.vocabulary is None:
+        lacks.append("The vocabulary is missing: token ids work, text does not.")
+    preset = f", preset {source.preset}" if source.preset else ""
+    classes, tokenizer = auto, ""
+    if source.vocabulary is not None:
+        classes = f"{auto}, AutoTokenizer"
+        tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)'
+    return (
+        f"""---
+library_name: transformers
+license: unknown
+tags: [{source.arch}, jaxmodels]
+---
+
+# {source.arch}{preset}
+
+A {source.arch} model of {parameters:,} parameters, {dtype}.
+
+| size | value |
+|---|---|
+{sizes}
+
+## Where it comes from
+
+{_provenance(source)}
+
+The licence is that of whoever trained it; set the `license` field above before publishing.
+
+## How to load it
+
+PyTorch:
+
+```python
+from transformers import {classes}
+model = {auto}.from_pretrained("PATH", trust_remote_code=True){tokenizer}
+```
+
+JAX:
+
+```python
+import bridge
+model = bridge.load("PATH")
+```
+
+`jaxmodels verify PATH` checks every digest in `manifest.json`, and JAX against PyTorch.
+{"".join(f"{chr(10)}- {lack}" for lack in lacks)}
+""".rstrip()
+        + "\n"
+    )
+
+
+def _provenance(source: Source) -> str:
+    lines = [
+        f"Converted by jaxmodels {jaxmodels.__version__} from `{source.path.absolute().name}`, ",
+        f"an {source.format} checkpoint"
+        if source.format == "orbax"
+        else f"a {source.format} checkpoint",
+    ]
+    if "step" in source.origin:
+        lines.append(f", step {source.origin['step']}")
+    metrics = source.origin.get("metrics") or {}
+    lines += [
+        f", {name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)
+    ]
+    return "".join(lines) + "."
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,143 @@
+"""Reads and writes Orbax checkpoints of a tree of arrays, one array at a time.
+
+Arrays are named by their place in the tree, joined with dots: `layers.0.attn.qkv.kernel`.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridge.tensors import Fingerprint, Tensor, fingerprint
+from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.runtime.paths import nest
+
+METADATA = "_METADATA"
+
+
+def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The arrays of a checkpoint, unread, and notes on what was left aside.
+
+    A last level named `value`, which nnx states of some versions have, is dropped from all
+    names when all have it. Leaves that are no arrays (strings, None) are left aside.
+
+    Raises:
+        Problem: (corrupt) Orbax cannot read the folder's metadata.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    try:
+        checkpointer = ocp.PyTreeCheckpointer()
+        tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    tensors, notes = {}, []
+    for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        keys = tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in key_path)
+        name, shape = ".".join(keys), getattr(leaf, "shape", None)
+        if shape is None or getattr(leaf, "dtype", None) is None:
+            notes.append(f"left aside: {name}, which is no array")
+            continue
+        dtype = np.dtype(leaf.dtype)
+        read = partial(_read, checkpointer, folder, keys, tuple(shape), dtype)
+        tensors[name] = Tensor(name, tuple(shape), dtype, read)
+    return _without_value(tensors, notes)
+
+
+def write_tree(
+    folder: Path, tensors: list[Tensor], progress: Callable[[Tensor], None] = lambda _: None
+) -> dict[str, Fingerprint]:
+    """Writes tensors as one Orbax checkpoint, nested at the dots of their names.
+
+    Orbax wants all arrays at once, so this holds the whole model in memory.
+
+    Returns:
+        tensor name → {"dtype", "shape", "sha256"}.
+    """
+    import orbax.checkpoint as ocp
+
+    flat, digests = {}, {}
+    for tensor in tensors:
+        array = np.ascontiguousarray(tensor.read())
+        flat[tensor.name.replace(".", "/")] = array
+        digests[tensor.name] = fingerprint(array)
+        progress(tensor)
+    # Orbax writes beside its target first: a place inside the folder, so that nothing is left
+    # outside when it fails.
+    inner = folder.absolute() / "tree"
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(inner, nest(flat))
+    except ValueError as error:
+        raise _as_full_disk(error, folder) from error
+    for path in list(inner.iterdir()):
+        path.rename(folder / path.name)
+    inner.rmdir()
+    return digests
+
+
+def _as_full_disk(error: Exception, folder: Path) -> Exception:
+    """An OSError for what Orbax's storage layer reports, in its own words, as a full disk."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code), str(folder))
+    return error
+
+
+def _without_value(
+    tensors: dict[str, Tensor], notes: list[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    if not tensors or not all(name.endswith(".value") for name in tensors):
+        return tensors, notes
+    short = [(name.removesuffix(".value"), tensor) for name, tensor in tensors.items()]
+    notes.append("names ended in `.value`, an nnx state saved whole: that level was dropped")
+    return {n: Tensor(n, t.shape, t.dtype, t.read) for n, t in short}, notes
+
+
+def _read(
+    checkpointer: Any, folder: Path, keys: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    import orbax.checkpoint as ocp
+
+    item: Any = 0
+    restore: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+    for key in reversed(keys):
+        item, restore = {key: item}, {key: restore}
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+    try:
+        found = checkpointer.restore(folder.absolute(), args=args)
+        for key in keys:
+            found = found[key]
+    except Exception as error:
+        raise _unreadable(folder, error, ".".join(keys)) from error
+    array = np.asarray(found)
+    if (array.shape, array.dtype) != (shape, dtype):
+        raise _unreadable(folder, ValueError(f"{array.shape} {array.dtype}"), ".".join(keys))
+    return array
+
+
+def _unreadable(folder: Path, error: Exception, name: str = "") -> Problem:
+    return Problem(
+        "the Orbax checkpoint cannot be read",
+        where=f"{folder}: {name}" if name else str(folder),
+        why=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
+        fix="it is damaged or incomplete: take another checkpoint or fetch it again",
+        exit_code=CORRUPT,
+    )
+
+
+def is_tree(folder: Path) -> bool:
+    """Whether a folder is an Orbax checkpoint of a tree: its metadata lists named arrays."""
+    path = folder / METADATA
+    if not path.is_file() or path.stat().st_size > 100_000_000:
+        return False
+    try:
+        return "tree_metadata" in json.loads(path.read_bytes())
+    except (ValueError, TypeError, RecursionError):
+        return False

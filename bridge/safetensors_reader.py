@@ -1,0 +1,179 @@
+"""Reads safetensors files and sharded folders. Nothing in them is believed before it is checked."""
+
+import json
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from bridge.table import listing
+from bridge.tensors import DTYPES, Tensor
+from jaxmodels.errors import CORRUPT, Problem
+
+MAX_HEADER = 100_000_000  # the format's own limit
+MAX_DIMS = 32
+
+
+def looks_like_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do: a length, then an open brace."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and start[5:8] == b"\0\0\0"
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, unread.
+
+    Raises:
+        Problem: (corrupt) truncated, or a header that is not what the format says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            _refuse(path, "the file is truncated", _sizes(8 + length if size >= 8 else 8, size))
+        if length > MAX_HEADER:
+            _refuse(path, "the header is too large", f"{length:,} bytes, at most {MAX_HEADER:,}")
+        text = file.read(length)
+    header = _header(path, text)
+    layout = sorted(
+        ((name, *_entry(path, name, entry)) for name, entry in header.items()),
+        key=lambda item: item[3:],
+    )
+    end = 0
+    for name, _, _, start, stop in layout:
+        if start != end:
+            what = "overlaps the one before" if start < end else "leaves a hole before it"
+            _refuse(path, f"the data of {name!r} {what}", f"it starts at {start}, not at {end}")
+        end = stop
+    base = 8 + length
+    if size < base + end:
+        _refuse(path, "the file is truncated", _sizes(base + end, size))
+    if size > base + end:
+        _refuse(path, "there is data after the last tensor", _sizes(base + end, size))
+    return {
+        name: Tensor(name, shape, dtype, partial(_read, path, base + start, shape, dtype))
+        for name, shape, dtype, start, _ in layout
+    }
+
+
+def read_sharded(index: Path) -> dict[str, Tensor]:
+    """The tensors of a sharded model, unread; the index is the authority.
+
+    Raises:
+        Problem: (corrupt) an index that is damaged or names a file elsewhere, a shard that
+            is missing, or shards that do not hold exactly what the index says.
+    """
+    weight_map = parse_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
+        _refuse(index, "the index has no weight_map", "it must map tensor names to file names")
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
+            _refuse(index, f"the index names a file elsewhere: {shard!r}", "shards lie beside it")
+    if absent := [shard for shard in shards if not (index.parent / shard).is_file()]:
+        _refuse(
+            index,
+            f"{len(absent)} of {len(shards)} shards are missing (incomplete download?)",
+            listing(absent),
+        )
+    tensors: dict[str, Tensor] = {}
+    complaints = []
+    for shard in shards:
+        held = read_file(index.parent / shard)
+        promised = {name for name, file in weight_map.items() if file == shard}
+        complaints += [f"{name} is not in {shard}" for name in sorted(promised - held.keys())]
+        complaints += [f"{name} is in {shard}, stray" for name in sorted(held.keys() - promised)]
+        tensors |= held
+    if complaints:
+        _refuse(index, "the shards do not hold what the index says", listing(complaints))
+    return {name: tensors[name] for name in weight_map}
+
+
+def parse_json(path: Path, limit: int = MAX_HEADER) -> dict[str, Any]:
+    """A JSON object from a file that is not trusted.
+
+    Raises:
+        Problem: (corrupt) too large, not JSON, not an object, or a key twice.
+    """
+    if path.stat().st_size > limit:
+        _refuse(path, "the file is too large", f"at most {limit:,} bytes are read")
+    return _object(path, path.read_bytes())
+
+
+def _header(path: Path, text: bytes) -> dict[str, Any]:
+    header = _object(path, text)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        _refuse(path, "__metadata__ is not a map of strings", "the header breaks the format")
+    return header
+
+
+def _object(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        _refuse(path, "the JSON cannot be read", str(error) or type(error).__name__)
+    if not isinstance(value, dict):
+        _refuse(path, "the JSON is not an object", f"it is a {type(value).__name__}")
+    return value
+
+
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(items)
+    if len(result) != len(items):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:
+    """Shape, dtype, start and stop of one tensor, each checked."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        _refuse(path, f"bad entry for {name!r}", "it needs dtype, shape and data_offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+        _refuse(
+            path, f"unknown dtype of {name!r}", f"{entry['dtype']!r}; known: {', '.join(DTYPES)}"
+        )
+    if not _naturals(shape) or len(shape) > MAX_DIMS or prod(filter(None, shape)) >= 2**60:
+        _refuse(path, f"bad shape of {name!r}", f"{str(shape)[:80]}")
+    if not _naturals(offsets) or len(offsets) != 2:
+        _refuse(path, f"bad offsets of {name!r}", f"{str(offsets)[:80]}")
+    dtype, (start, stop) = DTYPES[entry["dtype"]], offsets
+    if stop - start != prod(shape) * dtype.itemsize:
+        _refuse(
+            path,
+            f"shape and bytes of {name!r} disagree",
+            f"{shape} {entry['dtype']} takes {prod(shape) * dtype.itemsize} bytes, "
+            f"the offsets give {stop - start}",
+        )
+    return tuple(shape), dtype, start, stop
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    # Plain reads, not a memory map: a file that shrinks meanwhile is an error, not a crash.
+    buffer = np.empty(prod(shape) * dtype.itemsize, np.uint8)
+    with path.open("rb") as file:
+        file.seek(start)
+        count = file.readinto(buffer.data) if buffer.size else 0
+    if count != buffer.size:
+        _refuse(path, "the file is truncated", _sizes(start + buffer.size, start + count))
+    return buffer.view(dtype).reshape(shape)
+
+
+def _sizes(expected: int, actual: int) -> str:
+    return f"expected {expected:,} bytes, found {actual:,}"
+
+
+def _refuse(path: Path, what: str, why: str) -> NoReturn:
+    raise Problem(
+        what, where=str(path), why=why, fix="fetch or save the file again", exit_code=CORRUPT
+    )

@@ -1,0 +1,193 @@
+"""The two-way engine: rows of a weight table become a checked one-to-one map of tensors.
+
+A row is (our path pattern, their name pattern, op). `{i}` stands for the same number on both
+sides. Rows are written once, from us to them; the other direction is derived.
+"""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bridge.ops import OPS
+from bridge.tensors import Tensor
+from jaxmodels.errors import MISMATCH, Problem
+from jaxmodels.runtime.paths import pattern
+
+Rows = tuple[tuple[str, str, str], ...]
+Shape = tuple[int, ...]
+SHOWN = 10
+
+# Prefixes that wrappers leave in the names of a saved model.
+PREFIXES = {
+    "module.": "torch DataParallel or DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+    "model.": "a wrapping module",
+}
+
+
+class Pair(NamedTuple):
+    """One parameter on both sides."""
+
+    ours: str
+    theirs: str
+    op: str
+
+    def export(self, tensor: Tensor) -> Tensor:
+        """Our tensor as theirs, still unread."""
+        op = OPS[self.op]
+        shape = op.their_shape(tensor.shape)
+        return Tensor(self.theirs, shape, tensor.dtype, lambda: op.forward(tensor.read()))
+
+    def load(self, tensor: Tensor) -> Tensor:
+        """Their tensor as ours, still unread."""
+        op = OPS[self.op]
+        shape = op.our_shape(tensor.shape)
+        return Tensor(self.ours, shape, tensor.dtype, lambda: op.inverse(tensor.read()))
+
+
+def fill(text: str, numbers: dict[str, str]) -> str:
+    """ "blocks.{i}.norm" with {"i": "3"} → "blocks.3.norm"."""
+    return re.sub(r"\{(\w+)\}", lambda found: numbers[found[1]], text)
+
+
+def pairs(rows: Rows, paths: Iterable[str]) -> list[Pair]:
+    """The map that the rows give for our parameters, in the order of the paths.
+
+    Raises:
+        Problem: (mismatch) a path that no row or several rows match, or several paths that
+            become one name; all of them are listed.
+    """
+    result, complaints = [], []
+    for path in paths:
+        hits = [
+            Pair(path, fill(theirs, found.groupdict()), op)
+            for ours, theirs, op in rows
+            if (found := pattern(ours).fullmatch(path))
+        ]
+        if len(hits) == 1:
+            result.append(hits[0])
+        else:
+            to = f": {', '.join(hit.theirs for hit in hits)}" if hits else ""
+            complaints.append(f"{path} is matched by {len(hits) or 'no'} rows{to}")
+    names = Counter(pair.theirs for pair in result)
+    complaints += [
+        f"{name} stands for {count} parameters: "
+        + ", ".join(pair.ours for pair in result if pair.theirs == name)
+        for name, count in names.items()
+        if count > 1
+    ]
+    if complaints:
+        raise Problem(
+            "the weight table is not one-to-one",
+            why=listing(complaints),
+            fix="every parameter needs exactly one row; correct the model's layout.py",
+            exit_code=MISMATCH,
+        )
+    return result
+
+
+def ours_of(rows: Rows, found: dict[str, Shape]) -> dict[str, Shape]:
+    """Our path → our shape of the tensors that the rows recognise by name.
+
+    The derived direction: used to find out what a checkpoint is before its sizes are known.
+    """
+    result: dict[str, Shape] = {}
+    for name, shape in found.items():
+        for ours, theirs, op in rows:
+            if match := pattern(theirs).fullmatch(name):
+                result[fill(ours, match.groupdict())] = OPS[op].our_shape(shape)
+                break
+    return result
+
+
+def coverage(rows: Rows, names: Iterable[str]) -> float:
+    """How well a table fits names: 1 when every name matches a row and every row a name."""
+    names = list(names)
+    if not names:
+        return 0.0
+    used = {
+        theirs: [name for name in names if pattern(theirs).fullmatch(name)] for _, theirs, _ in rows
+    }
+    matched = {name for hits in used.values() for name in hits}
+    return len(matched) / len(names) * sum(bool(hits) for hits in used.values()) / len(rows)
+
+
+def check(
+    expected: list[Pair], ours: dict[str, Shape], found: dict[str, Shape], where: str
+) -> None:
+    """Checks that a checkpoint holds exactly what the model needs.
+
+    Args:
+        expected: the map, from `pairs`.
+        ours: our path → shape of every parameter of the model.
+        found: their name → shape of every tensor of the checkpoint.
+        where: the checkpoint, for the message.
+
+    Raises:
+        Problem: (mismatch) tensors that are missing, unexpected or of another shape; all of
+            them are told at once, each with its shape.
+    """
+    wanted = {pair.theirs: OPS[pair.op].their_shape(ours[pair.ours]) for pair in expected}
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    wrong = [name for name in wanted if name in found and wanted[name] != found[name]]
+    if not (missing or extra or wrong):
+        return
+    parts = []
+    if missing:
+        lines = [f"{name}  {wanted[name]}" for name in missing]
+        parts.append(f"missing, {len(missing)} of {len(wanted)} tensors:\n{listing(lines)}")
+    if extra:
+        lines = [f"{name}  {found[name]}{_near(name, missing)}" for name in extra]
+        parts.append(f"unexpected, {len(extra)} tensors:\n{listing(lines)}")
+    if wrong:
+        lines = [
+            f"{name}  is {found[name]}, must be {wanted[name]}{_turned(found[name], wanted[name])}"
+            for name in wrong
+        ]
+        parts.append(f"wrong shape, {len(wrong)} tensors:\n{listing(lines)}")
+    raise Problem(
+        "the checkpoint does not fit the model",
+        where=where,
+        why="\n".join(parts),
+        fix=_advice(found, missing, extra),
+        exit_code=MISMATCH,
+    )
+
+
+def listing(lines: list[str]) -> str:
+    """The first ten lines, indented, and how many more there are."""
+    more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join(f"  {line}" for line in lines[:SHOWN] + more)
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """The wrapper's prefix that all names carry; empty when there is none."""
+    names = list(names)
+    for prefix in PREFIXES:
+        if names and all(name.startswith(prefix) for name in names):
+            return prefix
+    return ""
+
+
+def _near(name: str, missing: list[str]) -> str:
+    near = difflib.get_close_matches(name, missing, n=1, cutoff=0.8)
+    return f"  (is it {near[0]}?)" if near else ""
+
+
+def _turned(found: Shape, wanted: Shape) -> str:
+    return "; a transpose would fit" if found == wanted[::-1] else ""
+
+
+def _advice(found: dict[str, Shape], missing: list[str], extra: list[str]) -> str:
+    if prefix := common_prefix(found):
+        return (
+            f"all names begin with {prefix!r}, left by {PREFIXES[prefix]}: save the module inside"
+        )
+    if missing and not extra:
+        return "the file is incomplete: fetch or save it again"
+    if extra and not missing:
+        return "remove the unexpected tensors, or give the right --arch and --set"
+    return "is this the right architecture and version? see `jaxmodels inspect PATH --tensors`"

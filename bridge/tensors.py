@@ -1,0 +1,152 @@
+"""A tensor that is read when it is needed, and the dtypes that cross the bridge."""
+
+import fnmatch
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxmodels.errors import MISMATCH, USAGE, Problem
+
+# Name in a safetensors header → dtype in memory; always little-endian on disk.
+DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("<i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("<u1"),
+    "BOOL": np.dtype("?"),
+}
+DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+FLOATS = ("float32", "bfloat16", "float16")
+
+Fingerprint = dict[str, Any]  # dtype, shape, sha256
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What is known of a tensor before it is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    """Reads the values: an array of this shape and dtype."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the values take."""
+        return self.size * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.name}  {self.shape}  {self.dtype}"
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether a dtype holds floating-point numbers; bfloat16 does, though numpy says no."""
+    return bool(np.issubdtype(dtype, np.floating)) or dtype == DTYPES["BF16"]
+
+
+def raw(array: np.ndarray) -> np.ndarray:
+    """The values as bytes (uint8 [n]): row by row, little-endian, whatever the layout given."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+
+
+def digest_of(array: np.ndarray) -> str:
+    """sha256 of the values as `raw` gives them, in hexadecimal."""
+    return hashlib.sha256(raw(array).data).hexdigest()
+
+
+def fingerprint(array: np.ndarray) -> Fingerprint:
+    """What a manifest says of a tensor."""
+    code = DTYPE_CODES[array.dtype]
+    return {"dtype": code, "shape": list(array.shape), "sha256": digest_of(array)}
+
+
+def cast(
+    tensor: Tensor, dtype: np.dtype, told: Callable[[str, float], None] = lambda *_: None
+) -> Tensor:
+    """The tensor in another floating-point dtype; integers and booleans stay as they are.
+
+    Args:
+        tensor: the tensor, unread.
+        dtype: the dtype to round to.
+        told: called with name and largest absolute rounding error once the tensor is read.
+
+    Raises:
+        Problem: (mismatch, when it is read) a finite value becomes infinite.
+    """
+    if tensor.dtype == dtype or not is_float(tensor.dtype):
+        return tensor
+
+    def read() -> np.ndarray:
+        exact = tensor.read()
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(dtype)
+        finite = np.isfinite(exact)
+        if not np.isfinite(rounded[finite]).all():
+            raise Problem(
+                f"{tensor.name} has values that {dtype} cannot hold",
+                why=f"the largest is {np.abs(exact[finite]).max():.3g}",
+                fix="use --dtype bfloat16 or keep, or --keep-fp32 with its path",
+                exit_code=MISMATCH,
+            )
+        error = np.abs(exact[finite].astype(np.float64) - rounded[finite].astype(np.float64))
+        told(tensor.name, float(error.max(initial=0.0)))
+        return rounded
+
+    return Tensor(tensor.name, tensor.shape, dtype, read)
+
+
+def target_dtype(name: str | None) -> np.dtype | None:
+    """The dtype of a `--dtype` choice; None for "keep".
+
+    Raises:
+        Problem: (usage) it is not keep, float32, bfloat16 or float16.
+    """
+    if name in (None, "keep"):
+        return None
+    if name not in FLOATS:
+        raise Problem(
+            f"unknown dtype: {name!r}", why=f"known: keep, {', '.join(FLOATS)}", exit_code=USAGE
+        )
+    return DTYPES["BF16"] if name == "bfloat16" else np.dtype(name)
+
+
+def kept_in_float32(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the `--keep-fp32` patterns (`*` is anything) matches our path."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """How far two arrays of one shape are apart.
+
+    Returns:
+        `equal` (every value is; NaN equals itself), `max_abs` (0 for empty
+        arrays, NaN where only one has it) and `cosine` (1 when both are all zero).
+    """
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(np.where(same, 0.0, x - y)).max(initial=0.0)
+        norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+        both_zero = not x.any() and not y.any()
+        cosine = 1.0 if both_zero else float(x @ y) / norms if norms else 0.0
+    return {"equal": bool(same.all()), "max_abs": float(apart), "cosine": cosine}

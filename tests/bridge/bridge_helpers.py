@@ -1,0 +1,87 @@
+"""Checkpoints for tests: the golden one, and small ones made on the spot."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+import jaxmodels
+from jaxmodels.runtime.files import digests
+from jaxmodels.runtime.paths import nest, params_of
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "charlm"
+SEED = GOLDEN / "orbax"
+HEADS = {"heads": 4}
+
+CHARS = set("\n !,.?abcdefghijklmnopqrstuvwxyzäß漢🎉")
+
+
+def vocabulary(size: int = 64) -> dict:
+    """A vocabulary of `size` entries in the form of the seed's tokeniser."""
+    filling = [chr(0x100 + i) for i in range(size)]
+    chars = sorted([*CHARS, *filling[: size - 2 - len(CHARS)]])
+    to_int = {character: i for i, character in enumerate(chars, start=2)}
+    return {
+        "special_tokens": {"<PAD>": 0, "<UNK>": 1},
+        "min_freq": 1,
+        "chars": chars,
+        "vocab_size": size,
+        "char_to_int": to_int,
+        "int_to_char": {"0": "<PAD>", "1": "<UNK>", **{str(i): c for c, i in to_int.items()}},
+    }
+
+
+def random_params(spec: str = "charlm:tiny", seed: int = 0) -> dict[str, np.ndarray]:
+    """Path → random values: large enough that every mistake shows in the outputs."""
+    rng = np.random.default_rng(seed)
+    return {
+        path: (rng.standard_normal(leaf.shape) * 0.2).astype(np.float32)
+        for path, leaf in params_of(jaxmodels.create(spec)).items()
+    }
+
+
+def save_tree(folder: Path, flat: dict[str, np.ndarray]) -> Path:
+    """Orbax checkpoint of path → array."""
+    with ocp.PyTreeCheckpointer() as writer:
+        writer.save(folder, nest(flat))
+    return folder
+
+
+def write_run(
+    folder: Path, losses: dict[int, float | None], vocab: bool = True, spec: str = "charlm:tiny"
+) -> Path:
+    """A run directory as `train` writes it; the parameters of step n are drawn with seed n."""
+    arch, preset, config = jaxmodels.preset(spec)
+    folder.mkdir()
+    described = {"arch": arch, "preset": preset, "model": asdict(config), "recipe": {}}
+    (folder / "config.json").write_text(json.dumps(described))
+    if vocab:
+        text = json.dumps(vocabulary(config.vocab), ensure_ascii=True)
+        (folder / "characters.json").write_text(text)
+    for step, loss in losses.items():
+        target = folder / "checkpoints" / str(step)
+        target.mkdir(parents=True)
+        save_tree(target / "params", random_params(spec, seed=step))
+        save_tree(target / "train", {"step": np.asarray(step)})
+        (target / "data.json").write_text("{}")
+        metrics = {} if loss is None else {"valid_loss": loss}
+        manifest = {"step": step, "metrics": metrics, "files": digests(target)}
+        (target / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def assert_same_params(model: object, params: dict[str, np.ndarray]) -> None:
+    """Every parameter of the module has exactly these values."""
+    found = params_of(model)
+    assert found.keys() == params.keys()
+    for path, array in params.items():
+        np.testing.assert_array_equal(np.asarray(found[path]), array, err_msg=path)
+
+
+def flip(path: Path, at: float = 0.7) -> None:
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at)] ^= 4
+    path.write_bytes(data)

@@ -1,0 +1,189 @@
+"""inspect, verify and diff: the functions and the verbs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from bridge_helpers import HEADS, SEED, flip, random_params, save_tree
+
+import bridge
+from jaxmodels.__main__ import main
+from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, UNVERIFIED, USAGE, Problem
+
+
+def command(capsys, *argv):
+    """Exit code, JSON on standard output (None if there is none), standard error."""
+    capsys.readouterr()
+    code = main([str(word) for word in argv])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out.startswith("{") else out, err
+
+
+def test_inspect_says_what_it_is(model_directory, capsys):
+    code, report, _ = command(capsys, "inspect", model_directory, "--json")
+    assert code == DONE
+    assert report["format"] == "safetensors"
+    assert (report["arch"], report["preset"], report["tensors"]) == ("charlm", "tiny", 27)
+    assert report["parameters"] == sum(array.size for array in random_params().values())
+    assert report["bytes"] == 4 * report["parameters"]
+    assert report["dtypes"] == {"float32": 27}
+    assert (report["vocab_present"], report["problems"]) == (True, [])
+    code, text, _ = command(capsys, "inspect", model_directory, "--tensors")
+    assert "blocks.1.mlp.wv.weight  (128, 32)  float32" in text
+
+
+def test_inspect_of_the_seed_says_what_is_assumed(capsys):
+    code, report, _ = command(capsys, "inspect", SEED, "--json")
+    assert (code, report["format"], report["vocab_present"]) == (DONE, "orbax", False)
+    assert report["assumed"]["heads"] == 8
+    _, report, _ = command(capsys, "inspect", SEED, "--json", "--set", "heads=4")
+    assert (report["config"]["heads"], "heads" in report["assumed"]) == (4, False)
+    assert any("no vocabulary" in note for note in report["notes"])
+
+
+def test_inspect_finds_bad_values(tmp_path):
+    params = random_params()
+    params["head/kernel"][2, 3] = np.nan
+    params["blocks/0/mlp/out/kernel"][:] = 0
+    params["blocks/0/norm1/scale"][:] = 1
+    params["blocks/1/norm1/scale"] = params["blocks/0/norm2/scale"]
+    report = bridge.inspect(save_tree(tmp_path / "own", params), config={"heads": 2})
+    assert report.problems == [
+        "blocks.0.mlp.out.kernel is all zero",
+        "head.kernel has 1 values that are NaN or infinite",
+    ]
+    assert "blocks.0.norm1.scale is 1 throughout" in report.notes
+    assert "the same values: blocks.0.norm2.scale, blocks.1.norm1.scale" in report.notes
+
+
+def test_inspect_of_what_fits_no_model(tmp_path):
+    params = random_params()
+    del params["norm/scale"]
+    params["stranger"] = np.ones(3, np.float32)
+    report = bridge.inspect(save_tree(tmp_path / "own", params))
+    assert report.readable
+    assert report.tensors == 27
+    assert "norm.scale" in report.problems[0]
+    assert "stranger" in report.problems[0]
+
+
+@pytest.mark.parametrize("percent", [1, 40, 99])
+def test_inspect_of_a_truncated_file(converted, tmp_path, capsys, percent):
+    data = (converted / "model.safetensors").read_bytes()
+    path = tmp_path / "cut"
+    path.write_bytes(data[: len(data) * percent // 100])
+    code, report, _ = command(capsys, "inspect", path, "--json")
+    assert code == CORRUPT
+    assert report["format"] == "safetensors"
+    assert "truncated" in report["problems"][0]
+    code, text, _ = command(capsys, "inspect", path)
+    assert code == CORRUPT
+    assert f"expected {len(data):,} bytes" in text or "expected" in text
+
+
+def test_inspect_names_a_damaged_tensor(converted, tmp_path, capsys):
+    copy = shutil.copytree(converted, tmp_path / "copy")
+    flip(copy / "model.safetensors")
+    code, report, _ = command(capsys, "inspect", copy, "--json")
+    assert code == CORRUPT
+    assert any("model.safetensors is damaged" in problem for problem in report["problems"])
+    assert any("the tensor" in problem for problem in report["problems"])
+
+
+def test_verify_against_the_source(converted, capsys):
+    code, report, _ = command(capsys, "verify", converted, "--against", SEED, "--json")
+    assert code == DONE
+    assert report["ok"] is True
+    assert report["digests_ok"] is True
+    assert (report["tensors_compared"], report["tensors_equal"]) == (27, 27)
+    assert report["max_abs_logit_diff"] <= 1e-5
+
+
+def test_verify_finds_another_source(model_directory, run, capsys):
+    other = run / "checkpoints" / "100"
+    code, report, _ = command(capsys, "verify", model_directory, "--against", other, "--json")
+    assert (code, report["ok"]) == (UNVERIFIED, False)
+    assert any("head/kernel differs by up to" in problem for problem in report["problems"])
+
+
+@pytest.mark.parametrize("at", np.linspace(0.02, 0.98, 7))
+def test_one_flipped_bit_is_found_and_named(converted, tmp_path, capsys, at):
+    copy = shutil.copytree(converted, tmp_path / "copy")
+    flip(copy / "model.safetensors", at)
+    code, report, _ = command(capsys, "verify", copy, "--json")
+    assert (code, report["ok"], report["digests_ok"]) == (UNVERIFIED, False, False)
+    assert "model.safetensors is damaged" in report["problems"][0]
+
+
+def test_verify_of_missing_and_additional_files(converted, tmp_path):
+    copy = shutil.copytree(converted, tmp_path / "copy")
+    (copy / "README.md").rename(copy / "NOTES.md")
+    problems = bridge.verify(copy).problems
+    assert problems == ["README.md is missing", "NOTES.md is not in the manifest"]
+
+
+def test_verify_of_a_run_names_the_checkpoint(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    assert bridge.verify(copy).digests_ok
+    (copy / "checkpoints" / "300" / "data.json").write_text("[]")
+    code, text, _ = command(capsys, "verify", copy)
+    assert code == UNVERIFIED
+    assert "300: data.json is damaged" in text
+
+
+def test_verify_without_manifest_still_compares_outputs():
+    report = bridge.verify(SEED)
+    assert report.digests_ok is None
+    assert report.ok
+    assert report.max_abs_logit_diff <= 1e-5
+
+
+def test_diff(converted, model_directory, run, tmp_path, capsys):
+    code, report, _ = command(capsys, "diff", converted, SEED, "--json")
+    assert (code, report["same"]) == (DONE, True)
+    code, report, _ = command(capsys, "diff", run, run / "checkpoints" / "100", "--json")
+    assert (code, report["same"]) == (UNVERIFIED, False)
+    row = report["tensors"]["head/kernel"]
+    a, b = (random_params(seed=seed)["head/kernel"] for seed in (200, 100))
+    assert row["status"] == "different"
+    assert row["max_abs"] == pytest.approx(np.abs(a - b).max())
+    cosine = (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
+    assert row["cosine"] == pytest.approx(cosine, abs=1e-6)
+    code, text, _ = command(capsys, "diff", converted, model_directory)
+    assert code == UNVERIFIED
+    assert "config vocab: 53 | 64" in text
+    assert "head/kernel: status shape" in text
+
+
+def test_the_convert_verb(tmp_path, capsys):
+    target = tmp_path / "out"
+    argv = ["convert", "--set", "heads=4", "--set", "context=64", SEED, target, "--json"]
+    code, report, err = command(capsys, *argv)
+    assert code == DONE
+    assert (report["arch"], report["tensors"], report["verified"]) == ("charlm", 27, "digest")
+    assert report["assumed"] == {"dropout": 0.0}
+    assert "note: assumed: dropout = 0.0" in err
+    assert bridge.open_source(target).config.context == 64
+    code, _, err = command(capsys, *argv)
+    assert code == EXISTS
+    assert "the output exists already" in err
+    code, text, _ = command(capsys, *argv[:-1], "--dry-run")
+    assert code == DONE
+    assert "head.layers.1.kernel -> head.weight  transpose  float32 (53, 32)" in text
+    code, text, _ = command(capsys, *argv[:-1], "--force", "--verify", "logits")
+    assert code == DONE
+    assert f"next: jaxmodels verify {target} --against {SEED}" in text
+
+
+def test_refusals_of_the_verbs(tmp_path, capsys):
+    tree = {"embed/embedding": np.ones((4, 3), np.float32)}
+    code, _, err = command(capsys, "convert", save_tree(tmp_path / "odd", tree), tmp_path / "o")
+    assert code == MISMATCH
+    assert err.startswith("error:")
+    assert command(capsys, "convert", SEED, tmp_path / "o", "--set", "head=4")[0] == USAGE
+    for verb in (["inspect"], ["verify"], ["diff", SEED], ["convert", tmp_path / "o"]):
+        assert command(capsys, *verb, tmp_path / "nothing")[0] == CORRUPT or verb[0] == "convert"
+    with pytest.raises(Problem):
+        bridge.verify(tmp_path / "nothing")
+    assert HEADS == {"heads": 4}

@@ -1,0 +1,231 @@
+"""The PyTorch side of charlm: numbers, transformers' calls, training."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from bridge_helpers import GOLDEN, HEADS, SEED, random_params, save_tree, vocabulary
+
+import bridge
+import jaxmodels
+from bridge import table
+from bridge.torch import twin
+from bridge.torch.charlm.modeling_charlm import CharLMConfig, CharLMForCausalLM
+from bridge.vocabulary import write_tokenizer
+from jaxmodels.charlm import PRESETS, WEIGHTS, loss
+from jaxmodels.runtime.paths import split
+
+# Isolated from our packages: what a PyTorch user has who got nothing but the folder.
+ALONE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jax", "jaxlib", "flax", "jaxmodels", "bridge"):
+            raise ImportError(name + " must not be needed")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.fixture(scope="module")
+def module(model_directory):
+    return bridge.torch.load(model_directory)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.from_numpy(np.random.default_rng(1).integers(2, 64, (3, 11)))
+
+
+def test_golden_logits_loss_and_gradient():
+    golden = np.load(GOLDEN / "io.npz")
+    module = bridge.torch.load(SEED, config=HEADS)
+    ids = torch.from_numpy(golden["ids"]).long()
+    out = module(ids, labels=ids)
+    assert np.abs(out.logits.detach().numpy() - golden["logits"]).max() <= 2e-5
+    assert abs(out.loss.item() - golden["loss"]) <= 1e-5
+    out.loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters()])
+    assert norm.item() == pytest.approx(float(golden["gradnorm"]), rel=1e-4)
+
+
+def test_logits_and_gradients_equal_those_of_jax(model_directory, module, tokens):
+    model = bridge.load(model_directory)
+    logits = np.asarray(model(jnp.asarray(tokens.numpy()))[0])
+    assert np.abs(logits - module(tokens).logits.detach().numpy()).max() <= 1e-5
+    skeleton, params, rest = split(model)
+    batch = {"tokens": jnp.asarray(tokens.numpy())}
+    ours = jax.grad(lambda p: loss(skeleton.merge(p, rest), batch, None)[0])(params)
+    module.zero_grad()
+    module(tokens, labels=tokens).loss.backward()
+    theirs = dict(module.named_parameters())
+    pairs = table.pairs(WEIGHTS, ours)
+    assert len(pairs) == len(theirs)
+    for pair in pairs:
+        grad = theirs[pair.theirs].grad.numpy()
+        wanted = np.asarray(ours[pair.ours])
+        assert np.abs((grad.T if pair.op == "transpose" else grad) - wanted).max() <= 1e-5
+
+
+@pytest.mark.parametrize("prompt", [1, 11])
+def test_generate_is_the_same_with_and_without_cache(module, tokens, prompt):
+    calls = {"do_sample": False, "max_new_tokens": 25, "pad_token_id": 0}
+    cached, plain = (
+        module.generate(tokens[:, :prompt], use_cache=use, **calls) for use in (True, False)
+    )
+    assert cached.shape == (3, prompt + 25)
+    assert torch.equal(cached, plain)
+
+
+def test_left_padding_changes_nothing(module, tokens):
+    padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), tokens], 1)
+    mask = (torch.arange(15) >= 4).long().expand(3, -1).clone()
+    mask[0] = (torch.arange(15) >= 2).long()
+    difference = module(padded, attention_mask=mask).logits[1:, 4:] - module(tokens).logits[1:]
+    assert difference.abs().max() <= 1e-5
+    calls = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0}
+    both = [
+        module.generate(padded, attention_mask=mask, use_cache=use, **calls)
+        for use in (True, False)
+    ]
+    assert torch.equal(*both)
+    assert torch.equal(both[0][1:, 4:], module.generate(tokens, **calls)[1:])
+
+
+def test_cache_step_by_step_equals_one_pass(module, tokens):
+    cache, steps = None, []
+    for t in range(tokens.shape[1]):
+        out = module(tokens[:, t : t + 1], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        steps.append(out.logits)
+    assert (torch.cat(steps, 1) - module(tokens).logits).abs().max() <= 1e-5
+    assert module(tokens, logits_to_keep=1).logits.shape == (3, 1, 64)
+
+
+def test_dropout_only_when_training_and_decaying():
+    config = CharLMConfig(**vars(replace(PRESETS["tiny"], dropout=0.5, dropout_end=0.1)))
+    config.dropout_scale = 2
+    module, ids = CharLMForCausalLM(config).eval(), torch.ones(1, 5, dtype=torch.long)
+    assert torch.equal(module(ids).logits, module(ids).logits)
+    module.train()
+    rates = []
+    for _ in range(3):
+        module(ids)
+        rates.append(module.dropout_rate())
+    assert rates == pytest.approx([0.5, 0.1 + 0.4 / 1.5, 0.3])
+    assert not torch.equal(module(ids).logits, module(ids).logits)
+
+
+def test_state_dict_has_the_names_of_the_table():
+    side = twin("charlm")
+    module = side.build(PRESETS["tiny"])
+    assert set(module.state_dict()) == {
+        pair.theirs for pair in table.pairs(WEIGHTS, random_params())
+    }
+
+
+def test_bfloat16_survives(run, tmp_path):
+    bridge.convert(run, tmp_path / "half", dtype="bfloat16")
+    module = bridge.torch.load(tmp_path / "half")
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+    expected = random_params(seed=200)["head/kernel"].T
+    found = module.head.weight.detach().float().numpy()
+    np.testing.assert_array_equal(found, torch.from_numpy(expected.copy()).bfloat16().float())
+
+
+def test_a_folder_alone_opens_in_transformers(model_directory, module, tokens, tmp_path):
+    text = "hello, wörld! 漢\n\n<UNK> <PAD> 🎉 §"
+    code = (
+        ALONE
+        + f"""
+import json, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+path = {str(model_directory)!r}
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(path)
+ids = torch.tensor({tokens.tolist()})
+calls = dict(do_sample=False, max_new_tokens=20)
+a, b = (model.generate(ids, use_cache=use, **calls) for use in (True, False))
+encoded = tokenizer.encode({text!r})
+print(json.dumps([a.tolist(), b.tolist(), model(ids).logits.tolist(), encoded,
+                  tokenizer.decode(encoded), model.training, str(model.dtype)]))
+"""
+    )
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=env,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    cached, plain, logits, encoded, decoded, training, dtype = json.loads(
+        done.stdout.splitlines()[-1]
+    )
+    assert cached == plain
+    assert not {0, 1} & {i for row in cached for i in row[11:]}  # special ids are suppressed
+    assert np.abs(np.asarray(logits) - module(tokens).logits.detach().numpy()).max() <= 1e-6
+    ids = vocabulary()["char_to_int"]
+    assert encoded == [ids.get(character, 1) for character in text]
+    assert decoded == "".join(c if c in ids else "<UNK>" for c in text)
+    assert (training, dtype) == (False, "torch.float32")
+
+
+def test_tokenizer_equals_the_vocabulary_on_random_text(tmp_path):
+    from tokenizers import Tokenizer
+
+    content = vocabulary()
+    write_tokenizer(tmp_path, content, context=32)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = content["char_to_int"]
+    rng = np.random.default_rng(0)
+    pool = [*ids, *"QXZ0§€🙂\r\t\u0301\u200d\x00", "<PAD>", "<UNK>"]
+    for _ in range(300):
+        text = "".join(rng.choice(pool, rng.integers(0, 30)))
+        encoded = tokenizer.encode(text).ids
+        assert encoded == [ids.get(character, 1) for character in text]
+        known = "".join(c if c in ids else "<UNK>" for c in text)
+        assert tokenizer.decode(encoded, skip_special_tokens=False) == known
+
+
+def test_one_hundred_adamw_steps(tmp_path):
+    """The same weights and batches give the same losses on both sides."""
+    spec = jaxmodels.create("charlm:tiny", seed=3)
+    skeleton, params, rest = split(spec)
+    save_tree(tmp_path / "own", {path: np.asarray(leaf) for path, leaf in params.items()})
+    module = bridge.torch.load(tmp_path / "own", config={"heads": 2}).train()
+    assert module.config.dropout == 0
+    batches = np.random.default_rng(0).integers(0, 64, (100, 4, 17))
+    settings = {"eps": 1e-8, "weight_decay": 1e-2}
+    transform = optax.adamw(1e-3, b1=0.9, b2=0.999, **settings)
+
+    @jax.jit
+    def step(params, state, tokens):
+        value, grads = jax.value_and_grad(
+            lambda p: loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
+        )(params)
+        updates, state = transform.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.999), **settings)
+    state, ours, theirs = transform.init(params), [], []
+    for batch in batches:
+        params, state, value = step(params, state, jnp.asarray(batch))
+        ours.append(float(value))
+        tokens = torch.from_numpy(batch)
+        out = module(tokens, labels=tokens).loss
+        optimiser.zero_grad()
+        out.backward()
+        optimiser.step()
+        theirs.append(out.item())
+    assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4
+    assert ours[0] != ours[-1]
