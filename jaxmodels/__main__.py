@@ -16,8 +16,14 @@ VERBS = {
     "eval": ("jaxmodels.commands.eval:main", "loss, perplexity and bits per character"),
     "generate": ("jaxmodels.commands.generate:main", "continue a prompt"),
     "convert": ("bridge.commands:convert_main", "move a checkpoint between formats"),
-    "inspect": ("bridge.commands:inspect_main", "say what a checkpoint is, without executing anything"),
-    "verify": ("bridge.commands:verify_main", "check digests, and numbers against PyTorch or a source"),
+    "inspect": (
+        "bridge.commands:inspect_main",
+        "say what a checkpoint is, without executing anything",
+    ),
+    "verify": (
+        "bridge.commands:verify_main",
+        "check digests, and numbers against PyTorch or a source",
+    ),
     "diff": ("bridge.commands:diff_main", "compare two checkpoints tensor by tensor"),
     "data": ("data_pipelines.prepare:main", "list, prepare and inspect training data"),
     "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),

@@ -37,11 +37,11 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     options = parse(Eval, argv, "eval")
     from jaxmodels.commands.open import open_model
+    from jaxmodels.runtime import platform
     from jaxmodels.runtime.evaluate import evaluate, loss_function, report
     from jaxmodels.runtime.paths import split
-    from jaxmodels.runtime.platform import use_compilation_cache
 
-    use_compilation_cache()
+    platform.prepare()
     model, tokenizer = open_model(options.path, options.vocab, options.set)
     with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
         batches = _batches(options, model, tokenizer, Path(folder))

@@ -60,9 +60,9 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     options = parse(Generate, argv, "generate")
     from jaxmodels.commands.open import open_model
-    from jaxmodels.runtime.platform import use_compilation_cache
+    from jaxmodels.runtime import platform
 
-    use_compilation_cache()
+    platform.prepare()
     model, tokenizer = open_model(options.path, options.vocab, options.set)
     if tokenizer is None:
         raise Problem(

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxmodels.cli import say
+from jaxmodels.errors import MISMATCH, Problem
+
 
 def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tuple[Any, Any]:
     """The module, and the tokeniser of its vocabulary (None when there is none).
@@ -16,17 +19,14 @@ def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tup
     Raises:
         Problem: what `bridge.load` raises; (mismatch) the vocabulary is not of the model's size.
     """
-    import bridge
+    from bridge.loading import model_of
     from bridge.sources import open_source, parse_settings
     from data_pipelines.tokenizers import CharTokenizer
-    from jaxmodels.cli import say
-    from jaxmodels.errors import MISMATCH, Problem
 
-    config = parse_settings(settings)
-    source = open_source(path, config=config)
+    source = open_source(path, config=parse_settings(settings))
     for note in source.notes:
         say(note)
-    model = bridge.load(path, config=config)
+    model = model_of(source)
     content = json.loads(vocab.read_text(encoding="utf-8")) if vocab else source.vocabulary
     if content is None:
         return model, None

@@ -147,10 +147,10 @@ def _locked(run: Path) -> Iterator[None]:
 
 
 def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
-    from jaxmodels.runtime.platform import use_compilation_cache
+    from jaxmodels.runtime import platform
     from jaxmodels.runtime.sharding import make_mesh
 
-    use_compilation_cache()
+    platform.prepare()
     has_checkpoint = _check_resume(run, options.resume)
     recipe = options.recipe
     make_mesh(recipe.mesh)  # before the data, which may take long to prepare

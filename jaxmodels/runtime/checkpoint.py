@@ -108,13 +108,13 @@ def restore(checkpoint: Path, abstract: State) -> Restored:
 def read_params(checkpoint: Path) -> Arrays:
     """The parameters of a checkpoint as path → numpy array."""
     with ocp.PyTreeCheckpointer() as reader:
-        return flatten(reader.restore(checkpoint / "params"))
+        return flatten(reader.restore(checkpoint.absolute() / "params"))
 
 
 def _read(folder: Path, abstract: Any) -> Any:
     with ocp.PyTreeCheckpointer() as reader:
         args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        return reader.restore(folder, item=abstract, restore_args=args)
+        return reader.restore(folder.absolute(), item=abstract, restore_args=args)
 
 
 def _train_tree(state: State) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+        self.folder, self.keep = folder.absolute(), keep  # Orbax takes no relative paths
         self.seconds = 0.0
         """How long the last save took, from call to commit."""
         self._pool = ThreadPoolExecutor(1, "checkpoint")

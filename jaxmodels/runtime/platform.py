@@ -1,15 +1,21 @@
-"""The machine: compilation cache, devices, versions."""
+"""The process: where compiled programs are kept, and who may write to the terminal."""
 
 import os
 from pathlib import Path
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that the second start of a run is quick.
+def prepare() -> None:
+    """What every verb that runs JAX does first.
 
-    They live in `$JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder.
+    Keeps compiled programs on disk, so that the second start of a run is quick; they live in
+    `$JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder. Silences Orbax, which
+    logs tracebacks of errors that it also raises, and that are shown as ours.
     """
+    import logging
+
     import jax
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "jaxmodels" / "xla")
