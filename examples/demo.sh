@@ -4,12 +4,12 @@ set -euo pipefail
 
 RUN=${1:-runs/demo}
 
-step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+step() { printf '\n\033[1m$ %s\033[0m\n' "$(printf '%q ' "$@")"; "$@"; }
 
 # A granted machine is taken away in the middle of the run …
 code=0
 step jaxmodels train charlm:notebook --data pydoc --out "$RUN" \
-  --batch 64 --steps 1000 --eval-every 250 --save-every 250 --sample-every 250 \
+  --batch 64 --steps 600 --eval-every 200 --save-every 200 --sample-every 200 \
   --max-hours 0.006 || code=$?
 [ $code -eq 0 ] || [ $code -eq 75 ] || exit $code # 75: stopped, resumable
 

@@ -96,8 +96,10 @@ class _Loop:
         self.outcome = Outcome(steps=recipe.steps)
         self.state = self._start(fresh, abstract)
         self.log = MetricsLog(job.run, self.outcome.step)
-        self.pending: tuple[dict[str, Any], dict[str, jax.Array]] | None = None
-        self.ticks = time.monotonic()
+        # Numbers of the last step: on the device, then on the host, then in the log.
+        self.pending: tuple[dict[str, Any], int, dict[str, jax.Array]] | None = None
+        self.record: dict[str, Any] | None = None
+        self.ticks, self.warm = time.monotonic(), False
         self.saved = self.outcome.checkpoint
 
     def _start(self, fresh: Callable[[], State], abstract: State) -> State:
@@ -135,7 +137,7 @@ class _Loop:
             self._record()
         out.step += 1
         tokens = batch["tokens"].shape[0] * (batch["tokens"].shape[1] - 1)
-        self.pending = ({"step": out.step, "tokens": tokens}, metrics)
+        self.pending = ({"step": out.step}, tokens, metrics)
         last = out.step == recipe.steps
         extra = {}
         if last or out.step % recipe.eval_every == 0:
@@ -145,23 +147,30 @@ class _Loop:
         if self.job.sampler and recipe.sample_every and out.step % recipe.sample_every == 0:
             self._sample()
 
-    def _record(self, **extra: float) -> None:
-        """Writes the record of the step before, whose numbers are ready by now."""
+    def _settle(self) -> None:
+        """Waits for the last step's numbers and takes its time."""
         if self.pending is None:
             return
-        (record, metrics), self.pending = self.pending, None
-        tokens, out = record.pop("tokens"), self.outcome
-        record |= {name: float(value) for name, value in metrics.items()} | extra
-        now = time.monotonic()
-        speed, self.ticks = tokens / max(now - self.ticks, 1e-9), now
-        smooth = out.tokens_per_second
-        out.tokens_per_second = 0.9 * smooth + 0.1 * speed if smooth else speed
-        out.loss = record["loss"]
+        (record, tokens, metrics), self.pending = self.pending, None
+        record |= {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(record["loss"]):
             raise self._diverged(record["step"])
-        self.log.write(record | {"tokens_per_second": round(speed, 1)})
+        now, out = time.monotonic(), self.outcome
+        speed, self.ticks = tokens / max(now - self.ticks, 1e-9), now
+        smooth = out.tokens_per_second
+        # The first step of a process is mostly compilation.
+        out.tokens_per_second = 0.9 * smooth + 0.1 * speed if self.warm and smooth else speed
+        self.warm, out.loss = record["step"] > (out.resumed_from or 0) + 1, record["loss"]
+        self.record = record | {"tokens_per_second": round(speed, 1)}
         left = (out.steps - record["step"]) * tokens / out.tokens_per_second
         self.progress.update(record["step"], record["loss"], out.tokens_per_second, left)
+
+    def _record(self, **extra: float) -> None:
+        """Writes the record of the last step, with what an evaluation added."""
+        self._settle()
+        if self.record is not None:
+            self.log.write(self.record | extra)
+            self.record = None
 
     def _diverged(self, step: int) -> Problem:
         return Problem(
@@ -174,6 +183,7 @@ class _Loop:
 
     def _evaluate(self) -> dict[str, float]:
         """The validation loss of this step; empty when there is none or a stop is due."""
+        self._settle()
         with self._timed("eval"):
             state, job, out = self.state, self.job, self.outcome
             loss = len(job.valid) and evaluate(
@@ -198,6 +208,7 @@ class _Loop:
         self.ticks = time.monotonic()
 
     def _sample(self) -> None:
+        self._settle()
         with self._timed("eval"):
             assert self.job.sampler is not None
             text = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
