@@ -58,11 +58,11 @@ def test_golden_logits_loss_and_gradient():
 
 def test_logits_and_gradients_equal_those_of_jax(model_directory, module, tokens):
     model = bridge.load(model_directory)
-    logits = np.asarray(model(jnp.asarray(tokens.numpy()))[0])
+    logits = twin("charlm").jax_outputs(model, tokens.int().numpy())
     assert np.abs(logits - module(tokens).logits.detach().numpy()).max() <= 1e-5
     skeleton, params, rest = split(model)
     batch = {"tokens": jnp.asarray(tokens.numpy())}
-    ours = jax.grad(lambda p: loss(skeleton.merge(p, rest), batch, None)[0])(params)
+    ours = jax.jit(jax.grad(lambda p: loss(skeleton.merge(p, rest), batch, None)[0]))(params)
     module.zero_grad()
     module(tokens, labels=tokens).loss.backward()
     theirs = dict(module.named_parameters())
@@ -154,7 +154,7 @@ ids = torch.tensor({tokens.tolist()})
 calls = dict(do_sample=False, max_new_tokens=20)
 a, b = (model.generate(ids, use_cache=use, **calls) for use in (True, False))
 encoded = tokenizer.encode({text!r})
-print(json.dumps([a.tolist(), b.tolist(), model(ids).logits.tolist(), encoded,
+print("\\n" + json.dumps([a.tolist(), b.tolist(), model(ids).logits.tolist(), encoded,
                   tokenizer.decode(encoded), model.training, str(model.dtype)]))
 """
     )
