@@ -23,6 +23,8 @@ from bridge.vocabulary import write_tokenizer
 from jaxmodels.charlm import PRESETS, WEIGHTS, loss
 from jaxmodels.runtime.paths import split
 
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
 # Isolated from our packages: what a PyTorch user has who got nothing but the folder.
 ALONE = """
 import sys
@@ -146,6 +148,7 @@ def test_a_folder_alone_opens_in_transformers(model_directory, module, tokens, t
         ALONE
         + f"""
 import json, torch
+torch.set_num_threads(1)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 path = {str(model_directory)!r}
 model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
