@@ -33,6 +33,11 @@ def arch(name: str) -> ModuleType:
     return import_module(ARCHS[name])
 
 
+def package_of(model: Any) -> ModuleType:
+    """The package that a model comes from."""
+    return import_module(type(model).__module__.rpartition(".")[0])
+
+
 def preset(spec: str) -> tuple[str, str, Any]:
     """Splits "charlm:tiny" into architecture, preset name and the preset's Config.
 

@@ -7,16 +7,14 @@ error, so that output can be piped.
 import json
 import os
 import sys
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
-def parse(args: type[T], argv: list[str], verb: str, default: T | None = None) -> T:
+def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
     """Fills the dataclass `args` from the command line; wrong usage exits with code 2."""
     import tyro
 
-    kwargs = {} if default is None else {"default": default}
+    kwargs: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
         args, args=argv, prog=f"jaxmodels {verb}", config=(tyro.conf.FlagCreatePairsOff,), **kwargs
     )

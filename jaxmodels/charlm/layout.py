@@ -70,5 +70,10 @@ def sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, object], dict[s
     vocab, dim = shapes["embed/embedding"]
     hidden = shapes["blocks/0/mlp/out/kernel"][0]
     layers = len({path.split("/")[1] for path in shapes if path.startswith("blocks/")})
-    known = {"vocab": vocab, "dim": dim, "layers": layers, "mlp_ratio": hidden / dim}
+    known: dict[str, object] = {
+        "vocab": vocab,
+        "dim": dim,
+        "layers": layers,
+        "mlp_ratio": hidden / dim,
+    }
     return known, {"heads": 8, "context": 1024, "dropout": 0.0}

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> list[dict[str, Any]]:
+def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     from data_pipelines.pipelines import open_data
     from jaxmodels.runtime.settings import read_file
 

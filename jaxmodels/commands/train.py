@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,8 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
 
 C = TypeVar("C")
+
+_BEGUN = time.monotonic()  # a granted session runs since the process started, near enough
 
 # Recipe fields that may differ when a run goes on; all others decide what is learned.
 _FREE = {"steps", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "prompt"}
@@ -145,15 +148,24 @@ def _locked(run: Path) -> Iterator[None]:
 
 def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
     from jaxmodels.runtime.platform import use_compilation_cache
+    from jaxmodels.runtime.sharding import make_mesh
 
     use_compilation_cache()
     has_checkpoint = _check_resume(run, options.resume)
     recipe = options.recipe
+    make_mesh(recipe.mesh)  # before the data, which may take long to prepare
     _compare(run, resolved, has_checkpoint)
     data = _open_data(run, options)
     if data.vocab_size:
         resolved["model"]["vocab"] = data.vocab_size
         options = replace(options, model=replace(options.model, vocab=data.vocab_size))
+    elif data.vocab_needed > options.model.vocab:
+        raise Problem(
+            f"token {data.vocab_needed - 1} does not fit a vocabulary of {options.model.vocab}",
+            where=data.spec,
+            fix=f"give --model.vocab {data.vocab_needed} or more",
+            exit_code=MISMATCH,
+        )
     _compare_vocabulary(run, data, has_checkpoint)
     _describe(resolved, data, options)
     if options.find_lr:
@@ -169,7 +181,7 @@ def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
         data.train(),
         data.valid(recipe.eval_batches),
         run,
-        hours=options.max_hours,
+        deadline=None if options.max_hours is None else _BEGUN + 3600 * options.max_hours,
         sampler=text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
         if data.tokenizer
         else None,
@@ -323,7 +335,9 @@ def _report(run: Path, outcome: Any, as_json: bool) -> int:
         f"{outcome.reason}: step {outcome.step} of {outcome.steps}"
         + (f", best validation loss {best:.4f} (step {outcome.best_step})" if best else ""),
         f"time: {spent or 'under a second'}",
-        f"checkpoint: {run / 'checkpoints' / str(outcome.checkpoint)}",
+        f"checkpoint: {run / 'checkpoints' / str(outcome.checkpoint)}"
+        if outcome.checkpoint
+        else "no step was done, so there is no checkpoint",
     )
     if outcome.step < outcome.steps:
         say(f"continue:  {again}")

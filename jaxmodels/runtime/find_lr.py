@@ -37,7 +37,9 @@ def find_lr(
     mesh = make_mesh(recipe.mesh)
     skeleton, fresh, _ = init(package, config, recipe, tx, mesh)
     step = train_step(package, skeleton, tx, rate, recipe)
-    state, rates, losses, smooth = fresh(), [], [], 0.0
+    state, smooth = fresh(), 0.0
+    rates: list[float] = []
+    losses: list[float] = []
     for index in range(steps):
         state, metrics = step(state, put_batch(next(batches), mesh))
         loss = float(metrics["loss"])

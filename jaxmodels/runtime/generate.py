@@ -50,15 +50,20 @@ def generate(
         yield np.asarray(tokens)[:, : max_new_tokens - done]
 
 
-def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
+def _pad(prompt: np.ndarray, size: int) -> jax.Array:
     """Pads to a power of two, so that prompts of many lengths share few compilations."""
     padded = min(max(1 << (prompt.shape[1] - 1).bit_length(), 16), size)
-    return np.pad(prompt, ((0, 0), (0, padded - prompt.shape[1])))
+    return jnp.asarray(np.pad(prompt, ((0, 0), (0, padded - prompt.shape[1]))))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def _prefill(
-    skeleton: Skeleton, params: Arrays, rest: Arrays, tokens: jax.Array, cache: Any, length: int
+    skeleton: Skeleton,
+    params: Arrays,
+    rest: Arrays,
+    tokens: jax.Array,
+    cache: Any,
+    length: jax.Array | int,
 ) -> tuple[jax.Array, Any]:
     """Logits after token `length − 1`, and the cache rewound to `length` tokens.
 

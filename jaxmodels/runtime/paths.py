@@ -19,23 +19,24 @@ class Skeleton(NamedTuple):
     """A model without its arrays: what `merge` needs besides them. Hashable."""
 
     graph: Any
-    params: Any
+    params_tree: Any
     param_paths: tuple[str, ...]
-    rest: Any
+    rest_tree: Any
     rest_paths: tuple[str, ...]
 
     def merge(self, params: Arrays, rest: Arrays) -> Any:
         """The module that holds these arrays."""
         return nnx.merge(
             self.graph,
-            jax.tree.unflatten(self.params, [params[path] for path in self.param_paths]),
-            jax.tree.unflatten(self.rest, [rest[path] for path in self.rest_paths]),
+            jax.tree.unflatten(self.params_tree, [params[path] for path in self.param_paths]),
+            jax.tree.unflatten(self.rest_tree, [rest[path] for path in self.rest_paths]),
         )
 
 
 def split(model: Any) -> tuple[Skeleton, Arrays, Arrays]:
     """The skeleton of a module, its parameters and its other state, both as path → array."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
     param_paths, param_leaves, param_def = _flatten(params)
     rest_paths, rest_leaves, rest_def = _flatten(rest)
     skeleton = Skeleton(graph, param_def, param_paths, rest_def, rest_paths)

@@ -84,7 +84,7 @@ def _checked(value: Any, hint: Any, name: str, where: str) -> Any:
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted field → (old value, new value), where two settings (as from asdict) differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
+        found: dict[str, tuple[Any, Any]] = {}
         for name in [*old, *(name for name in new if name not in old)]:
             found |= differences(
                 old.get(name), new.get(name), f"{prefix}.{name}" if prefix else name

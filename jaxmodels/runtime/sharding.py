@@ -66,7 +66,7 @@ def follow(tree: Any, placed: dict[str, NamedSharding], mesh: Mesh) -> Any:
     """Shardings for any pytree: what is keyed by a parameter's path goes where it goes."""
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        key = getattr(path[-1], "key", None) if path else None
+        key = str(getattr(path[-1], "key", "")) if path else ""
         return placed.get(key, NamedSharding(mesh, P())) if leaf.ndim else NamedSharding(mesh, P())
 
     return jax.tree.map_with_path(one, tree)

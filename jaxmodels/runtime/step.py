@@ -88,7 +88,7 @@ def train_step(
             loss, grads, rest = _accumulate(gradient, recipe.accum, state, batch, key)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "lr": rate(state.step)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate(state.step)}
         return State(params, rest, opt, state.step + 1, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -13,13 +13,13 @@ class Stop:
     that comes then is seen right after.
 
     Args:
-        hours: time budget from now; None for no limit.
+        deadline: when the time budget ends, by `time.monotonic()`; None for no limit.
     """
 
-    def __init__(self, hours: float | None = None):
+    def __init__(self, deadline: float | None = None):
         self.reason: str | None = None
         """None, "SIGTERM", "interrupted" or "time is up"."""
-        self._deadline = None if hours is None else time.monotonic() + hours * 3600
+        self._deadline = deadline
         self._before: dict[int, object] = {}
 
     def due(self, reserve: float = 0.0) -> bool:

@@ -32,18 +32,19 @@ Sampler = Callable[[Any], str]
 class Job:
     """One call of `train`.
 
-    `batches` is an iterator of dicts of arrays with `get_state` and `set_state`; `valid` is
-    a list of such dicts.
+    `batches` is an endless iterator of dicts of arrays with `get_state` and `set_state`;
+    `valid` is a sequence of such dicts, always the same.
     """
 
     package: ModuleType
     config: Any
     recipe: Recipe
     batches: Any
-    valid: list[dict[str, np.ndarray]]
+    valid: Any
     run: Path
     resume: bool = True
-    hours: float | None = None
+    deadline: float | None = None
+    """By `time.monotonic()`; training stops early enough to have saved by then."""
     sampler: Sampler | None = None
     """Text that the model (a module) writes now; printed as training goes."""
 
@@ -75,7 +76,7 @@ def train(job: Job) -> Outcome:
             good. (corrupt) every checkpoint to resume from is damaged.
         OSError: the disk is full; the checkpoints that were complete stay as they were.
     """
-    with Stop(job.hours) as stop:
+    with Stop(job.deadline) as stop:
         return _Loop(job, stop).run()
 
 
@@ -175,7 +176,7 @@ class _Loop:
         """The validation loss of this step; empty when there is none or a stop is due."""
         with self._timed("eval"):
             state, job, out = self.state, self.job, self.outcome
-            loss = job.valid and evaluate(
+            loss = len(job.valid) and evaluate(
                 self.loss_function, state.params, state.rest, job.valid, self.stop.due
             )
         if not loss:

@@ -1,0 +1,176 @@
+"""Batches of windows over a memory-mapped token file, in an order that costs no memory."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int32, UInt64
+
+from data_pipelines.errors import USAGE, DataProblem
+
+Batch = dict[str, Int32[np.ndarray, "b t"]]
+
+_ROUNDS = 4
+_ENDLESS = 2**62  # what `len` may say at most, with room for arithmetic on positions
+
+
+class Windows:
+    """Endless random-access batches for `grain.MapDataset.source`.
+
+    Every place of the token stream starts one window of context + 1 tokens (the seed's way,
+    a stride of one). An epoch takes each window once, in an order drawn from (seed, epoch);
+    the next epoch follows at once, so a batch may hold the end of one and the start of the
+    next. Batch i depends on (seed, i) and on nothing else: resuming needs only the number i.
+
+    Args:
+        tokens: the token stream, one-dimensional, of any integer type; may be memory-mapped.
+        context: inputs in a window.
+        batch: windows in a batch, over all shards.
+        seed: draws the order.
+        shard: (index, count): yield only part `index` of `count` equal parts of each batch.
+
+    Raises:
+        DataProblem: (usage) no window fits, the batch cannot be shared out, or a size is
+            not positive.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        context: int,
+        batch: int,
+        seed: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ):
+        index, count = shard
+        if context < 1 or batch < 1 or len(tokens) <= context or seed < 0:
+            raise DataProblem(
+                "the loader needs a context, a batch and a seed that are not negative",
+                why=f"context {context}, batch {batch}, seed {seed}, {len(tokens)} tokens",
+                exit_code=USAGE,
+            )
+        if batch % count or not 0 <= index < count:
+            raise DataProblem(
+                f"a batch of {batch} cannot be shared out to {count} processes (part {index})",
+                fix="make the batch a multiple of the number of processes",
+                exit_code=USAGE,
+            )
+        # np.memmap runs Python code on every slice; the plain view of the same memory does not.
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), context + 1)
+        self._windows, self._seed, self._batch = windows, seed, batch
+        self._rows = batch // count
+        self._first_row = index * self._rows
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, i: int) -> Batch:
+        """Batch i: `tokens` int32 [rows of this shard, context + 1]."""
+        starts = self._starts(int(i) * self._batch + self._first_row)
+        return {"tokens": self._windows[starts].astype(np.int32)}
+
+    def _starts(self, position: int) -> np.ndarray:
+        """Window starts at `position` of the endless order, one for each row."""
+        n, wanted, parts = len(self._windows), self._rows, []
+        while wanted:
+            epoch, first = divmod(position, n)
+            here = min(wanted, n - first)
+            inside = np.arange(first, first + here, dtype=np.uint64)
+            parts.append(permute(inside, n, _keys(self._seed, epoch)))
+            position, wanted = position + here, wanted - here
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def permute(
+    x: UInt64[np.ndarray, "m"], n: int, keys: UInt64[np.ndarray, "r 2"]
+) -> UInt64[np.ndarray, "m"]:
+    """Where a permutation of range(n), drawn by `keys`, puts each x.
+
+    Multiplying by an odd number, adding, and xor with the own high bits are each one-to-one
+    on b-bit numbers, and so is their chain. With 2^b ≥ n, a result outside range(n) goes
+    through the chain again until it falls inside (cycle walking), which is one-to-one too.
+    """
+    bits = max(1, (n - 1).bit_length())
+    y = _mix(x, bits, keys)
+    while (outside := y >= n).any():
+        y[outside] = _mix(y[outside], bits, keys)
+    return y
+
+
+def _mix(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
+    mask, half = np.uint64(2**bits - 1), np.uint64((bits + 1) // 2)
+    for factor, offset in keys:
+        x = (x * factor + offset) & mask
+        x = x ^ (x >> half)
+    return x
+
+
+@lru_cache(maxsize=16)
+def _keys(seed: int, epoch: int) -> np.ndarray:
+    """An odd factor and an offset for each round; the same on every machine and version."""
+    drawn = np.random.SeedSequence([seed, epoch]).generate_state(2 * _ROUNDS, np.uint64)
+    keys = drawn.reshape(_ROUNDS, 2)
+    keys[:, 0] |= np.uint64(1)
+    return keys
+
+
+def batches(
+    tokens: np.ndarray,
+    *,
+    context: int,
+    batch: int,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    ahead: int = 8,
+) -> grain.DatasetIterator:
+    """Endless shuffled batches, read ahead by threads; arguments as `Windows`.
+
+    `get_state()` is a small JSON-able dict; `set_state` of it, in any process, makes the next
+    batch the one that would have come next.
+
+    Args:
+        threads: readers.
+        ahead: batches made in advance.
+    """
+    windows = Windows(tokens, context, batch, seed, shard)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(windows).to_iter_dataset(options))
+
+
+class Validation(Sequence[Batch]):
+    """Every target once, in fixed order: windows that share only their border token.
+
+    The last batch is dropped when it is incomplete, unless it is the only one.
+
+    Args:
+        tokens: the held-out tokens.
+        context: inputs in a window.
+        batch: windows in a batch.
+        max_batches: take only so many batches, evenly spread over the tokens; None takes all.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, context: int, batch: int, max_batches: int | None = None
+    ):
+        windows = max(0, (len(tokens) - 1) // context)
+        whole = windows // batch
+        wanted = whole if max_batches is None else min(whole, max(0, max_batches))
+        self._tokens, self._context = np.asarray(tokens), context
+        self._rows = batch if whole else windows
+        self._chosen = [i * whole // wanted for i in range(wanted)]
+        if not whole and windows and max_batches != 0:
+            self._chosen = [0]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, i: Any) -> Any:
+        """Batch i: `tokens` int32 [b, context + 1]; a slice gives a list of batches."""
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        rows = np.arange(self._rows) + self._chosen[i] * self._rows
+        places = rows[:, None] * self._context + np.arange(self._context + 1)
+        return {"tokens": self._tokens[places].astype(np.int32)}

@@ -1,0 +1,164 @@
+"""From a data spec to training and validation batches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.loader import Validation, batches
+from data_pipelines.sources import Progress
+from data_pipelines.streams import Stream, open_bin, open_prepared
+from data_pipelines.tokenizers import CharTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A token stream split in two, and how batches are drawn from it."""
+
+    spec: str
+    stream: Stream
+    context: int
+    batch: int
+    seed: int
+    valid_fraction: float
+
+    @property
+    def tokenizer(self) -> CharTokenizer | None:
+        """None for a raw token file, which does not say what its tokens mean."""
+        return self.stream.tokenizer
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Size of the vocabulary; None when there is none."""
+        return self.tokenizer.vocab_size if self.tokenizer else None
+
+    @property
+    def vocab_needed(self) -> int:
+        """Rows that an embedding needs: the vocabulary's size, else the largest token + 1."""
+        return self.stream.vocab_needed
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The whole stream, memory-mapped and read-only."""
+        return self.stream.tokens
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, a sentence each."""
+        return list(self.stream.notes)
+
+    @property
+    def valid_tokens(self) -> int:
+        """Tokens that are held out."""
+        return int(len(self.tokens) * self.valid_fraction)
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens to train on."""
+        return len(self.tokens) - self.valid_tokens
+
+    @property
+    def train_range(self) -> tuple[int, int]:
+        """First token to train on, and the one after the last."""
+        return 0, self.train_tokens
+
+    @property
+    def valid_range(self) -> tuple[int, int]:
+        """First held-out token, and the one after the last: the end of the stream."""
+        return self.train_tokens, len(self.tokens)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able; when it is equal, a resumed run sees the batches it would have seen."""
+        return {
+            **self.stream.sha256,
+            "vocab_size": self.vocab_size,
+            "dtype": self.tokens.dtype.name,
+            "valid_fraction": self.valid_fraction,
+            "seed": self.seed,
+            "context": self.context,
+            "batch": self.batch,
+        }
+
+    def train(self, shard: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
+        """Endless shuffled batches, `tokens` int32 [batch / count, context + 1].
+
+        `get_state()` is a small JSON-able dict, and `set_state` of it gives the next batch.
+
+        Args:
+            shard: (index, count): this process's part of each batch.
+        """
+        return batches(
+            self.tokens[slice(*self.train_range)],
+            context=self.context,
+            batch=self.batch,
+            seed=self.seed,
+            shard=shard,
+        )
+
+    def valid(self, max_batches: int | None = None) -> Validation:
+        """Batches of the held-out tokens, always the same: a sequence that makes them lazily."""
+        held_out = self.tokens[slice(*self.valid_range)]
+        return Validation(held_out, self.context, self.batch, max_batches)
+
+
+def open_data(
+    spec: str,
+    *,
+    folder: Path | str,
+    context: int,
+    batch: int,
+    seed: int = 0,
+    valid_fraction: float = 0.05,
+    min_freq: int = 1,
+    progress: Progress | None = None,
+    tokenizer: CharTokenizer | None = None,
+) -> Data:
+    """Opens what a spec names; text is prepared into `folder` the first time.
+
+    Args:
+        spec: `pydoc`, `text:PATH` or `bin:PATH`.
+        folder: prepared tokens; written if it is not there, checked against the text if it is.
+        context: inputs in a window.
+        batch: windows in a batch, over all processes.
+        seed: draws the order.
+        valid_fraction: share of the tokens, from the end, that is held out.
+        min_freq: a character must occur this often to enter the vocabulary.
+        progress: called as (stage, bytes done, bytes in all).
+        tokenizer: the vocabulary that the tokens must have; None takes the text's own.
+
+    Raises:
+        DataProblem: (usage) unknown spec, senseless sizes; (corrupt) unreadable, or fewer
+            tokens than a window needs; (mismatch) the text or the vocabulary is another one.
+        OSError: the operating system says no.
+    """
+    if context < 1 or batch < 1 or seed < 0 or not 0 <= valid_fraction < 1:
+        raise DataProblem(
+            "context and batch must be positive, seed not negative, valid_fraction in [0, 1)",
+            why=f"context {context}, batch {batch}, seed {seed}, valid_fraction {valid_fraction}",
+            exit_code=USAGE,
+        )
+    if spec.startswith("bin:"):
+        stream = open_bin(spec, tokenizer, progress)
+    else:
+        stream = open_prepared(spec, Path(folder), min_freq, tokenizer, progress)
+    data = Data(spec, stream, context, batch, seed, valid_fraction)
+    _refuse_short(data)
+    return data
+
+
+def _refuse_short(data: Data) -> None:
+    splits = {"to train on": data.train_tokens}
+    if data.valid_fraction:
+        splits["held out"] = data.valid_tokens
+    if min(splits.values()) <= data.context:
+        have = " and ".join(f"{count:,} {what}" for what, count in splits.items())
+        raise DataProblem(
+            f"the text is too short for a context of {data.context:,}",
+            where=data.spec,
+            why=f"it has {len(data.tokens):,} tokens, {have}; each part needs {data.context + 1:,}",
+            fix="use a smaller --model.context, or more text",
+        )

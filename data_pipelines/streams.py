@@ -1,0 +1,187 @@
+"""Token streams on disk: opened, memory-mapped, and checked against where they came from."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
+from data_pipelines.prepare import (
+    DTYPES,
+    TOKENS,
+    prepare,
+    read_manifest,
+    read_tokenizer,
+)
+from data_pipelines.sources import Progress, fingerprint, open_text, unknown_spec
+from data_pipelines.tokenizers import CharTokenizer
+
+_PIECE = 1 << 22  # tokens of a raw file that are looked at together
+
+
+class Stream(NamedTuple):
+    """Tokens, what they mean and what they are made from."""
+
+    tokens: np.ndarray
+    """One-dimensional, memory-mapped, read-only."""
+    tokenizer: CharTokenizer | None
+    """None for a raw token file."""
+    vocab_needed: int
+    """Rows that an embedding needs."""
+    sha256: dict[str, str]
+    """`text_sha256` of a prepared folder, `tokens_sha256` of a raw file."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, a sentence each."""
+
+
+def open_prepared(
+    spec: str,
+    folder: Path,
+    min_freq: int = 1,
+    tokenizer: CharTokenizer | None = None,
+    progress: Progress | None = None,
+) -> Stream:
+    """The tokens of a text, prepared into `folder` unless they are there; see `open_data`."""
+    if not folder.exists():
+        try:
+            prepare(spec, folder, min_freq, tokenizer, progress=progress)
+        except DataProblem as problem:
+            # Another process of the same run was quicker; what it wrote is checked below.
+            if problem.exit_code != EXISTS:
+                raise
+        else:
+            return _open_folder(folder, tokenizer)
+    manifest = read_manifest(folder)
+    notes = _check_text(spec, folder, manifest, progress)
+    if tokenizer is None and manifest["min_freq"] != min_freq:
+        why = f"min_freq is {min_freq} now, and was {manifest['min_freq']}"
+        raise _another("the vocabulary is not the one of the prepared tokens", folder, why)
+    stream = _open_folder(folder, tokenizer)
+    return stream._replace(notes=(*notes, *stream.notes))
+
+
+def open_bin(
+    spec: str, tokenizer: CharTokenizer | None = None, progress: Progress | None = None
+) -> Stream:
+    """What `bin:PATH` names: a prepared folder, or a raw file of little-endian tokens.
+
+    A raw file is nanoGPT's train.bin: uint16 and nothing else, or `bin:PATH?dtype=uint32`.
+    It is read through once, for its digest and its largest token.
+
+    Raises:
+        DataProblem: (usage) unknown dtype; (corrupt) nothing there, or not whole tokens;
+            (mismatch) the vocabulary is not `tokenizer`.
+    """
+    name, asked, dtype = spec.removeprefix("bin:").partition("?dtype=")
+    path = Path(name).expanduser()
+    if not name:
+        raise unknown_spec(spec)
+    if asked and (dtype not in DTYPES or path.is_dir()):
+        why = "a prepared folder tells its own" if path.is_dir() else f"known: {', '.join(DTYPES)}"
+        raise DataProblem(f"dtype {dtype!r} cannot be used", where=spec, why=why, exit_code=USAGE)
+    if path.is_dir():
+        return _open_folder(path, tokenizer)
+    if not path.is_file():
+        raise DataProblem("there is no token file", where=name, fix="check the path")
+    tokens = _map(path, dtype or "uint16")
+    sha256, largest = _scan(tokens, progress)
+    return Stream(tokens, None, largest + 1, {"tokens_sha256": sha256})
+
+
+def _open_folder(folder: Path, tokenizer: CharTokenizer | None) -> Stream:
+    manifest = read_manifest(folder)
+    own = read_tokenizer(folder, manifest)
+    if tokenizer and (own.chars, own.specials) != (tokenizer.chars, tokenizer.specials):
+        odd = sorted(set(own.chars) ^ set(tokenizer.chars))
+        why = f"{own.vocab_size} tokens there, {tokenizer.vocab_size} in the model's vocabulary"
+        if odd:
+            why += f"; in one of them only: {''.join(odd[:20])!r}"
+        raise _another("the prepared tokens have another vocabulary than the model", folder, why)
+    notes = []
+    if unknown := manifest["unknown"]:
+        share = unknown / manifest["tokens"]
+        notes.append(f"{unknown:,} characters ({share:.2%}) are <UNK>: not in the vocabulary")
+    return Stream(
+        _map(folder / TOKENS, manifest["dtype"]),
+        own,
+        own.vocab_size,
+        {"text_sha256": manifest["source"]["sha256"]},
+        tuple(notes),
+    )
+
+
+def _map(path: Path, dtype: str) -> np.ndarray:
+    size, width = path.stat().st_size, np.dtype(DTYPES[dtype]).itemsize
+    if size == 0 or size % width:
+        raise DataProblem(
+            "this is no token file",
+            where=str(path),
+            why=f"{size:,} bytes are not a whole number of {dtype} tokens"
+            if size
+            else "it is empty",
+            fix="give a raw token file, bin:PATH?dtype=uint32 if it has 4 bytes a token",
+        )
+    return np.memmap(path, DTYPES[dtype], "r")
+
+
+def _scan(tokens: np.ndarray, progress: Progress | None) -> tuple[str, int]:
+    """sha256 and largest token of a stream, in bounded memory."""
+    sha256, largest = hashlib.sha256(), 0
+    for start in range(0, len(tokens), _PIECE):
+        piece = np.asarray(tokens[start : start + _PIECE])
+        sha256.update(piece.data)
+        largest = max(largest, int(piece.max()))
+        if progress:
+            progress("checking the tokens", start * piece.itemsize + piece.nbytes, tokens.nbytes)
+    return sha256.hexdigest(), largest
+
+
+def _check_text(
+    spec: str, folder: Path, manifest: dict[str, Any], progress: Progress | None
+) -> tuple[str, ...]:
+    """Notes, if the prepared tokens may be used for this spec; the text itself decides.
+
+    Raises:
+        DataProblem: (mismatch) the folder holds the tokens of another text; tells what changed.
+    """
+    try:
+        source = open_text(spec)
+    except DataProblem as problem:
+        if problem.exit_code == USAGE or manifest["spec"] != spec:
+            raise
+        return (f"{spec} is gone; going on with the tokens prepared from it in {folder}",)
+    now, then = fingerprint(source, progress), manifest["source"]
+    if now["sha256"] == then["sha256"]:
+        return ()
+    if manifest["spec"] != spec:
+        why = f"they were prepared from {manifest['spec']}, not from {spec}"
+    else:
+        why = _changes(then["documents"], now["documents"])
+    raise _another("the text is not the one that the tokens were prepared from", folder, why)
+
+
+def _changes(then: dict[str, int], now: dict[str, int]) -> str:
+    """What differs between two tables of document sizes, in a line or a few."""
+    lines = [
+        *(f"{name} is gone" for name in then if name not in now),
+        *(f"{name} is new" for name in now if name not in then),
+        *(
+            f"{name} had {then[name]:,} bytes and has {now[name]:,}"
+            for name in then
+            if name in now and then[name] != now[name]
+        ),
+    ]
+    if len(lines) > 4:
+        lines[3:] = [f"and {len(lines) - 3} more changes"]
+    return "\n".join(lines) or "the same files of the same sizes have other contents"
+
+
+def _another(what: str, folder: Path, why: str) -> DataProblem:
+    return DataProblem(
+        what,
+        where=str(folder),
+        why=why,
+        fix=f"use the tokens as they are with --data bin:{folder}, or start anew elsewhere",
+        exit_code=MISMATCH,
+    )

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# From text to a trained character model to PyTorch, on the Python reference's own prose.
+set -euo pipefail
+
+RUN=${1:-runs/demo}
+
+step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+
+# A granted machine is taken away in the middle of the run …
+code=0
+step jaxmodels train charlm:notebook --data pydoc --out "$RUN" \
+  --batch 64 --steps 1000 --eval-every 250 --save-every 250 --sample-every 250 \
+  --max-hours 0.006 || code=$?
+[ $code -eq 0 ] || [ $code -eq 75 ] || exit $code # 75: stopped, resumable
+
+# … and the next one goes on where it stopped.
+step jaxmodels train --out "$RUN"
+
+step jaxmodels generate "$RUN" --prompt "The value of" --max-new-tokens 300
+
+step jaxmodels convert "$RUN" "$RUN-pytorch" --force
+
+# Loads the directory in PyTorch and compares its logits with JAX's.
+step jaxmodels verify "$RUN-pytorch" --against "$RUN"

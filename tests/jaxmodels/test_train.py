@@ -1,0 +1,360 @@
+"""Training as a user runs it: resume, stop, damage, disk full, wrong settings."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmodels.__main__ import main
+from jaxmodels.errors import (
+    CORRUPT,
+    DONE,
+    EXISTS,
+    MISMATCH,
+    NO_SPACE,
+    STOPPED,
+    UNVERIFIED,
+    USAGE,
+)
+from jaxmodels.runtime import checkpoint as ckpt
+from jaxmodels.runtime.metrics import read
+
+SMALL = ["--steps", "30", "--eval-every", "10", "--save-every", "10", "--sample-every", "0"]
+
+
+def train(out: Path, *flags: str) -> int:
+    return main(["train", "charlm:tiny", "--out", str(out), *SMALL, *flags])
+
+
+def command(*words: str, **kwargs) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxmodels", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def params(run: Path, step: int) -> dict[str, np.ndarray]:
+    return ckpt.read_params(run / "checkpoints" / str(step))
+
+
+def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+    return one.keys() == two.keys() and all((one[path] == two[path]).all() for path in one)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in read(run / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    """A run of 30 steps that nothing disturbed."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    assert train(run) == DONE
+    return run
+
+
+@pytest.fixture
+def run(unbroken, tmp_path) -> Path:
+    """A copy of the unbroken run, to be maltreated."""
+    shutil.copytree(unbroken, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_leaves_what_the_design_says(unbroken):
+    expected = {"config.json", "characters.json", "checkpoints", "metrics.jsonl", "tensorboard"}
+    assert expected | {"summary.json"} <= {path.name for path in unbroken.iterdir()}
+    assert [step for step, _ in losses(unbroken)] == list(range(1, 31))
+    assert losses(unbroken)[-1][1] < losses(unbroken)[0][1]
+    assert ckpt.steps(unbroken / "checkpoints") == [20, 30]
+    for step in (20, 30):
+        folder = unbroken / "checkpoints" / str(step)
+        assert {p.name for p in folder.iterdir()} == {
+            "params",
+            "train",
+            "data.json",
+            "manifest.json",
+        }
+    summary = json.loads((unbroken / "summary.json").read_text())
+    assert (summary["reason"], summary["step"], summary["best_step"]) == ("done", 30, 30)
+
+
+def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
+    checkpoints = ckpt.Checkpoints(tmp_path, keep=2)
+    for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 2.5), (50, None)):
+        metrics = {} if loss is None else {"valid_loss": loss}
+        checkpoints.save(_state(step), {"next_index": step}, metrics)
+    checkpoints.wait()
+    assert ckpt.steps(tmp_path) == [20, 40, 50]
+    assert ckpt.best(tmp_path) == 20
+
+
+def _state(step: int):
+    from jaxmodels.runtime.step import State
+
+    return State({"a/b": np.ones(3)}, {}, {}, np.int32(step), np.zeros(2, np.uint32))
+
+
+def test_resuming_is_exact_and_logs_each_step_once(unbroken, tmp_path):
+    """Stopped after 20 of 30 steps, changed nothing, went on: as if nothing had happened."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    shutil.rmtree(run / "checkpoints" / "30")
+    assert main(["train", "--out", str(run)]) == DONE
+    assert losses(run) == losses(unbroken)
+    assert same(params(run, 30), params(unbroken, 30))
+
+
+def test_a_flipped_byte_is_found_and_the_checkpoint_before_is_used(run, unbroken, capsys):
+    blobs = (run / "checkpoints" / "30" / "params").rglob("*")
+    blob = max((path for path in blobs if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.write_bytes(data)
+    assert main(["train", "--out", str(run), "--resume", "must"]) == DONE
+    said = capsys.readouterr().err
+    assert "checkpoint 30 is damaged" in said
+    assert blob.name in said
+    assert "resumed from checkpoint 20" in said
+    assert same(params(run, 30), params(unbroken, 30))
+
+
+def test_all_checkpoints_damaged_is_an_error(run, capsys):
+    for step in (20, 30):
+        (run / "checkpoints" / str(step) / "data.json").unlink()
+    assert main(["train", "--out", str(run)]) == CORRUPT
+    assert "data.json is missing" in capsys.readouterr().err
+
+
+def test_what_a_kill_left_behind_is_cleaned_up(run):
+    (run / "checkpoints" / ".40.123.tmp" / "params").mkdir(parents=True)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "loss": 1.0}\n{"step": 32, "lo')
+    assert main(["train", "--out", str(run), "--steps", "31"]) == DONE
+    assert not list((run / "checkpoints").glob(".*"))
+    assert [step for step, _ in losses(run)] == list(range(1, 32))
+    assert losses(run)[-1][1] != 1.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_with_a_committed_checkpoint(unbroken, tmp_path, number):
+    run = tmp_path / "run"
+    process = command("train", "charlm:tiny", "--out", str(run), *SMALL, "--steps", "100000")
+    for line in process.stderr:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait() == (STOPPED if number == signal.SIGTERM else 130)
+    newest = ckpt.steps(run / "checkpoints")[-1]
+    assert not ckpt.damage(run / "checkpoints" / str(newest))
+    assert f"continue:  jaxmodels train --out {run}" in rest
+    assert json.loads((run / "summary.json").read_text())["step"] == newest
+    assert [step for step, _ in losses(run)] == list(range(1, newest + 1))
+
+
+def test_max_hours_stops_in_time(tmp_path):
+    run, start = tmp_path / "run", time.monotonic()
+    flags = [*SMALL, "--steps", "1000000", "--max-hours", str(20 / 3600)]
+    assert command("train", "charlm:tiny", "--out", str(run), *flags).wait() == STOPPED
+    assert time.monotonic() - start < 20
+    assert ckpt.steps(run / "checkpoints")
+    assert json.loads((run / "summary.json").read_text())["reason"] == "time is up"
+
+
+@pytest.mark.xdist_group("kills")
+def test_ten_kills_lose_nothing(tmp_path):
+    """SIGKILL at ten random moments of 300 steps: parameters and losses are bit-identical."""
+    flags = ["--steps", "300", "--eval-every", "50", "--save-every", "15", "--sample-every", "0"]
+    flags += ["--batch", "64", "--model.dropout", "0.1"]  # long enough to be hit, and random bits
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(["train", "charlm:tiny", "--out", str(whole), *flags]) == DONE
+    rng, kills, landed = random.Random(0), 0, 0
+    while kills < 10:
+        process = command("train", "charlm:tiny", "--out", str(broken), *flags)
+        for line in process.stderr:
+            if line.startswith("step "):
+                break
+        time.sleep(rng.uniform(0, 0.6))
+        landed += process.poll() is None
+        process.kill()
+        process.communicate()
+        kills += 1
+    assert landed >= 5
+    assert main(["train", "--out", str(broken)]) == DONE
+    assert losses(broken) == losses(whole)
+    assert same(params(broken, 300), params(whole, 300))
+
+
+def test_disk_full_keeps_what_was_there(run):
+    """A limit on file sizes stands in for a full disk: exit 7, checkpoints as before."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    words = ["train", "--out", str(run), "--steps", "60", "--save-every", "45"]
+    # The compilation cache must not be what fails.
+    env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    process = command(*words, preexec_fn=limit, env=env)
+    _, said = process.communicate()
+    assert process.returncode == NO_SPACE, said
+    assert "the disk is full" in said
+    assert ckpt.steps(run / "checkpoints") == [20, 30]
+    assert not any(ckpt.damage(run / "checkpoints" / str(step)) for step in (20, 30))
+    assert main(["train", "--out", str(run), "--steps", "40"]) == DONE
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoints(run, capsys):
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["optim"] |= {"peak_lr": 1e30}
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["train", "--out", str(run), "--steps", "60"]) == UNVERIFIED
+    assert "not a finite number" in capsys.readouterr().err
+    assert ckpt.steps(run / "checkpoints") == [20, 30]
+
+
+def test_resume_policies(run, tmp_path, capsys):
+    assert train(run, "--resume", "never") == EXISTS
+    assert train(tmp_path / "new", "--resume", "must") == CORRUPT
+    assert train(run, "--resume", "must") == DONE
+    assert "step 30 of 30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (["--model.dim", "64"], "model.dim: 32 → 64"),
+        (["--batch", "8"], "recipe.batch: 16 → 8"),
+        (["--seed", "1"], "recipe.seed: 0 → 1"),
+        (["--optim.peak-lr", "0.5"], "recipe.optim.peak_lr: 0.01 → 0.5"),
+    ],
+)
+def test_other_settings_do_not_continue_a_run(run, capsys, flags, field):
+    assert train(run, *flags) == MISMATCH
+    assert field in capsys.readouterr().err
+
+
+def test_another_vocabulary_does_not_continue_a_run(run, capsys):
+    vocabulary = json.loads((run / "characters.json").read_text())
+    vocabulary["chars"][0] = "☃"
+    (run / "characters.json").write_text(json.dumps(vocabulary))
+    assert main(["train", "--out", str(run)]) == MISMATCH
+    assert "vocabulary" in capsys.readouterr().err
+
+
+def test_two_processes_never_train_in_one_folder(run, capsys):
+    import fcntl
+
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["train", "--out", str(run)]) == EXISTS
+    assert "another process" in capsys.readouterr().err
+
+
+def _text(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return f"text:{path}"
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b"", CORRUPT, "empty"),
+        (b"abc" * 40, CORRUPT, "context"),
+        (b"abc\x00\x01\x02" * 1000, CORRUPT, "binary"),
+        (b"abc " * 1000 + b"\xff", CORRUPT, "4000"),
+    ],
+    ids=["empty", "short", "binary", "not UTF-8"],
+)
+def test_unusable_text(tmp_path, capsys, content, code, words):
+    spec = _text(tmp_path / "text.txt", content)
+    assert train(tmp_path / "run", "--data", spec, "--min-freq", "1") == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_token_file_with_too_large_tokens_is_refused(tmp_path, capsys):
+    (tmp_path / "tokens.bin").write_bytes(np.arange(5000, dtype=np.uint16).tobytes())
+    assert train(tmp_path / "run", "--data", f"bin:{tmp_path / 'tokens.bin'}") == MISMATCH
+    assert "4999" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train", "charlm:tinny"], "tiny"),
+        (["train", "charm:tiny"], "charlm"),
+        (["train", "charlm:tiny"], "--out"),
+        (["train"], "ARCH:PRESET"),
+        (["tran"], "train"),
+        (["train", "charlm:tiny", "--mesh", "data=3", "--out", "x"], "mesh"),
+        (["train", "charlm:tiny", "--data", "pydok", "--out", "x"], "pydoc"),
+    ],
+)
+def test_wrong_usage_suggests_what_was_meant(words, hint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == USAGE
+    said = capsys.readouterr().err
+    assert hint in said
+    assert "Traceback" not in said
+
+
+def test_an_unknown_flag_suggests_the_near_one(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "charlm:tiny", "--model.dimm", "3"])
+    assert caught.value.code == USAGE
+    assert "--model.dim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"model": {"dimm": 3}}', "did you mean dim"),
+        ('{"recipe": {"batch": "many"}}', "batch"),
+        ('{"recipe": {"optim": {"peek_lr": 1}}}', "peak_lr"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_wrong_settings_file(tmp_path, capsys, content, words):
+    (tmp_path / "c.json").write_text(content)
+    assert train(tmp_path / "run", "--config", str(tmp_path / "c.json")) == USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_settings_rise_from_preset_to_file_to_flag(tmp_path, capsys):
+    file = tmp_path / "c.toml"
+    file.write_text("[model]\ndim = 48\nlayers = 3\n[recipe.optim]\npeak_lr = 1\n")
+    words = ["--config", str(file), "--model.layers", "4", "--print-config"]
+    assert main(["train", "charlm:tiny", *words]) == DONE
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["model"]["dim"], printed["model"]["layers"]) == (48, 4)
+    assert printed["recipe"]["optim"]["peak_lr"] == 1.0
+    assert printed["model"]["heads"] == 2
+
+
+def test_find_lr(tmp_path, capsys):
+    assert train(tmp_path / "run", "--find-lr", "--json") == DONE
+    result = json.loads(capsys.readouterr().out)
+    assert 1e-4 < result["suggestion"] < 1
+    assert (tmp_path / "run" / "find_lr.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_samples_are_printed_and_kept(tmp_path, capsys):
+    assert train(tmp_path / "run", "--sample-every", "15", "--prompt", "The f") == DONE
+    assert "The f" in capsys.readouterr().err
+    assert {p.name for p in (tmp_path / "run" / "samples").iterdir()} == {"15.txt", "30.txt"}

@@ -1,0 +1,281 @@
+"""What every architecture promises; a new one joins by its line in ARCHS."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxmodels
+from jaxmodels.commands.list import parameter_count
+from jaxmodels.runtime.generate import generate
+from jaxmodels.runtime.paths import match, params_of, split
+from jaxmodels.runtime.step import init
+
+# Exact parameter counts, from the sizes in the seeds' documents.
+COUNTS = {
+    "charlm:tiny": 25_344,
+    "charlm:notebook": 355_682,
+    "charlm:base": 6_444_800,
+}
+DEAD: dict[str, set[str]] = {}  # parameters that get no gradient, by architecture
+
+archs = pytest.mark.parametrize("arch", jaxmodels.ARCHS)
+
+
+@cache
+def tiny(arch: str):
+    return jaxmodels.create(f"{arch}:tiny", seed=0)
+
+
+def tokens_for(arch: str, batch: int = 2, length: int = 12) -> jax.Array:
+    config = jaxmodels.arch(arch).PRESETS["tiny"]
+    return jnp.asarray(np.random.default_rng(0).integers(0, config.vocab, (batch, length)))
+
+
+@archs
+def test_exports(arch):
+    package = jaxmodels.arch(arch)
+    for name in ("Config", "PRESETS", "RECIPES", "Model", "loss", "SHARDING", "WEIGHTS", "sizes"):
+        assert hasattr(package, name), name
+    assert set(package.PRESETS) == set(package.RECIPES)
+    assert "tiny" in package.PRESETS
+
+
+@pytest.mark.parametrize(
+    "preset", [f"{a}:{p}" for a in jaxmodels.ARCHS for p in jaxmodels.arch(a).PRESETS]
+)
+def test_parameter_count(preset):
+    arch, _, config = jaxmodels.preset(preset)
+    assert parameter_count(arch, config) == COUNTS[preset]
+
+
+@archs
+def test_the_same_seed_gives_the_same_model(arch):
+    one, two = (
+        params_of(jaxmodels.create(f"{arch}:tiny", 3)),
+        params_of(jaxmodels.create(f"{arch}:tiny", 3)),
+    )
+    other = params_of(jaxmodels.create(f"{arch}:tiny", 4))
+    assert all((one[path] == two[path]).all() for path in one)
+    assert any((one[path] != other[path]).any() for path in one)
+
+
+@archs
+def test_logits(arch):
+    model, tokens = tiny(arch), tokens_for(arch)
+    logits, cache = model(tokens)
+    assert logits.shape == (*tokens.shape, model.config.vocab)
+    assert logits.dtype == jnp.float32
+    assert cache is None
+    assert jnp.isfinite(logits).all()
+    alone, _ = model(tokens[1:])
+    np.testing.assert_allclose(logits[1:], alone, atol=1e-5)
+
+
+@archs
+def test_causality_by_gradient(arch):
+    """The logits at t depend on the embeddings of tokens 0 to t, and on no later one."""
+    skeleton, params, rest = split(tiny(arch))
+    length = 6
+    tokens = jnp.arange(length)[None]  # every position has an embedding row of its own
+
+    def at(embedding, t):
+        model = skeleton.merge(params | {"embed/embedding": embedding}, rest)
+        return jnp.abs(model(tokens)[0][0, t]).sum()
+
+    for t in range(length):
+        moved = jnp.abs(jax.grad(at)(params["embed/embedding"], t)).sum(axis=1)[:length]
+        assert (moved[: t + 1] > 0).all()
+        assert (moved[t + 1 :] == 0).all()
+
+
+@archs
+def test_prefill_and_decode_equal_the_full_forward(arch):
+    model, tokens = tiny(arch), tokens_for(arch)
+    full, _ = model(tokens)
+    logits, cache = model(tokens[:, :5], model.init_cache(2))
+    pieces = [logits]
+    for t in range(5, tokens.shape[1]):
+        logits, cache = model(tokens[:, t : t + 1], cache)
+        pieces.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full, atol=1e-5)
+
+
+@archs
+def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
+    from jaxmodels.layers.sampling import Sampling
+
+    model, tokens = tiny(arch), tokens_for(arch, length=4)
+    drawn = np.concatenate(
+        list(generate(model, np.asarray(tokens), 12, Sampling(None), chunk=5)), axis=1
+    )
+    for _ in range(12):
+        logits, _ = model(tokens)
+        tokens = jnp.concatenate([tokens, logits[:, -1:].argmax(-1)], axis=1)
+    np.testing.assert_array_equal(drawn, tokens[:, 4:])
+
+
+@archs
+def test_every_parameter_gets_a_gradient(arch):
+    package = jaxmodels.arch(arch)
+    skeleton, params, rest = split(tiny(arch))
+    batch = {"tokens": tokens_for(arch, batch=8, length=30)}
+    grads = jax.grad(lambda p: package.loss(skeleton.merge(p, rest), batch, None)[0])(params)
+    dead = {path for path, grad in grads.items() if not jnp.abs(grad).max() > 0}
+    assert dead == DEAD.get(arch, set())
+
+
+@archs
+def test_remat_changes_nothing(arch):
+    package, model = jaxmodels.arch(arch), jaxmodels.create(f"{arch}:tiny")
+    batch = {"tokens": tokens_for(arch)}
+
+    def loss_and_gradient():
+        skeleton, params, rest = split(model)
+        loss = lambda p: package.loss(skeleton.merge(p, rest), batch, nnx.Rngs(dropout=1))[0]  # noqa: E731
+        return jax.value_and_grad(loss)(params)
+
+    loss, grads = loss_and_gradient()
+    model.remat = True
+    loss_again, grads_again = loss_and_gradient()
+    np.testing.assert_allclose(loss, loss_again, rtol=1e-6)
+    for path, grad in grads.items():
+        np.testing.assert_allclose(grad, grads_again[path], atol=1e-6)
+
+
+@archs
+def test_tables_are_total(arch):
+    from jaxmodels.runtime.paths import pattern
+
+    package = jaxmodels.arch(arch)
+    for preset in package.PRESETS.values():
+        paths = params_of(nnx.eval_shape(lambda: package.Model(preset, rngs=nnx.Rngs(0))))  # noqa: B023
+        for path, leaf in paths.items():
+            assert len(match(package.SHARDING, path)) <= len(leaf.shape)
+            for table in (package.WEIGHTS, getattr(package, "SEED", ())):
+                rows = [row for row in table if pattern(row[0]).fullmatch(path)]
+                assert not table or len(rows) == 1, (path, rows)
+
+
+@archs
+def test_sizes_follow_from_the_shapes(arch):
+    package = jaxmodels.arch(arch)
+    for preset in package.PRESETS.values():
+        model = nnx.eval_shape(lambda: package.Model(preset, rngs=nnx.Rngs(0)))  # noqa: B023
+        known, assumed = package.sizes({p: leaf.shape for p, leaf in params_of(model).items()})
+        assert {name: getattr(preset, name) for name in known} == known
+        assert not set(known) & set(assumed)
+
+
+@archs
+def test_a_state_is_born_sharded_as_the_layout_says(arch):
+    import optax
+
+    from jaxmodels.runtime.sharding import make_mesh
+
+    package = jaxmodels.arch(arch)
+    recipe = package.RECIPES["tiny"]
+    _, fresh, abstract = init(
+        package, package.PRESETS["tiny"], recipe, optax.adamw(1e-3), make_mesh()
+    )
+    state = fresh()
+    same = jax.tree.map(
+        lambda a, b: a.sharding == b.sharding and a.dtype == b.dtype, state, abstract
+    )
+    assert all(jax.tree.leaves(same))
+
+
+# Ten steps on a mesh of eight simulated devices, printed as JSON; run in its own process,
+# because the number of devices is fixed when JAX starts.
+TEN_STEPS = """
+import json, sys
+import numpy as np
+import jax, jaxmodels
+from dataclasses import replace
+from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.step import init, train_step
+
+arch, losses = sys.argv[1], {}
+package = jaxmodels.arch(arch)
+config = replace(package.PRESETS["tiny"], dropout=0.1)
+for mesh_spec in sys.argv[2:]:
+    recipe = replace(package.RECIPES["tiny"], mesh=mesh_spec, accum=2)
+    rate = schedule(recipe.optim, recipe.steps)
+    tx = optimiser(recipe.optim, rate)
+    mesh = make_mesh(mesh_spec)
+    skeleton, fresh, _ = init(package, config, recipe, tx, mesh)
+    step, state = train_step(package, skeleton, tx, rate, recipe), fresh()
+    rng, losses[mesh_spec] = np.random.default_rng(0), []
+    for _ in range(10):
+        batch = {"tokens": rng.integers(0, config.vocab, (32, 33)).astype(np.int32)}
+        state, metrics = step(state, put_batch(batch, mesh))
+        losses[mesh_spec].append(float(metrics["loss"]))
+    split = sum(len(set(map(str, p.sharding.devices_indices_map(p.shape).values()))) > 1
+                for p in state.params.values())
+    losses[mesh_spec + " split"] = split
+print(json.dumps(losses))
+"""
+
+
+def _ten_steps(arch: str, devices: int, *meshes: str, **env: str) -> dict[str, list[float]]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", TEN_STEPS, arch, *meshes],
+        env={**os.environ, "XLA_FLAGS": flags, **env},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@archs
+def test_sharded_training_equals_one_device(arch):
+    one = _ten_steps(arch, 1, "data=1")["data=1"]
+    meshes = [f"data={data},model={8 // data}" for data in (8, 4, 2, 1)]
+    eight = _ten_steps(arch, 8, *meshes)
+    for mesh in meshes:
+        assert eight[mesh + " split"] > 0
+        np.testing.assert_allclose(eight[mesh], one, atol=1e-5)
+
+
+@archs
+def test_tree_mode_of_nnx_equals_graph_mode(arch):
+    graph = _ten_steps(arch, 1, "data=1")["data=1"]
+    tree = _ten_steps(arch, 1, "data=1", NNX_GRAPH_MODE="false")["data=1"]
+    np.testing.assert_array_equal(tree, graph)
+
+
+@archs
+def test_bfloat16_stays_near_float32(arch):
+    from jaxmodels.runtime.optim import optimiser, schedule
+    from jaxmodels.runtime.sharding import make_mesh
+    from jaxmodels.runtime.step import train_step
+
+    package = jaxmodels.arch(arch)
+    batch = {"tokens": tokens_for(arch, batch=16, length=33)}
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        recipe = replace(package.RECIPES["tiny"], dtype=dtype)
+        rate = schedule(recipe.optim, recipe.steps)
+        tx = optimiser(recipe.optim, rate)
+        skeleton, fresh, _ = init(package, package.PRESETS["tiny"], recipe, tx, make_mesh())
+        step, state = train_step(package, skeleton, tx, rate, recipe), fresh()
+        for _ in range(5):
+            state, metrics = step(state, batch)
+        assert all(leaf.dtype == jnp.float32 for leaf in state.params.values())
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    assert losses[0] != losses[1]
