@@ -183,6 +183,17 @@ print("\\n" + json.dumps([a.tolist(), b.tolist(), model(ids).logits.tolist(), en
     assert (training, dtype) == (False, "torch.float32")
 
 
+def test_what_pytorch_trained_comes_back(model_directory, tmp_path):
+    module = bridge.torch.load(model_directory)
+    with torch.no_grad():
+        module.head.bias += 1
+    module.save_pretrained(tmp_path / "tuned")
+    report = bridge.diff(model_directory, tmp_path / "tuned")
+    changed = [path for path, row in report.tensors.items() if row["status"] != "equal"]
+    assert (changed, report.config) == (["head/bias"], {})
+    assert not bridge.open_source(tmp_path / "tuned").assumed
+
+
 def test_tokenizer_equals_the_vocabulary_on_random_text(tmp_path):
     from tokenizers import Tokenizer
 
