@@ -194,12 +194,13 @@ def _fields(
     """Config fields that the files say or the shapes tell, and those assumed."""
     names = [field.name for field in dataclasses.fields(package.Config)]
     stated = {name: contents.fields[name] for name in names if name in contents.fields}
-    if contents.arch is not None and len(stated) == len(names):
-        return stated, {}
+    complete = contents.arch is not None and len(stated) == len(names)
     shapes = table.ours_of(rows, {name: tensor.shape for name, tensor in found.items()})
     try:
         known, assumed = package.sizes(shapes)
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+        if complete:
+            return stated, {}
         raise Problem(
             "the sizes of the model cannot be told",
             where=str(contents.path),
@@ -208,6 +209,15 @@ def _fields(
             fix="the file is incomplete: fetch or save it again",
             exit_code=MISMATCH,
         ) from error
+    for name in known.keys() & stated.keys():
+        # A model of the stated sizes is laid out to be compared in detail; not if that is absurd.
+        if isinstance(stated[name], int) and stated[name] > 10 * known[name]:
+            raise Problem(
+                f"the config says {name} = {stated[name]}, the tensors {known[name]}",
+                where=str(contents.path),
+                fix="config and tensors belong to different models: fetch both again",
+                exit_code=MISMATCH,
+            )
     return {**known, **stated}, {k: v for k, v in assumed.items() if k not in stated}
 
 

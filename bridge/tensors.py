@@ -108,7 +108,7 @@ def cast(
                 fix="use --dtype bfloat16 or keep, or --keep-fp32 with its path",
                 exit_code=MISMATCH,
             )
-        error = np.abs(exact[finite].astype(np.float64) - rounded[finite].astype(np.float64))
+        error = np.abs(exact[finite] - rounded[finite].astype(exact.dtype))
         told(tensor.name, float(error.max(initial=0.0)))
         return rounded
 

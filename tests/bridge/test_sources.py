@@ -200,14 +200,16 @@ def test_a_damaged_tensor_is_never_loaded(converted, tmp_path):
         ("not json", CORRUPT),
         ("[1]", CORRUPT),
         ('{"arch": "charlm", "arch": "x"}', CORRUPT),
-        ("VALID", CORRUPT),
+        ('{"layers": "two"}', CORRUPT),
+        ('{"layers": 1000000000}', MISMATCH),
+        ('{"layers": 3}', MISMATCH),
     ],
 )
 def test_a_config_that_lies(converted, tmp_path, text, exit_code):
     copy = shutil.copytree(converted, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    if text == "VALID":
-        text = json.dumps({**config, "layers": "two"})
+    if text.startswith('{"layers'):
+        text = json.dumps(config | json.loads(text))
     (copy / "config.json").write_text(text)
     refused(exit_code, copy)
 

@@ -23,6 +23,8 @@ from bridge.vocabulary import write_tokenizer
 from jaxmodels.charlm import PRESETS, WEIGHTS, loss
 from jaxmodels.runtime.paths import split
 
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
 # Isolated from our packages: what a PyTorch user has who got nothing but the folder.
 ALONE = """
 import sys
@@ -58,11 +60,11 @@ def test_golden_logits_loss_and_gradient():
 
 def test_logits_and_gradients_equal_those_of_jax(model_directory, module, tokens):
     model = bridge.load(model_directory)
-    logits = np.asarray(model(jnp.asarray(tokens.numpy()))[0])
+    logits = twin("charlm").jax_outputs(model, tokens.int().numpy())
     assert np.abs(logits - module(tokens).logits.detach().numpy()).max() <= 1e-5
     skeleton, params, rest = split(model)
     batch = {"tokens": jnp.asarray(tokens.numpy())}
-    ours = jax.grad(lambda p: loss(skeleton.merge(p, rest), batch, None)[0])(params)
+    ours = jax.jit(jax.grad(lambda p: loss(skeleton.merge(p, rest), batch, None)[0]))(params)
     module.zero_grad()
     module(tokens, labels=tokens).loss.backward()
     theirs = dict(module.named_parameters())
@@ -146,6 +148,7 @@ def test_a_folder_alone_opens_in_transformers(model_directory, module, tokens, t
         ALONE
         + f"""
 import json, torch
+torch.set_num_threads(1)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 path = {str(model_directory)!r}
 model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
@@ -154,7 +157,7 @@ ids = torch.tensor({tokens.tolist()})
 calls = dict(do_sample=False, max_new_tokens=20)
 a, b = (model.generate(ids, use_cache=use, **calls) for use in (True, False))
 encoded = tokenizer.encode({text!r})
-print(json.dumps([a.tolist(), b.tolist(), model(ids).logits.tolist(), encoded,
+print("\\n" + json.dumps([a.tolist(), b.tolist(), model(ids).logits.tolist(), encoded,
                   tokenizer.decode(encoded), model.training, str(model.dtype)]))
 """
     )
@@ -178,6 +181,17 @@ print(json.dumps([a.tolist(), b.tolist(), model(ids).logits.tolist(), encoded,
     assert encoded == [ids.get(character, 1) for character in text]
     assert decoded == "".join(c if c in ids else "<UNK>" for c in text)
     assert (training, dtype) == (False, "torch.float32")
+
+
+def test_what_pytorch_trained_comes_back(model_directory, tmp_path):
+    module = bridge.torch.load(model_directory)
+    with torch.no_grad():
+        module.head.bias += 1
+    module.save_pretrained(tmp_path / "tuned")
+    report = bridge.diff(model_directory, tmp_path / "tuned")
+    changed = [path for path, row in report.tensors.items() if row["status"] != "equal"]
+    assert (changed, report.config) == (["head/bias"], {})
+    assert not bridge.open_source(tmp_path / "tuned").assumed
 
 
 def test_tokenizer_equals_the_vocabulary_on_random_text(tmp_path):

@@ -49,8 +49,10 @@ def jax_outputs(model: Any, tokens: Any) -> Any:
     """float32 logits [b, t, v] of the nnx module, as numpy."""
     import jax.numpy as jnp
     import numpy as np
+    from flax import nnx
 
-    return np.asarray(model(jnp.asarray(tokens))[0])
+    forward = nnx.jit(lambda model, tokens: model(tokens)[0])
+    return np.asarray(forward(model, jnp.asarray(tokens)))
 
 
 def torch_outputs(module: Any, tokens: Any) -> Any:
