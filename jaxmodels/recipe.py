@@ -40,6 +40,10 @@ class Recipe:
     """Sequences in a micro-batch, over all devices."""
     accum: int = 1
     """Micro-batches whose gradients are averaged into one optimiser step."""
+    slices: int = 0
+    """Parts that a micro-batch is computed in, one after the other; 0 chooses: one on an
+    accelerator, as many on a CPU as keep activations in its caches. Needs a loss that is a
+    mean over rows."""
     steps: int = 1000
     """Optimiser steps in the whole run; the learning-rate schedule ends here."""
     seed: int = 0

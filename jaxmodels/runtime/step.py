@@ -1,6 +1,7 @@
 """The training state and the one train step, for every model."""
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -78,14 +79,15 @@ def train_step(
     float32; what the model stores (`commit`) is stored after each of them. Metrics: loss
     (mean over micro-batches), grad_norm (before clipping) and lr.
     """
-    gradient = _gradient(package, skeleton, jnp.dtype(recipe.dtype))
+    gradient = _gradient(package, skeleton, recipe)
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if recipe.accum == 1:
-            loss, grads, rest = gradient(state.params, state.rest, batch, key)
+            (loss, grads), rest = gradient(state.params, state.rest, (batch, key))
         else:
-            loss, grads, rest = _accumulate(gradient, recipe.accum, state, batch, key)
+            pieces = _pieces(recipe.accum, batch, key)
+            (loss, grads), rest = _mean(partial(gradient, state.params), state.rest, pieces)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate(state.step)}
@@ -94,39 +96,70 @@ def train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _gradient(package: ModuleType, skeleton: Skeleton, dtype: Any) -> Callable[..., Any]:
-    """(params, rest, batch, key) → (loss, gradients, rest after commit) of one micro-batch."""
+def _gradient(package: ModuleType, skeleton: Skeleton, recipe: Recipe) -> Callable[..., Any]:
+    """(params, rest, (batch, key)) → ((loss, gradients), rest after commit) of a micro-batch."""
     commit = getattr(package, "commit", None)
+    dtype = jnp.dtype(recipe.dtype)
 
-    def gradient(params: Arrays, rest: Arrays, batch: Arrays, key: jax.Array) -> Any:
+    def whole(params: Arrays, rest: Arrays, piece: Any) -> Any:
+        batch, key = piece
+
         def loss(params: Arrays) -> tuple[jax.Array, Any]:
             cast = {path: leaf.astype(dtype) for path, leaf in params.items()}
             return package.loss(skeleton.merge(cast, rest), batch, nnx.Rngs(dropout=key))
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return (value, grads), aux
+
+    def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
+        slices = recipe.slices or _fitting_slices(piece[0])
+        if slices == 1:
+            result, aux = whole(params, rest, piece)
+        else:
+            step = lambda _, part: whole(params, rest, part)  # noqa: E731
+            result, aux = _mean(step, {}, _pieces(slices, *piece))
         if commit is not None:
             model = skeleton.merge(params, rest)
             commit(model, aux)
             rest = split(model)[2]
-        return value, grads, rest
+        return result, rest
 
     return gradient
 
 
-def _accumulate(
-    gradient: Callable[..., Any], accum: int, state: State, batch: Arrays, key: jax.Array
-) -> Any:
-    micro = jax.tree.map(lambda x: rearrange(x, "(a b) ... -> a b ...", a=accum), batch)
+def _fitting_slices(batch: Arrays, positions: int = 1024) -> int:
+    """How many slices to take a batch in; see `Recipe.slices`.
 
-    def one(carry: Any, item: Any) -> tuple[Any, None]:
-        total, grads, rest = carry
-        value, new, rest = gradient(state.params, rest, *item)
-        return (
-            total + value / accum,
-            jax.tree.map(lambda a, b: a + b / accum, grads, new),
-            rest,
-        ), None
+    On a CPU, slices of about a thousand positions halve the time of a step: activations stay
+    in the caches, and the memory that XLA asks for is used again instead of being mapped page
+    by page in every step.
+    """
+    rows, columns = jax.tree.leaves(batch)[0].shape[:2]
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 1
+    slices = 1
+    while rows % (2 * slices) == 0 and rows * columns // (2 * slices) >= positions:
+        slices *= 2
+    return slices
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    start = (jnp.zeros(()), zeros, state.rest)
-    return jax.lax.scan(one, start, (micro, jax.random.split(key, accum)))[0]
+
+def _pieces(count: int, batch: Arrays, key: jax.Array) -> Any:
+    """The batch cut along its rows, and a key for each piece; leading axis: the pieces."""
+    cut = jax.tree.map(lambda x: rearrange(x, "(a b) ... -> a b ...", a=count), batch)
+    return cut, jax.random.split(key, count)
+
+
+def _mean(step: Callable[..., Any], carry: Any, pieces: Any) -> tuple[Any, Any]:
+    """Scans `step(carry, piece) -> (result, carry)` over pieces; the results' mean, the carry."""
+    count = pieces[1].shape[0]
+
+    def one(state: Any, piece: Any) -> tuple[Any, None]:
+        total, carry = state
+        result, carry = step(carry, piece)
+        return (jax.tree.map(lambda a, b: a + b / count, total, result), carry), None
+
+    first = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(step, carry, first)[0]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (total, carry), _ = jax.lax.scan(one, (zeros, carry), pieces)
+    return total, carry
