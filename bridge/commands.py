@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, parse, say
+from jaxmodels.cli import emit, gathered, parse, say
 from jaxmodels.errors import CORRUPT, DONE, UNVERIFIED
 
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")]
@@ -99,7 +99,7 @@ class Diff:
 
 def convert_main(argv: list[str]) -> int:
     """Runs `jaxmodels convert`."""
-    options = parse(Convert, _gathered(_gathered(argv, "--set"), "--keep-fp32"), "convert")
+    options = parse(Convert, gathered(gathered(argv, "--set"), "--keep-fp32"), "convert")
     import bridge
     from bridge.sources import parse_settings
 
@@ -129,7 +129,7 @@ def convert_main(argv: list[str]) -> int:
 
 def inspect_main(argv: list[str]) -> int:
     """Runs `jaxmodels inspect`."""
-    options = parse(Inspect, _gathered(argv, "--set"), "inspect")
+    options = parse(Inspect, gathered(argv, "--set"), "inspect")
     import bridge
     from bridge.sources import parse_settings
 
@@ -153,7 +153,7 @@ def verify_main(argv: list[str]) -> int:
         digests = {True: "right", False: "wrong", None: "no manifest"}[report.digests_ok]
         print(f"digests: {digests}")
         if report.max_abs_logit_diff is not None:
-            print(f"largest difference of outputs: {report.max_abs_logit_diff:.3g}")
+            print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
         if options.against:
             print(f"tensors equal: {report.tensors_equal} of {report.tensors_compared}")
         for problem in report.problems:
@@ -201,7 +201,7 @@ def _show_conversion(report: Any) -> None:
     if report.max_rounding_error:
         print(f"largest rounding error: {report.max_rounding_error:.3g}")
     if report.max_abs_logit_diff is not None:
-        print(f"largest difference of JAX and PyTorch: {report.max_abs_logit_diff:.3g}")
+        print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
     if not report.vocab_present:
         print("no vocabulary: token ids work, text does not; give it with --vocab FILE")
     print(f"next: jaxmodels verify {report.output} --against {report.source}")
@@ -219,17 +219,3 @@ def _show_inspection(report: Any, tensors: bool) -> None:
     for kind in ("notes", "problems"):
         for line in report[kind]:
             print(f"{kind[:-1]}: {line}")
-
-
-def _gathered(argv: list[str], option: str) -> list[str]:
-    """Joins an option that is repeated into one, with all of its values, at the end."""
-    rest: list[str] = []
-    values: list[str] = []
-    for word in argv:
-        if values and values[-1] == option:
-            values[-1] = word
-        elif word == option or (values and option == "--set" and word[:1] != "-" and "=" in word):
-            values.append(word)
-        else:
-            rest.append(word)
-    return [*rest, option, *values] if values else rest

@@ -3,7 +3,6 @@
 Nothing here knows of models; `bridge/sources.py` gives the names their meaning.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from bridge.table import listing
 from bridge.tensors import Tensor, digest_of
 from bridge.vocabulary import CHARACTERS, Vocabulary, read_vocabulary
 from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import MANIFEST, damage
 
 FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
@@ -72,45 +72,6 @@ def kind(path: Path) -> str | None:
     return None
 
 
-def run_checkpoint(run: Path) -> tuple[Path, list[str]]:
-    """The checkpoint of a run directory to take, and notes on those passed over.
-
-    The best by validation loss when one is known, else the newest; damaged ones are skipped.
-
-    Raises:
-        Problem: (corrupt) there is none, or all are damaged.
-    """
-    steps = [step for step in (run / "checkpoints").iterdir() if _is_step(step)]
-    notes: list[str] = []
-    for step in sorted(steps, key=_preference):
-        if not (broken := damage(step)):
-            return step, notes
-        notes.append(f"checkpoint {step.name} was skipped: {'; '.join(broken[:3])}")
-    raise Problem(
-        "every checkpoint of the run is damaged" if steps else "the run has no checkpoint yet",
-        where=str(run / "checkpoints"),
-        why=listing(notes),
-        fix="train on, or restore the folder from a copy",
-        exit_code=CORRUPT,
-    )
-
-
-def metrics_of(step: Path) -> dict[str, Any]:
-    """Step and metrics that a checkpoint's manifest tells; empty when it cannot be read."""
-    try:
-        manifest = parse_json(step / MANIFEST)
-    except (Problem, OSError):
-        return {}
-    metrics = manifest.get("metrics")
-    return {"step": int(step.name), "metrics": metrics if isinstance(metrics, dict) else {}}
-
-
-def _preference(step: Path) -> tuple[float, int]:
-    loss = metrics_of(step).get("metrics", {}).get("valid_loss")
-    known = isinstance(loss, int | float) and math.isfinite(loss)
-    return (float(loss) if known else math.inf, -int(step.name))
-
-
 def _is_step(folder: Path) -> bool:
     return folder.name.isdecimal() and (folder / "params").is_dir()
 
@@ -120,7 +81,15 @@ def _is_run(folder: Path) -> bool:
 
 
 def _run(folder: Path) -> Contents:
-    step, notes = run_checkpoint(folder)
+    notes: list[str] = []
+    step = rundir.best_sound(folder / "checkpoints", notes.append)
+    if step is None:
+        raise Problem(
+            "the run has no checkpoint yet",
+            where=str(folder / "checkpoints"),
+            fix="train until the first checkpoint is saved",
+            exit_code=CORRUPT,
+        )
     contents = _read_step(step)
     contents.path = folder
     contents.notes = [*notes, f"checkpoint {step.name} was taken", *contents.notes]
@@ -141,8 +110,9 @@ def _step(folder: Path) -> Contents:
 
 def _read_step(folder: Path) -> Contents:
     run = folder.absolute().parent.parent
+    origin = {"step": int(folder.name), "metrics": rundir.metrics(folder)}
     tensors, notes = orbax.read_tree(folder / "params")
-    contents = Contents(folder, "orbax", tensors, notes=notes, origin=metrics_of(folder))
+    contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
     if _is_run(run):
         _describe(contents, run)
     return contents

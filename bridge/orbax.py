@@ -3,9 +3,7 @@
 Arrays are named by their place in the tree, joined with dots: `layers.0.attn.qkv.kernel`.
 """
 
-import errno
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 
 from bridge.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.runtime.files import as_full_disk
 from jaxmodels.runtime.paths import nest
 
 METADATA = "_METADATA"
@@ -75,19 +74,11 @@ def write_tree(
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(inner, nest(flat))
     except ValueError as error:
-        raise _as_full_disk(error, folder) from error
+        raise as_full_disk(error, folder) from error
     for path in list(inner.iterdir()):
         path.rename(folder / path.name)
     inner.rmdir()
     return digests
-
-
-def _as_full_disk(error: Exception, folder: Path) -> Exception:
-    """An OSError for what Orbax's storage layer reports, in its own words, as a full disk."""
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        if os.strerror(code) in str(error):
-            return OSError(code, os.strerror(code), str(folder))
-    return error
 
 
 def _without_value(

@@ -125,7 +125,8 @@ def open_data(
         context: inputs in a window.
         batch: windows in a batch, over all processes.
         seed: draws the order.
-        valid_fraction: share of the tokens, from the end, that is held out.
+        valid_fraction: share of the tokens, from the end, that is held out; 1 leaves none to
+            train on.
         min_freq: a character must occur this often to enter the vocabulary.
         progress: called as (stage, bytes done, bytes in all).
         tokenizer: the vocabulary that the tokens must have; None takes the text's own.
@@ -135,9 +136,9 @@ def open_data(
             tokens than a window needs; (mismatch) the text or the vocabulary is another one.
         OSError: the operating system says no.
     """
-    if context < 1 or batch < 1 or seed < 0 or not 0 <= valid_fraction < 1:
+    if context < 1 or batch < 1 or seed < 0 or not 0 <= valid_fraction <= 1:
         raise DataProblem(
-            "context and batch must be positive, seed not negative, valid_fraction in [0, 1)",
+            "context and batch must be positive, seed not negative, valid_fraction in [0, 1]",
             why=f"context {context}, batch {batch}, seed {seed}, valid_fraction {valid_fraction}",
             exit_code=USAGE,
         )
@@ -151,7 +152,9 @@ def open_data(
 
 
 def _refuse_short(data: Data) -> None:
-    splits = {"to train on": data.train_tokens}
+    splits = {}
+    if data.valid_fraction < 1:
+        splits["to train on"] = data.train_tokens
     if data.valid_fraction:
         splits["held out"] = data.valid_tokens
     if min(splits.values()) <= data.context:

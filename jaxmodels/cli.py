@@ -20,6 +20,20 @@ def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
     )
 
 
+def gathered(argv: list[str], option: str) -> list[str]:
+    """Joins an option that is repeated into one, with all of its values, at the end."""
+    rest: list[str] = []
+    values: list[str] = []
+    for word in argv:
+        if values and values[-1] == option:
+            values[-1] = word
+        elif word == option or (values and option == "--set" and word[:1] != "-" and "=" in word):
+            values.append(word)
+        else:
+            rest.append(word)
+    return [*rest, option, *values] if values else rest
+
+
 def say(*lines: str) -> None:
     """Prints to standard error, at once."""
     print(*lines, sep="\n", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, parse, say
+from jaxmodels.cli import emit, gathered, parse, say
 from jaxmodels.errors import MISMATCH, Problem
 
 
@@ -35,7 +35,7 @@ class Eval:
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    options = parse(Eval, argv, "eval")
+    options = parse(Eval, gathered(argv, "--set"), "eval")
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform
     from jaxmodels.runtime.evaluate import evaluate, loss_function, report

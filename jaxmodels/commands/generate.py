@@ -3,12 +3,13 @@
 import sys
 import time
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, parse, say
+from jaxmodels.cli import emit, gathered, parse, say
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 
 
@@ -42,23 +43,23 @@ class Generate:
     """Print one JSON object instead of the text."""
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0, float("inf"))
-        _within("top-k", self.top_k, 1, float("inf"))
-        _within("top-p", self.top_p, 0, 1)
-        _within("min-p", self.min_p, 0, 1)
-        _within("num-samples", self.num_samples, 1, float("inf"))
-        _within("max-new-tokens", self.max_new_tokens, 1, float("inf"))
+        _within("temperature", self.temperature, 0.0, inf)
+        _within("top-k", self.top_k, 1.0, inf)
+        _within("top-p", self.top_p, 0.0, 1.0)
+        _within("min-p", self.min_p, 0.0, 1.0)
+        _within("num-samples", self.num_samples, 1.0, inf)
+        _within("max-new-tokens", self.max_new_tokens, 1.0, inf)
 
 
-def _within(name: str, value: float | None, low: float, high: float) -> None:
+def _within(name: str, value: float | int | None, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:
-        limit = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+        limit = f"at least {low:g}" if high == inf else f"between {low:g} and {high:g}"
         raise Problem(f"--{name} must be {limit}, not {value}", exit_code=USAGE)
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    options = parse(Generate, argv, "generate")
+    options = parse(Generate, gathered(argv, "--set"), "generate")
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform
 

@@ -25,7 +25,7 @@ from jaxmodels.errors import (
     Problem,
 )
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import settings
+from jaxmodels.runtime import rundir, settings
 
 C = TypeVar("C")
 
@@ -166,7 +166,7 @@ def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
             fix=f"give --model.vocab {data.vocab_needed} or more",
             exit_code=MISMATCH,
         )
-    _compare_vocabulary(run, data, has_checkpoint)
+    _compare_data(run, data, has_checkpoint)
     _describe(resolved, data, options)
     if options.find_lr:
         return _find_lr(run, options, resolved, data)
@@ -192,7 +192,7 @@ def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
 def _check_resume(run: Path, resume: str) -> bool:
     """Whether there is a checkpoint to continue from, which `--resume` must agree with."""
     checkpoints = run / "checkpoints"
-    found = checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    found = bool(rundir.steps(checkpoints))
     if found and resume == "never":
         raise Problem(
             "the folder holds a run already",
@@ -256,8 +256,8 @@ def _open_data(run: Path, options: Train[Any]) -> Any:
     return data
 
 
-def _compare_vocabulary(run: Path, data: Any, has_checkpoint: bool) -> None:
-    """The run's vocabulary must be the data's: ids would mean other characters otherwise."""
+def _compare_data(run: Path, data: Any, has_checkpoint: bool) -> None:
+    """The run's vocabulary and text must be the data's: ids and positions would lie otherwise."""
     path = run / "characters.json"
     if not has_checkpoint:
         return
@@ -270,6 +270,15 @@ def _compare_vocabulary(run: Path, data: Any, has_checkpoint: bool) -> None:
             where=str(path),
             why=f"the run has {sizes[0]} characters, the data {sizes[1]}",
             fix="resume with the data that the run was started with, or give another --out",
+            exit_code=MISMATCH,
+        )
+    stored = settings.read_file(run / "config.json").get("data", {})
+    if changed := settings.differences(stored, data.identity):
+        raise Problem(
+            "the data is not what this run was started with",
+            where=data.spec,
+            why="\n".join(f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items()),
+            fix="resume with the same data, or give another --out",
             exit_code=MISMATCH,
         )
 

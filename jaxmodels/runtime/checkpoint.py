@@ -7,12 +7,9 @@ renamed when it is complete, so what has a number for a name was complete; the m
 then finds what the disk got wrong. Orbax itself accepts flipped bits.
 """
 
-import errno
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +18,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, damage, digests, whole_folder, write_json
-from jaxmodels.runtime.paths import Arrays, flatten, nest
+from jaxmodels.errors import Problem
+from jaxmodels.runtime.files import MANIFEST, as_full_disk, digests, whole_folder, write_json
+from jaxmodels.runtime.paths import flatten, nest
+from jaxmodels.runtime.rundir import best, steps
 from jaxmodels.runtime.step import State
-
-Say = Callable[[str], None]
 
 
 class Restored(NamedTuple):
@@ -36,48 +32,6 @@ class Restored(NamedTuple):
     data: Any
     """Position of the data iterator, as its `get_state` gave it."""
     folder: Path
-
-
-def steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a `checkpoints` folder, oldest first."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-
-
-def metrics_of(checkpoint: Path) -> dict[str, float]:
-    """The metrics that were stored with a checkpoint; empty when there are none."""
-    try:
-        return dict(json.loads((checkpoint / MANIFEST).read_text())["metrics"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def best(folder: Path) -> int | None:
-    """The step with the lowest validation loss, None when no checkpoint has one."""
-    losses = {step: metrics_of(folder / str(step)).get("valid_loss") for step in steps(folder)}
-    known = {step: loss for step, loss in losses.items() if loss is not None}
-    return min(known, key=lambda step: known[step]) if known else None
-
-
-def newest_sound(folder: Path, say: Say) -> Path | None:
-    """The newest checkpoint whose digests are right; None when there is no checkpoint.
-
-    Raises:
-        Problem: (corrupt) there are checkpoints, and all of them are damaged.
-    """
-    found = steps(folder)
-    for step in reversed(found):
-        wrong = damage(folder / str(step))
-        if not wrong:
-            return folder / str(step)
-        say(f"checkpoint {step} is damaged and is passed over: {'; '.join(wrong)}")
-    if found:
-        raise Problem(
-            "every checkpoint is damaged",
-            where=str(folder),
-            fix="restore the folder from a copy, or start anew in another folder",
-            exit_code=CORRUPT,
-        )
-    return None
 
 
 def restore(checkpoint: Path, abstract: State) -> Restored:
@@ -105,12 +59,6 @@ def restore(checkpoint: Path, abstract: State) -> Restored:
     return Restored(state, data, checkpoint)
 
 
-def read_params(checkpoint: Path) -> Arrays:
-    """The parameters of a checkpoint as path → numpy array."""
-    with ocp.PyTreeCheckpointer() as reader:
-        return flatten(reader.restore(checkpoint.absolute() / "params"))
-
-
 def _read(folder: Path, abstract: Any) -> Any:
     with ocp.PyTreeCheckpointer() as reader:
         args = ocp.checkpoint_utils.construct_restore_args(abstract)
@@ -126,14 +74,6 @@ def _train_tree(state: State) -> dict[str, Any]:
         for index, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))
     }
     return {"opt": opt, "rest": nest(state.rest), "step": state.step, "key": state.key}
-
-
-def _as_full_disk(error: Exception, folder: Path) -> Exception:
-    """An OSError for what Orbax's storage layer reports, in its own types, as a full disk."""
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        if os.strerror(code) in str(error):
-            return OSError(code, os.strerror(code), str(folder))
-    return error
 
 
 class Checkpoints:
@@ -174,7 +114,7 @@ class Checkpoints:
                     writer.save(temporary / "params", nest(state.params))
                     writer.save(temporary / "train", _train_tree(state))
             except Exception as error:
-                raise _as_full_disk(error, self.folder) from error
+                raise as_full_disk(error, self.folder) from error
             write_json(temporary / "data.json", data)
             manifest = {"step": step, "metrics": metrics, "files": digests(temporary)}
             write_json(temporary / MANIFEST, manifest)

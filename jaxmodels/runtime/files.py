@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and digests that find what the disk got wrong."""
 
+import errno
 import hashlib
 import json
 import os
@@ -84,6 +85,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def as_full_disk(error: Exception, path: Path) -> Exception:
+    """An OSError for what a storage library reports, in its own types, as a full disk."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code), str(path))
+    return error
 
 
 def files_below(folder: Path) -> list[Path]:

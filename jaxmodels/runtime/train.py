@@ -15,6 +15,7 @@ from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.layers.sampling import Sampling
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
+from jaxmodels.runtime import rundir
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_text
 from jaxmodels.runtime.generate import generate
@@ -106,7 +107,7 @@ class _Loop:
         """A fresh state, or that of the newest sound checkpoint with the data's position."""
         found = None
         if self.job.resume:
-            found = ckpt.newest_sound(self.checkpoints.folder, _say)
+            found = rundir.newest_sound(self.checkpoints.folder, _say)
         if found is None:
             return fresh()
         restored = ckpt.restore(found, abstract)
@@ -120,7 +121,7 @@ class _Loop:
         steps, out = self.job.recipe.steps, self.outcome
         try:
             with Progress(out.step, steps) as self.progress:
-                while out.step < steps and not self.stop.due(self._reserve()):
+                while out.step < steps and not self._due():
                     self._one()
                 self._finish()
         finally:
@@ -187,7 +188,7 @@ class _Loop:
         with self._timed("eval"):
             state, job, out = self.state, self.job, self.outcome
             loss = len(job.valid) and evaluate(
-                self.loss_function, state.params, state.rest, job.valid, self.stop.due
+                self.loss_function, state.params, state.rest, job.valid, self._due
             )
         if not loss:
             return {}
@@ -218,10 +219,18 @@ class _Loop:
             self.progress.say(f"--- sample at step {self.outcome.step}\n{text}\n---")
         self.ticks = time.monotonic()
 
+    def _due(self) -> bool:
+        return self.stop.due(self._reserve())
+
     def _reserve(self) -> float:
-        """Seconds to keep for the last save: two steps and twice the slowest save so far."""
+        """Seconds to keep for the end: two steps, a save at half of its last speed, an exit.
+
+        Before the first save, a disk that writes 100 MB a second is assumed.
+        """
         done = self.outcome.step - (self.outcome.resumed_from or 0)
-        return 2 * self.checkpoints.seconds + 2 * self.outcome.seconds["train"] / max(done, 1) + 1
+        step = self.outcome.seconds["train"] / max(done, 1)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+        return 2 * step + 2 * (self.checkpoints.seconds or size / 1e8) + 5
 
     def _finish(self) -> None:
         out = self.outcome
@@ -231,10 +240,10 @@ class _Loop:
             self._save({})
         with self._timed("save"):
             self.checkpoints.wait()
-        best = ckpt.best(self.checkpoints.folder)
+        best = rundir.best(self.checkpoints.folder)
         if best is not None:
             out.best_step = best
-            out.best_valid_loss = ckpt.metrics_of(self.checkpoints.folder / str(best))["valid_loss"]
+            out.best_valid_loss = rundir.valid_loss(self.checkpoints.folder / str(best))
         out.checkpoint = out.step or None
 
     def _timed(self, part: str) -> "_Timer":

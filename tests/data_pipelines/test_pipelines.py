@@ -210,7 +210,7 @@ def test_a_text_shorter_than_the_context(folder):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"context": 0}, {"batch": 0}, {"seed": -1}, {"valid_fraction": 1.0}, {"spec": "pydok"}],
+    [{"context": 0}, {"batch": 0}, {"seed": -1}, {"valid_fraction": 1.1}, {"spec": "pydok"}],
 )
 def test_senseless_requests_write_nothing(folder, wrong):
     with pytest.raises(DataProblem) as caught:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bridge
 from jaxmodels.__main__ import main
 from jaxmodels.errors import (
     CORRUPT,
@@ -26,6 +27,8 @@ from jaxmodels.errors import (
     USAGE,
 )
 from jaxmodels.runtime import checkpoint as ckpt
+from jaxmodels.runtime import rundir
+from jaxmodels.runtime.files import damage
 from jaxmodels.runtime.metrics import read
 
 SMALL = ["--steps", "30", "--eval-every", "10", "--save-every", "10", "--sample-every", "0"]
@@ -46,7 +49,8 @@ def command(*words: str, **kwargs) -> subprocess.Popen:
 
 
 def params(run: Path, step: int) -> dict[str, np.ndarray]:
-    return ckpt.read_params(run / "checkpoints" / str(step))
+    source = bridge.open_source(run / "checkpoints" / str(step))
+    return {path: tensor.read() for path, tensor in source.tensors.items()}
 
 
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
@@ -77,7 +81,7 @@ def test_a_run_leaves_what_the_design_says(unbroken):
     assert expected | {"summary.json"} <= {path.name for path in unbroken.iterdir()}
     assert [step for step, _ in losses(unbroken)] == list(range(1, 31))
     assert losses(unbroken)[-1][1] < losses(unbroken)[0][1]
-    assert ckpt.steps(unbroken / "checkpoints") == [20, 30]
+    assert rundir.steps(unbroken / "checkpoints") == [20, 30]
     for step in (20, 30):
         folder = unbroken / "checkpoints" / str(step)
         assert {p.name for p in folder.iterdir()} == {
@@ -96,8 +100,8 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
         metrics = {} if loss is None else {"valid_loss": loss}
         checkpoints.save(_state(step), {"next_index": step}, metrics)
     checkpoints.wait()
-    assert ckpt.steps(tmp_path) == [20, 40, 50]
-    assert ckpt.best(tmp_path) == 20
+    assert rundir.steps(tmp_path) == [20, 40, 50]
+    assert rundir.best(tmp_path) == 20
 
 
 def _state(step: int):
@@ -157,8 +161,8 @@ def test_a_signal_stops_with_a_committed_checkpoint(unbroken, tmp_path, number):
     process.send_signal(number)
     rest = process.stderr.read()
     assert process.wait() == (STOPPED if number == signal.SIGTERM else 130)
-    newest = ckpt.steps(run / "checkpoints")[-1]
-    assert not ckpt.damage(run / "checkpoints" / str(newest))
+    newest = rundir.steps(run / "checkpoints")[-1]
+    assert not damage(run / "checkpoints" / str(newest))
     assert f"continue:  jaxmodels train --out {run}" in rest
     assert json.loads((run / "summary.json").read_text())["step"] == newest
     assert [step for step, _ in losses(run)] == list(range(1, newest + 1))
@@ -169,7 +173,7 @@ def test_max_hours_stops_in_time(tmp_path):
     flags = [*SMALL, "--steps", "1000000", "--max-hours", str(20 / 3600)]
     assert command("train", "charlm:tiny", "--out", str(run), *flags).wait() == STOPPED
     assert time.monotonic() - start < 20
-    assert ckpt.steps(run / "checkpoints")
+    assert rundir.steps(run / "checkpoints")
     assert json.loads((run / "summary.json").read_text())["reason"] == "time is up"
 
 
@@ -212,8 +216,8 @@ def test_disk_full_keeps_what_was_there(run):
     assert process.returncode == NO_SPACE, said
     assert "the disk is full" in said
     assert "Traceback" not in said
-    assert ckpt.steps(run / "checkpoints") == [20, 30]
-    assert not any(ckpt.damage(run / "checkpoints" / str(step)) for step in (20, 30))
+    assert rundir.steps(run / "checkpoints") == [20, 30]
+    assert not any(damage(run / "checkpoints" / str(step)) for step in (20, 30))
     assert main(["train", "--out", str(run), "--steps", "40"]) == DONE
 
 
@@ -223,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoints(run, capsys):
     (run / "config.json").write_text(json.dumps(config))
     assert main(["train", "--out", str(run), "--steps", "60"]) == UNVERIFIED
     assert "not a finite number" in capsys.readouterr().err
-    assert ckpt.steps(run / "checkpoints") == [20, 30]
+    assert rundir.steps(run / "checkpoints") == [20, 30]
 
 
 def test_resume_policies(run, tmp_path, capsys):
@@ -253,6 +257,15 @@ def test_another_vocabulary_does_not_continue_a_run(run, capsys):
     (run / "characters.json").write_text(json.dumps(vocabulary))
     assert main(["train", "--out", str(run)]) == MISMATCH
     assert "vocabulary" in capsys.readouterr().err
+
+
+def test_another_token_file_does_not_continue_a_run(tmp_path, capsys):
+    tokens, run = tmp_path / "tokens.bin", tmp_path / "run"
+    tokens.write_bytes((np.arange(5000) % 50).astype(np.uint16).tobytes())
+    assert train(run, "--data", f"bin:{tokens}") == DONE
+    tokens.write_bytes((np.arange(5000) % 49).astype(np.uint16).tobytes())
+    assert main(["train", "--out", str(run), "--steps", "40"]) == MISMATCH
+    assert "the data is not what this run was started with" in capsys.readouterr().err
 
 
 def test_two_processes_never_train_in_one_folder(run, capsys):

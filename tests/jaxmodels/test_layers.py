@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxmodels.layers.dropout import dropout, hash_bits
+from jaxmodels.layers.losses import cross_entropy
+from jaxmodels.layers.rotary import angles, rotate_interleaved
+from jaxmodels.layers.sampling import Sampling, sample
+
+NONE = jnp.zeros(8, bool)
+
+
+def draws(logits, sampling, banned=NONE, n=2000):
+    keys = jax.random.split(jax.random.key(0), n)
+    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits)))
+    return np.bincount(sample(rows, keys, sampling, banned), minlength=len(logits)) / n
+
+
+LOGITS = np.log([0.4, 0.3, 0.15, 0.08, 0.04, 0.02, 0.007, 0.003])
+
+
+def test_temperature_one_draws_the_softmax():
+    np.testing.assert_allclose(draws(LOGITS, Sampling(1.0)), np.exp(LOGITS), atol=0.04)
+
+
+def test_temperature_sharpens():
+    expected = np.exp(LOGITS / 0.5) / np.exp(LOGITS / 0.5).sum()
+    np.testing.assert_allclose(draws(LOGITS, Sampling(0.5)), expected, atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(1.0, top_k=3), 3),
+        (Sampling(1.0, top_k=100), 8),
+        (Sampling(1.0, top_p=0.69), 2),
+        (Sampling(1.0, top_p=0.71), 3),
+        (Sampling(1.0, top_p=1e-6), 1),
+        (Sampling(1.0, min_p=0.19), 4),
+        (Sampling(1.0, top_k=4, top_p=0.5), 2),
+        (Sampling(None), 1),
+    ],
+)
+def test_filters_keep_the_likeliest(sampling, kept):
+    shares = draws(LOGITS, sampling)
+    assert (shares[:kept] > 0).all() or kept == 8
+    assert (shares[kept:] == 0).all()
+
+
+def test_banned_tokens_are_never_drawn():
+    banned = NONE.at[0].set(True)
+    assert draws(LOGITS, Sampling(1.0, top_k=2), banned)[0] == 0
+    assert draws(LOGITS, Sampling(None), banned)[1] == 1
+
+
+@given(rate=st.sampled_from([0.0, 0.1, 0.5, 0.9]), seed=st.integers(0, 2**31 - 1))
+def test_dropout_keeps_the_mean_and_the_rate(rate, seed):
+    x = jnp.ones((64, 64, 8))
+    y = dropout(x, jnp.asarray(rate, jnp.float32), jax.random.key(seed))
+    n = x.size
+    assert abs(float((y == 0).mean()) - rate) <= 6 * np.sqrt(rate * (1 - rate) / n) + 1e-9
+    assert float(y.max()) == pytest.approx(1 / (1 - rate), rel=1e-6)
+
+
+def test_dropout_masks_are_independent():
+    """Between keys, between neighbours and along every axis."""
+    masks = [
+        np.asarray(hash_bits(jax.random.key(seed), (256, 256)) >> 31, float) for seed in (0, 1)
+    ]
+    pairs = [
+        (masks[0], masks[1]),
+        (masks[0][1:], masks[0][:-1]),
+        (masks[0][:, 1:], masks[0][:, :-1]),
+        (masks[0], masks[0].T),
+    ]
+    for one, two in pairs:
+        assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 5 / 256
+
+
+def test_every_bit_of_the_hash_is_fair():
+    bits = np.asarray(hash_bits(jax.random.key(3), (512, 512)))
+    for bit in range(32):
+        assert abs(((bits >> bit) & 1).mean() - 0.5) < 5 * 0.5 / 512
+
+
+def test_rotation_depends_on_distance_only():
+    q, k = (jax.random.normal(jax.random.key(i), (1, 1, 2, 8)) for i in (0, 1))
+    at = lambda x, p: rotate_interleaved(x, angles(jnp.asarray([p]), 8))  # noqa: E731
+    one = (at(q, 7) * at(k, 3)).sum(-1)
+    two = (at(q, 107) * at(k, 103)).sum(-1)
+    np.testing.assert_allclose(one, two, atol=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(at(q, 50)), jnp.linalg.norm(q), rtol=1e-6)
+    np.testing.assert_array_equal(at(q, 0), q)
+
+
+def test_rotation_turns_neighbouring_pairs():
+    x = jnp.zeros((1, 1, 1, 4)).at[..., 0].set(1.0)
+    turned = rotate_interleaved(x, angles(jnp.asarray([1]), 4))[0, 0, 0]
+    np.testing.assert_allclose(turned, [np.cos(1), np.sin(1), 0, 0], atol=1e-6)
+
+
+def test_cross_entropy_is_torchs():
+    import torch
+
+    logits = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32) * 5
+    targets = np.random.default_rng(1).integers(0, 7, (4, 5))
+    theirs = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits).flatten(0, 1), torch.from_numpy(targets).flatten()
+    )
+    assert float(cross_entropy(jnp.asarray(logits), jnp.asarray(targets))) == pytest.approx(
+        float(theirs), rel=1e-6
+    )

@@ -1,0 +1,99 @@
+"""The train step, its optimiser and its schedule."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmodels import charlm
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.recipe import Optim
+from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.sharding import make_mesh, placement
+from jaxmodels.runtime.step import init, train_step
+
+CONFIG = charlm.PRESETS["tiny"]
+RECIPE = replace(charlm.RECIPES["tiny"], slices=1)
+
+
+def run(recipe, config=CONFIG, steps=4, rows=16):
+    """The last state and the losses of a few steps."""
+    rate = schedule(recipe.optim, recipe.steps)
+    tx = optimiser(recipe.optim, rate)
+    skeleton, fresh, _ = init(charlm, config, recipe, tx, make_mesh())
+    step, state = train_step(charlm, skeleton, tx, rate, recipe), fresh()
+    rng, losses = np.random.default_rng(0), []
+    for _ in range(steps):
+        batch = {"tokens": rng.integers(0, config.vocab, (rows, 33)).astype(np.int32)}
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.mark.parametrize("change", [{"accum": 4}, {"slices": 4}, {"accum": 2, "slices": 2}])
+def test_cutting_the_batch_changes_nothing(change):
+    state, losses = run(RECIPE)
+    cut_state, cut_losses = run(replace(RECIPE, **change))
+    np.testing.assert_allclose(cut_losses, losses, atol=1e-6)
+    # The first moment is linear in the gradients, so it compares them directly.
+    for path, moment in state.opt[1][0].mu.items():
+        np.testing.assert_allclose(cut_state.opt[1][0].mu[path], moment, atol=2e-6)
+
+
+def test_a_pass_is_counted_for_each_micro_batch():
+    config = replace(CONFIG, dropout=0.5, dropout_end=0.1)
+    assert int(run(RECIPE, config)[0].rest["steps"]) == 4
+    assert int(run(replace(RECIPE, accum=4), config)[0].rest["steps"]) == 16
+    assert int(run(replace(RECIPE, slices=4), config)[0].rest["steps"]) == 4
+
+
+def test_dropout_differs_between_steps_and_runs_are_repeatable():
+    config = replace(CONFIG, dropout=0.5)
+    assert run(RECIPE, config)[1] == run(RECIPE, config)[1]
+    assert run(RECIPE, config)[1] != run(replace(RECIPE, seed=1), config)[1]
+
+
+def test_weight_decay_and_its_exceptions():
+    optim = Optim(peak_lr=0.1, weight_decay=0.5, no_decay=("*/bias", "norm/*"), clip=0.0)
+    params = {"norm/scale": jnp.ones(2), "head/bias": jnp.ones(2), "head/kernel": jnp.ones(2)}
+    tx = optimiser(optim, 0.1)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    moved = {path for path, update in updates.items() if update.any()}
+    assert moved == {"head/kernel"}
+    np.testing.assert_allclose(updates["head/kernel"], -0.05)
+
+
+def test_clipping_is_by_the_global_norm():
+    optim = Optim(clip=1.0)
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(4)}
+    grads = {"a": jnp.full(3, 10.0), "b": jnp.full(4, 10.0)}
+    clipped, _ = optax.clip_by_global_norm(optim.clip).update(grads, None)
+    tx = optimiser(optim, 1.0)
+    state = tx.update(grads, tx.init(params), params)[1]
+    np.testing.assert_allclose(state[1][0].mu["a"], 0.1 * clipped["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0.1, 100.0])
+def test_schedule(warmup):
+    rate = schedule(Optim(peak_lr=1.0, init_lr=0.1, end_lr=0.01, warmup=warmup), 1000)
+    assert float(rate(0)) == pytest.approx(0.1)
+    assert float(rate(50)) == pytest.approx(0.55)
+    assert float(rate(100)) == pytest.approx(1.0)
+    assert float(rate(550)) == pytest.approx(0.505)
+    assert float(rate(1000)) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("spec", ["data=3", "rows=1", "data", "data=0", "data=1,model=x"])
+def test_an_impossible_mesh_is_refused(spec):
+    with pytest.raises(Problem) as caught:
+        make_mesh(spec)
+    assert caught.value.exit_code == USAGE
+
+
+def test_a_parameter_that_no_row_matches_is_an_error():
+    with pytest.raises(LookupError):
+        placement(make_mesh(), charlm.SHARDING[:2], {"nobody/knows": jnp.ones(2)})

@@ -1,0 +1,119 @@
+"""Who may import whom (WORKSPACE.md), read off the syntax trees."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxmodels
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("jaxmodels", "bridge", "data_pipelines", "benchmarks")
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+# What each room may import of our own; the first prefix that fits a file decides.
+MAY_IMPORT = {
+    "jaxmodels.commands": ("jaxmodels", "bridge", "data_pipelines"),
+    "jaxmodels.layers": ("jaxmodels.layers",),
+    "jaxmodels.runtime": (
+        "jaxmodels.runtime",
+        "jaxmodels.layers",
+        "jaxmodels.errors",
+        "jaxmodels.cli",
+        "jaxmodels.recipe",
+    ),
+    **{
+        f"jaxmodels.{arch}": (
+            f"jaxmodels.{arch}",
+            "jaxmodels.layers",
+            "jaxmodels.errors",
+            "jaxmodels.lazy",
+            "jaxmodels.recipe",
+        )
+        for arch in jaxmodels.ARCHS
+    },
+    "jaxmodels": ("jaxmodels",),
+    "bridge": ("bridge", "jaxmodels"),
+    "data_pipelines": ("data_pipelines",),
+    "benchmarks": ROOMS,
+}
+NEVER = ("tensorflow", "pickle", "dill", "cloudpickle")
+TORCH = ("torch", "transformers")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether it is imported when the file is) for every import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) not in inside) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [
+                (f"{node.module}.{alias.name}", id(node) not in inside) for alias in node.names
+            ]
+    return found
+
+
+def within(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_import_rules(path):
+    name = name_of(path)
+    allowed = next(rooms for prefix, rooms in MAY_IMPORT.items() if within(name, (prefix,)))
+    for module, _ in imports(path):
+        if within(module, ROOMS) and module != "jaxmodels.__version__":
+            assert within(module, allowed), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_torch_stays_in_the_bridge_and_tensorflow_outside(path):
+    name = name_of(path)
+    for module, at_top in imports(path):
+        assert not within(module, NEVER), f"{name} imports {module}"
+        if within(module, TORCH) and not within(name, ("benchmarks",)):
+            assert within(name, ("bridge",)), f"{name} imports {module}"
+            modelling = path.name.startswith("modeling_")
+            assert modelling or not at_top, f"{name} imports {module} outside a function"
+
+
+def test_torch_is_not_loaded_by_training_and_generation():
+    code = (
+        "import sys, jaxmodels.commands.train, jaxmodels.commands.generate;"
+        "import jaxmodels.runtime.train,"
+        "jaxmodels.runtime.generate, bridge, bridge.loading, data_pipelines.pipelines;"
+        "print([m for m in ('torch', 'tensorflow', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_needs_no_jax():
+    """`--help` answers in a fraction of a second because it imports neither JAX nor torch."""
+    from jaxmodels.__main__ import VERBS
+
+    for verb in VERBS:
+        code = (
+            "import sys\nfrom jaxmodels.__main__ import main\n"
+            f"try: main([{verb!r}, '--help'])\nexcept SystemExit: pass\n"
+            "print([m for m in ('jax', 'torch', 'grain', 'orbax') if m in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", verb
+        assert "usage: jaxmodels" in done.stdout
