@@ -96,6 +96,7 @@ class _Loop:
         self.checkpoints = ckpt.Checkpoints(job.run / "checkpoints", recipe.keep)
         self.outcome = Outcome(steps=recipe.steps)
         self.state = self._start(fresh, abstract)
+        self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
         self.log = MetricsLog(job.run, self.outcome.step)
         # Numbers of the last step: on the device, then on the host, then in the log.
         self.pending: tuple[dict[str, Any], int, dict[str, jax.Array]] | None = None
@@ -229,8 +230,7 @@ class _Loop:
         """
         done = self.outcome.step - (self.outcome.resumed_from or 0)
         step = self.outcome.seconds["train"] / max(done, 1)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
-        return 2 * step + 2 * (self.checkpoints.seconds or size / 1e8) + 5
+        return 2 * step + 2 * (self.checkpoints.seconds or self.bytes / 1e8) + 5
 
     def _finish(self) -> None:
         out = self.outcome
