@@ -1,11 +1,8 @@
 """`jaxmodels train`: resolves the settings, opens the data, trains, says how to go on."""
 
-import fcntl
 import json
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -14,10 +11,9 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import emit, parse, say
+from jaxmodels.commands import resume
 from jaxmodels.errors import (
-    CORRUPT,
     DONE,
-    EXISTS,
     INTERRUPTED,
     MISMATCH,
     STOPPED,
@@ -25,14 +21,11 @@ from jaxmodels.errors import (
     Problem,
 )
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import rundir, settings
+from jaxmodels.runtime import settings
 
 C = TypeVar("C")
 
 _BEGUN = time.monotonic()  # a granted session runs since the process started, near enough
-
-# Recipe fields that may differ when a run goes on; all others decide what is learned.
-_FREE = {"steps", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "prompt"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ def main(argv: list[str]) -> int:
         return DONE
     if options.out is None:
         raise Problem("--out is missing", fix="give a folder for the run", exit_code=USAGE)
-    with _locked(options.out):
+    with resume.locked(options.out):
         return _train(options.out, options, resolved)
 
 
@@ -129,32 +122,15 @@ def _value_of(argv: list[str], flag: str) -> str:
     return ""
 
 
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Holds the run directory, so that two processes never train in one."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Problem(
-                "another process is training here",
-                where=str(run),
-                fix="wait for it, stop it, or give another --out",
-                exit_code=EXISTS,
-            ) from error
-        yield
-
-
 def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
     from jaxmodels.runtime import platform
     from jaxmodels.runtime.sharding import make_mesh
 
     platform.prepare()
-    has_checkpoint = _check_resume(run, options.resume)
+    has_checkpoint = resume.check_resume(run, options.resume)
     recipe = options.recipe
     make_mesh(recipe.mesh)  # before the data, which may take long to prepare
-    _compare(run, resolved, has_checkpoint)
+    resume.compare_settings(run, resolved, has_checkpoint)
     data = _open_data(run, options)
     if data.vocab_size:
         resolved["model"]["vocab"] = data.vocab_size
@@ -166,13 +142,14 @@ def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
             fix=f"give --model.vocab {data.vocab_needed} or more",
             exit_code=MISMATCH,
         )
-    _compare_data(run, data, has_checkpoint)
+    resume.compare_data(run, data, has_checkpoint)
     _describe(resolved, data, options)
     if options.find_lr:
         return _find_lr(run, options, resolved, data)
     _write_config(run, resolved, data)
 
-    from jaxmodels.runtime.train import Job, text_sampler, train
+    from jaxmodels.runtime.generate import text_sampler
+    from jaxmodels.runtime.train import Job, train
 
     job = Job(
         jaxmodels.arch(resolved["arch"]),
@@ -187,55 +164,6 @@ def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
         else None,
     )
     return _report(run, train(job), options.json)
-
-
-def _check_resume(run: Path, resume: str) -> bool:
-    """Whether there is a checkpoint to continue from, which `--resume` must agree with."""
-    checkpoints = run / "checkpoints"
-    found = bool(rundir.steps(checkpoints))
-    if found and resume == "never":
-        raise Problem(
-            "the folder holds a run already",
-            where=str(run),
-            fix="give another --out, or --resume auto to continue this one",
-            exit_code=EXISTS,
-        )
-    if not found and resume == "must":
-        raise Problem(
-            "there is no checkpoint to resume from",
-            where=str(checkpoints),
-            fix="check --out, or start anew with --resume auto",
-            exit_code=CORRUPT,
-        )
-    return found
-
-
-def _compare(run: Path, resolved: dict[str, Any], has_checkpoint: bool) -> None:
-    """Refuses to continue a run with settings that would make it another run."""
-    if not has_checkpoint or not (run / "config.json").exists():
-        return
-    stored = settings.read_file(run / "config.json")
-    changed = settings.differences(
-        {name: stored.get(name) for name in ("arch", "model", "recipe")},
-        {name: resolved[name] for name in ("arch", "model", "recipe")},
-    )
-    changed.pop("model.vocab", None)  # follows from the data, which is compared on its own
-    free = {name for name in changed if name.removeprefix("recipe.") in _FREE}
-    fixed = [
-        f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items() if name not in free
-    ]
-    if fixed:
-        raise Problem(
-            "the run was started with other settings",
-            where=str(run / "config.json"),
-            why="\n".join(fixed),
-            fix="give another --out, or continue with the settings that it has:\n"
-            f"jaxmodels train --out {shlex.quote(str(run))}",
-            exit_code=MISMATCH,
-        )
-    for name in sorted(free):
-        old, new = changed[name]
-        say(f"changed since the run began: {name} {old!r} → {new!r}")
 
 
 def _open_data(run: Path, options: Train[Any]) -> Any:
@@ -254,33 +182,6 @@ def _open_data(run: Path, options: Train[Any]) -> Any:
     for note in data.notes:
         say(note)
     return data
-
-
-def _compare_data(run: Path, data: Any, has_checkpoint: bool) -> None:
-    """The run's vocabulary and text must be the data's: ids and positions would lie otherwise."""
-    path = run / "characters.json"
-    if not has_checkpoint:
-        return
-    ours = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    theirs = data.tokenizer.to_json() if data.tokenizer else None
-    if ours != theirs:
-        sizes = [len(vocabulary["chars"]) if vocabulary else "no" for vocabulary in (ours, theirs)]
-        raise Problem(
-            "the vocabulary of the data is not the one that this run was trained with",
-            where=str(path),
-            why=f"the run has {sizes[0]} characters, the data {sizes[1]}",
-            fix="resume with the data that the run was started with, or give another --out",
-            exit_code=MISMATCH,
-        )
-    stored = settings.read_file(run / "config.json").get("data", {})
-    if changed := settings.differences(stored, data.identity):
-        raise Problem(
-            "the data is not what this run was started with",
-            where=data.spec,
-            why="\n".join(f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items()),
-            fix="resume with the same data, or give another --out",
-            exit_code=MISMATCH,
-        )
 
 
 def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:

@@ -1,6 +1,6 @@
 """The one generation loop: prefill the prompt, then decode in compiled pieces."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -98,3 +98,15 @@ def _decode(
 
     carry, tokens = jax.lax.scan(one, carry, None, length=n)
     return carry, tokens.T
+
+
+def text_sampler(tokenizer: Any, prompt: str, seed: int, length: int = 200) -> Callable[[Any], str]:
+    """A sampler that continues `prompt` by `length` tokens at temperature 0.8."""
+    ids = np.asarray([tokenizer.encode(prompt)], np.int32)
+    banned = tuple(tokenizer.special_ids)
+
+    def sampler(model: Any) -> str:
+        pieces = generate(model, ids, length, Sampling(0.8), seed, banned, chunk=length)
+        return prompt + tokenizer.decode(np.concatenate([piece[0] for piece in pieces]))
+
+    return sampler

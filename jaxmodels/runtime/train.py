@@ -9,24 +9,20 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import numpy as np
 
+from jaxmodels.cli import say
 from jaxmodels.errors import UNVERIFIED, Problem
-from jaxmodels.layers.sampling import Sampling
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
 from jaxmodels.runtime import rundir
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_text
-from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.metrics import MetricsLog
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.progress import Progress
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import State, init, train_step
 from jaxmodels.runtime.stop import Stop
-
-Sampler = Callable[[Any], str]
 
 
 @dataclass
@@ -46,7 +42,7 @@ class Job:
     resume: bool = True
     deadline: float | None = None
     """By `time.monotonic()`; training stops early enough to have saved by then."""
-    sampler: Sampler | None = None
+    sampler: Callable[[Any], str] | None = None
     """Text that the model (a module) writes now; printed as training goes."""
 
 
@@ -108,14 +104,14 @@ class _Loop:
         """A fresh state, or that of the newest sound checkpoint with the data's position."""
         found = None
         if self.job.resume:
-            found = rundir.newest_sound(self.checkpoints.folder, _say)
+            found = rundir.newest_sound(self.checkpoints.folder, say)
         if found is None:
             return fresh()
         restored = ckpt.restore(found, abstract)
         self.job.batches.set_state(restored.data)
         step = int(restored.state.step)
         self.outcome.step = self.outcome.resumed_from = self.outcome.checkpoint = step
-        _say(f"resumed from checkpoint {step}")
+        say(f"resumed from checkpoint {step}")
         return restored.state
 
     def run(self) -> Outcome:
@@ -261,21 +257,3 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.part] += time.monotonic() - self.start
-
-
-def _say(text: str) -> None:
-    from jaxmodels.cli import say
-
-    say(text)
-
-
-def text_sampler(tokenizer: Any, prompt: str, seed: int, length: int = 200) -> Sampler:
-    """A sampler that continues `prompt` by `length` tokens at temperature 0.8."""
-    ids = np.asarray([tokenizer.encode(prompt)], np.int32)
-    banned = tuple(tokenizer.special_ids)
-
-    def sampler(model: Any) -> str:
-        pieces = generate(model, ids, length, Sampling(0.8), seed, banned, chunk=length)
-        return prompt + tokenizer.decode(np.concatenate([piece[0] for piece in pieces]))
-
-    return sampler

@@ -1,0 +1,109 @@
+"""May this run go on? One process, one set of settings, one text."""
+
+import fcntl
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxmodels.cli import say
+from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
+from jaxmodels.runtime import rundir, settings
+
+# Recipe fields that may differ when a run goes on; all others decide what is learned.
+_FREE = {"steps", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "prompt"}
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Holds the run directory, so that two processes never train in one."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Problem(
+                "another process is training here",
+                where=str(run),
+                fix="wait for it, stop it, or give another --out",
+                exit_code=EXISTS,
+            ) from error
+        yield
+
+
+def check_resume(run: Path, resume: str) -> bool:
+    """Whether there is a checkpoint to continue from, which `--resume` must agree with."""
+    checkpoints = run / "checkpoints"
+    found = bool(rundir.steps(checkpoints))
+    if found and resume == "never":
+        raise Problem(
+            "the folder holds a run already",
+            where=str(run),
+            fix="give another --out, or --resume auto to continue this one",
+            exit_code=EXISTS,
+        )
+    if not found and resume == "must":
+        raise Problem(
+            "there is no checkpoint to resume from",
+            where=str(checkpoints),
+            fix="check --out, or start anew with --resume auto",
+            exit_code=CORRUPT,
+        )
+    return found
+
+
+def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) -> None:
+    """Refuses to continue a run with settings that would make it another run."""
+    if not has_checkpoint or not (run / "config.json").exists():
+        return
+    stored = settings.read_file(run / "config.json")
+    changed = settings.differences(
+        {name: stored.get(name) for name in ("arch", "model", "recipe")},
+        {name: resolved[name] for name in ("arch", "model", "recipe")},
+    )
+    changed.pop("model.vocab", None)  # follows from the data, which is compared on its own
+    free = {name for name in changed if name.removeprefix("recipe.") in _FREE}
+    fixed = [
+        f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items() if name not in free
+    ]
+    if fixed:
+        raise Problem(
+            "the run was started with other settings",
+            where=str(run / "config.json"),
+            why="\n".join(fixed),
+            fix="give another --out, or continue with the settings that it has:\n"
+            f"jaxmodels train --out {shlex.quote(str(run))}",
+            exit_code=MISMATCH,
+        )
+    for name in sorted(free):
+        old, new = changed[name]
+        say(f"changed since the run began: {name} {old!r} → {new!r}")
+
+
+def compare_data(run: Path, data: Any, has_checkpoint: bool) -> None:
+    """The run's vocabulary and text must be the data's: ids and positions would lie otherwise."""
+    path = run / "characters.json"
+    if not has_checkpoint:
+        return
+    ours = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    theirs = data.tokenizer.to_json() if data.tokenizer else None
+    if ours != theirs:
+        sizes = [len(vocabulary["chars"]) if vocabulary else "no" for vocabulary in (ours, theirs)]
+        raise Problem(
+            "the vocabulary of the data is not the one that this run was trained with",
+            where=str(path),
+            why=f"the run has {sizes[0]} characters, the data {sizes[1]}",
+            fix="resume with the data that the run was started with, or give another --out",
+            exit_code=MISMATCH,
+        )
+    stored = settings.read_file(run / "config.json").get("data", {})
+    if changed := settings.differences(stored, data.identity):
+        raise Problem(
+            "the data is not what this run was started with",
+            where=data.spec,
+            why="\n".join(f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items()),
+            fix="resume with the same data, or give another --out",
+            exit_code=MISMATCH,
+        )
