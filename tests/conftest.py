@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -17,3 +18,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 def golden() -> Path:
     """The seeds' golden inputs, outputs and checkpoints."""
     return GOLDEN
+
+
+# The first example of a test pays for imports and compilation; a busy machine is no defect.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")

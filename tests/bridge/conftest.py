@@ -1,7 +1,7 @@
 import pytest
-from bridge_helpers import HEADS, SEED, write_run
 
 import bridge
+from tests.bridge.helpers import HEADS, SEED, write_run
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from bridge_helpers import HEADS, SEED, flip, random_params, save_tree
 
 import bridge
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, UNVERIFIED, USAGE, Problem
+from tests.bridge.helpers import HEADS, SEED, flip, random_params, save_tree
 
 
 def command(capsys, *argv):

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from bridge_helpers import HEADS, SEED, assert_same_params, random_params, vocabulary
 
 import bridge
 from bridge.orbax import read_tree
@@ -13,6 +12,7 @@ from bridge.tensors import DTYPES, digest_of
 from jaxmodels.errors import EXISTS, MISMATCH, NO_SPACE, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.files import damage
 from jaxmodels.runtime.paths import params_of
+from tests.bridge.helpers import HEADS, SEED, assert_same_params, random_params, vocabulary
 
 
 def refused(exit_code, *args, **options):
@@ -95,7 +95,7 @@ def test_dtypes_and_what_stays_in_float32(run, tmp_path):
 
 
 def test_values_that_do_not_fit_the_dtype(tmp_path):
-    from bridge_helpers import save_tree
+    from tests.bridge.helpers import save_tree
 
     params = random_params()
     params["head/bias"][3] = 1e30

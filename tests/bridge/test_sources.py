@@ -4,7 +4,15 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bridge_helpers import (
+
+import bridge
+import jaxmodels
+from bridge.orbax import read_tree
+from bridge.sources import parse_settings
+from bridge.tensors import DTYPES
+from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
+from jaxmodels.runtime.paths import params_of
+from tests.bridge.helpers import (
     GOLDEN,
     HEADS,
     SEED,
@@ -14,14 +22,6 @@ from bridge_helpers import (
     save_tree,
     write_run,
 )
-
-import bridge
-import jaxmodels
-from bridge.orbax import read_tree
-from bridge.sources import parse_settings
-from bridge.tensors import DTYPES
-from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
-from jaxmodels.runtime.paths import params_of
 
 
 def seed_tree():
@@ -153,7 +153,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(tmp_path):
     flip(data)
     source = bridge.open_source(run)
     assert source.origin["step"] == 1
-    assert any("checkpoint 2 was skipped" in note and data.name in note for note in source.notes)
+    assert any("checkpoint 2 is damaged" in note and data.name in note for note in source.notes)
     assert data.name in refused(CORRUPT, run / "checkpoints" / "2")
     for step in "13":
         (run / "checkpoints" / step / "manifest.json").unlink()

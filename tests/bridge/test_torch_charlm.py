@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 import torch
-from bridge_helpers import GOLDEN, HEADS, SEED, random_params, save_tree, vocabulary
 
 import bridge
 import jaxmodels
@@ -22,6 +21,7 @@ from bridge.torch.charlm.modeling_charlm import CharLMConfig, CharLMForCausalLM
 from bridge.vocabulary import write_tokenizer
 from jaxmodels.charlm import PRESETS, WEIGHTS, loss
 from jaxmodels.runtime.paths import split
+from tests.bridge.helpers import GOLDEN, HEADS, SEED, random_params, save_tree, vocabulary
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -203,17 +202,15 @@ def test_ten_kills_lose_nothing(tmp_path):
 
 def test_disk_full_keeps_what_was_there(run):
     """A limit on file sizes stands in for a full disk: exit 7, checkpoints as before."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    words = ["train", "--out", str(run), "--steps", "60", "--save-every", "45"]
+    words = f"train --out {run} --steps 60 --save-every 45"
+    limited = f"trap '' XFSZ; ulimit -f 50; exec {sys.executable} -m jaxmodels {words}"
     # The compilation cache must not be what fails.
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    process = command(*words, preexec_fn=limit, env=env)
-    _, said = process.communicate()
-    assert process.returncode == NO_SPACE, said
+    done = subprocess.run(
+        ["bash", "-c", limited], env=env, capture_output=True, text=True, check=False
+    )
+    said = done.stderr
+    assert done.returncode == NO_SPACE, said
     assert "the disk is full" in said
     assert "Traceback" not in said
     assert rundir.steps(run / "checkpoints") == [20, 30]
