@@ -7,7 +7,9 @@ renamed when it is complete, so what has a number for a name was complete; the m
 then finds what the disk got wrong. Orbax itself accepts flipped bits.
 """
 
+import errno
 import json
+import os
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,6 +99,9 @@ class Checkpoints:
     def save(self, state: State, data: Any, metrics: dict[str, float]) -> None:
         """Starts saving; returns when the arrays are copied. Errors come with the next call."""
         self.wait()
+        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self.folder).free < need:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         snapshot = jax.tree.map(np.array, state)
         self._pending = self._pool.submit(self._write, snapshot, data, metrics, time.monotonic())
 

@@ -1,24 +1,39 @@
 """The process: where compiled programs are kept, and who may write to the terminal."""
 
+import logging
 import os
+import sys
 from pathlib import Path
+from types import TracebackType
 
 
 def prepare() -> None:
     """What every verb that runs JAX does first.
 
     Keeps compiled programs on disk, so that the second start of a run is quick; they live in
-    `$JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder. Silences Orbax, which
-    logs tracebacks of errors that it also raises, and that are shown as ours.
+    `$JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder.
     """
-    import logging
-
     import jax
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-
+    _silence_storage()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "jaxmodels" / "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _silence_storage() -> None:
+    """Orbax, and what is below it, log tracebacks of errors that they raise too.
+
+    The error is shown as ours. When a write fails, tensorstore also calls back into an event
+    loop that Orbax has closed by then, and hands that error to `sys.excepthook`.
+    """
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if str(error) != "Event loop is closed":
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook

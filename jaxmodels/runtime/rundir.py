@@ -63,15 +63,19 @@ def _first_sound(folder: Path, wanted: list[int], say: Say) -> Path | None:
     Raises:
         Problem: (corrupt) all of them are damaged.
     """
+    told = []
     for step in wanted:
         wrong = damage(folder / str(step))
         if not wrong:
+            for line in told:
+                say(line)
             return folder / str(step)
-        say(f"checkpoint {step} is damaged and is passed over: {'; '.join(wrong[:3])}")
+        told.append(f"checkpoint {step} is damaged and is passed over: {'; '.join(wrong[:3])}")
     if wanted:
         raise Problem(
             "every checkpoint is damaged",
             where=str(folder),
+            why="\n".join(told[:10]),
             fix="restore the folder from a copy, or start anew in another folder",
             exit_code=CORRUPT,
         )

@@ -158,7 +158,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(tmp_path):
     for step in "13":
         (run / "checkpoints" / step / "manifest.json").unlink()
     told = refused(CORRUPT, run)
-    assert "every checkpoint of the run is damaged" in told
+    assert "every checkpoint is damaged" in told
     assert "checkpoint 3" in told
 
 
