@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 
 def prepare() -> None:
@@ -27,13 +27,13 @@ def _silence_storage() -> None:
     """Orbax, and what is below it, log tracebacks of errors that they raise too.
 
     The error is shown as ours. When a write fails, tensorstore also calls back into an event
-    loop that Orbax has closed by then, and hands that error to `sys.excepthook`.
+    loop that Orbax has closed by then, and hands that error to `sys.unraisablehook`.
     """
     for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if str(error) != "Event loop is closed":
-            sys.__excepthook__(kind, error, trace)
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
