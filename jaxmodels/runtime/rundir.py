@@ -63,7 +63,7 @@ def _first_sound(folder: Path, wanted: list[int], say: Say) -> Path | None:
     Raises:
         Problem: (corrupt) all of them are damaged.
     """
-    told = []
+    told: list[str] = []
     for step in wanted:
         wrong = damage(folder / str(step))
         if not wrong:
