@@ -132,12 +132,11 @@ class Model(nnx.Module):
         return (cfg.dropout - cfg.dropout_end) / decay + cfg.dropout_end
 
     def init_cache(self, batch: int, size: int | None = None) -> KVCache:
-        """An empty cache for `size` tokens (the context, if None) of `batch` sequences."""
+        """An empty cache of `batch` sequences for `size` tokens, at most the context (None)."""
         cfg = self.config
+        size = min(size or cfg.context, cfg.context)
         dtype = self.embed.embedding[...].dtype
-        return KVCache.empty(
-            cfg.layers, batch, size or cfg.context, cfg.heads, cfg.dim // cfg.heads, dtype
-        )
+        return KVCache.empty(cfg.layers, batch, size, cfg.heads, cfg.dim // cfg.heads, dtype)
 
 
 def loss(
