@@ -34,13 +34,15 @@ class Attention(nnx.Module):
         self.proj = nnx.Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
 
     def __call__(self, x, angle, mask, cache: KVCache | None, layer: int):
-        """[b, t, d] → [b, t, d], and the keys and values to remember."""
+        """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         qkv = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=self.heads)
         q, k, v = rotate_interleaved(qkv[0], angle), rotate_interleaved(qkv[1], angle), qkv[2]
+        kept = None
         if cache is not None:
-            k, v = cache.write(layer, k, v)
+            kept = cache.write(layer, k, v)
+            k, v = cache.read(*kept)
         out = attention(q, k, v, mask)
-        return self.proj(rearrange(out, "b t h k -> b t (h k)")), (k, v)
+        return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 
 class Mlp(nnx.Module):
@@ -111,13 +113,13 @@ class Model(nnx.Module):
         mask = causal_mask(t) if cache is None else cache.mask(t)
         rate = self.dropout_rate()
         block = nnx.remat(Block.__call__, static_argnums=(5,)) if self.remat else Block.__call__
-        x, kvs = self.embed(tokens), []
+        x, kept = self.embed(tokens), []
         for i, layer in enumerate(self.blocks):
             x, kv = block(layer, x, angle, mask, cache, i, rate, rngs)
-            kvs.append(kv)
+            kept.append(kv)
         logits = self.head(self.norm(x)).astype(jnp.float32)
         if cache is not None:
-            keys, values = zip(*kvs, strict=True)
+            keys, values = zip(*kept, strict=True)
             cache = KVCache(keys, values, cache.length + t)
         return logits, cache
 
@@ -130,12 +132,11 @@ class Model(nnx.Module):
         return (cfg.dropout - cfg.dropout_end) / decay + cfg.dropout_end
 
     def init_cache(self, batch: int, size: int | None = None) -> KVCache:
-        """An empty cache for `size` tokens (the context, if None) of `batch` sequences."""
+        """An empty cache of `batch` sequences for `size` tokens, at most the context (None)."""
         cfg = self.config
+        size = min(size or cfg.context, cfg.context)
         dtype = self.embed.embedding[...].dtype
-        return KVCache.empty(
-            cfg.layers, batch, size or cfg.context, cfg.heads, cfg.dim // cfg.heads, dtype
-        )
+        return KVCache.empty(cfg.layers, batch, size, cfg.heads, cfg.dim // cfg.heads, dtype)
 
 
 def loss(

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -12,11 +13,14 @@ class KVCache(NamedTuple):
 
     Position p lives in slot p mod size. Once the ring is full, each new token takes the
     place of the oldest, so every token sees the `size` newest ones, itself included.
+
+    Both are kept in the order in which attention multiplies them. XLA would otherwise turn
+    the whole cache around for every token, which takes several times longer than attention.
     """
 
-    keys: tuple[Float[Array, "b s h k"], ...]
+    keys: tuple[Float[Array, "b h k s"], ...]
     """One array for each layer."""
-    values: tuple[Float[Array, "b s h k"], ...]
+    values: tuple[Float[Array, "b h s k"], ...]
     """One array for each layer."""
     length: Int[Array, ""]
     """Tokens seen so far; it keeps growing when the ring is full."""
@@ -27,15 +31,15 @@ class KVCache(NamedTuple):
     ) -> "KVCache":
         """A cache that has seen nothing."""
 
-        def zeros() -> tuple[Array, ...]:  # each array its own, so that all can be donated
-            return tuple(jnp.zeros((batch, size, heads, width), dtype) for _ in range(layers))
+        def zeros(*shape: int) -> tuple[Array, ...]:  # each its own, so that all can be donated
+            return tuple(jnp.zeros((batch, heads, *shape), dtype) for _ in range(layers))
 
-        return cls(zeros(), zeros(), jnp.zeros((), jnp.int32))
+        return cls(zeros(width, size), zeros(size, width), jnp.zeros((), jnp.int32))
 
     @property
     def size(self) -> int:
         """Tokens that it can hold."""
-        return self.keys[0].shape[1]
+        return self.values[0].shape[2]
 
     def positions(self, t: int) -> Int[Array, "t"]:
         """Positions of the next t tokens."""
@@ -50,11 +54,21 @@ class KVCache(NamedTuple):
 
     def write(
         self, layer: int, k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
-    ) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
+    ) -> tuple[Float[Array, "b h k s"], Float[Array, "b h s k"]]:
         """The layer's keys and values with those of the next t tokens in their slots.
 
         Several tokens at once must fit without wrapping: t tokens after length ≤ size − t.
         """
-        start = (0, self.length % self.size, 0, 0)
+        slot = self.length % self.size
         write = jax.lax.dynamic_update_slice
-        return write(self.keys[layer], k, start), write(self.values[layer], v, start)
+        return (
+            write(self.keys[layer], rearrange(k, "b t h k -> b h k t"), (0, 0, 0, slot)),
+            write(self.values[layer], rearrange(v, "b t h k -> b h t k"), (0, 0, slot, 0)),
+        )
+
+    @staticmethod
+    def read(
+        keys: Float[Array, "b h k s"], values: Float[Array, "b h s k"]
+    ) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
+        """A layer's keys and values in the order that `attention` takes; moves no data."""
+        return rearrange(keys, "b h k s -> b s h k"), rearrange(values, "b h s k -> b s h k")

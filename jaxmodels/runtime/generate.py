@@ -27,8 +27,9 @@ def generate(
     there are or on `chunk`.
 
     Args:
-        model: a module with `init_cache` and `model(tokens, cache) -> (logits, cache)`.
-        prompt: int [b, t] with t ≥ 1. Of a prompt longer than the cache, only the end is read.
+        model: a module with `init_cache(batch, size)` and
+            `model(tokens, cache) -> (logits, cache)`.
+        prompt: int [b, t] with t ≥ 1. Of a prompt longer than the context, only the end is read.
         max_new_tokens: how many tokens each row gets.
         sampling: temperature and filters; greedy when the temperature is None.
         seed: of the random draws.
@@ -39,7 +40,7 @@ def generate(
     vocab = model.config.vocab
     forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(banned, jnp.int32)].set(True)
     rows = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(np.arange(len(prompt)))
-    cache = model.init_cache(len(prompt))
+    cache = model.init_cache(len(prompt), _rounded(prompt.shape[1] + max_new_tokens))
     prompt = np.asarray(prompt, np.int32)[:, -cache.size :]
     logits, cache = _prefill(
         skeleton, params, rest, _pad(prompt, cache.size), cache, prompt.shape[1]
@@ -48,6 +49,14 @@ def generate(
     for done in range(0, max_new_tokens, chunk):
         carry, tokens = _decode(skeleton, params, rest, carry, rows, sampling, forbidden, n=chunk)
         yield np.asarray(tokens)[:, : max_new_tokens - done]
+
+
+def _rounded(tokens: int, step: int = 128) -> int:
+    """Room for so many tokens: attention reads all of the cache, filled or not.
+
+    Rounded up, so that generations of many lengths share few compilations.
+    """
+    return -(-tokens // step) * step
 
 
 def _pad(prompt: np.ndarray, size: int) -> jax.Array:

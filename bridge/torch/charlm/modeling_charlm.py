@@ -123,7 +123,8 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = nn.LayerNorm(config.dim, EPS)
         self.head = nn.Linear(config.dim, config.vocab)
-        # Training passes so far; a decaying dropout rate depends on it. Not saved.
+        # Training passes so far, counted when the dropout rate decays by them. Not saved.
+        # torch.compile takes it for a constant: counting in vain would compile every step anew.
         self.steps = 0
         self.post_init()
 
@@ -164,7 +165,7 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache()
         mask, positions = self.visible(input_ids, attention_mask, past)
         angle = self.angles(positions if position_ids is None else position_ids)
-        if self.training:
+        if self.training and self.config.dropout_end is not None:
             self.steps += 1
         x, rate = self.embed(input_ids), self.dropout_rate()
         for block in self.blocks:
