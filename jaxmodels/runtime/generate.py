@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def generate(
     there are or on `chunk`.
 
     Args:
-        model: a module with `init_cache(batch, size)` and
+        model: a module with `config.context`, `init_cache(batch, size)` and
             `model(tokens, cache) -> (logits, cache)`.
         prompt: int [b, t] with t ≥ 1. Of a prompt longer than the context, only the end is read.
         max_new_tokens: how many tokens each row gets.
@@ -37,18 +37,29 @@ def generate(
         chunk: tokens decoded in one compiled call.
     """
     skeleton, params, rest = split(model)
-    vocab = model.config.vocab
-    forbidden = jnp.zeros(vocab, bool).at[jnp.asarray(banned, jnp.int32)].set(True)
-    rows = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(np.arange(len(prompt)))
-    cache = model.init_cache(len(prompt), _rounded(prompt.shape[1] + max_new_tokens))
-    prompt = np.asarray(prompt, np.int32)[:, -cache.size :]
-    logits, cache = _prefill(
-        skeleton, params, rest, _pad(prompt, cache.size), cache, prompt.shape[1]
-    )
-    carry = (logits, cache, jnp.zeros((), jnp.int32))
-    for done in range(0, max_new_tokens, chunk):
-        carry, tokens = _decode(skeleton, params, rest, carry, rows, sampling, forbidden, n=chunk)
-        yield np.asarray(tokens)[:, : max_new_tokens - done]
+    size = min(_rounded(prompt.shape[1] + max_new_tokens), model.config.context)
+    prompt = np.asarray(prompt, np.int32)[:, -size:]
+    fixed = Fixed(skeleton, sampling.top_k, banned, size)
+    free = sampling._replace(top_k=None)
+    state = _prefill(fixed, params, rest, _pad(prompt, size), prompt.shape[1])
+    waiting, done = None, 0
+    for left in range(max_new_tokens, 0, -chunk):
+        state, tokens = _decode(fixed, params, rest, state, seed, free, n=chunk)
+        if waiting is not None:  # read while the next piece is decoded
+            yield np.asarray(waiting)
+        waiting, done = tokens, left
+    if waiting is not None:
+        yield np.asarray(waiting)[:, :done]
+
+
+class Fixed(NamedTuple):
+    """What a generation is compiled for. Hashable."""
+
+    skeleton: Skeleton
+    top_k: int | None
+    banned: tuple[int, ...]
+    size: int
+    """Of the cache."""
 
 
 def _rounded(tokens: int, step: int = 128) -> int:
@@ -59,54 +70,54 @@ def _rounded(tokens: int, step: int = 128) -> int:
     return -(-tokens // step) * step
 
 
-def _pad(prompt: np.ndarray, size: int) -> jax.Array:
+def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
     """Pads to a power of two, so that prompts of many lengths share few compilations."""
     padded = min(max(1 << (prompt.shape[1] - 1).bit_length(), 16), size)
-    return jnp.asarray(np.pad(prompt, ((0, 0), (0, padded - prompt.shape[1]))))
+    return np.pad(prompt, ((0, 0), (0, padded - prompt.shape[1])))
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=4)
-def _prefill(
-    skeleton: Skeleton,
-    params: Arrays,
-    rest: Arrays,
-    tokens: jax.Array,
-    cache: Any,
-    length: jax.Array | int,
-) -> tuple[jax.Array, Any]:
-    """Logits after token `length − 1`, and the cache rewound to `length` tokens.
+@partial(jax.jit, static_argnums=0)
+def _prefill(fixed: Fixed, params: Arrays, rest: Arrays, tokens: Any, length: Any) -> Any:
+    """The state to decode from: next logits, the cache, and how many tokens were drawn: none.
 
-    What the padding wrote lies after `length`, where no query looks before it is overwritten.
+    What the padding writes into the cache lies after `length`, where no query looks before it
+    is overwritten.
     """
-    logits, cache = skeleton.merge(params, rest)(tokens, cache)
+    model = fixed.skeleton.merge(params, rest)
+    logits, cache = model(tokens, model.init_cache(tokens.shape[0], fixed.size))
     last = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
-    return last, cache._replace(length=jnp.asarray(length, jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return last, cache._replace(length=zero + length), zero
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="n", donate_argnums=3)
 def _decode(
-    skeleton: Skeleton,
-    params: Arrays,
-    rest: Arrays,
-    carry: Any,
-    rows: jax.Array,
-    sampling: Sampling,
-    banned: jax.Array,
-    *,
-    n: int,
+    fixed: Fixed, params: Arrays, rest: Arrays, state: Any, seed: Any, sampling: Sampling, *, n: int
 ) -> tuple[Any, jax.Array]:
-    """Draws n tokens for each row; the carry is (next logits, cache, tokens drawn so far)."""
-    model = skeleton.merge(params, rest)
+    """Draws n tokens for each row: the state after them, and int32 [b, n]."""
+    model = fixed.skeleton.merge(params, rest)
+    banned = np.isin(np.arange(model.config.vocab), fixed.banned)
+    sampling = sampling._replace(top_k=fixed.top_k)
 
-    def one(carry: Any, _: None) -> tuple[Any, jax.Array]:
-        logits, cache, drawn = carry
-        keys = jax.vmap(partial(jax.random.fold_in, data=drawn))(rows)
-        token = sample(logits, keys, sampling, banned)
+    def one(state: Any, uniform: jax.Array) -> tuple[Any, jax.Array]:
+        logits, cache, drawn = state
+        token = sample(logits, uniform, sampling, banned)
         logits, cache = model(token[:, None], cache)
         return (logits[:, 0], cache, drawn + 1), token
 
-    carry, tokens = jax.lax.scan(one, carry, None, length=n)
-    return carry, tokens.T
+    numbers = _numbers(seed, jnp.arange(state[0].shape[0]), state[2] + jnp.arange(n))
+    state, tokens = jax.lax.scan(one, state, numbers)
+    return state, tokens.T
+
+
+def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
+    """Random numbers in [0, 1) [steps, rows], each from the seed, its row and its step alone."""
+
+    def number(step: jax.Array, row: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)
+        return jax.random.uniform(key)
+
+    return jax.vmap(jax.vmap(number, (None, 0)), (0, None))(steps, rows)
 
 
 def text_sampler(tokenizer: Any, prompt: str, seed: int, length: int = 200) -> Callable[[Any], str]:
