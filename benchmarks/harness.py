@@ -108,9 +108,8 @@ def _process(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, 
     process.start()
     theirs.close()  # so that the end of the process ends our waiting
 
-    def run(index: int) -> tuple[float, Any, int]:
+    def receive() -> Any:
         try:
-            ours.send(index)
             return ours.recv()
         except (EOFError, OSError) as error:
             raise Problem(
@@ -119,7 +118,12 @@ def _process(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, 
                 exit_code=INTERNAL,
             ) from error
 
+    def run(index: int) -> tuple[float, Any, int]:
+        ours.send(index)
+        return receive()
+
     try:
+        receive()  # built: nothing is timed while another is still being built
         yield run
     finally:
         ours.close()
@@ -128,6 +132,7 @@ def _process(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, 
 
 def _serve(make: Callable[[], Call], pipe: Any) -> None:
     with _here(make) as run:
+        pipe.send("built")
         while True:
             try:
                 index = pipe.recv()
