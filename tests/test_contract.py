@@ -125,6 +125,20 @@ def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
 
 
 @archs
+def test_pieces_and_a_growing_cache_change_nothing(arch):
+    from jaxmodels.layers.sampling import Sampling
+
+    package = jaxmodels.arch(arch)
+    config = replace(package.PRESETS["tiny"], context=200)  # the cache grows from 64 slots
+    model = package.Model(config, rngs=nnx.Rngs(0))
+    prompt = np.asarray(tokens_for(arch, length=40))
+    one = np.concatenate(list(generate(model, prompt, 150, Sampling(1.0), chunk=150)), axis=1)
+    many = np.concatenate(list(generate(model, prompt, 150, Sampling(1.0), chunk=16)), axis=1)
+    np.testing.assert_array_equal(one, many)
+    assert one.shape == (2, 150)
+
+
+@archs
 def test_every_parameter_gets_a_gradient(arch):
     package = jaxmodels.arch(arch)
     skeleton, params, rest = split(tiny(arch))

@@ -17,7 +17,7 @@ from jaxmodels.layers.attention import attention, causal_mask
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.losses import cross_entropy
-from jaxmodels.layers.rotary import angles, rotate_interleaved
+from jaxmodels.layers.rotary import rotate_interleaved, rotation
 
 
 class Steps(nnx.Variable):
@@ -33,10 +33,10 @@ class Attention(nnx.Module):
         self.qkv = nnx.Linear(cfg.dim, 3 * cfg.dim, use_bias=False, kernel_init=init, rngs=rngs)
         self.proj = nnx.Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
 
-    def __call__(self, x, angle, mask, cache: KVCache | None, layer: int):
+    def __call__(self, x, turn, mask, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         qkv = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=self.heads)
-        q, k, v = rotate_interleaved(qkv[0], angle), rotate_interleaved(qkv[1], angle), qkv[2]
+        q, k, v = rotate_interleaved(qkv[0], turn), rotate_interleaved(qkv[1], turn), qkv[2]
         kept = None
         if cache is not None:
             kept = cache.write(layer, k, v)
@@ -70,9 +70,9 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(cfg.dim, rngs=rngs)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, angle, mask, cache, layer, rate, rngs):
+    def __call__(self, x, turn, mask, cache, layer, rate, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
-        out, kv = self.attn(self.norm1(x), angle, mask, cache, layer)
+        out, kv = self.attn(self.norm1(x), turn, mask, cache, layer)
         x = x + out
         return x + self.mlp(self.norm2(x), rate, rngs), kv
 
@@ -109,13 +109,13 @@ class Model(nnx.Module):
         """
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
-        angle = angles(positions, self.config.dim // self.config.heads)
+        turn = rotation(positions, self.config.dim // self.config.heads)
         mask = causal_mask(t) if cache is None else cache.mask(t)
         rate = self.dropout_rate()
         block = nnx.remat(Block.__call__, static_argnums=(5,)) if self.remat else Block.__call__
         x, kept = self.embed(tokens), []
         for i, layer in enumerate(self.blocks):
-            x, kv = block(layer, x, angle, mask, cache, i, rate, rngs)
+            x, kv = block(layer, x, turn, mask, cache, i, rate, rngs)
             kept.append(kv)
         logits = self.head(self.norm(x)).astype(jnp.float32)
         if cache is not None:

@@ -14,13 +14,14 @@ class KVCache(NamedTuple):
     Position p lives in slot p mod size. Once the ring is full, each new token takes the
     place of the oldest, so every token sees the `size` newest ones, itself included.
 
-    Both are kept in the order in which attention multiplies them. XLA would otherwise turn
-    the whole cache around for every token, which takes several times longer than attention.
+    Both are kept with the slots last, the order in which attention reads them fastest. XLA
+    would otherwise turn the whole cache around for every token, which takes several times
+    longer than attention.
     """
 
     keys: tuple[Float[Array, "b h k s"], ...]
     """One array for each layer."""
-    values: tuple[Float[Array, "b h s k"], ...]
+    values: tuple[Float[Array, "b h k s"], ...]
     """One array for each layer."""
     length: Int[Array, ""]
     """Tokens seen so far; it keeps growing when the ring is full."""
@@ -31,15 +32,24 @@ class KVCache(NamedTuple):
     ) -> "KVCache":
         """A cache that has seen nothing."""
 
-        def zeros(*shape: int) -> tuple[Array, ...]:  # each its own, so that all can be donated
-            return tuple(jnp.zeros((batch, heads, *shape), dtype) for _ in range(layers))
+        def zeros() -> tuple[Array, ...]:  # each its own, so that all can be donated
+            return tuple(jnp.zeros((batch, heads, width, size), dtype) for _ in range(layers))
 
-        return cls(zeros(width, size), zeros(size, width), jnp.zeros((), jnp.int32))
+        return cls(zeros(), zeros(), jnp.zeros((), jnp.int32))
 
     @property
     def size(self) -> int:
         """Tokens that it can hold."""
-        return self.values[0].shape[2]
+        return self.keys[0].shape[3]
+
+    def grown(self, size: int) -> "KVCache":
+        """The same with more slots; the ring must not have wrapped yet: length ≤ old size."""
+        more = [(0, 0)] * 3 + [(0, size - self.size)]
+        return KVCache(
+            tuple(jnp.pad(k, more) for k in self.keys),
+            tuple(jnp.pad(v, more) for v in self.values),
+            self.length,
+        )
 
     def positions(self, t: int) -> Int[Array, "t"]:
         """Positions of the next t tokens."""
@@ -54,21 +64,21 @@ class KVCache(NamedTuple):
 
     def write(
         self, layer: int, k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
-    ) -> tuple[Float[Array, "b h k s"], Float[Array, "b h s k"]]:
+    ) -> tuple[Float[Array, "b h k s"], Float[Array, "b h k s"]]:
         """The layer's keys and values with those of the next t tokens in their slots.
 
         Several tokens at once must fit without wrapping: t tokens after length ≤ size − t.
         """
-        slot = self.length % self.size
+        start = (0, 0, 0, self.length % self.size)
         write = jax.lax.dynamic_update_slice
         return (
-            write(self.keys[layer], rearrange(k, "b t h k -> b h k t"), (0, 0, 0, slot)),
-            write(self.values[layer], rearrange(v, "b t h k -> b h t k"), (0, 0, slot, 0)),
+            write(self.keys[layer], rearrange(k, "b t h k -> b h k t"), start),
+            write(self.values[layer], rearrange(v, "b t h k -> b h k t"), start),
         )
 
     @staticmethod
     def read(
-        keys: Float[Array, "b h k s"], values: Float[Array, "b h s k"]
+        keys: Float[Array, "b h k s"], values: Float[Array, "b h k s"]
     ) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
         """A layer's keys and values in the order that `attention` takes; moves no data."""
-        return rearrange(keys, "b h k s -> b s h k"), rearrange(values, "b h s k -> b s h k")
+        return rearrange(keys, "b h k s -> b s h k"), rearrange(values, "b h k s -> b s h k")

@@ -37,19 +37,24 @@ def generate(
         chunk: tokens decoded in one compiled call.
     """
     skeleton, params, rest = split(model)
-    size = min(_rounded(prompt.shape[1] + max_new_tokens), model.config.context)
-    prompt = np.asarray(prompt, np.int32)[:, -size:]
-    fixed = Fixed(skeleton, sampling.top_k, banned, size)
-    free = sampling._replace(top_k=None)
-    state = _prefill(fixed, params, rest, _pad(prompt, size), prompt.shape[1])
-    waiting, done = None, 0
+    fixed = Fixed(skeleton, sampling.top_k, banned)
+    free, context = sampling._replace(top_k=None), model.config.context
+    prompt = np.asarray(prompt, np.int32)[:, -context:]
+    filled = prompt.shape[1]
+    size = _room(filled + chunk, context)
+    state = _prefill(fixed, params, rest, _pad(prompt, size), filled, size=size)
+    waiting = None
     for left in range(max_new_tokens, 0, -chunk):
+        if filled + chunk > size < context:
+            size = _room(filled + chunk, context)
+            state = _grow(state, size=size)
         state, tokens = _decode(fixed, params, rest, state, seed, free, n=chunk)
+        filled += chunk
         if waiting is not None:  # read while the next piece is decoded
             yield np.asarray(waiting)
-        waiting, done = tokens, left
+        waiting = tokens[:, :left] if left < chunk else tokens
     if waiting is not None:
-        yield np.asarray(waiting)[:, :done]
+        yield np.asarray(waiting)
 
 
 class Fixed(NamedTuple):
@@ -58,16 +63,21 @@ class Fixed(NamedTuple):
     skeleton: Skeleton
     top_k: int | None
     banned: tuple[int, ...]
-    size: int
-    """Of the cache."""
 
 
-def _rounded(tokens: int, step: int = 128) -> int:
-    """Room for so many tokens: attention reads all of the cache, filled or not.
+def _room(tokens: int, context: int) -> int:
+    """Slots of a cache for so many tokens: a power of two, at most the context.
 
-    Rounded up, so that generations of many lengths share few compilations.
+    Attention reads the whole cache, filled or not, so it grows with the text: by doubling, so
+    that generations of all lengths share few compilations.
     """
-    return -(-tokens // step) * step
+    return min(max(1 << (tokens - 1).bit_length(), 64), context)
+
+
+@partial(jax.jit, static_argnames="size")
+def _grow(state: Any, *, size: int) -> Any:
+    logits, cache, drawn = state
+    return logits, cache.grown(size), drawn
 
 
 def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
@@ -76,15 +86,17 @@ def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
     return np.pad(prompt, ((0, 0), (0, padded - prompt.shape[1])))
 
 
-@partial(jax.jit, static_argnums=0)
-def _prefill(fixed: Fixed, params: Arrays, rest: Arrays, tokens: Any, length: Any) -> Any:
+@partial(jax.jit, static_argnums=0, static_argnames="size")
+def _prefill(
+    fixed: Fixed, params: Arrays, rest: Arrays, tokens: Any, length: Any, *, size: int
+) -> Any:
     """The state to decode from: next logits, the cache, and how many tokens were drawn: none.
 
     What the padding writes into the cache lies after `length`, where no query looks before it
     is overwritten.
     """
     model = fixed.skeleton.merge(params, rest)
-    logits, cache = model(tokens, model.init_cache(tokens.shape[0], fixed.size))
+    logits, cache = model(tokens, model.init_cache(tokens.shape[0], size))
     last = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
     zero = jnp.zeros((), jnp.int32)
     return last, cache._replace(length=zero + length), zero

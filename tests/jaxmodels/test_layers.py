@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxmodels.layers.dropout import dropout, hash_bits
 from jaxmodels.layers.losses import cross_entropy
-from jaxmodels.layers.rotary import angles, rotate_interleaved
+from jaxmodels.layers.rotary import rotate_interleaved, rotation
 from jaxmodels.layers.sampling import Sampling, sample
 
 NONE = jnp.zeros(8, bool)
@@ -88,7 +88,7 @@ def test_every_bit_of_the_hash_is_fair():
 
 def test_rotation_depends_on_distance_only():
     q, k = (jax.random.normal(jax.random.key(i), (1, 1, 2, 8)) for i in (0, 1))
-    at = lambda x, p: rotate_interleaved(x, angles(jnp.asarray([p]), 8))  # noqa: E731
+    at = lambda x, p: rotate_interleaved(x, rotation(jnp.asarray([p]), 8))  # noqa: E731
     one = (at(q, 7) * at(k, 3)).sum(-1)
     two = (at(q, 107) * at(k, 103)).sum(-1)
     np.testing.assert_allclose(one, two, atol=1e-4)
@@ -98,7 +98,7 @@ def test_rotation_depends_on_distance_only():
 
 def test_rotation_turns_neighbouring_pairs():
     x = jnp.zeros((1, 1, 1, 4)).at[..., 0].set(1.0)
-    turned = rotate_interleaved(x, angles(jnp.asarray([1]), 4))[0, 0, 0]
+    turned = rotate_interleaved(x, rotation(jnp.asarray([1]), 4))[0, 0, 0]
     np.testing.assert_allclose(turned, [np.cos(1), np.sin(1), 0, 0], atol=1e-6)
 
 
