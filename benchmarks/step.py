@@ -24,7 +24,7 @@ from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.step import State, _fitting_slices, init, train_step
+from jaxmodels.runtime.step import State, fitting_slices, init, train_step
 
 OURS = "jaxmodels"
 BATCHES = 8  # different ones, taken in turn
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     recipe = jaxmodels.arch(arch).RECIPES[options.preset.partition(":")[2]]
     recipe = replace(recipe, batch=options.batch or recipe.batch)
     size = (recipe.batch, config.context + 1)
-    slices = _fitting_slices({"tokens": np.zeros(size, np.int32)})
+    slices = fitting_slices({"tokens": np.zeros(size, np.int32)})
     run = Run("step", _settings(options, recipe, slices))
     forward = _forward(arch, config, recipe, size)
     biggest = max((p for p in forward if p.batch == 1), key=lambda product: product.flops)

@@ -112,7 +112,7 @@ def _gradient(package: ModuleType, skeleton: Skeleton, recipe: Recipe) -> Callab
         return (value, grads), aux
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
-        slices = recipe.slices or _fitting_slices(piece[0])
+        slices = recipe.slices or fitting_slices(piece[0])
         if slices == 1:
             result, aux = whole(params, rest, piece)
         else:
@@ -127,7 +127,7 @@ def _gradient(package: ModuleType, skeleton: Skeleton, recipe: Recipe) -> Callab
     return gradient
 
 
-def _fitting_slices(batch: Arrays, positions: int = 1024) -> int:
+def fitting_slices(batch: Arrays, positions: int = 1024) -> int:
     """How many slices to take a batch in; see `Recipe.slices`.
 
     On a CPU, slices of about a thousand positions halve the time of a step: activations stay
