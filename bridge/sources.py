@@ -196,8 +196,9 @@ def _fields(
     stated = {name: contents.fields[name] for name in names if name in contents.fields}
     complete = contents.arch is not None and len(stated) == len(names)
     shapes = table.ours_of(rows, {name: tensor.shape for name, tensor in found.items()})
+    others = {n: tensor.shape for n, tensor in contents.tensors.items() if n not in found}
     try:
-        known, assumed = package.sizes(shapes)
+        known, assumed = package.sizes(shapes, others)
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:
         if complete:
             return stated, {}

@@ -57,11 +57,15 @@ SEED = (
 )
 
 
-def sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, object], dict[str, object]]:
-    """Config fields that the shapes of the parameters tell, and those that must be assumed.
+def sizes(
+    shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Config fields that the shapes in a checkpoint tell, and those that must be assumed.
 
     Args:
         shapes: path → shape of every parameter.
+        others: name → shape of what the checkpoint holds besides. The seed keeps the rotary
+            frequencies, one for each pair of a head's numbers, which tells the head count.
 
     Returns:
         what follows from the shapes, and what is the architecture's convention (the seed's
@@ -76,4 +80,9 @@ def sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, object], dict[s
         "layers": layers,
         "mlp_ratio": hidden / dim,
     }
-    return known, {"heads": 8, "context": 1024, "dropout": 0.0}
+    assumed: dict[str, object] = {"heads": 8, "context": 1024, "dropout": 0.0}
+    for name, shape in (others or {}).items():
+        if name.endswith("rope.inv_freq"):
+            known["heads"] = dim // (2 * shape[0])
+            assumed.pop("heads", None)
+    return known, assumed

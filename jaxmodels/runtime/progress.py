@@ -47,19 +47,17 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, step: int, loss: float, speed: float, left: float) -> None:
+    def update(self, step: int, loss: float, speed: float | None, left: float) -> None:
         """Tells that a step is done.
 
         Args:
             step: steps done.
             loss: its loss.
-            speed: tokens a second.
+            speed: tokens a second; None for a step that was mostly compilation.
             left: seconds that remain.
         """
-        line = (
-            f"step {step}/{self.steps}  loss {loss:.4f}  {speed:,.0f} tokens/s"
-            f"  {duration(left)} left"
-        )
+        pace = "compiled" if speed is None else f"{speed:,.0f} tokens/s  {duration(left)} left"
+        line = f"step {step}/{self.steps}  loss {loss:.4f}  {pace}"
         if self._bar:
             self._bar.update(self._task, completed=step, description=line)
         elif time.monotonic() - self._shown >= self.every:

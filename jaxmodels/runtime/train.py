@@ -39,7 +39,6 @@ class Job:
     batches: Any
     valid: Any
     run: Path
-    resume: bool = True
     deadline: float | None = None
     """By `time.monotonic()`; training stops early enough to have saved by then."""
     sampler: Callable[[Any], str] | None = None
@@ -81,7 +80,7 @@ class _Loop:
     """The loop's state between steps."""
 
     def __init__(self, job: Job, stop: Stop):
-        self.job, self.stop, self.begun = job, stop, time.monotonic()
+        self.job, self.stop = job, stop
         recipe = job.recipe
         rate = schedule(recipe.optim, recipe.steps)
         tx = optimiser(recipe.optim, rate)
@@ -97,14 +96,12 @@ class _Loop:
         # Numbers of the last step: on the device, then on the host, then in the log.
         self.pending: tuple[dict[str, Any], int, dict[str, jax.Array]] | None = None
         self.record: dict[str, Any] | None = None
-        self.ticks, self.warm = time.monotonic(), False
+        self.ticks = time.monotonic()
         self.saved = self.outcome.checkpoint
 
     def _start(self, fresh: Callable[[], State], abstract: State) -> State:
         """A fresh state, or that of the newest sound checkpoint with the data's position."""
-        found = None
-        if self.job.resume:
-            found = rundir.newest_sound(self.checkpoints.folder, say)
+        found = rundir.newest_sound(self.checkpoints.folder, say)
         if found is None:
             return fresh()
         restored = ckpt.restore(found, abstract)
@@ -155,13 +152,15 @@ class _Loop:
             raise self._diverged(record["step"])
         now, out = time.monotonic(), self.outcome
         speed, self.ticks = tokens / max(now - self.ticks, 1e-9), now
-        smooth = out.tokens_per_second
-        # The first step of a process is mostly compilation.
-        out.tokens_per_second = 0.9 * smooth + 0.1 * speed if self.warm and smooth else speed
-        self.warm, out.loss = record["step"] > (out.resumed_from or 0) + 1, record["loss"]
+        out.loss = record["loss"]
         self.record = record | {"tokens_per_second": round(speed, 1)}
-        left = (out.steps - record["step"]) * tokens / out.tokens_per_second
-        self.progress.update(record["step"], record["loss"], out.tokens_per_second, left)
+        first = record["step"] == (out.resumed_from or 0) + 1
+        if not first:
+            smooth = out.tokens_per_second
+            out.tokens_per_second = 0.9 * smooth + 0.1 * speed if smooth else speed
+        left = (out.steps - record["step"]) * tokens / (out.tokens_per_second or speed)
+        shown = None if first else out.tokens_per_second
+        self.progress.update(record["step"], record["loss"], shown, left)
 
     def _record(self, **extra: float) -> None:
         """Writes the record of the last step, with what an evaluation added."""

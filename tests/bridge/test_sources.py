@@ -57,10 +57,13 @@ def test_an_nnx_state_saved_whole(tmp_path):
     tree = {f"{name}/value": array for name, array in seed_tree().items()}
     tree["layers/0/attn/rope/inv_freq/value"] = np.ones(4, np.float32)
     tree["layers/0/ffn/dropout/rngs/count/value"] = np.zeros((), np.uint32)
-    source = bridge.open_source(save_tree(tmp_path / "state", tree), config=HEADS)
+    source = bridge.open_source(save_tree(tmp_path / "state", tree))
     assert "dropped: layers.0.attn.rope.inv_freq, no parameter" in source.notes
     assert any(".value" in note for note in source.notes)
-    model = bridge.load(tmp_path / "state", config=HEADS)
+    # Four frequencies for each head of width 8: the file tells the head count after all.
+    assert source.config.heads == HEADS["heads"]
+    assert "heads" not in source.assumed
+    model = bridge.load(tmp_path / "state")
     assert_same_params(model, params_of(bridge.load(SEED, config=HEADS)))
 
 
