@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import bridge
 import jaxmodels
+from bridge import table
+from bridge.ops import OPS
 from jaxmodels.commands.list import parameter_count
 from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.paths import match, params_of, split
 from jaxmodels.runtime.step import init
+from tests.bridge.helpers import random_params, write_run
 
 # Exact parameter counts, from the sizes in the seeds' documents.
 COUNTS = {
@@ -175,9 +179,9 @@ def test_tables_are_total(arch):
         paths = params_of(nnx.eval_shape(lambda: package.Model(preset, rngs=nnx.Rngs(0))))  # noqa: B023
         for path, leaf in paths.items():
             assert len(match(package.SHARDING, path)) <= len(leaf.shape)
-            for table in (package.WEIGHTS, getattr(package, "SEED", ())):
-                rows = [row for row in table if pattern(row[0]).fullmatch(path)]
-                assert not table or len(rows) == 1, (path, rows)
+            for rows in (package.WEIGHTS, getattr(package, "SEED", ())):
+                found = [row for row in rows if pattern(row[0]).fullmatch(path)]
+                assert not rows or len(found) == 1, (path, found)
 
 
 @archs
@@ -206,6 +210,50 @@ def test_a_state_is_born_sharded_as_the_layout_says(arch):
         lambda a, b: a.sharding == b.sharding and a.dtype == b.dtype, state, abstract
     )
     assert all(jax.tree.leaves(same))
+
+
+@pytest.fixture(scope="module", params=jaxmodels.ARCHS)
+def converted(request, tmp_path_factory) -> tuple[str, Path, dict[str, np.ndarray]]:
+    """(architecture, model directory, the random parameters that it was made from)."""
+    folder = tmp_path_factory.mktemp("converted")
+    run = write_run(folder / "run", {7: None}, spec=f"{request.param}:tiny")
+    bridge.convert(run, folder / "model", verify="logits")
+    return request.param, folder / "model", random_params(f"{request.param}:tiny", seed=7)
+
+
+def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
+    arch, folder, params = converted
+    back = params_of(bridge.load(folder))
+    assert back.keys() == params.keys()
+    for path, array in params.items():
+        assert back[path].dtype == array.dtype
+        np.testing.assert_array_equal(back[path], array)
+    module = bridge.torch.load(folder)
+    for pair in table.pairs(jaxmodels.arch(arch).WEIGHTS, params):
+        tensor = module.state_dict()[pair.theirs].numpy()
+        np.testing.assert_array_equal(OPS[pair.op].inverse(tensor), params[pair.ours])
+
+
+def test_the_twin_gives_the_same_logits_and_gradients(converted):
+    import torch
+
+    arch, folder, _ = converted
+    package, model, module = jaxmodels.arch(arch), bridge.load(folder), bridge.torch.load(folder)
+    tokens = tokens_for(arch, batch=3)
+    ids = torch.tensor(np.asarray(tokens)).long()
+    out = module(ids, labels=ids)
+    assert np.abs(model(tokens)[0] - out.logits.detach().numpy()).max() <= 1e-5
+    skeleton, params, rest = split(model)
+    loss = lambda p: package.loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]  # noqa: E731
+    value, ours = jax.value_and_grad(loss)(params)
+    assert float(value) == pytest.approx(out.loss.item(), abs=1e-5)
+    out.loss.backward()
+    theirs = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
+    pairs = table.pairs(package.WEIGHTS, ours)
+    assert len(pairs) == len(theirs)
+    for pair in pairs:
+        gradient = OPS[pair.op].inverse(theirs[pair.theirs])
+        assert np.abs(gradient - ours[pair.ours]).max() <= 1e-5, pair.ours
 
 
 # Ten steps on a mesh of eight simulated devices, printed as JSON; run in its own process,
