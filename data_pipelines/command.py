@@ -20,7 +20,7 @@ Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
 Either = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|SPEC")]
 
 
-def run(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Runs one of the commands below and returns the exit code."""
     return tyro.extras.subcommand_cli_from_dict(
         {"list": list_, "prepare": prepare_, "inspect": inspect_, "bench": bench_},

@@ -119,13 +119,6 @@ def read_tokenizer(folder: Path, manifest: dict[str, Any]) -> CharTokenizer:
     return CharTokenizer.load(folder / CHARACTERS)
 
 
-def main(argv: list[str]) -> int:
-    """The verb `data`; returns the exit code."""
-    from data_pipelines.command import run
-
-    return run(argv)
-
-
 def _encode(
     texts: Iterable[str], tokenizer: CharTokenizer, dtype: str, path: Path
 ) -> tuple[int, int, str]:

@@ -25,7 +25,7 @@ VERBS = {
         "check digests, and numbers against PyTorch or a source",
     ),
     "diff": ("bridge.commands:diff_main", "compare two checkpoints tensor by tensor"),
-    "data": ("data_pipelines.prepare:main", "list, prepare and inspect training data"),
+    "data": ("data_pipelines.command:main", "list, prepare and inspect training data"),
     "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),
 }
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import data_pipelines
+from data_pipelines.command import main
 from data_pipelines.errors import DataProblem
-from data_pipelines.prepare import main, prepare
+from data_pipelines.prepare import prepare
 from data_pipelines.progress import ProgressBar
 from data_pipelines.sources import SPECS
 
