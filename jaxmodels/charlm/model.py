@@ -112,7 +112,8 @@ class Model(nnx.Module):
         turn = rotation(positions, self.config.dim // self.config.heads)
         mask = causal_mask(t) if cache is None else cache.mask(t)
         rate = self.dropout_rate()
-        block = nnx.remat(Block.__call__, static_argnums=(5,)) if self.remat else Block.__call__
+        again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
+        block = nnx.remat(Block.__call__, static_argnums=(5,)) if again else Block.__call__
         x, kept = self.embed(tokens), []
         for i, layer in enumerate(self.blocks):
             x, kv = block(layer, x, turn, mask, cache, i, rate, rngs)

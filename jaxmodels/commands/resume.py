@@ -12,8 +12,14 @@ from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
 from jaxmodels.runtime import rundir, settings
 
-# Recipe fields that may differ when a run goes on; all others decide what is learned.
-_FREE = {"steps", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "prompt"}
+# Recipe fields that may differ when a run goes on; all others decide what is learned. The
+# data may have moved: its content is compared.
+_FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
+    "eval_every",
+    "eval_batches",
+    "save_every",
+    "sample_every",
+}
 
 
 @contextmanager

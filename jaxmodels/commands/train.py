@@ -255,7 +255,7 @@ def _report(run: Path, outcome: Any, as_json: bool) -> int:
         say(
             f"longer:    {again} --steps {2 * outcome.steps}",
             f"generate:  jaxmodels generate {here} --prompt 'The '",
-            f"convert:   jaxmodels convert {here} {here}-pytorch",
+            f"convert:   jaxmodels convert {here} {shlex.quote(f'{run}-pytorch')}",
         )
     if as_json:
         emit(summary)

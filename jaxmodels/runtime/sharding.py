@@ -42,7 +42,7 @@ def make_mesh(spec: str = "") -> Mesh:
     if prod(sizes.values()) != devices:
         raise Problem(
             f"mesh {spec!r} has {prod(sizes.values())} devices, this machine has {devices}",
-            fix="choose sizes whose product is the number of devices",
+            fix="choose sizes whose product is the number of devices; --mesh '' takes all of them",
             exit_code=USAGE,
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 2)

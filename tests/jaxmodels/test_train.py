@@ -365,6 +365,20 @@ def test_find_lr(tmp_path, capsys):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_another_machine_may_compute_differently(tmp_path, capsys):
+    """Remat, slices, mesh and the place of the text may change; what is learned stays."""
+    text, moved, run = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "run"
+    text.write_text("The value of an object may change. " * 400)
+    first = ["--data", f"text:{text}", "--remat", "--min-freq", "1", "--sample-every", "15"]
+    assert train(run, *first) == DONE
+    text.rename(moved)
+    words = ["--steps", "40", "--no-remat", "--slices", "2", "--mesh", "data=1"]
+    assert main(["train", "--out", str(run), "--data", f"text:{moved}", *words]) == DONE
+    assert "recipe.remat True → False" in capsys.readouterr().err
+    moved.write_text("something else entirely. " * 400)
+    assert main(["train", "--out", str(run), "--steps", "50"]) == MISMATCH
+
+
 def test_samples_are_printed_and_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a relative path is what people type
     assert train(Path("run"), "--sample-every", "15", "--prompt", "The f") == DONE
