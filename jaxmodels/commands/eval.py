@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from jaxmodels.cli import emit, gathered, parse, say
-from jaxmodels.errors import MISMATCH, Problem
+from jaxmodels.errors import MISMATCH, USAGE, Problem
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,12 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
             fix="give data that was prepared with the model's vocabulary",
             exit_code=MISMATCH,
         )
-    return data.valid(options.max_batches)
+    batches = data.valid(options.max_batches)
+    if not len(batches):
+        raise Problem(
+            "nothing is held out to measure on",
+            where=data.spec,
+            fix="give --valid-fraction, for example 0.1, or 1 for the whole text",
+            exit_code=USAGE,
+        )
+    return batches

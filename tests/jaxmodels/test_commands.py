@@ -137,6 +137,13 @@ def test_eval_on_another_text(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["tokens"] > 4000
 
 
+def test_eval_with_nothing_held_out(tmp_path, capsys):
+    flags = ["--steps", "2", "--valid-fraction", "0", "--sample-every", "0"]
+    assert main(["train", "charlm:tiny", "--out", str(tmp_path / "run"), *flags]) == DONE
+    assert main(["eval", str(tmp_path / "run")]) == USAGE
+    assert "--valid-fraction" in capsys.readouterr().err
+
+
 def test_list(capsys):
     assert main(["list", "--json"]) == DONE
     rows = json.loads(capsys.readouterr().out)
