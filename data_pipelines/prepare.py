@@ -106,16 +106,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         wanted = manifest["tokens"] * np.dtype(DTYPES[manifest["dtype"]]).itemsize
         found = (folder / TOKENS).stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
+        raise damaged(folder, f"{type(error).__name__}: {error}") from None
     if found != wanted:
-        raise _damaged(folder, f"{TOKENS} has {found:,} bytes; the manifest says {wanted:,}")
+        raise damaged(folder, f"{TOKENS} has {found:,} bytes; the manifest says {wanted:,}")
     return manifest
 
 
 def read_tokenizer(folder: Path, manifest: dict[str, Any]) -> CharTokenizer:
     """The vocabulary of a prepared folder, checked against the manifest."""
     if digest(folder / CHARACTERS) != manifest["sha256"][CHARACTERS]:
-        raise _damaged(folder, f"{CHARACTERS} is not the one that the manifest tells")
+        raise damaged(folder, f"{CHARACTERS} is not the one that the manifest tells")
     return CharTokenizer.load(folder / CHARACTERS)
 
 
@@ -161,7 +161,8 @@ def _refuse_foreign(folder: Path, force: bool) -> None:
         )
 
 
-def _damaged(folder: Path, why: str) -> DataProblem:
+def damaged(folder: Path, why: str) -> DataProblem:
+    """The error that a prepared folder is not what was written."""
     return DataProblem(
         "this is no intact folder of prepared tokens",
         where=str(folder),

@@ -10,6 +10,7 @@ from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
 from data_pipelines.prepare import (
     DTYPES,
     TOKENS,
+    damaged,
     prepare,
     read_manifest,
     read_tokenizer,
@@ -51,13 +52,13 @@ def open_prepared(
             if problem.exit_code != EXISTS:
                 raise
         else:
-            return _open_folder(folder, tokenizer)
+            return _open_folder(folder, tokenizer, progress)
     manifest = read_manifest(folder)
     notes = _check_text(spec, folder, manifest, progress)
     if tokenizer is None and manifest["min_freq"] != min_freq:
         why = f"min_freq is {min_freq} now, and was {manifest['min_freq']}"
         raise _another("the vocabulary is not the one of the prepared tokens", folder, why)
-    stream = _open_folder(folder, tokenizer)
+    stream = _open_folder(folder, tokenizer, progress)
     return stream._replace(notes=(*notes, *stream.notes))
 
 
@@ -67,10 +68,11 @@ def open_bin(
     """What `bin:PATH` names: a prepared folder, or a raw file of little-endian tokens.
 
     A raw file is nanoGPT's train.bin: uint16 and nothing else, or `bin:PATH?dtype=uint32`.
-    It is read through once, for its digest and its largest token.
+    Either is read through once, for its digest and its largest token.
 
     Raises:
-        DataProblem: (usage) unknown dtype; (corrupt) nothing there, or not whole tokens;
+        DataProblem: (usage) unknown dtype; (corrupt) nothing there, not whole tokens, or not
+            those that the manifest of the folder tells;
             (mismatch) the vocabulary is not `tokenizer`.
     """
     name, asked, dtype = spec.removeprefix("bin:").partition("?dtype=")
@@ -81,7 +83,7 @@ def open_bin(
         why = "a prepared folder tells its own" if path.is_dir() else f"known: {', '.join(DTYPES)}"
         raise DataProblem(f"dtype {dtype!r} cannot be used", where=spec, why=why, exit_code=USAGE)
     if path.is_dir():
-        return _open_folder(path, tokenizer)
+        return _open_folder(path, tokenizer, progress)
     if not path.is_file():
         raise DataProblem("there is no token file", where=name, fix="check the path")
     tokens = _map(path, dtype or "uint16")
@@ -89,7 +91,10 @@ def open_bin(
     return Stream(tokens, None, largest + 1, {"tokens_sha256": sha256})
 
 
-def _open_folder(folder: Path, tokenizer: CharTokenizer | None) -> Stream:
+def _open_folder(
+    folder: Path, tokenizer: CharTokenizer | None, progress: Progress | None
+) -> Stream:
+    """Opens a prepared folder; its tokens are read through once, for their digest."""
     manifest = read_manifest(folder)
     own = read_tokenizer(folder, manifest)
     if tokenizer and (own.chars, own.specials) != (tokenizer.chars, tokenizer.specials):
@@ -98,12 +103,15 @@ def _open_folder(folder: Path, tokenizer: CharTokenizer | None) -> Stream:
         if odd:
             why += f"; in one of them only: {''.join(odd[:20])!r}"
         raise _another("the prepared tokens have another vocabulary than the model", folder, why)
+    tokens = _map(folder / TOKENS, manifest["dtype"])
+    if _scan(tokens, progress)[0] != manifest["sha256"][TOKENS]:
+        raise damaged(folder, f"{TOKENS} is not the one that the manifest tells")
     notes = []
     if unknown := manifest["unknown"]:
         share = unknown / manifest["tokens"]
         notes.append(f"{unknown:,} characters ({share:.2%}) are <UNK>: not in the vocabulary")
     return Stream(
-        _map(folder / TOKENS, manifest["dtype"]),
+        tokens,
         own,
         own.vocab_size,
         {"text_sha256": manifest["source"]["sha256"]},

@@ -1,31 +1,32 @@
 """Files that appear whole or not at all, and digests that find what the disk got wrong."""
 
+import ctypes
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from jaxmodels.errors import EXISTS, Problem
 
 MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file in one step: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    with _temporary(path, Path.touch) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
@@ -43,53 +44,36 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
         force: replace what is there, once the new one is complete.
 
     Raises:
-        Problem: (exists) something is there already and `force` is off.
+        Problem: (exists) something is there, before or after the block, and `force` is off.
     """
-    if path.exists() and not force:
-        raise Problem(
-            "the output exists already",
-            where=str(path),
-            fix="give another path, or --force to replace it",
-            exit_code=EXISTS,
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    make_folder(path.parent)
+    with _temporary(path, Path.mkdir) as temporary:
+        if os.path.lexists(path) and not force:
+            raise _exists(path)
         yield temporary
-        for file in files_below(temporary):
-            sync(file)
-        replace_folder(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for below in (*temporary.rglob("*"), temporary):
+            sync(below)
+        _take_name(temporary, path, force)
+        sync(path.parent)  # before what was there is removed
 
 
-def replace_folder(new: Path, path: Path) -> None:
-    """Renames `new` to `path`; what was there is removed only after the rename."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    sync(path.parent)
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, each of them safe on the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:
     """fsync of a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def as_full_disk(error: Exception, path: Path) -> Exception:
     """An OSError for what a storage library reports, in its own types, as a full disk."""
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    for code in FULL:
         if os.strerror(code) in str(error):
             return OSError(code, os.strerror(code), str(path))
     return error
@@ -132,3 +116,110 @@ def damage(folder: Path) -> list[str]:
             if name in found and found[name] != promised[name]
         ),
     ]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new file or folder beside `path`; what has its name after the block is removed.
+
+    It is locked while this process lives: the next writer of `path` clears what is not.
+    """
+    _clear(path)
+    temporary, lock = _locked(path, make)
+    try:
+        yield temporary
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(path)  # a failed write tells no name, or the temporary one
+        raise
+    finally:
+        _remove(temporary)
+        os.close(lock)
+
+
+def _locked(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    while True:
+        # Random, because containers that share a disk often share their process ids too.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        make(temporary)
+        try:
+            lock = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:  # another writer cleared it already
+            continue
+        with suppress(OSError):  # a file system without locks: then nobody clears it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, lock
+        os.close(lock)
+
+
+def _clear(path: Path) -> None:
+    """Removes what killed writers of `path` left beside it, and nothing of those that live."""
+    pattern = f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"
+    for left in path.parent.glob(pattern + ".tmp"):
+        with suppress(OSError), _opened(left) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(left)
+    for old in path.parent.glob(pattern + ".old"):  # see _replace
+        if os.path.lexists(path):
+            _remove(old)
+        else:
+            old.rename(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _take_name(new: Path, path: Path, force: bool) -> None:
+    """Gives the folder `new` the name `path`; what had that name has the other one after it."""
+    try:
+        new.rename(path)  # this replaces nothing but an empty folder
+    except OSError:
+        if not os.path.lexists(path):
+            raise
+        if not force:
+            raise _exists(path) from None
+        if not _exchange(new, path):
+            _replace(new, path)
+
+
+def _replace(new: Path, path: Path) -> None:
+    """For want of `_exchange`: a kill between the renames leaves .old, which `_clear` restores."""
+    old = new.with_suffix(".old")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    sync(path.parent)
+    _remove(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two names in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = _AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b)
+    return rename is not None and rename(*names, _RENAME_EXCHANGE) == 0
+
+
+def _exists(path: Path) -> Problem:
+    return Problem(
+        "the output exists already",
+        where=str(path),
+        fix="give another path, or --force to replace it",
+        exit_code=EXISTS,
+    )

@@ -224,3 +224,14 @@ def test_a_damaged_folder_is_refused(folder):
     os.truncate(folder / "tokens" / "tokens.bin", 100)
     with pytest.raises(DataProblem, match=r"tokens.bin has 100 bytes; the manifest says 8,804"):
         opened(folder)
+
+
+@pytest.mark.parametrize("spec", ["text:{}/texts", "bin:{}/tokens"])
+def test_tokens_that_were_overwritten_are_refused(folder, spec):
+    opened(folder)
+    path = folder / "tokens" / "tokens.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataProblem, match="no intact folder") as caught:
+        opened(folder, spec=spec.format(folder))
+    assert caught.value.exit_code == 3
+    assert "tokens.bin is not the one" in caught.value.why

@@ -9,7 +9,7 @@ import pytest
 
 import data_pipelines
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import digest, whole_folder, write_text
+from data_pipelines.files import digest, write_text
 from data_pipelines.prepare import prepare, read_manifest, read_tokenizer
 from data_pipelines.tokenizers import CharTokenizer
 
@@ -199,16 +199,3 @@ def test_progress_is_told(tmp_path, text):
     prepare(text, tmp_path / "out", progress=lambda *call: calls.append(call))
     assert {stage for stage, _, _ in calls} == {"counting characters", "encoding"}
     assert calls[-1] == ("encoding", 500, 500)
-
-
-def test_a_folder_that_appears_meanwhile_stays(tmp_path):
-    def fill():
-        with whole_folder(tmp_path / "out") as new:
-            (new / "mine").write_text("later")
-            (tmp_path / "out").mkdir()
-            (tmp_path / "out" / "theirs").write_text("first")
-
-    with pytest.raises(DataProblem, match="exists already"):
-        fill()
-    assert contents(tmp_path / "out") == {"theirs": b"first"}
-    assert os.listdir(tmp_path) == ["out"]

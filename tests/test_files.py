@@ -1,0 +1,150 @@
+"""Whole files and folders, of both modules that write them."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import data_pipelines.files
+import jaxmodels.runtime.files
+from data_pipelines.errors import DataProblem
+from jaxmodels.errors import Problem
+
+ROOT = Path(__file__).parents[1]
+MODULES = {"jaxmodels.runtime.files": Problem, "data_pipelines.files": DataProblem}
+
+
+@pytest.fixture(params=MODULES)
+def files(request):
+    return sys.modules[request.param]
+
+
+def fill(files, path, content, force=False):
+    with files.whole_folder(path, force) as new:
+        (new / "content").write_text(content)
+
+
+# Kills itself at the n-th rename while it replaces a folder.
+REPLACE = """
+import importlib, os, pathlib, signal, sys
+files, out = importlib.import_module(sys.argv[1]), pathlib.Path(sys.argv[2])
+left = int(sys.argv[3])
+if sys.argv[4] == "plain":
+    files._exchange = lambda new, path: False
+
+def count(event, _):
+    global left
+    left -= event == "os.rename"
+    if event == "os.rename" and not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+with files.whole_folder(out, force=True) as new:
+    (new / "content").write_text("new")
+if left > 0:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("way", ["exchange", "plain"])
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_a_kill_at_any_rename_loses_nothing(tmp_path, files, way, rename):
+    out = tmp_path / "out"
+    fill(files, out, "old")
+    command = [sys.executable, "-c", REPLACE, files.__name__, str(out), str(rename), way]
+    killed = subprocess.run(command, cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True)
+    assert killed.returncode == -9, killed.stderr
+    if way == "plain":  # a moment without the name, which the next writer ends
+        with pytest.raises(MODULES[files.__name__], match="exists already"):
+            fill(files, out, "other")
+    assert (out / "content").read_text() in ("old", "new")
+    fill(files, out, "newer", force=True)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_that_appears_meanwhile_stays(tmp_path, files):
+    def late():
+        with files.whole_folder(tmp_path / "out") as new:
+            (new / "mine").write_text("later")
+            fill(files, tmp_path / "out", "first")
+
+    with pytest.raises(MODULES[files.__name__], match="exists already") as caught:
+        late()
+    assert caught.value.exit_code == 6
+    assert (tmp_path / "out" / "content").read_text() == "first"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("there", ["file", "link", "empty"])
+def test_force_replaces_whatever_has_the_name(tmp_path, files, there):
+    out = tmp_path / "out"
+    if there == "file":
+        out.write_text("old")
+    elif there == "link":
+        out.symlink_to("nowhere")
+    else:
+        out.mkdir()
+    with pytest.raises(MODULES[files.__name__], match="exists already"):
+        fill(files, out, "new")
+    fill(files, out, "new", force=True)
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(out) == ["content"]
+
+
+def test_only_what_the_dead_left_is_cleared(tmp_path, files):
+    (tmp_path / ".out.0123abcd.tmp").mkdir()
+    (tmp_path / ".out.0123abcd.tmp" / "half").write_text("…")
+    others = [".out.json.0123abcd.tmp", ".out.old", ".out.tmp"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    with files.whole_folder(tmp_path / "out", force=True) as slow:
+        (slow / "content").write_text("slow")
+        fill(files, tmp_path / "out", "quick")
+        assert (slow / "content").read_text() == "slow"
+    assert (tmp_path / "out" / "content").read_text() == "slow"
+    (tmp_path / ".note.0123abcd.tmp").write_text("half")
+    files.write_text(tmp_path / "note", "whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "note", "out"])
+
+
+def test_every_folder_is_synced(tmp_path, files, monkeypatch):
+    synced, fsync = set(), os.fsync
+
+    def record(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", record)
+    out = tmp_path / "a" / "b" / "out"
+    with files.whole_folder(out) as new:
+        (new / "c" / "d").mkdir(parents=True)
+        (new / "c" / "d" / "file").write_text("text")
+    for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b", out, *out.rglob("*")):
+        assert path.stat().st_ino in synced, path
+
+
+def test_a_full_disk_is_told_by_the_path_that_was_asked_for(tmp_path, files, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space") as caught:
+        fill(files, tmp_path / "out", "new")
+    assert caught.value.filename == str(tmp_path / "out")
+    with pytest.raises(OSError, match="No space") as caught:
+        files.write_text(tmp_path / "note", "new")
+    assert caught.value.filename == str(tmp_path / "note")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_two_modules_do_not_drift_apart():
+    """data_pipelines imports none of ours, and so it has a copy."""
+    ours, theirs = jaxmodels.runtime.files, data_pipelines.files
+    shared = [name for name, value in vars(theirs).items() if inspect.isfunction(value)]
+    for name in shared:
+        if getattr(theirs, name).__module__ == theirs.__name__:
+            copy = inspect.getsource(getattr(theirs, name)).replace("DataProblem", "Problem")
+            assert copy == inspect.getsource(getattr(ours, name)), name
