@@ -154,6 +154,9 @@ def verify_main(argv: list[str]) -> int:
         print(f"digests: {digests}")
         if report.max_abs_logit_diff is not None:
             print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
+        if report.max_abs_logit_diff_to_source is not None:
+            largest = report.max_abs_logit_diff_to_source
+            print(f"largest logit difference to the source: {largest:.3g}")
         if options.against:
             print(f"tensors equal: {report.tensors_equal} of {report.tensors_compared}")
         for problem in report.problems:

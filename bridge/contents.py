@@ -114,6 +114,7 @@ def _read_step(folder: Path) -> Contents:
     tensors, notes = orbax.read_tree(folder / "params")
     contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
     if _is_run(run):
+        rundir.refuse_changed(folder)
         _describe(contents, run)
     return contents
 

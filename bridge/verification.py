@@ -13,6 +13,7 @@ from bridge.tensors import DTYPES, compare
 from bridge.torch import module_of, twin
 from jaxmodels.errors import Problem
 from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.rundir import changed_since
 
 FLOAT32 = DTYPES["F32"]
 
@@ -27,8 +28,9 @@ def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e
 
     Returns:
         `ok`; `digests_ok` (None where there is no manifest); `max_abs_logit_diff` (JAX against
-        PyTorch, and against the source; None when it could not be computed);
-        `tensors_compared`; `tensors_equal`; `max_abs_tensor_diff`; `problems`.
+        PyTorch) and `max_abs_logit_diff_to_source` (JAX against JAX of the source), None when
+        they could not be computed or were not asked for; `tensors_compared`; `tensors_equal`;
+        `max_abs_tensor_diff`; `problems`.
 
     Raises:
         Problem: (corrupt) `path` does not exist, or `against` cannot be read.
@@ -41,6 +43,7 @@ def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e
         ok=False,
         digests_ok=None if problems is None else not problems,
         max_abs_logit_diff=None,
+        max_abs_logit_diff_to_source=None,
         tensors_compared=0,
         tensors_equal=0,
         max_abs_tensor_diff=None,
@@ -75,7 +78,7 @@ def digest_problems(path: Path) -> list[str] | None:
     return [
         f"{folder.name}: {line}" if folder != path else line
         for folder in folders
-        for line in damage(folder)
+        for line in (*damage(folder), *changed_since(folder))
     ]
 
 
@@ -101,14 +104,15 @@ def compare_tensors(report: Report, source: Source, reference: Source) -> None:
 def _compare(report: Report, source: Source, reference: Source | None, atol: float) -> None:
     if reference is not None:
         compare_tensors(report, source, reference)
-    differences = {"JAX and PyTorch": output_difference(source)}
+    between = {"JAX and PyTorch": output_difference(source)}
+    report["max_abs_logit_diff"] = between["JAX and PyTorch"]
     if reference is not None:
-        differences["it and the source"] = output_difference(source, reference)
-    report["max_abs_logit_diff"] = max(differences.values())
-    rounded = reference is not None and report.tensors_equal < report.tensors_compared
-    for sides, difference in differences.items():
+        report["max_abs_logit_diff_to_source"] = output_difference(source, reference)
         # Outputs of rounded weights differ by what rounding did; the tensors were judged above.
-        if not difference <= atol and not (rounded and sides == "it and the source"):
+        if report.tensors_equal == report.tensors_compared:
+            between["it and the source"] = report.max_abs_logit_diff_to_source
+    for sides, difference in between.items():
+        if not difference <= atol:
             report["problems"].append(f"outputs of {sides} differ by {difference:.3g} > {atol:g}")
 
 

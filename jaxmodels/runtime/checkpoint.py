@@ -2,9 +2,9 @@
 
 A checkpoint is a folder `checkpoints/<step>/`: `params/` (Orbax, nested by path), `train/`
 (Orbax: optimiser, other state, step, PRNG key), `data.json` (position in the data) and
-`manifest.json` with a sha256 of every file. It is written under a temporary name and
-renamed when it is complete, so what has a number for a name was complete; the manifest
-then finds what the disk got wrong. Orbax itself accepts flipped bits.
+`manifest.json` with a sha256 of every file and what the run says of its model. It is written
+under a temporary name and renamed when it is complete, so what has a number for a name was
+complete; the manifest then finds what the disk got wrong. Orbax itself accepts flipped bits.
 """
 
 import errno
@@ -21,9 +21,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmodels.errors import Problem
-from jaxmodels.runtime.files import MANIFEST, as_full_disk, digests, whole_folder, write_json
+from jaxmodels.runtime.files import (
+    MANIFEST,
+    as_full_disk,
+    digests,
+    make_folder,
+    whole_folder,
+    write_json,
+)
 from jaxmodels.runtime.paths import flatten, nest
-from jaxmodels.runtime.rundir import best, steps
+from jaxmodels.runtime.rundir import best, identity, steps
 from jaxmodels.runtime.step import State
 
 
@@ -92,7 +99,8 @@ class Checkpoints:
         """How long the last save took, from call to commit."""
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
+        self._run = identity(self.folder.parent)
         for left in folder.glob(".*"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -121,8 +129,8 @@ class Checkpoints:
             except Exception as error:
                 raise as_full_disk(error, self.folder) from error
             write_json(temporary / "data.json", data)
-            manifest = {"step": step, "metrics": metrics, "files": digests(temporary)}
-            write_json(temporary / MANIFEST, manifest)
+            manifest = {"step": step, "metrics": metrics, "run": self._run}
+            write_json(temporary / MANIFEST, manifest | {"files": digests(temporary)})
         self._prune()
         self.seconds = time.monotonic() - start
 

@@ -4,9 +4,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.files import MANIFEST, damage, digest
+from jaxmodels.runtime.settings import differences
+
+CONFIG = "config.json"
+VOCABULARIES = ("characters.json", "tokenizer.json")
 
 Say = Callable[[str], None]
 
@@ -24,11 +29,57 @@ def valid_loss(checkpoint: Path) -> float | None:
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
+def identity(run: Path) -> dict[str, Any]:
+    """What gives a run's parameters their meaning; every checkpoint's manifest carries it.
+
+    `arch` and `model` as config.json says them (all else there may change when a run goes on),
+    and `files`: the sha256 of the run's vocabulary.
+    """
+    config = _read(run / CONFIG)
+    present = [name for name in VOCABULARIES if (run / name).is_file()]
+    return {
+        "arch": config.get("arch"),
+        "model": config.get("model"),
+        "files": {name: digest(run / name) for name in present},
+    }
+
+
+def changed_since(checkpoint: Path) -> list[str]:
+    """What the run says otherwise than when this checkpoint was saved: one sentence each.
+
+    Empty if nothing changed, if the checkpoint lies in no run, or if it is older than this
+    record. Fields that the model's Config got since do not count.
+    """
+    run = checkpoint.absolute().parent.parent
+    then, now = _read(checkpoint / MANIFEST).get("run"), identity(run)
+    if not isinstance(then, dict) or not (run / CONFIG).is_file():
+        return []
+    known = {name: _only(now.get(name), value) for name, value in then.items()}
+    return [
+        f"{name.removeprefix('files.')} is not the one that the checkpoint was saved with"
+        if name.startswith("files.")
+        else f"{CONFIG} says {name} = {new!r}; it was {old!r} when the checkpoint was saved"
+        for name, (old, new) in differences(then, known).items()
+    ]
+
+
+def refuse_changed(checkpoint: Path) -> None:
+    """Raises a Problem (corrupt) if the run is not what it was for this checkpoint."""
+    if changed := changed_since(checkpoint):
+        raise Problem(
+            "the run's files are not those of its checkpoint",
+            where=str(checkpoint),
+            why="\n".join(changed),
+            fix="restore them from a copy of the run",
+            exit_code=CORRUPT,
+        )
+
+
 def metrics(checkpoint: Path) -> dict[str, float]:
     """The metrics that were stored with a checkpoint; empty when they cannot be read."""
     try:
-        return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["metrics"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(_read(checkpoint / MANIFEST)["metrics"])
+    except (KeyError, ValueError, TypeError):
         return {}
 
 
@@ -80,3 +131,19 @@ def _first_sound(folder: Path, wanted: list[int], say: Say) -> Path | None:
             exit_code=CORRUPT,
         )
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty when it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _only(value: Any, like: Any) -> Any:
+    """A dict cut down to the keys of another."""
+    if isinstance(value, dict) and isinstance(like, dict):
+        return {name: value.get(name) for name in like}
+    return value

@@ -69,7 +69,8 @@ def train(job: Job) -> Outcome:
 
     Raises:
         Problem: (verification failed) the loss is not finite; nothing is saved over what was
-            good. (corrupt) every checkpoint to resume from is damaged.
+            good. (corrupt) every checkpoint to resume from is damaged, or the run's files are not
+            those that it was saved with.
         OSError: the disk is full; the checkpoints that were complete stay as they were.
     """
     with Stop(job.deadline) as stop:
@@ -104,6 +105,7 @@ class _Loop:
         found = rundir.newest_sound(self.checkpoints.folder, say)
         if found is None:
             return fresh()
+        rundir.refuse_changed(found)
         restored = ckpt.restore(found, abstract)
         self.job.batches.set_state(restored.data)
         step = int(restored.state.step)

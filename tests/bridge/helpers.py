@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import jaxmodels
 from jaxmodels.runtime.files import digests
 from jaxmodels.runtime.paths import nest, params_of
+from jaxmodels.runtime.rundir import identity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "charlm"
 SEED = GOLDEN / "orbax"
@@ -67,7 +68,8 @@ def write_run(
         save_tree(target / "train", {"step": np.asarray(step)})
         (target / "data.json").write_text("{}")
         metrics = {} if loss is None else {"valid_loss": loss}
-        manifest = {"step": step, "metrics": metrics, "files": digests(target)}
+        manifest = {"step": step, "metrics": metrics, "run": identity(folder)}
+        manifest["files"] = digests(target)
         (target / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

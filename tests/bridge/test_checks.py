@@ -9,6 +9,7 @@ import pytest
 import bridge
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, UNVERIFIED, USAGE, Problem
+from jaxmodels.runtime import rundir
 from tests.bridge.helpers import HEADS, SEED, flip, random_params, save_tree
 
 
@@ -98,12 +99,14 @@ def test_verify_against_the_source(converted, capsys):
     assert report["digests_ok"] is True
     assert (report["tensors_compared"], report["tensors_equal"]) == (27, 27)
     assert report["max_abs_logit_diff"] <= 1e-5
+    assert report["max_abs_logit_diff_to_source"] == 0
 
 
 def test_verify_finds_another_source(model_directory, run, capsys):
     other = run / "checkpoints" / "100"
     code, report, _ = command(capsys, "verify", model_directory, "--against", other, "--json")
     assert (code, report["ok"]) == (UNVERIFIED, False)
+    assert report["max_abs_logit_diff"] <= 1e-4 < 0.1 < report["max_abs_logit_diff_to_source"]
     assert any("head/kernel differs by up to" in problem for problem in report["problems"])
 
 
@@ -137,6 +140,66 @@ def test_verify_without_manifest_still_compares_outputs():
     assert report.digests_ok is None
     assert report.ok
     assert report.max_abs_logit_diff <= 1e-5
+
+
+def test_verify_tells_both_differences_apart(run, tmp_path, capsys):
+    narrow = tmp_path / "narrow"
+    bridge.convert(run, narrow, dtype="bfloat16")
+    code, text, _ = command(capsys, "verify", narrow, "--against", run)
+    assert code == DONE
+    lines = [line.split(": ") for line in text.splitlines() if "logit difference" in line]
+    names = ["JAX against PyTorch", "to the source"]
+    assert [line[0].removeprefix("largest logit difference").strip(", ") for line in lines] == names
+    assert float(lines[0][1]) <= 1e-4 < float(lines[1][1])
+
+
+def _swap_letters(run):
+    vocabulary = json.loads((run / "characters.json").read_text())
+    ids = vocabulary["char_to_int"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (run / "characters.json").write_text(json.dumps(vocabulary))
+
+
+def _change_heads(run):
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["heads"] = 4
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_swap_letters, "characters.json is not the one"),
+        (lambda run: (run / "characters.json").unlink(), "characters.json is not the one"),
+        (_change_heads, "model.heads = 4; it was 2"),
+    ],
+)
+def test_a_run_that_means_something_else_now_is_refused(run, tmp_path, capsys, change, says):
+    copy = shutil.copytree(run, tmp_path / "run")
+    change(copy)
+    code, report, _ = command(capsys, "verify", copy, "--json")
+    assert (code, report["digests_ok"]) == (UNVERIFIED, False)
+    assert all(says in problem for problem in report["problems"])
+    code, report, _ = command(capsys, "verify", copy / "checkpoints" / "100", "--json")
+    assert (code, says in report["problems"][0]) == (UNVERIFIED, True)
+    for source in (copy, copy / "checkpoints" / "100"):
+        code, _, err = command(capsys, "convert", source, tmp_path / "out")
+        assert (code, says in err) == (CORRUPT, True)
+    assert command(capsys, "generate", copy)[0] == CORRUPT
+
+
+def test_what_may_change_in_a_run_is_not_damage(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    config["recipe"] |= {"steps": 77}
+    config["model"] |= {"a_field_of_a_later_version": 1}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert rundir.changed_since(copy / "checkpoints" / "100") == []
+    _swap_letters(copy)  # a checkpoint that is older than this record opens all the same
+    manifest = json.loads((copy / "checkpoints" / "100" / "manifest.json").read_text())
+    del manifest["run"]
+    (copy / "checkpoints" / "100" / "manifest.json").write_text(json.dumps(manifest))
+    assert rundir.changed_since(copy / "checkpoints" / "100") == []
 
 
 def test_diff(converted, model_directory, run, tmp_path, capsys):

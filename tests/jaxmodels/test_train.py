@@ -256,6 +256,23 @@ def test_another_vocabulary_does_not_continue_a_run(run, capsys):
     assert "vocabulary" in capsys.readouterr().err
 
 
+def test_another_model_in_the_config_does_not_continue_a_run(run, capsys):
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["heads"] *= 2
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["train", "--out", str(run), "--steps", "40"]) == CORRUPT
+    said = capsys.readouterr().err
+    assert f"model.heads = {config['model']['heads']}; it was" in said
+    assert rundir.steps(run / "checkpoints") == [20, 30]
+
+
+def test_overwritten_tokens_do_not_continue_a_run(run, capsys):
+    tokens = run / "data" / "tokens.bin"
+    tokens.write_bytes(bytes(tokens.stat().st_size))
+    assert main(["train", "--out", str(run), "--steps", "40"]) == CORRUPT
+    assert "tokens.bin" in capsys.readouterr().err
+
+
 def test_another_token_file_does_not_continue_a_run(tmp_path, capsys):
     tokens, run = tmp_path / "tokens.bin", tmp_path / "run"
     tokens.write_bytes((np.arange(5000) % 50).astype(np.uint16).tobytes())
