@@ -1,192 +1,108 @@
-"""Text to token ids and back. Source: the character tokeniser of seed 002."""
+"""Text to token ids and back: which tokenisers there are, and how one is found.
+
+All of them have:
+
+- `vocab_size`; `special_ids`: ids that no text gives and that are never drawn (<PAD>, <UNK>);
+  `end_of_text`: the id between documents, which ends a sample, or None
+- `encode(text)` -> int32 [n]: special tokens written in a text are text; `decode(ids)` -> str:
+  bytes that are not UTF-8 become U+FFFD; `unknown(text)`: what the vocabulary cannot write
+- `safe_cut(text)`: how many leading characters give the same ids whatever follows them
+- `FILE`: name of its file in a folder; `save(path)` writes it; `to_json()`: what it holds
+- `digest`: identity of the mapping, a string
+"""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
 
-from data_pipelines.errors import MISMATCH, DataProblem
-from data_pipelines.files import write_text
+from data_pipelines.characters import CHARACTERS, CharTokenizer
+from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.subword import SubwordTokenizer
 
-CHARACTERS = "characters.json"
-"""Name of a character vocabulary in the folders that carry one."""
+Tokenizer = CharTokenizer | GPT2Tokenizer | SubwordTokenizer
+
+_FILES = (CHARACTERS, GPT2Tokenizer.FILE)  # what is looked for in a folder, in this order
 
 
-@dataclass(frozen=True)
-class CharTokenizer:
-    """One token for each character. Ids: the special tokens first, then the characters."""
+def open_tokenizer(name: str) -> Tokenizer:
+    """The tokeniser that a recipe names: "gpt2", or the PATH of a file or folder.
 
-    chars: tuple[str, ...]
-    """The vocabulary, in the order of the ids."""
-    min_freq: int = 1
-    """How often a character had to occur to enter the vocabulary."""
-    specials: tuple[str, ...] = ("<PAD>", "<UNK>")
-    """Tokens that no text gives, in the order of the ids; `<UNK>` stands for other characters."""
+    ("chars", the third word that a recipe may hold, is built from the text.)
 
-    @classmethod
-    def build(cls, texts: Iterable[str], min_freq: int = 1) -> "CharTokenizer":
-        """The sorted characters that occur at least `min_freq` times in all texts together."""
-        counts = np.zeros(0x110000, np.int64)
-        for text in texts:
-            found = np.bincount(_code_points(text))
-            counts[: len(found)] += found
-        kept = np.flatnonzero(counts >= max(1, min_freq))
-        return cls(tuple(map(chr, kept.tolist())), min_freq)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return len(self.specials) + len(self.chars)
-
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        """Ids that are no character."""
-        return tuple(range(len(self.specials)))
-
-    @property
-    def unk_id(self) -> int:
-        """Id of every character that is not in the vocabulary."""
-        return self.specials.index("<UNK>")
-
-    @property
-    def pad_id(self) -> int | None:
-        """Id of padding; None in the seed's vocabularies that were built without it."""
-        return self.specials.index("<PAD>") if "<PAD>" in self.specials else None
-
-    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
-        """One id for each character."""
-        return self._table.take(_code_points(text), mode="clip")
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ids (any sequence or array); a special token gives its name.
-
-        Raises:
-            DataProblem: (mismatch) an id is not in the vocabulary.
-        """
-        array = np.asarray(ids, dtype=np.int64).reshape(-1)
-        outside = array[(array < 0) | (array >= self.vocab_size)]
-        if len(outside):
-            raise DataProblem(
-                f"token id {outside[0]} is not in the vocabulary of {self.vocab_size}",
-                fix="use the vocabulary that the tokens were made with",
-                exit_code=MISMATCH,
-            )
-        return "".join(self._strings[array].tolist())
-
-    def unknown(self, text: str) -> list[str]:
-        """The distinct characters of the text that are not in the vocabulary, first one first."""
-        known = set(self.chars)
-        return [char for char in dict.fromkeys(text) if char not in known]
-
-    def to_json(self) -> dict[str, Any]:
-        """The seed's own format."""
-        special = {token: i for i, token in enumerate(self.specials)}
-        ids = {char: i for i, char in enumerate(self.chars, start=len(special))}
-        return {
-            "special_tokens": special,
-            "min_freq": self.min_freq,
-            "chars": list(self.chars),
-            "vocab_size": self.vocab_size,
-            "char_to_int": ids,
-            "int_to_char": {str(i): token for token, i in (special | ids).items()},
-        }
-
-    @classmethod
-    def from_json(cls, data: Any, where: str = "") -> "CharTokenizer":
-        """Reads the seed's format; `where` names the file in errors.
-
-        Raises:
-            DataProblem: (corrupt) a key is missing, unknown or of the wrong type, or the ids
-                do not number the special tokens and then the characters from 0 on.
-        """
-        if fault := _wrong_form(data):
-            raise _broken(fault, where)
-        special = data["special_tokens"]
-        made = cls(
-            chars=tuple(data["chars"]),
-            min_freq=data["min_freq"],
-            specials=tuple(sorted(special, key=special.__getitem__)),
+    Raises:
+        DataProblem: (usage) neither; (corrupt) the file cannot be used.
+    """
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    if not name or not Path(name).expanduser().exists():
+        raise DataProblem(
+            f"unknown tokeniser: {name!r}",
+            why="it is not chars or gpt2, and no such file or folder exists",
+            fix="use chars, gpt2, or the path of a tokenizer.json or characters.json",
+            exit_code=USAGE,
         )
-        for key, expected in made.to_json().items():
-            if data[key] != expected:
-                fault = f"{key} does not follow from special_tokens and chars"
-                raise _broken(fault + _difference(data[key], expected), where)
-        return made
-
-    def save(self, path: Path | str) -> None:
-        """Writes the seed's JSON file, whole or not at all."""
-        write_text(Path(path), json.dumps(self.to_json()) + "\n")
-
-    @classmethod
-    def load(cls, path: Path | str) -> "CharTokenizer":
-        """Reads a file that this class or the seed wrote; raises as `from_json`."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise _broken(f"it is not JSON: {error}", str(path)) from None
-        return cls.from_json(data, str(path))
-
-    @cached_property
-    def _table(self) -> np.ndarray:
-        """Code point → id; the last entry answers for all code points beyond."""
-        table = np.full(max(map(ord, self.chars), default=0) + 2, self.unk_id, np.int32)
-        for i, char in enumerate(self.chars, start=len(self.specials)):
-            table[ord(char)] = i
-        return table
-
-    @cached_property
-    def _strings(self) -> np.ndarray:
-        return np.array([*self.specials, *self.chars], dtype=object)
+    return load_tokenizer(name)
 
 
-def _code_points(text: str) -> np.ndarray:
-    # Lone surrogates reach us from a command line whose bytes were not valid UTF-8.
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<i4")
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Reads a tokeniser's file, or the one in a folder; recognised by content.
+
+    Args:
+        path: a character vocabulary (seed 002's JSON), or Hugging Face's tokenizer.json; GPT-2's
+            own is read by tiktoken.
+
+    Raises:
+        DataProblem: (corrupt) there is no such file, or it is neither.
+    """
+    path = Path(path).expanduser()
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in _FILES if (path / name).is_file()), path)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _no_tokenizer(file, f"{type(error).__name__}: {error}") from None
+    return tokenizer_from_json(data, str(file))
 
 
-def _wrong_form(data: Any) -> str:
-    """Why `data` cannot be a vocabulary at all; empty if it can."""
-    keys = CharTokenizer(()).to_json().keys()
-    if not isinstance(data, dict) or data.keys() != keys:
-        return f"it must be a mapping with the keys {', '.join(keys)}"
-    special, chars = data["special_tokens"], data["chars"]
-    if not isinstance(special, dict) or not all(isinstance(i, int) for i in special.values()):
-        return f"special_tokens does not map tokens to ids: {special!r}"
-    if "<UNK>" not in special:
-        return "special_tokens has no <UNK>"
-    if not isinstance(data["min_freq"], int):
-        return f"min_freq is not a number: {data['min_freq']!r}"
-    if not isinstance(chars, list):
-        return "chars is not a list"
-    for char in chars:
-        if not (isinstance(char, str) and len(char) == 1):
-            return f"chars holds {char!r}, which is not one character"
-    if len({*special, *chars}) != len(special) + len(chars):
-        return "a token occurs twice in special_tokens and chars"
-    return ""
+def tokenizer_from_json(data: Any, where: str = "") -> Tokenizer:
+    """As `load_tokenizer`, from the parsed file; `where` names it in errors."""
+    if isinstance(data, dict) and isinstance(data.get("model"), dict):
+        from data_pipelines.gpt2.huggingface import is_gpt2
+
+        made = SubwordTokenizer.from_json(data, where)  # refuses what has another form
+        return GPT2Tokenizer() if is_gpt2(data) else made
+    if isinstance(data, dict) and "chars" in data:
+        return CharTokenizer.from_json(data, where)
+    raise _no_tokenizer(Path(where), "it has neither the key model nor the key chars")
 
 
-def _difference(found: Any, expected: Any) -> str:
-    """Points at what is not as it must be: the value, or the first entry of a mapping."""
-    if not isinstance(expected, dict):
-        return f": it is {found!r}, not {expected!r}"
-    if not isinstance(found, dict):
-        return ": it is not a mapping"
-    for key in expected:
-        if found.get(key) != expected[key]:
-            return f": {key!r} is {found.get(key)!r}, not {expected[key]!r}"
-    return f": {next(key for key in found if key not in expected)!r} is one too many"
+def decode_stream(tokenizer: Tokenizer, pieces: Iterable[np.ndarray | list[int]]) -> Iterator[str]:
+    """The text of ids that come in pieces; a character that a piece cuts waits for its rest.
+
+    Joined, it is the text of all ids together.
+    """
+    ids: list[int] = []
+    said = text = ""
+    for piece in pieces:
+        ids.extend(np.asarray(piece).reshape(-1).tolist())
+        text = tokenizer.decode(ids)
+        whole = text.rstrip("\ufffd")
+        if len(whole) > len(said):
+            yield whole[len(said) :]
+            said = whole
+    if len(text) > len(said):
+        yield text[len(said) :]
 
 
-def _broken(why: str, where: str) -> DataProblem:
+def _no_tokenizer(file: Path, why: str) -> DataProblem:
     return DataProblem(
-        "this is no character vocabulary",
-        where=where,
+        "this is no tokeniser",
+        where=str(file),
         why=why,
-        fix="give the file that was written beside the checkpoint or the tokens",
+        fix="give a characters.json or a tokenizer.json, or a folder that has one",
     )

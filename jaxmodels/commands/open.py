@@ -21,7 +21,7 @@ def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tup
     """
     from bridge.loading import model_of
     from bridge.sources import open_source, parse_settings
-    from data_pipelines.tokenizers import CharTokenizer
+    from data_pipelines.tokenizers import tokenizer_from_json
 
     source = open_source(path, config=parse_settings(settings))
     for note in source.notes:
@@ -30,7 +30,7 @@ def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tup
     content = json.loads(vocab.read_text(encoding="utf-8")) if vocab else source.vocabulary
     if content is None:
         return model, None
-    tokenizer = CharTokenizer.from_json(content)
+    tokenizer = tokenizer_from_json(content, str(vocab or path))
     if tokenizer.vocab_size != model.config.vocab:
         raise Problem(
             f"the vocabulary has {tokenizer.vocab_size} entries, the model {model.config.vocab}",

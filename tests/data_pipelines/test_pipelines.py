@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
+from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare
-from data_pipelines.tokenizers import CharTokenizer
 
 SIZES = {"context": 16, "batch": 8}
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import data_pipelines
+from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import digest, write_text
 from data_pipelines.prepare import prepare, read_manifest, read_tokenizer
-from data_pipelines.tokenizers import CharTokenizer
 
 ROOT = Path(data_pipelines.__file__).parents[1]
 

@@ -103,7 +103,7 @@ def test_a_checkpoint_without_vocabulary_asks_for_one(run, tmp_path, capsys):
 
 
 def test_a_vocabulary_of_another_size_is_refused(run, tmp_path, capsys):
-    from data_pipelines.tokenizers import CharTokenizer
+    from data_pipelines.characters import CharTokenizer
 
     CharTokenizer.build(["abc"]).save(tmp_path / "v.json")
     assert main(["generate", str(run), "--vocab", str(tmp_path / "v.json")]) == MISMATCH

@@ -1,0 +1,125 @@
+"""GPT-2's byte-level BPE, by tiktoken and without network: the ranks lie beside this file.
+
+Sources: openai/gpt-2 (the pattern and the vocabulary), and the package openai-whisper, whose
+`gpt2.tiktoken` (MIT, LICENSE) holds the same vocabulary as ranks.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int32
+
+from data_pipelines.errors import DataProblem
+from data_pipelines.files import write_text
+from data_pipelines.ids import checked_ids, without_surrogates
+
+RANKS = Path(__file__).with_name("gpt2.tiktoken")
+RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+END_OF_TEXT = "<|endoftext|>"
+VOCAB = 50_257
+
+# Contractions; letters, digits or other signs, each with one space before them; white space.
+_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# No token reaches over the border between something else and a white space that follows.
+_BORDER = re.compile(r"(?<=\S)[ \n]")
+
+
+@dataclass(frozen=True)
+class GPT2Tokenizer:
+    """50,257 ids: 256 bytes, 50,000 merges, and end of text."""
+
+    FILE: ClassVar[str] = "tokenizer.json"
+    """Name of its file in a folder: Hugging Face's format."""
+    name: ClassVar[str] = "gpt2"
+    """What a recipe calls it."""
+    vocab_size: ClassVar[int] = VOCAB
+    """Number of ids."""
+    special_ids: ClassVar[tuple[int, ...]] = ()
+    """There is no padding and nothing is unknown; `end_of_text` may be drawn, and ends a sample."""
+    end_of_text: ClassVar[int] = VOCAB - 1
+    """Id between documents."""
+    digest: ClassVar[str] = f"gpt2:{RANKS_SHA256}"
+    """Identity of the mapping."""
+
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        """Ids of a text; "<|endoftext|>" written in it is text like any other.
+
+        A lone surrogate (a command line whose bytes were not UTF-8) becomes U+FFFD.
+        """
+        ids = _encoding().encode_to_numpy(without_surrogates(text), disallowed_special=())
+        return ids.astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids (any sequence or array); bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            DataProblem: (mismatch) an id is not in the vocabulary.
+        """
+        return _encoding().decode(checked_ids(ids, VOCAB).tolist())
+
+    def unknown(self, text: str) -> list[str]:
+        """Nothing: bytes write every text."""
+        return []
+
+    def safe_cut(self, text: str) -> int:
+        """How many leading characters give the same ids whatever follows them."""
+        return max((found.start() for found in _BORDER.finditer(text)), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Hugging Face's tokenizer.json; see `data_pipelines.gpt2.huggingface`."""
+        from data_pipelines.gpt2.huggingface import tokenizer_json
+
+        return tokenizer_json()
+
+    def save(self, path: Path | str) -> None:
+        """Writes tokenizer.json, as `path` or into the folder `path`; whole or not at all."""
+        path = Path(path)
+        text = json.dumps(self.to_json(), ensure_ascii=False) + "\n"
+        write_text(path / self.FILE if path.is_dir() else path, text)
+
+
+@cache
+def ranks() -> dict[bytes, int]:
+    """Bytes of a token → id, for all ids but end of text.
+
+    Raises:
+        DataProblem: (corrupt) the file that comes with the program is not what it was.
+    """
+    try:
+        data = RANKS.read_bytes()
+    except OSError as error:
+        raise _damaged(str(error)) from None
+    if (found := hashlib.sha256(data).hexdigest()) != RANKS_SHA256:
+        raise _damaged(f"its sha256 is {found}, not {RANKS_SHA256}")
+    rows = (line.split() for line in data.splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in rows}
+
+
+@cache
+def _encoding() -> Any:
+    import tiktoken
+
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=_PATTERN,
+        mergeable_ranks=ranks(),
+        special_tokens={END_OF_TEXT: GPT2Tokenizer.end_of_text},
+        explicit_n_vocab=VOCAB,
+    )
+
+
+def _damaged(why: str) -> DataProblem:
+    return DataProblem(
+        "GPT-2's vocabulary, which comes with this program, is damaged",
+        where=str(RANKS),
+        why=why,
+        fix="install the program anew",
+    )
