@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-import jaxmodels
 from benchmarks.harness import cores
 
 
@@ -15,17 +14,12 @@ def twin_with(arch: str, config: Any, params: dict[str, Any]) -> Any:
     """
     import torch
 
-    from bridge import table
-    from bridge.torch import to_torch, twin
+    from bridge.torch import state_dict, twin
 
     torch.set_num_threads(cores())
     tensors = {path: _tensor(path, np.asarray(leaf)) for path, leaf in params.items()}
     module = twin(arch).build(config)
-    state = {
-        pair.theirs: to_torch(pair.export(tensors[pair.ours]))
-        for pair in table.pairs(jaxmodels.arch(arch).WEIGHTS, tensors)
-    }
-    module.load_state_dict(state, strict=True)
+    module.load_state_dict(state_dict(arch, tensors), strict=True)
     return module.eval()
 
 

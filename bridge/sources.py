@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import jaxmodels
 from bridge import table
@@ -240,8 +240,7 @@ def _config(package: Any, values: Mapping[str, Any], exit_code: int, where: Path
     """The Config of these values, their types checked: they come from files."""
     for field in dataclasses.fields(package.Config):
         value = values.get(field.name, field.default)
-        wanted: Any = field.type if field.type is not float else int | float
-        if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+        if not _fits(value, field.type):
             raise Problem(
                 f"the config field {field.name} cannot be {value!r}",
                 where=str(where),
@@ -249,3 +248,12 @@ def _config(package: Any, values: Mapping[str, Any], exit_code: int, where: Path
                 exit_code=exit_code,
             )
     return package.Config(**values)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value may stand in a field of this type."""
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if isinstance(value, bool) or wanted is bool:
+        return isinstance(value, bool) and wanted is bool
+    return isinstance(value, int | float if wanted is float else wanted)

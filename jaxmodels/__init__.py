@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 ARCHS = {
     "charlm": "jaxmodels.charlm",
+    "wikigpt": "jaxmodels.wikigpt",
 }
 
 

@@ -29,6 +29,10 @@ COUNTS = {
     "charlm:tiny": 25_344,
     "charlm:notebook": 355_682,
     "charlm:base": 6_444_800,
+    # (vocab + context + 2) · d + layers · (4 d² + 2 d f + 9 d + f) with width d, hidden f.
+    "wikigpt:tiny": 20_224,
+    "wikigpt:base": 30_062_592,
+    "wikigpt:gpt2-124m": 124_439_808,
 }
 DEAD: dict[str, set[str]] = {}  # parameters that get no gradient, by architecture
 
@@ -86,8 +90,12 @@ def test_logits(arch):
 
 
 @archs
-def test_causality_by_gradient(arch):
+def test_causality_by_gradient(arch, monkeypatch):
     """The logits at t depend on the embeddings of tokens 0 to t, and on no later one."""
+    # A tied head reads every row of the embedding; only the way in counts here.
+    monkeypatch.setattr(
+        nnx.Embed, "attend", lambda self, x: x @ jax.lax.stop_gradient(self.embedding[...]).T
+    )
     skeleton, params, rest = split(tiny(arch))
     length = 6
     tokens = jnp.arange(length)[None]  # every position has an embedding row of its own
@@ -140,6 +148,38 @@ def test_pieces_and_a_growing_cache_change_nothing(arch):
     many = np.concatenate(list(generate(model, prompt, 150, Sampling(1.0), chunk=16)), axis=1)
     np.testing.assert_array_equal(one, many)
     assert one.shape == (2, 150)
+
+
+@archs
+def test_generation_goes_on_past_the_context(arch):
+    """Pieces change nothing there either; without relative positions, it is the plain rule."""
+    from jaxmodels.layers.sampling import Sampling
+
+    package = jaxmodels.arch(arch)
+    model = package.Model(replace(package.PRESETS["tiny"], context=9), rngs=nnx.Rngs(2))
+    skeleton, params, rest = split(model)
+    rng = np.random.default_rng(2)  # fresh weights hardly look back: every token is the last one
+    model = skeleton.merge({p: x + 0.3 * rng.normal(size=x.shape) for p, x in params.items()}, rest)
+    prompt = tokens_for(arch, batch=3, length=5)
+
+    def drawn(rows, **settings):
+        pieces = list(generate(model, np.asarray(prompt)[:rows], 20, **settings))
+        assert all(piece.shape[1] <= settings.get("chunk", 32) for piece in pieces)
+        return np.concatenate(pieces, axis=1)
+
+    sampled = drawn(3, sampling=Sampling(1.0), chunk=32)
+    assert sampled.shape == (3, 20)
+    np.testing.assert_array_equal(drawn(3, sampling=Sampling(1.0), chunk=3), sampled)
+    np.testing.assert_array_equal(drawn(1, sampling=Sampling(1.0), chunk=3), sampled[:1])
+    if not getattr(model, "relative", False):
+        window, expected = prompt, []
+        for _ in range(20):
+            if window.shape[1] >= 9:
+                window = window[:, -4:]
+            expected.append(model(window)[0][:, -1:].argmax(-1))
+            window = jnp.concatenate([window, expected[-1]], axis=1)
+        found = drawn(3, sampling=Sampling(None))
+        np.testing.assert_array_equal(found, jnp.concatenate(expected, axis=1))
 
 
 @archs

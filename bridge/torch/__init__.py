@@ -46,20 +46,39 @@ def module_of(source: Any) -> Any:
     """The `torch.nn.Module` of an opened source; see `load`."""
     import torch
 
-    import jaxmodels
-    from bridge import table
-
-    rows = jaxmodels.arch(source.arch).WEIGHTS
-    state = {}
-    for pair in table.pairs(rows, source.tensors):
-        state[pair.theirs] = to_torch(pair.export(source.tensors[pair.ours]))
+    state = state_dict(source.arch, source.tensors)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) > 1:
         state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         module = twin(source.arch).build(source.config)
     module.load_state_dict(state, strict=True, assign=True)
+    if tied(source.arch):
+        module.tie_weights()  # the same values became two parameters
     return module.eval()
+
+
+def state_dict(arch: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Name → torch tensor of all that the module of an architecture holds.
+
+    Args:
+        arch: the architecture.
+        tensors: our path → tensor, in our layout.
+    """
+    import jaxmodels
+    from bridge import table
+
+    pairs = table.pairs(jaxmodels.arch(arch).WEIGHTS, tensors)
+    state = {pair.ours: to_torch(pair.export(tensors[pair.ours])) for pair in pairs}
+    named = {pair.theirs: state[pair.ours] for pair in pairs}
+    return named | {name: state[path] for name, path in tied(arch)}
+
+
+def tied(arch: str) -> tuple[tuple[str, str], ...]:
+    """(name on PyTorch's side, our path whose values it repeats) of an architecture."""
+    import jaxmodels
+
+    return getattr(jaxmodels.arch(arch), "TIED", ())
 
 
 def to_torch(tensor: Tensor) -> Any:

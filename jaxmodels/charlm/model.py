@@ -80,6 +80,9 @@ class Block(nnx.Module):
 class Model(nnx.Module):
     """charlm. Deterministic unless `rngs` is passed to the call."""
 
+    # Rotary positions: only distances matter, so a full cache may turn round (see `generate`).
+    relative = True
+
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
         self.remat = False

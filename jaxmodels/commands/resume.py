@@ -69,7 +69,8 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
         {name: resolved[name] for name in ("arch", "model", "recipe")},
     )
-    changed.pop("model.vocab", None)  # follows from the data, which is compared on its own
+    for name in ("model.vocab", "model.tokens"):  # they follow from the data, compared on its own
+        changed.pop(name, None)
     free = {name for name in changed if name.removeprefix("recipe.") in _FREE}
     fixed = [
         f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items() if name not in free

@@ -133,8 +133,9 @@ def _train(run: Path, options: Train[Any], resolved: dict[str, Any]) -> int:
     resume.compare_settings(run, resolved, has_checkpoint)
     data = _open_data(run, options)
     if data.vocab_size:
-        resolved["model"]["vocab"] = data.vocab_size
-        options = replace(options, model=replace(options.model, vocab=data.vocab_size))
+        sizes = dict.fromkeys({"vocab", "tokens"} & resolved["model"].keys(), data.vocab_size)
+        resolved["model"] |= sizes
+        options = replace(options, model=replace(options.model, **sizes))
     elif data.vocab_needed > options.model.vocab:
         raise Problem(
             f"token {data.vocab_needed - 1} does not fit a vocabulary of {options.model.vocab}",

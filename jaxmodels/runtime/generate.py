@@ -20,41 +20,79 @@ def generate(
     seed: int = 0,
     banned: tuple[int, ...] = (),
     chunk: int = 32,
+    end: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Continues each row of the prompt, yielding int32 [b, n ≤ chunk] as soon as it is there.
 
     A row's tokens depend on the seed, its index and its prompt only, not on how many rows
     there are or on `chunk`.
 
+    A model whose positions are relative (`Model.relative`) goes on for ever: in a full cache
+    the newest token takes the place of the oldest. Another has no position beyond its context:
+    when that is full, the last half of it is read again as a new prompt.
+
     Args:
         model: a module with `config.context`, `init_cache(batch, size)` and
-            `model(tokens, cache) -> (logits, cache)`.
+            `model(tokens, cache) -> (logits, cache)`. Ids from `config.tokens` on, where the
+            config has it, are padding of the vocabulary and never drawn.
         prompt: int [b, t] with t ≥ 1. Of a prompt longer than the context, only the end is read.
         max_new_tokens: how many tokens each row gets.
         sampling: temperature and filters; greedy when the temperature is None.
         seed: of the random draws.
         banned: token ids that are never drawn.
         chunk: tokens decoded in one compiled call.
+        end: a token that ends a row: once every row has drawn it, no further piece is yielded.
+            What follows it in a row is for the caller to cut off.
     """
     skeleton, params, rest = split(model)
-    fixed = Fixed(skeleton, sampling.top_k, banned)
-    free, context = sampling._replace(top_k=None), model.config.context
-    prompt = np.asarray(prompt, np.int32)[:, -context:]
-    filled = prompt.shape[1]
-    size = _room(filled + chunk, context)
-    state = _prefill(fixed, params, rest, _pad(prompt, size), filled, size=size)
+    fixed = Fixed(skeleton, sampling.top_k, banned, chunk)
+    context, relative = model.config.context, getattr(model, "relative", False)
+    decoder = partial(_stretch, fixed, params, rest, sampling._replace(top_k=None), seed, context)
+    text, drawn = np.asarray(prompt, np.int32), 0
+    ended = np.zeros(len(text), bool)
+    while drawn < max_new_tokens and not ended.all():
+        if not relative and text.shape[1] >= context:
+            text = text[:, -max(context // 2, 1) :]
+        text = text[:, -context:]
+        left = max_new_tokens - drawn
+        for piece in decoder(text, drawn, left if relative else min(left, context - text.shape[1])):
+            yield piece
+            drawn += piece.shape[1]
+            text = np.concatenate([text, piece], axis=1)[:, -context:]
+            ended |= (piece == end).any(axis=1)
+            if ended.all():
+                break
+
+
+def _stretch(
+    fixed: "Fixed",
+    params: Arrays,
+    rest: Arrays,
+    sampling: Sampling,
+    seed: int,
+    context: int,
+    prompt: np.ndarray,
+    drawn: int,
+    count: int,
+) -> Iterator[np.ndarray]:
+    """Reads a prompt that fits the context and continues it by `count` tokens, `drawn` being
+    the number of those drawn before; a piece is read while the next is decoded.
+    """
+    filled, chunk = prompt.shape[1], fixed.chunk
+    size = _room(filled + min(chunk, count), context)
+    state = _prefill(fixed, params, rest, _pad(prompt, size), filled, drawn, size=size)
     waiting = None
-    for left in range(max_new_tokens, 0, -chunk):
-        if filled + chunk > size < context:
-            size = _room(filled + chunk, context)
+    for left in range(count, 0, -chunk):
+        n = min(left, chunk)
+        if filled + n > size < context:
+            size = _room(filled + n, context)
             state = _grow(state, size=size)
-        state, tokens = _decode(fixed, params, rest, state, seed, free, n=chunk)
-        filled += chunk
-        if waiting is not None:  # read while the next piece is decoded
+        state, tokens = _decode(fixed, params, rest, state, seed, sampling, n)
+        filled += n
+        if waiting is not None:
             yield np.asarray(waiting)
-        waiting = tokens[:, :left] if left < chunk else tokens
-    if waiting is not None:
-        yield np.asarray(waiting)
+        waiting = tokens
+    yield np.asarray(waiting)[:, :n]  # only the last piece may be short
 
 
 class Fixed(NamedTuple):
@@ -63,6 +101,7 @@ class Fixed(NamedTuple):
     skeleton: Skeleton
     top_k: int | None
     banned: tuple[int, ...]
+    chunk: int
 
 
 def _room(tokens: int, context: int) -> int:
@@ -88,9 +127,9 @@ def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0, static_argnames="size")
 def _prefill(
-    fixed: Fixed, params: Arrays, rest: Arrays, tokens: Any, length: Any, *, size: int
+    fixed: Fixed, params: Arrays, rest: Arrays, tokens: Any, length: Any, drawn: Any, *, size: int
 ) -> Any:
-    """The state to decode from: next logits, the cache, and how many tokens were drawn: none.
+    """The state to decode from: next logits, the cache, and how many tokens were drawn.
 
     What the padding writes into the cache lies after `length`, where no query looks before it
     is overwritten.
@@ -99,27 +138,31 @@ def _prefill(
     logits, cache = model(tokens, model.init_cache(tokens.shape[0], size))
     last = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
     zero = jnp.zeros((), jnp.int32)
-    return last, cache._replace(length=zero + length), zero
+    return last, cache._replace(length=zero + length), zero + drawn
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="n", donate_argnums=3)
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _decode(
-    fixed: Fixed, params: Arrays, rest: Arrays, state: Any, seed: Any, sampling: Sampling, *, n: int
+    fixed: Fixed, params: Arrays, rest: Arrays, state: Any, seed: Any, sampling: Sampling, n: Any
 ) -> tuple[Any, jax.Array]:
-    """Draws n tokens for each row: the state after them, and int32 [b, n]."""
+    """Draws n ≤ chunk tokens for each row: the state after them, and int32 [b, chunk].
+
+    n is no constant of the program, so that pieces of all lengths share one compilation.
+    """
     model = fixed.skeleton.merge(params, rest)
-    banned = np.isin(np.arange(model.config.vocab), fixed.banned)
+    ids = np.arange(model.config.vocab)
+    banned = np.isin(ids, fixed.banned) | (ids >= getattr(model.config, "tokens", len(ids)))
     sampling = sampling._replace(top_k=fixed.top_k)
+    rows = state[0].shape[0]
+    numbers = _numbers(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
 
-    def one(state: Any, uniform: jax.Array) -> tuple[Any, jax.Array]:
-        logits, cache, drawn = state
-        token = sample(logits, uniform, sampling, banned)
+    def one(i: jax.Array, carry: Any) -> Any:
+        (logits, cache, drawn), tokens = carry
+        token = sample(logits, numbers[i], sampling, banned)
         logits, cache = model(token[:, None], cache)
-        return (logits[:, 0], cache, drawn + 1), token
+        return (logits[:, 0], cache, drawn + 1), tokens.at[:, i].set(token)
 
-    numbers = _numbers(seed, jnp.arange(state[0].shape[0]), state[2] + jnp.arange(n))
-    state, tokens = jax.lax.scan(one, state, numbers)
-    return state, tokens.T
+    return jax.lax.fori_loop(0, n, one, (state, jnp.zeros((rows, fixed.chunk), jnp.int32)))
 
 
 def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:

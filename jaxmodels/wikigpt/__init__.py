@@ -1,0 +1,30 @@
+"""wikigpt: GPT-2's Transformer, learned positions and a tied head (seed 001)."""
+
+from jaxmodels.lazy import lazy
+from jaxmodels.wikigpt.config import PRESETS, RECIPES, Config
+
+__all__ = [
+    "PRESETS",
+    "RECIPES",
+    "SEED",
+    "SHARDING",
+    "TIED",
+    "WEIGHTS",
+    "Config",
+    "Model",
+    "loss",
+    "sizes",
+]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Model": "model",
+        "loss": "model",
+        "SHARDING": "layout",
+        "WEIGHTS": "layout",
+        "SEED": "layout",
+        "TIED": "layout",
+        "sizes": "layout",
+    },
+)

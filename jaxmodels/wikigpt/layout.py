@@ -1,0 +1,86 @@
+"""Every string that names a parameter of wikigpt: sharding, GPT-2's names, nanoGPT's names.
+
+The rows of biases are there for models that have them; `Config.bias` decides.
+"""
+
+from jax.sharding import PartitionSpec as P
+
+_COLUMNS, _ROWS = P("data", "model"), P("model", "data")
+
+SHARDING = (
+    ("embed/embedding", _ROWS),
+    ("blocks/{i}/attn/qkv/kernel", _COLUMNS),
+    ("blocks/{i}/attn/qkv/bias", P("model")),
+    ("blocks/{i}/attn/proj/kernel", _ROWS),
+    ("blocks/{i}/mlp/up/kernel", _COLUMNS),
+    ("blocks/{i}/mlp/up/bias", P("model")),
+    ("blocks/{i}/mlp/out/kernel", _ROWS),
+    ("*", P()),  # positions, norms and the other biases are small
+)
+
+
+def _rows(kernel: str) -> tuple[tuple[str, str, str], ...]:
+    """Both sides name their tensors alike; only the layout of kernels differs."""
+    block, theirs = "blocks/{i}", "transformer.h.{i}"
+    return (
+        ("embed/embedding", "transformer.wte.weight", "same"),
+        ("pos/embedding", "transformer.wpe.weight", "same"),
+        (f"{block}/norm1/scale", f"{theirs}.ln_1.weight", "same"),
+        (f"{block}/norm1/bias", f"{theirs}.ln_1.bias", "same"),
+        (f"{block}/attn/qkv/kernel", f"{theirs}.attn.c_attn.weight", kernel),
+        (f"{block}/attn/qkv/bias", f"{theirs}.attn.c_attn.bias", "same"),
+        (f"{block}/attn/proj/kernel", f"{theirs}.attn.c_proj.weight", kernel),
+        (f"{block}/attn/proj/bias", f"{theirs}.attn.c_proj.bias", "same"),
+        (f"{block}/norm2/scale", f"{theirs}.ln_2.weight", "same"),
+        (f"{block}/norm2/bias", f"{theirs}.ln_2.bias", "same"),
+        (f"{block}/mlp/up/kernel", f"{theirs}.mlp.c_fc.weight", kernel),
+        (f"{block}/mlp/up/bias", f"{theirs}.mlp.c_fc.bias", "same"),
+        (f"{block}/mlp/out/kernel", f"{theirs}.mlp.c_proj.weight", kernel),
+        (f"{block}/mlp/out/bias", f"{theirs}.mlp.c_proj.bias", "same"),
+        ("norm/scale", "transformer.ln_f.weight", "same"),
+        ("norm/bias", "transformer.ln_f.bias", "same"),
+    )
+
+
+# Our path, the name in transformers' GPT2LMHeadModel, op: its kernels are [in, out], as ours.
+WEIGHTS = _rows("same")
+
+# Our path, the name in nanoGPT's checkpoint, op: its kernels are [out, in].
+SEED = _rows("transpose")
+
+# A further name on their side, and our path whose values it repeats: the head.
+TIED = (("lm_head.weight", "embed/embedding"),)
+
+GPT2_TOKENS = 50_257
+
+
+def sizes(
+    shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Config fields that the shapes in a checkpoint tell, and those that must be assumed.
+
+    Args:
+        shapes: path → shape of every parameter.
+        others: name → shape of what the checkpoint holds besides; tells nothing here.
+
+    Returns:
+        what follows from the shapes, and what is the architecture's convention: heads of width
+        64, GPT-2's tanh GELU (nanoGPT's files say so themselves), GPT-2's 50,257 tokens in a
+        vocabulary that is these rounded up (nanoGPT: to 50,304), no dropout.
+    """
+    vocab, dim = shapes["embed/embedding"]
+    known: dict[str, object] = {
+        "vocab": vocab,
+        "dim": dim,
+        "layers": len({path.split("/")[1] for path in shapes if path.startswith("blocks/")}),
+        "hidden": shapes["blocks/0/mlp/up/kernel"][1],
+        "context": shapes["pos/embedding"][0],
+        "bias": any(path.endswith("/bias") for path in shapes),
+    }
+    assumed: dict[str, object] = {
+        "tokens": GPT2_TOKENS if 0 <= vocab - GPT2_TOKENS < 128 else vocab,
+        "heads": max(dim // 64, 1),
+        "dropout": 0.0,
+        "gelu": "tanh",
+    }
+    return known, assumed

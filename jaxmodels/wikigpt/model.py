@@ -1,0 +1,174 @@
+"""The wikigpt model and its loss. Source: seed 001, which follows karpathy/nanoGPT (MIT).
+
+Notable: learned positions, so nothing lies beyond the context; LayerNorm eps is 1e-5; the head
+is the token embedding itself, without a bias; residual projections start smaller with depth.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.layers.attention import attention, causal_mask
+from jaxmodels.layers.cache import KVCache
+from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.losses import cross_entropy
+from jaxmodels.wikigpt.config import Config
+
+
+def _linear(cfg: Config, inward: int, outward: int, rngs: nnx.Rngs, residual: bool) -> nnx.Linear:
+    """nanoGPT's initialisation: 0.02, over sqrt(2 · layers) where it adds to the residual."""
+    std = 0.02 * ((2 * cfg.layers) ** -0.5 if residual else 1)
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(inward, outward, use_bias=cfg.bias, kernel_init=init, rngs=rngs)
+
+
+def _embed(cfg: Config, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
+    return nnx.Embed(rows, cfg.dim, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+
+
+def _norm(cfg: Config, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """GPT-2's residual stream has a few very large numbers: E[x²] − E[x]² would lose digits."""
+    return nnx.LayerNorm(
+        cfg.dim, epsilon=1e-5, use_bias=cfg.bias, use_fast_variance=False, rngs=rngs
+    )
+
+
+def _drop(x: Float[Array, "b t d"], cfg: Config, rngs: nnx.Rngs | None) -> Float[Array, "b t d"]:
+    return x if rngs is None else dropout(x, cfg.dropout, rngs.dropout())
+
+
+class Attention(nnx.Module):
+    """Causal self-attention; queries, keys and values from one product."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.config = cfg
+        self.qkv = _linear(cfg, cfg.dim, 3 * cfg.dim, rngs, residual=False)
+        self.proj = _linear(cfg, cfg.dim, cfg.dim, rngs, residual=True)
+
+    def __call__(self, x, mask, cache: KVCache | None, layer: int, rngs: nnx.Rngs | None):
+        """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
+        cfg = self.config
+        q, k, v = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=cfg.heads)
+        kept = None
+        if cache is not None:
+            kept = cache.write(layer, k, v)
+            k, v = cache.read(*kept)
+        key = None if rngs is None else rngs.dropout()
+        out = attention(q, k, v, mask, cfg.dropout, key)
+        return _drop(self.proj(rearrange(out, "b t h k -> b t (h k)")), cfg, rngs), kept
+
+
+class Mlp(nnx.Module):
+    """Two layers with a GELU between them."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.config = cfg
+        self.up = _linear(cfg, cfg.dim, cfg.hidden, rngs, residual=False)
+        self.out = _linear(cfg, cfg.hidden, cfg.dim, rngs, residual=True)
+
+    def __call__(self, x, rngs: nnx.Rngs | None):
+        """[b, t, d] → [b, t, d]."""
+        hidden = nnx.gelu(self.up(x), approximate=self.config.gelu == "tanh")
+        return _drop(self.out(hidden), self.config, rngs)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.norm1 = _norm(cfg, rngs)
+        self.attn = Attention(cfg, rngs=rngs)
+        self.norm2 = _norm(cfg, rngs)
+        self.mlp = Mlp(cfg, rngs=rngs)
+
+    def __call__(self, x, mask, cache, layer, rngs):
+        """[b, t, d] → [b, t, d], and the keys and values to remember."""
+        out, kv = self.attn(self.norm1(x), mask, cache, layer, rngs)
+        x = x + out
+        return x + self.mlp(self.norm2(x), rngs), kv
+
+
+class Model(nnx.Module):
+    """wikigpt. Deterministic unless `rngs` is passed to the call."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.config = cfg
+        self.remat = False
+        self.embed = _embed(cfg, cfg.vocab, rngs)
+        self.pos = _embed(cfg, cfg.context, rngs)
+        self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.layers)])
+        self.norm = _norm(cfg, rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        cache: KVCache | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b t v"], KVCache | None]:
+        """Logits of the token after each token.
+
+        Args:
+            tokens: token ids; with those in the cache, at most as many as the context.
+            cache: what came before the tokens (`init_cache`); None when nothing did.
+            rngs: has the stream `dropout`; passing it turns dropout on.
+
+        Returns:
+            float32 logits, and the cache with the tokens added (None if None was given).
+
+        Raises:
+            Problem: (usage) more tokens than the context has positions.
+        """
+        t = tokens.shape[1]
+        self._check(t)
+        positions = jnp.arange(t) if cache is None else cache.positions(t)
+        mask = causal_mask(t) if cache is None else cache.mask(t)
+        again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
+        block = nnx.remat(Block.__call__, static_argnums=(4,)) if again else Block.__call__
+        x, kept = _drop(self.embed(tokens) + self.pos(positions), self.config, rngs), []
+        for i, layer in enumerate(self.blocks):
+            x, kv = block(layer, x, mask, cache, i, rngs)
+            kept.append(kv)
+        logits = self.embed.attend(self.norm(x)).astype(jnp.float32)
+        if cache is not None:
+            keys, values = zip(*kept, strict=True)
+            cache = KVCache(keys, values, cache.length + t)
+        return logits, cache
+
+    def _check(self, t: int) -> None:
+        if t > self.config.context:
+            raise Problem(
+                f"{t} tokens do not fit a context of {self.config.context}",
+                why="positions are learned: there is none beyond the context",
+                fix="give fewer tokens; `generate` reads the last ones of a long prompt",
+                exit_code=USAGE,
+            )
+
+    def init_cache(self, batch: int, size: int | None = None) -> KVCache:
+        """An empty cache of `batch` sequences for `size` tokens, at most the context (None)."""
+        cfg = self.config
+        size = min(size or cfg.context, cfg.context)
+        dtype = self.embed.embedding[...].dtype
+        return KVCache.empty(cfg.layers, batch, size, cfg.heads, cfg.dim // cfg.heads, dtype)
+
+
+def loss(
+    model: Model, batch: dict[str, Any], rngs: nnx.Rngs | None
+) -> tuple[Float[jax.Array, ""], dict[str, Any]]:
+    """Mean next-token cross-entropy in nats.
+
+    Args:
+        model: the model; it is read, never changed.
+        batch: `tokens` int32 [b, t+1]; the first t are inputs, the last t are targets.
+        rngs: passed on to the model; None means no dropout.
+
+    Returns:
+        the loss, and `aux`, which is empty: nothing is stored.
+    """
+    tokens = batch["tokens"]
+    logits, _ = model(tokens[:, :-1], rngs=rngs)
+    return cross_entropy(logits, tokens[:, 1:]), {}
