@@ -28,7 +28,7 @@ class Convert:
     set: Settings = ()
     """What the files cannot say, such as heads=4."""
     vocab: Path | None = None
-    """The character vocabulary (JSON), if it is not beside the source."""
+    """The tokeniser (characters.json or tokenizer.json), if it is not beside the source."""
     dtype: str = "keep"
     """keep, float32, bfloat16 or float16."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()

@@ -14,7 +14,8 @@ from bridge import orbax
 from bridge.safetensors_reader import looks_like_safetensors, parse_json, read_file, read_sharded
 from bridge.table import listing
 from bridge.tensors import Tensor, digest_of
-from bridge.vocabulary import CHARACTERS, Vocabulary, read_vocabulary
+from bridge.vocabulary import tokenizer_beside
+from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import MANIFEST, damage
@@ -37,8 +38,7 @@ class Contents:
     preset: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields that the files say, among other keys."""
-    vocabulary: Vocabulary | None = None
-    vocabulary_file: Path | None = None
+    tokenizer: Tokenizer | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     """Step and metrics of a training run."""
     notes: list[str] = field(default_factory=list)
@@ -169,9 +169,7 @@ def _describe(contents: Contents, folder: Path) -> None:
     arch, preset = config.get("arch"), config.get("preset")
     contents.arch = arch if isinstance(arch, str) else None
     contents.preset = preset if isinstance(preset, str) else None
-    if (folder / CHARACTERS).is_file():
-        contents.vocabulary_file = folder / CHARACTERS
-        contents.vocabulary = read_vocabulary(folder / CHARACTERS)
+    contents.tokenizer = tokenizer_beside(folder)
 
 
 def _checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from bridge.safetensors_writer import parse_size, write_safetensors
 from bridge.sources import Source, bind, open_source
 from bridge.tensors import FLOATS, Tensor, digest_of, is_float, target_dtype
 from bridge.verification import digest_problems, output_difference
-from bridge.vocabulary import check_size, read_vocabulary
+from bridge.vocabulary import check_size, read_tokenizer
 from jaxmodels.errors import EXISTS, NO_SPACE, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.files import whole_folder
 
@@ -52,7 +52,7 @@ def convert(
             that the seed's own code restores it. Run directories hold our names already.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
-        vocab: the character vocabulary (JSON of the seed's tokeniser), if not beside the source.
+        vocab: the tokeniser's file (characters.json or tokenizer.json), if not beside the source.
         dtype: "keep", "float32", "bfloat16" or "float16".
         keep_fp32: path patterns of parameters that are written in float32 all the same.
         max_shard_size: safetensors files are split above this size.
@@ -75,9 +75,9 @@ def convert(
     target, source_path = Path(dst), Path(src)
     source = open_source(source_path, arch, config)
     if vocab is not None:
-        vocabulary = read_vocabulary(Path(vocab))
-        check_size(vocabulary, source.config.vocab, Path(vocab))
-        source = replace(source, vocabulary=vocabulary, vocabulary_file=Path(vocab))
+        tokenizer = read_tokenizer(Path(vocab))
+        check_size(tokenizer, source.config, Path(vocab))
+        source = replace(source, tokenizer=tokenizer)
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
     plan = make_plan(source, to, target_dtype(dtype), patterns, parse_size(max_shard_size))
     report = _report(source, target, to, plan)
@@ -181,7 +181,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan) -> Report:
         parameters=sum(tensor.size for tensor in plan.ours.values()),
         bytes=plan.bytes,
         files=[name for name in plan.shards if name],
-        vocab_present=source.vocabulary is not None,
+        vocab_present=source.tokenizer is not None,
         assumed=source.assumed,
         notes=source.notes,
         disk_needed=plan.bytes + OVERHEAD,

@@ -87,7 +87,7 @@ def _counts(contents: Contents) -> dict[str, Any]:
         "parameters": sum(tensor.size for tensor in contents.tensors.values()),
         "bytes": sum(tensor.nbytes for tensor in contents.tensors.values()),
         "dtypes": dict(dtypes),
-        "vocab_present": contents.vocabulary is not None,
+        "vocab_present": contents.tokenizer is not None,
         "listing": [
             {"name": tensor.name, "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
             for tensor in contents.tensors.values()
@@ -98,7 +98,7 @@ def _counts(contents: Contents) -> dict[str, Any]:
 def _meaning(source: Source) -> dict[str, Any]:
     """What only the model's table tells."""
     notes = list(source.notes)
-    if source.vocabulary is None:
+    if source.tokenizer is None:
         notes.append("no vocabulary: token ids work, text does not until --vocab is given")
     return {
         "arch": source.arch,

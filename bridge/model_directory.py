@@ -10,12 +10,12 @@ import jaxmodels
 from bridge.sources import Source
 from bridge.tensors import Fingerprint
 from bridge.torch import twin
-from bridge.vocabulary import CHARACTERS, write_tokenizer
+from bridge.vocabulary import generation_config, write_tokenizer
 from jaxmodels.runtime.files import MANIFEST, digests
 
 
 def describe_model(folder: Path, source: Source, dtype: str) -> None:
-    """Writes config.json: architecture, preset and every field of the Config.
+    """Writes config.json (architecture, preset, every field of the Config) and the tokeniser.
 
     Args:
         folder: an existing folder.
@@ -31,19 +31,16 @@ def describe_model(folder: Path, source: Source, dtype: str) -> None:
     if dtype:
         values |= {**twin(source.arch).keys(source.config), "dtype": dtype}
     _write(folder / "config.json", values)
-    if source.vocabulary_file is not None:
-        shutil.copyfile(source.vocabulary_file, folder / CHARACTERS)
+    if source.tokenizer is not None:
+        source.tokenizer.save(folder)
 
 
 def complete(folder: Path, source: Source, dtype: str) -> None:
     """Writes all of a model directory but its tensors and its manifest."""
     describe_model(folder, source, dtype)
-    if source.vocabulary is not None:
-        specials = source.vocabulary["special_tokens"]
-        write_tokenizer(folder, source.vocabulary, source.config.context)
-        generation = {"suppress_tokens": sorted(specials.values())}
-        if "<PAD>" in specials:
-            generation["pad_token_id"] = specials["<PAD>"]
+    if source.tokenizer is not None:
+        write_tokenizer(folder, source.tokenizer, source.config.context)
+    if generation := generation_config(source.tokenizer, source.config):
         _write(folder / "generation_config.json", generation)
     for file in twin(source.arch).FILES:
         shutil.copyfile(file, folder / file.name)
@@ -73,11 +70,11 @@ def card(source: Source, dtype: str) -> str:
         f"`{name} = {value}` was assumed: the source does not say it."
         for name, value in source.assumed.items()
     ]
-    if source.vocabulary is None:
+    if source.tokenizer is None:
         lacks.append("The vocabulary is missing: token ids work, text does not.")
     preset = f", preset {source.preset}" if source.preset else ""
     classes, tokenizer = auto, ""
-    if source.vocabulary is not None:
+    if source.tokenizer is not None:
         classes = f"{auto}, AutoTokenizer"
         tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)'
     return (

@@ -14,7 +14,8 @@ from bridge import table
 from bridge.contents import Contents, recognise
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
-from bridge.vocabulary import Vocabulary, check_size
+from bridge.vocabulary import check_size, tokenizer_by_convention
+from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
 
 # What an nnx state holds besides parameters: random streams, and frequencies that are computed
@@ -39,8 +40,8 @@ class Source:
     """The map between our paths and the names in the files."""
     tensors: dict[str, Tensor]
     """Our path → tensor, in our layout."""
-    vocabulary: Vocabulary | None
-    vocabulary_file: Path | None
+    tokenizer: Tokenizer | None
+    """The one beside the tensors, or else the convention's."""
     origin: dict[str, Any]
     """Step and metrics of a training run."""
     notes: list[str]
@@ -88,8 +89,11 @@ def bind(
     shapes = parameter_shapes(package, settings)
     pairs = table.pairs(rows, shapes)
     table.check(pairs, shapes, {n: t.shape for n, t in found.items()}, str(contents.path))
-    if contents.vocabulary is not None:
-        check_size(contents.vocabulary, settings.vocab, contents.path)
+    tokenizer = contents.tokenizer
+    if tokenizer is not None:
+        check_size(tokenizer, settings, contents.path)
+    elif (tokenizer := tokenizer_by_convention(settings)) is not None:
+        notes.append("assumed: the tokeniser is GPT-2's")
     assumed = {field: value for field, value in assumed.items() if field not in overrides}
     notes += [f"assumed: {field} = {value}" for field, value in assumed.items()]
     preset = contents.preset or preset_of(package, settings)
@@ -102,8 +106,7 @@ def bind(
         assumed=assumed,
         pairs=pairs,
         tensors={pair.ours: pair.load(found[pair.theirs]) for pair in pairs},
-        vocabulary=contents.vocabulary,
-        vocabulary_file=contents.vocabulary_file,
+        tokenizer=tokenizer,
         origin=contents.origin,
         notes=notes,
     )

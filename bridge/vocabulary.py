@@ -1,74 +1,101 @@
-"""The vocabulary of a character model: the seed's JSON, and as a transformers tokeniser."""
+"""The tokeniser that goes with a model: found beside it, checked, written for transformers."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from bridge.safetensors_reader import parse_json
-from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+from data_pipelines.errors import DataProblem
+from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
+from jaxmodels.errors import MISMATCH, Problem
 
-CHARACTERS = "characters.json"
-
-Vocabulary = dict[str, Any]
+FILES = (CharTokenizer.FILE, GPT2Tokenizer.FILE)
 
 
-def read_vocabulary(path: Path) -> Vocabulary:
-    """A `characters.json` as the seed's tokeniser saves it.
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokeniser in a file, or the one in a folder.
 
     Raises:
-        Problem: (corrupt) not JSON, or no one-to-one map of characters to 0 … n − 1.
+        Problem: (corrupt) there is none, or it cannot be used.
     """
-    vocabulary = parse_json(path)
     try:
-        ids = [*vocabulary["special_tokens"].values(), *vocabulary["char_to_int"].values()]
-        sound = (
-            all(type(i) is int for i in ids)
-            and sorted(ids) == list(range(len(ids)))
-            and all(len(character) == 1 for character in vocabulary["char_to_int"])
-            and "<UNK>" in vocabulary["special_tokens"]
-        )
-    except (KeyError, AttributeError, TypeError) as error:
-        sound, why = False, f"{type(error).__name__}: {error}"
-    else:
-        why = "special tokens (with <UNK>) and characters must have the ids 0 … n − 1, each once"
-    if not sound:
-        raise Problem(
-            "the vocabulary cannot be used",
-            where=str(path),
-            why=why,
-            fix="give the JSON that the tokeniser of the training run saved",
-            exit_code=CORRUPT,
-        )
-    return vocabulary
+        return load_tokenizer(path)
+    except DataProblem as problem:
+        told = {name: getattr(problem, name) for name in ("where", "why", "fix", "exit_code")}
+        raise Problem(problem.what, **told) from problem
 
 
-def ids_of(vocabulary: Vocabulary) -> dict[str, int]:
-    """Special token or character → id."""
-    return {**vocabulary["special_tokens"], **vocabulary["char_to_int"]}
+def tokenizer_beside(folder: Path) -> Tokenizer | None:
+    """The tokeniser that lies in a folder; None when there is none. Raises as `read_tokenizer`."""
+    there = any((folder / name).is_file() for name in FILES)
+    return read_tokenizer(folder) if there else None
 
 
-def check_size(vocabulary: Vocabulary, size: int, where: Path) -> None:
-    """Checks that a vocabulary has as many entries as the model's embedding has rows.
+def tokenizer_by_convention(config: Any) -> Tokenizer | None:
+    """GPT-2's, for a model with as many tokens as GPT-2; else None.
+
+    The checkpoints of nanoGPT and BwETAF carry no tokeniser: everybody knows which it is.
+    """
+    return GPT2Tokenizer() if used(config) == GPT2Tokenizer.vocab_size else None
+
+
+def used(config: Any) -> int:
+    """Token ids that a model uses: its vocabulary without the rows that only pad it."""
+    return getattr(config, "tokens", config.vocab)
+
+
+def check_size(tokenizer: Tokenizer, config: Any, where: Path) -> None:
+    """Checks that a tokeniser has as many ids as the model uses.
 
     Raises:
         Problem: (mismatch) it has not.
     """
-    if (count := len(ids_of(vocabulary))) != size:
+    if tokenizer.vocab_size != used(config):
         raise Problem(
-            f"the vocabulary has {count} entries, the model {size}",
+            f"the vocabulary has {tokenizer.vocab_size} entries, the model {used(config)}",
             where=str(where),
             fix="give the vocabulary that the model was trained with",
             exit_code=MISMATCH,
         )
 
 
-def write_tokenizer(folder: Path, vocabulary: Vocabulary, context: int) -> None:
-    """Writes the files from which `AutoTokenizer.from_pretrained` encodes and decodes the same ids.
+def generation_config(tokenizer: Tokenizer | None, config: Any) -> dict[str, Any]:
+    """What transformers' `generate` must know: ids that are never drawn, and what ends a text."""
+    special = tokenizer.special_ids if tokenizer else ()
+    values: dict[str, Any] = {"suppress_tokens": [*special, *range(used(config), config.vocab)]}
+    if isinstance(tokenizer, CharTokenizer) and tokenizer.pad_id is not None:
+        values["pad_token_id"] = tokenizer.pad_id
+    if tokenizer and (end := tokenizer.end_of_text) is not None:
+        values |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    return {name: value for name, value in values.items() if value != []}
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
+    """Writes what `AutoTokenizer` needs besides the tokeniser's own file to give the same ids."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+        # A special token that is written in a text is text.
+        "split_special_tokens": True,
+    }
+    if isinstance(tokenizer, CharTokenizer):
+        _write(folder / GPT2Tokenizer.FILE, _words(tokenizer))
+        config |= {"padding_side": "left", "unk_token": "<UNK>"}
+        config |= {"pad_token": "<PAD>"} if tokenizer.pad_id is not None else {}
+    elif tokenizer.end_of_text is not None:
+        end = tokenizer.decode([tokenizer.end_of_text])
+        config |= {"padding_side": "left", "bos_token": end, "eos_token": end, "pad_token": end}
+    _write(folder / "tokenizer_config.json", config)
+
+
+def _words(tokenizer: CharTokenizer) -> dict[str, Any]:
+    """A character vocabulary as tokenizer.json.
 
     Each character is one word of a WordLevel vocabulary; characters outside it become `<UNK>`.
     """
-    specials = vocabulary["special_tokens"]
-    tokenizer: dict[str, Any] = {
+    content = tokenizer.to_json()
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -82,22 +109,12 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, context: int) -> None:
         },
         "post_processor": None,
         "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": ids_of(vocabulary), "unk_token": "<UNK>"},
-    }
-    _write(folder / "tokenizer.json", tokenizer)
-    _write(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": context,
-            "clean_up_tokenization_spaces": False,
-            "padding_side": "left",
-            # "<UNK>" written in a text is five characters, not the special token.
-            "split_special_tokens": True,
+        "model": {
+            "type": "WordLevel",
+            "vocab": content["special_tokens"] | content["char_to_int"],
             "unk_token": "<UNK>",
-            **({"pad_token": "<PAD>"} if "<PAD>" in specials else {}),
         },
-    )
+    }
 
 
 def _write(path: Path, value: Any) -> None:

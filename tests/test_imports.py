@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("jaxmodels", "bridge", "data_pipelines", "benchmarks")
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
+# What a token id means is said in one place, for all rooms.
+TOKENIZERS = tuple(f"data_pipelines.{name}" for name in ("tokenizers", "gpt2", "errors"))
+
 # What each room may import of our own; the first prefix that fits a file decides.
 MAY_IMPORT = {
     "jaxmodels.commands": ("jaxmodels", "bridge", "data_pipelines"),
@@ -35,7 +38,7 @@ MAY_IMPORT = {
         for arch in jaxmodels.ARCHS
     },
     "jaxmodels": ("jaxmodels",),
-    "bridge": ("bridge", "jaxmodels"),
+    "bridge": ("bridge", "jaxmodels", *TOKENIZERS),
     "data_pipelines": ("data_pipelines",),
     "benchmarks": ROOMS,
 }

@@ -48,7 +48,7 @@ def test_files_of_a_model_directory(run, model_directory):
     assert (config["arch"], config["preset"], config["vocab"]) == ("charlm", "tiny", 64)
     assert (config["model_type"], config["vocab_size"]) == ("charlm", 64)
     characters = model_directory / "characters.json"
-    assert characters.read_bytes() == (run / "characters.json").read_bytes()
+    assert json.loads(characters.read_text()) == json.loads((run / "characters.json").read_text())
     manifest = json.loads((model_directory / "manifest.json").read_text())
     assert manifest["source"]["step"] == 200
     assert manifest["tensors"]["head.weight"]["shape"] == [64, 32]

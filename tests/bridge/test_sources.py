@@ -135,7 +135,7 @@ def test_run_takes_the_best_checkpoint(run):
     assert source.preset == "tiny"
     assert source.config == jaxmodels.arch("charlm").PRESETS["tiny"]
     assert not source.assumed
-    assert source.vocabulary["vocab_size"] == 64
+    assert source.tokenizer.vocab_size == 64
     assert_same_params(bridge.load(run), random_params(seed=200))
 
 
@@ -147,7 +147,7 @@ def test_run_without_losses_takes_the_newest(tmp_path):
 def test_a_checkpoint_of_a_run(run):
     step = run / "checkpoints" / "100"
     assert_same_params(bridge.load(step), random_params(seed=100))
-    assert bridge.open_source(step).vocabulary is not None
+    assert bridge.open_source(step).tokenizer is not None
 
 
 def test_damaged_checkpoints_are_passed_over_and_named(tmp_path):

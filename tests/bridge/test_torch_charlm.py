@@ -19,6 +19,7 @@ from bridge import table
 from bridge.torch import twin
 from bridge.torch.charlm.modeling_charlm import CharLMConfig, CharLMForCausalLM
 from bridge.vocabulary import write_tokenizer
+from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.charlm import PRESETS, WEIGHTS, loss
 from jaxmodels.runtime.paths import split
 from tests.bridge.helpers import GOLDEN, HEADS, SEED, random_params, save_tree, vocabulary
@@ -180,7 +181,7 @@ def test_tokenizer_equals_the_vocabulary_on_random_text(tmp_path):
     from tokenizers import Tokenizer
 
     content = vocabulary()
-    write_tokenizer(tmp_path, content, context=32)
+    write_tokenizer(tmp_path, CharTokenizer.from_json(content), context=32)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     ids = content["char_to_int"]
     rng = np.random.default_rng(0)
