@@ -75,29 +75,26 @@ def convert(
     target, source_path = Path(dst), Path(src)
     source = open_source(source_path, arch, config)
     if vocab is not None:
-        tokenizer = read_tokenizer(Path(vocab))
-        check_size(tokenizer, source.config, Path(vocab))
-        source = replace(source, tokenizer=tokenizer)
+        source = _with_tokenizer(source, Path(vocab))
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
     plan = make_plan(source, to, target_dtype(dtype), patterns, parse_size(max_shard_size))
     report = _report(source, target, to, plan)
     if dry_run:
         return Report(report, plan=plan.rows, dry_run=True)
     _may_write(source_path, target, force)
-    if plan.bytes + OVERHEAD > report.disk_free:
-        raise Problem(
-            "the disk is too small",
-            where=str(target),
-            why=f"{plan.bytes + OVERHEAD:,} bytes are needed, {report.disk_free:,} are free",
-            fix="free some space, write elsewhere, or use --dtype bfloat16",
-            exit_code=NO_SPACE,
-        )
+    _enough_space(report)
     shown = show(plan.bytes) if progress else nullcontext(lambda _: None)
     with whole_folder(target, force) as folder, shown as tell:
         _write(folder, source, to, plan, tell)
         report["max_abs_logit_diff"] = _verify(folder, source, plan, verify)
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
     return Report(report, verified=verify)
+
+
+def _with_tokenizer(source: Source, file: Path) -> Source:
+    tokenizer = read_tokenizer(file)
+    check_size(tokenizer, source.config, file)
+    return replace(source, tokenizer=tokenizer)
 
 
 def _write(
@@ -165,6 +162,17 @@ def _may_write(src: Path, dst: Path, force: bool) -> None:
             where=str(dst),
             fix="give another path, or --force to replace it",
             exit_code=EXISTS,
+        )
+
+
+def _enough_space(report: Report) -> None:
+    if report.disk_needed > report.disk_free:
+        raise Problem(
+            "the disk is too small",
+            where=report.output,
+            why=f"{report.disk_needed:,} bytes are needed, {report.disk_free:,} are free",
+            fix="free some space, write elsewhere, or use --dtype bfloat16",
+            exit_code=NO_SPACE,
         )
 
 

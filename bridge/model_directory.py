@@ -64,7 +64,7 @@ def write_manifest(folder: Path, source: Source, tensors: dict[str, Fingerprint]
 def card(source: Source, dtype: str) -> str:
     """The model card, README.md: what it is, where it comes from, how to load it."""
     parameters = sum(tensor.size for tensor in source.tensors.values())
-    auto = twin(source.arch).AUTO_CLASS
+    preset = f", preset {source.preset}" if source.preset else ""
     sizes = "\n".join(f"| {name} | {value} |" for name, value in asdict(source.config).items())
     lacks = [
         f"`{name} = {value}` was assumed: the source does not say it."
@@ -72,11 +72,6 @@ def card(source: Source, dtype: str) -> str:
     ]
     if source.tokenizer is None:
         lacks.append("The vocabulary is missing: token ids work, text does not.")
-    preset = f", preset {source.preset}" if source.preset else ""
-    classes, tokenizer = auto, ""
-    if source.tokenizer is not None:
-        classes = f"{auto}, AutoTokenizer"
-        tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)'
     return (
         f"""---
 library_name: transformers
@@ -98,7 +93,21 @@ A {source.arch} model of {parameters:,} parameters, {dtype}.
 
 The licence is that of whoever trained it; set the `license` field above before publishing.
 
-## How to load it
+{_loading(source)}
+{"".join(f"{chr(10)}- {lack}" for lack in lacks)}
+""".rstrip()
+        + "\n"
+    )
+
+
+def _loading(source: Source) -> str:
+    """The card's part for who wants to use the model."""
+    classes = auto = twin(source.arch).AUTO_CLASS
+    tokenizer = ""
+    if source.tokenizer is not None:
+        classes = f"{auto}, AutoTokenizer"
+        tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)'
+    return f"""## How to load it
 
 PyTorch:
 
@@ -114,11 +123,7 @@ import bridge
 model = bridge.load("PATH")
 ```
 
-`jaxmodels verify PATH` checks every digest in `manifest.json`, and JAX against PyTorch.
-{"".join(f"{chr(10)}- {lack}" for lack in lacks)}
-""".rstrip()
-        + "\n"
-    )
+`jaxmodels verify PATH` checks every digest in `manifest.json`, and JAX against PyTorch."""
 
 
 def _provenance(source: Source) -> str:

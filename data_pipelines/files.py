@@ -49,6 +49,17 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
         sync(path.parent)  # before what was there is removed
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives the error of a full disk its path: a failed write tells none, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(path)
+        raise
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and those above it, each of them safe on the disk."""
     if not path.is_dir():
@@ -87,11 +98,8 @@ def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     _clear(path)
     temporary, lock = _locked(path, make)
     try:
-        yield temporary
-    except OSError as error:
-        if error.errno in FULL:
-            error.filename = str(path)  # a failed write tells no name, or the temporary one
-        raise
+        with naming(path):
+            yield temporary
     finally:
         _remove(temporary)
         os.close(lock)

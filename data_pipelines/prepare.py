@@ -71,21 +71,25 @@ def prepare(
             tokenizer = CharTokenizer.build(reading, min_freq)
             _refuse_empty(reading)
         _refuse_overflow(tokenizer, dtype)
-        tokenizer.save(new / CHARACTERS)
-        reading = Reading(source, "encoding", progress)
-        tokens, unknown, sha256 = _encode(reading, tokenizer, DTYPES[dtype], new / TOKENS)
-        _refuse_empty(reading)
-        manifest = {
-            "spec": spec,
-            "source": reading.fingerprint(),
-            "tokens": tokens,
-            "unknown": unknown,
-            "dtype": dtype,
-            "vocab_size": tokenizer.vocab_size,
-            "min_freq": tokenizer.min_freq,
-            "sha256": {TOKENS: sha256, CHARACTERS: digest(new / CHARACTERS)},
-        }
-        (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        return _write(new, Reading(source, "encoding", progress), tokenizer, dtype)
+
+
+def _write(new: Path, reading: Reading, tokenizer: CharTokenizer, dtype: str) -> dict[str, Any]:
+    """Fills the folder; returns the manifest, its last file."""
+    tokenizer.save(new / CHARACTERS)
+    tokens, unknown, sha256 = _encode(reading, tokenizer, DTYPES[dtype], new / TOKENS)
+    _refuse_empty(reading)
+    manifest = {
+        "spec": reading.source.spec,
+        "source": reading.fingerprint(),
+        "tokens": tokens,
+        "unknown": unknown,
+        "dtype": dtype,
+        "vocab_size": tokenizer.vocab_size,
+        "min_freq": tokenizer.min_freq,
+        "sha256": {TOKENS: sha256, CHARACTERS: digest(new / CHARACTERS)},
+    }
+    (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
 
 

@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from importlib import import_module
+from typing import TypeGuard
 
 from jaxmodels.cli import fail, say
 from jaxmodels.errors import CORRUPT, INTERNAL, INTERRUPTED, NO_SPACE, USAGE, Problem
@@ -40,29 +41,37 @@ USAGE_TEXT = "\n".join(
 )
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code (0 done, 2 usage, …: jaxmodels/errors.py)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE_TEXT)
-        return 0 if argv else USAGE
     try:
-        return _run(argv[0], argv[1:])
+        code = _run(argv)
+        sys.stdout.flush()  # what cannot be written is an error here, not after the end
+        return code
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except Exception as error:
         if debug:
             raise
+        if _is_full(error) and not error.filename:
+            _drop_output()
         return fail(_explain(error))
 
 
-def _run(verb: str, argv: list[str]) -> int:
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE_TEXT)
+        return 0 if argv else USAGE
+    verb = argv[0]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=2)
         raise Problem(
@@ -72,7 +81,16 @@ def _run(verb: str, argv: list[str]) -> int:
             exit_code=USAGE,
         )
     module, _, function = VERBS[verb][0].partition(":")
-    return int(getattr(import_module(module), function)(argv) or 0)
+    return int(getattr(import_module(module), function)(argv[1:]) or 0)
+
+
+def _is_full(error: Exception) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again, with another error, when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: Exception) -> Exception:
@@ -81,11 +99,13 @@ def _explain(error: Exception) -> Exception:
         return error
     if isinstance(error, OSError):
         where = str(error.filename or "")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fix = "free some space, or write elsewhere; what was there before is untouched"
-            return Problem(
-                "the disk is full", where=where, why=str(error), fix=fix, exit_code=NO_SPACE
-            )
+        if _is_full(error):
+            # What writes files names them; the rest goes to standard output.
+            kept, what = "write elsewhere; what was there before is untouched", "the disk is full"
+            if not where:
+                kept, what = "send the output elsewhere", "there is no space for the output"
+            fix = f"free some space, or {kept}"
+            return Problem(what, where=where, why=str(error), fix=fix, exit_code=NO_SPACE)
         if isinstance(error, FileNotFoundError):
             return Problem(
                 "no such file or folder", where=where, fix="check the path", exit_code=CORRUPT

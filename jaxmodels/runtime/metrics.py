@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxmodels.runtime.files import write_text
+from jaxmodels.runtime.files import naming, write_text
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -32,23 +32,25 @@ class MetricsLog:
     def __init__(self, run: Path, step: int):
         from tensorboardX import SummaryWriter
 
-        path = run / "metrics.jsonl"
-        kept = [record for record in read(path) if record["step"] <= step]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = run / "metrics.jsonl"
+        kept = [record for record in read(self._path) if record["step"] <= step]
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds the record of one step; its numbers other than `step` go to TensorBoard."""
-        self._file.write(json.dumps(record) + "\n")
+        with naming(self._path):
+            self._file.write(json.dumps(record) + "\n")
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(name, value, record["step"])
 
     def flush(self) -> None:
         """Puts everything on the disk; called before a checkpoint, which must not be ahead."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._board.flush()
 
     def close(self) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -136,3 +137,17 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
         progress("encoding", 1, 2)
         progress("encoding", 2, 2)
     assert "encoding" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named(tmp_path):
+    limited = f"trap '' XFSZ; ulimit -f 50; exec {sys.executable} -m jaxmodels data prepare pydoc"
+    full = subprocess.run(
+        ["bash", "-c", f"{limited} {tmp_path / 'out'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert full.returncode == 7
+    assert f"where: {tmp_path / 'out'}\n" in full.stderr
+    assert os.listdir(tmp_path) == []

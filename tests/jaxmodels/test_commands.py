@@ -1,14 +1,17 @@
 """generate, eval, list and doctor, as a user runs them."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxmodels.__main__ import main
-from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE
+from jaxmodels.errors import CORRUPT, DONE, MISMATCH, NO_SPACE, USAGE
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +169,22 @@ def test_help_and_unknown_verbs(capsys):
     assert main([]) == USAGE
     assert main(["generat"]) == USAGE
     assert "did you mean generate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"]])
+def test_output_that_cannot_be_written(words, unbuffered):
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "jaxmodels", *words],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == NO_SPACE
+    assert ran.stderr.startswith("error: there is no space for the output")
+    assert "untouched" not in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "Exception ignored" not in ran.stderr

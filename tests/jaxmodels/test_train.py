@@ -212,6 +212,7 @@ def test_disk_full_keeps_what_was_there(run):
     said = done.stderr
     assert done.returncode == NO_SPACE, said
     assert "the disk is full" in said
+    assert f"where: {run}" in said
     assert "Traceback" not in said
     assert rundir.steps(run / "checkpoints") == [20, 30]
     assert not any(damage(run / "checkpoints" / str(step)) for step in (20, 30))
