@@ -193,3 +193,16 @@ assert callable(bridge.torch.load)
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_that_appears_during_a_conversion_stays(tmp_path, monkeypatch):
+    from bridge import conversion
+
+    def late(*_):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").write_text("dear")
+
+    monkeypatch.setattr(conversion, "_verify", late)
+    told = refused(EXISTS, SEED, tmp_path / "out", config=HEADS)
+    assert "exists already" in told
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
