@@ -143,26 +143,26 @@ def batches(
 class Validation(Sequence[Batch]):
     """Every target once, in fixed order: windows that share only their border token.
 
-    The last batch is dropped when it is incomplete, unless it is the only one.
+    What is left after the last full window is not predicted. All batches (`max_batches` None)
+    end with what is left for an incomplete one. A number of batches takes full ones only, so
+    that evaluations in training need no second compilation, unless there is none.
 
     Args:
         tokens: the held-out tokens.
         context: inputs in a window.
         batch: windows in a batch.
-        max_batches: take only so many batches, evenly spread over the tokens; None takes all.
+        max_batches: at most so many full batches, evenly spread over the tokens; None takes all.
     """
 
     def __init__(
         self, tokens: np.ndarray, context: int, batch: int, max_batches: int | None = None
     ):
-        windows = max(0, (len(tokens) - 1) // context)
-        whole = windows // batch
-        wanted = whole if max_batches is None else min(whole, max(0, max_batches))
-        self._tokens, self._context = np.asarray(tokens), context
-        self._rows = batch if whole else windows
-        self._chosen = [i * whole // wanted for i in range(wanted)]
-        if not whole and windows and max_batches != 0:
-            self._chosen = [0]
+        self._tokens, self._context, self._batch = np.asarray(tokens), context, batch
+        self._windows = max(0, (len(tokens) - 1) // context)
+        every, full = -(-self._windows // batch), self._windows // batch
+        there = every if max_batches is None else full or every
+        wanted = there if max_batches is None else min(there, max(0, max_batches))
+        self._chosen = [i * there // wanted for i in range(wanted)]
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -171,6 +171,7 @@ class Validation(Sequence[Batch]):
         """Batch i: `tokens` int32 [b, context + 1]; a slice gives a list of batches."""
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        rows = np.arange(self._rows) + self._chosen[i] * self._rows
+        first = self._chosen[i] * self._batch
+        rows = np.arange(first, min(first + self._batch, self._windows))
         places = rows[:, None] * self._context + np.arange(self._context + 1)
         return {"tokens": self._tokens[places].astype(np.int32)}

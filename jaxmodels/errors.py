@@ -1,5 +1,7 @@
 """Errors that a user can act on: what, where, why, what to do, and the exit code."""
 
+from math import inf, isfinite
+
 # Exit codes of the command, a contract with the scripts that call it.
 DONE, INTERNAL, USAGE, CORRUPT, UNSAFE, MISMATCH, EXISTS, NO_SPACE, UNVERIFIED, NETWORK = range(10)
 STOPPED, INTERRUPTED = 75, 130
@@ -25,3 +27,32 @@ class Problem(Exception):
         super().__init__(what)
         self.what, self.where, self.why, self.fix = what, str(where), why, fix
         self.exit_code = exit_code
+
+
+def within(
+    name: str,
+    value: float | int | None,
+    low: float | int,
+    high: float | int = inf,
+    *,
+    below: bool = False,
+) -> None:
+    """Refuses a setting outside of [low, high], or of [low, high) with `below`; None passes.
+
+    Raises:
+        Problem: (usage) the value is outside, infinite or not a number.
+    """
+    if value is None:
+        return
+    if not isfinite(value):
+        limit = "a finite number"
+    elif high == inf:
+        limit = f"at least {low}"
+    else:
+        limit = f"at least {low} and less than {high}" if below else f"between {low} and {high}"
+    if not isfinite(value) or not low <= value <= high or (below and value == high):
+        raise Problem(f"{name} must be {limit}, not {value}", exit_code=USAGE)
+
+
+LARGEST_SEED = 2**31 - 1
+"""Random keys are made from int32 numbers."""

@@ -3,10 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxmodels.errors import LARGEST_SEED, USAGE, Problem, within
+
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW with global-norm clipping, linear warm-up and cosine decay."""
+    """AdamW with global-norm clipping, linear warm-up and cosine decay.
+
+    Raises:
+        Problem: (usage) a value is out of its range.
+    """
 
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
@@ -29,10 +35,20 @@ class Optim:
     clip: float = 1.0
     """Largest global norm of a gradient; 0 turns clipping off."""
 
+    def __post_init__(self) -> None:
+        for name in ("peak_lr", "init_lr", "end_lr", "warmup", "eps", "weight_decay", "clip"):
+            within(f"optim.{name}", getattr(self, name), 0)
+        for name in ("b1", "b2"):
+            within(f"optim.{name}", getattr(self, name), 0, 1, below=True)
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Data, batch, steps, optimiser, precision and what is written when."""
+    """Data, batch, steps, optimiser, precision and what is written when.
+
+    Raises:
+        Problem: (usage) a value is out of its range.
+    """
 
     data: str = "pydoc"
     """Where the text comes from: pydoc, text:PATH, bin:PATH."""
@@ -72,3 +88,17 @@ class Recipe:
     """Text that printed samples continue."""
     optim: Optim = field(default_factory=Optim)
     """The optimiser and its schedule."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accum", "steps", "min_freq", "eval_every", "save_every", "keep"):
+            within(name, getattr(self, name), 1)
+        for name in ("slices", "eval_batches", "sample_every"):
+            within(name, getattr(self, name), 0)
+        within("seed", self.seed, 0, LARGEST_SEED)
+        within("valid_fraction", self.valid_fraction, 0, 1, below=True)
+        if self.slices and self.batch % self.slices:
+            raise Problem(
+                f"slices must divide the batch of {self.batch}, which {self.slices} does not",
+                fix="change --slices or --batch; --slices 0 chooses",
+                exit_code=USAGE,
+            )

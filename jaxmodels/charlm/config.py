@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass, replace
 
-from jaxmodels.errors import USAGE, Problem
+from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Optim, Recipe
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of one charlm."""
+    """Sizes of one charlm.
+
+    Raises:
+        Problem: (usage) a size is out of its range, or the heads do not divide the width.
+    """
 
     vocab: int = 256
     """Rows of the embedding and of the head; training sets it from the vocabulary."""
@@ -30,6 +34,12 @@ class Config:
     """Steps after which a decaying rate has gone half of the way."""
 
     def __post_init__(self) -> None:
+        for name in ("vocab", "dim", "layers", "heads", "context", "dropout_scale"):
+            within(f"model.{name}", getattr(self, name), 1)
+        for name in ("dropout", "dropout_end"):
+            within(f"model.{name}", getattr(self, name), 0, 1, below=True)
+        within("model.mlp_ratio", self.mlp_ratio, 0)
+        within("model.dim × model.mlp_ratio", self.hidden, 1)
         if self.dim % (2 * self.heads):
             raise Problem(
                 f"charlm: dim {self.dim} is not a multiple of 2 × heads ({2 * self.heads})",
@@ -37,13 +47,6 @@ class Config:
                 fix="change --model.dim or --model.heads",
                 exit_code=USAGE,
             )
-        for name in ("dropout", "dropout_end"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise Problem(
-                    f"charlm: {name} must be at least 0 and less than 1, not {rate}",
-                    exit_code=USAGE,
-                )
 
     @property
     def hidden(self) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from jaxmodels.cli import emit, gathered, parse, say
-from jaxmodels.errors import MISMATCH, USAGE, Problem
+from jaxmodels.errors import MISMATCH, USAGE, Problem, within
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,26 @@ class Eval:
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
     data: str | None = None
-    """pydoc, text:PATH or bin:PATH; by default what the run was trained on."""
+    """pydoc, text:PATH or bin:PATH; by default what the run was trained on. A model without its
+    run needs it."""
     valid_fraction: float | None = None
-    """Share of the text, from its end, to measure on; 1 for all. Default: as in training."""
+    """Share of the text, from its end, to measure on; 1 for all. By default as in training, or
+    0.05 without a run."""
     batch: int = 32
     """Sequences in a batch."""
     max_batches: int | None = None
-    """Measure on this many batches, evenly spaced; by default on all."""
+    """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     vocab: Path | None = None
     """A character vocabulary (JSON), for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
     json: bool = False
     """Print one JSON object on standard output."""
+
+    def __post_init__(self) -> None:
+        within("--batch", self.batch, 1)
+        within("--max-batches", self.max_batches, 1)
+        within("--valid-fraction", self.valid_fraction, 0, 1)
 
 
 def main(argv: list[str]) -> int:
@@ -66,13 +73,22 @@ def main(argv: list[str]) -> int:
 
 def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     from data_pipelines.pipelines import open_data
-    from jaxmodels.runtime.settings import read_file
 
-    run = options.path / "config.json"
-    recipe = read_file(run).get("recipe", {}) if run.is_file() else {}
-    fraction = options.valid_fraction or recipe.get("valid_fraction", 0.05)
+    recipe = _recipe(options.path)
+    spec = options.data or recipe.get("data")
+    if spec is None:
+        raise Problem(
+            "there is no run that says which text to measure on",
+            where=str(options.path),
+            why="this is a model on its own",
+            fix="give --data, for example --data text:PATH",
+            exit_code=USAGE,
+        )
+    fraction = options.valid_fraction
+    if fraction is None:
+        fraction = recipe.get("valid_fraction", 0.05)
     data = open_data(
-        options.data or recipe.get("data", "pydoc"),
+        spec,
         folder=folder / "data",
         context=model.config.context,
         batch=options.batch,
@@ -96,3 +112,14 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
             exit_code=USAGE,
         )
     return batches
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """The recipe of the run that PATH is, or is a checkpoint of; empty when there is none."""
+    from jaxmodels.runtime.settings import read_file
+
+    path = path.absolute()
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    file = run / "config.json"  # a model directory has one too, without a recipe
+    recipe: dict[str, Any] = read_file(file).get("recipe", {}) if file.is_file() else {}
+    return recipe

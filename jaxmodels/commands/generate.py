@@ -3,14 +3,13 @@
 import sys
 import time
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from jaxmodels.cli import emit, gathered, parse, say
-from jaxmodels.errors import MISMATCH, USAGE, Problem
+from jaxmodels.errors import LARGEST_SEED, MISMATCH, Problem, within
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,13 @@ class Generate:
     """Print one JSON object instead of the text."""
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0.0, inf)
-        _within("top-k", self.top_k, 1.0, inf)
-        _within("top-p", self.top_p, 0.0, 1.0)
-        _within("min-p", self.min_p, 0.0, 1.0)
-        _within("num-samples", self.num_samples, 1.0, inf)
-        _within("max-new-tokens", self.max_new_tokens, 1.0, inf)
-
-
-def _within(name: str, value: float | int | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        limit = f"at least {low:g}" if high == inf else f"between {low:g} and {high:g}"
-        raise Problem(f"--{name} must be {limit}, not {value}", exit_code=USAGE)
+        within("--temperature", self.temperature, 0)
+        within("--top-k", self.top_k, 1)
+        within("--top-p", self.top_p, 0, 1)
+        within("--min-p", self.min_p, 0, 1)
+        within("--num-samples", self.num_samples, 1)
+        within("--max-new-tokens", self.max_new_tokens, 1)
+        within("--seed", self.seed, 0, LARGEST_SEED)
 
 
 def main(argv: list[str]) -> int:

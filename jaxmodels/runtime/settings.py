@@ -39,8 +39,8 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
     """The dataclass `default` with the values in `changes`, nested as the dataclass is.
 
     Raises:
-        Problem: (usage) a field does not exist (near names are suggested) or has a value of
-            another type.
+        Problem: (usage) a field does not exist (near names are suggested), or has a value of
+            another type or out of its range.
     """
     hints = get_type_hints(type(default))
     new = {}
@@ -58,7 +58,11 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
             new[name] = merge(old, value, f"{where}: {name}")
         else:
             new[name] = _checked(value, hints[name], name, where)
-    return dataclasses.replace(default, **new)  # type: ignore[type-var]
+    try:
+        return dataclasses.replace(default, **new)  # type: ignore[type-var]
+    except Problem as problem:
+        problem.where = problem.where or where
+        raise
 
 
 def _checked(value: Any, hint: Any, name: str, where: str) -> Any:

@@ -182,25 +182,28 @@ def test_loading_is_fast():
 def test_validation_predicts_every_target_once(tokens, context, batch):
     found = Validation(TOKENS[:tokens], context, batch)
     windows = max(0, (tokens - 1) // context)
-    whole = windows // batch
-    assert len(found) == (whole or min(1, windows))
+    assert len(found) == -(-windows // batch)
+    assert all(len(one["tokens"]) == batch for one in found[:-1])
     targets = [window[1:] for one in found for window in one["tokens"]]
-    expected = 1 + np.arange((whole * batch or windows) * context)
+    expected = 1 + np.arange(windows * context)
     assert np.array_equal(np.concatenate([[], *targets]), expected)
 
 
 def test_fewer_validation_batches_are_spread_evenly():
-    every = Validation(TOKENS, 9, 5)  # 22 batches
+    every = Validation(TOKENS, 9, 5)  # 22 full batches and one window
     some = Validation(TOKENS, 9, 5, max_batches=4)
     assert [batch["tokens"][0, 0] // 45 for batch in some] == [0, 5, 11, 16]
     assert all(batch["tokens"].shape == (5, 10) for batch in some)
-    assert len(Validation(TOKENS, 9, 5, max_batches=99)) == len(every) == 22
+    assert len(every) == 23
+    assert every[22]["tokens"].shape == (1, 10)
+    assert len(Validation(TOKENS, 9, 5, max_batches=99)) == 22
     assert len(Validation(TOKENS, 9, 5, max_batches=0)) == 0
     assert len(every[1:3]) == 2
-    assert np.array_equal(every[-1]["tokens"], every[21]["tokens"])
+    assert np.array_equal(every[-1]["tokens"], every[22]["tokens"])
 
 
 def test_the_only_validation_batch_may_be_small():
-    (only,) = Validation(TOKENS[:40], 9, 64)
-    assert only["tokens"].shape == (4, 10)
-    assert only["tokens"].dtype == np.int32
+    for most in (None, 20):
+        (only,) = Validation(TOKENS[:40], 9, 64, most)
+        assert only["tokens"].shape == (4, 10)
+        assert only["tokens"].dtype == np.int32

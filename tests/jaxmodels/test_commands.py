@@ -86,6 +86,8 @@ def test_greedy(run, capsys):
         ("--min-p", "-0.1"),
         ("--num-samples", "0"),
         ("--max-new-tokens", "0"),
+        ("--seed", "99999999999"),
+        ("--temperature", "nan"),
     ],
 )
 def test_impossible_sampling_is_refused(run, flag, value):
@@ -138,6 +140,55 @@ def test_eval_on_another_text(run, tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, "--json"]) == DONE
     assert json.loads(capsys.readouterr().out)["tokens"] > 4000
+
+
+def test_eval_of_a_checkpoint_measures_its_run_and_a_model_alone_asks(run, tmp_path, capsys):
+    import bridge
+
+    words = ["eval", str(run), "--batch", "16", "--json"]
+    capsys.readouterr()
+    assert main(words) == DONE
+    expected = json.loads(capsys.readouterr().out)
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "t.txt").write_text("The value of an object may change. " * 900)
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"] |= {"data": f"text:{tmp_path / 't.txt'}", "valid_fraction": 0.2}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "60")
+    assert main(["eval", checkpoint, "--json"]) == DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == (int(0.2 * 900 * 35) - 1) // 32 * 32  # every window, none dropped
+    assert found["loss"] != expected["loss"]
+    bridge.convert(run, tmp_path / "model")
+    for alone in (tmp_path / "model", run / "checkpoints" / "60" / "params"):
+        sizes = ["--set", "heads=2", "context=32", "--vocab", str(run / "characters.json")]
+        extra = sizes if alone.name == "params" else []
+        assert main(["eval", str(alone), *extra]) == USAGE
+        assert "--data" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "model"), "--data", "pydoc", *words[2:]]) == DONE
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(expected["loss"])
+
+
+def test_a_share_of_nothing_is_not_the_default(run, capsys):
+    assert main(["eval", str(run), "--valid-fraction", "0"]) == USAGE
+    assert "nothing is held out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--batch", "0"), ("--max-batches", "0"), ("--valid-fraction", "2")],
+)
+def test_impossible_measuring_is_refused(run, flag, value, capsys):
+    assert main(["eval", str(run), flag, value]) == USAGE
+    assert flag in capsys.readouterr().err
+
+
+def test_a_vocabulary_that_is_no_json_is_refused(run, tmp_path, capsys):
+    (tmp_path / "v.json").write_text("not JSON")
+    assert main(["generate", str(run), "--vocab", str(tmp_path / "v.json")]) == CORRUPT
+    said = capsys.readouterr().err
+    assert "v.json" in said
+    assert "it is not JSON" in said
 
 
 def test_eval_with_nothing_held_out(tmp_path, capsys):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bridge
 from jaxmodels.__main__ import main
 from jaxmodels.errors import (
     CORRUPT,
@@ -23,41 +22,11 @@ from jaxmodels.errors import (
     NO_SPACE,
     STOPPED,
     UNVERIFIED,
-    USAGE,
 )
 from jaxmodels.runtime import checkpoint as ckpt
 from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import damage
-from jaxmodels.runtime.metrics import read
-
-SMALL = ["--steps", "30", "--eval-every", "10", "--save-every", "10", "--sample-every", "0"]
-
-
-def train(out: Path, *flags: str) -> int:
-    return main(["train", "charlm:tiny", "--out", str(out), *SMALL, *flags])
-
-
-def command(*words: str, **kwargs) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jaxmodels", *words],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        **kwargs,
-    )
-
-
-def params(run: Path, step: int) -> dict[str, np.ndarray]:
-    source = bridge.open_source(run / "checkpoints" / str(step))
-    return {path: tensor.read() for path, tensor in source.tensors.items()}
-
-
-def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
-    return one.keys() == two.keys() and all((one[path] == two[path]).all() for path in one)
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    return [(record["step"], record["loss"]) for record in read(run / "metrics.jsonl")]
+from tests.jaxmodels.helpers import SMALL, command, losses, params, same, train
 
 
 @pytest.fixture(scope="module")
@@ -290,89 +259,6 @@ def test_two_processes_never_train_in_one_folder(run, capsys):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["train", "--out", str(run)]) == EXISTS
     assert "another process" in capsys.readouterr().err
-
-
-def _text(path: Path, content: bytes) -> str:
-    path.write_bytes(content)
-    return f"text:{path}"
-
-
-@pytest.mark.parametrize(
-    ("content", "code", "words"),
-    [
-        (b"", CORRUPT, "empty"),
-        (b"abc" * 40, CORRUPT, "context"),
-        (b"abc\x00\x01\x02" * 1000, CORRUPT, "binary"),
-        (b"abc " * 1000 + b"\xff", CORRUPT, "4000"),
-    ],
-    ids=["empty", "short", "binary", "not UTF-8"],
-)
-def test_unusable_text(tmp_path, capsys, content, code, words):
-    spec = _text(tmp_path / "text.txt", content)
-    assert train(tmp_path / "run", "--data", spec, "--min-freq", "1") == code
-    said = capsys.readouterr().err
-    assert words in said
-    assert "Traceback" not in said
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_a_token_file_with_too_large_tokens_is_refused(tmp_path, capsys):
-    (tmp_path / "tokens.bin").write_bytes(np.arange(5000, dtype=np.uint16).tobytes())
-    assert train(tmp_path / "run", "--data", f"bin:{tmp_path / 'tokens.bin'}") == MISMATCH
-    assert "4999" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "hint"),
-    [
-        (["train", "charlm:tinny"], "tiny"),
-        (["train", "charm:tiny"], "charlm"),
-        (["train", "charlm:tiny"], "--out"),
-        (["train"], "ARCH:PRESET"),
-        (["tran"], "train"),
-        (["train", "charlm:tiny", "--mesh", "data=3", "--out", "x"], "mesh"),
-        (["train", "charlm:tiny", "--data", "pydok", "--out", "x"], "pydoc"),
-    ],
-)
-def test_wrong_usage_suggests_what_was_meant(words, hint, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(words) == USAGE
-    said = capsys.readouterr().err
-    assert hint in said
-    assert "Traceback" not in said
-
-
-def test_an_unknown_flag_suggests_the_near_one(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "charlm:tiny", "--model.dimm", "3"])
-    assert caught.value.code == USAGE
-    assert "--model.dim" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ('{"model": {"dimm": 3}}', "did you mean dim"),
-        ('{"recipe": {"batch": "many"}}', "batch"),
-        ('{"recipe": {"optim": {"peek_lr": 1}}}', "peak_lr"),
-        ("{", "cannot be read"),
-    ],
-)
-def test_a_wrong_settings_file(tmp_path, capsys, content, words):
-    (tmp_path / "c.json").write_text(content)
-    assert train(tmp_path / "run", "--config", str(tmp_path / "c.json")) == USAGE
-    assert words in capsys.readouterr().err
-
-
-def test_settings_rise_from_preset_to_file_to_flag(tmp_path, capsys):
-    file = tmp_path / "c.toml"
-    file.write_text("[model]\ndim = 48\nlayers = 3\n[recipe.optim]\npeak_lr = 1\n")
-    words = ["--config", str(file), "--model.layers", "4", "--print-config"]
-    assert main(["train", "charlm:tiny", *words]) == DONE
-    printed = json.loads(capsys.readouterr().out)
-    assert (printed["model"]["dim"], printed["model"]["layers"]) == (48, 4)
-    assert printed["recipe"]["optim"]["peak_lr"] == 1.0
-    assert printed["model"]["heads"] == 2
 
 
 def test_find_lr(tmp_path, capsys):
