@@ -19,6 +19,7 @@ from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_text
 from jaxmodels.runtime.metrics import MetricsLog
 from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.outcome import Outcome
 from jaxmodels.runtime.progress import Progress
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import State, init, train_step
@@ -39,29 +40,10 @@ class Job:
     batches: Any
     valid: Any
     run: Path
-    deadline: float | None = None
-    """By `time.monotonic()`; training stops early enough to have saved by then."""
+    stop: Stop = field(default_factory=Stop)
+    """Asked between steps; it hears signals if it was entered."""
     sampler: Callable[[Any], str] | None = None
     """Text that the model (a module) writes now; printed as training goes."""
-
-
-@dataclass
-class Outcome:
-    """How a run ended; written to summary.json."""
-
-    reason: str = "done"
-    step: int = 0
-    steps: int = 0
-    resumed_from: int | None = None
-    loss: float | None = None
-    valid_loss: float | None = None
-    best_step: int | None = None
-    best_valid_loss: float | None = None
-    checkpoint: int | None = None
-    tokens_per_second: float = 0.0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("start", "train", "data", "eval", "save"), 0.0)
-    )
 
 
 def train(job: Job) -> Outcome:
@@ -73,15 +55,14 @@ def train(job: Job) -> Outcome:
             those that it was saved with.
         OSError: the disk is full; the checkpoints that were complete stay as they were.
     """
-    with Stop(job.deadline) as stop:
-        return _Loop(job, stop).run()
+    return _Loop(job).run()
 
 
 class _Loop:
     """The loop's state between steps."""
 
-    def __init__(self, job: Job, stop: Stop):
-        self.job, self.stop = job, stop
+    def __init__(self, job: Job):
+        self.job, self.stop = job, job.stop
         recipe = job.recipe
         rate = schedule(recipe.optim, recipe.steps)
         tx = optimiser(recipe.optim, rate)
@@ -237,11 +218,9 @@ class _Loop:
             self._save({})
         with self._timed("save"):
             self.checkpoints.wait()
-        best = rundir.best(self.checkpoints.folder)
-        if best is not None:
-            out.best_step = best
-            out.best_valid_loss = rundir.valid_loss(self.checkpoints.folder / str(best))
+        out.add_best(self.checkpoints.folder)
         out.checkpoint = out.step or None
+        out.reserve = self._reserve()
 
     def _timed(self, part: str) -> "_Timer":
         return _Timer(self.outcome.seconds, part)

@@ -1,0 +1,97 @@
+"""How a training run ended: summary.json, a few lines, the exit code."""
+
+import json
+import math
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxmodels.cli import emit, say
+from jaxmodels.commands.train_options import Train, repeated
+from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
+from jaxmodels.runtime.files import write_json
+from jaxmodels.runtime.outcome import Outcome
+from jaxmodels.runtime.progress import duration
+
+
+def conclude(
+    run: Path, outcome: Outcome, argv: list[str], options: Train[Any], seconds: float
+) -> int:
+    """Writes and prints the summary.
+
+    Args:
+        run: the run directory.
+        outcome: how it ended.
+        argv: the command, to be repeated if there is no checkpoint.
+        options: the command, parsed.
+        seconds: since the process began.
+
+    Returns:
+        0 done, 75 stopped, 130 interrupted; 2 if the granted hours were too few for a step
+        and were so the last time, because calling again would change nothing.
+    """
+    here = shlex.quote(str(run))
+    again = f"jaxmodels train --out {here}" if outcome.checkpoint else repeated(argv)
+    hopeless = _idle(outcome.reason, outcome.idle) and _was_idle(run / "summary.json")
+    summary = asdict(outcome) | {"idle": outcome.idle, "run": str(run), "command": again}
+    write_json(run / "summary.json", summary)
+    _print(run, outcome, again)
+    if _idle(outcome.reason, outcome.idle):
+        _print_too_few_hours(options.max_hours or 0.0, outcome.reserve, seconds, hopeless)
+    if options.json:
+        emit(summary)
+    if outcome.reason == "interrupted":
+        return INTERRUPTED
+    if hopeless:
+        return USAGE
+    return DONE if outcome.step >= outcome.steps else STOPPED
+
+
+def _idle(reason: str, idle: bool) -> bool:
+    return idle and reason == "time is up"
+
+
+def _was_idle(path: Path) -> bool:
+    """Whether the call before this one had too few hours for a step, too."""
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+        return _idle(last["reason"], last["idle"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _print(run: Path, outcome: Outcome, again: str) -> None:
+    here, best = shlex.quote(str(run)), outcome.best_valid_loss
+    spent = ", ".join(
+        f"{part} {duration(time)}" for part, time in outcome.seconds.items() if time >= 1
+    )
+    say(
+        f"{outcome.reason}: step {outcome.step} of {outcome.steps}"
+        + (f", best validation loss {best:.4f} (step {outcome.best_step})" if best else ""),
+        f"time: {spent or 'under a second'}",
+    )
+    if outcome.idle and outcome.step < outcome.steps:
+        say("no step was done" + ("" if outcome.checkpoint else ", so there is no checkpoint"))
+    if outcome.checkpoint:
+        say(f"checkpoint: {run / 'checkpoints' / str(outcome.checkpoint)}")
+    if outcome.step < outcome.steps:
+        say(f"continue:  {again}")
+    else:
+        say(
+            f"longer:    {again} --steps {2 * outcome.steps}",
+            f"generate:  jaxmodels generate {here} --prompt 'The '",
+            f"convert:   jaxmodels convert {here} {shlex.quote(f'{run}-pytorch')}",
+        )
+
+
+def _print_too_few_hours(given: float, reserve: float, seconds: float, hopeless: bool) -> None:
+    """Tells how many hours a step needs: the start (twice, as the step is yet to be compiled)
+    and the reserve, rounded up to hundredths."""
+    needed = math.ceil((2 * seconds + reserve) / 36) / 100
+    say(
+        f"--max-hours {given:g} leaves no time for a step: the start took {seconds:.0f} s, and "
+        f"{reserve:.0f} s are kept for the save at the end",
+        f"give --max-hours {needed} or more"
+        + ("; this happened twice in a row, so calling again would not help" if hopeless else ""),
+    )

@@ -1,0 +1,112 @@
+"""What `jaxmodels train` is asked for: preset, run, settings file and flags, resolved."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from tyro.conf import arg
+
+import jaxmodels
+from jaxmodels.cli import parse
+from jaxmodels.errors import USAGE, Problem, within
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime import settings
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Train(Generic[C]):
+    """Train ARCH:PRESET. To continue a run, repeat the command, or give only --out."""
+
+    recipe: Annotated[Recipe, arg(name="")]
+    model: C
+    out: Path | None = None
+    """The run directory."""
+    max_hours: float | None = None
+    """Stop in time to save before this many hours have passed (exit code 75)."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: continue if there is a checkpoint; never: refuse if there is; must: refuse if not."""
+    config: Path | None = None
+    """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
+    print_config: bool = False
+    """Print the resolved settings as JSON and stop."""
+    find_lr: bool = False
+    """Instead of training, try learning rates from 1e-7 to 10, plot the losses, suggest one."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output."""
+
+    def __post_init__(self) -> None:
+        within("--max-hours", self.max_hours, 0)
+
+
+def resolve(argv: list[str]) -> tuple[str, str, Train[Any]]:
+    """Settings in rising order of power: preset (or the run's config.json), --config, flags."""
+    spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    stored = value_of(argv, "--out") and Path(value_of(argv, "--out"), "config.json")
+    if spec or not stored or not stored.exists():
+        if not spec and not {"-h", "--help"} & set(argv):
+            raise Problem(
+                "ARCH:PRESET is missing",
+                why="--out names no run to continue",
+                fix="for example: jaxmodels train charlm:notebook --out runs/first",
+                exit_code=USAGE,
+            )
+        arch, preset, model = jaxmodels.preset(spec or "charlm:notebook")
+        recipe = jaxmodels.arch(arch).RECIPES[preset]
+        changes: dict[str, Any] = {}
+    else:
+        changes = settings.read_file(stored)
+        arch, preset = changes["arch"], changes["preset"]
+        _, _, model = jaxmodels.preset(f"{arch}:{preset}")
+        recipe = jaxmodels.arch(arch).RECIPES[preset]
+    for file in (changes, _config_file(argv)):
+        model = settings.merge(model, file.get("model", {}), "model")
+        recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")
+    default: Train[Any] = Train(recipe=recipe, model=model)
+    options = parse(Train[type(model)], argv, f"train {arch}:{preset}", default)  # type: ignore[misc]
+    return arch, preset, options
+
+
+def _config_file(argv: list[str]) -> dict[str, Any]:
+    path = value_of(argv, "--config")
+    if not path:
+        return {}
+    content = settings.read_file(Path(path))
+    for name in content:
+        if name not in ("arch", "preset", "model", "recipe", "data", "version"):
+            raise Problem(
+                f"unknown field: {name!r}",
+                where=path,
+                fix='a settings file has the parts "model" and "recipe"',
+                exit_code=USAGE,
+            )
+    return content
+
+
+def value_of(argv: list[str], flag: str) -> str:
+    """The value of a flag that is needed before the others can be parsed; "" if absent."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word == flag:
+            return following
+        if word.startswith(flag + "="):
+            return word[len(flag) + 1 :]
+    return ""
+
+
+def repeated(argv: list[str], *changes: str, without: tuple[str, ...] = ()) -> str:
+    """The command as it was given, for a shell, with `changes` instead of the same flags.
+
+    Args:
+        argv: the words after `train`.
+        changes: words to add; a flag among them replaces its earlier value.
+        without: flags that take no value, to be left out.
+    """
+    kept, skip = [], False
+    for word in argv:
+        flag = word.partition("=")[0].replace("_", "-")
+        if not skip and flag not in (*without, *changes):
+            kept.append(word)
+        skip = not skip and flag in changes and "=" not in word
+    return shlex.join(["jaxmodels", "train", *kept, *changes])
