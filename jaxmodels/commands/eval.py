@@ -28,7 +28,7 @@ class Eval:
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     vocab: Path | None = None
-    """A character vocabulary (JSON), for a checkpoint that came without one."""
+    """characters.json or tokenizer.json, for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
     json: bool = False
@@ -58,17 +58,28 @@ def main(argv: list[str]) -> int:
         package = jaxmodels.package_of(model)
         loss = evaluate(loss_function(package, skeleton), params, rest, batches)
     assert loss is not None
-    tokens = sum(batch["tokens"].shape[0] * (batch["tokens"].shape[1] - 1) for batch in batches)
-    result = report(loss, tokens)
+    result = report(loss, *_measured(batches, tokenizer))
     if options.json:
         emit(result)
     else:
-        unit = "character" if tokenizer else "token"
+        per_character = result.get("bits_per_character")
         print(
-            f"loss {loss:.4f} nats per {unit}, perplexity {result['perplexity']:.3f}, "
-            f"{result['bits_per_token']:.4f} bits per {unit}, over {tokens:,} {unit}s"
+            f"loss {loss:.4f} nats per token, perplexity {result['perplexity']:.3f}, "
+            f"{result['bits_per_token']:.4f} bits per token"
+            + (f" and {per_character:.4f} per character" if per_character else "")
+            + f", over {result['tokens']:,} tokens"
         )
     return 0
+
+
+def _measured(batches: Any, tokenizer: Any) -> tuple[int, int | None]:
+    """Targets in the batches, and the characters that they write (None without a tokeniser)."""
+    targets = [row[1:] for batch in batches for row in batch["tokens"]]
+    tokens = sum(map(len, targets))
+    if tokenizer is None:
+        return tokens, None
+    # Joined, because a character may lie across the border of two windows.
+    return tokens, len(tokenizer.decode([i for row in targets for i in row.tolist()]))
 
 
 def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
@@ -97,9 +108,10 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     )
     for note in data.notes:
         say(note)
-    if data.vocab_size and data.vocab_size != model.config.vocab:
+    used = getattr(model.config, "tokens", model.config.vocab)
+    if data.vocab_size and data.vocab_size != used:
         raise Problem(
-            f"the data has a vocabulary of {data.vocab_size}, the model of {model.config.vocab}",
+            f"the data has a vocabulary of {data.vocab_size}, the model of {used}",
             fix="give data that was prepared with the model's vocabulary",
             exit_code=MISMATCH,
         )

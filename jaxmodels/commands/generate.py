@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +36,7 @@ class Generate:
     num_samples: int = 1
     """How many continuations to draw."""
     vocab: Path | None = None
-    """A character vocabulary (JSON), for a checkpoint that came without one."""
+    """characters.json or tokenizer.json, for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
     json: bool = False
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
         raise Problem(
             "the checkpoint has no vocabulary, so text cannot be turned into tokens",
             where=str(options.path),
-            fix="give the vocabulary with --vocab FILE (the JSON that its tokeniser saved)",
+            fix="give its characters.json or tokenizer.json with --vocab FILE",
             exit_code=MISMATCH,
         )
     ids = _encode(options.prompt or "\n", tokenizer, model.config.context)
@@ -76,11 +77,13 @@ def main(argv: list[str]) -> int:
 
 
 def _encode(prompt: str, tokenizer: Any, context: int) -> Any:
-    """Token ids [1, t]; says which characters are unknown and how much will not be read."""
-    unknown = tokenizer.unknown(prompt)
-    if unknown:
-        shown = " ".join(repr(character) for character in unknown[:10])
+    """Token ids [1, t]; says what is unknown, what is plain text, and what will not be read."""
+    if unknown := tokenizer.unknown(prompt):
+        shown = " ".join(repr(part) for part in unknown[:10])
         say(f"not in the vocabulary, read as <UNK>: {shown}{' …' if len(unknown) > 10 else ''}")
+    special = [*tokenizer.special_ids, *filter(None, [tokenizer.end_of_text])]
+    if written := [name for i in special if (name := tokenizer.decode([i])) in prompt]:
+        say(f"read as plain text, not as special tokens: {' '.join(written)}")
     ids = tokenizer.encode(prompt)[None]
     if ids.shape[1] > context:
         say(
@@ -94,41 +97,45 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any) -> dict[str, A
     """Draws all samples at once; streams when there is one, else prints them one by one."""
     import numpy as np
 
+    from data_pipelines.tokenizers import decode_stream
     from jaxmodels.layers.sampling import Sampling
     from jaxmodels.runtime.generate import generate
 
     sampling = Sampling(options.temperature or None, options.top_k, options.top_p, options.min_p)
-    stream = options.num_samples == 1 and not options.json
-    if stream:
-        print(options.prompt, end="", flush=True)
-    start = time.monotonic()
+    end = tokenizer.end_of_text
     pieces: list[Any] = []
-    times: list[float] = []
-    for piece in generate(
-        model,
-        np.repeat(ids, options.num_samples, axis=0),
-        options.max_new_tokens,
-        sampling,
-        options.seed,
-        tuple(tokenizer.special_ids),
-    ):
-        pieces.append(piece)
-        times.append(time.monotonic())
-        if stream:
-            print(tokenizer.decode(piece[0]), end="", flush=True)
-    tokens = np.concatenate(pieces, axis=1)
-    texts = [tokenizer.decode(row) for row in tokens]
-    if stream:
+    times = [time.monotonic()]
+
+    def drawn() -> Iterator[Any]:
+        prompts = np.repeat(ids, options.num_samples, axis=0)
+        banned = tuple(tokenizer.special_ids)
+        for piece in generate(
+            model, prompts, options.max_new_tokens, sampling, options.seed, banned, end=end
+        ):
+            pieces.append(piece)
+            times.append(time.monotonic())
+            yield piece
+
+    if options.num_samples == 1 and not options.json:
+        print(options.prompt, end="", flush=True)
+        for text in decode_stream(tokenizer, (_until(end, piece[0]) for piece in drawn())):
+            print(text, end="", flush=True)
         print()
-    elif not options.json:
-        for index, text in enumerate(texts):
-            sys.stdout.write(f"--- {index + 1}\n{options.prompt}{text}\n")
-    return {
-        "samples": [
-            {"text": text, "tokens": row.tolist()} for text, row in zip(texts, tokens, strict=True)
-        ],
-        "tokens_per_second": _speed(pieces, [start, *times]),
-    }
+    else:
+        for _ in drawn():
+            pass
+    rows = [_until(end, row) for row in np.concatenate(pieces, axis=1)]
+    samples = [{"text": tokenizer.decode(row), "tokens": row.tolist()} for row in rows]
+    if options.num_samples > 1 and not options.json:
+        for index, sample in enumerate(samples, 1):
+            sys.stdout.write(f"--- {index}\n{options.prompt}{sample['text']}\n")
+    return {"samples": samples, "tokens_per_second": _speed(pieces, times)}
+
+
+def _until(end: int | None, tokens: Any) -> Any:
+    """The tokens before the first that ends a text."""
+    ends = (tokens == end).nonzero()[0]
+    return tokens[: ends[0]] if len(ends) else tokens
 
 
 def _speed(pieces: list[Any], times: list[float]) -> float:

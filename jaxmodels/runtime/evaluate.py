@@ -37,9 +37,16 @@ def evaluate(
     return total / rows
 
 
-def report(loss: float, tokens: int) -> dict[str, float]:
-    """Loss in nats with what follows from it: perplexity and bits per token (character)."""
-    return {
+def report(loss: float, tokens: int, characters: int | None = None) -> dict[str, float]:
+    """Loss in nats with what follows from it: perplexity, bits per token and per character.
+
+    Args:
+        loss: mean over tokens.
+        tokens: how many were measured.
+        characters: how many characters they write, if that is known.
+    """
+    written = {"bits_per_character": loss * tokens / log(2) / characters} if characters else {}
+    return written | {
         "loss": loss,
         "perplexity": exp(min(loss, 700.0)),
         "bits_per_token": loss / log(2),

@@ -188,7 +188,7 @@ def test_a_vocabulary_that_is_no_json_is_refused(run, tmp_path, capsys):
     assert main(["generate", str(run), "--vocab", str(tmp_path / "v.json")]) == CORRUPT
     said = capsys.readouterr().err
     assert "v.json" in said
-    assert "it is not JSON" in said
+    assert "this is no tokeniser" in said
 
 
 def test_eval_with_nothing_held_out(tmp_path, capsys):
