@@ -103,9 +103,79 @@ def test_dropout_only_when_training_and_decaying():
     rates = []
     for _ in range(3):
         module(ids)
-        rates.append(module.dropout_rate())
+        rates.append(float(module.dropout_rate()))
     assert rates == pytest.approx([0.5, 0.1 + 0.4 / 1.5, 0.3])
     assert not torch.equal(module(ids).logits, module(ids).logits)
+
+
+def decaying() -> CharLMForCausalLM:
+    config = replace(PRESETS["tiny"], dropout=0.5, dropout_end=0.1, dropout_scale=2)
+    return CharLMForCausalLM(CharLMConfig(**vars(config))).train()
+
+
+def test_a_rate_that_is_a_tensor_drops_as_many_and_keeps_the_mean():
+    from bridge.torch.charlm.modeling_charlm import dropout
+
+    torch.manual_seed(0)
+    out = dropout(torch.ones(400, 400), torch.tensor(0.3))
+    assert (out == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert out.mean().item() == pytest.approx(1, abs=0.01)
+    assert out.max().item() == pytest.approx(1 / 0.7)
+    assert dropout(torch.ones(9, dtype=torch.bfloat16), torch.tensor(0.3)).dtype == torch.bfloat16
+
+
+def test_decaying_dropout_is_compiled_once():
+    from torch._dynamo.testing import CompileCounter
+
+    module, counter = decaying(), CompileCounter()
+    compiled, ids = torch.compile(module, backend=counter), torch.ones(2, 5, dtype=torch.long)
+    for _ in range(4):
+        compiled(ids, labels=ids).loss.backward()
+    assert int(module.steps) == 4
+    assert counter.frame_count == 1
+
+
+def test_counting_starts_at_zero_and_is_not_saved(tmp_path):
+    module = decaying()
+    module(torch.ones(1, 5, dtype=torch.long))
+    module.save_pretrained(tmp_path)
+    again = CharLMForCausalLM.from_pretrained(tmp_path)
+    assert (int(module.steps), int(again.steps)) == (1, 0)
+    assert "steps" not in module.state_dict()
+    assert torch.equal(again.head.weight, module.head.weight)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tokens):
+    """With dropout, so that the second forward pass must draw what the first one drew."""
+    module, calls, gradients = decaying(), [], []
+    mlp = module.blocks[0].mlp
+    mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    for checkpointing in (False, True):
+        if checkpointing:
+            module.gradient_checkpointing_enable()
+            assert module.is_gradient_checkpointing
+        torch.manual_seed(0)
+        module.steps.zero_()
+        module.zero_grad()
+        module(tokens, labels=tokens, use_cache=True).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in module.named_parameters()})
+    assert len(calls) == 1 + 2
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+    module.gradient_checkpointing_disable()
+    module(tokens, labels=tokens).loss.backward()
+    assert len(calls) == 4
+
+
+def test_embeddings_stand_in_for_tokens(module, tokens):
+    embedded = module.get_input_embeddings()(tokens)
+    assert torch.equal(module(inputs_embeds=embedded).logits, module(tokens).logits)
+    calls = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+    new = module.generate(inputs_embeds=embedded, **calls)
+    assert torch.equal(new, module.generate(tokens, **calls)[:, tokens.shape[1] :])
+    for wrong in ({}, {"input_ids": tokens, "inputs_embeds": embedded}):
+        with pytest.raises(ValueError, match="either"):
+            module(**wrong)
 
 
 def test_state_dict_has_the_names_of_the_table():

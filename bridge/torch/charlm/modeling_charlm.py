@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 EPS = 1e-6
@@ -60,6 +61,14 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).type_as(x)
 
 
+def dropout(x: Tensor, rate: Tensor | float) -> Tensor:
+    """Dropout at a rate that may be a tensor, so that another rate is not another program."""
+    if not isinstance(rate, Tensor):
+        return F.dropout(x, rate)
+    kept = torch.rand(x.shape, device=x.device) >= rate
+    return torch.where(kept, x / (1 - rate), 0)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions."""
 
@@ -89,13 +98,14 @@ class Mlp(nn.Module):
         self.wv = nn.Linear(config.dim, 2 * hidden)
         self.out = nn.Linear(hidden, config.dim)
 
-    def forward(self, x: Tensor, rate: float) -> Tensor:
+    def forward(self, x: Tensor, rate: Tensor | float) -> Tensor:
         """x [b, t, d]; dropout at this rate when training."""
         w, v = self.wv(x).chunk(2, -1)
-        return self.out(F.dropout(w * F.silu(v), rate, self.training))
+        hidden = w * F.silu(v)
+        return self.out(dropout(hidden, rate) if self.training else hidden)
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Pre-norm attention and feed-forward."""
 
     def __init__(self, config: CharLMConfig, layer: int):
@@ -105,9 +115,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, EPS)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, angle: Tensor, mask: Tensor | None, cache, rate: float) -> Tensor:
+    def forward(
+        self, x: Tensor, angle: Tensor, mask: Tensor | None, rate: Tensor | float, past_key_values
+    ) -> Tensor:
         """x [b, t, d] → [b, t, d]."""
-        x = x + self.attn(self.norm1(x), angle, mask, cache)
+        x = x + self.attn(self.norm1(x), angle, mask, past_key_values)
         return x + self.mlp(self.norm2(x), rate)
 
 
@@ -116,6 +128,8 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = CharLMConfig
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    steps: Tensor
 
     def __init__(self, config: CharLMConfig):
         super().__init__(config)
@@ -123,10 +137,16 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = nn.LayerNorm(config.dim, EPS)
         self.head = nn.Linear(config.dim, config.vocab)
-        # Training passes so far, counted when the dropout rate decays by them. Not saved.
-        # torch.compile takes it for a constant: counting in vain would compile every step anew.
-        self.steps = 0
+        # Training passes so far, by which the dropout rate may decay. Not saved. A tensor, because
+        # torch.compile takes a Python number for a constant and would compile every step anew.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long), persistent=False)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As transformers does; `from_pretrained` leaves unsaved buffers without a value."""
+        super()._init_weights(module)
+        if module is self:
+            nn.init.zeros_(self.steps)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding."""
@@ -138,10 +158,11 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values=None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -155,33 +176,39 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
                 the tokens in the cache too.
             position_ids: [b, t]; by default counted from the first real token.
             past_key_values: a transformers cache of what came before.
+            inputs_embeds: [b, t, d] in place of `input_ids`.
             labels: [b, t], usually `input_ids`; shifted here; −100 is left out of the mean.
             use_cache: whether to return a cache.
             logits_to_keep: only this many last positions get logits; 0 means all.
             kwargs: what transformers passes to every model; not used.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        mask, positions = self.visible(input_ids, attention_mask, past)
+        mask, positions = self.visible(x, attention_mask, past)
         angle = self.angles(positions if position_ids is None else position_ids)
         if self.training and self.config.dropout_end is not None:
-            self.steps += 1
-        x, rate = self.embed(input_ids), self.dropout_rate()
+            self.steps.add_(1)
+        rate = self.dropout_rate()
         for block in self.blocks:
-            x = block(x, angle, mask, past_key_values, rate)
+            x = block(x, angle, mask, rate, past_key_values=past_key_values)
         logits = self.head(self.norm(x[:, -logits_to_keep:])).float()
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def visible(
-        self, tokens: Tensor, real: Tensor | None, past: int
-    ) -> tuple[Tensor | None, Tensor]:
-        """Which keys each query may see ([b, 1, t, s], or None for all earlier), and positions."""
-        t = tokens.shape[1]
-        slots = torch.arange(past + t, device=tokens.device)
+    def visible(self, x: Tensor, real: Tensor | None, past: int) -> tuple[Tensor | None, Tensor]:
+        """Which keys each query of x [b, t, d] may see ([b, 1, t, s], or None for all earlier),
+        and the positions [b or 1, t]."""
+        t = x.shape[1]
+        slots = torch.arange(past + t, device=x.device)
         if real is None or bool(real.all()):
             earlier = None if past == 0 else (slots <= slots[past:, None])[None, None]
             return earlier, slots[None, past:]
@@ -197,10 +224,10 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
         exponent = torch.arange(0, width, 2, device=positions.device).float() / width
         return positions[..., None].float() * 10_000.0**-exponent
 
-    def dropout_rate(self) -> float:
-        """The rate now: constant, or (start − end)/(steps/scale + 1) + end."""
+    def dropout_rate(self) -> Tensor | float:
+        """The rate now: a constant number, or (start − end)/(steps/scale + 1) + end."""
         config = self.config
         if config.dropout_end is None:
             return config.dropout
-        decay = max(self.steps - 1, 0) / config.dropout_scale + 1
+        decay = (self.steps - 1).clamp(min=0) / config.dropout_scale + 1
         return (config.dropout - config.dropout_end) / decay + config.dropout_end
