@@ -1,0 +1,132 @@
+"""wikigpt against transformers' own GPT-2: numbers, training, and what opens what."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+
+import bridge
+from bridge import table
+from bridge.ops import OPS
+from bridge.tensors import Tensor
+from bridge.torch import state_dict, twin
+from jaxmodels.runtime.paths import split
+from jaxmodels.wikigpt import PRESETS, WEIGHTS, Model, loss
+from tests.bridge.helpers import write_run
+
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
+
+@pytest.fixture(scope="module", params=["exact", "tanh"])
+def sides(request):
+    """The same weights, large enough that every mistake shows, in JAX and in PyTorch."""
+    config = replace(PRESETS["tiny"], gelu=request.param, hidden=96)
+    skeleton, params, rest = split(Model(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    params = {p: x + 0.1 * rng.standard_normal(x.shape, np.float32) for p, x in params.items()}
+    return skeleton, params, rest, module_with(config, params)
+
+
+def module_with(config, params):
+    tensors = {
+        path: Tensor(path, x.shape, x.dtype, lambda x=x: np.asarray(x))
+        for path, x in params.items()
+    }
+    module = twin("wikigpt").build(config)
+    module.load_state_dict(state_dict("wikigpt", tensors), strict=True)
+    return module.eval()
+
+
+def test_logits_loss_and_gradients(sides):
+    skeleton, params, rest, module = sides
+    tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
+    value, grads = jax.value_and_grad(
+        lambda p: loss(skeleton.merge(p, rest), {"tokens": jnp.asarray(tokens)}, None)[0]
+    )(params)
+    ids = torch.from_numpy(tokens)
+    module.zero_grad()
+    out = module(ids, labels=ids)
+    logits = skeleton.merge(params, rest)(jnp.asarray(tokens))[0]
+    assert np.abs(logits - out.logits.detach().numpy()).max() <= 2e-5
+    assert float(value) == pytest.approx(out.loss.item(), abs=1e-5)
+    out.loss.backward()
+    theirs = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
+    pairs = table.pairs(WEIGHTS, grads)
+    assert {pair.theirs for pair in pairs} == set(theirs)  # the tied head is no parameter
+    for pair in pairs:
+        gradient = OPS[pair.op].inverse(theirs[pair.theirs])
+        assert np.abs(gradient - grads[pair.ours]).max() <= 1e-5, pair.ours
+
+
+def test_the_forms_of_gelu_are_told_apart(sides):
+    skeleton, params, rest, module = sides
+    other = {"exact": "tanh", "tanh": "exact"}[skeleton.merge(params, rest).config.gelu]
+    wrong = Model(replace(PRESETS["tiny"], gelu=other, hidden=96), rngs=nnx.Rngs(0))
+    tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
+    logits = split(wrong)[0].merge(params, rest)(jnp.asarray(tokens))[0]
+    assert np.abs(logits - module(torch.from_numpy(tokens)).logits.detach().numpy()).max() > 1e-4
+
+
+def test_one_hundred_adamw_steps(sides):
+    """The same weights and batches give the same losses on both sides."""
+    skeleton, params, rest, _ = sides
+    module = module_with(skeleton.merge(params, rest).config, params).train()
+    batches = np.random.default_rng(0).integers(0, 64, (100, 4, 17))
+    settings = {"eps": 1e-8, "weight_decay": 1e-1}
+    transform = optax.adamw(1e-3, b1=0.9, b2=0.95, **settings)
+
+    @jax.jit
+    def step(params, state, tokens):
+        value, grads = jax.value_and_grad(
+            lambda p: loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
+        )(params)
+        updates, state = transform.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.95), **settings)
+    state, ours, theirs = transform.init(params), [], []
+    for batch in batches:
+        params, state, value = step(params, state, jnp.asarray(batch))
+        ours.append(float(value))
+        tokens = torch.from_numpy(batch)
+        out = module(tokens, labels=tokens).loss
+        optimiser.zero_grad()
+        out.backward()
+        optimiser.step()
+        theirs.append(out.item())
+    assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4
+    assert ours[0] != ours[-1]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wikigpt")
+    run = write_run(folder / "run", {3: None}, vocab=False, spec="wikigpt:tiny")
+    bridge.convert(run, folder / "model", verify="logits")
+    return folder / "model"
+
+
+@pytest.mark.parametrize("auto", [GPT2LMHeadModel, AutoModelForCausalLM])
+def test_a_directory_opens_in_transformers_unchanged(directory, auto):
+    module, told = auto.from_pretrained(directory, output_loading_info=True)
+    assert type(module) is GPT2LMHeadModel
+    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert module.lm_head.weight is module.transformer.wte.weight
+    tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
+    logits = bridge.load(directory)(jnp.asarray(tokens))[0]
+    assert np.abs(logits - module(torch.from_numpy(tokens)).logits.detach().numpy()).max() <= 2e-5
+
+
+def test_the_loaded_module_keeps_its_tie(directory):
+    module = bridge.torch.load(directory)
+    assert module.lm_head.weight is module.transformer.wte.weight
+    module.save_pretrained(directory.parent / "tuned")
+    report = bridge.diff(directory, directory.parent / "tuned")
+    assert all(row["status"] == "equal" for row in report.tensors.values())
+    assert not report.config
