@@ -19,7 +19,7 @@ def twin_with(arch: str, config: Any, params: dict[str, Any]) -> Any:
     torch.set_num_threads(cores())
     tensors = {path: _tensor(path, np.asarray(leaf)) for path, leaf in params.items()}
     module = twin(arch).build(config)
-    module.load_state_dict(state_dict(arch, tensors), strict=True)
+    module.load_state_dict(state_dict(arch, config, tensors), strict=True)
     return module.eval()
 
 

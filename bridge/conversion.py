@@ -10,7 +10,7 @@ from typing import Any
 from bridge import orbax, table
 from bridge.contents import kind, recognise
 from bridge.model_directory import complete, describe_model, write_manifest
-from bridge.plan import Plan, make_plan
+from bridge.plan import ZEROS, Plan, make_plan
 from bridge.progress import show
 from bridge.report import Report
 from bridge.safetensors_writer import parse_size, write_safetensors
@@ -191,10 +191,15 @@ def _report(source: Source, dst: Path, to: str, plan: Plan) -> Report:
         files=[name for name in plan.shards if name],
         vocab_present=source.tokenizer is not None,
         assumed=source.assumed,
-        notes=source.notes,
+        notes=source.notes + _additions(plan),
         disk_needed=plan.bytes + OVERHEAD,
         disk_free=shutil.disk_usage(there).free,
     )
+
+
+def _additions(plan: Plan) -> list[str]:
+    count = sum(row["from"] == ZEROS for row in plan.rows)
+    return [f"{count} tensors of zeros added: PyTorch's class always has them"] if count else []
 
 
 def _choice(option: str, value: str, known: tuple[str, ...]) -> None:

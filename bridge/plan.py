@@ -8,6 +8,9 @@ from bridge import table
 from bridge.safetensors_writer import plan_shards
 from bridge.sources import Source, own_rows
 from bridge.tensors import DTYPES, Tensor, cast, kept_in_float32
+from bridge.zeros import filled
+
+ZEROS = "zeros"  # stands where a tensor comes from that no file holds
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,18 @@ def make_plan(
         kept = dtype is not None and kept_in_float32(path, keep_fp32)
         wanted = DTYPES["F32"] if kept else dtype or tensor.dtype
         ours[path] = cast(tensor, wanted, errors.__setitem__)
-    pairs = table.pairs(_rows(source, to), ours)
-    out = {pair.ours: pair.export(ours[pair.ours]) for pair in pairs}
+    whole = filled(source.arch, source.config, ours) if to == "safetensors" else ours
+    pairs = table.pairs(_rows(source, to), whole)
+    out = {pair.ours: pair.export(whole[pair.ours]) for pair in pairs}
     tensors = list(out.values())
     shards = plan_shards(tensors, max_shard) if to == "safetensors" else {"": tensors}
     shard_of = {tensor.name: name for name, held in shards.items() for tensor in held}
     steps_in = {pair.ours: pair for pair in source.pairs}
     rows = [
         {
-            "from": steps_in[pair.ours].theirs,
+            "from": steps_in[pair.ours].theirs if pair.ours in ours else ZEROS,
             "to": pair.theirs,
-            "op": _op(steps_in[pair.ours].op, pair.op),
+            "op": _op(steps_in[pair.ours].op, pair.op) if pair.ours in ours else "same",
             "dtype": str(out[pair.ours].dtype),
             "shape": list(out[pair.ours].shape),
             "shard": shard_of[pair.theirs],

@@ -15,6 +15,7 @@ from bridge.contents import Contents, recognise
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
 from bridge.vocabulary import check_size, tokenizer_by_convention
+from bridge.zeros import unfilled
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
 
@@ -85,7 +86,10 @@ def bind(
     overrides = _overrides(package, name, config or {})
     assumed = {field: (conventions or {}).get(field, value) for field, value in assumed.items()}
     values = {**assumed, **known, **overrides}
-    settings = _config(package, values, USAGE if overrides else CORRUPT, contents.path)
+    stated = _config(package, values, USAGE if overrides else CORRUPT, contents.path)
+    settings, found = unfilled(name, rows, stated, found)
+    if settings != stated:
+        notes.append("biases that were zeros are so no longer: they are the model's now")
     shapes = parameter_shapes(package, settings)
     pairs = table.pairs(rows, shapes)
     table.check(pairs, shapes, {n: t.shape for n, t in found.items()}, str(contents.path))

@@ -3,7 +3,8 @@
 A package `bridge/torch/<architecture>` says `FILES` (what travels with a model directory),
 `AUTO_CLASS`, `keys(config)` (transformers' part of config.json), `build(config)` (the module),
 and how the two sides are compared: `example(config)` (random inputs), `jax_outputs(model,
-inputs)`, `torch_outputs(module, inputs)`. Code that lies beside a checkpoint is never run: the
+inputs)`, `torch_outputs(module, inputs)`; `whole(config)` where its class has parameters that a
+model may lack. Code that lies beside a checkpoint is never run: the
 module is always our own class, or transformers'.
 """
 
@@ -46,7 +47,7 @@ def module_of(source: Any) -> Any:
     """The `torch.nn.Module` of an opened source; see `load`."""
     import torch
 
-    state = state_dict(source.arch, source.tensors)
+    state = state_dict(source.arch, source.config, source.tensors)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) > 1:
         state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
@@ -58,16 +59,19 @@ def module_of(source: Any) -> Any:
     return module.eval()
 
 
-def state_dict(arch: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def state_dict(arch: str, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Name → torch tensor of all that the module of an architecture holds.
 
     Args:
         arch: the architecture.
+        config: the model's Config.
         tensors: our path → tensor, in our layout.
     """
     import jaxmodels
     from bridge import table
+    from bridge.zeros import filled
 
+    tensors = filled(arch, config, tensors)
     pairs = table.pairs(jaxmodels.arch(arch).WEIGHTS, tensors)
     state = {pair.ours: to_torch(pair.export(tensors[pair.ours])) for pair in pairs}
     named = {pair.theirs: state[pair.ours] for pair in pairs}

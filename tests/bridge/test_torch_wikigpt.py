@@ -1,6 +1,7 @@
 """wikigpt against transformers' own GPT-2: numbers, training, and what opens what."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,9 @@ from bridge import table
 from bridge.ops import OPS
 from bridge.tensors import Tensor
 from bridge.torch import state_dict, twin
-from jaxmodels.runtime.paths import split
+from jaxmodels.runtime.paths import params_of, split
 from jaxmodels.wikigpt import PRESETS, WEIGHTS, Model, loss
-from tests.bridge.helpers import write_run
+from tests.bridge.helpers import assert_same_params, save_tree, write_run
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
@@ -39,7 +40,7 @@ def module_with(config, params):
         for path, x in params.items()
     }
     module = twin("wikigpt").build(config)
-    module.load_state_dict(state_dict("wikigpt", tensors), strict=True)
+    module.load_state_dict(state_dict("wikigpt", config, tensors), strict=True)
     return module.eval()
 
 
@@ -130,3 +131,45 @@ def test_the_loaded_module_keeps_its_tie(directory):
     report = bridge.diff(directory, directory.parent / "tuned")
     assert all(row["status"] == "equal" for row in report.tensors.values())
     assert not report.config
+
+
+@pytest.fixture(scope="module")
+def without_biases(tmp_path_factory):
+    """(model directory, the parameters it was made from) of a model that has no biases."""
+    folder = tmp_path_factory.mktemp("nobias")
+    config = replace(PRESETS["tiny"], bias=False)
+    shapes = params_of(Model(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    params = {p: 0.2 * rng.standard_normal(x.shape, np.float32) for p, x in shapes.items()}
+    save_tree(folder / "own", params)
+    (folder / "own" / "config.json").write_text(json.dumps({"arch": "wikigpt", **asdict(config)}))
+    report = bridge.convert(folder / "own", folder / "model", verify="logits")
+    assert report.max_abs_logit_diff <= 1e-5
+    assert report.notes == ["13 tensors of zeros added: PyTorch's class always has them"]
+    return folder / "model", params
+
+
+def test_biases_of_zero_go_and_do_not_come_back(without_biases):
+    folder, params = without_biases
+    module, told = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    biases = [x for name, x in module.named_parameters() if name.endswith(".bias")]
+    assert len(biases) == 13
+    assert not any(bias.any() for bias in biases)
+    back = bridge.load(folder)
+    assert not back.config.bias
+    assert_same_params(back, params)
+
+
+def test_biases_that_pytorch_trained_are_kept(without_biases, tmp_path):
+    folder, _ = without_biases
+    module = bridge.torch.load(folder)
+    with torch.no_grad():
+        module.transformer.h[1].mlp.c_fc.bias += 0.5
+    module.save_pretrained(tmp_path / "tuned")
+    source = bridge.open_source(tmp_path / "tuned")
+    assert source.config == replace(PRESETS["tiny"], bias=True)
+    assert "no longer" in source.notes[-1]
+    tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
+    logits = bridge.load(tmp_path / "tuned")(jnp.asarray(tokens))[0]
+    assert np.abs(logits - module(torch.from_numpy(tokens)).logits.detach().numpy()).max() <= 2e-5

@@ -1,5 +1,6 @@
 """wikigpt for PyTorch: transformers' own GPT-2, so that no file needs to travel along."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,13 @@ def keys(config: Any) -> dict[str, Any]:
     }
 
 
+def whole(config: Any) -> Any:
+    """The config whose parameters GPT2LMHeadModel always has: with biases (see bridge/zeros.py)."""
+    return replace(config, bias=True)
+
+
 def build(config: Any) -> Any:
     """The `torch.nn.Module` of these sizes, its parameters not yet loaded."""
-    from dataclasses import asdict
-
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config(**asdict(config), **keys(config)))
