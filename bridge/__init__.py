@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxmodels.lazy import lazy
 
-__all__ = ["convert", "diff", "inspect", "load", "open_source", "torch", "verify"]
+__all__ = ["convert", "diff", "inspect", "load", "open_source", "pull", "push", "torch", "verify"]
 
 _function = lazy(
     __name__,
@@ -21,6 +21,8 @@ _function = lazy(
         "inspect": "inspection",
         "load": "loading",
         "open_source": "sources",
+        "pull": "hub",
+        "push": "hub",
         "verify": "verification",
     },
 )

@@ -70,7 +70,10 @@ def told(problem: Problem) -> str:
 
 
 def digest_problems(path: Path) -> list[str] | None:
-    """What the manifests at a path contradict; None when there is no manifest."""
+    """What the manifests at a path contradict; None when there is no manifest.
+
+    The model card may have been edited: it is prose, and asks for the licence to be filled in.
+    """
     steps = [step for step in sorted(path.glob("checkpoints/*")) if step.name.isdecimal()]
     folders = [path, *steps] if (path / MANIFEST).is_file() else steps
     if not folders:
@@ -79,6 +82,7 @@ def digest_problems(path: Path) -> list[str] | None:
         f"{folder.name}: {line}" if folder != path else line
         for folder in folders
         for line in (*damage(folder), *changed_since(folder))
+        if not line.startswith("README.md is damaged")
     ]
 
 

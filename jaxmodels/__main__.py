@@ -26,6 +26,8 @@ VERBS = {
         "check digests, and numbers against PyTorch or a source",
     ),
     "diff": ("bridge.commands:diff_main", "compare two checkpoints tensor by tensor"),
+    "push": ("bridge.hub_commands:push_main", "publish a model on the Hugging Face hub"),
+    "pull": ("bridge.hub_commands:pull_main", "fetch a checkpoint from the hub, whole and checked"),
     "data": ("data_pipelines.command:main", "list, prepare and inspect training data"),
     "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),
 }

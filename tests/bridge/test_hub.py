@@ -1,0 +1,188 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import bridge
+from bridge import hub, hub_client
+from jaxmodels.__main__ import main
+from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNVERIFIED, USAGE, Problem
+from jaxmodels.runtime.files import digests
+from tests.bridge.helpers import SEED, flip
+from tests.bridge.hub_server import TOKEN, Hub
+
+ADDRESS = "hf://someone/model"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local hub, to which the client is turned by its one seam; the user is logged in."""
+    from huggingface_hub import HfApi
+
+    found = Hub()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for module in (hub, hub_client):
+        monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=found.url))
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+def refused(exit_code, call, *arguments, **options):
+    with pytest.raises(Problem) as caught:
+        call(*arguments, **options)
+    problem = caught.value
+    text = "\n".join([problem.what, problem.where, problem.why, problem.fix])
+    assert problem.exit_code == exit_code, text
+    assert TOKEN not in text
+    return text
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_push_and_pull_give_the_same_folder(server, model_directory, tmp_path, capfd):
+    assert main(["push", str(model_directory), ADDRESS, "--json"]) == 0
+    pushed = json.loads(capfd.readouterr().out)
+    assert server.commits == 1
+    assert pushed["commit"] == server.sha
+    assert main(["pull", ADDRESS, str(tmp_path / "new"), "--json"]) == 0
+    pulled = json.loads(capfd.readouterr().out)
+    assert (pulled["digests_ok"], pulled["format"], pulled["left_out"]) == (True, "safetensors", [])
+    assert pulled["revision"] == server.sha
+    assert digests(tmp_path / "new") == digests(model_directory)
+    assert left_behind(tmp_path) == ["new"]
+    assert bridge.diff(tmp_path / "new", model_directory).same
+
+
+def test_a_second_push_asks_for_force_and_removes_what_is_stale(server, model_directory):
+    server.repositories["someone/model"] = {"main": {".gitattributes": b"", "old.safetensors": b""}}
+    assert "old.safetensors" in refused(EXISTS, bridge.push, model_directory, ADDRESS)
+    assert server.commits == 0
+    report = bridge.push(model_directory, ADDRESS, force=True)
+    assert report.removed == ["old.safetensors"]
+    held = set(server.repositories["someone/model"]["main"])
+    assert held == {*report.files, ".gitattributes"}
+
+
+def test_private_repositories_and_branches(server, model_directory, tmp_path, monkeypatch):
+    bridge.push(model_directory, ADDRESS, revision="trial", private=True)
+    assert server.private == {"someone/model"}
+    assert set(server.repositories["someone/model"]["main"]) == {".gitattributes"}
+    assert "revision" in refused(NETWORK, bridge.pull, ADDRESS, tmp_path / "a", revision="other")
+    report = bridge.pull(ADDRESS, tmp_path / "a", revision="trial")
+    assert report.digests_ok
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_stranger")
+    assert "HF_TOKEN" in refused(NETWORK, bridge.pull, ADDRESS, tmp_path / "b", revision="trial")
+    assert left_behind(tmp_path) == ["a"]
+
+
+def test_push_refuses_what_should_not_be_published(server, model_directory, run, tmp_path):
+    assert "convert" in refused(USAGE, bridge.push, run, ADDRESS)
+    assert "convert" in refused(USAGE, bridge.push, run / "checkpoints" / "200", ADDRESS)
+    assert "convert" in refused(USAGE, bridge.push, model_directory / "model.safetensors", ADDRESS)
+    (tmp_path / "empty").mkdir()
+    refused(CORRUPT, bridge.push, tmp_path / "empty", ADDRESS)
+    refused(USAGE, bridge.push, model_directory, "someone/model")
+    broken = shutil.copytree(model_directory, tmp_path / "broken")
+    flip(broken / "config.json")
+    assert "config.json" in refused(UNVERIFIED, bridge.push, broken, ADDRESS)
+    assert server.repositories == {}
+
+
+def test_the_model_card_may_be_edited(server, model_directory, tmp_path):
+    folder = shutil.copytree(model_directory, tmp_path / "model")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
+    bridge.push(folder, ADDRESS)
+    assert bridge.pull(ADDRESS, tmp_path / "new").digests_ok
+    assert "Mine." in (tmp_path / "new" / "README.md").read_text()
+
+
+def test_pull_takes_a_whole_sound_repository_or_nothing(server, model_directory, tmp_path):
+    bridge.push(model_directory, ADDRESS)
+    held = server.repositories["someone/model"]["main"]
+    server.cut = "model.safetensors"
+    refused(NETWORK, bridge.pull, ADDRESS, tmp_path / "new")
+    server.cut = ""
+    sound = held["model.safetensors"]
+    held["model.safetensors"] = sound[:-1] + bytes([sound[-1] ^ 1])
+    assert "model.safetensors" in refused(UNVERIFIED, bridge.pull, ADDRESS, tmp_path / "new")
+    assert left_behind(tmp_path) == []
+    del held["model.safetensors"]
+    assert "is missing" in refused(UNVERIFIED, bridge.pull, ADDRESS, tmp_path / "new")
+    held["model.safetensors"] = sound
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "mine").touch()
+    refused(EXISTS, bridge.pull, ADDRESS, tmp_path / "new")
+    assert left_behind(tmp_path / "new") == ["mine"]
+    bridge.pull(ADDRESS, tmp_path / "new", force=True)
+    assert digests(tmp_path / "new") == digests(model_directory)
+
+
+def test_foreign_code_is_left_out(server, model_directory, tmp_path):
+    bridge.push(model_directory, ADDRESS)
+    held = server.repositories["someone/model"]["main"]
+    held |= {"modeling_charlm.py": b"import os", "setup.py": b"import os", "more.pkl": b"."}
+    report = bridge.pull(ADDRESS, tmp_path / "new")
+    assert report.left_out == ["modeling_charlm.py", "more.pkl", "setup.py"]
+    assert left_behind(tmp_path / "new") == sorted(report.files)
+    assert bridge.diff(tmp_path / "new", model_directory).same
+
+
+def test_a_repository_without_manifest(server, tmp_path):
+    """The seed's own Orbax folder goes up and comes back."""
+    bridge.push(SEED, ADDRESS)
+    report = bridge.pull(ADDRESS, tmp_path / "new")
+    assert (report.digests_ok, report.format, report.left_out) == (None, "orbax", [])
+    assert digests(tmp_path / "new") == digests(SEED)
+
+
+def test_a_repository_without_a_checkpoint(server, tmp_path):
+    server.repositories["someone/model"] = {"main": {"train.py": b"", "evil.pkl": b""}}
+    assert "evil.pkl" in refused(CORRUPT, bridge.pull, ADDRESS, tmp_path / "new")
+    assert "no such repository" in refused(NETWORK, bridge.pull, "hf://no/one", tmp_path / "new")
+
+
+def test_which_files_are_wanted():
+    data = ["config.json", "d/ab12", "good_stuff.pkl", "stage1_best.pt", "step_100.zip"]
+    never = ["../up.json", "/etc/x.json", ".env", "a/.git/x.json", "a.so", "b.pkl", "x.pt", "a.py"]
+    never += ["..\\up.json", "a//b.json"]
+    assert hub.wanted([*never, *data]) == data
+    assert hub.wanted([*never, "pytorch_model.bin", "model.safetensors"]) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("address", ["a/b", "hf://a", "hf://a/b/c", "hf://a/..", "hf://a/b\n"])
+def test_addresses(address):
+    assert hub_client.repository("hf://a-b/c.d_e") == "a-b/c.d_e"
+    refused(USAGE, hub_client.repository, address)
+
+
+def test_the_token_is_never_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def ask():
+        with hub_client.asking(ADDRESS, "read"):
+            raise ValueError(f"illegal header: Bearer {TOKEN}")
+
+    assert "illegal header" in refused(NETWORK, ask)
+
+
+@pytest.mark.parametrize("verb", ["push", "pull"])
+def test_without_network(verb, model_directory, tmp_path):
+    """The real client, and nobody at the other end."""
+    pair = {"push": [str(model_directory), ADDRESS], "pull": [ADDRESS, str(tmp_path / "new")]}
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxmodels", verb, *pair[verb]],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN},
+    )
+    assert done.returncode == NETWORK, done.stderr
+    assert "cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert TOKEN not in done.stderr + done.stdout
+    assert left_behind(tmp_path) == []
