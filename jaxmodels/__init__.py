@@ -2,6 +2,7 @@
 
     model = jaxmodels.create("charlm:tiny", seed=0)
     logits, cache = model(tokens)
+    print(jaxmodels.summary(model))
 
 A model package is its own specification. It exports `Config, PRESETS, RECIPES, Model,
 loss, SHARDING, WEIGHTS` (and `commit`, `SEED`, `TIED` where it has them) and joins the
@@ -61,6 +62,24 @@ def create(spec: str, seed: int = 0) -> Any:
 
     name, _, config = preset(spec)
     return arch(name).Model(config, rngs=nnx.Rngs(seed))
+
+
+def summary(model: Any) -> str:
+    """Tensors, parameters and bytes of each layer, and in all, as a table.
+
+    Args:
+        model: a module, or a preset such as "charlm:tiny", whose parameters are not allocated.
+
+    Raises:
+        Problem: (usage) there is no such preset.
+    """
+    from jaxmodels import sizes
+    from jaxmodels.runtime.paths import params_of
+
+    if isinstance(model, str):
+        name, _, config = preset(model)
+        return sizes.table(sizes.by_layer(sizes.shapes(name, config)))
+    return sizes.table(sizes.by_layer(params_of(model)))
 
 
 def _unknown(kind: str, name: str, known: Any) -> Problem:

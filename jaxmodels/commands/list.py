@@ -1,23 +1,32 @@
 """`jaxmodels list`: architectures and presets, with their sizes."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
 
 import jaxmodels
+from jaxmodels import sizes
 from jaxmodels.cli import emit, parse
 
 
 @dataclass(frozen=True)
 class List:
-    """Print every preset with its number of parameters."""
+    """Print every preset with its number of parameters, or one preset layer by layer."""
 
+    preset: Positional[Annotated[str | None, arg(metavar="[ARCH:PRESET]")]] = None
+    """The preset to show: its sizes, and the parameters and bytes of each of its layers."""
     json: bool = False
-    """Print a JSON list on standard output."""
+    """Print a JSON list on standard output; of one preset, an object."""
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
     options = parse(List, argv, "list")
+    if options.preset is not None:
+        row = one(options.preset)
+        emit(row) if options.json else _show(row)
+        return 0
     rows = presets()
     if options.json:
         emit(rows)
@@ -44,12 +53,29 @@ def presets() -> list[dict[str, Any]]:
 
 def parameter_count(arch: str, config: Any) -> int:
     """Number of trained numbers of a model, without allocating any."""
-    from math import prod
+    count: int = sizes.total(sizes.by_layer(sizes.shapes(arch, config)))["parameters"]
+    return count
 
-    from flax import nnx
 
-    from jaxmodels.runtime.paths import params_of
+def one(spec: str) -> dict[str, Any]:
+    """A preset's row, with its bytes (in float32, as trained) and its `layers`.
 
-    package = jaxmodels.arch(arch)
-    model = nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0)))
-    return sum(prod(leaf.shape) for leaf in params_of(model).values())
+    Raises:
+        Problem: (usage) there is no such preset.
+    """
+    arch, size, config = jaxmodels.preset(spec)
+    layers = sizes.by_layer(sizes.shapes(arch, config))
+    return {
+        "name": spec,
+        "arch": arch,
+        "preset": size,
+        "context": config.context,
+        **sizes.total(layers),
+        "config": asdict(config),
+        "layers": layers,
+    }
+
+
+def _show(row: dict[str, Any]) -> None:
+    print("  ".join(f"{name} {value}" for name, value in row["config"].items()))
+    print(sizes.table(row["layers"]))

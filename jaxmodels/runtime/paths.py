@@ -61,6 +61,16 @@ def _flatten(state: Any) -> tuple[tuple[str, ...], list[Any], Any]:
     return paths, [leaf for _, leaf in pairs], treedef
 
 
+def layer_of(path: str) -> str:
+    """The layer of a parameter: its path as far as the first number, or its module's.
+
+    blocks/0/attn/qkv/kernel → blocks/0; embed/embedding → embed.
+    """
+    parts = path.split("/")
+    numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
+    return "/".join(parts[: numbers[0] + 1] if numbers else parts[:-1] or parts)
+
+
 @cache
 def pattern(text: str) -> re.Pattern[str]:
     """The regular expression of a path pattern: `{i}` is a number, `*` is anything."""

@@ -1,0 +1,46 @@
+"""How large a model is, layer by layer, from shapes alone."""
+
+from math import prod
+from typing import Any
+
+
+def shapes(arch: str, config: Any) -> dict[str, Any]:
+    """Path → shape and dtype of every parameter of a model, without allocating any."""
+    from flax import nnx
+
+    import jaxmodels
+    from jaxmodels.runtime.paths import params_of
+
+    package = jaxmodels.arch(arch)
+    return params_of(nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0))))
+
+
+def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a layer, sorted: layer, tensors, parameters and bytes."""
+    from jaxmodels.runtime.paths import layer_of
+
+    rows: dict[str, dict[str, Any]] = {}
+    for path, leaf in params.items():
+        layer = layer_of(path)
+        row = rows.setdefault(layer, {"layer": layer, "tensors": 0, "parameters": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["parameters"] += prod(leaf.shape)
+        row["bytes"] += prod(leaf.shape) * leaf.dtype.itemsize
+    return list(rows.values())
+
+
+def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sums of tensors, parameters and bytes."""
+    return {name: sum(row[name] for row in rows) for name in ("tensors", "parameters", "bytes")}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows and their total as aligned text."""
+    rows = [*rows, {"layer": "total", **total(rows)}]
+    width = max(len(row["layer"]) for row in rows)
+    head = f"{'layer':<{width}} {'tensors':>8} {'parameters':>14} {'bytes':>16}"
+    lines = [
+        f"{row['layer']:<{width}} {row['tensors']:>8,} {row['parameters']:>14,} {row['bytes']:>16,}"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
