@@ -11,6 +11,7 @@ import pytest
 import data_pipelines.files
 import jaxmodels.runtime.files
 from data_pipelines.errors import DataProblem
+from jaxmodels.commands.resume import locked
 from jaxmodels.errors import Problem
 
 ROOT = Path(__file__).parents[1]
@@ -110,20 +111,31 @@ def test_only_what_the_dead_left_is_cleared(tmp_path, files):
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "note", "out"])
 
 
-def test_every_folder_is_synced(tmp_path, files, monkeypatch):
-    synced, fsync = set(), os.fsync
+@pytest.fixture
+def synced(monkeypatch):
+    """The inodes of what was synced to the disk."""
+    inodes, fsync = set(), os.fsync
 
     def record(descriptor):
-        synced.add(os.fstat(descriptor).st_ino)
+        inodes.add(os.fstat(descriptor).st_ino)
         fsync(descriptor)
 
     monkeypatch.setattr("os.fsync", record)
+    return inodes
+
+
+def test_every_folder_is_synced(tmp_path, files, synced):
     out = tmp_path / "a" / "b" / "out"
     with files.whole_folder(out) as new:
         (new / "c" / "d").mkdir(parents=True)
         (new / "c" / "d" / "file").write_text("text")
     for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b", out, *out.rglob("*")):
         assert path.stat().st_ino in synced, path
+
+
+def test_a_new_run_directory_is_synced(tmp_path, synced):
+    with locked(tmp_path / "a" / "run"):
+        assert {path.stat().st_ino for path in (tmp_path, tmp_path / "a")} <= synced
 
 
 def test_a_full_disk_is_told_by_the_path_that_was_asked_for(tmp_path, files, monkeypatch):

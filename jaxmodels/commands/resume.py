@@ -11,6 +11,7 @@ from typing import Any
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
 from jaxmodels.runtime import rundir, settings
+from jaxmodels.runtime.files import make_folder
 
 # Recipe fields that may differ when a run goes on; all others decide what is learned. The
 # data may have moved: its content is compared.
@@ -25,7 +26,7 @@ _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Holds the run directory, so that two processes never train in one."""
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     with (run / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
