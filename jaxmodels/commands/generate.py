@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
             fix="give its characters.json or tokenizer.json with --vocab FILE",
             exit_code=MISMATCH,
         )
-    ids = _encode(options.prompt or "\n", tokenizer, model.config.context)
+    ids = _encode(options.prompt or "\n", tokenizer, model)
     result = _run(options, model, tokenizer, ids)
     if options.json:
         emit(result)
@@ -76,8 +76,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _encode(prompt: str, tokenizer: Any, context: int) -> Any:
+def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
     """Token ids [1, t]; says what is unknown, what is plain text, and what will not be read."""
+    from jaxmodels.runtime.generate import readable
+
     if unknown := tokenizer.unknown(prompt):
         shown = " ".join(repr(part) for part in unknown[:10])
         say(f"not in the vocabulary, read as <UNK>: {shown}{' …' if len(unknown) > 10 else ''}")
@@ -85,10 +87,10 @@ def _encode(prompt: str, tokenizer: Any, context: int) -> Any:
     if written := [name for i in special if (name := tokenizer.decode([i])) in prompt]:
         say(f"read as plain text, not as special tokens: {' '.join(written)}")
     ids = tokenizer.encode(prompt)[None]
-    if ids.shape[1] > context:
+    if (read := readable(model, ids.shape[1])) < ids.shape[1]:
         say(
-            f"the prompt has {ids.shape[1]} tokens and the model's context {context}: "
-            f"only its last {context} are read"
+            f"the prompt has {ids.shape[1]} tokens and the model's context {model.config.context}: "
+            f"only its last {read} are read"
         )
     return ids
 

@@ -45,23 +45,32 @@ def generate(
             What follows it in a row is for the caller to cut off.
     """
     skeleton, params, rest = split(model)
-    fixed = Fixed(skeleton, sampling.top_k, banned, chunk)
-    context, relative = model.config.context, getattr(model, "relative", False)
-    decoder = partial(_stretch, fixed, params, rest, sampling._replace(top_k=None), seed, context)
+    fixed = Fixed(skeleton, sampling.top_k, banned, chunk, model.config.context)
+    stretch = partial(_stretch, fixed, params, rest, sampling._replace(top_k=None), seed)
     text, drawn = np.asarray(prompt, np.int32), 0
     ended = np.zeros(len(text), bool)
     while drawn < max_new_tokens and not ended.all():
-        if not relative and text.shape[1] >= context:
-            text = text[:, -max(context // 2, 1) :]
-        text = text[:, -context:]
-        left = max_new_tokens - drawn
-        for piece in decoder(text, drawn, left if relative else min(left, context - text.shape[1])):
+        text = text[:, -readable(model, text.shape[1]) :]
+        count = max_new_tokens - drawn
+        if not _relative(model):
+            count = min(count, fixed.context - text.shape[1])
+        for piece in stretch(text, drawn, count):
             yield piece
             drawn += piece.shape[1]
-            text = np.concatenate([text, piece], axis=1)[:, -context:]
+            text = np.concatenate([text, piece], axis=1)[:, -fixed.context :]
             ended |= (piece == end).any(axis=1)
             if ended.all():
                 break
+
+
+def readable(model: Any, length: int) -> int:
+    """How many of so many tokens, the last ones, `generate` reads before it draws the next."""
+    context = model.config.context
+    return min(length, context) if length < context or _relative(model) else context // 2
+
+
+def _relative(model: Any) -> bool:
+    return getattr(model, "relative", False)
 
 
 def _stretch(
@@ -70,22 +79,22 @@ def _stretch(
     rest: Arrays,
     sampling: Sampling,
     seed: int,
-    context: int,
     prompt: np.ndarray,
     drawn: int,
     count: int,
 ) -> Iterator[np.ndarray]:
-    """Reads a prompt that fits the context and continues it by `count` tokens, `drawn` being
-    the number of those drawn before; a piece is read while the next is decoded.
+    """Reads a prompt and continues it by `count` tokens, which fit the context or turn round.
+
+    `drawn` tokens were drawn before. A piece is read while the next is decoded.
     """
-    filled, chunk = prompt.shape[1], fixed.chunk
-    size = _room(filled + min(chunk, count), context)
+    filled = prompt.shape[1]
+    size = _room(filled + min(fixed.chunk, count), fixed.context)
     state = _prefill(fixed, params, rest, _pad(prompt, size), filled, drawn, size=size)
     waiting = None
-    for left in range(count, 0, -chunk):
-        n = min(left, chunk)
-        if filled + n > size < context:
-            size = _room(filled + n, context)
+    for left in range(count, 0, -fixed.chunk):
+        n = min(left, fixed.chunk)
+        if filled + n > size < fixed.context:
+            size = _room(filled + n, fixed.context)
             state = _grow(state, size=size)
         state, tokens = _decode(fixed, params, rest, state, seed, sampling, n)
         filled += n
@@ -102,6 +111,7 @@ class Fixed(NamedTuple):
     top_k: int | None
     banned: tuple[int, ...]
     chunk: int
+    context: int
 
 
 def _room(tokens: int, context: int) -> int:

@@ -47,6 +47,12 @@ class Config:
                 fix="change --model.tokens or --model.vocab",
                 exit_code=USAGE,
             )
+        if self.context < 2:
+            raise Problem(
+                f"wikigpt: the context must be at least 2, not {self.context}",
+                why="generation reads the last half of a full context again",
+                exit_code=USAGE,
+            )
         if not 0 <= self.dropout < 1:
             raise Problem(
                 f"wikigpt: dropout must be at least 0 and less than 1, not {self.dropout}",

@@ -181,7 +181,9 @@ def test_text_beyond_the_context_is_refused():
 
 
 @pytest.mark.parametrize(
-    "change", [{"heads": 3}, {"tokens": 65}, {"tokens": 0}, {"dropout": 1.0}], ids=str
+    "change",
+    [{"heads": 3}, {"tokens": 65}, {"tokens": 0}, {"context": 1}, {"dropout": 1.0}],
+    ids=str,
 )
 def test_impossible_sizes_are_refused(change):
     with pytest.raises(Problem) as caught:
