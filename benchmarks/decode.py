@@ -61,6 +61,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
 def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, Any]]:
     arch, _, config = jaxmodels.preset(spec)
     config = replace(config, context=max(config.context, options.prompt + options.new))
+    if hasattr(config, "tokens"):  # transformers draws what pads the vocabulary as well
+        config = replace(config, tokens=config.vocab)
     size = (batch, options.prompt, options.new)
     contestants = [
         Contestant(OURS, partial(ours, arch, config, size, way)),

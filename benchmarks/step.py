@@ -32,7 +32,10 @@ BATCHES = 8  # different ones, taken in turn
 
 @dataclass(frozen=True)
 class Step:
-    """Time the train step of a preset with its own recipe against the PyTorch twin."""
+    """Time the train step of a preset with its own recipe against the PyTorch twin.
+
+    A step is of one micro-batch: accumulation would only repeat it.
+    """
 
     preset: str = "charlm:notebook"
     """ARCH:PRESET."""
@@ -53,7 +56,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     options = parse(Step, argv, "bench step")
     arch, _, config = jaxmodels.preset(options.preset)
     recipe = jaxmodels.arch(arch).RECIPES[options.preset.partition(":")[2]]
-    recipe = replace(recipe, batch=options.batch or recipe.batch)
+    recipe = replace(recipe, batch=options.batch or recipe.batch, accum=1)
     size = (recipe.batch, config.context + 1)
     slices = fitting_slices({"tokens": np.zeros(size, np.int32)})
     run = Run("step", _settings(options, recipe, slices))
@@ -161,7 +164,7 @@ def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
 
 
 def torch_step(arch: str, config: Any, recipe: Recipe, slices: int, compiled: bool) -> Call:
-    """The twin's step; returns the loss of the step.
+    """The twin's step, under autocast where the recipe computes in bfloat16; returns the loss.
 
     With slices, gradients add up over that many parts of the batch, one after the other.
     """
@@ -183,8 +186,9 @@ def torch_step(arch: str, config: Any, recipe: Recipe, slices: int, compiled: bo
     inputs = [torch.from_numpy(tokens).long() for tokens in batches(config, recipe)]
 
     def loss_of(tokens: torch.Tensor) -> torch.Tensor:
-        logits = module(tokens[:, :-1]).logits
-        return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
+            logits = module(tokens[:, :-1]).logits
+        return cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
     loss_function = torch.compile(loss_of, dynamic=False) if compiled else loss_of
 

@@ -76,6 +76,16 @@ def test_decode(tmp_path, capsys):
     assert "charlm:tiny batch 2 sampled" in capsys.readouterr().out
 
 
+def test_a_model_that_transformers_has(tmp_path):
+    """GPT-2 is its own peer, with a vocabulary that may be padded."""
+    words = ["--presets", "wikigpt:tiny", "--batches", "2", "--prompt", "4", "--new", "33"]
+    decode.main([*words, "--rounds", "1", "--out", str(tmp_path)])
+    words = ["--preset", "wikigpt:tiny", "--batch", "8", "--rounds", "1", "--no-compile"]
+    records = step.main([*words, "--out", str(tmp_path)])
+    losses = [record["first_loss"] for record in records]
+    assert losses == pytest.approx([losses[0]] * len(losses), abs=1e-5)
+
+
 def test_greedy_contestants_that_disagree_are_an_error(tmp_path, monkeypatch):
     honest = decode.torch_loop
 
