@@ -78,7 +78,8 @@ def _prepare(
     _check_devices(options.recipe)  # before the data, which may take long to prepare
     resume.compare_settings(run, resolved, has_checkpoint)
     data = _open_data(run, options, has_checkpoint, stop)
-    if data.vocab_size:
+    used = getattr(options.model, "tokens", options.model.vocab)
+    if data.vocab_size and data.vocab_size != used:  # rows that only pad the vocabulary stay
         sizes = dict.fromkeys({"vocab", "tokens"} & resolved["model"].keys(), data.vocab_size)
         resolved["model"] |= sizes
         options = replace(options, model=replace(options.model, **sizes))
