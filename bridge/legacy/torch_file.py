@@ -1,0 +1,192 @@
+"""Reads the zip files of `torch.save` without torch, and without running the pickle inside.
+
+Format: a zip with `NAME/data.pkl` (a pickle in which tensors point to storages) and one
+uncompressed member `NAME/data/KEY` for each storage.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Container
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from bridge.legacy.unpickle import BrokenPickle, Named, read_pickle
+from bridge.tensors import DTYPES, Tensor
+from jaxmodels.errors import CORRUPT, Problem
+
+MAX_PICKLE = 200_000_000  # bytes; the largest seen are a few million
+MAX_DIMS = 32
+
+# Before torch 1.6: this number, pickled, in front.
+OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+_STORAGES = {
+    "Double": "F64",
+    "Float": "F32",
+    "Half": "F16",
+    "BFloat16": "BF16",
+    "Long": "I64",
+    "Int": "I32",
+    "Short": "I16",
+    "Char": "I8",
+    "Byte": "U8",
+    "Bool": "BOOL",
+}
+STORAGES = {f"torch.{name}Storage": DTYPES[code] for name, code in _STORAGES.items()}
+# dtypes that may be mentioned; they stay names.
+_MENTIONED = {
+    f"torch.{name}"
+    for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+}
+
+
+class Storage(NamedTuple):
+    """A run of numbers of one dtype in the zip."""
+
+    dtype: np.dtype
+    key: str
+    size: int
+    """How many numbers."""
+
+
+def is_torch_zip(path: Path) -> bool:
+    """Whether a file is a zip of `torch.save`."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(_is_pickle(name) for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
+
+
+def is_old_torch(path: Path) -> bool:
+    """Whether a file was saved by torch before 1.6."""
+    with path.open("rb") as file:
+        return file.read(len(OLD_FORMAT)) == OLD_FORMAT
+
+
+def read_torch(path: Path, records: Container[str] = ()) -> Any:
+    """What was saved: plain values, and a `Tensor` (unread, nameless) for each tensor.
+
+    Args:
+        path: the file.
+        records: names of plain classes whose instances are read as dicts of their fields.
+
+    Raises:
+        Problem: (unsafe) the pickle names anything but what tensors need; (corrupt) damaged,
+            or saved by torch before 1.6.
+    """
+    if is_old_torch(path):
+        _refuse(
+            path,
+            "the file is in the format of torch before 1.6",
+            "it is one pickle, not a zip",
+            'torch.save(torch.load(PATH, weights_only=True), "new.pt") writes it anew',
+        )
+    return _Archive(path).value(records)
+
+
+class _Archive:
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self.members = {info.filename: info for info in archive.infolist()}
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            _refuse(path, "the zip file is damaged", str(error))
+        pickles = [name for name in self.members if _is_pickle(name)]
+        if len(pickles) != 1:
+            _refuse(path, "this is no file of torch.save", "it needs one data.pkl")
+        self.pickle, self.root = pickles[0], pickles[0].removesuffix("data.pkl")
+
+    def value(self, records: Container[str]) -> Any:
+        if self.members[self.pickle].file_size > MAX_PICKLE:
+            _refuse(self.path, "the pickle is too large", f"at most {MAX_PICKLE:,} bytes are read")
+        order = f"{self.root}byteorder"
+        if order in self.members and self.read(order) != b"little":
+            _refuse(self.path, "the file is big-endian", "only little-endian files are read")
+        try:
+            return read_pickle(
+                self.read(self.pickle),
+                str(self.path),
+                {
+                    "collections.OrderedDict": lambda items=(): dict(items),
+                    "torch._utils._rebuild_tensor_v2": self.tensor,
+                    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+                    "torch.Size": tuple,
+                    "torch.device": lambda *names: ":".join(str(name) for name in names),
+                },
+                STORAGES.keys() | _MENTIONED,
+                self.storage,
+                records,
+            )
+        except BrokenPickle as error:
+            _refuse(self.path, "the pickle in the file cannot be read", str(error))
+
+    def storage(self, identity: Any) -> Storage:
+        match identity:
+            case ("storage", Named(kind), str(key), str(), int(size)) if kind in STORAGES:
+                pass
+            case _:
+                raise BrokenPickle(f"a storage is given as {str(identity)[:80]}")
+        member = self.members.get(f"{self.root}data/{key}")
+        needed = size * STORAGES[kind].itemsize
+        if member is None or member.file_size != needed:
+            found = "missing" if member is None else f"of {member.file_size:,} bytes"
+            raise BrokenPickle(f"data/{key} must have {needed:,} bytes and is {found}")
+        return Storage(STORAGES[kind], key, size)
+
+    def tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tensor:
+        """The arguments of torch's `_rebuild_tensor_v2`, each checked, as a tensor."""
+        sizes = (shape, stride)
+        if not isinstance(storage, Storage) or not all(isinstance(x, tuple) for x in sizes):
+            raise BrokenPickle("a tensor without storage, shape or strides")
+        numbers = (offset, *shape, *stride)
+        if len(shape) != len(stride) or len(shape) > MAX_DIMS or not all(map(_natural, numbers)):
+            raise BrokenPickle(f"a tensor of shape {str(shape)[:80]}, strides {str(stride)[:80]}")
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        count = prod(shape)
+        if count and (last >= storage.size or count > storage.size):
+            raise BrokenPickle(f"a tensor of shape {shape} reaches beyond its {storage.size:,}")
+        read = partial(self.values, storage, offset, shape, stride)
+        return Tensor("", shape, storage.dtype, read)
+
+    def values(
+        self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+    ) -> np.ndarray:
+        flat = np.frombuffer(self.read(f"{self.root}data/{storage.key}"), storage.dtype)
+        if not prod(shape):
+            return np.empty(shape, storage.dtype)
+        steps = tuple(step * storage.dtype.itemsize for step in stride)
+        return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a member; its CRC is checked on the way."""
+        info = self.members[name]
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self.path.stat().st_size:
+            _refuse(self.path, f"{name} is compressed", "torch stores without compression")
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                data = archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+            _refuse(self.path, f"{name} in the file is damaged", str(error))
+        if len(data) != info.file_size:
+            _refuse(self.path, f"{name} in the file is cut off", f"{len(data):,} bytes are there")
+        return data
+
+
+def _is_pickle(name: str) -> bool:
+    return name.endswith("/data.pkl") and name.count("/") == 1
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**60
+
+
+def _refuse(path: Path, what: str, why: str, fix: str = "fetch or save the file again") -> NoReturn:
+    raise Problem(what, where=str(path), why=why, fix=fix, exit_code=CORRUPT)
