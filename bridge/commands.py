@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from jaxmodels.cli import emit, gathered, parse, say
-from jaxmodels.errors import CORRUPT, DONE, UNVERIFIED
+from jaxmodels.errors import CORRUPT, DONE, UNSAFE, UNVERIFIED
 
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")]
 
@@ -17,12 +17,14 @@ class Convert:
     """Move a checkpoint between formats, one tensor at a time, and check what was written."""
 
     src: Positional[Annotated[Path, arg(metavar="SRC")]]
-    """Model directory, safetensors file, Orbax folder, run directory or one of its checkpoints."""
+    """Model directory, safetensors file, Orbax folder, run directory or one of its checkpoints;
+    GPT-2 folder of transformers; nanoGPT's ckpt.pt or its folder; bwetaf folder."""
     dst: Positional[Annotated[Path, arg(metavar="DST")]]
     """The folder to create."""
     to: str = "safetensors"
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
-    the names of the architecture's seed."""
+    the names of the architecture's seed; for wikigpt also gpt2: a GPT-2 folder of transformers,
+    and nanogpt: nanoGPT's out_dir, DST/ckpt.pt; for bwetaf also bwetaf: the seed's folder."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
@@ -40,6 +42,9 @@ class Convert:
     verify: Literal["none", "digest", "roundtrip", "logits"] = "digest"
     """digest: read back; roundtrip: and equal to the source bit for bit; logits: and the same
     outputs in JAX and PyTorch."""
+    optimizer: bool = False
+    """Carry AdamW's moments along: from a run, a nanoGPT or bwetaf checkpoint or a model directory
+    that has them, to any target but orbax."""
     force: bool = False
     """Replace an earlier output."""
     json: bool = False
@@ -50,7 +55,8 @@ class Convert:
 class Inspect:
     """Say what a checkpoint is and what is wrong with it. Executes nothing in it.
 
-    Exit code 0: it can be read (see the problems); 3: it cannot, or is damaged.
+    Exit code 0: it can be read (see the problems); 3: it cannot, or is damaged; 4: it asks to
+    run code, and was refused.
     """
 
     path: Positional[Path]
@@ -117,6 +123,7 @@ def convert_main(argv: list[str]) -> int:
         verify=options.verify,
         force=options.force,
         progress=True,
+        optimizer=options.optimizer,
     )
     for note in report.notes:
         say(f"note: {note}")
@@ -138,7 +145,7 @@ def inspect_main(argv: list[str]) -> int:
         emit({k: v for k, v in report.items() if k != "listing" or options.tensors})
     else:
         _show_inspection(report, options.tensors)
-    return DONE if report.readable else CORRUPT
+    return UNSAFE if report.unsafe else DONE if report.readable else CORRUPT
 
 
 def verify_main(argv: list[str]) -> int:
@@ -215,6 +222,7 @@ def _show_inspection(report: Any, tensors: bool) -> None:
         value = f"{report[key]:,}" if isinstance(report[key], int) else report[key]
         print(f"{key + ':':<12} {value}")
     print(f"{'vocabulary:':<12} {'yes' if report.vocab_present else 'no'}")
+    print(f"{'optimiser:':<12} {'yes' if report.optimizer else 'no'}")
     for field, value in report.config.items():
         print(f"  {field} = {value}{'  (assumed)' if field in report.assumed else ''}")
     for row in report.listing if tensors else []:

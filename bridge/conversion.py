@@ -1,27 +1,27 @@
-"""From any known source to a model directory or an Orbax checkpoint, one tensor at a time."""
+"""From any known source to a model directory or a seed's own format, one tensor at a time."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bridge import orbax, table
-from bridge.contents import kind, recognise
-from bridge.model_directory import complete, describe_model, write_manifest
-from bridge.plan import ZEROS, Plan, make_plan
+from bridge import table
+from bridge.formats import kind, recognise
+from bridge.moments import Moments, required
+from bridge.plan import Plan, make_plan
 from bridge.progress import show
 from bridge.report import Report
-from bridge.safetensors_writer import parse_size, write_safetensors
+from bridge.safetensors_writer import parse_size
 from bridge.sources import Source, bind, open_source
-from bridge.tensors import FLOATS, Tensor, digest_of, is_float, target_dtype
+from bridge.targets import TARGETS, check_target, write_target
+from bridge.tensors import digest_of, target_dtype
 from bridge.verification import digest_problems, output_difference
 from bridge.vocabulary import check_size, read_tokenizer
 from jaxmodels.errors import EXISTS, NO_SPACE, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.files import whole_folder
 
-TARGETS = ("safetensors", "orbax")
 CHECKS = ("none", "digest", "roundtrip", "logits")
 OVERHEAD = 1_000_000  # bytes for all files but the tensors
 ATOL = 1e-4
@@ -41,6 +41,7 @@ def convert(
     verify: str = "digest",
     force: bool = False,
     progress: bool = False,
+    optimizer: bool = False,
 ) -> Report:
     """Converts a checkpoint; the output appears whole, or not at all.
 
@@ -50,6 +51,8 @@ def convert(
         to: "safetensors", a model directory that PyTorch and JAX load; "orbax", an Orbax
             checkpoint in the names of the architecture's seed (ours, if the seed has none), so
             that the seed's own code restores it. Run directories hold our names already.
+            "gpt2", a GPT-2 folder of transformers; "nanogpt", nanoGPT's `out_dir` with its
+            `ckpt.pt`; "bwetaf", the folder of the seed's package.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json or tokenizer.json), if not beside the source.
@@ -62,6 +65,7 @@ def convert(
             PyTorch and JAX. Each includes those before it.
         force: replace an earlier output.
         progress: show on standard error how far it is.
+        optimizer: carry AdamW's moments along; the target must be able to hold them.
 
     Returns:
         what was (or, for a dry run, would be) written.
@@ -74,19 +78,24 @@ def convert(
     _choice("--verify", verify, CHECKS)
     target, source_path = Path(dst), Path(src)
     source = open_source(source_path, arch, config)
+    check_target(to, source)
+    moments = _moments(source, to) if optimizer else None
     if vocab is not None:
         source = _with_tokenizer(source, Path(vocab))
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
     plan = make_plan(source, to, target_dtype(dtype), patterns, parse_size(max_shard_size))
-    report = _report(source, target, to, plan)
+    carried = None if moments is None else plan.named(moments)
+    report = _report(source, target, to, plan, carried)
     if dry_run:
         return Report(report, plan=plan.rows, dry_run=True)
     _may_write(source_path, target, force)
     _enough_space(report)
     shown = show(plan.bytes) if progress else nullcontext(lambda _: None)
     with whole_folder(target, force) as folder, shown as tell:
-        _write(folder, source, to, plan, tell)
-        report["max_abs_logit_diff"] = _verify(folder, source, plan, verify)
+        write_target(folder, source, to, plan, carried, tell)
+        written = bind(recognise(folder))
+        report["max_abs_logit_diff"] = _verify(folder, source, plan, written, moments, verify)
+    report["notes"] = [*report.notes, *_unsaid(source, written, to)]
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
     return Report(report, verified=verify)
 
@@ -97,32 +106,52 @@ def _with_tokenizer(source: Source, file: Path) -> Source:
     return replace(source, tokenizer=tokenizer)
 
 
-def _write(
-    folder: Path, source: Source, to: str, plan: Plan, tell: Callable[[Tensor], None]
-) -> None:
-    if to == "safetensors":
-        dtypes = {str(t.dtype) for t in plan.ours.values() if is_float(t.dtype)}
-        digests = write_safetensors(folder, plan.shards, tell)
-        complete(folder, source, dtypes.pop() if len(dtypes) == 1 else FLOATS[0])
-    else:
-        digests = orbax.write_tree(folder, plan.shards[""], tell)
-        describe_model(folder, source, "")
-    write_manifest(folder, source, digests)
+def _moments(source: Source, to: str) -> Moments:
+    if to == "orbax":
+        raise Problem(
+            "--optimizer cannot be carried to orbax",
+            why="an Orbax checkpoint of the seed holds parameters only",
+            fix="use --to safetensors, or leave --optimizer out",
+            exit_code=USAGE,
+        )
+    return required(source.moments(), source.path)
 
 
-def _verify(folder: Path, source: Source, plan: Plan, level: str) -> float | None:
+def _unsaid(source: Source, written: Source, to: str) -> list[str]:
+    """What the target cannot say and a reader would assume otherwise."""
+    lost = [name for name in written.assumed if _differ(source, written, name)]
+    return [f"{to} cannot say {name} = {getattr(source.config, name)}" for name in lost]
+
+
+def _differ(a: Source, b: Source, name: str) -> bool:
+    return bool(getattr(a.config, name) != getattr(b.config, name))
+
+
+def _verify(
+    folder: Path,
+    source: Source,
+    plan: Plan,
+    written: Source,
+    moments: Moments | None,
+    level: str,
+) -> float | None:
     """Checks the new folder before it gets its name; see `convert`."""
     if level == "none":
         return None
     problems = digest_problems(folder) or []
-    written = bind(recognise(folder))
     difference = None
     for path, tensor in written.tensors.items():
         array = tensor.read()  # compares it with its digest
         if level != "digest" and digest_of(array) != digest_of(plan.ours[path].read()):
             problems.append(f"{path} does not come back as it was")
-    if level in ("roundtrip", "logits") and written.config != source.config:
-        problems.append("the config does not come back as it was")
+    if moments is not None:
+        problems += _moment_problems(moments, required(written.moments(), folder))
+    if level in ("roundtrip", "logits"):
+        problems += [
+            f"the config does not come back as it was: {name}"
+            for name in asdict(source.config)
+            if name not in written.assumed and _differ(source, written, name)
+        ]
     if level == "logits" and not problems:
         difference = output_difference(written)
         if not difference <= ATOL:
@@ -135,6 +164,17 @@ def _verify(folder: Path, source: Source, plan: Plan, level: str) -> float | Non
             exit_code=UNVERIFIED,
         )
     return difference
+
+
+def _moment_problems(moments: Moments, written: Moments) -> list[str]:
+    problems = [] if moments.count == written.count else ["the optimiser's count is wrong"]
+    for held, found in ((moments.mu, written.mu), (moments.nu, written.nu)):
+        problems += [
+            f"the moments of {path} do not come back as they were"
+            for path, tensor in held.items()
+            if digest_of(tensor.read()) != digest_of(found[path].read())
+        ]
+    return problems
 
 
 def _may_write(src: Path, dst: Path, force: bool) -> None:
@@ -176,7 +216,12 @@ def _enough_space(report: Report) -> None:
         )
 
 
-def _report(source: Source, dst: Path, to: str, plan: Plan) -> Report:
+def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | None) -> Report:
+    held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
+    needed = plan.bytes + sum(tensor.nbytes for tensor in held) + OVERHEAD
+    notes = list(source.notes)
+    if plan.zeros:
+        notes.append(f"{plan.zeros} tensors of zeros added: PyTorch's class always has them")
     there = next(parent for parent in (dst.absolute(), *dst.absolute().parents) if parent.exists())
     return Report(
         source=str(source.path),
@@ -191,18 +236,14 @@ def _report(source: Source, dst: Path, to: str, plan: Plan) -> Report:
         files=[name for name in plan.shards if name],
         vocab_present=source.tokenizer is not None,
         assumed=source.assumed,
-        notes=source.notes + _additions(plan),
-        disk_needed=plan.bytes + OVERHEAD,
+        notes=notes,
+        optimizer=moments is not None,
+        disk_needed=needed,
         disk_free=shutil.disk_usage(there).free,
     )
 
 
-def _additions(plan: Plan) -> list[str]:
-    count = sum(row["from"] == ZEROS for row in plan.rows)
-    return [f"{count} tensors of zeros added: PyTorch's class always has them"] if count else []
-
-
-def _choice(option: str, value: str, known: tuple[str, ...]) -> None:
+def _choice(option: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise Problem(
             f"{option} cannot be {value!r}", why=f"known: {', '.join(known)}", exit_code=USAGE

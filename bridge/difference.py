@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bridge.contents import recognise
+from bridge.formats import recognise
 from bridge.report import Report
 from bridge.sources import Source, bind, open_source
 from bridge.tensors import compare

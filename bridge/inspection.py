@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bridge.contents import Contents, kind, recognise
+from bridge.contents import Contents
+from bridge.formats import kind, recognise
 from bridge.report import Report
 from bridge.sources import Source, bind
 from bridge.tensors import Tensor, digest_of, is_float
 from bridge.verification import digest_problems, told
-from jaxmodels.errors import Problem
+from jaxmodels.errors import UNSAFE, Problem
 
 
 def inspect(
@@ -30,8 +31,9 @@ def inspect(
         `readable`; `format`, `arch` and `preset` (None where unknown); `tensors` and
         `parameters` (counts); `bytes`; `dtypes` (dtype → number of tensors); `vocab_present`
         (whether a vocabulary lies beside it); `config` and `assumed` (fields); `problems` and
-        `notes` (sentences); `listing` (name, shape and dtype of each tensor, in the file's
-        names).
+        `notes` (sentences); `optimizer` (whether AdamW's state lies there too);
+        `unsafe` (it asks to run code, and was not read further);
+        `listing` (name, shape and dtype of each tensor, in the file's names).
 
     Raises:
         Problem: (corrupt) there is nothing at `path`.
@@ -43,11 +45,12 @@ def inspect(
     try:
         contents = recognise(path)
     except Problem as problem:
-        return Report(report, problems=[told(problem)])
+        return Report(report, problems=[told(problem)], unsafe=problem.exit_code == UNSAFE)
     report |= _counts(contents)
     try:
         source = bind(contents, arch, config)
         report |= _meaning(source)
+        report["optimizer"] = source.moments() is not None
     except Problem as problem:
         report["problems"].append(told(problem))
         report["notes"] += contents.notes
@@ -68,6 +71,8 @@ def _empty(path: Path) -> Report:
         bytes=0,
         dtypes={},
         vocab_present=False,
+        optimizer=False,
+        unsafe=False,
         config={},
         assumed={},
         problems=[],

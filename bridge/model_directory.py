@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
+from bridge.formats import gpt2
 from bridge.sources import Source
 from bridge.tensors import Fingerprint
 from bridge.torch import twin
-from bridge.vocabulary import generation_config, write_tokenizer
+from bridge.vocabulary import generation_config, used, write_tokenizer
 from jaxmodels.runtime.files import MANIFEST, digests
 
 
@@ -35,14 +36,18 @@ def describe_model(folder: Path, source: Source, dtype: str) -> None:
         source.tokenizer.save(folder)
 
 
-def complete(folder: Path, source: Source, dtype: str) -> None:
-    """Writes all of a model directory but its tensors and its manifest."""
+def complete(folder: Path, source: Source, dtype: str, to: str = "safetensors") -> None:
+    """Writes all of a model directory (or a GPT-2 folder) but its tensors and its manifest."""
+    side = twin(source.arch)
     describe_model(folder, source, dtype)
+    if to == "gpt2":
+        keys = {**side.keys(source.config), "dtype": dtype}
+        _write(folder / "config.json", gpt2.written_config(source.config, keys, source.origin))
     if source.tokenizer is not None:
         write_tokenizer(folder, source.tokenizer, source.config.context)
     if generation := generation_config(source.tokenizer, source.config):
         _write(folder / "generation_config.json", generation)
-    for file in twin(source.arch).FILES:
+    for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(card(source, dtype), encoding="utf-8")
 
@@ -72,6 +77,11 @@ def card(source: Source, dtype: str) -> str:
     ]
     if source.tokenizer is None:
         lacks.append("The vocabulary is missing: token ids work, text does not.")
+    if used(source.config) < source.config.vocab:
+        lacks.append(
+            f"Rows {used(source.config)} to {source.config.vocab - 1} of the embedding are "
+            "padding, kept bit for bit; generation_config.json suppresses them."
+        )
     return (
         f"""---
 library_name: transformers

@@ -5,12 +5,16 @@ from typing import Any
 
 import jaxmodels
 from bridge import table
+from bridge.matching import own_rows
+from bridge.moments import Moments
 from bridge.safetensors_writer import plan_shards
-from bridge.sources import Source, own_rows
+from bridge.sources import Source
+from bridge.table import Pair
 from bridge.tensors import DTYPES, Tensor, cast, kept_in_float32
 from bridge.zeros import filled
 
-ZEROS = "zeros"  # stands where a tensor comes from that no file holds
+# Targets that PyTorch opens: safetensors in PyTorch's names and layouts.
+PYTORCH = ("safetensors", "gpt2")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,21 @@ class Plan:
     """Our path → tensor in its new dtype, unread."""
     errors: dict[str, float]
     """Our path → rounding error; filled while tensors are read."""
+    pairs: list[Pair]
+    """The map between our paths and the names of the target."""
+    zeros: int
+    """How many tensors of zeros are added, because the target cannot be without."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """New name → tensor, unread."""
+        return {tensor.name: tensor for held in self.shards.values() for tensor in held}
+
+    def named(self, moments: Moments) -> Moments:
+        """AdamW's state under the target's names and in its layout; float32 as it is."""
+        return moments.mapped(
+            lambda held: {pair.theirs: pair.export(held[pair.ours]) for pair in self.pairs}
+        )
 
     @property
     def bytes(self) -> int:
@@ -42,31 +61,33 @@ def make_plan(
         kept = dtype is not None and kept_in_float32(path, keep_fp32)
         wanted = DTYPES["F32"] if kept else dtype or tensor.dtype
         ours[path] = cast(tensor, wanted, errors.__setitem__)
-    whole = filled(source.arch, source.config, ours) if to == "safetensors" else ours
-    pairs = table.pairs(_rows(source, to), whole)
-    out = {pair.ours: pair.export(whole[pair.ours]) for pair in pairs}
-    tensors = list(out.values())
-    shards = plan_shards(tensors, max_shard) if to == "safetensors" else {"": tensors}
+    target = _rows(source, to)
+    whole = filled(source.arch, source.config, ours) if to in PYTORCH else ours
+    pairs = table.pairs(target, whole)
+    out = {pair.theirs: pair.export(whole[pair.ours]) for pair in pairs}
+    tensors = [out[name] for name in table.in_order(target, out)]
+    shards = plan_shards(tensors, max_shard) if to in PYTORCH else {"": tensors}
     shard_of = {tensor.name: name for name, held in shards.items() for tensor in held}
     steps_in = {pair.ours: pair for pair in source.pairs}
     rows = [
         {
-            "from": steps_in[pair.ours].theirs if pair.ours in ours else ZEROS,
+            "from": steps_in[pair.ours].theirs if pair.ours in steps_in else "zeros",
             "to": pair.theirs,
-            "op": _op(steps_in[pair.ours].op, pair.op) if pair.ours in ours else "same",
-            "dtype": str(out[pair.ours].dtype),
-            "shape": list(out[pair.ours].shape),
+            "op": _op(steps_in[pair.ours].op if pair.ours in steps_in else "same", pair.op),
+            "dtype": str(out[pair.theirs].dtype),
+            "shape": list(out[pair.theirs].shape),
             "shard": shard_of[pair.theirs],
-            "bytes": out[pair.ours].nbytes,
+            "bytes": out[pair.theirs].nbytes,
         }
         for pair in pairs
     ]
-    return Plan(rows, shards, ours, errors)
+    real = [pair for pair in pairs if pair.ours in ours]
+    return Plan(rows, shards, ours, errors, real, len(pairs) - len(real))
 
 
 def _rows(source: Source, to: str) -> table.Rows:
     package = jaxmodels.arch(source.arch)
-    if to == "safetensors":
+    if to in PYTORCH:
         return package.WEIGHTS
     return getattr(package, "SEED", None) or own_rows(package)
 

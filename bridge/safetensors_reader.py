@@ -30,14 +30,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
         Problem: (corrupt) truncated, or a header that is not what the format says.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            _refuse(path, "the file is truncated", _sizes(8 + length if size >= 8 else 8, size))
-        if length > MAX_HEADER:
-            _refuse(path, "the header is too large", f"{length:,} bytes, at most {MAX_HEADER:,}")
-        text = file.read(length)
-    header = _header(path, text)
+    header, base = _header(path)
+    header.pop("__metadata__", None)
     layout = sorted(
         ((name, *_entry(path, name, entry)) for name, entry in header.items()),
         key=lambda item: item[3:],
@@ -48,7 +42,6 @@ def read_file(path: Path) -> dict[str, Tensor]:
             what = "overlaps the one before" if start < end else "leaves a hole before it"
             _refuse(path, f"the data of {name!r} {what}", f"it starts at {start}, not at {end}")
         end = stop
-    base = 8 + length
     if size < base + end:
         _refuse(path, "the file is truncated", _sizes(base + end, size))
     if size > base + end:
@@ -105,12 +98,29 @@ def parse_json(path: Path, limit: int = MAX_HEADER) -> dict[str, Any]:
     return _object(path, path.read_bytes())
 
 
-def _header(path: Path, text: bytes) -> dict[str, Any]:
-    header = _object(path, text)
-    metadata = header.pop("__metadata__", {})
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings in the header of a file.
+
+    Raises:
+        Problem: (corrupt) as `read_file`.
+    """
+    return _header(path)[0].get("__metadata__", {})
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where the data begins."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            _refuse(path, "the file is truncated", _sizes(8 + length if size >= 8 else 8, size))
+        if length > MAX_HEADER:
+            _refuse(path, "the header is too large", f"{length:,} bytes, at most {MAX_HEADER:,}")
+        header = _object(path, file.read(length))
+    metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _refuse(path, "__metadata__ is not a map of strings", "the header breaks the format")
-    return header
+    return header, 8 + length
 
 
 def _object(path: Path, text: bytes) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def write_safetensors(
     """
     digests: dict[str, Fingerprint] = {}
     for name, tensors in shards.items():
-        digests |= _write_file(folder / name, tensors, progress)
+        digests |= write_file(folder / name, tensors, progress)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(t.nbytes for ts in shards.values() for t in ts)},
@@ -78,15 +78,19 @@ def write_safetensors(
     return digests
 
 
-def _write_file(
-    path: Path, tensors: list[Tensor], progress: Callable[[Tensor], None]
+def write_file(
+    path: Path,
+    tensors: list[Tensor],
+    progress: Callable[[Tensor], None] = lambda _: None,
+    metadata: dict[str, str] | None = None,
 ) -> dict[str, Fingerprint]:
+    """Writes one safetensors file; `metadata` is added to its header. See `write_safetensors`."""
     # Widest items first, so that every offset is a multiple of its item size, as readers that
     # map the file need.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     digests: dict[str, Fingerprint] = {}
     with path.open("wb") as file:
-        file.write(_header(ordered))
+        file.write(_header(ordered, metadata or {}))
         for tensor in ordered:
             array = tensor.read()
             if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
@@ -97,8 +101,8 @@ def _write_file(
     return digests
 
 
-def _header(tensors: list[Tensor]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(tensors: list[Tensor], metadata: dict[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     start = 0
     for tensor in tensors:
         if tensor.dtype not in DTYPE_CODES:

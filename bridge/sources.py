@@ -1,27 +1,29 @@
 """A checkpoint as a model: which architecture, which sizes, and every tensor under our paths."""
 
-import dataclasses
-import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import jaxmodels
 from bridge import table
-from bridge.contents import Contents, recognise
+from bridge.configuration import fields_of, make_config, overrides_of
+from bridge.contents import Contents
+from bridge.formats import recognise
+from bridge.matching import candidate_tables, drop_ties
+from bridge.moments import Moments
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
-from bridge.vocabulary import check_size, tokenizer_by_convention
+from bridge.vocabulary import check_size, tokenizer_by_convention, used
 from bridge.zeros import unfilled
 from data_pipelines.tokenizers import Tokenizer
-from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
+from jaxmodels.errors import CORRUPT, USAGE, Problem
 
-# What an nnx state holds besides parameters: random streams, and frequencies that are computed
-# again. They are dropped, and said.
-NOT_PARAMETERS = re.compile(r"(.*\.)?(rngs\..*|inv_freq)")
+# What a state holds besides parameters: nnx's random streams, frequencies that are computed
+# again, and the causal mask of older GPT-2 files. They are dropped, and said.
+NOT_PARAMETERS = re.compile(r"(.*\.)?(rngs\..*|inv_freq|attn\.(masked_)?bias)")
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Source:
 
     path: Path
     format: str
-    """As in `jaxmodels convert --to`: "safetensors" or "orbax"."""
+    """As in `jaxmodels convert --to`; "torch" for a bare state dict."""
     arch: str
     preset: str | None
     config: Any
@@ -44,8 +46,11 @@ class Source:
     tokenizer: Tokenizer | None
     """The one beside the tensors, or else the convention's."""
     origin: dict[str, Any]
-    """Step and metrics of a training run."""
+    """Step and metrics of a training run; see `Contents`."""
     notes: list[str]
+    moments: Callable[[], Moments | None] = lambda: None
+    """AdamW's state under our paths, unread; None where the files have none. Raises Problem
+    (mismatch) when it is that of another model."""
 
     def shapes(self) -> dict[str, Shape]:
         """Our path → shape."""
@@ -58,7 +63,7 @@ def open_source(
     """Opens a checkpoint in any format that is known, and checks it against its model.
 
     Args:
-        path: a file or folder; see `bridge.contents.FORMATS`.
+        path: a file or folder; see `bridge.formats.FORMATS`.
         arch: the architecture, if the files do not say it and it should not be guessed.
         config: fields that the files cannot say, such as {"heads": 4}.
 
@@ -80,13 +85,35 @@ def bind(
     `conventions` stand in for the architecture's own where a field must be assumed.
     """
     found, notes = _parameters(contents)
-    name, rows = _table(contents, found, arch or contents.arch)
+    name, candidates = candidate_tables(contents, found, arch)
+    problems = []
+    for rows in candidates:
+        try:
+            source = _bind(contents, name, rows, dict(found), config or {}, conventions or {})
+        except Problem as problem:
+            problems.append(problem)
+        else:
+            source.notes[:0] = notes
+            return source
+    raise problems[0]
+
+
+def _bind(
+    contents: Contents,
+    name: str,
+    rows: Rows,
+    found: dict[str, Tensor],
+    config: Mapping[str, Any],
+    conventions: Mapping[str, Any],
+) -> Source:
+    """`bind` by one table of one architecture."""
     package = jaxmodels.arch(name)
-    known, assumed = _fields(package, contents, rows, found)
-    overrides = _overrides(package, name, config or {})
-    assumed = {field: (conventions or {}).get(field, value) for field, value in assumed.items()}
+    notes = drop_ties(package, rows, found, contents.path)
+    overrides = overrides_of(package, name, config)
+    known, assumed = fields_of(package, contents, rows, found)
+    assumed = {field: conventions.get(field, value) for field, value in assumed.items()}
     values = {**assumed, **known, **overrides}
-    stated = _config(package, values, USAGE if overrides else CORRUPT, contents.path)
+    stated = make_config(package, values, USAGE if overrides else CORRUPT, contents.path)
     settings, found = unfilled(name, rows, stated, found)
     if settings != stated:
         notes.append("biases that were zeros are so no longer: they are the model's now")
@@ -100,6 +127,7 @@ def bind(
         notes.append("assumed: the tokeniser is GPT-2's")
     assumed = {field: value for field, value in assumed.items() if field not in overrides}
     notes += [f"assumed: {field} = {value}" for field, value in assumed.items()]
+    notes += _padding(settings)
     preset = contents.preset or preset_of(package, settings)
     return Source(
         path=contents.path,
@@ -113,6 +141,7 @@ def bind(
         tokenizer=tokenizer,
         origin=contents.origin,
         notes=notes,
+        moments=lambda: _moments(contents, pairs, shapes),
     )
 
 
@@ -136,16 +165,6 @@ def parse_settings(words: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def own_rows(package: Any) -> Rows:
-    """The table of our own parameters saved as a tree: names are our paths, joined by dots."""
-    return tuple((ours, ours.replace("/", "."), "same") for ours, _, _ in package.WEIGHTS)
-
-
-def tables(package: Any) -> list[Rows]:
-    """Every table that a checkpoint of this architecture may follow."""
-    return [package.WEIGHTS, getattr(package, "SEED", ()), own_rows(package)]
-
-
 def parameter_shapes(package: Any, config: Any) -> dict[str, Shape]:
     """Our path → shape of every parameter, without making any."""
     from flax import nnx
@@ -162,105 +181,23 @@ def preset_of(package: Any, config: Any) -> str | None:
 
 
 def _parameters(contents: Contents) -> tuple[dict[str, Tensor], list[str]]:
-    if contents.format != "orbax":
-        return contents.tensors, list(contents.notes)
     dropped = [name for name in contents.tensors if NOT_PARAMETERS.fullmatch(name)]
     found = {name: t for name, t in contents.tensors.items() if name not in dropped}
     return found, [*contents.notes, *(f"dropped: {name}, no parameter" for name in dropped)]
 
 
-def _table(contents: Contents, found: Mapping[str, Tensor], arch: str | None) -> tuple[str, Rows]:
-    """The architecture and the table whose names fit best."""
-    prefix = table.common_prefix(found)
-    names = [name.removeprefix(prefix) for name in found]
-    archs = [arch] if arch else list(jaxmodels.ARCHS)
-    fits = [
-        (table.coverage(rows, names), name, rows)
-        for name in archs
-        for rows in tables(jaxmodels.arch(name))
+def _padding(config: Any) -> list[str]:
+    """What is to be said of rows of the embedding that stand for no token."""
+    if used(config) == config.vocab:
+        return []
+    return [
+        f"rows {used(config)} to {config.vocab - 1} of the embedding are padding: kept as they "
+        "are, never drawn"
     ]
-    best, name, rows = max(fits, key=lambda fit: fit[0])
-    if best == 0 or (arch is None and best < 0.5):
-        raise Problem(
-            "the tensors are those of no architecture here"
-            if arch is None
-            else f"the tensors are not those of {arch}",
-            where=str(contents.path),
-            why="it holds:\n"
-            + table.listing([str(t) for t in found.values()])
-            + (f"\nclosest is {name}: {best:.0%} of names fit" if best else ""),
-            fix=f"known architectures: {', '.join(jaxmodels.ARCHS)}",
-            exit_code=MISMATCH,
-        )
-    return name, rows
 
 
-def _fields(
-    package: Any, contents: Contents, rows: Rows, found: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Config fields that the files say or the shapes tell, and those assumed."""
-    names = [field.name for field in dataclasses.fields(package.Config)]
-    stated = {name: contents.fields[name] for name in names if name in contents.fields}
-    complete = contents.arch is not None and len(stated) == len(names)
-    shapes = table.ours_of(rows, {name: tensor.shape for name, tensor in found.items()})
-    others = {n: tensor.shape for n, tensor in contents.tensors.items() if n not in found}
-    try:
-        known, assumed = package.sizes(shapes, others)
-    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
-        if complete:
-            return stated, {}
-        raise Problem(
-            "the sizes of the model cannot be told",
-            where=str(contents.path),
-            why=f"a tensor that tells them is missing or misshapen ({error}); it holds:\n"
-            + table.listing([str(tensor) for tensor in found.values()]),
-            fix="the file is incomplete: fetch or save it again",
-            exit_code=MISMATCH,
-        ) from error
-    for name in known.keys() & stated.keys():
-        # A model of the stated sizes is laid out to be compared in detail; not if that is absurd.
-        if isinstance(stated[name], int) and stated[name] > 10 * known[name]:
-            raise Problem(
-                f"the config says {name} = {stated[name]}, the tensors {known[name]}",
-                where=str(contents.path),
-                fix="config and tensors belong to different models: fetch both again",
-                exit_code=MISMATCH,
-            )
-    return {**known, **stated}, {k: v for k, v in assumed.items() if k not in stated}
-
-
-def _overrides(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(package.Config)]
-    for name in config:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=2, cutoff=0.4)
-            raise Problem(
-                f"{arch} has no config field {name!r}",
-                why=f"known: {', '.join(names)}",
-                fix=f"did you mean {' or '.join(near)}?" if near else "",
-                exit_code=USAGE,
-            )
-    return dict(config)
-
-
-def _config(package: Any, values: Mapping[str, Any], exit_code: int, where: Path) -> Any:
-    """The Config of these values, their types checked: they come from files."""
-    for field in dataclasses.fields(package.Config):
-        value = values.get(field.name, field.default)
-        if not _fits(value, field.type):
-            raise Problem(
-                f"the config field {field.name} cannot be {value!r}",
-                where=str(where),
-                why=f"it must be {getattr(field.type, '__name__', field.type)}",
-                exit_code=exit_code,
-            )
-    return package.Config(**values)
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a value may stand in a field of this type."""
-    if get_origin(wanted) is Literal:
-        return value in get_args(wanted)
-    if isinstance(value, bool) or wanted is bool:
-        return isinstance(value, bool) and wanted is bool
-    return isinstance(value, int | float if wanted is float else wanted)
+def _moments(contents: Contents, pairs: list[Pair], shapes: dict[str, Shape]) -> Moments | None:
+    """AdamW's state under our paths."""
+    if (moments := contents.moments()) is None:
+        return None
+    return moments.bound(pairs, shapes, str(contents.path))

@@ -88,30 +88,59 @@ def pairs(rows: Rows, paths: Iterable[str]) -> list[Pair]:
     return result
 
 
+def path_of(rows: Rows, name: str) -> tuple[str, str] | None:
+    """Our path and the op of a tensor that the rows recognise by name: the derived direction."""
+    for ours, theirs, op in rows:
+        if match := pattern(theirs).fullmatch(name):
+            return fill(ours, match.groupdict()), op
+    return None
+
+
 def ours_of(rows: Rows, found: dict[str, Shape]) -> dict[str, Shape]:
     """Our path → our shape of the tensors that the rows recognise by name.
 
-    The derived direction: used to find out what a checkpoint is before its sizes are known.
+    Used to find out what a checkpoint is before its sizes are known.
     """
-    result: dict[str, Shape] = {}
-    for name, shape in found.items():
-        for ours, theirs, op in rows:
+    places = {name: path_of(rows, name) for name in found}
+    return {
+        place[0]: OPS[place[1]].our_shape(found[name]) for name, place in places.items() if place
+    }
+
+
+def in_order(rows: Rows, names: Iterable[str]) -> list[str]:
+    """Names in the order of the rows; rows of a block in a row are repeated block by block."""
+    groups: list[int] = []
+    for number, (_, theirs, _) in enumerate(rows):
+        same = number > 0 and ("{" in theirs) and ("{" in rows[number - 1][1])
+        groups.append(groups[-1] if same else number)
+
+    def place(name: str) -> tuple[int, tuple[int, ...], int]:
+        for number, (_, theirs, _) in enumerate(rows):
             if match := pattern(theirs).fullmatch(name):
-                result[fill(ours, match.groupdict())] = OPS[op].our_shape(shape)
-                break
-    return result
+                return groups[number], tuple(int(n) for n in match.groups()), number
+        return len(rows), (), 0
+
+    return sorted(names, key=place)
 
 
 def coverage(rows: Rows, names: Iterable[str]) -> float:
-    """How well a table fits names: 1 when every name matches a row and every row a name."""
+    """How well a table fits names: 1 when every name matches a row and every row a name.
+
+    Rows of biases that match nothing do not count: a model may be made without them.
+    """
     names = list(names)
     if not names:
         return 0.0
-    used = {
-        theirs: [name for name in names if pattern(theirs).fullmatch(name)] for _, theirs, _ in rows
+    hits = {
+        (ours, theirs): [name for name in names if pattern(theirs).fullmatch(name)]
+        for ours, theirs, _ in rows
     }
-    matched = {name for hits in used.values() for name in hits}
-    return len(matched) / len(names) * sum(bool(hits) for hits in used.values()) / len(rows)
+    matched = {name for found in hits.values() for name in found}
+    needed = [key for key, found in hits.items() if found or not key[0].endswith("/bias")]
+    if not needed:
+        return 0.0
+    used = sum(bool(hits[key]) for key in needed)
+    return len(matched) / len(names) * used / len(needed)
 
 
 def check(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.contents import recognise
+from bridge.formats import recognise
 from bridge.loading import model_of
 from bridge.report import Report
 from bridge.sources import Source, bind, open_source

@@ -43,10 +43,10 @@ def looks_like_tree(path: Path) -> bool:
     """Whether a file begins as a msgpack map with a short string for its first key."""
     with path.open("rb") as file:
         start = file.read(6)
-    if not start or (start[0] & 0xF0 != 0x80 and start[0] not in (0xDE, 0xDF)):
+    if not start or not (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
         return False
     key = start[{0xDE: 3, 0xDF: 5}.get(start[0], 1) :]
-    return start[0] == 0x80 or (bool(key) and (key[0] & 0xE0 == 0xA0 or key[0] == 0xD9))
+    return bool(key) and (0xA1 <= key[0] <= 0xBF or key[0] == 0xD9)
 
 
 def read_msgpack(path: Path) -> Tree:

@@ -57,7 +57,7 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
         if dataclasses.is_dataclass(old) and isinstance(value, dict):
             new[name] = merge(old, value, f"{where}: {name}")
         else:
-            new[name] = _checked(value, hints[name], name, where)
+            new[name] = checked(value, hints[name], name, where)
     try:
         return dataclasses.replace(default, **new)  # type: ignore[type-var]
     except Problem as problem:
@@ -65,14 +65,18 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
         raise
 
 
-def _checked(value: Any, hint: Any, name: str, where: str) -> Any:
-    """The value in the type of the field; JSON's lists become tuples, whole numbers floats."""
+def checked(value: Any, hint: Any, name: str, where: str) -> Any:
+    """The value in the type of a field; JSON's lists become tuples, whole numbers floats.
+
+    Raises:
+        Problem: (usage) it has another type, or is none of the field's choices.
+    """
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for option in options:
         if get_origin(option) is Literal and value in get_args(option):
             return value
         if get_origin(option) is tuple and isinstance(value, list | tuple):
-            return tuple(value)
+            return tuple(checked(item, get_args(option)[0], name, where) for item in value)
         if option is float and type(value) in (int, float):
             return float(value)
         if isinstance(option, type) and type(value) is option:

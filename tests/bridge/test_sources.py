@@ -106,8 +106,8 @@ def test_a_stranger_is_no_model(tmp_path):
     ("config", "exit_code", "said"),
     [
         ({"head": 4}, USAGE, "did you mean heads"),
-        ({"heads": "four"}, USAGE, "heads cannot be 'four'"),
-        ({"heads": True}, USAGE, "heads cannot be True"),
+        ({"heads": "four"}, USAGE, "'heads' cannot be 'four'"),
+        ({"heads": True}, USAGE, "'heads' cannot be True"),
         ({"layers": 3}, MISMATCH, "missing, 11 of 38"),
     ],
 )

@@ -1,0 +1,98 @@
+"""The Config of a checkpoint: what its files say, what its shapes tell, what must be assumed."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from bridge import table
+from bridge.contents import Contents
+from bridge.table import Rows, Shape
+from bridge.tensors import Tensor
+from jaxmodels.errors import MISMATCH, USAGE, Problem
+from jaxmodels.runtime.settings import checked
+
+
+def fields_of(
+    package: Any, contents: Contents, rows: Rows, found: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config fields that the files say or the shapes tell, and those assumed.
+
+    Raises:
+        Problem: (mismatch) tensors that tell sizes are missing, or files and shapes disagree.
+    """
+    names = [field.name for field in dataclasses.fields(package.Config)]
+    stated = {name: contents.fields[name] for name in names if name in contents.fields}
+    complete = contents.arch is not None and len(stated) == len(names)
+    shapes = table.ours_of(rows, {name: tensor.shape for name, tensor in found.items()})
+    others = {n: tensor.shape for n, tensor in contents.tensors.items() if n not in found}
+    try:
+        known, assumed = package.sizes(shapes, others)
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+        if complete:
+            return stated, {}
+        raise Problem(
+            "the sizes of the model cannot be told",
+            where=str(contents.path),
+            why=f"a tensor that tells them is missing or misshapen ({error}); it holds:\n"
+            + table.listing([str(tensor) for tensor in found.values()]),
+            fix="the file is incomplete: fetch or save it again",
+            exit_code=MISMATCH,
+        ) from error
+    for name in sorted(known.keys() & stated.keys()):
+        if type(stated[name]) is int and stated[name] != known[name]:
+            raise _contradiction(name, stated[name], known[name], contents.path, shapes)
+    return {**known, **stated}, {k: v for k, v in assumed.items() if k not in stated}
+
+
+def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--set` gives.
+
+    Raises:
+        Problem: (usage) a name is no field of the architecture's Config.
+    """
+    names = [field.name for field in dataclasses.fields(package.Config)]
+    for name in config:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=2, cutoff=0.4)
+            raise Problem(
+                f"{arch} has no config field {name!r}",
+                why=f"known: {', '.join(names)}",
+                fix=f"did you mean {' or '.join(near)}?" if near else "",
+                exit_code=USAGE,
+            )
+    return dict(config)
+
+
+def _contradiction(
+    name: str, stated: Any, known: Any, where: Path, shapes: Mapping[str, Shape]
+) -> Problem:
+    telling = [f"{path}  {shape}" for path, shape in shapes.items() if known in shape]
+    return Problem(
+        f"the config says {name} = {stated}, the tensors {known}",
+        where=str(where),
+        why=f"shapes that tell it:\n{table.listing(telling)}" if telling else "",
+        fix="config and tensors belong to different models: fetch both again",
+        exit_code=MISMATCH,
+    )
+
+
+def make_config(package: Any, values: Mapping[str, Any], exit_code: int, where: Path) -> Any:
+    """The Config of these values, their types checked: they come from files.
+
+    Raises:
+        Problem: (`exit_code`) a value of another type, or values that make no model.
+    """
+    hints = get_type_hints(package.Config)
+    try:
+        return package.Config(
+            **{
+                name: checked(value, hints[name], name, str(where))
+                for name, value in values.items()
+            }
+        )
+    except Problem as problem:
+        problem.exit_code = exit_code
+        problem.where = problem.where or str(where)
+        raise

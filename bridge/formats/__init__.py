@@ -1,0 +1,86 @@
+"""The checkpoint formats: how each is recognised and read, and how the seeds' own are written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bridge import orbax
+from bridge.contents import Contents
+from bridge.formats import bwetaf, gpt2, model_files, runs, torch_files
+from bridge.safetensors_reader import looks_like_safetensors
+from jaxmodels.errors import CORRUPT, Problem
+
+FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
+of `jaxmodels train`, or one of its checkpoints; a GPT-2 folder of transformers; a nanoGPT \
+checkpoint (`ckpt.pt`, or the folder that holds it) or another torch file of named tensors; a \
+bwetaf folder"""
+
+
+class Format(NamedTuple):
+    """How one format is recognised and opened."""
+
+    name: str
+    """As in `jaxmodels convert --to`."""
+    matches: Callable[[Path], bool]
+    """Whether a file, or a folder, is one; it never raises for strange content."""
+    open: Callable[[Path], Contents]
+
+
+# The first that matches.
+_FILES = (
+    Format("safetensors", looks_like_safetensors, model_files.open_file),
+    Format("nanogpt", torch_files.is_file, torch_files.open_file),
+    Format("bwetaf", bwetaf.is_file, bwetaf.open_file),
+)
+_FOLDERS = (
+    Format("orbax", runs.is_run, runs.open_run),
+    Format("orbax", runs.is_step, runs.open_step),
+    Format("orbax", orbax.is_tree, runs.open_tree),
+    Format("bwetaf", bwetaf.is_folder, bwetaf.open_folder),
+    Format("gpt2", gpt2.is_folder, gpt2.open_folder),
+    Format("safetensors", model_files.is_folder, model_files.open_folder),
+    Format("nanogpt", torch_files.is_folder, torch_files.open_folder),
+)
+
+
+def recognise(path: Path) -> Contents:
+    """Finds out what lies at a path, without reading the values of tensors.
+
+    Raises:
+        Problem: (corrupt) nothing there, nothing known, or damaged; (unsafe) a torch file that
+            asks to run code.
+    """
+    if not path.exists():
+        raise Problem("no such file or folder", where=str(path), fix="check the path")
+    if found := _format(path):
+        return found.open(path)
+    if path.is_file():
+        start = _start(path)
+        cut = "; a zip file, of which the end is missing" if start.startswith(b"PK") else ""
+        why = f"its first bytes are {start!r}{cut}; it has {path.stat().st_size}"
+    else:
+        names = sorted(file.name for file in path.iterdir())[:10]
+        why = f"it holds: {', '.join(names) or 'nothing'}"
+    raise Problem(
+        "this is no checkpoint that is known here",
+        where=str(path),
+        why=why,
+        fix=f"known are {FORMATS}",
+        exit_code=CORRUPT,
+    )
+
+
+def kind(path: Path) -> str | None:
+    """The format that a path seems to have, even when it is damaged."""
+    found = _format(path)
+    return found.name if found else None
+
+
+def _format(path: Path) -> Format | None:
+    known = _FILES if path.is_file() else _FOLDERS
+    return next((entry for entry in known if entry.matches(path)), None)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)

@@ -1,0 +1,222 @@
+"""bwetaf's folders: `good_stuff.pkl` (msgpack, no pickle) and what lies beside it.
+
+Source: seed 003, the package BwETAF 0.5.1, `model/model.py` (`ModelManager`) and `main.py`.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridge.contents import Contents, checked, origin_of, seed_of, with_seed
+from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree, read_msgpack
+from bridge.legacy.msgpack_writer import write_msgpack
+from bridge.moments import Moments, count_of
+from bridge.safetensors_reader import parse_json
+from bridge.tensors import Fingerprint, Tensor
+from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+
+WEIGHTS_FILE, CONFIG, OPTIMIZER = (
+    "good_stuff.pkl",
+    "understanding_good_stuff.json",
+    "make_stuff_better.pkl",
+)
+TOP = "params."
+
+# The seed's key → our field; `positions` and `init_range` are said in other words.
+FIELDS = {
+    "num_heads": "heads",
+    "attention_dim": "dim",
+    "vocab_size": "vocab",
+    "num_blocks": "layers",
+    "ff_dim": "hidden",
+    "dropout_rate": "dropout",
+    "max_len": "context",
+    "emb_scaling_factor": "embed_scale",
+    "res_scale": "residual_scale",
+}
+# What the seed's package takes where a key is missing, and what a fresh file says.
+_USUAL = {"use_rope": False, "emb_scaling_factor": 1.0, "res_scale": 1.0, "emb_init_range": None}
+_FRESH = {"possible_opt_path": "", "emb_splt": 256, "attn_chunks": 1}
+_KEYS = (
+    "num_heads attention_dim vocab_size num_blocks ff_dim dropout_rate possible_opt_path max_len "
+    "emb_splt attn_chunks use_rope emb_scaling_factor res_scale emb_init_range"
+).split()
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder is a saved bwetaf."""
+    return (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG).is_file()
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is a tree of `flax.serialization`."""
+    return looks_like_tree(path)
+
+
+def open_file(path: Path) -> Contents:
+    """The parameters alone; sizes are told by the shapes or must be given."""
+    return Contents(path, "bwetaf", _tensors(path, read_msgpack(path)))
+
+
+def open_folder(folder: Path) -> Contents:
+    """A saved bwetaf.
+
+    Raises:
+        Problem: (corrupt) a file is damaged.
+    """
+    said = parse_json(folder / CONFIG)
+    path = folder / WEIGHTS_FILE
+    tensors = _tensors(path, read_msgpack(path))
+    return Contents(
+        folder,
+        "bwetaf",
+        checked(folder, tensors),
+        arch="bwetaf",
+        fields=_fields(said, folder / CONFIG),
+        origin=with_seed(origin_of(folder), "bwetaf", said),
+        table="SEED",
+        moments=partial(_moments, folder / OPTIMIZER),
+    )
+
+
+def write_bwetaf(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    config: Any,
+    origin: dict[str, Any],
+    moments: Moments | None,
+    tell: Callable[[Tensor], None],
+) -> dict[str, Fingerprint]:
+    """Writes the folder as the seed's `save_model` does, one tensor at a time.
+
+    Args:
+        folder: an existing folder.
+        tensors: the seed's name → tensor.
+        config: bwetaf's Config.
+        origin: what is known of where the model comes from; keys of an earlier JSON are kept.
+        moments: AdamW's state in the seed's names; None writes none.
+        tell: called after each tensor.
+
+    Returns:
+        name → {"dtype", "shape", "sha256"}.
+
+    Raises:
+        Problem: (mismatch) a model that the seed's package cannot be.
+    """
+    if config.rotate_qk:
+        raise Problem(
+            "the seed's package cannot compute what this model does",
+            where=str(folder),
+            why="rotate_qk is on; its published code never rotates queries and keys",
+            fix="use --to safetensors",
+            exit_code=MISMATCH,
+        )
+    digests = write_msgpack(folder / WEIGHTS_FILE, {"params": _nest(tensors)}, tell)
+    said = written_config(config, origin)
+    # As the seed writes it: no newline at the end.
+    (folder / CONFIG).write_text(json.dumps(said, indent=2), encoding="utf-8")
+    if moments is not None:
+        write_msgpack(folder / OPTIMIZER, _optax_tree(moments))
+    return digests
+
+
+def written_config(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
+    """understanding_good_stuff.json: an earlier one, changed where the Config differs now."""
+    was = seed_of(origin, "bwetaf")
+    now: dict[str, Any] = {key: getattr(config, field) for key, field in FIELDS.items()}
+    now |= {"use_rope": config.positions == "rotate", "emb_init_range": config.init_range}
+    if not was:
+        return {key: {**_FRESH, **now}[key] for key in _KEYS}
+    before = _fields(was, Path(CONFIG))
+    changed = {
+        key: value
+        for key, value in now.items()
+        if _fields({**was, key: value}, Path(CONFIG)) != before
+    }
+    return {**was, **changed}
+
+
+def _fields(said: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Fields of bwetaf's Config that the seed's JSON says."""
+    said = {**_USUAL, **said}
+    fields = {field: said[key] for key, field in FIELDS.items() if key in said}
+    if isinstance(fields.get("heads"), list):
+        fields["heads"] = tuple(fields["heads"])
+    fields["positions"] = "rotate" if said["use_rope"] else "sinusoidal"
+    deviation, dim = said["emb_init_range"], said.get("attention_dim")
+    if deviation is None and isinstance(dim, int) and dim > 0:
+        deviation = dim**-0.5
+    if deviation is not None:
+        fields["init_range"] = deviation
+    fields["rotate_qk"] = False
+    if not isinstance(said["use_rope"], bool):
+        raise Problem(
+            f"use_rope cannot be {str(said['use_rope'])[:80]}", where=str(where), exit_code=CORRUPT
+        )
+    return fields
+
+
+def _tensors(path: Path, tree: Tree) -> dict[str, Tensor]:
+    """The arrays by name, without the `params` at the top that flax puts there."""
+    found = leaves(tree)
+    strangers = [name for name, leaf in found.items() if not isinstance(leaf, Tensor)]
+    if strangers or not found:
+        raise Problem(
+            "the file is no tree of arrays",
+            where=str(path),
+            why=f"no array: {', '.join(strangers[:10])}" if strangers else "it is empty",
+            fix="give the file with the parameters",
+            exit_code=CORRUPT,
+        )
+    names = {name: name.removeprefix(TOP) for name in found}
+    return {names[old]: replace(leaf, name=names[old]) for old, leaf in found.items()}
+
+
+def _nest(tensors: dict[str, Tensor]) -> Tree:
+    """The tree, keys in alphabetical order, in which JAX leaves dicts behind."""
+    tree: Tree = {}
+    for name in sorted(tensors, key=lambda name: name.split(".")):
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = tensors[name]
+    return tree
+
+
+def _moments(path: Path) -> Moments | None:
+    """AdamW's state, wherever in optax's chain it stands."""
+    if not path.is_file():
+        return None
+    node = _adam(read_msgpack(path))
+    if node is None:
+        raise Problem(
+            "the optimiser is not AdamW",
+            where=str(path),
+            why="no part of it has count, mu and nu",
+            fix="convert without --optimizer",
+            exit_code=MISMATCH,
+        )
+    count = count_of(node["count"], str(path))
+    return Moments(count, _tensors(path, node["mu"]), _tensors(path, node["nu"]))
+
+
+def _adam(node: Any) -> Tree | None:
+    if not isinstance(node, dict):
+        return None
+    if node.keys() >= {"count", "mu", "nu"}:
+        return node if all(isinstance(node[key], dict) for key in ("mu", "nu")) else None
+    return next((found for child in node.values() if (found := _adam(child))), None)
+
+
+def _optax_tree(moments: Moments) -> Tree:
+    """The state of `optax.adamw` with a schedule: moments, nothing for the decay, the schedule."""
+    count = np.asarray(moments.count, np.int32)
+    steps = Tensor("count", (), count.dtype, lambda: count)
+    mu, nu = ({"params": _nest(held)} for held in (moments.mu, moments.nu))
+    return {"0": {"count": steps, "mu": mu, "nu": nu}, "1": {}, "2": {"count": steps}}

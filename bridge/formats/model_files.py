@@ -1,0 +1,107 @@
+"""Model directories, and safetensors files with or without an index."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from bridge.contents import Contents, checked, describe
+from bridge.moments import SETTINGS, Moments, count_of
+from bridge.safetensors_reader import (
+    looks_like_safetensors,
+    parse_json,
+    read_file,
+    read_metadata,
+    read_sharded,
+)
+from bridge.safetensors_writer import write_file
+from bridge.tensors import Tensor
+from jaxmodels.errors import CORRUPT, Problem
+
+OPTIMIZER = "optimizer.safetensors"
+# torch's names of AdamW's two moments.
+_MEAN, _SQUARE = ".exp_avg", ".exp_avg_sq"
+
+
+def _safetensors_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    paths = (path for path in sorted(folder.iterdir()) if path.name != OPTIMIZER)
+    files = [path for path in paths if path.is_file()]
+    indices = [path for path in files if path.name.endswith(".index.json")]
+    return indices, [path for path in files if looks_like_safetensors(path)]
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether safetensors files, or an index of them, lie in a folder."""
+    return any(_safetensors_files(folder))
+
+
+def tensors_in(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the one model in a folder, each compared with its digest if there is one.
+
+    Raises:
+        Problem: (corrupt) damaged, or not clearly one model.
+    """
+    indices, files = _safetensors_files(folder)
+    if len(indices) == 1:
+        tensors = read_sharded(indices[0])
+        shards = set(parse_json(indices[0])["weight_map"].values())
+        stray = [file.name for file in files if file.name not in shards]
+    elif indices or len(files) > 1:
+        tensors, stray = {}, [path.name for path in indices or files]
+    else:
+        tensors, stray = read_file(files[0]), []
+    if stray:
+        raise Problem(
+            "it is not clear which files are the model",
+            where=str(folder),
+            why=f"these are there besides a whole model: {', '.join(stray)}"
+            if tensors
+            else f"one index or one file was expected, found {', '.join(stray)}",
+            fix="remove what does not belong there, or give one file",
+            exit_code=CORRUPT,
+        )
+    return checked(folder, tensors)
+
+
+def open_folder(folder: Path) -> Contents:
+    """A model directory, or a folder of safetensors files."""
+    contents = Contents(folder, "safetensors", tensors_in(folder))
+    contents.moments = partial(read_moments, folder)
+    describe(contents, folder)
+    return contents
+
+
+def open_file(path: Path) -> Contents:
+    """One safetensors file."""
+    return Contents(path, "safetensors", read_file(path))
+
+
+def read_moments(folder: Path) -> Moments | None:
+    """AdamW's state that `write_moments` wrote; None where there is none."""
+    path = folder / OPTIMIZER
+    if not path.is_file():
+        return None
+    tensors, said = read_file(path), read_metadata(path)
+    step = said.pop("step", "")
+    count = count_of(int(step) if step.isdecimal() else step, str(path))
+    mu, nu = (
+        {name.removesuffix(end): t for name, t in tensors.items() if name.endswith(end)}
+        for end in (_MEAN, _SQUARE)
+    )
+    settings = {key: float(value) for key, value in said.items() if key in SETTINGS}
+    return Moments(count, mu, nu, settings)
+
+
+def write_moments(folder: Path, moments: Moments) -> None:
+    """Writes AdamW's state beside a model: the model's names, each with torch's ending.
+
+    Args:
+        folder: the model directory.
+        moments: under the model's names, in its layout.
+    """
+    said = {"step": str(moments.count), **{k: repr(v) for k, v in moments.settings.items()}}
+    tensors = [
+        replace(held[name], name=name + end)
+        for name in moments.mu
+        for held, end in ((moments.mu, _MEAN), (moments.nu, _SQUARE))
+    ]
+    write_file(folder / OPTIMIZER, tensors, metadata=said)

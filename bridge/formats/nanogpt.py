@@ -1,0 +1,219 @@
+"""nanoGPT's checkpoint, `ckpt.pt`: model, optimiser, sizes, and where training stood.
+
+Source: karpathy/nanoGPT, `train.py` (what is saved) and `model.py` (names, order of parameters in
+the optimiser).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridge.contents import seed_of, with_seed
+from bridge.moments import Moments, count_of
+from bridge.tensors import Fingerprint, Tensor, fingerprint
+from jaxmodels.errors import MISMATCH, Problem
+
+FILE = "ckpt.pt"
+HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+
+# nanoGPT's model_args, in its order → field of wikigpt's Config.
+ARGS = {
+    "n_layer": "layers",
+    "n_head": "heads",
+    "n_embd": "dim",
+    "block_size": "context",
+    "bias": "bias",
+    "vocab_size": "vocab",
+    "dropout": "dropout",
+}
+# nanoGPT's own, where nothing better is known.
+SETTINGS = {"lr": 6e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+
+
+def is_checkpoint(value: Any) -> bool:
+    """Whether what a torch file holds is nanoGPT's."""
+    return (
+        isinstance(value, dict) and "model" in value and isinstance(value.get("model_args"), dict)
+    )
+
+
+def fields(args: dict[str, Any]) -> dict[str, Any]:
+    """Fields of wikigpt's Config that `model_args` says; nanoGPT computes the exact GELU."""
+    return {field: args[name] for name, field in ARGS.items() if name in args} | {"gelu": "exact"}
+
+
+def origin(value: dict[str, Any]) -> dict[str, Any]:
+    """Where training stood, and what else the checkpoint says."""
+    said = {"model_args": _plain(value["model_args"]), "config": _plain(value.get("config"))}
+    known: dict[str, Any] = with_seed({}, "nanogpt", said)
+    if type(value.get("iter_num")) is int:
+        known["step"] = value["iter_num"]
+    loss = value.get("best_val_loss")
+    if isinstance(loss, Tensor) and loss.size == 1:
+        loss = loss.read().item()
+    if isinstance(loss, int | float) and math.isfinite(loss):
+        known["metrics"] = {"best_val_loss": float(loss)}
+    return known
+
+
+def write_nanogpt(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    config: Any,
+    origin: dict[str, Any],
+    moments: Moments | None,
+    tell: Callable[[Tensor], None],
+) -> dict[str, Fingerprint]:
+    """Writes `ckpt.pt` as nanoGPT's `train.py` does; holds the whole model in memory.
+
+    Args:
+        folder: an existing folder.
+        tensors: nanoGPT's name → tensor, in nanoGPT's order.
+        config: wikigpt's Config.
+        origin: what is known of the training.
+        moments: AdamW's state in nanoGPT's names; None writes an optimiser that has not begun.
+        tell: called after each tensor.
+
+    Returns:
+        name → {"dtype", "shape", "sha256"}.
+
+    Raises:
+        Problem: (mismatch) a model that nanoGPT cannot be.
+    """
+    import torch
+
+    from bridge.torch import to_torch
+
+    _may_be_nanogpt(config, folder)
+    state, digests = {}, {}
+    for name, tensor in tensors.items():
+        array = tensor.read()
+        digests[name] = fingerprint(array)
+        state[name] = to_torch(replace(tensor, read=partial(_same, array)))
+        tell(tensor)
+    # One tensor under two names, as in nanoGPT.
+    state[HEAD], digests[HEAD] = state[EMBEDDING], digests[EMBEDDING]
+    said = seed_of(origin, "nanogpt")
+    args = {name: getattr(config, field) for name, field in ARGS.items()}
+    checkpoint = {
+        "model": state,
+        "optimizer": _torch_optimiser(tensors, moments),
+        "model_args": {**_plain(said.get("model_args")), **args},
+        "iter_num": origin.get("step", 0),
+        "best_val_loss": torch.tensor(_loss(origin)),
+        "config": _plain(said.get("config")),
+    }
+    torch.save(checkpoint, folder / FILE)
+    return digests
+
+
+def _loss(origin: dict[str, Any]) -> float:
+    """The best validation loss; 1e9, with which nanoGPT begins, where none is known."""
+    metrics = origin.get("metrics")
+    known = metrics if isinstance(metrics, dict) else {}
+    loss = known.get("best_val_loss", known.get("valid_loss"))
+    return float(loss) if isinstance(loss, int | float) else 1e9
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _may_be_nanogpt(config: Any, where: Path) -> None:
+    complaints = []
+    if config.gelu != "exact":
+        complaints.append("gelu is the tanh form; nanoGPT computes the exact one")
+    if config.hidden != 4 * config.dim:
+        complaints.append(f"hidden is {config.hidden}; nanoGPT's is 4 × dim, {4 * config.dim}")
+    if complaints:
+        raise Problem(
+            "nanoGPT cannot compute what this model does",
+            where=str(where),
+            why="; ".join(complaints),
+            fix="use --to gpt2, whose config says both",
+            exit_code=MISMATCH,
+        )
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """What of a dict goes into JSON as it is."""
+    items = value.items() if isinstance(value, dict) else ()
+    plain = str | int | float | bool | None
+    return {key: item for key, item in items if isinstance(key, str) and isinstance(item, plain)}
+
+
+def _order(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Parameters in the order of nanoGPT's optimiser: matrices, which decay, then vectors."""
+    names = [name for name in shapes if name != HEAD]
+    return sorted(names, key=lambda name: len(shapes[name]) < 2)
+
+
+def read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments | None:
+    """AdamW's state; torch numbers the parameters instead of naming them."""
+    if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
+        return None
+    groups, state = saved.get("param_groups"), saved["state"]
+    if not state or not isinstance(groups, list):
+        return None
+    order = _order({name: t.shape for name, t in tensors.items() if not _is_buffer(name)})
+    try:
+        numbers = [number for group in groups for number in group["params"]]
+        entries = dict(zip(order, (state[number] for number in numbers), strict=True))
+        mu = {n: replace(entry["exp_avg"], name=n) for n, entry in entries.items()}
+        nu = {n: replace(entry["exp_avg_sq"], name=n) for n, entry in entries.items()}
+        counts = {count_of(entry["step"], str(path)) for entry in entries.values()}
+        (count,) = counts
+        first = groups[0]
+        values = (first["lr"], *first["betas"], first["eps"], first["weight_decay"])
+        settings = {k: float(v) for k, v in zip(SETTINGS, values, strict=True)}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise Problem(
+            "the optimiser's state is not that of AdamW over these parameters",
+            where=str(path),
+            why=f"{len(state)} entries for {len(order)} parameters ({type(error).__name__})",
+            fix="convert without --optimizer, or give the checkpoint that training wrote",
+            exit_code=MISMATCH,
+        ) from error
+    return Moments(count, mu, nu, settings)
+
+
+def _is_buffer(name: str) -> bool:
+    return name.endswith((".attn.bias", ".attn.masked_bias"))
+
+
+def _torch_optimiser(tensors: dict[str, Tensor], moments: Moments | None) -> dict[str, Any]:
+    """`state_dict()` of nanoGPT's AdamW: matrices decay, vectors do not."""
+    import torch
+
+    from bridge.torch import to_torch
+
+    order = _order({name: tensor.shape for name, tensor in tensors.items()})
+    said = {**SETTINGS, **(moments.settings if moments else {})}
+    groups: list[list[Any]] = [[], []]
+    for name in order:
+        groups[len(tensors[name].shape) < 2].append(torch.nn.Parameter(torch.empty(0)))
+    decay = said["weight_decay"]
+    saved = torch.optim.AdamW(
+        [
+            {"params": held, "weight_decay": by}
+            for held, by in zip(groups, (decay, 0.0), strict=True)
+        ],
+        lr=said["lr"],
+        betas=(said["b1"], said["b2"]),
+        eps=said["eps"],
+    ).state_dict()
+    if moments is not None:
+        saved["state"] = {
+            number: {
+                "step": torch.tensor(float(moments.count)),
+                "exp_avg": to_torch(moments.mu[name]),
+                "exp_avg_sq": to_torch(moments.nu[name]),
+            }
+            for number, name in enumerate(order)
+        }
+    return saved

@@ -1,0 +1,100 @@
+"""Run directories of `jaxmodels train`, their checkpoints, and other Orbax checkpoints."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+from bridge import orbax
+from bridge.contents import Contents, checked, describe
+from bridge.moments import SETTINGS, Moments, count_of
+from bridge.safetensors_reader import parse_json
+from bridge.table import listing
+from bridge.tensors import Tensor
+from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.runtime import rundir
+from jaxmodels.runtime.files import damage
+
+_LEAF = re.compile(r"opt\.\d{5}\.(?P<place>[\d.]*)(?P<field>count|mu|nu)(?:\.(?P<path>.+))?")
+
+
+def is_step(folder: Path) -> bool:
+    """Whether a folder is one checkpoint of a run."""
+    return folder.name.isdecimal() and (folder / "params").is_dir()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory."""
+    return (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()
+
+
+def open_run(folder: Path) -> Contents:
+    """The best sound checkpoint of a run."""
+    notes: list[str] = []
+    step = rundir.best_sound(folder / "checkpoints", notes.append)
+    if step is None:
+        raise Problem(
+            "the run has no checkpoint yet",
+            where=str(folder / "checkpoints"),
+            fix="train until the first checkpoint is saved",
+            exit_code=CORRUPT,
+        )
+    contents = _read_step(step)
+    contents.path = folder
+    contents.notes = [*notes, f"checkpoint {step.name} was taken", *contents.notes]
+    return contents
+
+
+def open_step(folder: Path) -> Contents:
+    """One checkpoint of a run."""
+    if broken := damage(folder):
+        raise Problem(
+            "the checkpoint is damaged",
+            where=str(folder),
+            why=listing(broken),
+            fix="give the run directory: its best sound checkpoint is taken",
+            exit_code=CORRUPT,
+        )
+    return _read_step(folder)
+
+
+def _read_step(folder: Path) -> Contents:
+    run = folder.absolute().parent.parent
+    origin = {"step": int(folder.name), "metrics": rundir.metrics(folder)}
+    tensors, notes = orbax.read_tree(folder / "params")
+    contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
+    contents.moments = partial(_moments, folder, run)
+    if is_run(run):
+        rundir.refuse_changed(folder)
+        describe(contents, run)
+    return contents
+
+
+def open_tree(folder: Path) -> Contents:
+    """Any other Orbax checkpoint."""
+    tensors, notes = orbax.read_tree(folder)
+    contents = Contents(folder, "orbax", checked(folder, tensors), notes=notes)
+    describe(contents, folder)
+    return contents
+
+
+def _moments(folder: Path, run: Path) -> Moments | None:
+    """optax's AdamW in a checkpoint's `train` item; the item says nothing of its own structure.
+
+    Leaves are named by `runtime.checkpoint`: a running number, the place in optax's nested
+    tuples, the field, and our path with dots: `00003.1.0.mu.blocks.0.attn.qkv.kernel`.
+    """
+    if not orbax.is_tree(folder / "train"):
+        return None
+    held: dict[str, dict[str, Tensor]] = {"count": {}, "mu": {}, "nu": {}}
+    for name, tensor in orbax.read_tree(folder / "train")[0].items():
+        if found := _LEAF.fullmatch(name):
+            held[found["field"]][found["path"] or found["place"]] = tensor
+    if not held["mu"]:
+        return None
+    count = count_of(next(iter(held["count"].values()), None), str(folder / "train"))
+    config = parse_json(run / "config.json") if is_run(run) else {}
+    recipe = config.get("recipe")
+    optim = recipe.get("optim") if isinstance(recipe, dict) else None
+    stated = {"lr": optim.get("peak_lr"), **optim} if isinstance(optim, dict) else {}
+    settings = {k: stated[k] for k in SETTINGS if isinstance(stated.get(k), int | float)}
+    return Moments(count, held["mu"], held["nu"], settings)

@@ -1,0 +1,83 @@
+"""Torch files: nanoGPT's checkpoint (the file, or the folder with it), and bare state dicts."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bridge.contents import Contents, checked
+from bridge.formats import nanogpt
+from bridge.legacy.torch_file import is_old_torch, is_torch_zip, read_torch
+from bridge.tensors import Tensor
+from jaxmodels.errors import CORRUPT, Problem
+
+COMPILED = "_orig_mod."  # torch.compile puts this before every name
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file was written by `torch.save`."""
+    return is_torch_zip(path) or is_old_torch(path)
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder holds one torch file; it is nanoGPT's `out_dir` then."""
+    return len(_torch_files(folder)) == 1
+
+
+def open_folder(folder: Path) -> Contents:
+    """nanoGPT's `out_dir`."""
+    contents = open_file(_torch_files(folder)[0])
+    contents.path, contents.tensors = folder, checked(folder, contents.tensors)
+    return contents
+
+
+def open_file(path: Path) -> Contents:
+    """A torch file: nanoGPT's, or a bare state dict.
+
+    Raises:
+        Problem: (corrupt) damaged, or no named tensors in it; (unsafe) it asks to run code.
+    """
+    value = read_torch(path)
+    if nanogpt.is_checkpoint(value):
+        tensors, notes = _named(path, value["model"])
+        return Contents(
+            path,
+            "nanogpt",
+            tensors,
+            arch="wikigpt",
+            fields=nanogpt.fields(value["model_args"]),
+            origin=nanogpt.origin(value),
+            notes=notes,
+            table="SEED",
+            moments=partial(nanogpt.read_moments, path, tensors, value.get("optimizer")),
+        )
+    state = value
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors, notes = _named(path, state)
+    return Contents(path, "torch", tensors, notes=notes)
+
+
+def _torch_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and is_file(path)]
+
+
+def _named(path: Path, state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a state dict under their names, without torch.compile's prefix."""
+    sound = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    )
+    if not sound or not state:
+        keys = [str(key) for key in state][:10] if isinstance(state, dict) else []
+        raise Problem(
+            "the torch file holds no named tensors",
+            where=str(path),
+            why=f"its keys: {', '.join(keys)}" if keys else f"it is a {type(state).__name__}",
+            fix="save the state dict of the model: torch.save(model.state_dict(), PATH)",
+            exit_code=CORRUPT,
+        )
+    prefix = COMPILED if all(name.startswith(COMPILED) for name in state) else ""
+    notes = [f"the prefix {prefix!r}, left by torch.compile, was removed"] if prefix else []
+    names = {name: name.removeprefix(prefix) for name in state}
+    return {names[old]: replace(tensor, name=names[old]) for old, tensor in state.items()}, notes

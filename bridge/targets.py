@@ -1,0 +1,75 @@
+"""What a conversion can write, and how each of them is written into an empty folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bridge import orbax
+from bridge.formats import bwetaf, model_files, nanogpt
+from bridge.model_directory import complete, describe_model, write_manifest
+from bridge.moments import Moments
+from bridge.plan import PYTORCH, Plan
+from bridge.safetensors_writer import write_safetensors
+from bridge.sources import Source
+from bridge.tensors import FLOATS, Tensor, is_float
+from jaxmodels.errors import USAGE, Problem
+
+# Target → the only architecture that has it; "" where all do.
+TARGETS = {
+    "safetensors": "",
+    "orbax": "",
+    "gpt2": "wikigpt",
+    "nanogpt": "wikigpt",
+    "bwetaf": "bwetaf",
+}
+WRITERS = {"nanogpt": nanogpt.write_nanogpt, "bwetaf": bwetaf.write_bwetaf}
+
+
+def check_target(to: str, source: Source) -> None:
+    """Checks that an architecture has a target.
+
+    Raises:
+        Problem: (usage) it has not.
+    """
+    if TARGETS[to] not in ("", source.arch):
+        raise Problem(
+            f"--to {to} is for {TARGETS[to]}, and this is {source.arch}",
+            where=str(source.path),
+            fix="use --to safetensors",
+            exit_code=USAGE,
+        )
+
+
+def write_target(
+    folder: Path,
+    source: Source,
+    to: str,
+    plan: Plan,
+    moments: Moments | None,
+    tell: Callable[[Tensor], None],
+) -> None:
+    """Writes a whole output.
+
+    Args:
+        folder: an empty folder.
+        source: the model.
+        to: one of `TARGETS`.
+        plan: its tensors under their new names.
+        moments: AdamW's state under the target's names.
+        tell: called after each tensor.
+
+    Raises:
+        Problem: (mismatch) a model that the target cannot be.
+    """
+    if to in PYTORCH:
+        dtypes = {str(t.dtype) for t in plan.ours.values() if is_float(t.dtype)}
+        digests = write_safetensors(folder, plan.shards, tell)
+        complete(folder, source, dtypes.pop() if len(dtypes) == 1 else FLOATS[0], to)
+        if moments is not None:
+            model_files.write_moments(folder, moments)
+    elif to == "orbax":
+        digests = orbax.write_tree(folder, plan.shards[""], tell)
+        describe_model(folder, source, "")
+    else:
+        write = WRITERS[to]
+        digests = write(folder, plan.tensors, source.config, source.origin, moments, tell)
+    write_manifest(folder, source, digests)
