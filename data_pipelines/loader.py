@@ -13,7 +13,8 @@ from data_pipelines.errors import USAGE, DataProblem
 Batch = dict[str, Int32[np.ndarray, "b t"]]
 
 _ROUNDS = 4
-_ENDLESS = 2**62  # what `len` may say at most, with room for arithmetic on positions
+ENDLESS = 2**62
+"""What `len` may say at most, with room for arithmetic on positions."""
 
 
 class Windows:
@@ -30,6 +31,7 @@ class Windows:
         batch: windows in a batch, over all shards.
         seed: draws the order.
         shard: (index, count): yield only part `index` of `count` equal parts of each batch.
+        end_of_text: give `segments` too, counted at this id; None gives tokens only.
 
     Raises:
         DataProblem: (usage) no window fits, the batch cannot be shared out, or a size is
@@ -43,6 +45,7 @@ class Windows:
         batch: int,
         seed: int = 0,
         shard: tuple[int, int] = (0, 1),
+        end_of_text: int | None = None,
     ):
         index, count = shard
         if context < 1 or batch < 1 or len(tokens) <= context or seed < 0:
@@ -60,16 +63,16 @@ class Windows:
         # np.memmap runs Python code on every slice; the plain view of the same memory does not.
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), context + 1)
         self._windows, self._seed, self._batch = windows, seed, batch
-        self._rows = batch // count
+        self._rows, self._end = batch // count, end_of_text
         self._first_row = index * self._rows
 
     def __len__(self) -> int:
-        return _ENDLESS
+        return ENDLESS
 
     def __getitem__(self, i: int) -> Batch:
-        """Batch i: `tokens` int32 [rows of this shard, context + 1]."""
+        """Batch i: `tokens` int32 [rows of this shard, context + 1], and `segments` if wanted."""
         starts = self._starts(int(i) * self._batch + self._first_row)
-        return {"tokens": self._windows[starts].astype(np.int32)}
+        return batch_of(self._windows[starts].astype(np.int32), self._end)
 
     def _starts(self, position: int) -> np.ndarray:
         """Window starts at `position` of the endless order, one for each row."""
@@ -78,9 +81,22 @@ class Windows:
             epoch, first = divmod(position, n)
             here = min(wanted, n - first)
             inside = np.arange(first, first + here, dtype=np.uint64)
-            parts.append(permute(inside, n, _keys(self._seed, epoch)))
+            parts.append(permute(inside, n, epoch_keys(self._seed, epoch)))
             position, wanted = position + here, wanted - here
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def batch_of(tokens: Int32[np.ndarray, "b t"], end_of_text: int | None) -> Batch:
+    """A batch; with `segments` if the id that ends a document is given.
+
+    `segments` int32 [b, t] is the number of the document within the window, from 0 on; the end
+    of a text belongs to what it ends. Attention masked by it sees no other document.
+    """
+    if end_of_text is None:
+        return {"tokens": tokens}
+    segments = np.zeros_like(tokens)
+    np.cumsum(tokens[:, :-1] == end_of_text, axis=1, out=segments[:, 1:])
+    return {"tokens": tokens, "segments": segments}
 
 
 def permute(
@@ -108,8 +124,10 @@ def _mix(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _keys(seed: int, epoch: int) -> np.ndarray:
-    """An odd factor and an offset for each round; the same on every machine and version."""
+def epoch_keys(seed: int, epoch: int) -> np.ndarray:
+    """What draws an epoch's order in `permute`, uint64 [rounds, 2].
+
+    An odd factor and an offset for each round; the same on every machine and version."""
     drawn = np.random.SeedSequence([seed, epoch]).generate_state(2 * _ROUNDS, np.uint64)
     keys = drawn.reshape(_ROUNDS, 2)
     keys[:, 0] |= np.uint64(1)
@@ -123,6 +141,7 @@ def batches(
     batch: int,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
+    end_of_text: int | None = None,
     threads: int = 2,
     ahead: int = 8,
 ) -> grain.DatasetIterator:
@@ -135,7 +154,7 @@ def batches(
         threads: readers.
         ahead: batches made in advance.
     """
-    windows = Windows(tokens, context, batch, seed, shard)
+    windows = Windows(tokens, context, batch, seed, shard, end_of_text)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(windows).to_iter_dataset(options))
 
@@ -152,12 +171,19 @@ class Validation(Sequence[Batch]):
         context: inputs in a window.
         batch: windows in a batch.
         max_batches: at most so many full batches, evenly spread over the tokens; None takes all.
+        end_of_text: give `segments` too, counted at this id; None gives tokens only.
     """
 
     def __init__(
-        self, tokens: np.ndarray, context: int, batch: int, max_batches: int | None = None
+        self,
+        tokens: np.ndarray,
+        context: int,
+        batch: int,
+        max_batches: int | None = None,
+        end_of_text: int | None = None,
     ):
-        self._tokens, self._context, self._batch = np.asarray(tokens), context, batch
+        self._tokens, self._end = np.asarray(tokens), end_of_text
+        self._context, self._batch = context, batch
         self._windows = max(0, (len(tokens) - 1) // context)
         every, full = -(-self._windows // batch), self._windows // batch
         there = every if max_batches is None else full or every
@@ -174,4 +200,4 @@ class Validation(Sequence[Batch]):
         first = self._chosen[i] * self._batch
         rows = np.arange(first, min(first + self._batch, self._windows))
         places = rows[:, None] * self._context + np.arange(self._context + 1)
-        return {"tokens": self._tokens[places].astype(np.int32)}
+        return batch_of(self._tokens[places].astype(np.int32), self._end)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import data_pipelines
 from data_pipelines.errors import DataProblem
-from data_pipelines.loader import Validation, Windows, _keys, batches, permute
+from data_pipelines.loader import Validation, Windows, batches, epoch_keys, permute
 
 ROOT = Path(data_pipelines.__file__).parents[1]
 # A token is its own position, so that a window shows where it starts.
@@ -25,21 +25,21 @@ def starts(windows, count):
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**64), epoch=st.integers(0, 2**40))
 def test_permute_is_a_bijection(n, seed, epoch):
-    out = permute(np.arange(n, dtype=np.uint64), n, _keys(seed, epoch))
+    out = permute(np.arange(n, dtype=np.uint64), n, epoch_keys(seed, epoch))
     assert np.array_equal(np.sort(out), np.arange(n))
 
 
 @given(n=st.integers(2**30, 2**48), first=st.integers(0, 2**29), seed=st.integers(0, 99))
 def test_permute_stays_inside_a_large_range(n, first, seed):
-    out = permute(np.arange(first, first + 256, dtype=np.uint64), n, _keys(seed, 0))
+    out = permute(np.arange(first, first + 256, dtype=np.uint64), n, epoch_keys(seed, 0))
     assert len(np.unique(out)) == 256
     assert out.max() < n
 
 
 def test_the_order_looks_random():
     n = 100_003
-    orders = [permute(np.arange(n, dtype=np.uint64), n, _keys(0, e)).astype(int) for e in (0, 1)]
-    orders.append(permute(np.arange(n, dtype=np.uint64), n, _keys(1, 0)).astype(int))
+    x = np.arange(n, dtype=np.uint64)
+    orders = [permute(x, n, epoch_keys(*drawn)).astype(int) for drawn in ((0, 0), (0, 1), (1, 0))]
     for order in orders:
         # Standard deviations of these correlations are 1/sqrt(n), about 0.003.
         for lag in (1, 2, 3, 64):
@@ -207,3 +207,25 @@ def test_the_only_validation_batch_may_be_small():
         (only,) = Validation(TOKENS[:40], 9, 64, most)
         assert only["tokens"].shape == (4, 10)
         assert only["tokens"].dtype == np.int32
+
+
+@given(
+    tokens=st.lists(st.integers(0, 3), min_size=30, max_size=80),
+    context=st.integers(1, 9),
+    batch=st.integers(1, 4),
+)
+def test_segments_number_the_documents_of_a_window(tokens, context, batch):
+    data = np.asarray(tokens, np.uint16)
+    made = [
+        Windows(data, context, batch, end_of_text=0)[3],
+        Validation(data, context, batch, end_of_text=0)[0],
+    ]
+    plain = [Windows(data, context, batch)[3], Validation(data, context, batch)[0]]
+    for with_segments, without in zip(made, plain, strict=True):
+        assert without.keys() == {"tokens"}
+        assert np.array_equal(with_segments["tokens"], without["tokens"])
+        assert with_segments["segments"].dtype == np.int32
+        for row, segments in zip(without["tokens"], with_segments["segments"], strict=True):
+            # The end of a text (0) belongs to what it ends.
+            expected = [int((row[:i] == 0).sum()) for i in range(len(row))]
+            assert segments.tolist() == expected
