@@ -1,19 +1,13 @@
 """The verb `jaxmodels data`: list, prepare, inspect, bench."""
 
 import json as jsonlib
-import statistics
-import time
-from collections.abc import Callable
-from contextlib import closing
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from data_pipelines.progress import ProgressBar
-
-_EXCERPT = 200  # characters
-_ROUNDS, _BATCHES = 7, 200  # of the benchmark
 
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
@@ -42,66 +36,81 @@ def list_(json: bool = False) -> int:
     if json:
         _emit([{"spec": spec, "what": what} for spec, what in SPECS.items()])
     else:
-        print("\n".join(f"{spec:<11} {what}" for spec, what in SPECS.items()))
+        width = max(map(len, SPECS))
+        print("\n".join(f"{spec:<{width}} {what}" for spec, what in SPECS.items()))
     return 0
 
 
 def prepare_(
     spec: Spec,
     folder: Folder,
+    tokenizer: str = "chars",
+    workers: int = 0,
     min_freq: int = 1,
-    dtype: Literal["uint16", "uint32"] = "uint16",
-    vocab: Path | None = None,
+    dtype: Literal["auto", "uint16", "uint32"] = "auto",
     force: bool = False,
     json: bool = False,
 ) -> int:
     """Turn text into a folder of tokens that bin:FOLDER opens.
 
+    A long text is encoded in parts. They stay, in .FOLDER.parts, when this is interrupted: the
+    same command goes on with them.
+
     Args:
-        spec: pydoc or text:PATH.
+        spec: what to read; see `jaxmodels data list`.
         folder: where to write.
-        min_freq: a character must occur this often to enter the vocabulary.
-        dtype: size of a token on disk.
-        vocab: use this characters.json instead of the text's own vocabulary.
+        tokenizer: chars (those of the text), gpt2, or the PATH of a tokenizer.json or
+            characters.json.
+        workers: processes that encode; 0 takes one for each core.
+        min_freq: of chars: how often a character must occur to enter the vocabulary.
+        dtype: size of a token on disk; auto takes the smaller that fits.
         force: replace the prepared folder that is there.
         json: print the manifest as one JSON object.
     """
     from data_pipelines.prepare import prepare
-    from data_pipelines.tokenizers import CharTokenizer
+    from data_pipelines.tokenizers import CHARS, open_tokenizer
 
-    tokenizer = CharTokenizer.load(vocab) if vocab else None
+    chosen = None if tokenizer == CHARS else open_tokenizer(tokenizer)
+    wanted = None if dtype == "auto" else dtype
+    cores = workers or os.cpu_count() or 1
     with ProgressBar() as progress:
-        made = prepare(spec, folder, min_freq, tokenizer, dtype, progress, force)
+        made = prepare(spec, folder, min_freq, chosen, wanted, progress, force, cores)
     if json:
         _emit({"folder": str(folder), **made})
     else:
+        arch = "charlm:tiny" if tokenizer == CHARS else "wikigpt:tiny"
         print(
-            f"{made['tokens']:,} tokens, {made['vocab_size']} in the vocabulary, "
+            f"{made['tokens']:,} tokens of {made['documents']:,} documents, "
+            f"{made['vocab_size']:,} in the vocabulary, "
             f"{made['unknown']:,} <UNK>, written to {folder}\n"
-            f"next: jaxmodels train charlm:tiny --data bin:{folder} --out runs/first"
+            f"next: jaxmodels train {arch} --data bin:{folder} --out runs/first"
         )
     return 0
 
 
-def inspect_(what: Either, valid_fraction: float = 0.05, json: bool = False) -> int:
+def inspect_(
+    what: Either, tokenizer: str = "chars", valid_fraction: float = 0.05, json: bool = False
+) -> int:
     """Tokens, vocabulary, splits and an excerpt of a prepared folder or a text.
 
     Exits with 3 if the files of a folder are not those that its manifest tells.
 
     Args:
         what: a folder that `data prepare` wrote, or a spec.
+        tokenizer: what counts the tokens of a text: chars, gpt2 or a PATH.
         valid_fraction: share of the tokens, from the end, that is held out.
         json: print one JSON object.
     """
+    from data_pipelines import reports
     from data_pipelines.prepare import MANIFEST
 
     with ProgressBar() as progress:
         if (Path(what) / MANIFEST).is_file():
-            report = _inspect_bin(f"bin:{what}", progress)
+            report = reports.of_tokens(f"bin:{what}", progress)
         elif what.startswith("bin:"):
-            report = _inspect_bin(what, progress)
+            report = reports.of_tokens(what, progress)
         else:
-            report = _inspect_text(what, progress)
+            report = reports.of_text(what, tokenizer, progress)
     held_out = int(report["tokens"] * valid_fraction)
     report |= {"train_tokens": report["tokens"] - held_out, "valid_tokens": held_out}
     if json:
@@ -111,29 +120,29 @@ def inspect_(what: Either, valid_fraction: float = 0.05, json: bool = False) -> 
     return 0
 
 
-def bench_(folder: Either, context: int = 256, batch: int = 64, json: bool = False) -> int:
-    """Tokens a second from the loader, beside numpy's plain sampling of the same file.
+def bench_(
+    what: Either,
+    tokenizer: str = "gpt2",
+    context: int = 256,
+    batch: int = 64,
+    json: bool = False,
+) -> int:
+    """Tokens a second: the loader beside numpy's plain sampling of the same file; tokenising.
 
     Args:
-        folder: a prepared folder, or bin:PATH.
+        what: a prepared folder, or a spec.
+        tokenizer: what is timed on a text: gpt2 or a PATH; a folder has its own.
         context: inputs in a window.
         batch: windows in a batch.
         json: print one JSON object.
     """
-    from data_pipelines.loader import Windows
-    from data_pipelines.pipelines import open_data
+    from data_pipelines import reports
 
-    spec = folder if folder.startswith("bin:") else f"bin:{folder}"
-    data = open_data(spec, folder="", context=context, batch=batch, valid_fraction=0.0)
-    windows = Windows(data.tokens, context, batch)
-    position = iter(range(1 << 62))
-    with closing(data.train()) as batches:
-        makers = {
-            "loader": lambda: next(batches),
-            "loader_unthreaded": lambda: windows[next(position)],
-            "numpy": _plain_sampling(data.tokens, context, batch),
-        }
-        rates = _rates(makers, batch * (context + 1))
+    spec = f"bin:{what}" if Path(what).exists() else what
+    if spec.startswith("bin:"):
+        rates = reports.time_folder(spec, context, batch)
+    else:
+        rates = reports.time_text(spec, tokenizer, context, batch)
     result = {"context": context, "batch": batch, "tokens_per_second": rates}
     if json:
         _emit(result)
@@ -142,73 +151,10 @@ def bench_(folder: Either, context: int = 256, batch: int = 64, json: bool = Fal
     return 0
 
 
-def _inspect_bin(spec: str, progress: ProgressBar) -> dict[str, Any]:
-    from data_pipelines.prepare import read_manifest
-    from data_pipelines.streams import open_bin
-
-    stream = open_bin(spec, progress=progress)
-    folder = Path(spec.removeprefix("bin:")).expanduser()
-    report: dict[str, Any] = {"spec": spec, "dtype": stream.tokens.dtype.name}
-    excerpt = stream.tokens[:20].tolist()
-    if stream.tokenizer:
-        manifest = read_manifest(folder)
-        report |= {key: manifest[key] for key in ("min_freq", "unknown", "source")}
-        report["source"] = {"spec": manifest["spec"]} | report["source"]
-        excerpt = stream.tokenizer.decode(stream.tokens[:_EXCERPT])
-    return report | {
-        "tokens": len(stream.tokens),
-        "vocab_size": stream.tokenizer and stream.vocab_needed,
-        "vocab_needed": stream.vocab_needed,
-        "excerpt": excerpt,
-    }
-
-
-def _inspect_text(spec: str, progress: ProgressBar) -> dict[str, Any]:
-    from data_pipelines.sources import Reading, open_text
-    from data_pipelines.tokenizers import CharTokenizer
-
-    source = open_text(spec)
-    reading = Reading(source, "counting characters", progress)
-    tokenizer = CharTokenizer.build(reading)
-    return {
-        "spec": spec,
-        "source": reading.fingerprint(),
-        "tokens": reading.characters,
-        "vocab_size": tokenizer.vocab_size,
-        "excerpt": next(source.chunks(), "")[:_EXCERPT],
-    }
-
-
-def _plain_sampling(tokens: Any, context: int, batch: int) -> Callable[[], Any]:
-    """Random windows, sliced one by one from the memory map and stacked."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-
-    def sample() -> Any:
-        starts = rng.integers(0, len(tokens) - context, batch)
-        return np.stack([tokens[i : i + context + 1].astype(np.int32) for i in starts])
-
-    return sample
-
-
-def _rates(makers: dict[str, Callable[[], Any]], tokens: int) -> dict[str, float]:
-    """Median tokens a second over alternating rounds, so that all meet the same load."""
-    seconds: dict[str, list[float]] = {name: [] for name in makers}
-    for _ in range(_ROUNDS):
-        for name, make in makers.items():
-            make()
-            start = time.perf_counter()
-            for _ in range(_BATCHES):
-                make()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: tokens * _BATCHES / statistics.median(took) for name, took in seconds.items()}
-
-
 def _plain(value: Any) -> str:
     """A value of a report, for people."""
     if isinstance(value, dict):
-        short = value | {"documents": len(value.get("documents", ()))}
+        short = value | {"files": len(value.get("files", ()))}
         return ", ".join(f"{key} {_plain(part)}" for key, part in short.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
 
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.loader import Validation, batches
-from data_pipelines.sources import Progress
+from data_pipelines.sources import Progress, open_text
+from data_pipelines.streaming import Streamed, open_streamed
 from data_pipelines.streams import Stream, open_bin, open_prepared
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tfds import NAMES
+from data_pipelines.tokenizers import CHARS, Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +26,10 @@ class Data:
     batch: int
     seed: int
     valid_fraction: float
+    segments: bool = False
 
     @property
-    def tokenizer(self) -> CharTokenizer | None:
+    def tokenizer(self) -> Tokenizer | None:
         """None for a raw token file, which does not say what its tokens mean."""
         return self.stream.tokenizer
 
@@ -75,6 +78,7 @@ class Data:
         """JSON-able; when it is equal, a resumed run sees the batches it would have seen."""
         return {
             **self.stream.sha256,
+            "tokenizer": self.tokenizer and self.tokenizer.digest,
             "vocab_size": self.vocab_size,
             "dtype": self.tokens.dtype.name,
             "valid_fraction": self.valid_fraction,
@@ -85,6 +89,8 @@ class Data:
 
     def train(self, shard: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
         """Endless shuffled batches, `tokens` int32 [batch / count, context + 1].
+
+        With `segments`, these too, of the same shape: the number of the document in its window.
 
         `get_state()` is a small JSON-able dict, and `set_state` of it gives the next batch.
 
@@ -97,12 +103,20 @@ class Data:
             batch=self.batch,
             seed=self.seed,
             shard=shard,
+            end_of_text=self._end,
         )
 
     def valid(self, max_batches: int | None = None) -> Validation:
         """Batches of the held-out tokens, always the same: a sequence that makes them lazily."""
         held_out = self.tokens[slice(*self.valid_range)]
-        return Validation(held_out, self.context, self.batch, max_batches)
+        return Validation(held_out, self.context, self.batch, max_batches, end_of_text=self._end)
+
+    @property
+    def _end(self) -> int | None:
+        return self.tokenizer.end_of_text if self.segments and self.tokenizer else None
+
+
+AnyData = TypeVar("AnyData", Data, Streamed)
 
 
 def open_data(
@@ -115,25 +129,31 @@ def open_data(
     valid_fraction: float = 0.05,
     min_freq: int = 1,
     progress: Progress | None = None,
-    tokenizer: CharTokenizer | None = None,
-) -> Data:
-    """Opens what a spec names; text is prepared into `folder` the first time.
+    tokenizer: str | Tokenizer | None = CHARS,
+    segments: bool = False,
+) -> Data | Streamed:
+    """Opens what a spec names; files are prepared into `folder` the first time.
+
+    TFDS datasets (also as `wikipedia`, `c4`) are tokenised while one trains; nothing is written.
 
     Args:
-        spec: `pydoc`, `text:PATH` or `bin:PATH`.
+        spec: any form of `sources.SPECS`.
         folder: prepared tokens; written if it is not there, checked against the text if it is.
         context: inputs in a window.
         batch: windows in a batch, over all processes.
         seed: draws the order.
-        valid_fraction: share of the tokens, from the end, that is held out; 1 leaves none to
-            train on.
+        valid_fraction: share of the tokens (of a TFDS dataset: of the documents), from the end,
+            that is held out; 1 leaves none to train on.
         min_freq: a character must occur this often to enter the vocabulary.
         progress: called as (stage, bytes done, bytes in all).
-        tokenizer: the vocabulary that the tokens must have; None takes the text's own.
+        tokenizer: "chars" (or None) takes the text's own characters, or what a prepared folder
+            has; "gpt2", the path of a tokeniser, or one that is open: what the tokens must have.
+        segments: batches tell which document a token belongs to.
 
     Raises:
-        DataProblem: (usage) unknown spec, senseless sizes; (corrupt) unreadable, or fewer
-            tokens than a window needs; (mismatch) the text or the vocabulary is another one.
+        DataProblem: (usage) unknown spec or tokeniser, senseless sizes, segments without an end
+            of text; (corrupt) unreadable, or fewer tokens than a window needs; (mismatch) the
+            text or the vocabulary is another one.
         OSError: the operating system says no.
     """
     if context < 1 or batch < 1 or seed < 0 or not 0 <= valid_fraction <= 1:
@@ -142,12 +162,30 @@ def open_data(
             why=f"context {context}, batch {batch}, seed {seed}, valid_fraction {valid_fraction}",
             exit_code=USAGE,
         )
-    if spec.startswith("bin:"):
+    if isinstance(tokenizer, str):
+        tokenizer = None if tokenizer == CHARS else open_tokenizer(tokenizer)
+    sizes = (context, batch, seed, valid_fraction, segments)
+    kind = spec.partition(":")[0]
+    if kind in ("tfds", *NAMES):
+        return _with_ends(open_streamed(open_text(spec), tokenizer, *sizes))
+    if kind == "bin":
         stream = open_bin(spec, tokenizer, progress)
     else:
         stream = open_prepared(spec, Path(folder), min_freq, tokenizer, progress)
-    data = Data(spec, stream, context, batch, seed, valid_fraction)
+    data = Data(spec, stream, *sizes)
     _refuse_short(data)
+    return _with_ends(data)
+
+
+def _with_ends(data: AnyData) -> AnyData:
+    """The data, unless it cannot tell documents apart and should."""
+    if data.segments and (data.tokenizer is None or data.tokenizer.end_of_text is None):
+        raise DataProblem(
+            "the tokens do not tell where a document ends, so there are no segments",
+            where=data.spec,
+            fix="use a tokeniser with an end of text, such as gpt2",
+            exit_code=USAGE,
+        )
     return data
 
 

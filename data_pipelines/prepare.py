@@ -1,31 +1,35 @@
-"""Text to a folder of tokens, streamed; and the entry of `jaxmodels data`."""
+"""Documents to a folder of tokens; the entry of `jaxmodels data prepare`."""
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
 from data_pipelines.files import digest, whole_folder
-from data_pipelines.sources import Progress, Reading, open_text
-from data_pipelines.tokenizers import CHARACTERS, CharTokenizer
+from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.shards import SHARD, Shard, encode, encode_all, join, locked, shards_of
+from data_pipelines.sources import Progress, Reading, Source, fingerprint, open_text
+from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 
 TOKENS, MANIFEST = "tokens.bin", "manifest.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 # What the manifest holds.
-_FIELDS = {
+_FIELDS: dict[str, Any] = {
     "spec": str,
     "source": dict,
+    "documents": int,
     "tokens": int,
     "unknown": int,
     "dtype": str,
     "vocab_size": int,
-    "min_freq": int,
+    "min_freq": int | None,
+    "tokenizer": dict,
+    "shards": list,
     "sha256": dict,
 }
 
@@ -34,63 +38,129 @@ def prepare(
     spec: str,
     folder: Path | str,
     min_freq: int = 1,
-    tokenizer: CharTokenizer | None = None,
-    dtype: str = "uint16",
+    tokenizer: Tokenizer | None = None,
+    dtype: str | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    workers: int = 1,
 ) -> dict[str, Any]:
-    """Writes tokens.bin, characters.json and manifest.json for a text, all or nothing.
+    """Writes tokens.bin, the tokeniser's file and manifest.json, all or nothing.
 
-    The text is read twice, once for the vocabulary and once to encode, in bounded memory.
+    The text is read twice, once for its digest (and the characters in it), once to encode, in
+    bounded memory. Between documents stands the tokeniser's end of text, or a blank line.
+
+    A text of more than SHARD bytes is encoded in parts, kept in `.NAME.parts` beside the folder:
+    a run that was killed or found the disk full goes on with them when it is called again. They
+    go when the folder is complete, or when another text is prepared.
 
     Args:
-        spec: `pydoc` or `text:PATH`.
+        spec: any but `bin:`.
         folder: where to write; must not exist.
         min_freq: a character must occur this often to enter the vocabulary.
-        tokenizer: use this vocabulary instead of the text's own.
-        dtype: of tokens.bin, little-endian: uint16 or uint32.
+        tokenizer: None builds a character vocabulary from the text.
+        dtype: of tokens.bin, little-endian: uint16 or uint32; None takes the smaller that fits.
         progress: called as (stage, bytes done, bytes in all).
         force: replace the prepared folder that is there.
+        workers: processes that encode.
 
     Returns:
         the manifest.
 
     Raises:
-        DataProblem: (usage) unknown spec or dtype; (corrupt) no text, or not UTF-8;
-            (mismatch) the vocabulary does not fit the dtype; (exists) the folder exists.
-        OSError: the disk is full, say; nothing is left behind.
+        DataProblem: (usage) unknown spec or dtype; (corrupt) no text, not readable, or changed
+            meanwhile; (mismatch) the vocabulary does not fit the dtype; (exists) the folder
+            exists.
+        OSError: the disk is full, say; nothing but the parts is left behind.
     """
-    if dtype not in DTYPES:
+    if dtype and dtype not in DTYPES:
         raise DataProblem(f"unknown dtype: {dtype!r}", why="known: uint16, uint32", exit_code=USAGE)
     folder = Path(os.path.abspath(folder))
     _refuse_foreign(folder, force)
     source = open_text(spec)
     with whole_folder(folder, force) as new:
-        if tokenizer is None:
-            reading = Reading(source, "counting characters", progress)
-            tokenizer = CharTokenizer.build(reading, min_freq)
-            _refuse_empty(reading)
+        stamp = source.stamp()
+        tokenizer, identity = _look_through(source, min_freq, tokenizer, progress)
+        dtype = dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32")
         _refuse_overflow(tokenizer, dtype)
-        return _write(new, Reading(source, "encoding", progress), tokenizer, dtype)
-
-
-def _write(new: Path, reading: Reading, tokenizer: CharTokenizer, dtype: str) -> dict[str, Any]:
-    """Fills the folder; returns the manifest, its last file."""
-    tokenizer.save(new / CHARACTERS)
-    tokens, unknown, sha256 = _encode(reading, tokenizer, DTYPES[dtype], new / TOKENS)
-    _refuse_empty(reading)
-    manifest = {
-        "spec": reading.source.spec,
-        "source": reading.fingerprint(),
-        "tokens": tokens,
-        "unknown": unknown,
-        "dtype": dtype,
-        "vocab_size": tokenizer.vocab_size,
-        "min_freq": tokenizer.min_freq,
-        "sha256": {TOKENS: sha256, CHARACTERS: digest(new / CHARACTERS)},
-    }
-    (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        tokenizer.save(new)
+        shards, whole = _write(source, identity, tokenizer, dtype, new, folder, workers, progress)
+        if source.stamp() != stamp:
+            raise DataProblem(
+                "the text changed while it was read", where=spec, fix="prepare it again"
+            )
+        _refuse_empty(source, whole.tokens)
+        manifest = {
+            "spec": spec,
+            "source": identity,
+            "dtype": dtype,
+            **_counts(shards, whole),
+            **_about(tokenizer),
+            "sha256": {TOKENS: whole.sha256, tokenizer.FILE: digest(new / tokenizer.FILE)},
+        }
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
+
+
+def _counts(shards: list[Shard], whole: Shard) -> dict[str, Any]:
+    return {
+        "documents": whole.documents,
+        "tokens": whole.tokens,
+        "unknown": whole.unknown,
+        "shards": [vars(shard) for shard in shards],
+    }
+
+
+def _about(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "min_freq": tokenizer.min_freq if isinstance(tokenizer, CharTokenizer) else None,
+        "tokenizer": {
+            "file": tokenizer.FILE,
+            "digest": tokenizer.digest,
+            "end_of_text": tokenizer.end_of_text,
+        },
+    }
+
+
+def _look_through(
+    source: Source, min_freq: int, tokenizer: Tokenizer | None, progress: Progress | None
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokeniser (characters are counted if there is none), and the source's fingerprint."""
+    if tokenizer:
+        return tokenizer, fingerprint(source, progress)
+    reading = Reading(source, "counting characters", progress)
+    tokenizer = CharTokenizer.build(reading, min_freq)
+    _refuse_empty(source, reading.characters)
+    if source.records:
+        return tokenizer, fingerprint(source, progress)
+    return tokenizer, {"sha256": reading.sha256(), "files": source.files}
+
+
+def _write(
+    source: Source,
+    identity: dict[str, Any],
+    tokenizer: Tokenizer,
+    dtype: str,
+    new: Path,
+    folder: Path,
+    workers: int,
+    progress: Progress | None,
+) -> tuple[list[Shard], Shard]:
+    """Writes tokens.bin into `new`; what its shards are, and what the whole is."""
+    shards = shards_of(source, SHARD)
+    if len(shards) == 1:
+
+        def tick(done: int) -> None:
+            if progress:
+                progress("encoding", done, source.bytes)
+
+        whole = encode(shards[0], tokenizer, DTYPES[dtype], new / TOKENS, tick)
+        return [whole], whole
+    plan = {"source": identity, "tokenizer": tokenizer.digest, "dtype": dtype, "shard": SHARD}
+    work = folder.with_name(f".{folder.name}.parts")
+    with locked(work):
+        made = encode_all(shards, plan, tokenizer, DTYPES[dtype], work, workers, progress)
+        return made, join(made, work, tokenizer, DTYPES[dtype], new / TOKENS)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -105,8 +175,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for name, kind in _FIELDS.items():
             if not isinstance(manifest[name], kind):
                 raise TypeError(f"{name} is {manifest[name]!r}")
-        _ = manifest["source"]["sha256"], manifest["source"]["documents"]
-        _ = manifest["sha256"][TOKENS], manifest["sha256"][CHARACTERS]
+        _ = manifest["source"]["sha256"], manifest["source"]["files"]
+        if manifest["tokenizer"]["file"] not in (CHARACTERS, GPT2Tokenizer.FILE):
+            raise ValueError(f"unknown tokeniser's file: {manifest['tokenizer']['file']}")
+        _ = manifest["sha256"][TOKENS], manifest["sha256"][manifest["tokenizer"]["file"]]
         wanted = manifest["tokens"] * np.dtype(DTYPES[manifest["dtype"]]).itemsize
         found = (folder / TOKENS).stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -116,35 +188,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_tokenizer(folder: Path, manifest: dict[str, Any]) -> CharTokenizer:
-    """The vocabulary of a prepared folder, checked against the manifest."""
-    if digest(folder / CHARACTERS) != manifest["sha256"][CHARACTERS]:
-        raise damaged(folder, f"{CHARACTERS} is not the one that the manifest tells")
-    return CharTokenizer.load(folder / CHARACTERS)
+def read_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
+    """The tokeniser of a prepared folder, checked against the manifest."""
+    name = manifest["tokenizer"]["file"]
+    try:
+        found = digest(folder / name)
+    except OSError as error:
+        raise damaged(folder, str(error)) from None
+    if found != manifest["sha256"][name]:
+        raise damaged(folder, f"{name} is not the one that the manifest tells")
+    return load_tokenizer(folder / name)
 
 
-def _encode(
-    texts: Iterable[str], tokenizer: CharTokenizer, dtype: str, path: Path
-) -> tuple[int, int, str]:
-    """Writes the tokens; returns how many there are, how many are unknown, and the sha256."""
-    tokens, unknown, sha256 = 0, 0, hashlib.sha256()
-    with path.open("wb") as file:
-        for text in texts:
-            ids = tokenizer.encode(text)
-            data = ids.astype(dtype).tobytes()
-            file.write(data)
-            sha256.update(data)
-            tokens += len(ids)
-            unknown += int((ids == tokenizer.unk_id).sum())
-    return tokens, unknown, sha256.hexdigest()
+def _refuse_empty(source: Source, size: int) -> None:
+    if not size:
+        raise DataProblem("the text is empty", where=source.spec, fix="give a longer text")
 
 
-def _refuse_empty(reading: Reading) -> None:
-    if not reading.characters:
-        raise DataProblem("the text is empty", where=reading.source.spec, fix="give a longer text")
-
-
-def _refuse_overflow(tokenizer: CharTokenizer, dtype: str) -> None:
+def _refuse_overflow(tokenizer: Tokenizer, dtype: str) -> None:
     if tokenizer.vocab_size - 1 > np.iinfo(DTYPES[dtype]).max:
         raise DataProblem(
             f"a vocabulary of {tokenizer.vocab_size:,} does not fit {dtype}",

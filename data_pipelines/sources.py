@@ -1,13 +1,9 @@
-"""Where text comes from: restartable streams of text in bounded memory."""
+"""Where text comes from: documents that can be read again and again, in bounded memory."""
 
-import codecs
 import difflib
-import glob
 import hashlib
-import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,11 @@ CHUNK = 1 << 20
 SPECS = {
     "pydoc": "English prose of the Python reference; comes with every Python (465,000 characters)",
     "text:PATH": "UTF-8 text: a file, a folder (all *.txt below it) or a glob pattern",
+    "jsonl:PATH#FIELD": "a JSON object a line, its text in FIELD (text): file, folder or glob",
+    "parquet:PATH#COLUMN": "rows with their text in COLUMN (text): file, folder or glob",
+    "tfds:NAME[/CONFIG][:SPLIT][#FIELD]": "a TFDS dataset on disk, in array_record; read as needed",
+    "wikipedia": "tfds:wikipedia/20230601.en",
+    "c4": "tfds:c4/en",
     "bin:PATH": "tokens: a folder that `data prepare` wrote, or a raw file (?dtype=uint32)",
 }
 """Form of a spec → what it is."""
@@ -28,43 +29,53 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Document:
-    """One piece of a source."""
+class Part:
+    """A piece of a source that can be read by itself: a file, or some of its documents."""
 
-    name: str
-    """What the manifest calls it."""
     bytes: int
-    """Its size in UTF-8."""
-    read: Callable[[int], Iterator[str]]
-    """Streams its text, given the number of bytes to read at a time."""
+    """About its size in UTF-8; exact where nothing but text is in the file."""
+    read: Callable[[int], Iterator[tuple[str, bool]]]
+    """Streams (text, whether it begins a document), given the bytes to read at a time."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Text that can be read again and again: documents with a blank line between them."""
+    """Documents, of which nothing is in memory."""
 
     spec: str
-    documents: tuple[Document, ...]
+    parts: tuple[Part, ...]
+    files: dict[str, int]
+    """Name → size in bytes of what is read: helps to tell what changed."""
+    paths: tuple[Path, ...] = ()
+    """The same on disk."""
+    records: dict[str, Any] = field(default_factory=dict)
+    """What to take from the files (a field, a split); empty where they are text throughout."""
 
     @property
     def bytes(self) -> int:
-        """Size of all documents together."""
-        return sum(document.bytes for document in self.documents)
+        """Size of all parts together."""
+        return sum(part.bytes for part in self.parts)
 
     def chunks(self, size: int = CHUNK) -> Iterator[str]:
-        """The text in order, in pieces made from at most `size` bytes each.
+        """The text in order, in pieces of at most `size` bytes; blank lines between documents.
 
         Raises:
-            DataProblem: (corrupt) a document is not UTF-8 text; names the file and the byte.
+            DataProblem: (corrupt) what is read is not text; names the file and the place.
         """
-        started = False
-        for document in self.documents:
-            fresh = started  # an empty document adds nothing, not even a blank line
-            for text in document.read(size):
+        started, fresh = False, False
+        for part in self.parts:
+            for text, begins in part.read(size):
+                fresh = (fresh or begins) and started
+                if not text:  # an empty document adds nothing, not even a blank line
+                    continue
                 if fresh:
                     yield "\n\n"
                 fresh, started = False, True
                 yield text
+
+    def stamp(self) -> list[tuple[int, int]]:
+        """Changes when a file does."""
+        return [(stat.st_size, stat.st_mtime_ns) for stat in (p.stat() for p in self.paths)]
 
 
 class Reading:
@@ -84,7 +95,7 @@ class Reading:
     def __iter__(self) -> Iterator[str]:
         done = 0
         for text in self.source.chunks():
-            data = text.encode()
+            data = text.encode("utf-8", "surrogatepass")
             self._sha256.update(data)
             self.characters += len(text)
             done += len(data)
@@ -92,49 +103,49 @@ class Reading:
             if self.progress:
                 self.progress(self.stage, min(done, self.source.bytes), self.source.bytes)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """The sha256 of the text (JSON-able), and sizes that help to tell what changed."""
-        return {
-            "sha256": self._sha256.hexdigest(),
-            "characters": self.characters,
-            "documents": {document.name: document.bytes for document in self.source.documents},
-        }
+    def sha256(self) -> str:
+        """Digest of the text."""
+        return self._sha256.hexdigest()
 
 
 def fingerprint(source: Source, progress: Progress | None = None) -> dict[str, Any]:
-    """Reads a source through for its fingerprint alone."""
-    reading = Reading(source, "checking the text", progress)
-    for _ in reading:
-        pass
-    return reading.fingerprint()
+    """What a source is, JSON-able: `sha256` is equal when, and only when, the documents are.
+
+    Of text files it is the digest of the text, of other files that of the files and of what is
+    taken from them, of a TFDS dataset that of its name, version, split and number of examples.
+    """
+    if not source.records:
+        reading = Reading(source, "checking the text", progress)
+        for _ in reading:
+            pass
+        return {"sha256": reading.sha256(), "files": source.files}
+    from data_pipelines.records import digest_of
+
+    return {"sha256": digest_of(source, progress), "files": source.files, **source.records}
 
 
 def open_text(spec: str) -> Source:
-    """The text that a spec names: `pydoc` or `text:PATH`.
+    """The documents that a spec names; any form but `bin:`.
 
     Raises:
-        DataProblem: (usage) the spec is none of these; (corrupt) nothing is found there.
+        DataProblem: (usage) the spec has no known form; (corrupt) nothing is found there.
     """
-    if spec == "pydoc":
-        topics = importlib.import_module("pydoc_data.topics").topics
-        return Source(
-            spec,
-            tuple(
-                Document(name, len(topics[name].encode()), partial(_read_string, topics[name]))
-                for name in sorted(topics)
-            ),
-        )
+    from data_pipelines import records, text_files, tfds
+
     kind, _, path = spec.partition(":")
-    if kind == "text" and path:
-        files = _find(path)
-        return Source(
-            spec,
-            tuple(
-                Document(name, file.stat().st_size, partial(_read_file, file))
-                for name, file in files.items()
-            ),
-        )
-    raise unknown_spec(spec)
+    if spec == "pydoc":
+        return text_files.open_pydoc()
+    if kind in tfds.NAMES:
+        kind, path = "tfds", tfds.NAMES[kind] + (f":{path}" if path else "")
+    opened = {
+        "text": text_files.open_files,
+        "jsonl": records.open_jsonl,
+        "parquet": records.open_parquet,
+        "tfds": tfds.open_tfds,
+    }
+    if kind not in opened or not path.partition("#")[0]:
+        raise unknown_spec(spec)
+    return opened[kind](spec, path)
 
 
 def unknown_spec(spec: str) -> DataProblem:
@@ -150,63 +161,4 @@ def unknown_spec(spec: str) -> DataProblem:
         fix = "see `jaxmodels data list`"
     return DataProblem(
         f"unknown data: {spec!r}", why=f"known: {', '.join(SPECS)}", fix=fix, exit_code=USAGE
-    )
-
-
-def _find(text: str) -> dict[str, Path]:
-    """The files that a path names, by the name that the manifest gives them, in order."""
-    path = Path(text).expanduser()
-    if path.is_dir():
-        found = {p.relative_to(path).as_posix(): p for p in path.rglob("*.txt") if p.is_file()}
-        missing = "the folder has no *.txt file in it or below it"
-    elif path.exists():
-        found = {path.name: path} if path.is_file() else {}
-        missing = "it is not a regular file; text is read more than once"
-    else:
-        names = glob.glob(str(path), recursive=True)
-        found = {Path(name).as_posix(): Path(name) for name in names if Path(name).is_file()}
-        missing = "no such file or folder, and as a pattern it matches no file"
-    if not found:
-        raise DataProblem("there is no text", where=text, why=missing, fix="check the path")
-    return dict(sorted(found.items()))
-
-
-def _read_string(text: str, size: int) -> Iterator[str]:
-    yield from (text[i : i + size] for i in range(0, len(text), size))
-
-
-def _read_file(path: Path, size: int) -> Iterator[str]:
-    """Streams a UTF-8 file as it is (newlines too), without a leading byte order mark."""
-    offset, rest = 0, b""  # bytes decoded so far, and those of an unfinished character
-    with path.open("rb") as file:
-        while True:
-            block = file.read(size)
-            data = rest + block
-            _refuse_binary(path, offset, data)
-            try:
-                text, used = codecs.utf_8_decode(data, "strict", not block)
-            except UnicodeDecodeError as error:
-                raise _not_text(
-                    path, offset + error.start, f"0x{data[error.start]:02x}: {error.reason}"
-                ) from None
-            if text and offset == 0:
-                text = text.removeprefix("\ufeff")
-            offset, rest = offset + used, data[used:]
-            if text:
-                yield text
-            if not block:
-                return
-
-
-def _refuse_binary(path: Path, offset: int, data: bytes) -> None:
-    if (at := data.find(0)) >= 0:
-        raise _not_text(path, offset + at, "a zero byte; this is a binary file, or UTF-16")
-
-
-def _not_text(path: Path, offset: int, why: str) -> DataProblem:
-    return DataProblem(
-        "this is not UTF-8 text",
-        where=f"{path}, byte {offset}",
-        why=why,
-        fix="leave the file out, or convert it: iconv -f ENCODING -t UTF-8",
     )

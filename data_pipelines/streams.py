@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
 from data_pipelines.prepare import (
     DTYPES,
@@ -16,7 +17,7 @@ from data_pipelines.prepare import (
     read_tokenizer,
 )
 from data_pipelines.sources import Progress, fingerprint, open_text, unknown_spec
-from data_pipelines.tokenizers import CharTokenizer
+from data_pipelines.tokenizers import Tokenizer
 
 _PIECE = 1 << 22  # tokens of a raw file that are looked at together
 
@@ -26,7 +27,7 @@ class Stream(NamedTuple):
 
     tokens: np.ndarray
     """One-dimensional, memory-mapped, read-only."""
-    tokenizer: CharTokenizer | None
+    tokenizer: Tokenizer | None
     """None for a raw token file."""
     vocab_needed: int
     """Rows that an embedding needs."""
@@ -40,7 +41,7 @@ def open_prepared(
     spec: str,
     folder: Path,
     min_freq: int = 1,
-    tokenizer: CharTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
 ) -> Stream:
     """The tokens of a text, prepared into `folder` unless they are there; see `open_data`."""
@@ -55,6 +56,9 @@ def open_prepared(
             return _open_folder(folder, tokenizer, progress)
     manifest = read_manifest(folder)
     notes = _check_text(spec, folder, manifest, progress)
+    if tokenizer is None and manifest["tokenizer"]["file"] != CHARACTERS:
+        why = f"they have a {manifest['tokenizer']['file']}, and characters are wanted"
+        raise _another("the tokeniser is not the one of the prepared tokens", folder, why)
     if tokenizer is None and manifest["min_freq"] != min_freq:
         why = f"min_freq is {min_freq} now, and was {manifest['min_freq']}"
         raise _another("the vocabulary is not the one of the prepared tokens", folder, why)
@@ -63,7 +67,7 @@ def open_prepared(
 
 
 def open_bin(
-    spec: str, tokenizer: CharTokenizer | None = None, progress: Progress | None = None
+    spec: str, tokenizer: Tokenizer | None = None, progress: Progress | None = None
 ) -> Stream:
     """What `bin:PATH` names: a prepared folder, or a raw file of little-endian tokens.
 
@@ -91,17 +95,15 @@ def open_bin(
     return Stream(tokens, None, largest + 1, {"tokens_sha256": sha256})
 
 
-def _open_folder(
-    folder: Path, tokenizer: CharTokenizer | None, progress: Progress | None
-) -> Stream:
+def _open_folder(folder: Path, tokenizer: Tokenizer | None, progress: Progress | None) -> Stream:
     """Opens a prepared folder; its tokens are read through once, for their digest."""
     manifest = read_manifest(folder)
     own = read_tokenizer(folder, manifest)
-    if tokenizer and (own.chars, own.specials) != (tokenizer.chars, tokenizer.specials):
-        odd = sorted(set(own.chars) ^ set(tokenizer.chars))
+    if tokenizer and own.digest != tokenizer.digest:
         why = f"{own.vocab_size} tokens there, {tokenizer.vocab_size} in the model's vocabulary"
-        if odd:
-            why += f"; in one of them only: {''.join(odd[:20])!r}"
+        if isinstance(own, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
+            odd = sorted(set(own.chars) ^ set(tokenizer.chars))
+            why += f"; in one of them only: {''.join(odd[:20])!r}" if odd else ""
         raise _another("the prepared tokens have another vocabulary than the model", folder, why)
     tokens = _map(folder / TOKENS, manifest["dtype"])
     if _scan(tokens, progress)[0] != manifest["sha256"][TOKENS]:
@@ -109,7 +111,8 @@ def _open_folder(
     notes = []
     if unknown := manifest["unknown"]:
         share = unknown / manifest["tokens"]
-        notes.append(f"{unknown:,} characters ({share:.2%}) are <UNK>: not in the vocabulary")
+        what = "characters" if isinstance(own, CharTokenizer) else "tokens"
+        notes.append(f"{unknown:,} {what} ({share:.2%}) are <UNK>: not in the vocabulary")
     return Stream(
         tokens,
         own,
@@ -165,7 +168,7 @@ def _check_text(
     if manifest["spec"] != spec:
         why = f"they were prepared from {manifest['spec']}, not from {spec}"
     else:
-        why = _changes(then["documents"], now["documents"])
+        why = _changes(then["files"], now["files"])
     raise _another("the text is not the one that the tokens were prepared from", folder, why)
 
 

@@ -57,8 +57,8 @@ class SubwordTokenizer:
     def special_ids(self) -> tuple[int, ...]:
         """Ids of special tokens, which no text gives; without `end_of_text`, which may be drawn."""
         found = {*self._special.values()}
-        if self._unknown_id is not None:
-            found.add(self._unknown_id)
+        if self.unk_id is not None:
+            found.add(self.unk_id)
         return tuple(sorted(found - {self.end_of_text}))
 
     @cached_property
@@ -91,7 +91,7 @@ class SubwordTokenizer:
         text = without_surrogates(text)
         found = self._tokenizer.encode(text, add_special_tokens=False)
         parts = zip(found.ids, found.offsets, strict=True)
-        return list(dict.fromkeys(text[a:b] for i, (a, b) in parts if i == self._unknown_id))
+        return list(dict.fromkeys(text[a:b] for i, (a, b) in parts if i == self.unk_id))
 
     def safe_cut(self, text: str) -> int:
         """Nothing is sure before the end of the document: a token may reach over anything."""
@@ -105,6 +105,9 @@ class SubwordTokenizer:
         """Writes tokenizer.json, as `path` or into the folder `path`; whole or not at all."""
         path = Path(path)
         write_text(path / self.FILE if path.is_dir() else path, self.content + "\n")
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return SubwordTokenizer, (self.content,)  # another process reads the file itself
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -124,7 +127,8 @@ class SubwordTokenizer:
         return {token["content"]: token["id"] for token in tokens if token.get("special")}
 
     @cached_property
-    def _unknown_id(self) -> int | None:
+    def unk_id(self) -> int | None:
+        """Id of what the vocabulary cannot write; None where there is none."""
         model = self.to_json()["model"]
         if model.get("unk_token") is not None:
             return self._tokenizer.token_to_id(model["unk_token"])

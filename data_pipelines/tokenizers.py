@@ -25,6 +25,9 @@ from data_pipelines.subword import SubwordTokenizer
 
 Tokenizer = CharTokenizer | GPT2Tokenizer | SubwordTokenizer
 
+CHARS = "chars"
+"""The word for the characters of the text itself."""
+
 _FILES = (CHARACTERS, GPT2Tokenizer.FILE)  # what is looked for in a folder, in this order
 
 

@@ -28,6 +28,7 @@ VOCAB = 50_257
 
 # Contractions; letters, digits or other signs, each with one space before them; white space.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
 # No token reaches over the border between something else and a white space that follows.
 _BORDER = re.compile(r"(?<=\S)[ \n]")
 
@@ -46,6 +47,8 @@ class GPT2Tokenizer:
     """There is no padding and nothing is unknown; `end_of_text` may be drawn, and ends a sample."""
     end_of_text: ClassVar[int] = VOCAB - 1
     """Id between documents."""
+    unk_id: ClassVar[None] = None
+    """Bytes write every text."""
     digest: ClassVar[str] = f"gpt2:{RANKS_SHA256}"
     """Identity of the mapping."""
 
@@ -71,7 +74,11 @@ class GPT2Tokenizer:
 
     def safe_cut(self, text: str) -> int:
         """How many leading characters give the same ids whatever follows them."""
-        return max((found.start() for found in _BORDER.finditer(text)), default=0)
+        for start in (max(0, len(text) - 1000), 0):  # the last border is almost always near
+            borders = [found.start() for found in _BORDER.finditer(text, start)]
+            if borders:
+                return borders[-1]
+        return 0
 
     def to_json(self) -> dict[str, Any]:
         """Hugging Face's tokenizer.json; see `data_pipelines.gpt2.huggingface`."""

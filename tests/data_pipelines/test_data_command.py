@@ -54,7 +54,7 @@ def test_prepare_and_inspect(tmp_path, capsys):
 
 
 def test_prepare_with_a_vocabulary_and_force(tmp_path, prepared, capsys):
-    argv = ["prepare", "pydoc", prepared, "--vocab", prepared / "characters.json"]
+    argv = ["prepare", "pydoc", prepared, "--tokenizer", prepared]
     with pytest.raises(DataProblem, match="exists already"):
         main(list(map(str, argv)))
     code, made = answer(capsys, *argv, "--force")
@@ -87,12 +87,40 @@ def test_inspect_a_raw_file(tmp_path, capsys):
 
 
 def test_bench_compares_in_one_run(prepared, capsys, monkeypatch):
-    monkeypatch.setattr("data_pipelines.command._BATCHES", 5)
+    monkeypatch.setattr("data_pipelines.reports._BATCHES", 5)
     code, report = answer(capsys, "bench", prepared, "--context", 16, "--batch", 4)
     assert code == 0
     rates = report["tokens_per_second"]
-    assert rates.keys() == {"loader", "loader_unthreaded", "numpy"}
+    assert rates.keys() == {"loader", "loader_unthreaded", "numpy", "encoding"}
     assert min(rates.values()) > 0
+
+
+def test_subwords_end_to_end(tmp_path, capsys):
+    lines = "".join(json.dumps({"body": f"line {i} of the file"}) + "\n" for i in range(100))
+    (tmp_path / "a.jsonl").write_text(lines)
+    spec, options = f"jsonl:{tmp_path}#body", ["--tokenizer", "gpt2"]
+    code, made = answer(capsys, "prepare", spec, tmp_path / "out", *options, "--workers", "1")
+    assert (code, made["documents"], made["vocab_size"]) == (0, 100, 50257)
+    code, text = answer(capsys, "inspect", spec, *options)
+    assert (code, text["tokens"], text["documents"]) == (0, made["tokens"], 100)
+    assert text["source"] == made["source"]
+    assert text["excerpt"].startswith("line 0 of the file\n\nline 1")
+    code, folder = answer(capsys, "inspect", tmp_path / "out")
+    assert (code, folder["tokens"], folder["documents"]) == (0, made["tokens"], 100)
+    assert folder["excerpt"].startswith("line 0 of the file<|endoftext|>line 1")
+    argv = ["prepare", spec, str(tmp_path / "out"), *options, "--dtype", "uint32", "--force"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "tokens of 100 documents, 50,257 in the vocabulary" in out
+    assert f"train wikigpt:tiny --data bin:{tmp_path / 'out'}" in out
+
+
+def test_bench_of_a_text(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("the quick brown fox " * 1000)
+    code, report = answer(capsys, "bench", f"text:{tmp_path}", "--tokenizer", "gpt2")
+    assert code == 0
+    assert report["tokens_per_second"].keys() == {"encoding"}
+    assert report["tokens_per_second"]["encoding"] > 1e4
 
 
 @pytest.mark.parametrize("argv", [[], ["lists"], ["prepare"], ["list", "--jason"]])

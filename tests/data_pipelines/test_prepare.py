@@ -93,11 +93,12 @@ def test_a_vocabulary_that_does_not_fit_the_dtype(tmp_path):
     (tmp_path / "all.txt").write_bytes("".join(map(chr, points)).encode())
     spec = f"text:{tmp_path / 'all.txt'}"
     with pytest.raises(DataProblem, match="does not fit uint16") as caught:
-        prepare(spec, tmp_path / "out")
+        prepare(spec, tmp_path / "out", dtype="uint16")
     assert caught.value.exit_code == 5
     assert "--dtype uint32" in caught.value.fix
     assert os.listdir(tmp_path) == ["all.txt"]
-    made = prepare(spec, tmp_path / "out", dtype="uint32")
+    made = prepare(spec, tmp_path / "out")
+    assert made["dtype"] == "uint32"
     assert made["vocab_size"] == len(points) + 2
     assert np.fromfile(tmp_path / "out" / "tokens.bin", "<u4").max() == len(points) + 1
 
@@ -157,7 +158,7 @@ def test_a_vocabulary_file_is_written_whole(tmp_path, monkeypatch):
         lambda manifest: manifest.pop("spec"),
         lambda manifest: manifest.pop("sha256"),
         lambda manifest: manifest["sha256"].pop("characters.json"),
-        lambda manifest: manifest["source"].pop("documents"),
+        lambda manifest: manifest["source"].pop("files"),
         lambda manifest: manifest.update(tokens="450"),
         lambda manifest: manifest.update(tokens=449),
         lambda manifest: manifest.update(dtype="float64"),

@@ -1,0 +1,239 @@
+"""Encoding in pieces: in several processes, and going on where a killed run stopped."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data_pipelines.files import digest, sync, write_text
+from data_pipelines.sources import CHUNK, Part, Progress, Source
+from data_pipelines.tokenizers import Tokenizer
+
+SHARD = 1 << 24
+"""Bytes of text, at least, that are encoded together."""
+
+Parts = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What was written for some parts of a source."""
+
+    tokens: int
+    unknown: int
+    documents: int
+    """Those that hold any text."""
+    sha256: str
+
+
+def shards_of(source: Source, size: int) -> list[Parts]:
+    """The parts of a source in order, in groups of about `size` bytes or more."""
+    groups: list[list[Part]] = [[]]
+    for part in source.parts:
+        if sum(p.bytes for p in groups[-1]) >= size:
+            groups.append([])
+        groups[-1].append(part)
+    return [tuple(group) for group in groups]
+
+
+def separator(tokenizer: Tokenizer) -> np.ndarray:
+    """What stands between documents: end of text, or a blank line where there is no such token."""
+    if tokenizer.end_of_text is None:
+        return tokenizer.encode("\n\n")
+    return np.asarray([tokenizer.end_of_text], np.int32)
+
+
+class Writer:
+    """Appends tokens to a file, and counts."""
+
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, dtype: str):
+        self._file, self._dtype, self._unknown_id = file, dtype, tokenizer.unk_id
+        self._sha256 = hashlib.sha256()
+        self.tokens = self.unknown = 0
+
+    def add(self, ids: np.ndarray) -> None:
+        """Appends ids."""
+        data = ids.astype(self._dtype).tobytes()
+        self._file.write(data)
+        self._sha256.update(data)
+        self.tokens += len(ids)
+        if self._unknown_id is not None:
+            self.unknown += int((ids == self._unknown_id).sum())
+
+    def done(self, documents: int) -> Shard:
+        """What was written."""
+        return Shard(self.tokens, self.unknown, documents, self._sha256.hexdigest())
+
+
+def encode(
+    parts: Parts,
+    tokenizer: Tokenizer,
+    dtype: str,
+    path: Path,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Shard:
+    """Writes the tokens of some parts, with separators between their documents.
+
+    Args:
+        parts: what to read.
+        tokenizer: encodes.
+        dtype: of the file, in numpy's letters.
+        path: the file; written anew.
+        tick: called with the bytes done, of those that the parts tell.
+    """
+    with path.open("wb") as file:
+        writer, documents, before = Writer(file, tokenizer, dtype), 0, 0
+        for part in parts:
+            read = 0
+            for text, begins in _pieces(part, tokenizer):
+                if begins:
+                    if documents:
+                        writer.add(separator(tokenizer))
+                    documents += 1
+                writer.add(tokenizer.encode(text))
+                read += len(text.encode("utf-8", "surrogatepass"))
+                tick(before + min(read, part.bytes))
+            before += part.bytes
+    return writer.done(documents)
+
+
+def _pieces(part: Part, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """(text, whether it begins a document), cut where it changes no token; no empty ones."""
+    held, fresh = "", True
+    for text, begins in part.read(CHUNK):
+        if begins:
+            if held:
+                yield held, fresh
+            held, fresh = text, True
+            continue
+        if cut := tokenizer.safe_cut(held):
+            yield held[:cut], fresh
+            fresh = False
+        held = held[cut:] + text
+    if held:
+        yield held, fresh
+
+
+def encode_all(
+    shards: Sequence[Parts],
+    plan: dict[str, Any],
+    tokenizer: Tokenizer,
+    dtype: str,
+    work: Path,
+    workers: int,
+    progress: Progress | None = None,
+) -> list[Shard]:
+    """Encodes all shards into `work`, those excepted that lie there complete already.
+
+    A shard is a file NUMBER.bin and, written after it, NUMBER.json. They stay when this is
+    interrupted, and are used again if the plan is the same.
+
+    Args:
+        shards: the parts of each.
+        plan: what decides the tokens, JSON-able.
+        tokenizer: encodes.
+        dtype: of the files, in numpy's letters.
+        work: the folder of the files; locked by the caller.
+        workers: processes.
+        progress: called as (stage, bytes done, bytes in all).
+    """
+    stored = work / "plan.json"
+    if not stored.is_file() or json.loads(stored.read_text(encoding="utf-8")) != plan:
+        for path in work.glob("*.*"):
+            path.unlink()
+        write_text(stored, json.dumps(plan) + "\n")
+    sizes = [sum(part.bytes for part in shard) for shard in shards]
+    made = {i: found for i in range(len(shards)) if (found := _finished(work, i))}
+    stage = f"encoding ({len(made)} of {len(shards)} parts were there)" if made else "encoding"
+    done = sum(sizes[i] for i in made)
+    missing = [i for i in range(len(shards)) if i not in made]
+    jobs = {i: (shards[i], tokenizer, dtype, work, i) for i in missing}
+    for i, shard in _run(jobs, min(workers, len(missing))):
+        made[i] = shard
+        done += sizes[i]
+        if progress:
+            progress(stage, done, sum(sizes))
+    return [made[i] for i in range(len(shards))]
+
+
+def join(
+    shards: Sequence[Shard], work: Path, tokenizer: Tokenizer, dtype: str, path: Path
+) -> Shard:
+    """Puts the shards of a folder together, with separators where documents meet."""
+    with path.open("wb") as file:
+        writer, documents = Writer(file, tokenizer, dtype), 0
+        for i, shard in enumerate(shards):
+            if documents and shard.documents:
+                writer.add(separator(tokenizer))
+            documents += shard.documents
+            tokens = np.memmap(_file(work, i), dtype, "r") if shard.tokens else ()
+            for start in range(0, shard.tokens, CHUNK):
+                writer.add(np.asarray(tokens[start : start + CHUNK]))
+    return writer.done(documents)
+
+
+@contextmanager
+def locked(work: Path) -> Iterator[None]:
+    """A folder to work in, for one process at a time; the others wait. Gone after success."""
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            file = (work / "lock").open("w")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), (work / "lock").stat()):
+                break
+        except FileNotFoundError:
+            pass  # the one who had it finished, and removed the folder
+    with file:
+        yield
+        shutil.rmtree(work)
+
+
+def _run(jobs: dict[int, tuple[Any, ...]], workers: int) -> Iterator[tuple[int, Shard]]:
+    """The results as they come."""
+    if workers <= 1:
+        yield from ((i, _encode_shard(*job)) for i, job in jobs.items())
+        return
+    # Spawned: a process with JAX's threads in it must not be forked.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        try:
+            futures = {pool.submit(_encode_shard, *job): i for i, job in jobs.items()}
+            waiting = set(futures)
+            while waiting:
+                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from ((futures[future], future.result()) for future in ready)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _encode_shard(parts: Parts, tokenizer: Tokenizer, dtype: str, work: Path, i: int) -> Shard:
+    path = _file(work, i)
+    shard = encode(parts, tokenizer, dtype, path)
+    sync(path)
+    write_text(path.with_suffix(".json"), json.dumps(asdict(shard)) + "\n")
+    return shard
+
+
+def _finished(work: Path, i: int) -> Shard | None:
+    """A shard that an earlier run wrote, if it is intact."""
+    path = _file(work, i)
+    try:
+        shard = Shard(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return shard if path.is_file() and digest(path) == shard.sha256 else None
+
+
+def _file(work: Path, i: int) -> Path:
+    return work / f"{i:06d}.bin"

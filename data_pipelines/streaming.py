@@ -1,0 +1,260 @@
+"""Batches from documents that are tokenised while one trains: nothing is prepared, nothing kept."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import grain
+import numpy as np
+
+from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.loader import ENDLESS, Batch, Validation, batch_of, epoch_keys, permute
+from data_pipelines.shards import separator
+from data_pipelines.sources import Source
+from data_pipelines.tfds import Texts, texts
+from data_pipelines.tokenizers import Tokenizer
+
+_SAMPLE = 64  # documents that tell how long the others are
+
+
+class Documents:
+    """Endless random access to tokenised documents, for `grain.MapDataset.source`.
+
+    An epoch takes each document once, in an order drawn from (seed, epoch).
+
+    Args:
+        texts: the documents.
+        first: index of the first that is taken.
+        count: how many are taken from there on.
+        tokenizer: encodes; each document ends with its separator.
+        seed: draws the order.
+        shard: (index, count): take each count-th place of the order.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        first: int,
+        count: int,
+        tokenizer: Tokenizer,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+    ):
+        self._texts, self._first, self._count = texts, first, count
+        self._tokenizer, self._separator = tokenizer, separator(tokenizer)
+        self._seed, self._shard = seed, shard
+
+    def __len__(self) -> int:
+        return ENDLESS // self._shard[1]
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Document at place i: int32 [n]; an empty one has no tokens at all."""
+        epoch, place = divmod(int(i) * self._shard[1] + self._shard[0], self._count)
+        keys = epoch_keys(self._seed, epoch)
+        index = int(permute(np.asarray([place], np.uint64), self._count, keys)[0])
+        ids = self._tokenizer.encode(self._texts[self._first + index])
+        return np.concatenate([ids, self._separator]) if len(ids) else ids
+
+
+class Packed(grain.IterDataset):
+    """Documents one after the other, cut into windows, a batch of them at a time.
+
+    Args:
+        parent: yields tokens, int32 [n].
+        rows: windows in a batch.
+        length: tokens of a window; the last of one is the first of the next.
+        end_of_text: give `segments` too, counted at this id; None gives tokens only.
+    """
+
+    def __init__(
+        self, parent: grain.IterDataset, rows: int, length: int, end_of_text: int | None = None
+    ):
+        super().__init__(parent)
+        self._sizes, self._end = (rows, length), end_of_text
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _PackedIterator(self._parent.__iter__(), self._sizes, self._end)
+
+
+class _PackedIterator(grain.DatasetIterator):
+    """Its state: where the document that is being cut came from, and the tokens of it used."""
+
+    def __init__(self, parent: grain.DatasetIterator, sizes: tuple[int, int], end: int | None):
+        super().__init__(parent)
+        self._sizes, self._end = sizes, end
+        self._before, self._offset = parent.get_state(), 0
+        self._tokens: np.ndarray | None = None  # read when it is needed
+
+    def __next__(self) -> Batch:
+        rows, length = self._sizes
+        return batch_of(np.stack([self._window(length) for _ in range(rows)]), self._end)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"documents": self._before, "offset": self._offset}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._before, self._offset, self._tokens = state["documents"], state["offset"], None
+        self._parents[0].set_state(self._before)
+
+    def _window(self, length: int) -> np.ndarray:
+        parts, missing = [], length
+        while missing:
+            if self._tokens is None:
+                self._tokens = next(self._parents[0])
+            part = self._tokens[self._offset : self._offset + missing]
+            if not len(part):
+                self._before = self._parents[0].get_state()
+                self._offset, self._tokens = 0, None
+                continue
+            parts.append(part)
+            self._offset += len(part)
+            missing -= len(part)
+        self._offset -= 1  # the last target is the first input of what follows
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """As `Data`, for documents that are tokenised when their turn comes."""
+
+    source: Source
+    tokenizer: Tokenizer
+    context: int
+    batch: int
+    seed: int
+    valid_fraction: float
+    segments: bool = False
+
+    @property
+    def spec(self) -> str:
+        """What was asked for."""
+        return self.source.spec
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def vocab_needed(self) -> int:
+        """Rows that an embedding needs."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, a sentence each."""
+        held_out = f"{self._held_out:,} of {len(self._texts):,} documents are held out"
+        return [f"{held_out}; the numbers of tokens are estimates from {_SAMPLE} of them"]
+
+    @property
+    def valid_tokens(self) -> int:
+        """Tokens that are held out, estimated."""
+        return int(self._held_out * self._mean)
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens to train on, estimated."""
+        return int((len(self._texts) - self._held_out) * self._mean)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able; when it is equal, a resumed run sees the batches it would have seen."""
+        return {
+            **self.source.records,
+            "tokenizer": self.tokenizer.digest,
+            "vocab_size": self.vocab_size,
+            "valid_fraction": self.valid_fraction,
+            "seed": self.seed,
+            "context": self.context,
+            "batch": self.batch,
+        }
+
+    def train(self, shard: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
+        """Endless batches, `tokens` int32 [batch / count, context + 1]; `segments` if wanted.
+
+        `get_state()` is a small JSON-able dict, and `set_state` of it gives the next batch; it
+        holds for the same `shard` only: each process takes documents of its own.
+
+        Args:
+            shard: (index, count): this process's part.
+        """
+        if self.batch % shard[1]:
+            raise DataProblem(
+                f"a batch of {self.batch} cannot be shared out to {shard[1]} processes",
+                fix="make the batch a multiple of the number of processes",
+                exit_code=USAGE,
+            )
+        count = len(self._texts) - self._held_out
+        documents = Documents(self._texts, 0, count, self.tokenizer, self.seed, shard)
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=256)
+        ahead = grain.MapDataset.source(documents).to_iter_dataset(options)
+        return iter(Packed(ahead, self.batch // shard[1], self.context + 1, self._end))
+
+    def valid(self, max_batches: int | None = None) -> Validation:
+        """Batches of held-out documents, always the same; tokenised here, as many as needed.
+
+        Args:
+            max_batches: no more than these; None takes all that is held out into memory.
+        """
+        order = np.arange(self._held_out)
+        if max_batches is not None:  # from all over the held-out documents
+            order = permute(order.astype(np.uint64), max(1, self._held_out), epoch_keys(0, 0))
+        needed = None if max_batches is None else max_batches * self.batch * self.context + 1
+        first, parts, have = len(self._texts) - self._held_out, [np.zeros(0, np.int32)], 0
+        for index in order:
+            if needed is not None and have >= needed:
+                break
+            ids = self.tokenizer.encode(self._texts[first + int(index)])
+            if len(ids):
+                parts += [ids, separator(self.tokenizer)]
+                have += len(ids) + len(parts[-1])
+        tokens = np.concatenate(parts)[:needed]
+        return Validation(tokens, self.context, self.batch, max_batches, end_of_text=self._end)
+
+    @property
+    def _end(self) -> int | None:
+        return self.tokenizer.end_of_text if self.segments else None
+
+    @cached_property
+    def _texts(self) -> Texts:
+        return texts(self.source)
+
+    @property
+    def _held_out(self) -> int:
+        """Documents at the end that are never trained on."""
+        share = int(len(self._texts) * self.valid_fraction)
+        return max(1, share) if self.valid_fraction else 0
+
+    @cached_property
+    def _mean(self) -> float:
+        """Tokens of a document."""
+        places = np.linspace(0, len(self._texts) - 1, min(_SAMPLE, len(self._texts))).astype(int)
+        lengths = [len(self.tokenizer.encode(self._texts[int(i)])) for i in places]
+        return float(np.mean(lengths)) + len(separator(self.tokenizer))
+
+
+def open_streamed(source: Source, tokenizer: Tokenizer | None, *sizes: Any) -> Streamed:
+    """Documents that are tokenised while one trains; `sizes` are the other fields of `Streamed`.
+
+    Raises:
+        DataProblem: (usage) there is no tokeniser; (corrupt) there is no text to train on.
+    """
+    if tokenizer is None:
+        raise DataProblem(
+            "a character vocabulary must be counted over the whole text first",
+            where=source.spec,
+            fix=f"use gpt2, or run `jaxmodels data prepare {source.spec} FOLDER --tokenizer chars`"
+            " and give bin:FOLDER",
+            exit_code=USAGE,
+        )
+    count = source.records["examples"]
+    data = Streamed(source, tokenizer, *sizes) if count else None
+    if not data or data._mean <= len(separator(tokenizer)):
+        raise DataProblem("the documents are empty", where=source.spec, fix="check the field")
+    if data.valid_fraction < 1 and count == data._held_out:
+        raise DataProblem(
+            f"there are too few documents ({count}) to hold some of them out",
+            where=source.spec,
+            fix="use a smaller --valid-fraction, 0 for none",
+        )
+    return data

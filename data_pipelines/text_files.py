@@ -1,0 +1,97 @@
+"""Text that is nothing but text: files, and the prose that comes with Python."""
+
+import codecs
+import glob
+import importlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from data_pipelines.errors import DataProblem
+from data_pipelines.sources import Part, Source
+
+
+def open_pydoc() -> Source:
+    """The topics of the Python reference, each a document."""
+    topics = importlib.import_module("pydoc_data.topics").topics
+    names = sorted(topics)
+    sizes = {name: len(topics[name].encode()) for name in names}
+    parts = (Part(sizes[name], partial(_read_string, topics[name])) for name in names)
+    return Source("pydoc", tuple(parts), sizes)
+
+
+def open_files(spec: str, path: str) -> Source:
+    """The files of `text:PATH`, each a document."""
+    found = find(path, "*.txt")
+    sizes = {name: file.stat().st_size for name, file in found.items()}
+    parts = (Part(sizes[name], partial(_read_file, file)) for name, file in found.items())
+    return Source(spec, tuple(parts), sizes, tuple(found.values()))
+
+
+def find(text: str, *patterns: str) -> dict[str, Path]:
+    """The files that a path names, by the name that the manifest gives them, in order.
+
+    Args:
+        text: a file, a folder or a glob pattern.
+        patterns: what is taken from a folder, at any depth.
+
+    Raises:
+        DataProblem: (corrupt) there is none.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        below = [p for pattern in patterns for p in path.rglob(pattern)]
+        found = {p.relative_to(path).as_posix(): p for p in below if p.is_file()}
+        missing = f"the folder has no {' or '.join(patterns)} file in it or below it"
+    elif path.exists():
+        found = {path.name: path} if path.is_file() else {}
+        missing = "it is not a regular file; text is read more than once"
+    else:
+        names = glob.glob(str(path), recursive=True)
+        found = {Path(name).as_posix(): Path(name) for name in names if Path(name).is_file()}
+        missing = "no such file or folder, and as a pattern it matches no file"
+    if not found:
+        raise DataProblem("there is no text", where=text, why=missing, fix="check the path")
+    return dict(sorted(found.items()))
+
+
+def _read_string(text: str, size: int) -> Iterator[tuple[str, bool]]:
+    yield from ((text[i : i + size], i == 0) for i in range(0, len(text), size))
+
+
+def _read_file(path: Path, size: int) -> Iterator[tuple[str, bool]]:
+    """Streams a UTF-8 file as it is (newlines too), without a leading byte order mark."""
+    offset, rest, begins = 0, b"", True  # bytes decoded, and those of an unfinished character
+    with path.open("rb") as file:
+        while True:
+            block = file.read(size)
+            data = rest + block
+            _refuse_binary(path, offset, data)
+            try:
+                text, used = codecs.utf_8_decode(data, "strict", not block)
+            except UnicodeDecodeError as error:
+                raise _not_text(
+                    path, offset + error.start, f"0x{data[error.start]:02x}: {error.reason}"
+                ) from None
+            if text and offset == 0:
+                text = text.removeprefix("\ufeff")
+            offset, rest = offset + used, data[used:]
+            if text:
+                yield text, begins
+                begins = False
+            if not block:
+                return
+
+
+def _refuse_binary(path: Path, offset: int, data: bytes) -> None:
+    if (at := data.find(0)) >= 0:
+        raise _not_text(path, offset + at, "a zero byte; this is a binary file, or UTF-16")
+
+
+def _not_text(path: Path, offset: int, why: str) -> DataProblem:
+    return DataProblem(
+        "this is not UTF-8 text",
+        where=f"{path}, byte {offset}",
+        why=why,
+        fix="leave the file out, or convert it: iconv -f ENCODING -t UTF-8",
+    )

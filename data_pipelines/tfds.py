@@ -1,0 +1,157 @@
+"""Documents of a TFDS dataset that lies on disk in array_record; TensorFlow is not needed."""
+
+import json
+import os
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.sources import Part, Source
+
+NAMES = {"wikipedia": "wikipedia/20230601.en", "c4": "c4/en"}
+"""Words for datasets that many train on."""
+
+_EXAMPLES = 4096  # in a part
+
+
+def open_tfds(spec: str, rest: str) -> Source:
+    """`tfds:NAME[/CONFIG][/VERSION][:SPLIT][#FIELD]`; the split is train, the field text.
+
+    The dataset is looked for in $TFDS_DATA_DIR, else in ~/tensorflow_datasets; the newest
+    version is taken.
+
+    Raises:
+        DataProblem: (corrupt) it is not there, or not in array_record; (usage) it has no such
+            split or field of text.
+    """
+    rest, _, field = rest.partition("#")
+    name, _, split = rest.partition(":")
+    split, field = split or "train", field or "text"
+    folder = _folder(name)
+    examples = data_source(str(folder), split, field)
+    info = _builder(str(folder)).info
+    count = len(examples)
+    whole = info.splits[split.partition("[")[0]]
+    each = whole.num_bytes / max(1, whole.num_examples)
+    parts = [
+        Part(
+            round(each * min(_EXAMPLES, count - at)),
+            partial(_read, str(folder), split, field, at, min(count, at + _EXAMPLES)),
+        )
+        for at in range(0, count, _EXAMPLES)
+    ]
+    records = {"dataset": info.full_name, "split": split, "examples": count, "field": field}
+    return Source(spec, tuple(parts), {}, (), records)
+
+
+def texts(source: Source) -> "Texts":
+    """Random access to the documents of a source that `open_tfds` opened."""
+    read = source.parts[0].read
+    assert isinstance(read, partial)
+    return Texts(*read.args[:3])
+
+
+class Texts:
+    """A sequence of documents; opened anew where it is sent to."""
+
+    def __init__(self, folder: str, split: str, field: str):
+        self._where = folder, split, field
+
+    def __len__(self) -> int:
+        return len(data_source(*self._where))
+
+    def __getitem__(self, index: int) -> str:
+        return _text(data_source(*self._where)[int(index)][self._where[2]])
+
+
+@cache
+def data_source(folder: str, split: str, field: str) -> Any:
+    """TFDS's random access to the examples of a split.
+
+    Raises:
+        DataProblem: as `open_tfds`.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _builder(folder)
+    found = builder.info.features
+    features = dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {}
+    if not isinstance(features.get(field), tfds.features.Text):
+        have = ", ".join(f"{name} ({type(f).__name__})" for name, f in features.items())
+        raise _unusable(folder, f"the dataset has no text {field!r}", f"features: {have}")
+    skipped = {name: tfds.decode.SkipDecoding() for name in features if name != field}
+    try:
+        return builder.as_data_source(split=split, decoders=skipped)
+    except NotImplementedError as error:
+        raise DataProblem(
+            "the dataset cannot be read at random",
+            where=folder,
+            why=str(error),
+            fix=_how(Path(folder).parent.name),
+        ) from None
+    except (ValueError, AssertionError) as error:
+        raise _unusable(folder, f"the dataset has no split {split!r}", str(error)) from None
+
+
+@cache
+def _builder(folder: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder)
+
+
+def _read(
+    folder: str, split: str, field: str, start: int, stop: int, _: int
+) -> Iterator[tuple[str, bool]]:
+    documents = Texts(folder, split, field)
+    yield from ((documents[i], True) for i in range(start, stop))
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _folder(name: str) -> Path:
+    """The folder of a dataset's version: the newest, of the only configuration if none is named."""
+    root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = root / name
+    for _ in range(3):
+        if (folder / "dataset_info.json").is_file():
+            return folder
+        below = [path for path in folder.glob("[!.]*") if path.is_dir()]
+        versions = [path for path in below if _version(path)]
+        if versions:
+            folder = max(versions, key=_version)
+        elif len(below) == 1:
+            folder = below[0]
+        else:
+            why = f"configurations there: {', '.join(sorted(p.name for p in below))}"
+            raise _missing(name, root, why if below else "there is no such folder")
+    raise _missing(name, root, f"{folder} has no dataset_info.json")
+
+
+def _version(path: Path) -> list[int]:
+    numbers = path.name.split(".")
+    return list(map(int, numbers)) if len(numbers) == 3 and all(map(str.isdigit, numbers)) else []
+
+
+def _missing(name: str, root: Path, why: str) -> DataProblem:
+    return DataProblem(
+        f"the dataset {name} is not on this disk",
+        where=str(root / name),
+        why=why,
+        fix=_how(name) + "\nor set TFDS_DATA_DIR to the folder that has it",
+    )
+
+
+def _how(name: str) -> str:
+    call = f"tfds.builder({json.dumps(name)}, file_format='array_record').download_and_prepare()"
+    return f"prepare it once, with network: import tensorflow_datasets as tfds; {call}"
+
+
+def _unusable(folder: str, what: str, why: str) -> DataProblem:
+    return DataProblem(
+        what, where=folder, why=why, fix="tfds:NAME[/CONFIG][:SPLIT][#FIELD]", exit_code=USAGE
+    )
