@@ -114,7 +114,7 @@ def pull(
             reached, or refuses.
         OSError: the disk has no room for it.
     """
-    from bridge.contents import kind
+    from bridge.formats import kind
 
     folder, name, hub = Path(folder), repository(source), client()
     with whole_folder(folder, force) as temporary:
@@ -199,7 +199,7 @@ def _without_foreign_code(folder: Path, files: list[str]) -> list[str]:
 
 def _checked(folder: Path) -> list[str]:
     """The files of a folder that may be pushed: known, not a run, and sound."""
-    from bridge.contents import recognise
+    from bridge.formats import recognise
     from bridge.verification import digest_problems
 
     if folder.is_file():

@@ -9,7 +9,7 @@ import numpy as np
 import jaxmodels
 from bridge import table
 from bridge.contents import Contents
-from bridge.table import Rows, Shape
+from bridge.table import Rows
 from bridge.tensors import Tensor, raw
 from jaxmodels.errors import MISMATCH, Problem
 
