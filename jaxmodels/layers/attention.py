@@ -1,10 +1,16 @@
-"""Scaled dot-product attention: one function, so that kernels are chosen in one place."""
+"""Scaled dot-product attention: one file, so that kernels are chosen in one place."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxmodels.layers.dropout import dropout
+
+# `causal_attention` takes so many queries at a time.
+QUERIES = 128
+# Its blocks are grouped into so many loops; blocks of one loop meet the same keys.
+LOOPS = 4
 
 
 def causal_mask(t: int) -> Bool[Array, "t t"]:
@@ -26,14 +32,71 @@ def attention(
         q: queries.
         k: keys.
         v: values.
-        mask: True where a query may see a key; every query must see at least one.
+        mask: True where a query may see a key; a query that sees none attends to all alike.
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped.
     """
     scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     allowed = mask if mask.ndim == 2 else mask[:, None]
-    weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1).astype(q.dtype)
+    weights = jax.nn.softmax(jnp.where(allowed, scores, -1e9), axis=-1).astype(q.dtype)
     if key is not None:
         weights = dropout(weights, rate, key)
     return jnp.einsum("bhts,bshk->bthk", weights, v)
+
+
+def causal_attention(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    real: Int[Array, "b t"] | None = None,
+) -> Float[Array, "b t h k"]:
+    """Attention of a whole sequence to itself, in blocks of queries when it is long.
+
+    Blocks are taken in a few loops, each over the keys up to its end only, which saves nearly
+    half of the products. A block's scores are computed again in the backward pass, so that
+    memory grows with the length instead of its square.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        real: 1 for tokens, 0 for padding. No token sees padding; padding attends to all
+            positions alike, later ones too (seed 003).
+    """
+    t = q.shape[1]
+    blocks = -(-t // QUERIES)
+    group = -(-blocks // LOOPS) * QUERIES
+    out = [
+        _loop(q[:, at:end], k[:, :end], v[:, :end], None if real is None else real[:, :end])
+        for at in range(0, t, group)
+        for end in [min(at + group, t)]
+    ]
+    whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+    if real is None:
+        return whole
+    return jnp.where(real[:, :, None, None] == 1, whole, v.mean(axis=1, keepdims=True))
+
+
+def _loop(q: Array, k: Array, v: Array, real: Array | None) -> Array:
+    """Attention of the last queries, [b, t, h, k], to all keys up to the end of them."""
+    t, s = q.shape[1], k.shape[1]
+
+    def block(part: tuple[Array, Array]) -> Array:
+        mask = jnp.arange(s) <= part[1][:, None]
+        if real is not None:
+            mask = mask & (real == 1)[:, None]
+        return attention(part[0], k, v, mask)
+
+    positions = jnp.arange(s - t, s)
+    if t <= QUERIES:
+        return (block if s <= QUERIES else jax.checkpoint(block))((q, positions))
+    count = -(-t // QUERIES)
+    more = [(0, 0), (0, count * QUERIES - t)]
+    padded = jnp.pad(q, [*more, (0, 0), (0, 0)]), jnp.pad(positions, more[1])
+    parts = (
+        rearrange(padded[0], "b (n t) h k -> n b t h k", n=count),
+        rearrange(padded[1], "(n t) -> n t", n=count),
+    )
+    out = jax.lax.map(jax.checkpoint(block), parts)
+    return rearrange(out, "n b t h k -> b (n t) h k")[:, :t]

@@ -19,21 +19,21 @@ class KVCache(NamedTuple):
     longer than attention.
     """
 
-    keys: tuple[Float[Array, "b h k s"], ...]
+    keys: tuple[Float[Array, "b _ _ s"], ...]
     """One array for each layer."""
-    values: tuple[Float[Array, "b h k s"], ...]
+    values: tuple[Float[Array, "b _ _ s"], ...]
     """One array for each layer."""
     length: Int[Array, ""]
     """Tokens seen so far; it keeps growing when the ring is full."""
 
     @classmethod
     def empty(
-        cls, layers: int, batch: int, size: int, heads: int, width: int, dtype: jnp.dtype
+        cls, heads: tuple[int, ...], dim: int, batch: int, size: int, dtype: jnp.dtype
     ) -> "KVCache":
-        """A cache that has seen nothing."""
+        """A cache that has seen nothing; `heads` of each layer share its `dim` numbers."""
 
         def zeros() -> tuple[Array, ...]:  # each its own, so that all can be donated
-            return tuple(jnp.zeros((batch, heads, width, size), dtype) for _ in range(layers))
+            return tuple(jnp.zeros((batch, h, dim // h, size), dtype) for h in heads)
 
         return cls(zeros(), zeros(), jnp.zeros((), jnp.int32))
 

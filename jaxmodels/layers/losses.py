@@ -1,8 +1,14 @@
 """Losses that several models share."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
+
+# Most bytes of float32 logits that `chunked_cross_entropy` holds at once.
+LOGITS_BYTES = 1 << 27
 
 
 def cross_entropy(logits: Float[Array, "*b v"], targets: Int[Array, "*b"]) -> Float[Array, ""]:
@@ -10,3 +16,87 @@ def cross_entropy(logits: Float[Array, "*b v"], targets: Int[Array, "*b"]) -> Fl
     logits = logits.astype(jnp.float32)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
+
+
+def chunked_cross_entropy(
+    x: Float[Array, "b t d"],
+    head: Float[Array, "v d"],
+    targets: Int[Array, "b t"],
+    mask: Int[Array, "b t"] | None = None,
+) -> Float[Array, ""]:
+    """Mean cross-entropy of the logits `x · headᵀ`, which are never whole in memory.
+
+    Positions are taken in chunks along t. When a gradient is asked for, it is computed in the
+    same pass, while a chunk's logits are at hand: nothing is kept or computed again, and the
+    matrix products are those of the plain form. Source of the idea: Hsu et al. 2024 (Liger
+    kernels, arXiv:2410.10989).
+
+    Args:
+        x: hidden states, in the precision of the products; sums are in float32.
+        head: one row for each token of the vocabulary.
+        targets: the token after each position.
+        mask: 1 where a position counts; all do, if None.
+
+    Returns:
+        float32 mean of −log softmax(logits)[target] in nats, over positions that count.
+    """
+    weight = jnp.ones(targets.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    return _mean(x, head, targets, weight / jnp.maximum(weight.sum(), 1))
+
+
+@jax.custom_vjp
+def _mean(x: Array, head: Array, targets: Array, weight: Array) -> Array:
+    """Sum of weight · cross-entropy."""
+
+    def add(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, None]:
+        return total + _loss(head, *chunk)[0], None
+
+    return jax.lax.scan(add, jnp.zeros(()), _chunks(head, x, targets, weight))[0]
+
+
+def _mean_and_gradients(
+    x: Array, head: Array, targets: Array, weight: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    def add(totals: tuple[Array, Array], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
+        part, of_logits = _loss(head, *chunk)
+        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        of_head = totals[1] + product("btv,btd->vd", of_logits, chunk[0])
+        of_x = product("btv,vd->btd", of_logits, head).astype(x.dtype)
+        return (totals[0] + part, of_head), of_x
+
+    zeros = jnp.zeros(()), jnp.zeros(head.shape, jnp.float32)
+    (total, of_head), of_x = jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))
+    of_x = rearrange(of_x, "n b t d -> b (n t) d")[:, : x.shape[1]]
+    return total, (of_x, of_head.astype(head.dtype), weight)
+
+
+def _backward(kept: tuple[Array, Array, Array], by: Array) -> tuple[Array | None, ...]:
+    of_x, of_head, _ = kept
+    return of_x * by.astype(of_x.dtype), of_head * by.astype(of_head.dtype), None, None
+
+
+_mean.defvjp(_mean_and_gradients, _backward)
+
+
+def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
+    """Every array [b, t, …] cut along t, zeros added at its end: [n, b, t/n, …]."""
+    batch, t = x.shape[:2]
+    most = max(LOGITS_BYTES // (4 * batch * head.shape[0]), 1)
+    count = -(-t // most)
+    size = -(-t // count)
+
+    def cut(array: Array) -> Array:
+        padding = [(0, 0), (0, count * size - t)] + [(0, 0)] * (array.ndim - 2)
+        return rearrange(jnp.pad(array, padding), "b (n t) ... -> n b t ...", n=count)
+
+    return tuple(cut(array) for array in (x, *others))
+
+
+def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, Array]:
+    """A chunk's part of the mean, and the gradient of that with respect to its logits."""
+    logits = jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    hot = targets[..., None] == jnp.arange(logits.shape[-1])
+    of_logits = weight[..., None] * (jnp.exp(logits - log_sum[..., None]) - hot)
+    return jnp.sum(weight * (log_sum - picked)), of_logits.astype(x.dtype)

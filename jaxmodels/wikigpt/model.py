@@ -153,7 +153,7 @@ class Model(nnx.Module):
         cfg = self.config
         size = min(size or cfg.context, cfg.context)
         dtype = self.embed.embedding[...].dtype
-        return KVCache.empty(cfg.layers, batch, size, cfg.heads, cfg.dim // cfg.heads, dtype)
+        return KVCache.empty((cfg.heads,) * cfg.layers, cfg.dim, batch, size, dtype)
 
 
 def loss(
