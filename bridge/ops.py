@@ -38,4 +38,7 @@ OPS = {
     "same": Op(lambda x: x, lambda x: x),
     # A linear kernel: ours [in, out], PyTorch's [out, in].
     "transpose": Op(lambda x: x.T, lambda x: x.T),
+    # A bias that is kept ready to be added to [b, t, d]: ours [d], theirs [1, 1, d]. Any other
+    # shape of theirs stays as it is, for the check of shapes to report.
+    "row": Op(lambda x: x[None, None], lambda x: x[0, 0] if x.shape[:2] == (1, 1) else x),
 }

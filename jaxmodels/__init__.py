@@ -19,6 +19,7 @@ from jaxmodels.errors import USAGE, Problem
 __version__ = "0.1.0"
 
 ARCHS = {
+    "bwetaf": "jaxmodels.bwetaf",
     "charlm": "jaxmodels.charlm",
     "wikigpt": "jaxmodels.wikigpt",
 }

@@ -26,6 +26,10 @@ from tests.bridge.helpers import random_params, write_run
 
 # Exact parameter counts, from the sizes in the seeds' documents.
 COUNTS = {
+    # vocab · d + layers · (4 d² + 3 d f + 4 d) with width d, hidden f.
+    "bwetaf:tiny": 22_784,
+    "bwetaf:53m": 53_012_480,
+    "bwetaf:130m": 130_649_088,
     "charlm:tiny": 25_344,
     "charlm:notebook": 355_682,
     "charlm:base": 6_444_800,

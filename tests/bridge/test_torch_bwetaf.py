@@ -1,0 +1,232 @@
+"""The PyTorch side of bwetaf: numbers, transformers' calls, training."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+import bridge
+from bridge.torch.bwetaf.modeling_bwetaf import BwetafConfig, BwetafForCausalLM
+from jaxmodels import bwetaf
+from jaxmodels.runtime.paths import split
+from tests.bridge.helpers import write_run
+from tests.bridge.test_torch_charlm import ALONE
+
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
+TINY = bwetaf.PRESETS["tiny"]
+
+
+def both(scale=0.3, **changes):
+    """The model on both sides, with weights so large that every mistake shows."""
+    from benchmarks.peers import twin_with
+
+    config = replace(TINY, **changes)
+    skeleton, params, rest = split(bwetaf.Model(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    params = {p: x + scale * rng.standard_normal(x.shape, np.float32) for p, x in params.items()}
+    return (skeleton, params, rest), twin_with("bwetaf", config, params)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model directory of the tiny preset."""
+    folder = tmp_path_factory.mktemp("bwetaf")
+    run = write_run(folder / "run", {7: None}, spec="bwetaf:tiny")
+    bridge.convert(run, folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def module(folder):
+    return bridge.torch.load(folder)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.from_numpy(np.random.default_rng(1).integers(0, 64, (3, 11)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heads": (4, 2), "residual_scale": 0.9},
+        {"rotate_qk": True},
+        {"positions": "sinusoidal", "embed_scale": 1.5},
+    ],
+    ids=str,
+)
+def test_every_variant_gives_the_same_logits(changes, tokens):
+    (skeleton, params, rest), module = both(scale=0.1, **changes)
+    mask = torch.ones_like(tokens)
+    mask[1, 7:] = 0
+    ours = skeleton.merge(params, rest)(
+        jnp.asarray(tokens.numpy(), jnp.int32), mask=jnp.asarray(mask.numpy(), jnp.int32)
+    )[0]
+    theirs = module(tokens, attention_mask=mask).logits.detach().numpy()
+    assert np.abs(ours - theirs)[mask.numpy() == 1].max() <= 2e-5
+    assert np.abs(ours).max() > 0.3
+
+
+@pytest.mark.parametrize("prompt", [1, 11])
+def test_generate_is_the_same_with_and_without_cache(module, tokens, prompt):
+    calls = {"do_sample": False, "max_new_tokens": 20, "pad_token_id": 0}
+    cached, plain = (
+        module.generate(tokens[:, :prompt], use_cache=use, **calls) for use in (True, False)
+    )
+    assert cached.shape == (3, prompt + 20)
+    assert torch.equal(cached, plain)
+
+
+def test_left_padding_changes_nothing(module, tokens):
+    padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), tokens], 1)
+    mask = (torch.arange(15) >= 4).long().expand(3, -1).clone()
+    mask[0] = (torch.arange(15) >= 2).long()
+    difference = module(padded, attention_mask=mask).logits[1:, 4:] - module(tokens).logits[1:]
+    assert difference.abs().max() <= 1e-5
+    calls = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0}
+    both = [
+        module.generate(padded, attention_mask=mask, use_cache=use, **calls)
+        for use in (True, False)
+    ]
+    assert torch.equal(*both)
+    assert torch.equal(both[0][1:, 4:], module.generate(tokens, **calls)[1:])
+
+
+def test_cache_step_by_step_equals_one_pass(module, tokens):
+    cache, steps = None, []
+    for t in range(tokens.shape[1]):
+        out = module(tokens[:, t : t + 1], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        steps.append(out.logits)
+    assert (torch.cat(steps, 1) - module(tokens).logits).abs().max() <= 1e-5
+    assert module(tokens, logits_to_keep=1).logits.shape == (3, 1, 64)
+
+
+def test_embeddings_stand_in_for_ids_and_labels_may_be_left_out(module, tokens):
+    rows = module.get_input_embeddings()(tokens)
+    torch.testing.assert_close(module(inputs_embeds=rows).logits, module(tokens).logits)
+    labels = tokens.clone()
+    labels[:, 6:] = -100
+    torch.testing.assert_close(
+        module(tokens, labels=labels).loss, module(tokens[:, :6], labels=tokens[:, :6]).loss
+    )
+
+
+def test_gradient_checkpointing_changes_nothing(folder, tokens):
+    module = bridge.torch.load(folder).train()
+    gradients = []
+    for again in (False, True):
+        if again:
+            module.gradient_checkpointing_enable()
+        module.zero_grad()
+        module(tokens, labels=tokens, use_cache=False).loss.backward()
+        gradients.append([p.grad.clone() for p in module.parameters()])
+    assert all(block.gradient_checkpointing for block in module.blocks)
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_dropout_only_when_training(tokens):
+    module = BwetafForCausalLM(BwetafConfig(**asdict(replace(TINY, dropout=0.5)))).eval()
+    assert torch.equal(module(tokens).logits, module(tokens).logits)
+    module.train()
+    assert not torch.equal(module(tokens).logits, module(tokens).logits)
+
+
+def test_more_rows_make_a_wider_head(folder):
+    module = bridge.torch.load(folder)
+    module.resize_token_embeddings(72)
+    assert module(torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 3, 72)
+    assert module.config.vocab == 72
+
+
+def test_what_pytorch_trained_comes_back(folder, tmp_path):
+    module = bridge.torch.load(folder)
+    with torch.no_grad():
+        module.blocks[1].mlp.out.bias += 1
+    module.save_pretrained(tmp_path / "tuned")
+    report = bridge.diff(folder, tmp_path / "tuned")
+    changed = [path for path, row in report.tensors.items() if row["status"] != "equal"]
+    assert (changed, report.config) == (["blocks/1/mlp/out/bias"], {})
+    assert not bridge.open_source(tmp_path / "tuned").assumed
+
+
+def test_head_counts_of_each_block_survive_the_folder(tmp_path, tokens):
+    (skeleton, params, rest), module = both(scale=0.1, heads=(4, 2))
+    module.save_pretrained(tmp_path)
+    assert bridge.torch.load(tmp_path).config.heads == [4, 2]
+    back = bridge.load(tmp_path)
+    assert back.config == replace(TINY, heads=(4, 2))
+    ids = jnp.asarray(tokens.numpy(), jnp.int32)
+    np.testing.assert_array_equal(back(ids)[0], skeleton.merge(params, rest)(ids)[0])
+
+
+def test_a_folder_alone_opens_in_transformers(folder, module, tokens, tmp_path):
+    code = (
+        ALONE
+        + f"""
+import json, torch
+torch.set_num_threads(1)
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)
+ids = torch.tensor({tokens.tolist()})
+model.save_pretrained("saved")
+again = AutoModelForCausalLM.from_pretrained("saved", trust_remote_code=True)
+print("\\n" + json.dumps([model(ids).logits.tolist(), again(ids).logits.tolist(), model.training]))
+"""
+    )
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=env,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    logits, again, training = json.loads(done.stdout.splitlines()[-1])
+    assert np.abs(np.asarray(logits) - module(tokens).logits.detach().numpy()).max() <= 1e-6
+    assert logits == again
+    assert not training
+
+
+def test_one_hundred_adamw_steps():
+    """The same weights and batches give the same losses on both sides."""
+    (skeleton, params, rest), module = both(scale=0.05)
+    module.train()
+    batches = np.random.default_rng(0).integers(0, 64, (100, 4, 17))
+    settings = {"eps": 1e-6, "weight_decay": 0.1}
+    transform = optax.adamw(1e-3, b1=0.87, b2=0.94, **settings)
+
+    @jax.jit
+    def step(params, state, tokens):
+        value, grads = jax.value_and_grad(
+            lambda p: bwetaf.loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
+        )(params)
+        updates, state = transform.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.87, 0.94), **settings)
+    state, ours, theirs = transform.init(params), [], []
+    for batch in batches:
+        params, state, value = step(params, state, jnp.asarray(batch))
+        ours.append(float(value))
+        tokens = torch.from_numpy(batch)
+        out = module(tokens, labels=tokens).loss
+        optimiser.zero_grad()
+        out.backward()
+        optimiser.step()
+        theirs.append(out.item())
+    assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4
+    assert np.ptp(ours) > 0.01
