@@ -72,7 +72,8 @@ def open_bin(
     """What `bin:PATH` names: a prepared folder, or a raw file of little-endian tokens.
 
     A raw file is nanoGPT's train.bin: uint16 and nothing else, or `bin:PATH?dtype=uint32`.
-    Either is read through once, for its digest and its largest token.
+    Either is read through once, for its digest and its largest token. Only `tokenizer` can say
+    what the tokens of a raw file mean.
 
     Raises:
         DataProblem: (usage) unknown dtype; (corrupt) nothing there, not whole tokens, or not
@@ -92,7 +93,16 @@ def open_bin(
         raise DataProblem("there is no token file", where=name, fix="check the path")
     tokens = _map(path, dtype or "uint16")
     sha256, largest = _scan(tokens, progress)
-    return Stream(tokens, None, largest + 1, {"tokens_sha256": sha256})
+    if tokenizer is not None and largest >= tokenizer.vocab_size:
+        raise DataProblem(
+            "the token file has another vocabulary than the model",
+            where=name,
+            why=f"its largest token is {largest}, the vocabulary has {tokenizer.vocab_size}",
+            fix="give the tokeniser that the file was made with, or its dtype: ?dtype=uint32",
+            exit_code=MISMATCH,
+        )
+    needed = tokenizer.vocab_size if tokenizer else largest + 1
+    return Stream(tokens, tokenizer, needed, {"tokens_sha256": sha256})
 
 
 def _open_folder(folder: Path, tokenizer: Tokenizer | None, progress: Progress | None) -> Stream:

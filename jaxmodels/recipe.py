@@ -51,7 +51,10 @@ class Recipe:
     """
 
     data: str = "pydoc"
-    """Where the text comes from: pydoc, text:PATH, bin:PATH."""
+    """Where the text comes from: pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`)."""
+    tokenizer: str = "chars"
+    """What turns text into tokens: chars (the text's own characters), gpt2, or the path of a
+    tokenizer.json or characters.json."""
     batch: int = 32
     """Sequences in a micro-batch, over all devices."""
     accum: int = 1
@@ -71,7 +74,7 @@ class Recipe:
     mesh: str = ""
     """Devices by axis, such as "data=2,model=4"; empty puts all devices on the data axis."""
     min_freq: int = 1
-    """A character must occur this often to enter the vocabulary."""
+    """With chars: a character must occur this often to enter the vocabulary."""
     valid_fraction: float = 0.05
     """Share of the text, from its end, that is held out for validation."""
     eval_every: int = 200

@@ -84,6 +84,7 @@ PRESETS = {
 
 # The seed's card. It states no clipping. 20,578 steps of 32 × 2,048 are its 1,348,599,808 tokens.
 _SEED = Recipe(
+    tokenizer="gpt2",
     batch=32,
     steps=20_578,
     dtype="bfloat16",
@@ -105,6 +106,7 @@ _SEED = Recipe(
 RECIPES = {
     "tiny": replace(
         _SEED,
+        tokenizer="chars",
         batch=16,
         steps=200,
         dtype="float32",

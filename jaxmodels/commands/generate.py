@@ -101,7 +101,7 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any) -> dict[str, A
 
     from data_pipelines.tokenizers import decode_stream
     from jaxmodels.layers.sampling import Sampling
-    from jaxmodels.runtime.generate import generate
+    from jaxmodels.runtime.generate import before, generate
 
     sampling = Sampling(options.temperature or None, options.top_k, options.top_p, options.min_p)
     end = tokenizer.end_of_text
@@ -120,24 +120,18 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any) -> dict[str, A
 
     if options.num_samples == 1 and not options.json:
         print(options.prompt, end="", flush=True)
-        for text in decode_stream(tokenizer, (_until(end, piece[0]) for piece in drawn())):
+        for text in decode_stream(tokenizer, (before(end, piece[0]) for piece in drawn())):
             print(text, end="", flush=True)
         print()
     else:
         for _ in drawn():
             pass
-    rows = [_until(end, row) for row in np.concatenate(pieces, axis=1)]
+    rows = [before(end, row) for row in np.concatenate(pieces, axis=1)]
     samples = [{"text": tokenizer.decode(row), "tokens": row.tolist()} for row in rows]
     if options.num_samples > 1 and not options.json:
         for index, sample in enumerate(samples, 1):
             sys.stdout.write(f"--- {index}\n{options.prompt}{sample['text']}\n")
     return {"samples": samples, "tokens_per_second": _speed(pieces, times)}
-
-
-def _until(end: int | None, tokens: Any) -> Any:
-    """The tokens before the first that ends a text."""
-    ends = (tokens == end).nonzero()[0]
-    return tokens[: ends[0]] if len(ends) else tokens
 
 
 def _speed(pieces: list[Any], times: list[float]) -> float:

@@ -1,7 +1,6 @@
 """May this run go on? One process, one set of settings, one text."""
 
 import fcntl
-import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,17 +91,19 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
 
 def compare_data(run: Path, data: Any, has_checkpoint: bool) -> None:
     """The run's vocabulary and text must be the data's: ids and positions would lie otherwise."""
-    path = run / "characters.json"
     if not has_checkpoint:
         return
-    ours = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    theirs = data.tokenizer.to_json() if data.tokenizer else None
-    if ours != theirs:
-        sizes = [len(vocabulary["chars"]) if vocabulary else "no" for vocabulary in (ours, theirs)]
+    from data_pipelines.tokenizers import load_tokenizer
+
+    stored_files = any((run / name).is_file() for name in rundir.VOCABULARIES)
+    ours = load_tokenizer(run) if stored_files else None
+    theirs = data.tokenizer
+    if (ours and ours.digest) != (theirs and theirs.digest):
+        sizes = [one.vocab_size if one else "no" for one in (ours, theirs)]
         raise Problem(
             "the vocabulary of the data is not the one that this run was trained with",
-            where=str(path),
-            why=f"the run has {sizes[0]} characters, the data {sizes[1]}",
+            where=str(run),
+            why=f"the run has {sizes[0]} tokens, the data {sizes[1]}",
             fix="resume with the data that the run was started with, or give another --out",
             exit_code=MISMATCH,
         )

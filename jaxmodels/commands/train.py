@@ -16,6 +16,7 @@ from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.outcome import not_begun
+from jaxmodels.runtime.rundir import VOCABULARIES
 from jaxmodels.runtime.stop import Stop, Stopped
 
 _BEGUN = time.monotonic()  # a granted session runs since the process started, near enough
@@ -140,6 +141,7 @@ def _open_data(run: Path, options: Train[Any], has_checkpoint: bool, stop: Stop)
             seed=recipe.seed,
             valid_fraction=recipe.valid_fraction,
             min_freq=recipe.min_freq,
+            tokenizer=recipe.tokenizer,
             progress=stop.check,
         )
 
@@ -162,10 +164,11 @@ def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
 
     version = jaxmodels.__version__
     write_json(run / "config.json", resolved | {"data": data.identity, "version": version})
+    for name in VOCABULARIES:  # of an earlier start with other data
+        if data.tokenizer is None or name != data.tokenizer.FILE:
+            (run / name).unlink(missing_ok=True)
     if data.tokenizer:
-        data.tokenizer.save(run / "characters.json")
-    else:  # of an earlier start with other data
-        (run / "characters.json").unlink(missing_ok=True)
+        data.tokenizer.save(run)
 
 
 def _describe(resolved: dict[str, Any], data: Any, options: Train[Any]) -> None:

@@ -185,13 +185,20 @@ def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(number, (None, 0)), (0, None))(steps, rows)
 
 
+def before(end: int | None, tokens: np.ndarray) -> np.ndarray:
+    """The tokens [n] before the first that ends a text."""
+    ends = (tokens == end).nonzero()[0]
+    return tokens[: ends[0]] if len(ends) else tokens
+
+
 def text_sampler(tokenizer: Any, prompt: str, seed: int, length: int = 200) -> Callable[[Any], str]:
-    """A sampler that continues `prompt` by `length` tokens at temperature 0.8."""
+    """A sampler that continues `prompt` by at most `length` tokens at temperature 0.8."""
     ids = np.asarray([tokenizer.encode(prompt)], np.int32)
-    banned = tuple(tokenizer.special_ids)
+    banned, end = tuple(tokenizer.special_ids), tokenizer.end_of_text
 
     def sampler(model: Any) -> str:
-        pieces = generate(model, ids, length, Sampling(0.8), seed, banned, chunk=length)
-        return prompt + tokenizer.decode(np.concatenate([piece[0] for piece in pieces]))
+        pieces = generate(model, ids, length, Sampling(0.8), seed, banned, chunk=length, end=end)
+        tokens = np.concatenate([piece[0] for piece in pieces])
+        return prompt + tokenizer.decode(before(end, tokens))
 
     return sampler

@@ -81,6 +81,7 @@ PRESETS = {
 
 # nanoGPT's training of GPT-2: AdamW that decays matrices only, warm-up, cosine to a tenth.
 _NANOGPT = Recipe(
+    tokenizer="gpt2",
     batch=12,
     accum=40,
     steps=600_000,
@@ -103,6 +104,7 @@ _NANOGPT = Recipe(
 RECIPES = {
     "tiny": replace(
         _NANOGPT,
+        tokenizer="chars",
         batch=16,
         accum=1,
         steps=200,
@@ -116,6 +118,7 @@ RECIPES = {
     # best checkpoint kept; batch and rates, which it does not say, are of nanoGPT's order.
     "base": replace(
         _NANOGPT,
+        data="wikipedia",
         batch=32,
         accum=4,
         steps=16_000,
