@@ -1,10 +1,18 @@
-"""The PyTorch twins as peers: the same sizes, weights, batches and number of threads."""
+"""Peers: the PyTorch twins, with the same sizes, weights and batches; a seed's own code."""
 
+import importlib
+import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from benchmarks.harness import cores
+import jaxmodels
+from benchmarks.harness import Call, cores
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.recipe import Recipe
 
 
 def twin_with(arch: str, config: Any, params: dict[str, Any]) -> Any:
@@ -27,3 +35,94 @@ def _tensor(path: str, array: np.ndarray) -> Any:
     from bridge.tensors import Tensor
 
     return Tensor(path, array.shape, array.dtype, lambda: array)
+
+
+def seed_bwetaf(
+    package: Path, config: Any, recipe: Recipe, params: dict[str, Any], inputs: list[np.ndarray]
+) -> Call:
+    """The train step of seed 003's own package, by its own model and loss and optax's AdamW.
+
+    The step around them is ours, since the package keeps its own to its training loop: compiled
+    whole, with the old state donated, and without the statistics that its loop gathers. Its
+    settings are its card's: no chunks, attention computed again in the backward pass.
+
+    Args:
+        package: the folder that holds the package `BwETAF`, unpacked from PyPI (0.5.1).
+        config: the sizes.
+        recipe: the optimiser's settings, and the precision of parameters.
+        params: path → array to start from.
+        inputs: batches of tokens [b, t+1], of which the seed takes the first t.
+
+    Raises:
+        Problem: (usage) the package is not there.
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from jaxmodels.runtime.optim import optimiser, schedule
+
+    model, loss_fn = _seed_package(package, config, recipe)
+    tx = optimiser(recipe.optim, schedule(recipe.optim, recipe.steps))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, tokens: Any, key: Any) -> Any:
+        batch = [tokens, jnp.ones_like(tokens), tokens]
+        value, grads = jax.value_and_grad(loss_fn)(params, model, batch, key)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    tree = _seed_tree(
+        "bwetaf", {path: jnp.array(leaf, recipe.dtype) for path, leaf in params.items()}
+    )
+    carry = [tree, tx.init(tree)]
+
+    def call(index: int) -> float:
+        tokens = jnp.asarray(inputs[index % len(inputs)][:, :-1])
+        *carry[:], value = step(*carry, tokens, jax.random.key(index))
+        return float(value)
+
+    return call
+
+
+def _seed_package(folder: Path, config: Any, recipe: Recipe) -> tuple[Any, Any]:
+    """The seed's model of these sizes and its loss."""
+    import jax.numpy as jnp
+
+    if not (folder / "BwETAF" / "__init__.py").is_file():
+        raise Problem(
+            "the seed's package is not there",
+            where=str(folder),
+            fix="unpack BwETAF 0.5.1 from PyPI, and give the folder that holds BwETAF/",
+            exit_code=USAGE,
+        )
+    sys.path.insert(0, str(folder))
+    # It fetches GPT-2's tokeniser when it is imported, which a train step has no use for.
+    with mock.patch("tiktoken.get_encoding"):
+        seed = importlib.import_module("BwETAF.model.model")
+    model = seed.Model(
+        num_heads=config.heads,
+        attention_dim=config.dim,
+        vocab_size=config.vocab,
+        num_blocks=config.layers,
+        ff_dim=config.hidden,
+        dropout_rate=config.dropout,
+        max_len=config.context,
+        emb_splt=256,
+        use_rope=config.positions == "rotate",
+        emb_scaling_factor=config.embed_scale,
+        res_scale=config.residual_scale,
+        dtype=jnp.dtype(recipe.dtype),
+    )
+    return model, importlib.import_module("BwETAF._utils").loss_fn
+
+
+def _seed_tree(arch: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters as the seed's tree: {"params": …}."""
+    from bridge import table
+    from bridge.ops import OPS
+    from jaxmodels.runtime.paths import nest
+
+    pairs = table.pairs(jaxmodels.arch(arch).SEED, params)
+    flat = {pair.theirs: OPS[pair.op].forward(params[pair.ours]) for pair in pairs}
+    return {"params": nest({name.replace(".", "/"): leaf for name, leaf in flat.items()})}

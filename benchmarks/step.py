@@ -3,6 +3,7 @@
 Ours is the very step of `jaxmodels train`. The twin is trained as a PyTorch user would: fused
 AdamW, clipping by global norm, gradients set to None, eager and compiled, and also taking the
 batch in the slices that ours takes on a CPU, to tell what slicing gains from what XLA gains.
+For bwetaf, the seed's own package joins when its folder is given.
 All start from the same weights, take the same batches with dropout on, and read the loss of
 every step.
 """
@@ -11,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 import jaxmodels
 from benchmarks import flops
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, cores, race, save, table
-from benchmarks.peers import twin_with
+from benchmarks.peers import seed_bwetaf, twin_with
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.optim import optimiser, schedule
@@ -41,6 +42,10 @@ class Step:
     """ARCH:PRESET."""
     batch: int | None = None
     """Sequences in a batch; the recipe's own, if not given."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of the computation; the recipe's own, if not given."""
+    seed_package: Path | None = None
+    """Folder that holds the package BwETAF (seed 003), to time it too; for bwetaf."""
     rounds: int = 20
     """Steps of each contestant that count, after two that do not."""
     compile: bool = True
@@ -56,7 +61,9 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     options = parse(Step, argv, "bench step")
     arch, _, config = jaxmodels.preset(options.preset)
     recipe = jaxmodels.arch(arch).RECIPES[options.preset.partition(":")[2]]
-    recipe = replace(recipe, batch=options.batch or recipe.batch, accum=1)
+    recipe = replace(
+        recipe, batch=options.batch or recipe.batch, accum=1, dtype=options.dtype or recipe.dtype
+    )
     size = (recipe.batch, config.context + 1)
     slices = fitting_slices({"tokens": np.zeros(size, np.int32)})
     run = Run("step", _settings(options, recipe, slices))
@@ -73,6 +80,9 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
             name += f", {count} slices" if count > 1 else ""
             make = partial(torch_step, arch, config, recipe, count, compiled)
             contestants.append(Contestant(name, make))
+    if options.seed_package is not None:
+        make = partial(seed_step, options.seed_package, config, recipe)
+        contestants.append(Contestant("BwETAF 0.5.1", make))
     say(f"steps of {size[0]} × {size[1] - 1} tokens: {', '.join(c.name for c in contestants)}")
     timings = race(contestants, options.rounds, isolated=options.isolated)
 
@@ -161,6 +171,12 @@ def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
         return float(metrics["loss"])
 
     return call
+
+
+def seed_step(package: Path, config: Any, recipe: Recipe) -> Call:
+    """The step of bwetaf's own package; returns the loss, of one position less in each row."""
+    params = _init("bwetaf", config, recipe)[1]().params
+    return seed_bwetaf(package, config, recipe, params, batches(config, recipe))
 
 
 def torch_step(arch: str, config: Any, recipe: Recipe, slices: int, compiled: bool) -> Call:

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 # Most bytes of float32 logits that `chunked_cross_entropy` holds at once.
-LOGITS_BYTES = 1 << 27
+LOGITS_BYTES = 1 << 26
 
 
 def cross_entropy(logits: Float[Array, "*b v"], targets: Int[Array, "*b"]) -> Float[Array, ""]:

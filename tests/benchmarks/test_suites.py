@@ -1,11 +1,13 @@
 """The suites on tiny sizes: they run, agree on numbers and write whole records. No timing."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from benchmarks import decode, flops, peers, step
-from jaxmodels.errors import Problem
+import jaxmodels
+from benchmarks import decode, flops, memory, peers, step
+from jaxmodels.errors import USAGE, Problem
 
 FIELDS = {
     "suite",
@@ -97,3 +99,34 @@ def test_greedy_contestants_that_disagree_are_an_error(tmp_path, monkeypatch):
     with pytest.raises(Problem, match="different tokens"):
         decode.main([*WORDS, "--rounds", "1", "--out", str(tmp_path)])
     assert not (tmp_path / "decode.jsonl").exists()
+
+
+def test_memory(tmp_path, capsys, monkeypatch):
+    words = ["--preset", "bwetaf:tiny", "--batch", "2", "--out", str(tmp_path)]
+    records = memory.main(words)
+    assert [record["contestant"] for record in records] == list(memory.FORMS)
+    # Shorter than a chunk, tiny is the same program in every form.
+    assert len({record["compiled_bytes"] for record in records}) == 1
+    assert len({record["first_loss"] for record in records}) == 1
+    assert all(record["peak_bytes"] > 0 for record in records)
+    assert "bwetaf:tiny" in capsys.readouterr().out
+    lines = (tmp_path / "memory.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(json.dumps(records))
+
+
+def test_chunks_take_less_memory_than_whole_logits_and_scores():
+    _, _, config = jaxmodels.preset("bwetaf:tiny")
+    recipe = replace(jaxmodels.arch("bwetaf").RECIPES["tiny"], batch=8, slices=1)
+    config = replace(config, vocab=20_000, tokens=20_000, context=512)
+    chunks, logits, scores = (
+        memory.compiled_bytes("bwetaf", config, recipe, name) for name in memory.FORMS
+    )
+    assert chunks < logits / 2
+    assert logits < scores
+
+
+def test_the_seeds_package_must_be_there(tmp_path):
+    words = ["--preset", "bwetaf:tiny", "--batch", "2", "--rounds", "1", "--no-compile"]
+    with pytest.raises(Problem, match="package is not there") as caught:
+        step.main([*words, "--seed-package", str(tmp_path), "--out", str(tmp_path)])
+    assert caught.value.exit_code == USAGE

@@ -53,6 +53,13 @@ def test_ops_are_inverse(name):
     assert OPS[name].forward(values).shape == OPS[name].their_shape((3, 4))
 
 
+def test_a_bias_of_another_shape_is_reported_as_it_is():
+    rows = (("bias", "b", "row"),)
+    assert table.ours_of(rows, {"b": (1, 1, 4)}) == {"bias": (4,)}
+    assert table.ours_of(rows, {"b": (4,)}) == {"bias": (4,)}
+    assert "b  is (4,), must be (1, 1, 4)" in refusal({"b": (4,)}, rows, {"bias": (4,)})
+
+
 def test_missing_tensors_are_all_told():
     told = refusal({"embed.weight": (5, 3)})
     assert "missing, 24 of 25" in told

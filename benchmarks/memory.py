@@ -1,0 +1,122 @@
+"""What chunks save of a train step's memory: `python -m benchmarks.memory`.
+
+The same step three ways: as it is, with the logits whole, and with the scores of attention whole
+too. Two numbers each: what XLA sets aside for the step at the recipe's full batch (compiled from
+shapes, never run), and the peak of a process that runs it at a size that a small machine holds.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+
+import jaxmodels
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, cores, race, save, table
+from benchmarks.step import jax_step
+from jaxmodels.cli import parse, say
+from jaxmodels.layers import attention, losses
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.sharding import make_mesh
+from jaxmodels.runtime.step import init, train_step
+
+_ALL = 1 << 62  # a limit that nothing reaches
+# Name → (bytes of logits at once, queries at once); None leaves the limit as it is.
+FORMS: dict[str, tuple[int | None, int | None]] = {
+    "jaxmodels": (None, None),
+    "whole logits": (_ALL, None),
+    "whole logits and scores": (_ALL, _ALL),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Measure the memory of a train step with and without chunks."""
+
+    preset: str = "bwetaf:53m"
+    """ARCH:PRESET, of an architecture whose loss and attention work in chunks."""
+    batch: int = 1
+    """Sequences in the batch that is run; the recipe's own are only compiled."""
+    rounds: int = 1
+    """Steps that count, after one that does not."""
+    out: Path = RESULTS
+    """Folder whose memory.jsonl the results are added to."""
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Runs the suite, adds its records to the results and prints them as a table."""
+    options = parse(Memory, argv, "bench memory")
+    arch, _, config = jaxmodels.preset(options.preset)
+    full = jaxmodels.arch(arch).RECIPES[options.preset.partition(":")[2]]
+    full = replace(full, dtype="float32", slices=1)
+    small = replace(full, batch=options.batch)
+    settings = {
+        "context": config.context,
+        "batch_compiled": full.batch,
+        "batch_run": small.batch,
+        "dtype": "float32",
+        "threads": cores(),
+    }
+    run = Run("memory", settings)
+    say(f"compiling {options.preset} for {full.batch} × {config.context} tokens")
+    compiled = {name: compiled_bytes(arch, config, full, name) for name in FORMS}
+    say(f"running it with {small.batch} × {config.context} tokens")
+    contestants = [Contestant(n, partial(step_in_form, arch, config, small, n)) for n in FORMS]
+    timings = race(contestants, options.rounds, warmup=1, isolated=True)
+
+    def extra(timing: Timing) -> dict[str, Any]:
+        return {"first_loss": timing.value, "compiled_bytes": compiled[timing.name]}
+
+    records = run.records(options.preset, timings, extra)
+    say(f"added to {save(records, options.out)}")
+    print(f"\n### Memory of a train step of {options.preset}")
+    columns = {
+        "compiled_bytes": f"temporary bytes, batch {full.batch}",
+        "peak_bytes": f"peak bytes of the process, batch {small.batch}",
+    }
+    print(table(records, columns), flush=True)
+    return records
+
+
+@contextmanager
+def form(name: str) -> Iterator[None]:
+    """Within it, programs are traced with the limits of this form."""
+    logits, queries = FORMS[name]
+    with (
+        mock.patch.object(losses, "LOGITS_BYTES", logits or losses.LOGITS_BYTES),
+        mock.patch.object(attention, "QUERIES", queries or attention.QUERIES),
+    ):
+        yield
+
+
+def compiled_bytes(arch: str, config: Any, recipe: Recipe, name: str) -> int:
+    """Bytes of temporary memory of the compiled step, on one device."""
+    package, rate = jaxmodels.arch(arch), schedule(recipe.optim, recipe.steps)
+    tx = optimiser(recipe.optim, rate)
+    skeleton, _, abstract = init(package, config, recipe, tx, make_mesh(recipe.mesh))
+    batch = {"tokens": jax.ShapeDtypeStruct((recipe.batch, config.context + 1), np.int32)}
+    with form(name):
+        lowered = train_step(package, skeleton, tx, rate, recipe).lower(abstract, batch)  # type: ignore[attr-defined]
+    return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+
+
+def step_in_form(arch: str, config: Any, recipe: Recipe, name: str) -> Call:
+    """The step of `benchmarks.step` in this form; returns the loss of the step."""
+    step = jax_step(arch, config, recipe)
+
+    def call(index: int) -> float:
+        with form(name):  # the first call traces
+            return step(index)
+
+    return call
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
