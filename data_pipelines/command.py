@@ -147,14 +147,14 @@ def bench_(
     if json:
         _emit(result)
     else:
-        print("\n".join(f"{name:<18} {rate / 1e6:8.1f} Mtok/s" for name, rate in rates.items()))
+        print("\n".join(f"{name:<18} {rate / 1e6:8.2f} Mtok/s" for name, rate in rates.items()))
     return 0
 
 
 def _plain(value: Any) -> str:
     """A value of a report, for people."""
     if isinstance(value, dict):
-        short = value | {"files": len(value.get("files", ()))}
+        short = {k: len(v) if isinstance(v, dict) else v for k, v in value.items()}
         return ", ".join(f"{key} {_plain(part)}" for key, part in short.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"

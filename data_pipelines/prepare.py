@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
-from data_pipelines.files import digest, whole_folder
+from data_pipelines.files import digest, refuse_existing, whole_folder
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.shards import SHARD, Shard, encode, encode_all, join, locked, shards_of
 from data_pipelines.sources import Progress, Reading, Source, fingerprint, open_text
@@ -83,7 +83,9 @@ def prepare(
         dtype = dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32")
         _refuse_overflow(tokenizer, dtype)
         tokenizer.save(new)
-        shards, whole = _write(source, identity, tokenizer, dtype, new, folder, workers, progress)
+        shards, whole = _write(
+            source, identity, tokenizer, dtype, new, folder, workers, progress, force
+        )
         if source.stamp() != stamp:
             raise DataProblem(
                 "the text changed while it was read", where=spec, fix="prepare it again"
@@ -145,6 +147,7 @@ def _write(
     folder: Path,
     workers: int,
     progress: Progress | None,
+    force: bool,
 ) -> tuple[list[Shard], Shard]:
     """Writes tokens.bin into `new`; what its shards are, and what the whole is."""
     shards = shards_of(source, SHARD)
@@ -159,6 +162,8 @@ def _write(
     plan = {"source": identity, "tokenizer": tokenizer.digest, "dtype": dtype, "shard": SHARD}
     work = folder.with_name(f".{folder.name}.parts")
     with locked(work):
+        if not force:
+            refuse_existing(folder)  # another process may have finished it meanwhile
         made = encode_all(shards, plan, tokenizer, DTYPES[dtype], work, workers, progress)
         return made, join(made, work, tokenizer, DTYPES[dtype], new / TOKENS)
 

@@ -38,7 +38,7 @@ def of_tokens(spec: str, progress: Progress | None = None) -> dict[str, Any]:
         names = ("min_freq", "unknown", "documents", "tokenizer", "source")
         report |= {key: manifest[key] for key in names}
         report["source"] = {"spec": manifest["spec"]} | report["source"]
-        excerpt = stream.tokenizer.decode(stream.tokens[:_EXCERPT])
+        excerpt = stream.tokenizer.decode(stream.tokens[:_EXCERPT])[:_EXCERPT]
     return report | {
         "tokens": len(stream.tokens),
         "vocab_size": stream.tokenizer and stream.vocab_needed,

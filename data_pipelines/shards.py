@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -158,11 +160,12 @@ def encode_all(
     done = sum(sizes[i] for i in made)
     missing = [i for i in range(len(shards)) if i not in made]
     jobs = {i: (shards[i], tokenizer, dtype, work, i) for i in missing}
-    for i, shard in _run(jobs, min(workers, len(missing))):
-        made[i] = shard
-        done += sizes[i]
-        if progress:
-            progress(stage, done, sum(sizes))
+    with closing(_run(jobs, min(workers, len(missing)))) as results:
+        for i, shard in results:
+            made[i] = shard
+            done += sizes[i]
+            if progress:
+                progress(stage, done, sum(sizes))
     return [made[i] for i in range(len(shards))]
 
 
@@ -189,7 +192,8 @@ def locked(work: Path) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)
         try:
             file = (work / "lock").open("w")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(file.fileno()), (work / "lock").stat()):
                 break
         except FileNotFoundError:
@@ -199,13 +203,15 @@ def locked(work: Path) -> Iterator[None]:
         shutil.rmtree(work)
 
 
-def _run(jobs: dict[int, tuple[Any, ...]], workers: int) -> Iterator[tuple[int, Shard]]:
+def _run(
+    jobs: dict[int, tuple[Any, ...]], workers: int
+) -> Generator[tuple[int, Shard], None, None]:
     """The results as they come."""
     if workers <= 1:
         yield from ((i, _encode_shard(*job)) for i, job in jobs.items())
         return
     # Spawned: a process with JAX's threads in it must not be forked.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) as pool:
         try:
             futures = {pool.submit(_encode_shard, *job): i for i, job in jobs.items()}
             waiting = set(futures)
@@ -215,6 +221,19 @@ def _run(jobs: dict[int, tuple[Any, ...]], workers: int) -> Iterator[tuple[int, 
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin_worker() -> None:
+    """Leaves Ctrl-C to the parent, and ends with it: an orphan would write into its files."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _encode_shard(parts: Parts, tokenizer: Tokenizer, dtype: str, work: Path, i: int) -> Shard:

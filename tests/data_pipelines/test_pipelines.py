@@ -235,3 +235,41 @@ def test_tokens_that_were_overwritten_are_refused(folder, spec):
         opened(folder, spec=spec.format(folder))
     assert caught.value.exit_code == 3
     assert "tokens.bin is not the one" in caught.value.why
+
+
+def test_subwords_are_prepared_into_the_folder(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text number {i}"}) + "\n" for i in range(200)))
+    options = {"folder": tmp_path / "tokens", "tokenizer": "gpt2", **SIZES}
+    data = open_data(f"jsonl:{path}", **options)
+    assert (data.vocab_size, data.tokenizer.end_of_text) == (50257, 50256)
+    assert data.identity["tokenizer"] == data.tokenizer.digest
+    assert (
+        data.tokenizer.decode(data.tokens[:8])
+        == "text number 0<|endoftext|>text number 1<|endoftext|>"
+    )
+    assert open_data(f"jsonl:{path}", **options).identity == data.identity
+    # A folder is opened with the tokeniser that it has, unless another is asked for.
+    spec = f"bin:{tmp_path / 'tokens'}"
+    assert open_data(spec, folder="", **SIZES).identity == data.identity
+    for other in ({"tokenizer": "chars"}, {"tokenizer": CharTokenizer.build(["a"])}):
+        with pytest.raises(DataProblem, match="prepared tokens") as caught:
+            open_data(f"jsonl:{path}", **options | other)
+        assert caught.value.exit_code == 5
+    path.write_text(path.read_text().replace("number 7", "number x"))
+    with pytest.raises(DataProblem, match="not the one that the tokens were prepared from"):
+        open_data(f"jsonl:{path}", **options)
+
+
+def test_segments_of_prepared_tokens(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one two"}\n' * 200)
+    options = {"folder": tmp_path / "tokens", "segments": True, **SIZES}
+    data = open_data(f"jsonl:{tmp_path}", tokenizer="gpt2", **options)
+    for batch in (next(data.train()), data.valid()[0]):
+        assert batch["segments"].shape == batch["tokens"].shape
+        ends = (batch["tokens"][:, :-1] == 50256).astype(int)
+        assert np.array_equal(np.diff(batch["segments"], axis=1), ends)
+        assert ends.sum() > 3
+    with pytest.raises(DataProblem, match="do not tell where a document ends") as caught:
+        open_data("pydoc", **options | {"folder": tmp_path / "chars"})
+    assert caught.value.exit_code == 2

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -213,16 +214,20 @@ def test_an_error_in_another_process_is_told(tmp_path, lines):
 
 def test_a_killed_command_goes_on(tmp_path):
     """SIGKILL in the middle; the same command again gives what an undisturbed one gives."""
-    lines = (json.dumps({"text": f"{i} the quick brown fox " * 300}) + "\n" for i in range(3400))
-    (tmp_path / "a.jsonl").write_text("".join(lines))  # 24 MB: two shards
+    lines = (json.dumps({"text": f"{i} the quick brown fox " * 300}) + "\n" for i in range(6000))
+    (tmp_path / "a.jsonl").write_text("".join(lines))  # 43 MB: three shards
     command = [sys.executable, "-m", "jaxmodels", "data", "prepare", f"jsonl:{tmp_path}"]
-    options = ["--tokenizer", "gpt2", "--workers", "1", "--json"]
+    options = ["--tokenizer", "gpt2", "--workers", "2", "--json"]
     first = subprocess.Popen([*command, str(tmp_path / "out"), *options], cwd=ROOT)
     parts, begun = tmp_path / ".out.parts", time.monotonic()
     while not (parts / "000000.json").exists() and time.monotonic() - begun < 60:
         time.sleep(0.02)
+    workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
     first.send_signal(signal.SIGKILL)
     first.wait()
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers):  # they end with it
+        assert time.monotonic() - begun < 60
+        time.sleep(0.02)
     kept = (parts / "000000.bin").stat().st_mtime_ns
     assert not (tmp_path / "out").exists()
     seen = []
@@ -235,6 +240,24 @@ def test_a_killed_command_goes_on(tmp_path):
     made = prepare(f"jsonl:{tmp_path}", tmp_path / "out", tokenizer=GPT2, progress=progress)
     assert any("parts were there" in stage for stage in seen)
     line = GPT2.encode("0 the quick brown fox " * 300)
-    assert made["documents"] == 3400
+    assert made["documents"] == 6000
     assert np.array_equal(tokens_of(tmp_path / "out")[: len(line)], line)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out"]
+
+
+def test_the_second_of_two_waits_and_finds_it_done(tmp_path, lines):
+    told: list[DataProblem] = []
+
+    def second():
+        with pytest.raises(DataProblem, match="exists already") as caught:
+            prepare(lines, tmp_path / "out", tokenizer=GPT2)
+        told.append(caught.value)
+
+    with shards.locked(tmp_path / ".out.parts"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+        (tmp_path / "out").mkdir()  # as the first would have
+    thread.join(30)
+    assert [problem.exit_code for problem in told] == [6]
