@@ -200,6 +200,7 @@ def _without_foreign_code(folder: Path, files: list[str]) -> list[str]:
 def _checked(folder: Path) -> list[str]:
     """The files of a folder that may be pushed: known, not a run, and sound."""
     from bridge.formats import recognise
+    from bridge.formats.runs import is_run, is_step
     from bridge.verification import digest_problems
 
     if folder.is_file():
@@ -209,8 +210,8 @@ def _checked(folder: Path) -> list[str]:
             fix=f"jaxmodels convert {folder} DIR, and push DIR",
             exit_code=USAGE,
         )
-    contents = recognise(folder)
-    if contents.format == "orbax" and "step" in contents.origin:
+    recognise(folder)
+    if is_run(folder) or is_step(folder):
         raise Problem(
             "this is a training run, with optimiser and data, not a model to publish",
             where=str(folder),

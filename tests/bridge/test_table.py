@@ -104,3 +104,18 @@ def test_coverage_falls_with_every_stranger():
     assert table.coverage(ROWS, [*names, "stranger"]) < 1
     assert table.coverage(ROWS, names[1:]) < 1
     assert table.coverage(ROWS, []) == 0
+
+
+def test_a_model_without_biases_fits_as_well():
+    assert table.coverage(ROWS, [name for name in THEIRS if not name.endswith("bias")]) == 1
+
+
+def test_names_come_in_the_order_of_the_rows_block_by_block():
+    names = ["blocks.10.bias", "blocks.2.bias", "blocks.10.weight", "embed.weight"]
+    assert table.in_order(ROWS, [*names, "blocks.2.weight"]) == [
+        "embed.weight",
+        "blocks.2.weight",
+        "blocks.2.bias",
+        "blocks.10.weight",
+        "blocks.10.bias",
+    ]
