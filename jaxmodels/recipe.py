@@ -89,13 +89,18 @@ class Recipe:
     """Steps between printed samples; 0 turns them off."""
     prompt: str = "The "
     """Text that printed samples continue."""
+    stats_every: int = 0
+    """Steps between statistics of every parameter and its gradient; 0 turns them off."""
+    jump: float = 0.0
+    """Save a checkpoint, and keep it, when the loss differs from that of the step before by more
+    than this (nats); 0 turns it off. Seed 003 takes 1.5."""
     optim: Optim = field(default_factory=Optim)
     """The optimiser and its schedule."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "accum", "steps", "min_freq", "eval_every", "save_every", "keep"):
             within(name, getattr(self, name), 1)
-        for name in ("slices", "eval_batches", "sample_every"):
+        for name in ("slices", "eval_batches", "sample_every", "stats_every", "jump"):
             within(name, getattr(self, name), 0)
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)

@@ -19,6 +19,8 @@ _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
     "eval_batches",
     "save_every",
     "sample_every",
+    "stats_every",
+    "jump",
 }
 
 

@@ -53,10 +53,14 @@ def _run(
             return _find_lr(run, options, resolved, data, argv, stop)
         _write_config(run, resolved, data)
         job = _job(run, options, resolved, data, stop)
+        from jaxmodels.runtime.plots import draw
         from jaxmodels.runtime.train import train
 
         stop.check()
-        outcome = train(job)
+        try:
+            outcome = train(job)
+        finally:
+            draw(run)
     except Stopped:
         outcome = not_begun(
             run / "checkpoints",

@@ -30,7 +30,7 @@ from jaxmodels.runtime.files import (
     write_json,
 )
 from jaxmodels.runtime.paths import flatten, nest
-from jaxmodels.runtime.rundir import best, identity, steps
+from jaxmodels.runtime.rundir import around_jumps, best, identity, steps
 from jaxmodels.runtime.step import State
 
 
@@ -86,7 +86,7 @@ def _train_tree(state: State) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """Writes checkpoints in the background and keeps the newest few and the best.
+    """Writes checkpoints in the background; keeps the newest few, the best, those at jumps.
 
     Args:
         folder: the run's `checkpoints` folder.
@@ -135,9 +135,9 @@ class Checkpoints:
         self.seconds = time.monotonic() - start
 
     def _prune(self) -> None:
-        """Removes all but the newest `keep` and the best."""
+        """Removes all but the newest `keep`, the best, and those of the newest jumps."""
         found = steps(self.folder)
-        kept = {*found[-max(self.keep, 1) :], best(self.folder)}
+        kept = {*found[-max(self.keep, 1) :], best(self.folder), *around_jumps(self.folder)}
         for step in found:
             if step not in kept:
                 shutil.rmtree(self.folder / str(step))

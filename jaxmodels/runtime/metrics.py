@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxmodels.runtime.files import naming, write_text
+from jaxmodels.runtime.files import write_text
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -21,8 +21,38 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-class MetricsLog:
-    """Appends records; on resume, what came after the checkpoint is taken back first.
+class Lines:
+    """A file of JSON lines, one a step; on resume, what came after the checkpoint is taken back.
+
+    Args:
+        path: the file.
+        step: the step that the run continues from; 0 for a new run.
+    """
+
+    def __init__(self, path: Path, step: int):
+        kept = [record for record in read(path) if record["step"] <= step]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.last: dict[str, Any] = kept[-1] if kept else {}
+        """The record of the step that the run continues from."""
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds the record of one step."""
+        self._file.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        """Puts everything on the disk; called before a checkpoint, which must not be ahead."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        self._file.close()
+
+
+class MetricsLog(Lines):
+    """metrics.jsonl of a run, and TensorBoard's files.
 
     Args:
         run: the run directory.
@@ -32,29 +62,22 @@ class MetricsLog:
     def __init__(self, run: Path, step: int):
         from tensorboardX import SummaryWriter
 
-        self._path = run / "metrics.jsonl"
-        kept = [record for record in read(self._path) if record["step"] <= step]
-        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        super().__init__(run / "metrics.jsonl", step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds the record of one step; its numbers other than `step` go to TensorBoard."""
-        with naming(self._path):
-            self._file.write(json.dumps(record) + "\n")
+        super().write(record)
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(name, value, record["step"])
 
     def flush(self) -> None:
-        """Puts everything on the disk; called before a checkpoint, which must not be ahead."""
-        with naming(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        """Puts everything on the disk."""
+        super().flush()
         self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes."""
-        self.flush()
-        self._file.close()
+        super().close()
         self._board.close()

@@ -1,5 +1,8 @@
 """How a call of `train` ended, without starting JAX."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +33,15 @@ class Outcome:
     def idle(self) -> bool:
         """Whether not one step was done."""
         return self.step == (self.resumed_from or 0)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the time that its block takes to one of `seconds`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.monotonic() - start
 
     def add_best(self, checkpoints: Path) -> None:
         """Takes the best step and its validation loss from the checkpoints that are there."""

@@ -90,6 +90,13 @@ def best(folder: Path) -> int | None:
     return min(known, key=lambda step: known[step]) if known else None
 
 
+def around_jumps(folder: Path, most: int = 2) -> list[int]:
+    """The newest checkpoints that were saved because the loss jumped, each with the one before."""
+    found = steps(folder)
+    jumps = [at for at, step in enumerate(found) if "jump" in metrics(folder / str(step))]
+    return [step for at in jumps[-most:] for step in found[max(at - 1, 0) : at + 1]]
+
+
 def newest_sound(folder: Path, say: Say) -> Path | None:
     """The newest checkpoint whose digests are right: the one to go on from."""
     return _first_sound(folder, steps(folder)[::-1], say)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxmodels.recipe import Recipe
+from jaxmodels.runtime import stats
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
 from jaxmodels.runtime.sharding import follow, placement
 
@@ -77,7 +78,8 @@ def train_step(
 
     A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
     float32; what the model stores (`commit`) is stored after each of them. Metrics: loss
-    (mean over micro-batches), grad_norm (before clipping) and lr.
+    (mean over micro-batches), grad_norm (before clipping) and lr; with `stats_every` also stats
+    (`stats.measure` in the steps that are due, zeros in the others).
     """
     gradient = _gradient(package, skeleton, recipe)
 
@@ -91,6 +93,12 @@ def train_step(
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate(state.step)}
+        if recipe.stats_every:
+            metrics["stats"] = jax.lax.cond(
+                stats.due(state.step + 1, recipe.stats_every),
+                lambda: stats.measure(state.params, grads, updates),
+                lambda: stats.nothing(state.params),
+            )
         return State(params, rest, opt, state.step + 1, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -22,6 +22,7 @@ from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.outcome import Outcome
 from jaxmodels.runtime.progress import Progress
 from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.stats import StatsLog
 from jaxmodels.runtime.step import State, init, train_step
 from jaxmodels.runtime.stop import Stop
 
@@ -75,9 +76,14 @@ class _Loop:
         self.state = self._start(fresh, abstract)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
         self.log = MetricsLog(job.run, self.outcome.step)
+        self.outcome.loss = self.log.last.get("loss")
+        sizes = {path: leaf.size for path, leaf in self.state.params.items()}
+        self.stats = StatsLog(job.run, self.outcome.step, recipe.stats_every, sizes)
         # Numbers of the last step: on the device, then on the host, then in the log.
         self.pending: tuple[dict[str, Any], int, dict[str, jax.Array]] | None = None
         self.record: dict[str, Any] | None = None
+        self.numbers: jax.Array | None = None
+        self.jumped = 0.0  # the loss, between two steps since the last save
         self.ticks = time.monotonic()
         self.saved = self.outcome.checkpoint
 
@@ -103,14 +109,15 @@ class _Loop:
                 self._finish()
         finally:
             self.log.close()
+            self.stats.close()
         return out
 
     def _one(self) -> None:
         """One step, and what is due after it. The loss of a step is read during the next."""
         recipe, out = self.job.recipe, self.outcome
-        with self._timed("data"):
+        with self.outcome.timed("data"):
             batch = put_batch(next(self.job.batches), self.mesh)
-        with self._timed("start" if out.step in (0, out.resumed_from) else "train"):
+        with self.outcome.timed("start" if out.step in (0, out.resumed_from) else "train"):
             self.state, metrics = self.step_function(self.state, batch)
             self._record()
         out.step += 1
@@ -120,7 +127,7 @@ class _Loop:
         extra = {}
         if last or out.step % recipe.eval_every == 0:
             extra = self._evaluate()
-        if last or extra or out.step % recipe.save_every == 0:
+        if last or extra or self.jumped or out.step % recipe.save_every == 0:
             self._save(extra)
         if self.job.sampler and recipe.sample_every and out.step % recipe.sample_every == 0:
             self._sample()
@@ -130,10 +137,12 @@ class _Loop:
         if self.pending is None:
             return
         (record, tokens, metrics), self.pending = self.pending, None
+        self.numbers = metrics.pop("stats", None)
         record |= {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(record["loss"]):
             raise self._diverged(record["step"])
         now, out = time.monotonic(), self.outcome
+        self._watch(record["step"], record["loss"])
         speed, self.ticks = tokens / max(now - self.ticks, 1e-9), now
         out.loss = record["loss"]
         self.record = record | {"tokens_per_second": round(speed, 1)}
@@ -150,7 +159,20 @@ class _Loop:
         self._settle()
         if self.record is not None:
             self.log.write(self.record | extra)
+            self.stats.write(self.record["step"], self.numbers)
             self.record = None
+
+    def _watch(self, step: int, loss: float) -> None:
+        """Notes that the loss of a step jumped, so that the next save comes at once.
+
+        The loss of a step is known when the step after it is under way, so what is saved is the
+        state after the one or the other. To go back before the jump there is the checkpoint
+        before it, which is kept too.
+        """
+        jump = 0.0 if self.outcome.loss is None else loss - self.outcome.loss
+        if self.job.recipe.jump and abs(jump) > self.job.recipe.jump:
+            self.jumped = max(self.jumped, jump, key=abs)
+            self.progress.say(f"step {step}: the loss jumped by {jump:+.4f}; saving a checkpoint")
 
     def _diverged(self, step: int) -> Problem:
         return Problem(
@@ -164,7 +186,7 @@ class _Loop:
     def _evaluate(self) -> dict[str, float]:
         """The validation loss of this step; empty when there is none or a stop is due."""
         self._settle()
-        with self._timed("eval"):
+        with self.outcome.timed("eval"):
             state, job, out = self.state, self.job, self.outcome
             loss = len(job.valid) and evaluate(
                 self.loss_function, state.params, state.rest, job.valid, self._due
@@ -180,16 +202,18 @@ class _Loop:
 
     def _save(self, extra: dict[str, float]) -> None:
         """Saves this step, after its record and all before it are on the disk."""
-        with self._timed("save"):
+        with self.outcome.timed("save"):
             self._record(**extra)
             self.log.flush()
-            self.checkpoints.save(self.state, self.job.batches.get_state(), extra)
+            self.stats.flush()
+            jump, self.jumped = {"jump": self.jumped} if self.jumped else {}, 0.0
+            self.checkpoints.save(self.state, self.job.batches.get_state(), extra | jump)
         self.saved = self.outcome.step
         self.ticks = time.monotonic()
 
     def _sample(self) -> None:
         self._settle()
-        with self._timed("eval"):
+        with self.outcome.timed("eval"):
             assert self.job.sampler is not None
             text = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
             folder = self.job.run / "samples"
@@ -216,24 +240,8 @@ class _Loop:
             out.reason = self.stop.reason or out.reason
         if self.saved != out.step and out.step:
             self._save({})
-        with self._timed("save"):
+        with self.outcome.timed("save"):
             self.checkpoints.wait()
         out.add_best(self.checkpoints.folder)
         out.checkpoint = out.step or None
         out.reserve = self._reserve()
-
-    def _timed(self, part: str) -> "_Timer":
-        return _Timer(self.outcome.seconds, part)
-
-
-class _Timer:
-    """Adds the time that its block takes to an entry of a dict."""
-
-    def __init__(self, seconds: dict[str, float], part: str):
-        self.seconds, self.part = seconds, part
-
-    def __enter__(self) -> None:
-        self.start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.part] += time.monotonic() - self.start

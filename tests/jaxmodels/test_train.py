@@ -25,6 +25,7 @@ from jaxmodels.errors import (
 from jaxmodels.runtime import checkpoint as ckpt
 from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.metrics import read
 from tests.jaxmodels.helpers import SMALL, command, losses, params, same, train
 
 
@@ -123,6 +124,7 @@ def test_ten_kills_lose_nothing(tmp_path):
     """SIGKILL at ten random moments of 300 steps: parameters and losses are bit-identical."""
     flags = ["--steps", "300", "--eval-every", "50", "--save-every", "15", "--sample-every", "0"]
     flags += ["--batch", "64", "--model.dropout", "0.1"]  # long enough to be hit, and random bits
+    flags += ["--stats-every", "20", "--jump", "0.3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(["train", "charlm:tiny", "--out", str(whole), *flags]) == DONE
     rng, kills, landed = random.Random(0), 0, 0
@@ -140,6 +142,7 @@ def test_ten_kills_lose_nothing(tmp_path):
     assert main(["train", "--out", str(broken)]) == DONE
     assert losses(broken) == losses(whole)
     assert same(params(broken, 300), params(whole, 300))
+    assert read(broken / "stats.jsonl") == read(whole / "stats.jsonl")
 
 
 def test_disk_full_keeps_what_was_there(run):

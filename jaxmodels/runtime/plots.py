@@ -1,0 +1,152 @@
+"""loss.png and stats.png of a run, drawn from its metrics.jsonl and stats.jsonl."""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmodels.cli import say
+from jaxmodels.runtime.paths import layer_of
+from jaxmodels.runtime.stats import FILE as STATS
+
+Record = dict[str, Any]
+
+
+def draw(run: Path) -> None:
+    """Draws what there are numbers for. A plot that fails is said, and fails nothing else."""
+    for plot, source in ((plot_loss, run / "metrics.jsonl"), (plot_stats, run / STATS)):
+        try:
+            if source.exists():
+                plot(run)
+        except Exception as error:
+            say(f"no plot of {source.name}: {type(error).__name__}: {error}")
+
+
+def plot_loss(run: Path) -> None:
+    """loss.png: the loss of the steps, its running mean, and the validation losses."""
+    from matplotlib.figure import Figure
+
+    records, stride = thinned(run / "metrics.jsonl", 4000, always='"valid_loss"')
+    if not records:
+        return
+    steps = np.array([record["step"] for record in records])
+    losses = np.array([record["loss"] for record in records])
+    width = max(1, len(losses) // 25)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    faint = {"alpha": 0.3, "linewidth": 0.8} if width > 1 else {"marker": "."}
+    axes.plot(steps, losses, color="tab:blue", label="training, one step", **faint)
+    if width > 1:
+        label = f"training, mean over {width * stride} steps"
+        axes.plot(steps, running_mean(losses, width), color="tab:blue", label=label)
+    valid = [(r["step"], r["valid_loss"]) for r in records if "valid_loss" in r]
+    if valid:
+        axes.plot(*zip(*valid, strict=True), "o-", color="tab:orange", label="validation")
+    axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=run.absolute().name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(run / "loss.png", dpi=120)
+
+
+def plot_stats(run: Path) -> None:
+    """stats.png: gradients, updates and parameters of each layer over the run."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    records, _ = thinned(run / STATS, 200)
+    if not records:
+        return
+    layers = [by_layer(record["params"]) for record in records]
+    steps, names = [record["step"] for record in records], list(layers[0])
+    figure = Figure(figsize=(14, 8), layout="constrained")
+    grid = figure.subplots(2, 3, sharex=True)
+    colours = colormaps["viridis"](np.linspace(0, 1, len(names)))
+    for axes, (number, title, scale) in zip(grid.flat, _PANELS, strict=True):
+        for name, colour in zip(names, colours, strict=True):
+            values = [row[name][number] for row in layers]
+            axes.plot(steps, values, ".-", color=colour, linewidth=1, label=name)
+        axes.set(title=title, xlabel="optimiser step")
+        positive = any(row[name][number] > 0 for row in layers for name in names)
+        axes.set_yscale(scale if positive else "linear")
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{run.absolute().name}: parameters and gradients by layer")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    chosen = _spread(len(names), 16)
+    figure.legend(
+        [handles[i] for i in chosen], [labels[i] for i in chosen], loc="outside right upper"
+    )
+    figure.savefig(run / "stats.png", dpi=100)
+
+
+_PANELS = (
+    ("grad_norm", "norm of the gradient", "log"),
+    ("grad_mean_abs", "mean |g|", "log"),
+    ("grad_vanishing", "share of |g| < 1e-6", "linear"),
+    ("norm", "norm of the parameters", "log"),
+    ("update_ratio", "norm of the update / norm of the parameters", "log"),
+    ("grad_exploding", "share of |g| > 100", "linear"),
+)
+
+
+def by_layer(params: dict[str, Record]) -> dict[str, dict[str, float]]:
+    """Layer → the plotted numbers, from those of its parameters; NaN where one is null."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for path, row in params.items():
+        groups[layer_of(path)].append(
+            {name: math.nan if value is None else value for name, value in row.items()}
+        )
+    return {layer: _together(groups[layer]) for layer in sorted(groups, key=_in_numbers)}
+
+
+def _in_numbers(layer: str) -> list[tuple[int, str]]:
+    """A key that sorts blocks/9 before blocks/10."""
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in layer.split("/")]
+
+
+def _together(rows: list[Record]) -> dict[str, float]:
+    sizes = [row["size"] for row in rows]
+    norm = math.hypot(*(row["norm"] for row in rows))
+    update = math.hypot(*(row["update_ratio"] * row["norm"] for row in rows))
+    means = {
+        name: float(np.average([row[name] for row in rows], weights=sizes))
+        for name in ("grad_mean_abs", "grad_vanishing", "grad_exploding")
+    }
+    return {
+        "grad_norm": math.hypot(*(row["grad_norm"] for row in rows)),
+        "norm": norm,
+        "update_ratio": update / norm if norm else 0.0,
+        **means,
+    }
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of up to `width` values around each; fewer at the ends."""
+    window = np.ones(width)
+    counts = np.convolve(np.ones(len(values)), window, mode="same")
+    return np.convolve(values, window, mode="same") / counts
+
+
+def thinned(path: Path, most: int, always: str = "\0") -> tuple[list[Record], int]:
+    """Records of a file of JSON lines: every n-th, so that about `most` are parsed, and n.
+
+    The last line, and lines in which `always` occurs, are taken besides. A line that a kill cut
+    off is left out.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    stride = math.ceil(len(lines) / most) if lines else 1
+    records = []
+    for index, line in enumerate(lines):
+        if index % stride == 0 or index == len(lines) - 1 or always in line:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records, stride
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to `most` indices below `count`, evenly spaced, with the first and the last."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
