@@ -4,14 +4,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from flax.serialization import msgpack_restore, msgpack_serialize
 
 import bridge
 from bridge import hub, hub_client
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.files import digests
-from tests.bridge.helpers import SEED, flip
+from tests.bridge.helpers import GOLDEN, SEED, flip
 from tests.bridge.hub_server import TOKEN, Hub
 
 ADDRESS = "hf://someone/model"
@@ -139,6 +141,32 @@ def test_a_repository_without_manifest(server, tmp_path):
     report = bridge.pull(ADDRESS, tmp_path / "new")
     assert (report.digests_ok, report.format, report.left_out) == (None, "orbax", [])
     assert digests(tmp_path / "new") == digests(SEED)
+
+
+def test_what_a_run_was_converted_to_is_no_run(server, run, tmp_path):
+    bridge.convert(run, tmp_path / "orbax", to="orbax")
+    bridge.push(tmp_path / "orbax", ADDRESS)
+    assert bridge.pull(ADDRESS, tmp_path / "new").digests_ok
+
+
+def test_text_from_a_repository_of_seed_003(server, tmp_path, capfd):
+    """What its `SetUpAPI(prompt, repo)` does, on a small model with its vocabulary."""
+    golden = GOLDEN.parent / "bwetaf_rope"
+    folder = tmp_path / "seed"
+    folder.mkdir()
+    tree = msgpack_restore((golden / "good_stuff.pkl").read_bytes())
+    rows = np.random.default_rng(0).normal(size=(50_260, 32), scale=0.02)
+    tree["params"]["emb"]["embedding"] = rows.astype(np.float32)
+    (folder / "good_stuff.pkl").write_bytes(msgpack_serialize(tree))
+    said = json.loads((golden / "understanding_good_stuff.json").read_text())
+    (folder / "understanding_good_stuff.json").write_text(json.dumps(said | {"vocab_size": 50_260}))
+    bridge.push(folder, ADDRESS)
+    assert main(["pull", ADDRESS, str(tmp_path / "new")]) == 0
+    assert digests(tmp_path / "new") == digests(folder)
+    capfd.readouterr()
+    words = ["--prompt", "Hello there", "--max-new-tokens", "4"]
+    assert main(["generate", str(tmp_path / "new"), *words]) == 0
+    assert capfd.readouterr().out.startswith("Hello there")
 
 
 def test_a_repository_without_a_checkpoint(server, tmp_path):
