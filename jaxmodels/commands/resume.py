@@ -91,15 +91,19 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
         say(f"changed since the run began: {name} {old!r} → {new!r}")
 
 
+def own_tokenizer(run: Path, has_checkpoint: bool) -> Any:
+    """The tokeniser that a begun run has; None when it has none, or has not begun."""
+    from data_pipelines.tokenizers import load_tokenizer
+
+    there = any((run / name).is_file() for name in rundir.VOCABULARIES)
+    return load_tokenizer(run) if has_checkpoint and there else None
+
+
 def compare_data(run: Path, data: Any, has_checkpoint: bool) -> None:
     """The run's vocabulary and text must be the data's: ids and positions would lie otherwise."""
     if not has_checkpoint:
         return
-    from data_pipelines.tokenizers import load_tokenizer
-
-    stored_files = any((run / name).is_file() for name in rundir.VOCABULARIES)
-    ours = load_tokenizer(run) if stored_files else None
-    theirs = data.tokenizer
+    ours, theirs = own_tokenizer(run, has_checkpoint), data.tokenizer
     if (ours and ours.digest) != (theirs and theirs.digest):
         sizes = [one.vocab_size if one else "no" for one in (ours, theirs)]
         raise Problem(

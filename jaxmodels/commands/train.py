@@ -11,6 +11,7 @@ from typing import Any
 import jaxmodels
 from jaxmodels.cli import emit, say
 from jaxmodels.commands import resume
+from jaxmodels.commands.initial import starter
 from jaxmodels.commands.summary import conclude
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, MISMATCH, USAGE, Problem
@@ -25,12 +26,13 @@ _BEGUN = time.monotonic()  # a granted session runs since the process started, n
 def main(argv: list[str]) -> int:
     """Runs the verb; 0 done, 75 stopped but resumable, 130 interrupted (also resumable)."""
     with Stop() as stop:
-        arch, preset, options = resolve(argv)
+        arch, preset, options, source = resolve(argv)
         resolved = {
             "arch": arch,
             "preset": preset,
             "model": asdict(options.model),
             "recipe": asdict(options.recipe),
+            "init": str(options.init) if source else None,
         }
         if options.print_config:
             print(json.dumps(resolved, indent=2))
@@ -40,19 +42,26 @@ def main(argv: list[str]) -> int:
         if options.max_hours is not None:
             stop.deadline = _BEGUN + 3600 * options.max_hours
         with resume.locked(options.out):
-            return _run(options.out, options, resolved, argv, stop)
+            return _run(options.out, options, resolved, argv, stop, source)
 
 
 def _run(
-    run: Path, options: Train[Any], resolved: dict[str, Any], argv: list[str], stop: Stop
+    run: Path,
+    options: Train[Any],
+    resolved: dict[str, Any],
+    argv: list[str],
+    stop: Stop,
+    source: Any,
 ) -> int:
     """Trains, or tries learning rates. A stop before the first step loses nothing."""
     try:
-        data, options = _prepare(run, options, resolved, stop)
+        data, options = _prepare(run, options, resolved, stop, source)
         if options.find_lr:
             return _find_lr(run, options, resolved, data, argv, stop)
         _write_config(run, resolved, data)
         job = _job(run, options, resolved, data, stop)
+        if source is not None:
+            job.begin = starter(source, options.model, options.init_optimizer)
         from jaxmodels.runtime.plots import draw
         from jaxmodels.runtime.train import train
 
@@ -72,7 +81,7 @@ def _run(
 
 
 def _prepare(
-    run: Path, options: Train[Any], resolved: dict[str, Any], stop: Stop
+    run: Path, options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any
 ) -> tuple[Any, Train[Any]]:
     """The data, and the options with its vocabulary; refuses what does not go together."""
     from jaxmodels.runtime import platform
@@ -82,9 +91,12 @@ def _prepare(
     has_checkpoint = resume.check_resume(run, options.resume)
     _check_devices(options.recipe)  # before the data, which may take long to prepare
     resume.compare_settings(run, resolved, has_checkpoint)
-    data = _open_data(run, options, has_checkpoint, stop)
+    tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
+    data = _open_data(run, options, tokenizer, has_checkpoint, stop)
     used = getattr(options.model, "tokens", options.model.vocab)
-    if data.vocab_size and data.vocab_size != used:  # rows that only pad the vocabulary stay
+    if (
+        data.vocab_size and data.vocab_size != used and not source
+    ):  # rows that only pad the vocabulary stay
         sizes = dict.fromkeys({"vocab", "tokens"} & resolved["model"].keys(), data.vocab_size)
         resolved["model"] |= sizes
         options = replace(options, model=replace(options.model, **sizes))
@@ -129,7 +141,9 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
     )
 
 
-def _open_data(run: Path, options: Train[Any], has_checkpoint: bool, stop: Stop) -> Any:
+def _open_data(
+    run: Path, options: Train[Any], tokenizer: Any, has_checkpoint: bool, stop: Stop
+) -> Any:
     """The run's data. Without a checkpoint, what another start prepared is prepared anew."""
     from data_pipelines.errors import DataProblem
     from data_pipelines.pipelines import open_data
@@ -145,7 +159,7 @@ def _open_data(run: Path, options: Train[Any], has_checkpoint: bool, stop: Stop)
             seed=recipe.seed,
             valid_fraction=recipe.valid_fraction,
             min_freq=recipe.min_freq,
-            tokenizer=recipe.tokenizer,
+            tokenizer=tokenizer or recipe.tokenizer,
             progress=stop.check,
         )
 
@@ -165,9 +179,12 @@ def _open_data(run: Path, options: Train[Any], has_checkpoint: bool, stop: Stop)
 
 def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
     from jaxmodels.runtime.files import write_json
+    from jaxmodels.runtime.settings import read_file
 
-    version = jaxmodels.__version__
-    write_json(run / "config.json", resolved | {"data": data.identity, "version": version})
+    settings = resolved | {"data": data.identity, "version": jaxmodels.__version__}
+    if resolved["init"] is None and (run / "config.json").is_file():
+        settings["init"] = read_file(run / "config.json").get("init")
+    write_json(run / "config.json", settings)
     for name in VOCABULARIES:  # of an earlier start with other data
         if data.tokenizer is None or name != data.tokenizer.FILE:
             (run / name).unlink(missing_ok=True)

@@ -9,9 +9,10 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import parse
+from jaxmodels.commands.initial import open_initial
 from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import settings
+from jaxmodels.runtime import rundir, settings
 
 C = TypeVar("C")
 
@@ -24,6 +25,11 @@ class Train(Generic[C]):
     model: C
     out: Path | None = None
     """The run directory."""
+    init: Path | None = None
+    """Begin from the parameters of this checkpoint (anything that `convert` reads), with its sizes
+    and its tokeniser."""
+    init_optimizer: bool = False
+    """With --init: take AdamW's moments over too."""
     max_hours: float | None = None
     """Stop in time to save before this many hours have passed (exit code 75)."""
     resume: Literal["auto", "never", "must"] = "auto"
@@ -39,13 +45,26 @@ class Train(Generic[C]):
 
     def __post_init__(self) -> None:
         within("--max-hours", self.max_hours, 0)
+        if self.init_optimizer and self.init is None:
+            raise Problem("--init-optimizer needs --init", exit_code=USAGE)
 
 
-def resolve(argv: list[str]) -> tuple[str, str, Train[Any]]:
-    """Settings in rising order of power: preset (or the run's config.json), --config, flags."""
+def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
+    """Architecture, preset, options, and the checkpoint of --init (None without).
+
+    Settings in rising order of power: preset (or the run's config.json, or the sizes of the
+    checkpoint to begin from), --config, flags. Once a run has checkpoints of its own, --init has
+    no say.
+    """
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
-    stored = value_of(argv, "--out") and Path(value_of(argv, "--out"), "config.json")
-    if spec or not stored or not stored.exists():
+    run = value_of(argv, "--out")
+    stored = Path(run, "config.json") if run else None
+    begun = bool(run and rundir.steps(Path(run, "checkpoints")))
+    source, changes = None, {}
+    if (initial := value_of(argv, "--init")) and not begun:
+        arch, preset, model, source = open_initial(initial, spec)
+        recipe = jaxmodels.arch(arch).RECIPES[preset]
+    elif (spec and not initial) or not stored or not stored.exists():
         if not spec and not {"-h", "--help"} & set(argv):
             raise Problem(
                 "ARCH:PRESET is missing",
@@ -55,7 +74,6 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any]]:
             )
         arch, preset, model = jaxmodels.preset(spec or "charlm:notebook")
         recipe = jaxmodels.arch(arch).RECIPES[preset]
-        changes: dict[str, Any] = {}
     else:
         changes = settings.read_file(stored)
         arch, preset = changes["arch"], changes["preset"]
@@ -66,7 +84,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any]]:
         recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")
     default: Train[Any] = Train(recipe=recipe, model=model)
     options = parse(Train[type(model)], argv, f"train {arch}:{preset}", default)  # type: ignore[misc]
-    return arch, preset, options
+    return arch, preset, options, source
 
 
 def _config_file(argv: list[str]) -> dict[str, Any]:
@@ -75,7 +93,7 @@ def _config_file(argv: list[str]) -> dict[str, Any]:
         return {}
     content = settings.read_file(Path(path))
     for name in content:
-        if name not in ("arch", "preset", "model", "recipe", "data", "version"):
+        if name not in ("arch", "preset", "model", "recipe", "data", "init", "version"):
             raise Problem(
                 f"unknown field: {name!r}",
                 where=path,

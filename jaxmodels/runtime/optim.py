@@ -1,9 +1,13 @@
 """The optimiser of a recipe: clipping, AdamW, linear warm-up and cosine decay (optax)."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmodels.recipe import Optim
-from jaxmodels.runtime.paths import pattern
+from jaxmodels.runtime.paths import Arrays, pattern
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
@@ -31,3 +35,22 @@ def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTrans
         rate, optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay, mask=decayed
     )
     return optax.chain(optax.clip_by_global_norm(optim.clip), adamw) if optim.clip else adamw
+
+
+def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:
+    """The state of `optimiser` with AdamW's own part replaced.
+
+    Args:
+        opt: a state; its count of schedule steps stays.
+        count: updates that the moments have seen.
+        mu: path → running mean of the gradient, float32.
+        nu: path → running mean of its square, float32.
+    """
+
+    def one(part: Any) -> Any:
+        if not isinstance(part, optax.ScaleByAdamState):
+            return part
+        seen = jax.device_put(jnp.asarray(count, part.count.dtype), part.count.sharding)
+        return part._replace(count=seen, mu=mu, nu=nu)
+
+    return jax.tree.map(one, opt, is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState))

@@ -45,6 +45,8 @@ class Job:
     """Asked between steps; it hears signals if it was entered."""
     sampler: Callable[[Any], str] | None = None
     """Text that the model (a module) writes now; printed as training goes."""
+    begin: Callable[[State], State] = lambda state: state
+    """What makes of a fresh state the one that the run begins with."""
 
 
 def train(job: Job) -> Outcome:
@@ -91,7 +93,7 @@ class _Loop:
         """A fresh state, or that of the newest sound checkpoint with the data's position."""
         found = rundir.newest_sound(self.checkpoints.folder, say)
         if found is None:
-            return fresh()
+            return self.job.begin(fresh())
         rundir.refuse_changed(found)
         restored = ckpt.restore(found, abstract)
         self.job.batches.set_state(restored.data)

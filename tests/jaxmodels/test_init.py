@@ -1,0 +1,76 @@
+"""`train --init`: a run that begins from a checkpoint."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge import moments
+from jaxmodels.__main__ import main
+from jaxmodels.errors import DONE, MISMATCH, USAGE
+from tests.jaxmodels.helpers import params, same
+
+SMALL = ["--steps", "8", "--eval-every", "4", "--save-every", "4", "--sample-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model directory of a short run, with AdamW's moments."""
+    folder = tmp_path_factory.mktemp("init")
+    assert main(["train", "charlm:tiny", "--out", str(folder / "run"), *SMALL]) == DONE
+    bridge.convert(folder / "run", folder / "model", optimizer=True)
+    return folder / "model"
+
+
+def frozen(model: Path, out: Path, *flags: str) -> int:
+    """One step at a learning rate of nearly nothing: what comes out is what went in."""
+    rates = ["--optim.peak-lr", "1e-30", "--optim.init-lr", "1e-30", "--optim.end-lr", "0"]
+    words = ["--init", str(model), "--out", str(out), *SMALL, *rates, *flags]
+    return main(["train", "charlm:tiny", *words, "--steps", "1"])
+
+
+def test_the_run_begins_with_the_checkpoint(model, tmp_path):
+    assert frozen(model, tmp_path / "run") == DONE
+    begun = {path: tensor.read() for path, tensor in bridge.open_source(model).tensors.items()}
+    assert same(params(tmp_path / "run", 1), begun)
+    assert moments.load(tmp_path / "run").count == 1
+
+
+def test_the_moments_go_on(model, tmp_path):
+    assert frozen(model, tmp_path / "run", "--init-optimizer") == DONE
+    before, after = moments.load(model), moments.load(tmp_path / "run")
+    assert (before.count, after.count) == (8, 9)
+    path = "blocks/0/mlp/out/kernel"
+    # One gradient, clipped to a norm of 1, is a thousandth of the new mean of squares.
+    old, new = before.nu[path].read(), after.nu[path].read()
+    assert np.abs(new - 0.999 * old).max() <= 1e-3
+    assert (new >= 0.999 * old * (1 - 1e-6)).all()
+    assert old.max() > 0
+
+
+def test_another_text_keeps_the_vocabulary_of_the_checkpoint(model, tmp_path):
+    (tmp_path / "t.txt").write_text("zebra ☃ " * 300)
+    words = ["--init", str(model), "--data", f"text:{tmp_path / 't.txt'}", "--out"]
+    run = tmp_path / "run"
+    assert main(["train", "charlm:tiny", *words, str(run), *SMALL]) == DONE
+    ours = (model / "characters.json").read_text()
+    assert json.loads((run / "characters.json").read_text()) == json.loads(ours)
+    # Resumed without saying it again: the vocabulary is the run's, not one made from the text.
+    assert main(["train", "--out", str(run), "--steps", "12"]) == DONE
+    assert json.loads((run / "config.json").read_text())["init"] == str(model)
+    assert main(["train", "charlm:tiny", *words, str(run), *SMALL, "--steps", "14"]) == DONE
+
+
+def test_what_does_not_go_together(model, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run"), "--init", str(model)]
+    assert main(["train", "charlm:tiny", *out, "--model.layers", "3"]) == MISMATCH
+    assert "layers: 2 → 3" in capsys.readouterr().err
+    assert main(["train", "wikigpt:tiny", *out]) == MISMATCH
+    assert "charlm" in capsys.readouterr().err
+    assert main(["train", "charlm:tiny", *out[:2], "--init-optimizer"]) == USAGE
+    bare = tmp_path / "bare"
+    bridge.convert(model, bare)
+    assert frozen(bare, tmp_path / "other", "--init-optimizer") == MISMATCH
+    assert "no optimiser state" in capsys.readouterr().err
