@@ -8,9 +8,10 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -211,16 +212,20 @@ def _run(
         yield from ((i, _encode_shard(*job)) for i, job in jobs.items())
         return
     # Spawned: a process with JAX's threads in it must not be forked.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) as pool:
-        try:
-            futures = {pool.submit(_encode_shard, *job): i for i, job in jobs.items()}
-            waiting = set(futures)
-            while waiting:
-                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from ((futures[future], future.result()) for future in ready)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
+    left = iter(jobs.items())
+    futures: dict[Future[Shard], int] = {}
+    try:
+        while True:
+            # No more than run at once are handed over: what the pool has, it runs to the end.
+            for i, job in islice(left, workers - len(futures)):
+                futures[pool.submit(_encode_shard, *job)] = i
+            if not futures:
+                return
+            for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                yield futures.pop(future), future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_worker() -> None:

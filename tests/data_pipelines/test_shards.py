@@ -245,6 +245,22 @@ def test_a_killed_command_goes_on(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out"]
 
 
+def test_a_stop_waits_for_no_more_than_what_runs(tmp_path, lines, monkeypatch):
+    monkeypatch.setattr(preparing, "SHARD", 500)
+    stopped = []
+
+    def stop(stage, done, total):
+        if stage == "encoding" and not stopped:
+            stopped.append(done)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(lines, tmp_path / "out", tokenizer=GPT2, workers=2, progress=stop)
+    kept = {path.stem for path in (tmp_path / ".out.parts").glob("*.bin")}
+    whole = prepare(lines, tmp_path / "out", tokenizer=GPT2)
+    assert 0 < len(kept) < len(whole["shards"])
+
+
 def test_the_second_of_two_waits_and_finds_it_done(tmp_path, lines):
     told: list[DataProblem] = []
 
