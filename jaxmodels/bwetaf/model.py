@@ -131,7 +131,8 @@ class Model(nnx.Module):
             Problem: (usage) both a mask and a cache, which remembers no padding.
         """
         x, cache = self.hidden(tokens, cache, rngs, mask)
-        return self.embed.attend(x).astype(jnp.float32), cache
+        head = self.embed.embedding[...]
+        return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32), cache
 
     def hidden(
         self,

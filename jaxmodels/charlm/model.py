@@ -1,7 +1,8 @@
 """The charlm model and its loss. Source: seed 002 (Beiglar/Transformer_mini, MIT).
 
 Notable: rotary pairs are interleaved; SwiGLU takes the value first and the gate second;
-the head is untied and has a bias; attention projections start near zero.
+the head is untied and has a bias; attention projections start near zero. The residual stream is
+always float32.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from jaxmodels.layers.attention import attention, causal_mask
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.losses import cross_entropy
+from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.rotary import rotate_interleaved, rotation
 
 
@@ -72,9 +74,9 @@ class Block(nnx.Module):
 
     def __call__(self, x, turn, mask, cache, layer, rate, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
-        out, kv = self.attn(self.norm1(x), turn, mask, cache, layer)
+        out, kv = self.attn(layer_norm(self.norm1, x), turn, mask, cache, layer)
         x = x + out
-        return x + self.mlp(self.norm2(x), rate, rngs), kv
+        return x + self.mlp(layer_norm(self.norm2, x), rate, rngs), kv
 
 
 class Model(nnx.Module):
@@ -90,7 +92,11 @@ class Model(nnx.Module):
         self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.layers)])
         self.norm = nnx.LayerNorm(cfg.dim, rngs=rngs)
         self.head = nnx.Linear(
-            cfg.dim, cfg.vocab, kernel_init=nnx.initializers.uniform(1e-3), rngs=rngs
+            cfg.dim,
+            cfg.vocab,
+            kernel_init=nnx.initializers.uniform(1e-3),
+            preferred_element_type=jnp.float32,
+            rngs=rngs,
         )
         self.steps = Steps(jnp.zeros((), jnp.int32))
 
@@ -117,11 +123,11 @@ class Model(nnx.Module):
         rate = self.dropout_rate()
         again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
         block = nnx.remat(Block.__call__, static_argnums=(5,)) if again else Block.__call__
-        x, kept = self.embed(tokens), []
+        x, kept = self.embed.embedding[...][tokens].astype(jnp.float32), []
         for i, layer in enumerate(self.blocks):
             x, kv = block(layer, x, turn, mask, cache, i, rate, rngs)
             kept.append(kv)
-        logits = self.head(self.norm(x)).astype(jnp.float32)
+        logits = self.head(layer_norm(self.norm, x))
         if cache is not None:
             keys, values = zip(*kept, strict=True)
             cache = KVCache(keys, values, cache.length + t)

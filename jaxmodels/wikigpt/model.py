@@ -16,7 +16,8 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import attention, causal_mask
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
-from jaxmodels.layers.losses import cross_entropy
+from jaxmodels.layers.losses import chunked_cross_entropy
+from jaxmodels.layers.norm import layer_norm
 from jaxmodels.wikigpt.config import Config
 
 
@@ -88,9 +89,9 @@ class Block(nnx.Module):
 
     def __call__(self, x, mask, cache, layer, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
-        out, kv = self.attn(self.norm1(x), mask, cache, layer, rngs)
+        out, kv = self.attn(layer_norm(self.norm1, x), mask, cache, layer, rngs)
         x = x + out
-        return x + self.mlp(self.norm2(x), rngs), kv
+        return x + self.mlp(layer_norm(self.norm2, x), rngs), kv
 
 
 class Model(nnx.Module):
@@ -123,21 +124,33 @@ class Model(nnx.Module):
         Raises:
             Problem: (usage) more tokens than the context has positions.
         """
+        x, cache = self.hidden(tokens, cache, rngs)
+        head = self.embed.embedding[...]
+        return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32), cache
+
+    def hidden(
+        self,
+        tokens: Int[Array, "b t"],
+        cache: KVCache | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
+        """What the head multiplies, in the parameters' dtype; otherwise as the call."""
         t = tokens.shape[1]
         self._check(t)
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         mask = causal_mask(t) if cache is None else cache.mask(t)
         again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
         block = nnx.remat(Block.__call__, static_argnums=(4,)) if again else Block.__call__
-        x, kept = _drop(self.embed(tokens) + self.pos(positions), self.config, rngs), []
+        of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
+        x = of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
+        x, kept = _drop(x, self.config, rngs), []
         for i, layer in enumerate(self.blocks):
             x, kv = block(layer, x, mask, cache, i, rngs)
             kept.append(kv)
-        logits = self.embed.attend(self.norm(x)).astype(jnp.float32)
         if cache is not None:
             keys, values = zip(*kept, strict=True)
             cache = KVCache(keys, values, cache.length + t)
-        return logits, cache
+        return layer_norm(self.norm, x), cache
 
     def _check(self, t: int) -> None:
         if t > self.config.context:
@@ -159,7 +172,7 @@ class Model(nnx.Module):
 def loss(
     model: Model, batch: dict[str, Any], rngs: nnx.Rngs | None
 ) -> tuple[Float[jax.Array, ""], dict[str, Any]]:
-    """Mean next-token cross-entropy in nats.
+    """Mean next-token cross-entropy in nats; the logits are never whole in memory.
 
     Args:
         model: the model; it is read, never changed.
@@ -170,5 +183,5 @@ def loss(
         the loss, and `aux`, which is empty: nothing is stored.
     """
     tokens = batch["tokens"]
-    logits, _ = model(tokens[:, :-1], rngs=rngs)
-    return cross_entropy(logits, tokens[:, 1:]), {}
+    x, _ = model.hidden(tokens[:, :-1], rngs=rngs)
+    return chunked_cross_entropy(x, model.embed.embedding[...], tokens[:, 1:]), {}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.characters import CharTokenizer
 from jaxmodels.__main__ import main
 from jaxmodels.errors import (
     CORRUPT,
@@ -194,12 +195,18 @@ def test_other_settings_do_not_continue_a_run(run, capsys, flags, field):
     assert field in capsys.readouterr().err
 
 
-def test_another_vocabulary_does_not_continue_a_run(run, capsys):
-    vocabulary = json.loads((run / "characters.json").read_text())
-    vocabulary["chars"][0] = "☃"
-    (run / "characters.json").write_text(json.dumps(vocabulary))
-    assert main(["train", "--out", str(run)]) == MISMATCH
+def test_another_vocabulary_does_not_continue_a_run(run, tmp_path, capsys):
+    from data_pipelines.prepare import prepare
+
+    prepare("pydoc", tmp_path / "other", min_freq=100)
+    again = ["train", "--out", str(run), "--steps", "40"]
+    assert main([*again, "--data", f"bin:{tmp_path / 'other'}"]) == MISMATCH
     assert "vocabulary" in capsys.readouterr().err
+    own = CharTokenizer.load(run / "characters.json")
+    CharTokenizer(own.chars[::-1], own.min_freq).save(run)
+    shutil.rmtree(run / "data")
+    assert main(again) == CORRUPT
+    assert "characters.json is not the one" in capsys.readouterr().err
 
 
 def test_another_model_in_the_config_does_not_continue_a_run(run, capsys):
