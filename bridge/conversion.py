@@ -20,7 +20,7 @@ from bridge.tensors import digest_of, target_dtype
 from bridge.verification import digest_problems, output_difference
 from bridge.vocabulary import check_size, read_tokenizer
 from jaxmodels.errors import EXISTS, NO_SPACE, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import whole_folder
+from jaxmodels.runtime.files import MANIFEST, whole_folder
 
 CHECKS = ("none", "digest", "roundtrip", "logits")
 OVERHEAD = 1_000_000  # bytes for all files but the tensors
@@ -187,10 +187,12 @@ def _may_write(src: Path, dst: Path, force: bool) -> None:
             fix="give another output path",
             exit_code=USAGE,
         )
-    foreign = dst.is_file() or (dst.is_dir() and any(dst.iterdir()) and kind(dst) is None)
+    # Other people's checkpoints, and runs, have no manifest at their top.
+    ours = (dst / MANIFEST).is_file() and kind(dst) is not None
+    foreign = dst.is_file() or (dst.is_dir() and any(dst.iterdir()) and not ours)
     if force and foreign:
         raise Problem(
-            "the output path holds something that is no checkpoint",
+            "the output path holds something that is no checkpoint written by convert",
             where=str(dst),
             why="--force replaces a whole folder, and only one that an earlier run wrote",
             fix="give another output path, or remove it yourself",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import bridge
@@ -73,8 +74,13 @@ def test_names_without_the_prefix(saved, tmp_path):
     inner = saved[1].transformer
     assert isinstance(inner, GPT2Model)
     inner.save_pretrained(tmp_path / "inner")
+    file = tmp_path / "inner" / "model.safetensors"
+    # As the files that were published first: the causal mask of each block was saved too.
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 16, 16).tril() for i in range(2)}
+    save_file({**load_file(file), **masks}, file, metadata={"format": "pt"})
     source = bridge.open_source(tmp_path / "inner")
     assert any("without 'transformer.'" in note for note in source.notes)
+    assert "dropped: transformer.h.1.attn.bias, no parameter" in source.notes
     assert bridge.diff(tmp_path / "inner", saved[0]).same
 
 

@@ -13,7 +13,7 @@ import torch
 
 import bridge
 from jaxmodels.__main__ import main
-from jaxmodels.errors import CORRUPT, DONE, MISMATCH, UNSAFE, USAGE, Problem
+from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, UNSAFE, USAGE, Problem
 from tests.bridge.helpers import SEED, flip, random_params, save_tree
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -193,6 +193,18 @@ def test_the_wrong_architecture_and_target(tmp_path):
     assert "give --arch wikigpt" in told
     told = refused(USAGE, bridge.convert, SEED, tmp_path / "x", to="nanogpt")
     assert "is for wikigpt, and this is charlm" in told
+
+
+def test_force_spares_what_nanogpt_wrote(tmp_path):
+    theirs = tmp_path / "out-wiki"
+    theirs.mkdir()
+    saved(theirs, checkpoint("nanogpt_nobias"))
+    source = GOLDEN / "nanogpt_bias"
+    told = refused(EXISTS, bridge.convert, source, theirs, to="nanogpt", force=True)
+    assert "no checkpoint written by convert" in told
+    assert not bridge.open_source(theirs).config.bias
+    for _ in range(2):
+        bridge.convert(source, tmp_path / "ours", to="nanogpt", force=True)
 
 
 class Evil:
