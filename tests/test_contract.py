@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 import bridge
 import jaxmodels
@@ -368,7 +369,7 @@ def _products(jaxpr) -> list:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             found.append({str(operand.aval.dtype) for operand in equation.invars})
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             found += _products(inner)
     return found
 

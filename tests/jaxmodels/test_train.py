@@ -205,8 +205,8 @@ def test_another_vocabulary_does_not_continue_a_run(run, tmp_path, capsys):
     own = CharTokenizer.load(run / "characters.json")
     CharTokenizer(own.chars[::-1], own.min_freq).save(run)
     shutil.rmtree(run / "data")
-    assert main(again) == CORRUPT
-    assert "characters.json is not the one" in capsys.readouterr().err
+    assert main(again) == MISMATCH
+    assert "tokenizer: 'characters:" in capsys.readouterr().err
 
 
 def test_another_model_in_the_config_does_not_continue_a_run(run, capsys):
