@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxmodels.layers.dropout import dropout, hash_bits
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.rotary import rotate_interleaved, rotation
-from jaxmodels.layers.sampling import Sampling, sample
+from jaxmodels.layers.sampling import Sampling, nucleus, sample, top
 
 NONE = jnp.zeros(8, bool)
 
@@ -48,6 +48,52 @@ def test_filters_keep_the_likeliest(sampling, kept):
     shares = draws(LOGITS, sampling)
     assert (shares[:kept] > 0).all() or kept == 8
     assert (shares[kept:] == 0).all()
+
+
+@given(
+    n=st.integers(1, 3000),
+    k=st.integers(1, 4),
+    levels=st.sampled_from([3, 50, 10**6]),
+    seed=st.integers(0, 99),
+)
+def test_top_is_top_k_ties_included(n, k, levels, seed):
+    values = np.random.default_rng(seed).integers(0, levels, (2, n)).astype(np.float32)
+    k = min(k, n)
+    for ours, plain in zip(top(jnp.asarray(values), k), jax.lax.top_k(values, k), strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
+@given(p=st.floats(1e-6, 1.0), n=st.integers(1, 400), seed=st.integers(0, 99))
+def test_a_nucleus_is_the_shortest_beginning_of_the_sorted_tokens(p, n, seed):
+    logits = np.random.default_rng(seed).normal(size=(1, n)) * 3
+    probability = jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+    kept = np.asarray(nucleus(probability, p))[0] > 0
+    share = np.sort(np.asarray(probability[0], np.float64))[::-1]
+    assert kept[np.argmax(logits)]
+    assert share[: kept.sum()].sum() >= p - 1e-5  # it reaches p …
+    assert share[: kept.sum() - 1].sum() <= p + 1e-5  # … and not without its last token
+    assert np.asarray(probability)[0][kept].min() >= share[kept.sum() - 1] - 1e-9
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0), Sampling(1.0, top_k=2), Sampling(1.0, min_p=0.5)]
+)
+def test_a_large_vocabulary_is_drawn_as_its_softmax(sampling):
+    """Three tokens far apart among 5,000 that have next to no probability."""
+    logits = np.full(5000, -40.0)
+    logits[[7, 2500, 4999]] = np.log([0.5, 0.3, 0.2])
+    shares = draws(logits, sampling, jnp.zeros(5000, bool))
+    kept = np.array([0.5, 0.3, 0.2]) * ([1, 1, 1] if sampling.top_k is None else [1, 1, 0])
+    kept *= [1, 1, 0] if sampling.min_p else [1, 1, 1]
+    np.testing.assert_allclose(shares[[7, 2500, 4999]], kept / kept.sum(), atol=0.04)
+
+
+@pytest.mark.parametrize("n", [5, 300, 5000])
+def test_the_ends_of_the_random_range_draw_tokens_with_weight(n):
+    logits = jnp.full((2, n), -jnp.inf).at[:, [1, n - 2]].set(0.0)
+    uniform = jnp.asarray([0.0, np.nextafter(np.float32(1), np.float32(0))])
+    drawn = sample(logits, uniform, Sampling(1.0), jnp.zeros(n, bool))
+    np.testing.assert_array_equal(drawn, [1, n - 2])
 
 
 def test_banned_tokens_are_never_drawn():
