@@ -1,12 +1,15 @@
 """Generation against transformers' `generate` on the PyTorch twin: `python -m benchmarks.decode`.
 
 Every contestant continues the same prompts by the same number of tokens with its cache: prefill
-and decoding, without compilation. Greedy contestants must agree on the first tokens.
+and decoding, without compilation. Greedy contestants must agree on the first tokens. Decoding reads
+every weight for every token, so memory bandwidth, measured in the same run, is the limit that it is
+held to at batch 1.
 """
 
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 import jaxmodels
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, cores, race, save, table
 from benchmarks.peers import twin_with
+from bridge.sources import parameter_shapes
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.layers.sampling import Sampling
@@ -23,6 +27,7 @@ from jaxmodels.runtime.paths import split
 
 OURS = "jaxmodels"
 INPUTS = 4  # different prompts, taken in turn
+STREAM_BYTES = 1 << 28  # read to measure the memory's bandwidth
 AGREE = 32  # greedy tokens that must be the same; later ones may part at a near tie
 WAYS = {"greedy": Sampling(None), "sampled": Sampling(0.8, top_k=50)}
 
@@ -82,6 +87,9 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
         "inputs": INPUTS,
     }
     run = Run("decode", settings)
+    stream = min(race([Contestant("read", read_memory)], options.rounds)[0].seconds)
+    read = STREAM_BYTES / stream
+    weights = weight_bytes(arch, config)
     timings = race(contestants, options.rounds, warmup=1, isolated=options.isolated)
     agreed = {timing.name: agreement(timings[0], timing) for timing in timings}
     if way == "greedy" and min(agreed.values()) < min(AGREE, options.new):
@@ -95,12 +103,26 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
     def extra(timing: Timing) -> dict[str, Any]:
         rate = batch * options.new / float(np.median(timing.seconds))
         same = {"greedy_tokens_agreed": agreed[timing.name]} if way == "greedy" else {}
-        return {"tokens_per_second": rate, **same}
+        return {
+            "tokens_per_second": rate,
+            "weight_bytes_per_token": weights,
+            "memory_bytes_per_second": read,
+            "share_of_bandwidth": rate / batch * weights / read,
+            **same,
+        }
 
     records = run.records(f"{spec} batch {batch} {way}", timings, extra)
     say(f"added to {save(records, options.out)}")
     print(f"\n### {records[0]['case']}: {options.prompt} + {options.new} tokens, {cores()} threads")
-    print(table(records, {"tokens_per_second": "tokens/s", "peak_bytes": "peak bytes"}), flush=True)
+    print(
+        f"memory is read at {read / 1e9:.1f} GB/s; a token reads {weights / 1e6:.1f} MB of weights"
+    )
+    columns = {
+        "tokens_per_second": "tokens/s",
+        "share_of_bandwidth": "share of bandwidth",
+        "peak_bytes": "peak bytes",
+    }
+    print(table(records, columns), flush=True)
     return records
 
 
@@ -108,6 +130,23 @@ def agreement(one: Timing, other: Timing) -> int:
     """How many tokens are the same from the start, in the row that parts first."""
     same = np.asarray(one.value) == np.asarray(other.value)
     return int(np.where(same.all(axis=1), same.shape[1], same.argmin(axis=1)).min())
+
+
+def weight_bytes(arch: str, config: Any) -> int:
+    """Bytes of float32 weights that every token needs: all but tables of which it reads a row."""
+    shapes = parameter_shapes(jaxmodels.arch(arch), config)
+    tied = not any(path.startswith("head/") for path in shapes)
+    rows = {"pos/embedding"} | (set() if tied else {"embed/embedding"})
+    return sum(4 * prod(shape) for path, shape in shapes.items() if path not in rows)
+
+
+def read_memory() -> Call:
+    """Reads an array that no cache holds, by a sum over all cores."""
+    import jax
+    import jax.numpy as jnp
+
+    array, total = jnp.ones(STREAM_BYTES // 4, jnp.float32), jax.jit(jnp.sum)
+    return lambda index: float(total(array))
 
 
 def _model(arch: str, config: Any) -> Any:
