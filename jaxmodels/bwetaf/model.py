@@ -18,6 +18,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import attention, causal_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.rotary import Rotation, rotate_interleaved, rotation
 
@@ -63,7 +64,7 @@ class Attention(nnx.Module):
             out = causal_attention(q, k, v, real)
         else:
             kept = cache.write(self.layer, k, v)
-            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
+            out = attention(q, *cache.read(*kept, len(x)), cache.mask(q.shape[1]))
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 
@@ -131,8 +132,7 @@ class Model(nnx.Module):
             Problem: (usage) both a mask and a cache, which remembers no padding.
         """
         x, cache = self.hidden(tokens, cache, rngs, mask)
-        head = self.embed.embedding[...]
-        return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32), cache
+        return tied_logits(x, self.embed.embedding[...]), cache
 
     def hidden(
         self,

@@ -16,6 +16,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import attention, causal_mask
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.wikigpt.config import Config
@@ -58,7 +59,7 @@ class Attention(nnx.Module):
         kept = None
         if cache is not None:
             kept = cache.write(layer, k, v)
-            k, v = cache.read(*kept)
+            k, v = cache.read(*kept, len(x))
         key = None if rngs is None else rngs.dropout()
         out = attention(q, k, v, mask, cfg.dropout, key)
         return _drop(self.proj(rearrange(out, "b t h k -> b t (h k)")), cfg, rngs), kept
@@ -125,8 +126,7 @@ class Model(nnx.Module):
             Problem: (usage) more tokens than the context has positions.
         """
         x, cache = self.hidden(tokens, cache, rngs)
-        head = self.embed.embedding[...]
-        return jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32), cache
+        return tied_logits(x, self.embed.embedding[...]), cache
 
     def hidden(
         self,
