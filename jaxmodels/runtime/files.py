@@ -48,8 +48,8 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
     """
     make_folder(path.parent)
     with _temporary(path, Path.mkdir) as temporary:
-        if os.path.lexists(path) and not force:
-            raise _exists(path)
+        if not force:
+            refuse_existing(path)
         yield temporary
         for below in (*temporary.rglob("*"), temporary):
             sync(below)
@@ -66,6 +66,12 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno in FULL:
             error.filename = str(path)
         raise
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises Problem (exists) if something is there."""
+    if os.path.lexists(path):
+        raise _exists(path)
 
 
 def make_folder(path: Path) -> None:
