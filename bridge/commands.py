@@ -55,8 +55,8 @@ class Convert:
 class Inspect:
     """Say what a checkpoint is and what is wrong with it. Executes nothing in it.
 
-    Exit code 0: it can be read (see the problems); 3: it cannot, or is damaged; 4: it asks to
-    run code, and was refused.
+    Exit code 0: it can be read (see the problems); 3: it cannot, or is damaged, or its files
+    contradict each other; 4: it asks to run code, and was refused.
     """
 
     path: Positional[Path]
@@ -145,7 +145,7 @@ def inspect_main(argv: list[str]) -> int:
         emit({k: v for k, v in report.items() if k != "listing" or options.tensors})
     else:
         _show_inspection(report, options.tensors)
-    return UNSAFE if report.unsafe else DONE if report.readable else CORRUPT
+    return UNSAFE if report.unsafe else CORRUPT if report.damaged else DONE
 
 
 def verify_main(argv: list[str]) -> int:
@@ -181,13 +181,17 @@ def diff_main(argv: list[str]) -> int:
     if options.json:
         emit(report)
     else:
+        a, b = report.arch
+        if a != b:
+            print(f"different architectures: {a} | {b}")
         for field, (a, b) in report.config.items():
             print(f"config {field}: {a} | {b}")
         for path, row in report.tensors.items():
             if row["status"] != "equal":
                 print(f"{path}: {', '.join(f'{key} {value}' for key, value in row.items())}")
         equal = sum(row["status"] == "equal" for row in report.tensors.values())
-        print(f"{equal} of {len(report.tensors)} tensors are equal")
+        if report.tensors:
+            print(f"{equal} of {len(report.tensors)} tensors are equal")
     return DONE if report.same else UNVERIFIED
 
 

@@ -56,6 +56,17 @@ def describe(contents: Contents, folder: Path) -> None:
     contents.origin = {**origin_of(folder), **contents.origin}
 
 
+def take_tokenizer(contents: Contents, folder: Path) -> None:
+    """Takes the tokeniser beside a format that says nothing of tokenisers.
+
+    Where it has fewer ids than the embedding has rows, the other rows stand for no token.
+    """
+    contents.tokenizer = tokenizer_beside(folder)
+    rows = contents.fields.get("vocab")
+    if contents.tokenizer and isinstance(rows, int) and contents.tokenizer.vocab_size < rows:
+        contents.fields.setdefault("tokens", contents.tokenizer.vocab_size)
+
+
 def origin_of(folder: Path) -> dict[str, Any]:
     """What an earlier conversion into a folder knew of where the model comes from."""
     manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}

@@ -3,28 +3,25 @@
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bridge import table
 from bridge.formats import kind, recognise
 from bridge.moments import Moments, required
 from bridge.plan import Plan, make_plan
 from bridge.progress import show
+from bridge.readback import CHECKS, changed_fields, check_written
 from bridge.report import Report
 from bridge.safetensors_writer import parse_size
 from bridge.sources import Source, bind, open_source
 from bridge.targets import TARGETS, check_target, write_target
-from bridge.tensors import digest_of, target_dtype
-from bridge.verification import digest_problems, output_difference
+from bridge.tensors import target_dtype
 from bridge.vocabulary import check_size, read_tokenizer
-from jaxmodels.errors import EXISTS, NO_SPACE, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import MANIFEST, whole_folder
+from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
+from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
 
-CHECKS = ("none", "digest", "roundtrip", "logits")
 OVERHEAD = 1_000_000  # bytes for all files but the tensors
-ATOL = 1e-4
 
 
 def convert(
@@ -68,7 +65,9 @@ def convert(
         optimizer: carry AdamW's moments along; the target must be able to hold them.
 
     Returns:
-        what was (or, for a dry run, would be) written.
+        what was (or, for a dry run, would be) written: `files` (for a dry run, only those of
+        tensors whose names are known); `tensors`, `parameters` and `bytes` of the model;
+        `disk_needed`; `notes`, and the other keys of `--json`.
 
     Raises:
         Problem: (corrupt, mismatch, usage) as `bridge.load`; (exists) `dst` is there;
@@ -94,7 +93,8 @@ def convert(
     with whole_folder(target, force) as folder, shown as tell:
         write_target(folder, source, to, plan, carried, tell)
         written = bind(recognise(folder))
-        report["max_abs_logit_diff"] = _verify(folder, source, plan, written, moments, verify)
+        report["files"] = [str(path.relative_to(folder)) for path in files_below(folder)]
+        report["max_abs_logit_diff"] = check_written(folder, source, plan, written, moments, verify)
     report["notes"] = [*report.notes, *_unsaid(source, written, to)]
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
     return Report(report, verified=verify)
@@ -119,62 +119,8 @@ def _moments(source: Source, to: str) -> Moments:
 
 def _unsaid(source: Source, written: Source, to: str) -> list[str]:
     """What the target cannot say and a reader would assume otherwise."""
-    lost = [name for name in written.assumed if _differ(source, written, name)]
+    lost = [name for name in changed_fields(source, written) if name in written.assumed]
     return [f"{to} cannot say {name} = {getattr(source.config, name)}" for name in lost]
-
-
-def _differ(a: Source, b: Source, name: str) -> bool:
-    return bool(getattr(a.config, name) != getattr(b.config, name))
-
-
-def _verify(
-    folder: Path,
-    source: Source,
-    plan: Plan,
-    written: Source,
-    moments: Moments | None,
-    level: str,
-) -> float | None:
-    """Checks the new folder before it gets its name; see `convert`."""
-    if level == "none":
-        return None
-    problems = digest_problems(folder) or []
-    difference = None
-    for path, tensor in written.tensors.items():
-        array = tensor.read()  # compares it with its digest
-        if level != "digest" and digest_of(array) != digest_of(plan.ours[path].read()):
-            problems.append(f"{path} does not come back as it was")
-    if moments is not None:
-        problems += _moment_problems(moments, required(written.moments(), folder))
-    if level in ("roundtrip", "logits"):
-        problems += [
-            f"the config does not come back as it was: {name}"
-            for name in asdict(source.config)
-            if name not in written.assumed and _differ(source, written, name)
-        ]
-    if level == "logits" and not problems:
-        difference = output_difference(written)
-        if not difference <= ATOL:
-            problems.append(f"outputs of JAX and PyTorch differ by {difference:.3g} > {ATOL:g}")
-    if problems:
-        raise Problem(
-            "the output is not what was to be written; it was removed",
-            why=table.listing(problems),
-            fix="check the disk and try again",
-            exit_code=UNVERIFIED,
-        )
-    return difference
-
-
-def _moment_problems(moments: Moments, written: Moments) -> list[str]:
-    problems = [] if moments.count == written.count else ["the optimiser's count is wrong"]
-    for held, found in ((moments.mu, written.mu), (moments.nu, written.nu)):
-        problems += [
-            f"the moments of {path} do not come back as they were"
-            for path, tensor in held.items()
-            if digest_of(tensor.read()) != digest_of(found[path].read())
-        ]
-    return problems
 
 
 def _may_write(src: Path, dst: Path, force: bool) -> None:
@@ -221,9 +167,13 @@ def _enough_space(report: Report) -> None:
 def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | None) -> Report:
     held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
     needed = plan.bytes + sum(tensor.nbytes for tensor in held) + OVERHEAD
+    size = sum(tensor.nbytes for tensor in plan.ours.values())
     notes = list(source.notes)
     if plan.zeros:
-        notes.append(f"{plan.zeros} tensors of zeros added: PyTorch's class always has them")
+        notes.append(
+            f"{plan.zeros} tensors of zeros added ({plan.bytes - size:,} bytes"
+            ", not counted): PyTorch's class always has them"
+        )
     there = next(parent for parent in (dst.absolute(), *dst.absolute().parents) if parent.exists())
     return Report(
         source=str(source.path),
@@ -232,9 +182,9 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
         format=to,
         arch=source.arch,
         preset=source.preset,
-        tensors=len(plan.rows),
+        tensors=len(plan.ours),
         parameters=sum(tensor.size for tensor in plan.ours.values()),
-        bytes=plan.bytes,
+        bytes=size,
         files=[name for name in plan.shards if name],
         vocab_present=source.tokenizer is not None,
         assumed=source.assumed,

@@ -8,6 +8,7 @@ from bridge.formats import recognise
 from bridge.report import Report
 from bridge.sources import Source, bind, open_source
 from bridge.tensors import compare
+from jaxmodels.errors import Problem
 
 
 def diff(a: str | Path, b: str | Path) -> Report:
@@ -15,6 +16,7 @@ def diff(a: str | Path, b: str | Path) -> Report:
 
     Returns:
         `same` (all values and the config are equal; dtypes may differ where no value does);
+        `arch` ([a, b]; when they are two, nothing else is compared);
         `config` (field → [a, b] where they differ); `tensors`: for each of our paths `status`
         ("equal", "different", "shape", "missing": only in a, "extra": only in b), and `shape`,
         `dtype`, `max_abs`, `cosine` where they apply.
@@ -23,15 +25,32 @@ def diff(a: str | Path, b: str | Path) -> Report:
         Problem: as `bridge.load`, for either.
     """
     left = open_source(a)
-    # Fields that b cannot say are taken from a; fields that a had to assume tell nothing.
-    right = bind(recognise(Path(b)), left.arch, conventions=asdict(left.config))
+    right = _other(Path(b), left)
+    arch = [left.arch, right.arch]
+    if left.arch != right.arch:
+        return Report(same=False, arch=arch, config={}, tensors={})
     paths = [*left.tensors, *(path for path in right.tensors if path not in left.tensors)]
     tensors = {path: _compare(path, left, right) for path in paths}
+    # Fields that one of them had to assume tell nothing.
     unsure = left.assumed.keys() | right.assumed.keys()
     ours, theirs = asdict(left.config), asdict(right.config)
     config = {k: [ours[k], theirs[k]] for k in ours if ours[k] != theirs[k] and k not in unsure}
     same = not config and all(row["status"] == "equal" for row in tensors.values())
-    return Report(same=same, config=config, tensors=tensors)
+    return Report(same=same, arch=arch, config=config, tensors=tensors)
+
+
+def _other(path: Path, left: Source) -> Source:
+    """The second checkpoint: what its files cannot say is as in the first, if that can be."""
+    contents = recognise(path)
+    if contents.arch not in (None, left.arch):
+        return bind(contents)
+    try:
+        return bind(contents, left.arch, conventions=asdict(left.config))
+    except Problem:
+        right = bind(contents)  # which names it, if it is of an architecture at all
+        if right.arch == left.arch:
+            raise
+        return right
 
 
 def _compare(path: str, left: Source, right: Source) -> dict[str, Any]:

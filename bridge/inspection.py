@@ -1,13 +1,14 @@
 """Says what a checkpoint is and what is wrong with it, without executing or changing anything."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import jaxmodels
 from bridge.contents import Contents
 from bridge.formats import kind, recognise
 from bridge.report import Report
@@ -28,9 +29,11 @@ def inspect(
         config: fields that the files cannot say, such as {"heads": 4}.
 
     Returns:
-        `readable`; `format`, `arch` and `preset` (None where unknown); `tensors` and
-        `parameters` (counts); `bytes`; `dtypes` (dtype → number of tensors); `vocab_present`
-        (whether a vocabulary lies beside it); `config` and `assumed` (fields); `problems` and
+        `readable`; `damaged` (it is not readable, a digest is wrong, or what the files say and
+        the tensors contradict each other); `format`, `arch` and `preset`
+        (None where unknown); `tensors` and `parameters` (counts), `bytes` and `dtypes` (dtype →
+        number of tensors) of the model, or of the files where no model is known;
+        `vocab_present` (whether a vocabulary lies beside it); `config` and `assumed` (fields); `problems` and
         `notes` (sentences); `optimizer` (whether AdamW's state lies there too);
         `unsafe` (it asks to run code, and was not read further);
         `listing` (name, shape and dtype of each tensor, in the file's names).
@@ -45,17 +48,23 @@ def inspect(
     try:
         contents = recognise(path)
     except Problem as problem:
-        return Report(report, problems=[told(problem)], unsafe=problem.exit_code == UNSAFE)
-    report |= _counts(contents)
+        report["problems"].append(told(problem))
+        return Report(report, unsafe=problem.exit_code == UNSAFE, damaged=True)
+    report |= _said(contents)
     try:
         source = bind(contents, arch, config)
         report |= _meaning(source)
-        report["optimizer"] = source.moments() is not None
+        source.moments()  # raises when they are those of another model
     except Problem as problem:
         report["problems"].append(told(problem))
         report["notes"] += contents.notes
-    report["problems"] += [f"damaged: {line}" for line in digest_problems(path) or []]
+        # What the caller gave may be what is wrong, and strangers contradict nothing.
+        report["damaged"] = contents.arch in jaxmodels.ARCHS and not (arch or config)
+    if wrong := digest_problems(path):
+        report["problems"] += [f"damaged: {line}" for line in wrong]
+        report["damaged"] = True
     _values(report, contents)
+    report["damaged"] |= not report.readable
     return report
 
 
@@ -63,6 +72,7 @@ def _empty(path: Path) -> Report:
     return Report(
         path=str(path),
         readable=False,
+        damaged=False,
         format=kind(path),
         arch=None,
         preset=None,
@@ -81,17 +91,28 @@ def _empty(path: Path) -> Report:
     )
 
 
-def _counts(contents: Contents) -> dict[str, Any]:
-    dtypes: dict[str, int] = defaultdict(int)
-    for tensor in contents.tensors.values():
-        dtypes[str(tensor.dtype)] += 1
+def _counts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
+        "tensors": len(tensors),
+        "parameters": sum(tensor.size for tensor in tensors.values()),
+        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        "dtypes": dict(Counter(str(tensor.dtype) for tensor in tensors.values())),
+    }
+
+
+def _said(contents: Contents) -> dict[str, Any]:
+    """What the files say, whether or not it makes a model."""
+    names: list[str] = []
+    if contents.arch in jaxmodels.ARCHS:
+        names = [field.name for field in fields(jaxmodels.arch(contents.arch).Config)]
+    return {
+        **_counts(contents.tensors),
         "readable": True,
         "format": contents.format,
-        "tensors": len(contents.tensors),
-        "parameters": sum(tensor.size for tensor in contents.tensors.values()),
-        "bytes": sum(tensor.nbytes for tensor in contents.tensors.values()),
-        "dtypes": dict(dtypes),
+        "arch": contents.arch,
+        "preset": contents.preset,
+        "config": {name: contents.fields[name] for name in names if name in contents.fields},
+        "optimizer": _has_moments(contents),
         "vocab_present": contents.tokenizer is not None,
         "listing": [
             {"name": tensor.name, "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
@@ -100,17 +121,22 @@ def _counts(contents: Contents) -> dict[str, Any]:
     }
 
 
+def _has_moments(contents: Contents) -> bool:
+    try:
+        return contents.moments() is not None
+    except Problem:
+        return True  # something is there; binding it says what is wrong with it
+
+
 def _meaning(source: Source) -> dict[str, Any]:
     """What only the model's table tells."""
     notes = list(source.notes)
     if source.tokenizer is None:
         notes.append("no vocabulary: token ids work, text does not until --vocab is given")
     return {
+        **_counts(source.tensors),
         "arch": source.arch,
         "preset": source.preset,
-        "tensors": len(source.tensors),
-        "parameters": sum(tensor.size for tensor in source.tensors.values()),
-        "bytes": sum(tensor.nbytes for tensor in source.tensors.values()),
         "config": asdict(source.config),
         "assumed": source.assumed,
         "notes": notes,

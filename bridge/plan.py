@@ -5,6 +5,7 @@ from typing import Any
 
 import jaxmodels
 from bridge import table
+from bridge.formats import bwetaf, nanogpt
 from bridge.matching import own_rows
 from bridge.moments import Moments
 from bridge.safetensors_writer import plan_shards
@@ -15,6 +16,8 @@ from bridge.zeros import filled
 
 # Targets that PyTorch opens: safetensors in PyTorch's names and layouts.
 PYTORCH = ("safetensors", "gpt2")
+# The one file of tensors of the others; Orbax has many.
+_FILES = {"nanogpt": nanogpt.FILE, "bwetaf": bwetaf.WEIGHTS_FILE, "orbax": ""}
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Plan:
     rows: list[dict[str, Any]]
     """For each tensor: from, to, op, dtype, shape, shard, bytes."""
     shards: dict[str, list[Tensor]]
-    """File → tensors under their new names, unread."""
+    """File ("" for Orbax, which has many) → tensors under their new names, unread."""
     ours: dict[str, Tensor]
     """Our path → tensor in its new dtype, unread."""
     errors: dict[str, float]
@@ -66,7 +69,7 @@ def make_plan(
     pairs = table.pairs(target, whole)
     out = {pair.theirs: pair.export(whole[pair.ours]) for pair in pairs}
     tensors = [out[name] for name in table.in_order(target, out)]
-    shards = plan_shards(tensors, max_shard) if to in PYTORCH else {"": tensors}
+    shards = plan_shards(tensors, max_shard) if to in PYTORCH else {_FILES[to]: tensors}
     shard_of = {tensor.name: name for name, held in shards.items() for tensor in held}
     steps_in = {pair.ours: pair for pair in source.pairs}
     rows = [

@@ -22,13 +22,15 @@ TARGETS = {
     "bwetaf": "bwetaf",
 }
 WRITERS = {"nanogpt": nanogpt.write_nanogpt, "bwetaf": bwetaf.write_bwetaf}
+CHECKS = {"nanogpt": nanogpt.check_config, "bwetaf": bwetaf.check_config}
 
 
 def check_target(to: str, source: Source) -> None:
-    """Checks that an architecture has a target.
+    """Checks that a target can hold a model, before anything is created.
 
     Raises:
-        Problem: (usage) it has not.
+        Problem: (usage) its architecture has no such target; (mismatch) the target's own code
+            cannot compute this one.
     """
     if TARGETS[to] not in ("", source.arch):
         raise Problem(
@@ -37,6 +39,8 @@ def check_target(to: str, source: Source) -> None:
             fix="use --to safetensors",
             exit_code=USAGE,
         )
+    if to in CHECKS:
+        CHECKS[to](source.config, source.path)
 
 
 def write_target(
@@ -47,18 +51,15 @@ def write_target(
     moments: Moments | None,
     tell: Callable[[Tensor], None],
 ) -> None:
-    """Writes a whole output.
+    """Writes a whole output, with the tokeniser's file if the model has one.
 
     Args:
         folder: an empty folder.
-        source: the model.
+        source: the model, one that passed `check_target`.
         to: one of `TARGETS`.
         plan: its tensors under their new names.
         moments: AdamW's state under the target's names.
         tell: called after each tensor.
-
-    Raises:
-        Problem: (mismatch) a model that the target cannot be.
     """
     if to in PYTORCH:
         dtypes = {str(t.dtype) for t in plan.ours.values() if is_float(t.dtype)}
@@ -72,4 +73,6 @@ def write_target(
     else:
         write = WRITERS[to]
         digests = write(folder, plan.tensors, source.config, source.origin, moments, tell)
+        if source.tokenizer is not None:
+            source.tokenizer.save(folder)
     write_manifest(folder, source, digests)

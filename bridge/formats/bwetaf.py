@@ -18,6 +18,7 @@ from bridge.legacy.msgpack_writer import write_msgpack
 from bridge.moments import Moments, count_of
 from bridge.safetensors_reader import parse_json
 from bridge.tensors import Fingerprint, Tensor
+from bridge.vocabulary import tokenizer_beside
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 
 WEIGHTS_FILE, CONFIG, OPTIMIZER = (
@@ -64,7 +65,7 @@ def open_file(path: Path) -> Contents:
 
 
 def open_folder(folder: Path) -> Contents:
-    """A saved bwetaf.
+    """A saved bwetaf; a tokeniser's file that lies in the folder is the model's.
 
     Raises:
         Problem: (corrupt) a file is damaged.
@@ -78,10 +79,27 @@ def open_folder(folder: Path) -> Contents:
         checked(folder, tensors),
         arch="bwetaf",
         fields=_fields(said, folder / CONFIG),
+        tokenizer=tokenizer_beside(folder),
         origin=with_seed(origin_of(folder), "bwetaf", said),
         table="SEED",
         moments=partial(_moments, folder / OPTIMIZER),
     )
+
+
+def check_config(config: Any, where: Path) -> None:
+    """Checks that the seed's package can compute a model; `where` names it in errors.
+
+    Raises:
+        Problem: (mismatch) it cannot.
+    """
+    if config.rotate_qk:
+        raise Problem(
+            "the seed's package cannot compute what this model does",
+            where=str(where),
+            why="rotate_qk is on; its published code never rotates queries and keys",
+            fix="use --to safetensors",
+            exit_code=MISMATCH,
+        )
 
 
 def write_bwetaf(
@@ -104,18 +122,7 @@ def write_bwetaf(
 
     Returns:
         name → {"dtype", "shape", "sha256"}.
-
-    Raises:
-        Problem: (mismatch) a model that the seed's package cannot be.
     """
-    if config.rotate_qk:
-        raise Problem(
-            "the seed's package cannot compute what this model does",
-            where=str(folder),
-            why="rotate_qk is on; its published code never rotates queries and keys",
-            fix="use --to safetensors",
-            exit_code=MISMATCH,
-        )
     digests = write_msgpack(folder / WEIGHTS_FILE, {"params": _nest(tensors)}, tell)
     said = written_config(config, origin)
     # As the seed writes it: no newline at the end.

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bridge.contents import Contents, origin_of, seed_of, with_seed
+from bridge.contents import Contents, origin_of, seed_of, take_tokenizer, with_seed
 from bridge.formats import model_files
 from bridge.safetensors_reader import parse_json
 from jaxmodels.errors import MISMATCH, Problem
@@ -62,6 +62,7 @@ def open_folder(folder: Path) -> Contents:
         contents.notes.append(f"names begin without {PREFIX!r}: the model was saved by itself")
     contents.arch, contents.table = "wikigpt", "WEIGHTS"
     contents.fields = _fields(config, folder)
+    take_tokenizer(contents, folder)
     contents.origin = with_seed(origin_of(folder), "gpt2", config)
     contents.moments = partial(model_files.read_moments, folder)
     rates = {key: config.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}

@@ -61,6 +61,27 @@ def origin(value: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def check_config(config: Any, where: Path) -> None:
+    """Checks that nanoGPT can compute a model; `where` names it in errors.
+
+    Raises:
+        Problem: (mismatch) it cannot.
+    """
+    complaints = []
+    if config.gelu != "exact":
+        complaints.append("gelu is the tanh form; nanoGPT computes the exact one")
+    if config.hidden != 4 * config.dim:
+        complaints.append(f"hidden is {config.hidden}; nanoGPT's is 4 × dim, {4 * config.dim}")
+    if complaints:
+        raise Problem(
+            "nanoGPT cannot compute what this model does",
+            where=str(where),
+            why="; ".join(complaints),
+            fix="use --to gpt2, whose config says both",
+            exit_code=MISMATCH,
+        )
+
+
 def write_nanogpt(
     folder: Path,
     tensors: dict[str, Tensor],
@@ -81,15 +102,11 @@ def write_nanogpt(
 
     Returns:
         name → {"dtype", "shape", "sha256"}.
-
-    Raises:
-        Problem: (mismatch) a model that nanoGPT cannot be.
     """
     import torch
 
     from bridge.torch import to_torch
 
-    _may_be_nanogpt(config, folder)
     state, digests = {}, {}
     for name, tensor in tensors.items():
         array = tensor.read()
@@ -98,18 +115,23 @@ def write_nanogpt(
         tell(tensor)
     # One tensor under two names, as in nanoGPT.
     state[HEAD], digests[HEAD] = state[EMBEDDING], digests[EMBEDDING]
+    optimizer = _torch_optimiser(tensors, moments)
+    torch.save({"model": state, "optimizer": optimizer, **_said(config, origin)}, folder / FILE)
+    return digests
+
+
+def _said(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint says besides the tensors, in nanoGPT's order."""
+    import torch
+
     said = seed_of(origin, "nanogpt")
     args = {name: getattr(config, field) for name, field in ARGS.items()}
-    checkpoint = {
-        "model": state,
-        "optimizer": _torch_optimiser(tensors, moments),
+    return {
         "model_args": {**_plain(said.get("model_args")), **args},
         "iter_num": origin.get("step", 0),
         "best_val_loss": torch.tensor(_loss(origin)),
         "config": _plain(said.get("config")),
     }
-    torch.save(checkpoint, folder / FILE)
-    return digests
 
 
 def _loss(origin: dict[str, Any]) -> float:
@@ -122,22 +144,6 @@ def _loss(origin: dict[str, Any]) -> float:
 
 def _same(array: np.ndarray) -> np.ndarray:
     return array
-
-
-def _may_be_nanogpt(config: Any, where: Path) -> None:
-    complaints = []
-    if config.gelu != "exact":
-        complaints.append("gelu is the tanh form; nanoGPT computes the exact one")
-    if config.hidden != 4 * config.dim:
-        complaints.append(f"hidden is {config.hidden}; nanoGPT's is 4 × dim, {4 * config.dim}")
-    if complaints:
-        raise Problem(
-            "nanoGPT cannot compute what this model does",
-            where=str(where),
-            why="; ".join(complaints),
-            fix="use --to gpt2, whose config says both",
-            exit_code=MISMATCH,
-        )
 
 
 def _plain(value: Any) -> dict[str, Any]:

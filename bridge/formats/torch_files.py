@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bridge.contents import Contents, checked
+from bridge.contents import Contents, checked, take_tokenizer
 from bridge.formats import nanogpt
 from bridge.legacy.torch_file import is_old_torch, is_torch_zip, read_torch
 from bridge.tensors import Tensor
@@ -25,9 +25,10 @@ def is_folder(folder: Path) -> bool:
 
 
 def open_folder(folder: Path) -> Contents:
-    """nanoGPT's `out_dir`."""
+    """nanoGPT's `out_dir`; a tokeniser's file that lies in it is the model's."""
     contents = open_file(_torch_files(folder)[0])
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
+    take_tokenizer(contents, folder)
     return contents
 
 

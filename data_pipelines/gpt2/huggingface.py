@@ -59,25 +59,6 @@ def tokenizer_json() -> dict[str, Any]:
     }
 
 
-def tokenizer_config(context: int) -> dict[str, Any]:
-    """The tokenizer_config.json with which `AutoTokenizer` gives the ids of `GPT2Tokenizer`.
-
-    Args:
-        context: inputs that the model takes.
-    """
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context,
-        "clean_up_tokenization_spaces": False,
-        "add_prefix_space": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
-        # "<|endoftext|>" written in a text is text, not the end of it.
-        "split_special_tokens": True,
-    }
-
-
 def is_gpt2(data: dict[str, Any]) -> bool:
     """Whether a tokenizer.json maps as GPT-2 does, however its harmless fields are written."""
     model, before = data["model"], data.get("pre_tokenizer") or {}

@@ -14,7 +14,7 @@ from flax import serialization
 import bridge
 from bridge import moments
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from tests.bridge.helpers import random_params, save_tree
+from tests.bridge.helpers import random_params, save_tree, vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDENS = ["bwetaf_rope", "bwetaf_sin"]
@@ -150,6 +150,16 @@ def test_what_the_seed_cannot_compute_is_refused(folder, tmp_path):
         config={"rotate_qk": True},
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_vocabulary_lies_beside_it(folder, tmp_path):
+    file, size = tmp_path / "vocabulary.json", bridge.open_source(folder).config.vocab
+    file.write_text(json.dumps(vocabulary(size)))
+    report = bridge.convert(folder, tmp_path / "out", to="bwetaf", vocab=file)
+    assert report.vocab_present
+    assert report.files == ["characters.json", WEIGHTS, "manifest.json", CONFIG]
+    assert bridge.open_source(tmp_path / "out").tokenizer.vocab_size == size
+    assert bridge.inspect(tmp_path / "out").vocab_present
 
 
 def seed_optimizer(folder, scale=1.0):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import bridge
+from bridge.formats import model_files
+from bridge.moments import Moments
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime import rundir
@@ -90,6 +92,40 @@ def test_inspect_names_a_damaged_tensor(converted, tmp_path, capsys):
     assert code == CORRUPT
     assert any("model.safetensors is damaged" in problem for problem in report["problems"])
     assert any("the tensor" in problem for problem in report["problems"])
+
+
+def test_inspect_of_files_that_contradict_each_other(model_directory, tmp_path, capsys):
+    copy = shutil.copytree(model_directory, tmp_path / "copy")
+    tensors = model_files.tensors_in(copy)
+    model_files.write_moments(copy, Moments(5, tensors, tensors))
+    (copy / "manifest.json").unlink()
+    code, report, _ = command(capsys, "inspect", copy, "--json")
+    assert (code, report["damaged"], report["optimizer"]) == (DONE, False, True)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "layers": 9}))
+    code, report, _ = command(capsys, "inspect", copy, "--json")
+    assert (code, report["readable"], report["damaged"]) == (CORRUPT, True, True)
+    assert "the config says layers = 9, the tensors 2" in report["problems"][0]
+    assert (report["arch"], report["preset"], report["optimizer"]) == ("charlm", "tiny", True)
+    assert report["config"]["layers"] == 9
+    # What the caller gives is no damage.
+    assert command(capsys, "inspect", model_directory, "--set", "layers=9")[0] == DONE
+
+
+def test_inspect_of_a_file_that_is_not_as_promised(model_directory, tmp_path, capsys):
+    copy = shutil.copytree(model_directory, tmp_path / "copy")
+    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+    code, report, _ = command(capsys, "inspect", copy, "--json")
+    assert (code, report["arch"]) == (CORRUPT, "charlm")
+    assert any("config.json is damaged" in problem for problem in report["problems"])
+
+
+def test_diff_of_two_architectures(model_directory, tmp_path, capsys):
+    other = save_tree(tmp_path / "other", random_params("bwetaf:tiny"))
+    code, report, _ = command(capsys, "diff", model_directory, other, "--json")
+    assert (code, report["same"], report["arch"]) == (UNVERIFIED, False, ["charlm", "bwetaf"])
+    code, text, _ = command(capsys, "diff", other, model_directory)
+    assert (code, text) == (UNVERIFIED, "different architectures: bwetaf | charlm\n")
 
 
 def test_verify_against_the_source(converted, capsys):

@@ -202,7 +202,7 @@ def test_a_folder_that_appears_during_a_conversion_stays(tmp_path, monkeypatch):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").write_text("dear")
 
-    monkeypatch.setattr(conversion, "_verify", late)
+    monkeypatch.setattr(conversion, "check_written", late)
     told = refused(EXISTS, SEED, tmp_path / "out", config=HEADS)
     assert "exists already" in told
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import bridge
+from bridge.vocabulary import write_tokenizer
+from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+from tests.bridge.helpers import vocabulary
 
 torch.set_num_threads(1)
 SIZES = {"vocab_size": 61, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -133,6 +137,33 @@ def test_there_and_back(saved, tmp_path, by):
         assert torch.equal(ours, theirs), name
     assert bridge.open_source(tmp_path / "back").format == "gpt2"
     assert bridge.open_source(tmp_path / "between").format == by
+
+
+def with_characters(saved, folder, size):
+    shutil.copytree(saved[0], folder)
+    write_tokenizer(folder, CharTokenizer.from_json(vocabulary(size), ""), 16)
+    assert not (folder / "characters.json").exists()
+    return folder
+
+
+@pytest.mark.parametrize("to", ["gpt2", "nanogpt", "orbax"])
+def test_the_tokeniser_in_the_folder_is_the_models(saved, tmp_path, to):
+    source = bridge.open_source(with_characters(saved, tmp_path / "copy", 61))
+    assert source.tokenizer.decode(source.tokenizer.encode("straße")) == "straße"
+    assert bridge.inspect(tmp_path / "copy").vocab_present
+    report = bridge.convert(tmp_path / "copy", tmp_path / "out", to=to, config={"gelu": "exact"})
+    assert "tokenizer.json" in report.files
+    written = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*")}
+    assert {Path(name) for name in report.files} <= written
+    assert bridge.open_source(tmp_path / "out").tokenizer.digest == source.tokenizer.digest
+
+
+def test_rows_that_the_tokeniser_has_no_ids_for_are_padding(saved, tmp_path):
+    source = bridge.open_source(with_characters(saved, tmp_path / "copy", 59))
+    assert (source.config.vocab, source.config.tokens) == (61, 59)
+    assert any("rows 59 to 60 of the embedding are padding" in note for note in source.notes)
+    large = with_characters(saved, tmp_path / "large", 64)
+    assert "64 entries, the model 61" in refused(MISMATCH, bridge.load, large)
 
 
 def test_a_config_that_changed_is_written_anew(saved, tmp_path):

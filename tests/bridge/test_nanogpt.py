@@ -14,7 +14,7 @@ import torch
 import bridge
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, UNSAFE, USAGE, Problem
-from tests.bridge.helpers import SEED, flip, random_params, save_tree
+from tests.bridge.helpers import SEED, flip, random_params, save_tree, vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDENS = ["nanogpt_bias", "nanogpt_nobias"]
@@ -66,7 +66,7 @@ def test_what_the_file_says():
 def test_there_and_back_is_bit_exact(tmp_path, name, by):
     bridge.convert(GOLDEN / name, tmp_path / "between", to=by, verify="roundtrip")
     report = bridge.convert(tmp_path / "between", tmp_path / "back", to="nanogpt")
-    assert report.files == []
+    assert report.files == ["ckpt.pt", "manifest.json"]
     old, new = checkpoint(name), torch.load(tmp_path / "back" / "ckpt.pt", weights_only=True)
     assert list(new) == list(old)
     assert list(new["model"]) == list(old["model"])
@@ -116,6 +116,9 @@ def test_a_run_becomes_nanogpt_and_a_bare_state_dict_is_told_by_its_shapes(tmp_p
     told = refused(MISMATCH, bridge.convert, tree, tmp_path / "x", to="nanogpt")
     assert "gelu" in told
     assert "hidden is 64" in told
+    dry = refused(MISMATCH, bridge.convert, tree, tmp_path / "x", to="nanogpt", dry_run=True)
+    assert dry == told
+    assert told.splitlines()[1] == str(tree)
     bare = tmp_path / "bare.bin"
     for name in GOLDENS:
         torch.save(checkpoint(name)["model"], bare)
@@ -128,6 +131,30 @@ def test_a_run_becomes_nanogpt_and_a_bare_state_dict_is_told_by_its_shapes(tmp_p
     assert {pair.op for pair in source.pairs} == {"same"}
     for path, tensor in source.tensors.items():
         np.testing.assert_array_equal(tensor.read(), params[path])
+
+
+@pytest.mark.parametrize("size", [97, 90])
+def test_the_vocabulary_lies_beside_it(tmp_path, size):
+    file = tmp_path / "vocabulary.json"
+    file.write_text(json.dumps(vocabulary(size)))
+    options = {"vocab": file, "config": {"tokens": size}, "to": "nanogpt"}
+    report = bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "out", **options)
+    assert report.vocab_present
+    assert report.files == ["characters.json", "ckpt.pt", "manifest.json"]
+    source = bridge.open_source(tmp_path / "out")
+    assert (source.tokenizer.vocab_size, source.config.tokens) == (size, size)
+    plan = bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "x", dry_run=True, **options)
+    assert plan.files == ["ckpt.pt"]
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_the_numbers_agree(tmp_path, name):
+    there = bridge.inspect(GOLDEN / name)
+    assert there.dtypes == {"float32": there.tensors}
+    report = bridge.convert(GOLDEN / name, tmp_path / "out")
+    assert report.bytes == 4 * report.parameters
+    for key in ("tensors", "parameters", "bytes"):
+        assert report[key] == there[key] == bridge.inspect(tmp_path / "out")[key]
 
 
 def test_padding_is_kept_and_told(tmp_path):

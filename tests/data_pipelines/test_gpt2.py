@@ -8,10 +8,11 @@ import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bridge.vocabulary import write_tokenizer
 from data_pipelines import gpt2
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
-from data_pipelines.gpt2.huggingface import tokenizer_config, tokenizer_json
+from data_pipelines.gpt2.huggingface import tokenizer_json
 from data_pipelines.tokenizers import decode_stream, load_tokenizer
 
 GPT2 = GPT2Tokenizer()
@@ -63,7 +64,7 @@ HARD = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t's√
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpt2")
     GPT2.save(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(1024)))
+    write_tokenizer(folder, GPT2, 1024)
     return folder
 
 

@@ -1,0 +1,85 @@
+"""Reads back what a conversion wrote, before it gets its name."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from bridge import table
+from bridge.moments import Moments, required
+from bridge.plan import Plan
+from bridge.sources import Source
+from bridge.tensors import digest_of
+from bridge.verification import digest_problems, output_difference
+from jaxmodels.errors import UNVERIFIED, Problem
+
+CHECKS = ("none", "digest", "roundtrip", "logits")
+ATOL = 1e-4
+
+
+def check_written(
+    folder: Path,
+    source: Source,
+    plan: Plan,
+    written: Source,
+    moments: Moments | None,
+    level: str,
+) -> float | None:
+    """Checks a new folder before it gets its name.
+
+    Args:
+        folder: what was written.
+        source: what it was made from.
+        plan: how.
+        written: the folder, opened.
+        moments: the optimiser's state that was carried along, under our paths.
+        level: one of `CHECKS`; see `bridge.convert`.
+
+    Returns:
+        largest absolute difference of outputs, JAX against PyTorch; None below "logits".
+
+    Raises:
+        Problem: (verification) something is not as it should be.
+    """
+    if level == "none":
+        return None
+    problems = digest_problems(folder) or []
+    difference = None
+    for path, tensor in written.tensors.items():
+        array = tensor.read()  # compares it with its digest
+        if level != "digest" and digest_of(array) != digest_of(plan.ours[path].read()):
+            problems.append(f"{path} does not come back as it was")
+    if moments is not None:
+        problems += _moment_problems(moments, required(written.moments(), folder))
+    if level in ("roundtrip", "logits"):
+        problems += [
+            f"the config does not come back as it was: {name}"
+            for name in changed_fields(source, written)
+            if name not in written.assumed
+        ]
+    if level == "logits" and not problems:
+        difference = output_difference(written)
+        if not difference <= ATOL:
+            problems.append(f"outputs of JAX and PyTorch differ by {difference:.3g} > {ATOL:g}")
+    if problems:
+        raise Problem(
+            "the output is not what was to be written; it was removed",
+            why=table.listing(problems),
+            fix="check the disk and try again",
+            exit_code=UNVERIFIED,
+        )
+    return difference
+
+
+def changed_fields(a: Source, b: Source) -> list[str]:
+    """Fields in which the configs of two models of one architecture differ."""
+    return [name for name, value in asdict(a.config).items() if getattr(b.config, name) != value]
+
+
+def _moment_problems(moments: Moments, written: Moments) -> list[str]:
+    problems = [] if moments.count == written.count else ["the optimiser's count is wrong"]
+    for held, found in ((moments.mu, written.mu), (moments.nu, written.nu)):
+        problems += [
+            f"the moments of {path} do not come back as they were"
+            for path, tensor in held.items()
+            if digest_of(tensor.read()) != digest_of(found[path].read())
+        ]
+    return problems
