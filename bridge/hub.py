@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -121,27 +122,12 @@ def pull(
         with asking(source, "read"):
             info = hub.model_info(name, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        taken = wanted(list(sizes))
-        if not taken:
-            raise Problem(
-                "the repository holds no file of a known checkpoint",
-                where=source,
-                why=f"it holds: {_few(sizes)}",
-                fix="check the name and --revision",
-                exit_code=CORRUPT,
-            )
-        _check_room(temporary, sum(sizes[file] for file in taken))
 
         def fetch(file: str) -> None:
             with asking(source, "read"):
                 hub.hf_hub_download(name, file, revision=info.sha, local_dir=temporary)
 
-        if MANIFEST in taken:
-            fetch(MANIFEST)
-            promised = _promised(temporary)
-            taken = [file for file in taken if file == MANIFEST or file in promised]
-        for file in taken:
-            fetch(file)
+        taken = _fetch_wanted(temporary, sizes, source, fetch)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the hub client's notes
         taken = _without_foreign_code(temporary, taken)
         left_out = sorted(set(sizes) - set(taken) - {HOUSEKEEPING})
@@ -157,6 +143,29 @@ def pull(
         bytes=sum((folder / file).stat().st_size for file in taken),
         digests_ok=digests_ok,
     )
+
+
+def _fetch_wanted(
+    folder: Path, sizes: dict[str, int], source: str, fetch: Callable[[str], None]
+) -> list[str]:
+    """Fetches those files (name → bytes) that are taken, and of them what the manifest names."""
+    taken = wanted(list(sizes))
+    if not taken:
+        raise Problem(
+            "the repository holds no file of a known checkpoint",
+            where=source,
+            why=f"it holds: {_few(sizes)}",
+            fix="check the name and --revision",
+            exit_code=CORRUPT,
+        )
+    _check_room(folder, sum(sizes[file] for file in taken))
+    if MANIFEST in taken:
+        fetch(MANIFEST)
+        promised = _promised(folder)
+        taken = [file for file in taken if file == MANIFEST or file in promised]
+    for file in taken:
+        fetch(file)
+    return taken
 
 
 def wanted(names: list[str]) -> list[str]:

@@ -33,8 +33,8 @@ def inspect(
         the tensors contradict each other); `format`, `arch` and `preset`
         (None where unknown); `tensors` and `parameters` (counts), `bytes` and `dtypes` (dtype →
         number of tensors) of the model, or of the files where no model is known;
-        `vocab_present` (whether a vocabulary lies beside it); `config` and `assumed` (fields); `problems` and
-        `notes` (sentences); `optimizer` (whether AdamW's state lies there too);
+        `vocab_present` (whether a vocabulary lies beside it); `config` and `assumed` (fields);
+        `problems` and `notes` (sentences); `optimizer` (whether AdamW's state lies there too);
         `unsafe` (it asks to run code, and was not read further);
         `listing` (name, shape and dtype of each tensor, in the file's names).
 
