@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxmodels
+from jaxmodels.__main__ import main
 from jaxmodels.runtime.files import digests
 from jaxmodels.runtime.paths import nest, params_of
 from jaxmodels.runtime.rundir import identity
@@ -87,3 +88,11 @@ def flip(path: Path, at: float = 0.7) -> None:
     data = bytearray(path.read_bytes())
     data[int(len(data) * at)] ^= 4
     path.write_bytes(data)
+
+
+def command(capsys, *argv):
+    """Exit code, JSON on standard output (None if there is none), standard error."""
+    capsys.readouterr()
+    code = main([str(word) for word in argv])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out.startswith("{") else out, err

@@ -1,4 +1,4 @@
-"""inspect, verify and diff: the functions and the verbs."""
+"""verify, diff and convert: the functions and the verbs."""
 
 import json
 import shutil
@@ -7,125 +7,9 @@ import numpy as np
 import pytest
 
 import bridge
-from bridge.formats import model_files
-from bridge.moments import Moments
-from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime import rundir
-from tests.bridge.helpers import HEADS, SEED, flip, random_params, save_tree
-
-
-def command(capsys, *argv):
-    """Exit code, JSON on standard output (None if there is none), standard error."""
-    capsys.readouterr()
-    code = main([str(word) for word in argv])
-    out, err = capsys.readouterr()
-    return code, json.loads(out) if out.startswith("{") else out, err
-
-
-def test_inspect_says_what_it_is(model_directory, capsys):
-    code, report, _ = command(capsys, "inspect", model_directory, "--json")
-    assert code == DONE
-    assert report["format"] == "safetensors"
-    assert (report["arch"], report["preset"], report["tensors"]) == ("charlm", "tiny", 27)
-    assert report["parameters"] == sum(array.size for array in random_params().values())
-    assert report["bytes"] == 4 * report["parameters"]
-    assert report["dtypes"] == {"float32": 27}
-    assert (report["vocab_present"], report["problems"]) == (True, [])
-    code, text, _ = command(capsys, "inspect", model_directory, "--tensors")
-    assert "blocks.1.mlp.wv.weight  (128, 32)  float32" in text
-
-
-def test_inspect_of_the_seed_says_what_is_assumed(capsys):
-    code, report, _ = command(capsys, "inspect", SEED, "--json")
-    assert (code, report["format"], report["vocab_present"]) == (DONE, "orbax", False)
-    assert report["assumed"]["heads"] == 8
-    _, report, _ = command(capsys, "inspect", SEED, "--json", "--set", "heads=4")
-    assert (report["config"]["heads"], "heads" in report["assumed"]) == (4, False)
-    assert any("no vocabulary" in note for note in report["notes"])
-
-
-def test_inspect_finds_bad_values(tmp_path):
-    params = random_params()
-    params["head/kernel"][2, 3] = np.nan
-    params["blocks/0/mlp/out/kernel"][:] = 0
-    params["blocks/0/norm1/scale"][:] = 1
-    params["blocks/1/norm1/scale"] = params["blocks/0/norm2/scale"]
-    report = bridge.inspect(save_tree(tmp_path / "own", params), config={"heads": 2})
-    assert report.problems == [
-        "blocks.0.mlp.out.kernel is all zero",
-        "head.kernel has 1 values that are NaN or infinite",
-    ]
-    assert "blocks.0.norm1.scale is 1 throughout" in report.notes
-    assert "the same values: blocks.0.norm2.scale, blocks.1.norm1.scale" in report.notes
-
-
-def test_inspect_of_what_fits_no_model(tmp_path):
-    params = random_params()
-    del params["norm/scale"]
-    params["stranger"] = np.ones(3, np.float32)
-    report = bridge.inspect(save_tree(tmp_path / "own", params))
-    assert report.readable
-    assert report.tensors == 27
-    assert "norm.scale" in report.problems[0]
-    assert "stranger" in report.problems[0]
-
-
-@pytest.mark.parametrize("percent", [1, 40, 99])
-def test_inspect_of_a_truncated_file(converted, tmp_path, capsys, percent):
-    data = (converted / "model.safetensors").read_bytes()
-    path = tmp_path / "cut"
-    path.write_bytes(data[: len(data) * percent // 100])
-    code, report, _ = command(capsys, "inspect", path, "--json")
-    assert code == CORRUPT
-    assert report["format"] == "safetensors"
-    assert "truncated" in report["problems"][0]
-    code, text, _ = command(capsys, "inspect", path)
-    assert code == CORRUPT
-    assert f"expected {len(data):,} bytes" in text or "expected" in text
-
-
-def test_inspect_names_a_damaged_tensor(converted, tmp_path, capsys):
-    copy = shutil.copytree(converted, tmp_path / "copy")
-    flip(copy / "model.safetensors")
-    code, report, _ = command(capsys, "inspect", copy, "--json")
-    assert code == CORRUPT
-    assert any("model.safetensors is damaged" in problem for problem in report["problems"])
-    assert any("the tensor" in problem for problem in report["problems"])
-
-
-def test_inspect_of_files_that_contradict_each_other(model_directory, tmp_path, capsys):
-    copy = shutil.copytree(model_directory, tmp_path / "copy")
-    tensors = model_files.tensors_in(copy)
-    model_files.write_moments(copy, Moments(5, tensors, tensors))
-    (copy / "manifest.json").unlink()
-    code, report, _ = command(capsys, "inspect", copy, "--json")
-    assert (code, report["damaged"], report["optimizer"]) == (DONE, False, True)
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "layers": 9}))
-    code, report, _ = command(capsys, "inspect", copy, "--json")
-    assert (code, report["readable"], report["damaged"]) == (CORRUPT, True, True)
-    assert "the config says layers = 9, the tensors 2" in report["problems"][0]
-    assert (report["arch"], report["preset"], report["optimizer"]) == ("charlm", "tiny", True)
-    assert report["config"]["layers"] == 9
-    # What the caller gives is no damage.
-    assert command(capsys, "inspect", model_directory, "--set", "layers=9")[0] == DONE
-
-
-def test_inspect_of_a_file_that_is_not_as_promised(model_directory, tmp_path, capsys):
-    copy = shutil.copytree(model_directory, tmp_path / "copy")
-    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
-    code, report, _ = command(capsys, "inspect", copy, "--json")
-    assert (code, report["arch"]) == (CORRUPT, "charlm")
-    assert any("config.json is damaged" in problem for problem in report["problems"])
-
-
-def test_diff_of_two_architectures(model_directory, tmp_path, capsys):
-    other = save_tree(tmp_path / "other", random_params("bwetaf:tiny"))
-    code, report, _ = command(capsys, "diff", model_directory, other, "--json")
-    assert (code, report["same"], report["arch"]) == (UNVERIFIED, False, ["charlm", "bwetaf"])
-    code, text, _ = command(capsys, "diff", other, model_directory)
-    assert (code, text) == (UNVERIFIED, "different architectures: bwetaf | charlm\n")
+from tests.bridge.helpers import HEADS, SEED, command, flip, random_params, save_tree
 
 
 def test_verify_against_the_source(converted, capsys):
@@ -253,6 +137,14 @@ def test_diff(converted, model_directory, run, tmp_path, capsys):
     assert code == UNVERIFIED
     assert "config vocab: 53 | 64" in text
     assert "head/kernel: status shape" in text
+
+
+def test_diff_of_two_architectures(model_directory, tmp_path, capsys):
+    other = save_tree(tmp_path / "other", random_params("bwetaf:tiny"))
+    code, report, _ = command(capsys, "diff", model_directory, other, "--json")
+    assert (code, report["same"], report["arch"]) == (UNVERIFIED, False, ["charlm", "bwetaf"])
+    code, text, _ = command(capsys, "diff", other, model_directory)
+    assert (code, text) == (UNVERIFIED, "different architectures: bwetaf | charlm\n")
 
 
 def test_the_convert_verb(tmp_path, capsys):
