@@ -49,6 +49,13 @@ def preset(spec: str) -> tuple[str, str, Any]:
     """
     name, _, size = spec.partition(":")
     presets = arch(name).PRESETS
+    if not size:
+        raise Problem(
+            f"the preset of {name} is missing",
+            why=f"known: {', '.join(presets)}",
+            fix=f"for example {name}:{next(iter(presets))}",
+            exit_code=USAGE,
+        )
     if size not in presets:
         raise _unknown(f"preset of {name}", size, presets)
     return name, size, presets[size]

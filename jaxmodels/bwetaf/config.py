@@ -1,15 +1,20 @@
 """Sizes and recipes of bwetaf. Source: seed 003 (the model card of BwETAFv2-53M)."""
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
-from jaxmodels.errors import USAGE, Problem
+from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Optim, Recipe
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of one bwetaf."""
+    """Sizes of one bwetaf.
+
+    Raises:
+        Problem: (usage) a size is out of its range, or sizes do not go together.
+    """
 
     vocab: int = 50_260
     """Rows of the embedding, which is also the head."""
@@ -39,6 +44,12 @@ class Config:
     """Standard deviation of a fresh embedding."""
 
     def __post_init__(self) -> None:
+        for name in ("vocab", "tokens", "dim", "layers", "hidden", "context"):
+            within(f"model.{name}", getattr(self, name), 1)
+        within("model.dropout", self.dropout, 0, 1, below=True)
+        within("model.init_range", self.init_range, 0)
+        for name in ("embed_scale", "residual_scale"):
+            within(f"model.{name}", getattr(self, name), -inf)
         if len(self.heads_by_layer) != self.layers:
             raise Problem(
                 f"bwetaf: {len(self.heads_by_layer)} head counts for {self.layers} blocks",
@@ -46,22 +57,18 @@ class Config:
                 exit_code=USAGE,
             )
         for heads in self.heads_by_layer:
-            if heads < 1 or self.dim % (2 * heads):
+            within("model.heads", heads, 1)
+            if self.dim % (2 * heads):
                 raise Problem(
                     f"bwetaf: dim {self.dim} is not a multiple of 2 × heads ({2 * heads})",
                     why="every head needs an even width, because rotary embedding turns pairs",
                     fix="change --model.dim or --model.heads",
                     exit_code=USAGE,
                 )
-        if not 0 < self.tokens <= self.vocab:
+        if self.tokens > self.vocab:
             raise Problem(
                 f"bwetaf: {self.tokens} tokens do not fit {self.vocab} rows",
                 fix="give --model.tokens at most as many as --model.vocab",
-                exit_code=USAGE,
-            )
-        if not 0 <= self.dropout < 1:
-            raise Problem(
-                f"bwetaf: dropout must be at least 0 and less than 1, not {self.dropout}",
                 exit_code=USAGE,
             )
 

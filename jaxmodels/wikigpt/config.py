@@ -3,13 +3,17 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jaxmodels.errors import USAGE, Problem
+from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Optim, Recipe
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of one wikigpt."""
+    """Sizes of one wikigpt.
+
+    Raises:
+        Problem: (usage) a size is out of its range, or sizes do not go together.
+    """
 
     vocab: int = 50_304
     """Rows of the embedding, and width of the logits: GPT-2's tokens rounded up to 64s."""
@@ -33,6 +37,11 @@ class Config:
     """By the error function (nanoGPT), or its tanh approximation (GPT-2)."""
 
     def __post_init__(self) -> None:
+        for name in ("vocab", "tokens", "dim", "layers", "heads", "hidden"):
+            within(f"model.{name}", getattr(self, name), 1)
+        # Generation reads the last half of a full context again.
+        within("model.context", self.context, 2)
+        within("model.dropout", self.dropout, 0, 1, below=True)
         if self.dim % self.heads:
             raise Problem(
                 f"wikigpt: dim {self.dim} is not a multiple of heads ({self.heads})",
@@ -40,22 +49,11 @@ class Config:
                 fix="change --model.dim or --model.heads",
                 exit_code=USAGE,
             )
-        if not 0 < self.tokens <= self.vocab:
+        if self.tokens > self.vocab:
             raise Problem(
                 f"wikigpt: {self.tokens} tokens do not fit a vocabulary of {self.vocab}",
                 why="every token needs a row of the embedding",
                 fix="change --model.tokens or --model.vocab",
-                exit_code=USAGE,
-            )
-        if self.context < 2:
-            raise Problem(
-                f"wikigpt: the context must be at least 2, not {self.context}",
-                why="generation reads the last half of a full context again",
-                exit_code=USAGE,
-            )
-        if not 0 <= self.dropout < 1:
-            raise Problem(
-                f"wikigpt: dropout must be at least 0 and less than 1, not {self.dropout}",
                 exit_code=USAGE,
             )
 

@@ -45,6 +45,16 @@ def change(folder, **values):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [("max_len", -1, "context"), ("dropout_rate", 1.5, "dropout")],
+)
+def test_impossible_sizes_are_refused(folder, field, value, named):
+    assert f"model.{named} must be" in refused(
+        CORRUPT, bridge.open_source, change(folder, **{field: value})
+    )
+
+
 @pytest.mark.parametrize("name", GOLDENS)
 def test_golden_logits(name):
     model, golden = bridge.load(GOLDEN / name), np.load(GOLDEN / name / "io.npz")

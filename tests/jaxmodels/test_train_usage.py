@@ -46,6 +46,8 @@ def test_a_token_file_with_too_large_tokens_is_refused(tmp_path, capsys):
     [
         (["train", "charlm:tinny"], "tiny"),
         (["train", "charm:tiny"], "charlm"),
+        (["train", "wikigpt"], "the preset of wikigpt is missing"),
+        (["train", "wikigpt"], "tiny, base, gpt2-124m"),
         (["train", "charlm:tiny"], "--out"),
         (["train"], "ARCH:PRESET"),
         (["tran"], "train"),
@@ -130,6 +132,28 @@ def test_impossible_settings_are_refused(tmp_path, capsys, flag, value):
     assert train(tmp_path / "run", "--config", str(tmp_path / "c.toml")) == USAGE
     assert name in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "value"),
+    [
+        *((arch, name, -5) for arch in ("wikigpt", "bwetaf") for name in ("hidden", "context")),
+        *((arch, name, 0) for arch in ("wikigpt", "bwetaf") for name in ("layers", "heads", "dim")),
+        *((arch, name, -1) for arch in ("wikigpt", "bwetaf") for name in ("vocab", "tokens")),
+        *((arch, "dropout", value) for arch in ("wikigpt", "bwetaf") for value in ("nan", 1.0)),
+        ("wikigpt", "context", 1),
+        ("bwetaf", "init-range", "inf"),
+        ("bwetaf", "init-range", -0.1),
+        ("bwetaf", "embed-scale", "nan"),
+        ("bwetaf", "residual-scale", "inf"),
+    ],
+)
+def test_impossible_sizes_are_refused(tmp_path, capsys, arch, name, value):
+    out = tmp_path / "run"
+    words = ["train", f"{arch}:tiny", "--out", str(out), f"--model.{name}", str(value)]
+    assert main(words) == USAGE
+    assert f"error: model.{name.replace('-', '_')} must be" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_settings_rise_from_preset_to_file_to_flag(tmp_path, capsys):
