@@ -162,15 +162,15 @@ def batches(
 class Validation(Sequence[Batch]):
     """Every target once, in fixed order: windows that share only their border token.
 
-    What is left after the last full window is not predicted. All batches (`max_batches` None)
-    end with what is left for an incomplete one. A number of batches takes full ones only, so
-    that evaluations in training need no second compilation, unless there is none.
+    What is left after the last full window is not predicted. All batches end with what is left
+    for an incomplete one. Where there are more than `max_batches`, only full ones are taken, so
+    that they are alike and need no second compilation, unless there is none.
 
     Args:
         tokens: the held-out tokens.
         context: inputs in a window.
         batch: windows in a batch.
-        max_batches: at most so many full batches, evenly spread over the tokens; None takes all.
+        max_batches: at most so many batches, evenly spread over the tokens; None takes all.
         end_of_text: give `segments` too, counted at this id; None gives tokens only.
     """
 
@@ -186,7 +186,7 @@ class Validation(Sequence[Batch]):
         self._context, self._batch = context, batch
         self._windows = max(0, (len(tokens) - 1) // context)
         every, full = -(-self._windows // batch), self._windows // batch
-        there = every if max_batches is None else full or every
+        there = every if max_batches is None or every <= max_batches else full or every
         wanted = there if max_batches is None else min(there, max(0, max_batches))
         self._chosen = [i * there // wanted for i in range(wanted)]
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,10 @@ def test_fewer_validation_batches_are_spread_evenly():
     assert all(batch["tokens"].shape == (5, 10) for batch in some)
     assert len(every) == 23
     assert every[22]["tokens"].shape == (1, 10)
-    assert len(Validation(TOKENS, 9, 5, max_batches=99)) == 22
+    assert len(Validation(TOKENS, 9, 5, max_batches=22)) == 22
+    assert {len(batch["tokens"]) for batch in Validation(TOKENS, 9, 5, max_batches=22)} == {5}
+    whole = Validation(TOKENS, 9, 5, max_batches=23)  # all that there is, the window too
+    assert [len(batch["tokens"]) for batch in whole] == 22 * [5] + [1]
     assert len(Validation(TOKENS, 9, 5, max_batches=0)) == 0
     assert len(every[1:3]) == 2
     assert np.array_equal(every[-1]["tokens"], every[22]["tokens"])
