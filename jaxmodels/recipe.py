@@ -55,6 +55,8 @@ class Recipe:
     tokenizer: str = "chars"
     """What turns text into tokens: chars (the text's own characters), gpt2, or the path of a
     tokenizer.json or characters.json."""
+    segments: bool = False
+    """Tokens see only their own document; needs a tokeniser with an end of text."""
     batch: int = 32
     """Sequences in a micro-batch, over all devices."""
     accum: int = 1

@@ -50,7 +50,7 @@ class Attention(nnx.Module):
 
         self.q, self.k, self.v, self.proj = (linear(bias) for bias in (False, False, False, True))
 
-    def __call__(self, x, positions, real, cache: KVCache | None):
+    def __call__(self, x, positions, real, segments, cache: KVCache | None):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         q, k, v = (
             rearrange(part(x), "b t (h k) -> b t h k", h=self.heads)
@@ -61,7 +61,7 @@ class Attention(nnx.Module):
             q, k = rotate_interleaved(q, turn), rotate_interleaved(k, turn)
         kept = None
         if cache is None:
-            out = causal_attention(q, k, v, real)
+            out = causal_attention(q, k, v, real, segments)
         else:
             kept = cache.write(self.layer, k, v)
             out = attention(q, *cache.read(*kept, len(x)), cache.mask(q.shape[1]))
@@ -91,9 +91,9 @@ class Block(nnx.Module):
         self.norm2 = Norm(cfg.dim)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, positions, real, cache, rngs):
+    def __call__(self, x, positions, real, segments, cache, rngs):
         """float32 [b, t, d] → [b, t, d], and the keys and values to remember."""
-        out, kv = self.attn(self.norm1(x), positions, real, cache)
+        out, kv = self.attn(self.norm1(x), positions, real, segments, cache)
         if rngs is not None:
             out = dropout(out, self.dropout, rngs.dropout())
         x = out + self.residual_scale * x
@@ -140,8 +140,13 @@ class Model(nnx.Module):
         cache: KVCache | None = None,
         rngs: nnx.Rngs | None = None,
         mask: Int[Array, "b t"] | None = None,
+        segments: Int[Array, "b t"] | None = None,
     ) -> tuple[Float[Array, "b t d"], KVCache | None]:
-        """What the head multiplies, in the parameters' dtype; otherwise as the call."""
+        """What the head multiplies, in the parameters' dtype; otherwise as the call.
+
+        With `segments`, the document of each token, a token sees its own document only; a cache
+        remembers none.
+        """
         if mask is not None and cache is not None:
             raise Problem(
                 "bwetaf: a mask and a cache together",
@@ -156,7 +161,7 @@ class Model(nnx.Module):
         again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
         block = nnx.remat(Block.__call__) if again else Block.__call__
         for layer in self.blocks:
-            x, kv = block(layer, x, positions, mask, cache, rngs)
+            x, kv = block(layer, x, positions, mask, segments, cache, rngs)
             kept.append(kv)
         if cache is not None:
             keys, values = zip(*kept, strict=True)
@@ -202,15 +207,18 @@ def loss(
         model: the model; it is read, never changed.
         batch: `tokens` int32 [b, t+1]; the first t are inputs, the last t are targets. `mask`
             int32 [b, t+1], if there, is 1 for tokens and 0 for padding, which no token sees;
-            as in the seed, padding counts in the mean.
+            as in the seed, padding counts in the mean. `segments` int32 [b, t+1], if there, is
+            the document of each token: no token sees another one's. Targets across a border
+            count: the end of a text is one, and what begins after it.
         rngs: passed on to the model; None means no dropout.
 
     Returns:
         the loss, and `aux`, which is empty: nothing is stored.
     """
-    tokens, mask = batch["tokens"], batch.get("mask")
+    tokens, mask, segments = batch["tokens"], batch.get("mask"), batch.get("segments")
     if mask is None:
-        x, _ = model.hidden(tokens[:, :-1], rngs=rngs)
+        own = None if segments is None else segments[:, :-1]
+        x, _ = model.hidden(tokens[:, :-1], rngs=rngs, segments=own)
     else:  # padding attends to the last position too
-        x = model.hidden(tokens, rngs=rngs, mask=mask)[0][:, :-1]
+        x = model.hidden(tokens, rngs=rngs, mask=mask, segments=segments)[0][:, :-1]
     return chunked_cross_entropy(x, model.embed.embedding[...], tokens[:, 1:]), {}

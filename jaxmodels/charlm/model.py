@@ -105,6 +105,7 @@ class Model(nnx.Module):
         tokens: Int[Array, "b t"],
         cache: KVCache | None = None,
         rngs: nnx.Rngs | None = None,
+        segments: Int[Array, "b t"] | None = None,
     ) -> tuple[Float[Array, "b t v"], KVCache | None]:
         """Logits of the character after each token.
 
@@ -112,6 +113,7 @@ class Model(nnx.Module):
             tokens: token ids.
             cache: what came before the tokens (`init_cache`); None when nothing did.
             rngs: has the stream `dropout`; passing it turns dropout on.
+            segments: the document of each token, which sees no other; a cache remembers none.
 
         Returns:
             float32 logits, and the cache with the tokens added (None if None was given).
@@ -119,7 +121,7 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         turn = rotation(positions, self.config.dim // self.config.heads)
-        mask = causal_mask(t) if cache is None else cache.mask(t)
+        mask = causal_mask(t, segments) if cache is None else cache.mask(t)
         rate = self.dropout_rate()
         again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
         block = nnx.remat(Block.__call__, static_argnums=(5,)) if again else Block.__call__
@@ -157,13 +159,17 @@ def loss(
     Args:
         model: the model; it is read, never changed.
         batch: `tokens` int32 [b, t+1]; the first t are inputs, the last t are targets.
+            `segments` int32 [b, t+1], if there, is the document of each token: no token sees
+            another one's. Targets across a border count: the end of a text is one, and what
+            begins after it.
         rngs: passed on to the model; None means no dropout.
 
     Returns:
         the loss, and `aux`, which is empty: nothing but the step count is stored.
     """
-    tokens = batch["tokens"]
-    logits, _ = model(tokens[:, :-1], rngs=rngs)
+    tokens, segments = batch["tokens"], batch.get("segments")
+    own = None if segments is None else segments[:, :-1]
+    logits, _ = model(tokens[:, :-1], rngs=rngs, segments=own)
     return cross_entropy(logits, tokens[:, 1:]), {}
 
 

@@ -18,8 +18,8 @@ class Eval:
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
     data: str | None = None
-    """pydoc, text:PATH or bin:PATH; by default what the run was trained on. A model without its
-    run needs it."""
+    """pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); by default what the run was trained
+    on. A model without its run needs it."""
     valid_fraction: float | None = None
     """Share of the text, from its end, to measure on; 1 for all. By default as in training, or
     0.05 without a run."""
@@ -105,6 +105,7 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
         batch=options.batch,
         valid_fraction=fraction,
         tokenizer=tokenizer,
+        segments=recipe.get("segments", False),
     )
     for note in data.notes:
         say(note)

@@ -13,9 +13,10 @@ QUERIES = 128
 LOOPS = 4
 
 
-def causal_mask(t: int) -> Bool[Array, "t t"]:
-    """True where the key is not later than the query."""
-    return jnp.tril(jnp.ones((t, t), bool))
+def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array, "*b t t"]:
+    """True where the key is not later than the query, and of its segment where there are any."""
+    mask = jnp.tril(jnp.ones((t, t), bool))
+    return mask if segments is None else mask & (segments[:, :, None] == segments[:, None])
 
 
 def attention(
@@ -50,6 +51,7 @@ def causal_attention(
     k: Float[Array, "b t h k"],
     v: Float[Array, "b t h k"],
     real: Int[Array, "b t"] | None = None,
+    segments: Int[Array, "b t"] | None = None,
 ) -> Float[Array, "b t h k"]:
     """Attention of a whole sequence to itself, in blocks of queries when it is long.
 
@@ -63,12 +65,13 @@ def causal_attention(
         v: values.
         real: 1 for tokens, 0 for padding. No token sees padding; padding attends to all
             positions alike, later ones too (seed 003).
+        segments: the document of each token; a query sees keys of its own only.
     """
     t = q.shape[1]
     blocks = -(-t // QUERIES)
     group = -(-blocks // LOOPS) * QUERIES
     out = [
-        _loop(q[:, at:end], k[:, :end], v[:, :end], None if real is None else real[:, :end])
+        _loop(q[:, at:end], k[:, :end], v[:, :end], _until(end, real), _until(end, segments))
         for at in range(0, t, group)
         for end in [min(at + group, t)]
     ]
@@ -78,25 +81,33 @@ def causal_attention(
     return jnp.where(real[:, :, None, None] == 1, whole, v.mean(axis=1, keepdims=True))
 
 
-def _loop(q: Array, k: Array, v: Array, real: Array | None) -> Array:
+def _until(end: int, x: Array | None) -> Array | None:
+    return None if x is None else x[:, :end]
+
+
+def _loop(q: Array, k: Array, v: Array, real: Array | None, segments: Array | None) -> Array:
     """Attention of the last queries, [b, t, h, k], to all keys up to the end of them."""
     t, s = q.shape[1], k.shape[1]
 
-    def block(part: tuple[Array, Array]) -> Array:
-        mask = jnp.arange(s) <= part[1][:, None]
+    def block(part: tuple[Array, Array, Array | None]) -> Array:
+        queries, positions, own = part
+        mask = jnp.arange(s) <= positions[:, None]
         if real is not None:
             mask = mask & (real == 1)[:, None]
-        return attention(part[0], k, v, mask)
+        if own is not None and segments is not None:
+            mask = mask & (own[:, :, None] == segments[:, None])
+        return attention(queries, k, v, mask)
 
-    positions = jnp.arange(s - t, s)
+    positions, own = jnp.arange(s - t, s), None if segments is None else segments[:, s - t :]
     if t <= QUERIES:
-        return (block if s <= QUERIES else jax.checkpoint(block))((q, positions))
+        return (block if s <= QUERIES else jax.checkpoint(block))((q, positions, own))
     count = -(-t // QUERIES)
-    more = [(0, 0), (0, count * QUERIES - t)]
-    padded = jnp.pad(q, [*more, (0, 0), (0, 0)]), jnp.pad(positions, more[1])
-    parts = (
-        rearrange(padded[0], "b (n t) h k -> n b t h k", n=count),
-        rearrange(padded[1], "(n t) -> n t", n=count),
-    )
+
+    def cut(x: Array) -> Array:
+        """[b, t, …] → [n, b, t/n, …]"""
+        more = [(0, 0), (0, count * QUERIES - t)] + [(0, 0)] * (x.ndim - 2)
+        return rearrange(jnp.pad(x, more), "b (n t) ... -> n b t ...", n=count)
+
+    parts = cut(q), cut(positions[None])[:, 0], None if own is None else cut(own)
     out = jax.lax.map(jax.checkpoint(block), parts)
     return rearrange(out, "n b t h k -> b (n t) h k")[:, :t]

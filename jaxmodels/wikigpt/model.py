@@ -133,12 +133,17 @@ class Model(nnx.Module):
         tokens: Int[Array, "b t"],
         cache: KVCache | None = None,
         rngs: nnx.Rngs | None = None,
+        segments: Int[Array, "b t"] | None = None,
     ) -> tuple[Float[Array, "b t d"], KVCache | None]:
-        """What the head multiplies, in the parameters' dtype; otherwise as the call."""
+        """What the head multiplies, in the parameters' dtype; otherwise as the call.
+
+        With `segments`, the document of each token, a token sees its own document only; a cache
+        remembers none.
+        """
         t = tokens.shape[1]
         self._check(t)
         positions = jnp.arange(t) if cache is None else cache.positions(t)
-        mask = causal_mask(t) if cache is None else cache.mask(t)
+        mask = causal_mask(t, segments) if cache is None else cache.mask(t)
         again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
         block = nnx.remat(Block.__call__, static_argnums=(4,)) if again else Block.__call__
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
@@ -177,11 +182,15 @@ def loss(
     Args:
         model: the model; it is read, never changed.
         batch: `tokens` int32 [b, t+1]; the first t are inputs, the last t are targets.
+            `segments` int32 [b, t+1], if there, is the document of each token: no token sees
+            another one's. Targets across a border count: the end of a text is one, and what
+            begins after it.
         rngs: passed on to the model; None means no dropout.
 
     Returns:
         the loss, and `aux`, which is empty: nothing is stored.
     """
-    tokens = batch["tokens"]
-    x, _ = model.hidden(tokens[:, :-1], rngs=rngs)
+    tokens, segments = batch["tokens"], batch.get("segments")
+    own = None if segments is None else segments[:, :-1]
+    x, _ = model.hidden(tokens[:, :-1], rngs=rngs, segments=own)
     return chunked_cross_entropy(x, model.embed.embedding[...], tokens[:, 1:]), {}
