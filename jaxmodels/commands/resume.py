@@ -1,11 +1,12 @@
 """May this run go on? One process, one set of settings, one text."""
 
 import fcntl
+import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
@@ -23,22 +24,48 @@ _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
     "jump",
 }
 
+_LOCK = ".lock"
+
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Holds the run directory, so that two processes never train in one."""
-    make_folder(run)
-    with (run / ".lock").open("w") as lock:
+    """Holds the run directory, so that two processes never train in one.
+
+    A folder that this made and in which nothing came to lie is removed again: it is no run.
+    """
+    made = not run.exists()
+    with _lock(run):
+        try:
+            yield
+        finally:
+            if made and [path.name for path in run.iterdir()] == [_LOCK]:
+                (run / _LOCK).unlink()
+                with suppress(OSError):  # another process put something there
+                    run.rmdir()
+
+
+def _lock(run: Path) -> IO[str]:
+    """The open and locked lock file of a run directory, which is made if it is missing."""
+    while True:
+        make_folder(run)
+        try:
+            lock = (run / _LOCK).open("w")
+        except FileNotFoundError:  # whoever made the folder has just removed it
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            lock.close()
             raise Problem(
                 "another process is training here",
                 where=str(run),
                 fix="wait for it, stop it, or give another --out",
                 exit_code=EXISTS,
             ) from error
-        yield
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (run / _LOCK).stat()):
+                return lock
+        lock.close()  # it was removed between opening and locking
 
 
 def check_resume(run: Path, resume: str) -> bool:
@@ -67,12 +94,16 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
     if not has_checkpoint or not (run / "config.json").exists():
         return
     stored = settings.read_file(run / "config.json")
+    # What the run was begun without, by an earlier version, is off.
+    stored["recipe"] = {"segments": False} | stored.get("recipe", {})
     changed = settings.differences(
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
         {name: resolved[name] for name in ("arch", "model", "recipe")},
     )
     for name in ("model.vocab", "model.tokens"):  # they follow from the data, compared on its own
         changed.pop(name, None)
+    if stored.get("init"):  # so does the tokeniser of a run that began from a checkpoint
+        changed.pop("recipe.tokenizer", None)
     free = {name for name in changed if name.removeprefix("recipe.") in _FREE}
     fixed = [
         f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items() if name not in free
@@ -97,6 +128,14 @@ def own_tokenizer(run: Path, has_checkpoint: bool) -> Any:
 
     there = any((run / name).is_file() for name in rundir.VOCABULARIES)
     return load_tokenizer(run) if has_checkpoint and there else None
+
+
+def own_sizes(run: Path, has_checkpoint: bool) -> dict[str, int]:
+    """The vocabulary's sizes of a begun run, as fields of its Config; empty without one."""
+    if not has_checkpoint or not (run / "config.json").exists():
+        return {}
+    model = settings.read_file(run / "config.json").get("model", {})
+    return {name: model[name] for name in ("vocab", "tokens") if name in model}
 
 
 def compare_data(run: Path, data: Any, has_checkpoint: bool) -> None:

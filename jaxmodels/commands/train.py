@@ -17,9 +17,10 @@ from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.outcome import not_begun
-from jaxmodels.runtime.rundir import VOCABULARIES
+from jaxmodels.runtime.rundir import VOCABULARIES, steps
 from jaxmodels.runtime.stop import Stop, Stopped
 
+_PADDING = 128  # fewer rows than these are taken for padding of the vocabulary
 _BEGUN = time.monotonic()  # a granted session runs since the process started, near enough
 
 
@@ -32,7 +33,9 @@ def main(argv: list[str]) -> int:
             "preset": preset,
             "model": asdict(options.model),
             "recipe": asdict(options.recipe),
-            "init": str(options.init) if source else None,
+            "init": {"path": str(options.init), "optimizer": options.init_optimizer}
+            if source
+            else None,
         }
         if options.print_config:
             print(json.dumps(resolved, indent=2))
@@ -93,23 +96,47 @@ def _prepare(
     resume.compare_settings(run, resolved, has_checkpoint)
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
     data = _open_data(run, options, tokenizer, has_checkpoint, stop)
-    used = getattr(options.model, "tokens", options.model.vocab)
-    if (
-        data.vocab_size and data.vocab_size != used and not source
-    ):  # rows that only pad the vocabulary stay
-        sizes = dict.fromkeys({"vocab", "tokens"} & resolved["model"].keys(), data.vocab_size)
-        resolved["model"] |= sizes
-        options = replace(options, model=replace(options.model, **sizes))
-    elif data.vocab_needed > options.model.vocab:
+    if source is not None and source.tokenizer is not None:
+        resolved["recipe"]["tokenizer"] = str(run / source.tokenizer.FILE)
+    sizes = resume.own_sizes(run, has_checkpoint)
+    if not sizes and source is None and data.vocab_size:
+        sizes = _fitting(options.model, resolved, data.vocab_size)
+    resolved["model"] |= sizes
+    options = replace(options, model=replace(options.model, **sizes))
+    if data.vocab_needed > options.model.vocab:
         raise Problem(
             f"token {data.vocab_needed - 1} does not fit a vocabulary of {options.model.vocab}",
             where=data.spec,
-            fix=f"give --model.vocab {data.vocab_needed} or more",
+            fix=f"give --model.vocab {data.vocab_needed} or more"
+            if source is None and not has_checkpoint
+            else "give data made with the checkpoint's tokeniser: --tokenizer PATH names it, or "
+            "--data bin:PATH what it made",
             exit_code=MISMATCH,
         )
     resume.compare_data(run, data, has_checkpoint)
     _describe(resolved, data, options)
     return data, options
+
+
+def _fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int]:
+    """The sizes of the model that follow from the data's tokens; says which were given otherwise.
+
+    A vocabulary that was given, or of which the preset pads a few rows, may have more rows than
+    tokens, if the model tells the two apart.
+    """
+    preset = jaxmodels.preset(f"{resolved['arch']}:{resolved['preset']}")[2].vocab
+    if not hasattr(model, "tokens"):
+        if model.vocab not in (preset, tokens):
+            say(f"model.vocab is {tokens}, the data's, not {model.vocab}")
+        return {"vocab": tokens}
+    given = model.vocab != preset
+    if model.vocab >= tokens and (given or model.vocab - tokens < _PADDING):
+        if tokens not in (model.vocab, model.tokens):
+            say(f"model.tokens is {tokens}, the data's; model.vocab stays {model.vocab}")
+        return {"vocab": model.vocab, "tokens": tokens}
+    if given:
+        say(f"model.vocab is {tokens}, the data's, which {model.vocab} rows cannot hold")
+    return {"vocab": tokens, "tokens": tokens}
 
 
 def _check_devices(recipe: Recipe) -> None:
@@ -161,6 +188,7 @@ def _open_data(
             min_freq=recipe.min_freq,
             tokenizer=tokenizer or recipe.tokenizer,
             progress=stop.check,
+            segments=recipe.segments,
         )
 
     try:
@@ -182,8 +210,11 @@ def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
     from jaxmodels.runtime.settings import read_file
 
     settings = resolved | {"data": data.identity, "version": jaxmodels.__version__}
-    if resolved["init"] is None and (run / "config.json").is_file():
-        settings["init"] = read_file(run / "config.json").get("init")
+    if steps(run / "checkpoints") and (run / "config.json").is_file():
+        stored = read_file(run / "config.json")
+        settings["init"] = stored.get("init")
+        if settings["init"]:
+            settings["recipe"]["tokenizer"] = stored["recipe"]["tokenizer"]
     write_json(run / "config.json", settings)
     for name in VOCABULARIES:  # of an earlier start with other data
         if data.tokenizer is None or name != data.tokenizer.FILE:

@@ -40,6 +40,8 @@ def test_the_run_begins_with_the_checkpoint(model, tmp_path):
 
 def test_the_moments_go_on(model, tmp_path):
     assert frozen(model, tmp_path / "run", "--init-optimizer") == DONE
+    init = json.loads((tmp_path / "run" / "config.json").read_text())["init"]
+    assert init == {"path": str(model), "optimizer": True}
     before, after = moments.load(model), moments.load(tmp_path / "run")
     assert (before.count, after.count) == (8, 9)
     path = "blocks/0/mlp/out/kernel"
@@ -58,9 +60,12 @@ def test_another_text_keeps_the_vocabulary_of_the_checkpoint(model, tmp_path):
     ours = (model / "characters.json").read_text()
     assert json.loads((run / "characters.json").read_text()) == json.loads(ours)
     # Resumed without saying it again: the vocabulary is the run's, not one made from the text.
-    assert main(["train", "--out", str(run), "--steps", "12"]) == DONE
-    assert json.loads((run / "config.json").read_text())["init"] == str(model)
-    assert main(["train", "charlm:tiny", *words, str(run), *SMALL, "--steps", "14"]) == DONE
+    for again in (["--out", str(run)], ["charlm:tiny", *words, str(run), *SMALL]):
+        config = json.loads((run / "config.json").read_text())
+        assert config["init"] == {"path": str(model), "optimizer": False}
+        assert config["recipe"]["tokenizer"] == str(run / "characters.json")
+        steps = str(config["recipe"]["steps"] + 2)
+        assert main(["train", *again, "--steps", steps]) == DONE
 
 
 def test_what_does_not_go_together(model, tmp_path, capsys):
@@ -74,3 +79,23 @@ def test_what_does_not_go_together(model, tmp_path, capsys):
     bridge.convert(model, bare)
     assert frozen(bare, tmp_path / "other", "--init-optimizer") == MISMATCH
     assert "no optimiser state" in capsys.readouterr().err
+
+
+def test_text_that_a_checkpoint_without_tokeniser_cannot_read(golden, tmp_path, capsys):
+    out, ckpt = tmp_path / "run", golden / "nanogpt_bias" / "ckpt.pt"
+    assert main(["train", "wikigpt:tiny", "--init", str(ckpt), "--out", str(out)]) == MISMATCH
+    said = capsys.readouterr().err
+    assert "--tokenizer PATH" in said
+    assert "--data bin:PATH" in said
+    assert "--model.vocab" not in said
+
+
+def test_a_start_that_failed_leaves_no_name(model, tmp_path, capsys):
+    """What it made for the lock is gone, so that the name is free; what was there stays."""
+    out, there = tmp_path / "run", tmp_path / "there"
+    there.mkdir()
+    for folder in (out, there):
+        assert main(["train", "charlm:tiny", "--out", str(folder), "--data", "text:no"]) != DONE
+    assert not out.exists()
+    assert there.is_dir()
+    assert main(["convert", str(model), str(out)]) == DONE
