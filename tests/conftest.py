@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 def golden() -> Path:
     """The seeds' golden inputs, outputs and checkpoints."""
     return GOLDEN
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgetful():
+    """Compiled programs of all modules would take gigabytes; the cache on disk has them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 # The first example of a test pays for imports and compilation; a busy machine is no defect.
