@@ -71,8 +71,8 @@ def main(argv: list[str]) -> int:
     result = _run(options, model, tokenizer, ids)
     if options.json:
         emit(result)
-    else:
-        say(f"{result['tokens_per_second']:,.0f} tokens/s")
+    elif speed := result["tokens_per_second"]:
+        say(f"{speed:,.0f} tokens/s")
     return 0
 
 
@@ -83,7 +83,8 @@ def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
     if unknown := tokenizer.unknown(prompt):
         shown = " ".join(repr(part) for part in unknown[:10])
         say(f"not in the vocabulary, read as <UNK>: {shown}{' …' if len(unknown) > 10 else ''}")
-    special = [*tokenizer.special_ids, *filter(None, [tokenizer.end_of_text])]
+    end = tokenizer.end_of_text
+    special = [*tokenizer.special_ids, *([] if end is None else [end])]
     if written := [name for i in special if (name := tokenizer.decode([i])) in prompt]:
         say(f"read as plain text, not as special tokens: {' '.join(written)}")
     ids = tokenizer.encode(prompt)[None]
@@ -134,8 +135,7 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any) -> dict[str, A
     return {"samples": samples, "tokens_per_second": _speed(pieces, times)}
 
 
-def _speed(pieces: list[Any], times: list[float]) -> float:
-    """Tokens a second, without the first piece (which waits for compilation) if there are more."""
-    skipped = 1 if len(pieces) > 1 else 0
-    tokens = sum(piece.size for piece in pieces[skipped:])
-    return float(tokens / max(times[-1] - times[skipped], 1e-9))
+def _speed(pieces: list[Any], times: list[float]) -> float | None:
+    """Tokens a second after the first piece, which waits for compilation; None without others."""
+    tokens = sum(piece.size for piece in pieces[1:])
+    return tokens / max(times[-1] - times[1], 1e-9) if tokens else None
