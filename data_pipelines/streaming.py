@@ -1,5 +1,6 @@
 """Batches from documents that are tokenised while one trains: nothing is prepared, nothing kept."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -190,26 +191,35 @@ class Streamed:
         ahead = grain.MapDataset.source(documents).to_iter_dataset(options)
         return iter(Packed(ahead, self.batch // shard[1], self.context + 1, self._end))
 
-    def valid(self, max_batches: int | None = None) -> Validation:
-        """Batches of held-out documents, always the same; tokenised here, as many as needed.
+    def valid(self, max_batches: int | None = None) -> "Validation | HeldOut":
+        """Batches of held-out documents, always the same.
 
         Args:
-            max_batches: no more than these; None takes all that is held out into memory.
+            max_batches: no more than these, of documents from all over, tokenised here and now;
+                None takes all, a batch at a time, and tokenises anew whenever it is gone through.
         """
-        order = np.arange(self._held_out)
-        if max_batches is not None:  # from all over the held-out documents
-            order = permute(order.astype(np.uint64), max(1, self._held_out), epoch_keys(0, 0))
-        needed = None if max_batches is None else max_batches * self.batch * self.context + 1
-        first, parts, have = len(self._texts) - self._held_out, [np.zeros(0, np.int32)], 0
-        for index in order:
-            if needed is not None and have >= needed:
+        if max_batches is None:
+            return HeldOut(self)
+        order = permute(
+            np.arange(self._held_out, dtype=np.uint64), max(1, self._held_out), epoch_keys(0, 0)
+        )
+        needed = max_batches * self.batch * self.context + 1
+        parts, have = [np.zeros(0, np.int32)], 0
+        for ids in self.held_out(map(int, order)):
+            if have >= needed:
                 break
-            ids = self.tokenizer.encode(self._texts[first + int(index)])
-            if len(ids):
-                parts += [ids, separator(self.tokenizer)]
-                have += len(ids) + len(parts[-1])
+            parts.append(ids)
+            have += len(ids)
         tokens = np.concatenate(parts)[:needed]
         return Validation(tokens, self.context, self.batch, max_batches, end_of_text=self._end)
+
+    def held_out(self, order: Iterable[int]) -> Iterator[np.ndarray]:
+        """Tokens of held-out documents with their separators, int32 [n], as they are asked for."""
+        first = len(self._texts) - self._held_out
+        for index in order:
+            ids = self.tokenizer.encode(self._texts[first + int(index)])
+            if len(ids):
+                yield np.concatenate([ids, separator(self.tokenizer)])
 
     @property
     def _end(self) -> int | None:
@@ -231,6 +241,28 @@ class Streamed:
         places = np.linspace(0, len(self._texts) - 1, min(_SAMPLE, len(self._texts))).astype(int)
         lengths = [len(self.tokenizer.encode(self._texts[int(i)])) for i in places]
         return float(np.mean(lengths)) + len(separator(self.tokenizer))
+
+
+class HeldOut(Iterable[Batch]):
+    """All held-out documents in their order, as batches; memory holds one of them at a time.
+
+    The windows are those of `Validation` over the joined tokens, incomplete batch included.
+    """
+
+    def __init__(self, data: Streamed):
+        self._data = data
+
+    def __iter__(self) -> Iterator[Batch]:
+        data, kept = self._data, np.zeros(0, np.int32)
+        size = data.batch * data.context
+        sizes = (data.context, data.batch, None, data._end)
+        for ids in data.held_out(range(data._held_out)):
+            kept = np.concatenate([kept, ids])
+            whole = (len(kept) - 1) // size  # its last target begins what follows
+            if whole > 0:
+                yield from Validation(kept[: whole * size + 1], *sizes)
+                kept = kept[whole * size :]
+        yield from Validation(kept, *sizes)
 
 
 def open_streamed(source: Source, tokenizer: Tokenizer | None, *sizes: Any) -> Streamed:

@@ -74,12 +74,19 @@ def main(argv: list[str]) -> int:
 
 def _measured(batches: Any, tokenizer: Any) -> tuple[int, int | None]:
     """Targets in the batches, and the characters that they write (None without a tokeniser)."""
-    targets = [row[1:] for batch in batches for row in batch["tokens"]]
-    tokens = sum(map(len, targets))
+    tokens = characters = 0
+    cut: list[int] = []
+    for batch in batches:
+        targets = batch["tokens"][:, 1:].reshape(-1).tolist()
+        tokens += len(targets)
+        if tokenizer is not None:
+            cut += targets
+            text = tokenizer.decode(cut)
+            if not text.endswith("\ufffd"):  # else the border may cut a character
+                characters, cut = characters + len(text), []
     if tokenizer is None:
         return tokens, None
-    # Joined, because a character may lie across the border of two windows.
-    return tokens, len(tokenizer.decode([i for row in targets for i in row.tolist()]))
+    return tokens, characters + len(tokenizer.decode(cut))
 
 
 def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
@@ -117,7 +124,7 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
             exit_code=MISMATCH,
         )
     batches = data.valid(options.max_batches)
-    if not len(batches):
+    if next(iter(batches), None) is None:
         raise Problem(
             "nothing is held out to measure on",
             where=data.spec,

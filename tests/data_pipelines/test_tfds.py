@@ -13,6 +13,7 @@ import data_pipelines
 from data_pipelines.command import main
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.loader import Validation
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare
 from data_pipelines.sources import open_text
@@ -146,7 +147,28 @@ def test_held_out_documents_are_the_last():
     assert len(few) == 2
     assert few[0]["tokens"].shape == (4, 17)
     assert np.array_equal(few[1]["tokens"], data.valid(2)[1]["tokens"])
-    assert len(open_data("wikipedia", valid_fraction=0.0, **SIZES).valid()) == 0
+    assert not list(open_data("wikipedia", valid_fraction=0.0, **SIZES).valid())
+
+
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("batch", [1, 4, 1000])
+def test_all_held_out_documents_are_taken_a_batch_at_a_time(batch, segments, monkeypatch):
+    sizes = SIZES | {"batch": batch}
+    data = open_data("wikipedia", valid_fraction=0.5, segments=segments, **sizes)
+    tokens = [id for text in all_texts()[30:] if text for id in [*GPT2.encode(text), 50256]]
+    end = 50256 if segments else None
+    expected = Validation(np.asarray(tokens, np.int32), 16, batch, end_of_text=end)
+    batches = data.valid()
+    for _ in range(2):
+        for one, two in zip(batches, expected, strict=True):
+            assert one.keys() == two.keys()
+            assert all(np.array_equal(one[name], two[name]) for name in one)
+    encoded, encode = [], GPT2Tokenizer.encode
+    monkeypatch.setattr(
+        GPT2Tokenizer, "encode", lambda self, text: encoded.append(text) or encode(self, text)
+    )
+    next(iter(batches))
+    assert (len(encoded) < 30) == (batch < 1000)
 
 
 @pytest.mark.parametrize("segments", [False, True])

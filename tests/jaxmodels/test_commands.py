@@ -9,8 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import AddedToken, models
 
+import jaxmodels
+from data_pipelines.tokenizers import load_tokenizer
 from jaxmodels.__main__ import main
+from jaxmodels.commands.generate import _encode
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, NO_SPACE, USAGE
 
 
@@ -36,6 +41,27 @@ def test_generate_prints_the_prompt_and_what_follows(run, capsys):
     assert captured.out.startswith("The ")
     assert len(captured.out) == len("The ") + 40 + 1
     assert "tokens/s" in captured.err
+
+
+def test_a_speed_is_measured_without_compilation_or_not_at_all(run, capsys):
+    words = (str(run), "--max-new-tokens")
+    assert generated(capsys, *words, "32")["tokens_per_second"] is None
+    assert generated(capsys, *words, "64")["tokens_per_second"] > 0
+    assert main(["generate", *words, "32"]) == DONE
+    assert "tokens/s" not in capsys.readouterr().err
+
+
+def test_the_end_of_text_may_be_token_0(tmp_path, capsys):
+    end = AddedToken("<|endoftext|>", special=True)
+    vocab = {end.content: 0, **{c: i for i, c in enumerate("abcd<|enoftx>", 1)}}
+    made = tokenizers.Tokenizer(models.BPE(vocab, []))
+    made.add_special_tokens([end])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.end_of_text == 0
+    model = jaxmodels.create("wikigpt:tiny")
+    assert 0 not in _encode("ab<|endoftext|>", tokenizer, model)
+    assert "read as plain text, not as special tokens: <|endoftext|>" in capsys.readouterr().err
 
 
 def test_generate_json_and_seeds(run, capsys):
@@ -132,6 +158,20 @@ def test_eval_repeats_the_validation_loss_of_training(run, capsys):
     assert report["perplexity"] == pytest.approx(np.exp(report["loss"]))
     assert report["bits_per_token"] == pytest.approx(report["loss"] / np.log(2))
     assert report["tokens"] == 20 * 16 * 32
+
+
+def test_training_measures_all_of_a_short_text_as_eval_does(tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("The value of an object may change. " * 330)
+    run, data = tmp_path / "run", f"text:{tmp_path / 't.txt'}"
+    flags = ["--data", data, "--steps", "2", "--sample-every", "0", "--valid-fraction", "0.1"]
+    assert main(["train", "charlm:tiny", "--out", str(run), *flags]) == DONE
+    best = json.loads((run / "summary.json").read_text())["best_valid_loss"]
+    capsys.readouterr()
+    assert main(["eval", str(run), "--batch", "16", "--json"]) == DONE
+    report = json.loads(capsys.readouterr().out)
+    assert report["tokens"] == 1154 // 32 * 32  # two batches of 16 windows, and a few
+    assert report["tokens"] % (16 * 32)
+    assert report["loss"] == pytest.approx(best, abs=1e-5)
 
 
 def test_eval_on_another_text(run, tmp_path, capsys):
