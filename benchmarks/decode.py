@@ -36,7 +36,7 @@ WAYS = {"greedy": Sampling(None), "sampled": Sampling(0.8, top_k=50)}
 class Decode:
     """Time generation against transformers on the PyTorch twin."""
 
-    presets: tuple[str, ...] = ("charlm:notebook", "charlm:base")
+    presets: tuple[str, ...] = ("charlm:notebook", "charlm:base", "wikigpt:base")
     """ARCH:PRESET, with the context raised where it does not hold prompt and new tokens."""
     batches: tuple[int, ...] = (1, 8)
     """Sequences at once."""
