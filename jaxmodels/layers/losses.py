@@ -60,13 +60,13 @@ def _mean_and_gradients(
     def add(totals: tuple[Array, Array], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
         part, of_logits = _loss(head, *chunk)
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        of_head = totals[1] + product("btv,btd->vd", of_logits, chunk[0])
-        of_x = product("btv,vd->btd", of_logits, head).astype(x.dtype)
+        of_head = totals[1] + product("nv,nd->vd", of_logits, chunk[0])
+        of_x = product("nv,vd->nd", of_logits, head).astype(x.dtype)
         return (totals[0] + part, of_head), of_x
 
     zeros = jnp.zeros(()), jnp.zeros(head.shape, jnp.float32)
     (total, of_head), of_x = jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))
-    of_x = rearrange(of_x, "n b t d -> b (n t) d")[:, : x.shape[1]]
+    of_x = rearrange(of_x, "c (b t) d -> b (c t) d", b=len(x))[:, : x.shape[1]]
     return total, (of_x, of_head.astype(head.dtype), weight)
 
 
@@ -79,7 +79,11 @@ _mean.defvjp(_mean_and_gradients, _backward)
 
 
 def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
-    """Every array [b, t, …] cut along t, zeros added at its end: [n, b, t/n, …]."""
+    """Every array [b, t, …] cut into c chunks along t, zeros added at its end: [c, b · t/c, …].
+
+    Rows and positions are one axis: XLA's products of matrices are half again as fast on a CPU
+    as those over two axes.
+    """
     batch, t = x.shape[:2]
     most = max(LOGITS_BYTES // (4 * batch * head.shape[0]), 1)
     count = -(-t // most)
@@ -87,14 +91,14 @@ def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
 
     def cut(array: Array) -> Array:
         padding = [(0, 0), (0, count * size - t)] + [(0, 0)] * (array.ndim - 2)
-        return rearrange(jnp.pad(array, padding), "b (n t) ... -> n b t ...", n=count)
+        return rearrange(jnp.pad(array, padding), "b (c t) ... -> c (b t) ...", c=count)
 
     return tuple(cut(array) for array in (x, *others))
 
 
 def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, Array]:
     """A chunk's part of the mean, and the gradient of that with respect to its logits."""
-    logits = jnp.einsum("btd,vd->btv", x, head, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("nd,vd->nv", x, head, preferred_element_type=jnp.float32)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
