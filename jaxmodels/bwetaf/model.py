@@ -64,7 +64,7 @@ class Attention(nnx.Module):
             out = causal_attention(q, k, v, real, segments)
         else:
             kept = cache.write(self.layer, k, v)
-            out = attention(q, *cache.read(*kept, len(x)), cache.mask(q.shape[1]))
+            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 

@@ -42,7 +42,7 @@ class Attention(nnx.Module):
         kept = None
         if cache is not None:
             kept = cache.write(layer, k, v)
-            k, v = cache.read(*kept, len(x))
+            k, v = cache.read(*kept)
         out = attention(q, k, v, mask)
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 

@@ -14,16 +14,15 @@ class KVCache(NamedTuple):
     Position p lives in slot p mod size. Once the ring is full, each new token takes the
     place of the oldest, so every token sees the `size` newest ones, itself included.
 
-    Both are kept in the very shape that XLA's products take, sequences and heads as one axis
-    and the slots last. It would otherwise turn the whole cache around for every token, or, with
-    two axes, write it twice (once for attention and once for the next token), each time into a
-    copy: more bytes than all weights of a small model.
+    Both are kept with the slots last, the order in which attention reads them fastest. XLA
+    would otherwise turn the whole cache around for every token, which takes several times
+    longer than attention.
     """
 
-    keys: tuple[Float[Array, "_ _ s"], ...]
-    """(b h) k s: one array for each layer."""
-    values: tuple[Float[Array, "_ _ s"], ...]
-    """(b h) k s: one array for each layer."""
+    keys: tuple[Float[Array, "b _ _ s"], ...]
+    """One array for each layer."""
+    values: tuple[Float[Array, "b _ _ s"], ...]
+    """One array for each layer."""
     length: Int[Array, ""]
     """Tokens seen so far; it keeps growing when the ring is full."""
 
@@ -34,18 +33,18 @@ class KVCache(NamedTuple):
         """A cache that has seen nothing; `heads` of each layer share its `dim` numbers."""
 
         def zeros() -> tuple[Array, ...]:  # each its own, so that all can be donated
-            return tuple(jnp.zeros((batch * h, dim // h, size), dtype) for h in heads)
+            return tuple(jnp.zeros((batch, h, dim // h, size), dtype) for h in heads)
 
         return cls(zeros(), zeros(), jnp.zeros((), jnp.int32))
 
     @property
     def size(self) -> int:
         """Tokens that it can hold."""
-        return self.keys[0].shape[2]
+        return self.keys[0].shape[3]
 
     def grown(self, size: int) -> "KVCache":
         """The same with more slots; the ring must not have wrapped yet: length ≤ old size."""
-        more = [(0, 0), (0, 0), (0, size - self.size)]
+        more = [(0, 0)] * 3 + [(0, size - self.size)]
         return KVCache(
             tuple(jnp.pad(k, more) for k in self.keys),
             tuple(jnp.pad(v, more) for v in self.values),
@@ -65,22 +64,21 @@ class KVCache(NamedTuple):
 
     def write(
         self, layer: int, k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
-    ) -> tuple[Float[Array, "bh k s"], Float[Array, "bh k s"]]:
+    ) -> tuple[Float[Array, "b h k s"], Float[Array, "b h k s"]]:
         """The layer's keys and values with those of the next t tokens in their slots.
 
         Several tokens at once must fit without wrapping: t tokens after length ≤ size − t.
         """
-        start = (0, 0, self.length % self.size)
+        start = (0, 0, 0, self.length % self.size)
         write = jax.lax.dynamic_update_slice
         return (
-            write(self.keys[layer], rearrange(k, "b t h k -> (b h) k t"), start),
-            write(self.values[layer], rearrange(v, "b t h k -> (b h) k t"), start),
+            write(self.keys[layer], rearrange(k, "b t h k -> b h k t"), start),
+            write(self.values[layer], rearrange(v, "b t h k -> b h k t"), start),
         )
 
     @staticmethod
     def read(
-        keys: Float[Array, "bh k s"], values: Float[Array, "bh k s"], batch: int
+        keys: Float[Array, "b h k s"], values: Float[Array, "b h k s"]
     ) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
         """A layer's keys and values in the order that `attention` takes; moves no data."""
-        order = "(b h) k s -> b s h k"
-        return rearrange(keys, order, b=batch), rearrange(values, order, b=batch)
+        return rearrange(keys, "b h k s -> b s h k"), rearrange(values, "b h k s -> b s h k")

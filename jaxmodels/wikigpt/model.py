@@ -59,7 +59,7 @@ class Attention(nnx.Module):
         kept = None
         if cache is not None:
             kept = cache.write(layer, k, v)
-            k, v = cache.read(*kept, len(x))
+            k, v = cache.read(*kept)
         key = None if rngs is None else rngs.dropout()
         out = attention(q, k, v, mask, cfg.dropout, key)
         return _drop(self.proj(rearrange(out, "b t h k -> b t (h k)")), cfg, rngs), kept
