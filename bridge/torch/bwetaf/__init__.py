@@ -3,17 +3,27 @@
 from pathlib import Path
 from typing import Any
 
+from bridge.torch.language import end_of_text, example, jax_outputs, torch_outputs
+
+__all__ = [
+    "AUTO_CLASS",
+    "FILES",
+    "build",
+    "example",
+    "jax_outputs",
+    "keys",
+    "torch_outputs",
+]
+
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_bwetaf.py"),)
 # How the model card loads the directory.
 AUTO_CLASS = "AutoModelForCausalLM"
 
-GPT2_TOKENS = 50_257
-
 
 def keys(config: Any) -> dict[str, Any]:
     """What config.json holds for transformers, besides the fields of our Config."""
-    end = GPT2_TOKENS - 1 if config.tokens == GPT2_TOKENS else None
+    end = end_of_text(config)
     return {
         "model_type": "bwetaf",
         "architectures": ["BwetafForCausalLM"],
@@ -40,29 +50,3 @@ def build(config: Any) -> Any:
     from bridge.torch.bwetaf.modeling_bwetaf import BwetafConfig, BwetafForCausalLM
 
     return BwetafForCausalLM(BwetafConfig(**asdict(config)))
-
-
-def example(config: Any) -> Any:
-    """Random inputs to compare models on: int32 token ids [2, t], the same at every call."""
-    import numpy as np
-
-    size = (2, min(config.context, 32))
-    return np.random.default_rng(0).integers(0, config.tokens, size, np.int32)
-
-
-def jax_outputs(model: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of the nnx module, as numpy."""
-    import jax.numpy as jnp
-    import numpy as np
-    from flax import nnx
-
-    forward = nnx.jit(lambda model, tokens: model(tokens)[0])
-    return np.asarray(forward(model, jnp.asarray(tokens)))
-
-
-def torch_outputs(module: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of the PyTorch module, as numpy."""
-    import torch
-
-    with torch.no_grad():
-        return module(torch.from_numpy(tokens).long()).logits.numpy()

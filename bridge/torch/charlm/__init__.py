@@ -3,6 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from bridge.torch.language import example, jax_outputs, torch_outputs
+
+__all__ = [
+    "AUTO_CLASS",
+    "FILES",
+    "build",
+    "example",
+    "jax_outputs",
+    "keys",
+    "torch_outputs",
+]
+
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_charlm.py"),)
 # How the model card loads the directory.
@@ -35,29 +47,3 @@ def build(config: Any) -> Any:
     from bridge.torch.charlm.modeling_charlm import CharLMConfig, CharLMForCausalLM
 
     return CharLMForCausalLM(CharLMConfig(**asdict(config)))
-
-
-def example(config: Any) -> Any:
-    """Random inputs to compare models on: int32 token ids [2, t], the same at every call."""
-    import numpy as np
-
-    size = (2, min(config.context, 32))
-    return np.random.default_rng(0).integers(0, config.vocab, size, np.int32)
-
-
-def jax_outputs(model: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of the nnx module, as numpy."""
-    import jax.numpy as jnp
-    import numpy as np
-    from flax import nnx
-
-    forward = nnx.jit(lambda model, tokens: model(tokens)[0])
-    return np.asarray(forward(model, jnp.asarray(tokens)))
-
-
-def torch_outputs(module: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of the PyTorch module, as numpy."""
-    import torch
-
-    with torch.no_grad():
-        return module(torch.from_numpy(tokens).long()).logits.numpy()

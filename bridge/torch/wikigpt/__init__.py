@@ -4,18 +4,28 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bridge.torch.language import end_of_text, example, jax_outputs, torch_outputs
+
+__all__ = [
+    "AUTO_CLASS",
+    "FILES",
+    "build",
+    "example",
+    "jax_outputs",
+    "keys",
+    "torch_outputs",
+    "whole",
+]
+
 # Files that travel with every model directory.
 FILES: tuple[Path, ...] = ()
 # How the model card loads the directory.
 AUTO_CLASS = "AutoModelForCausalLM"
 
-GPT2_TOKENS = 50_257
-END_OF_TEXT = GPT2_TOKENS - 1
-
 
 def keys(config: Any) -> dict[str, Any]:
     """What config.json holds for transformers, besides the fields of our Config."""
-    end = END_OF_TEXT if config.tokens == GPT2_TOKENS else None
+    end = end_of_text(config)
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -46,29 +56,3 @@ def build(config: Any) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config(**asdict(config), **keys(config)))
-
-
-def example(config: Any) -> Any:
-    """Random inputs to compare models on: int32 token ids [2, t], the same at every call."""
-    import numpy as np
-
-    size = (2, min(config.context, 32))
-    return np.random.default_rng(0).integers(0, config.vocab, size, np.int32)
-
-
-def jax_outputs(model: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of the nnx module, as numpy."""
-    import jax.numpy as jnp
-    import numpy as np
-    from flax import nnx
-
-    forward = nnx.jit(lambda model, tokens: model(tokens)[0])
-    return np.asarray(forward(model, jnp.asarray(tokens)))
-
-
-def torch_outputs(module: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of the PyTorch module, as numpy."""
-    import torch
-
-    with torch.no_grad():
-        return module(torch.from_numpy(tokens).long()).logits.numpy()
