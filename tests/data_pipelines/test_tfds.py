@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ class TinyWiki(tfds.core.GeneratorBasedBuilder):
     """Sixty documents of different lengths, each told apart by its words."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="20230601.en")]  # noqa: RUF012
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="20230601.en")]
 
     def _info(self):
         features = {"title": tfds.features.Text(), "text": tfds.features.Text()}

@@ -107,7 +107,9 @@ def test_causal_attention_in_blocks_is_the_plain_one(monkeypatch, queries, padde
     weight = jnp.asarray(np.random.default_rng(1).standard_normal((2, 12, 2, 4), np.float32))
 
     def results(f):
-        weighted = lambda *a: (f(*a, real) * weight).sum()  # noqa: E731
+        def weighted(*a):
+            return (f(*a, real) * weight).sum()
+
         return f(*inputs, real), jax.grad(weighted, (0, 1, 2))(*inputs)
 
     plain, blocks = (jax.tree.leaves(jax.jit(results, static_argnums=0)(f)) for f in PAIR)

@@ -12,7 +12,7 @@ from flax import nnx
 import jaxmodels
 from bridge import table
 from bridge.ops import OPS
-from jaxmodels import wikigpt
+from jaxmodels import sizes, wikigpt
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.sampling import Sampling
@@ -84,8 +84,8 @@ def test_loss_and_gradient_norm(seed):
 def test_sizes_tell_biases_and_gpt2s_vocabulary():
     for vocab, tokens in ((50_304, 50_257), (50_257, 50_257), (50_256, 50_256), (97, 97)):
         config = replace(TINY, vocab=vocab, tokens=1, bias=vocab == 97)
-        model = nnx.eval_shape(lambda: wikigpt.Model(config, rngs=nnx.Rngs(0)))  # noqa: B023
-        known, assumed = wikigpt.sizes({p: x.shape for p, x in params_of(model).items()})
+        leaves = sizes.shapes("wikigpt", config)
+        known, assumed = wikigpt.sizes({path: leaf.shape for path, leaf in leaves.items()})
         assert (known["vocab"], assumed["tokens"], known["bias"]) == (vocab, tokens, vocab == 97)
 
 

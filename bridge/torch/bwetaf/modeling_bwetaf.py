@@ -9,6 +9,8 @@ final norm; the head is the embedding, and has no parameter of its own; the resi
 always float32.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ class BwetafConfig(PretrainedConfig):
     """Sizes of one bwetaf; transformers' own names of them are aliases."""
 
     model_type = "bwetaf"
-    attribute_map = {  # noqa: RUF012 (transformers' own form)
+    attribute_map: ClassVar = {
         "vocab_size": "vocab",
         "hidden_size": "dim",
         "num_hidden_layers": "layers",
@@ -171,7 +173,7 @@ class BwetafForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _input_embed_layer = "embed"
-    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers' own form)
+    _no_split_modules = ["Block"]  # noqa: RUF012 (the base class declares it so)
 
     def __init__(self, config: BwetafConfig):
         super().__init__(config)

@@ -7,6 +7,8 @@ Notable: rotary pairs are interleaved; SwiGLU takes the value first and the gate
 the head is untied and has a bias; LayerNorm eps is 1e-6.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ class CharLMConfig(PretrainedConfig):
     """Sizes of one charlm; transformers' own names of them are aliases."""
 
     model_type = "charlm"
-    attribute_map = {  # noqa: RUF012 (transformers' own form)
+    attribute_map: ClassVar = {
         "vocab_size": "vocab",
         "hidden_size": "dim",
         "num_hidden_layers": "layers",
