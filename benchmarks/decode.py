@@ -134,7 +134,7 @@ def agreement(one: Timing, other: Timing) -> int:
 
 def weight_bytes(arch: str, config: Any) -> int:
     """Bytes of float32 weights that every token needs: all but tables of which it reads a row."""
-    shapes = parameter_shapes(jaxmodels.arch(arch), config)
+    shapes = parameter_shapes(arch, config)
     tied = not any(path.startswith("head/") for path in shapes)
     rows = {"pos/embedding"} | (set() if tied else {"embed/embedding"})
     return sum(4 * prod(shape) for path, shape in shapes.items() if path not in rows)

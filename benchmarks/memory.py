@@ -103,7 +103,8 @@ def compiled_bytes(arch: str, config: Any, recipe: Recipe, name: str) -> int:
     skeleton, _, abstract = init(package, config, recipe, tx, make_mesh(recipe.mesh))
     batch = {"tokens": jax.ShapeDtypeStruct((recipe.batch, config.context + 1), np.int32)}
     with form(name):
-        lowered = train_step(package, skeleton, tx, rate, recipe).lower(abstract, batch)  # type: ignore[attr-defined]
+        step: Any = train_step(package, skeleton, tx, rate, recipe)
+        lowered = step.lower(abstract, batch)
     return int(lowered.compile().memory_analysis().temp_size_in_bytes)
 
 

@@ -19,6 +19,7 @@ from bridge.tensors import Tensor
 from bridge.vocabulary import check_size, tokenizer_by_convention, used
 from bridge.zeros import unfilled
 from data_pipelines.tokenizers import Tokenizer
+from jaxmodels import sizes
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
 # What a state holds besides parameters: nnx's random streams, frequencies that are computed
@@ -117,7 +118,7 @@ def _bind(
     settings, found = unfilled(name, rows, stated, found)
     if settings != stated:
         notes.append("biases that were zeros are so no longer: they are the model's now")
-    shapes = parameter_shapes(package, settings)
+    shapes = parameter_shapes(name, settings)
     pairs = table.pairs(rows, shapes)
     table.check(pairs, shapes, {n: t.shape for n, t in found.items()}, str(contents.path))
     tokenizer = contents.tokenizer
@@ -165,14 +166,9 @@ def parse_settings(words: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def parameter_shapes(package: Any, config: Any) -> dict[str, Shape]:
+def parameter_shapes(arch: str, config: Any) -> dict[str, Shape]:
     """Our path → shape of every parameter, without making any."""
-    from flax import nnx
-
-    from jaxmodels.runtime.paths import params_of
-
-    model = nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0)))
-    return {path: tuple(leaf.shape) for path, leaf in params_of(model).items()}
+    return {path: tuple(leaf.shape) for path, leaf in sizes.shapes(arch, config).items()}
 
 
 def preset_of(package: Any, config: Any) -> str | None:

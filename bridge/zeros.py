@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-import jaxmodels
 from bridge import table
 from bridge.tensors import Tensor
 from bridge.torch import twin
@@ -19,11 +18,11 @@ def lacking(arch: str, config: Any) -> dict[str, table.Shape]:
     """Our path → shape of the parameters that only the PyTorch class has."""
     from bridge.sources import parameter_shapes
 
-    side, package = twin(arch), jaxmodels.arch(arch)
+    side = twin(arch)
     if not hasattr(side, "whole"):
         return {}
-    own = parameter_shapes(package, config)
-    every = parameter_shapes(package, side.whole(config))
+    own = parameter_shapes(arch, config)
+    every = parameter_shapes(arch, side.whole(config))
     return {path: shape for path, shape in every.items() if path not in own}
 
 

@@ -54,7 +54,7 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     from bridge.sources import parameter_shapes
     from jaxmodels.runtime.optim import with_moments as with_adam
 
-    if parameter_shapes(jaxmodels.arch(source.arch), config) != source.shapes():
+    if parameter_shapes(source.arch, config) != source.shapes():
         ours, theirs = asdict(config), asdict(source.config)
         changed = [f"{k}: {theirs[k]!r} → {ours[k]!r}" for k in ours if ours[k] != theirs[k]]
         raise Problem(
