@@ -1,0 +1,182 @@
+"""What every architecture promises when it is trained: gradients, remat, meshes, precision."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+import jaxmodels
+from jaxmodels.runtime.paths import split
+from jaxmodels.runtime.step import init
+from tests.contract import archs, tiny, tokens_for
+
+DEAD: dict[str, set[str]] = {}  # parameters that get no gradient, by architecture
+
+
+@archs
+def test_every_parameter_gets_a_gradient(arch):
+    package = jaxmodels.arch(arch)
+    skeleton, params, rest = split(tiny(arch))
+    batch = {"tokens": tokens_for(arch, batch=8, length=30)}
+    grads = jax.grad(lambda p: package.loss(skeleton.merge(p, rest), batch, None)[0])(params)
+    dead = {path for path, grad in grads.items() if not jnp.abs(grad).max() > 0}
+    assert dead == DEAD.get(arch, set())
+
+
+@archs
+def test_remat_changes_nothing(arch):
+    package, model = jaxmodels.arch(arch), jaxmodels.create(f"{arch}:tiny")
+    batch = {"tokens": tokens_for(arch)}
+
+    def loss_and_gradient():
+        skeleton, params, rest = split(model)
+        loss = lambda p: package.loss(skeleton.merge(p, rest), batch, nnx.Rngs(dropout=1))[0]  # noqa: E731
+        return jax.value_and_grad(loss)(params)
+
+    loss, grads = loss_and_gradient()
+    model.remat = True
+    loss_again, grads_again = loss_and_gradient()
+    np.testing.assert_allclose(loss, loss_again, rtol=1e-6)
+    for path, grad in grads.items():
+        np.testing.assert_allclose(grad, grads_again[path], atol=1e-6)
+
+
+@archs
+def test_a_state_is_born_sharded_as_the_layout_says(arch):
+    import optax
+
+    from jaxmodels.runtime.sharding import make_mesh
+
+    package = jaxmodels.arch(arch)
+    recipe = package.RECIPES["tiny"]
+    _, fresh, abstract = init(
+        package, package.PRESETS["tiny"], recipe, optax.adamw(1e-3), make_mesh()
+    )
+    state = fresh()
+    same = jax.tree.map(
+        lambda a, b: a.sharding == b.sharding and a.dtype == b.dtype, state, abstract
+    )
+    assert all(jax.tree.leaves(same))
+
+
+# Ten steps on a mesh of eight simulated devices, printed as JSON; run in its own process,
+# because the number of devices is fixed when JAX starts.
+TEN_STEPS = """
+import json, sys
+import numpy as np
+import jax, jaxmodels
+from dataclasses import replace
+from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.step import init, train_step
+
+arch, losses = sys.argv[1], {}
+package = jaxmodels.arch(arch)
+config = replace(package.PRESETS["tiny"], dropout=0.1)
+for mesh_spec in sys.argv[2:]:
+    recipe = replace(package.RECIPES["tiny"], mesh=mesh_spec, accum=2)
+    rate = schedule(recipe.optim, recipe.steps)
+    tx = optimiser(recipe.optim, rate)
+    mesh = make_mesh(mesh_spec)
+    skeleton, fresh, _ = init(package, config, recipe, tx, mesh)
+    step, state = train_step(package, skeleton, tx, rate, recipe), fresh()
+    rng, losses[mesh_spec] = np.random.default_rng(0), []
+    for _ in range(10):
+        batch = {"tokens": rng.integers(0, config.vocab, (32, 33)).astype(np.int32)}
+        state, metrics = step(state, put_batch(batch, mesh))
+        losses[mesh_spec].append(float(metrics["loss"]))
+    split = sum(len(set(map(str, p.sharding.devices_indices_map(p.shape).values()))) > 1
+                for p in state.params.values())
+    losses[mesh_spec + " split"] = split
+print(json.dumps(losses))
+"""
+
+
+def _ten_steps(arch: str, devices: int, *meshes: str, **env: str) -> dict[str, list[float]]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", TEN_STEPS, arch, *meshes],
+        env={**os.environ, "XLA_FLAGS": flags, **env},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@archs
+def test_sharded_training_equals_one_device(arch):
+    one = _ten_steps(arch, 1, "data=1")["data=1"]
+    meshes = [f"data={data},model={8 // data}" for data in (8, 4, 2, 1)]
+    eight = _ten_steps(arch, 8, *meshes)
+    for mesh in meshes:
+        assert eight[mesh + " split"] > 0
+        np.testing.assert_allclose(eight[mesh], one, atol=1e-5)
+
+
+@archs
+def test_tree_mode_of_nnx_equals_graph_mode(arch):
+    graph = _ten_steps(arch, 1, "data=1")["data=1"]
+    tree = _ten_steps(arch, 1, "data=1", NNX_GRAPH_MODE="false")["data=1"]
+    np.testing.assert_array_equal(tree, graph)
+
+
+def _products(jaxpr) -> list:
+    """The operands' dtypes of every matrix product in a program, loops and calls included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append({str(operand.aval.dtype) for operand in equation.invars})
+        for inner in jaxprs_in_params(equation.params):
+            found += _products(inner)
+    return found
+
+
+@archs
+def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
+    package = jaxmodels.arch(arch)
+    skeleton, params, rest = split(tiny(arch))
+    cast = {path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}
+    batch = {"tokens": tokens_for(arch)}
+
+    def loss(params):
+        return package.loss(skeleton.merge(params, rest), batch, nnx.Rngs(dropout=0))[0]
+
+    assert jax.eval_shape(loss, cast).dtype == jnp.float32
+    forward = _products(jax.make_jaxpr(loss)(cast).jaxpr)
+    assert len(forward) > 4 * package.PRESETS["tiny"].layers
+    assert all(dtypes == {"bfloat16"} for dtypes in forward)
+
+
+@archs
+def test_bfloat16_stays_near_float32(arch):
+    from jaxmodels.runtime.optim import optimiser, schedule
+    from jaxmodels.runtime.sharding import make_mesh
+    from jaxmodels.runtime.step import train_step
+
+    package = jaxmodels.arch(arch)
+    batch = {"tokens": tokens_for(arch, batch=16, length=33)}
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        recipe = replace(package.RECIPES["tiny"], dtype=dtype)
+        rate = schedule(recipe.optim, recipe.steps)
+        tx = optimiser(recipe.optim, rate)
+        skeleton, fresh, _ = init(package, package.PRESETS["tiny"], recipe, tx, make_mesh())
+        step, state = train_step(package, skeleton, tx, rate, recipe), fresh()
+        for _ in range(5):
+            state, metrics = step(state, batch)
+        assert all(leaf.dtype == jnp.float32 for leaf in state.params.values())
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    assert losses[0] != losses[1]
