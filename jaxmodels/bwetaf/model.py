@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmodels.bwetaf.config import Config
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention, causal_attention
+from jaxmodels.layers.attention import causal_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
@@ -59,12 +59,10 @@ class Attention(nnx.Module):
         if self.rotate:
             turn = rotation(positions, q.shape[-1])
             q, k = rotate_interleaved(q, turn), rotate_interleaved(k, turn)
-        kept = None
         if cache is None:
-            out = causal_attention(q, k, v, real, segments)
+            out, kept = causal_attention(q, k, v, real, segments), None
         else:
-            kept = cache.write(self.layer, k, v)
-            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
+            out, kept = cache.attend(self.layer, q, k, v)
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 

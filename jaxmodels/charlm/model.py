@@ -39,11 +39,10 @@ class Attention(nnx.Module):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         qkv = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=self.heads)
         q, k, v = rotate_interleaved(qkv[0], turn), rotate_interleaved(qkv[1], turn), qkv[2]
-        kept = None
-        if cache is not None:
-            kept = cache.write(layer, k, v)
-            k, v = cache.read(*kept)
-        out = attention(q, k, v, mask)
+        if cache is None:
+            out, kept = attention(q, k, v, mask), None
+        else:
+            out, kept = cache.attend(layer, q, k, v)
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 
@@ -121,7 +120,7 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         turn = rotation(positions, self.config.dim // self.config.heads)
-        mask = causal_mask(t, segments) if cache is None else cache.mask(t)
+        mask = causal_mask(t, segments) if cache is None else None
         rate = self.dropout_rate()
         again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
         block = nnx.remat(Block.__call__, static_argnums=(5,)) if again else Block.__call__

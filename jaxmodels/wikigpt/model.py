@@ -56,12 +56,11 @@ class Attention(nnx.Module):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         cfg = self.config
         q, k, v = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=cfg.heads)
-        kept = None
-        if cache is not None:
-            kept = cache.write(layer, k, v)
-            k, v = cache.read(*kept)
-        key = None if rngs is None else rngs.dropout()
-        out = attention(q, k, v, mask, cfg.dropout, key)
+        if cache is None:
+            key = None if rngs is None else rngs.dropout()
+            out, kept = attention(q, k, v, mask, cfg.dropout, key), None
+        else:
+            out, kept = cache.attend(layer, q, k, v)
         return _drop(self.proj(rearrange(out, "b t h k -> b t (h k)")), cfg, rngs), kept
 
 
@@ -143,7 +142,7 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         self._check(t)
         positions = jnp.arange(t) if cache is None else cache.positions(t)
-        mask = causal_mask(t, segments) if cache is None else cache.mask(t)
+        mask = causal_mask(t, segments) if cache is None else None
         again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
         block = nnx.remat(Block.__call__, static_argnums=(4,)) if again else Block.__call__
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
