@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 ARCHS = {
     "bwetaf": "jaxmodels.bwetaf",
     "charlm": "jaxmodels.charlm",
+    "wigip": "jaxmodels.wigip",
     "wikigpt": "jaxmodels.wikigpt",
 }
 
