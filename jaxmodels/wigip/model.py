@@ -143,7 +143,7 @@ class Model(nnx.Module):
 
             cache, logits = jax.lax.scan(one, cache, tokens.T)
             return rearrange(logits, "t b v -> b t v"), cache
-        self._check(tokens.shape[1])
+        self.check(tokens.shape[1])
         if self.config.objective == "dense":
             return self.logits(self.dense(tokens)[:, -1]), None
         return self.logits(self.hidden(tokens)), None
@@ -224,6 +224,16 @@ class Model(nnx.Module):
         cache, logits = self._decoded(cache, token)
         return logits, cache
 
+    def about_prompt(self, length: int) -> str:
+        """What a user is to be told of a prompt of so many characters; mostly nothing."""
+        lacking = self.config.context - length
+        if self.config.objective == "dense" or lacking <= 0:
+            return ""
+        return (
+            f"the model reads windows of {self.config.context} characters: {lacking} of id 0 "
+            "stand before the prompt"
+        )
+
     def _encoded(self, cache: Window, token: Int[Array, "b"]) -> tuple[Window, Float[Array, "b v"]]:
         """One more character in the window, which is read anew."""
         ids = jnp.concatenate([cache.ids[:, 1:], token[:, None]], axis=1)
@@ -292,7 +302,8 @@ class Model(nnx.Module):
         body = remat(one, "none" if keep else self.remat, prevent_cse=False)
         return jax.lax.scan(body, x, (leaves,) if before is None else (leaves, before))
 
-    def _check(self, t: int) -> None:
+    def check(self, t: int) -> None:
+        """Raises a Problem (usage) where the grid does not take t tokens."""
         most = self.config.context
         if t == most or (self.config.objective == "dense" and t <= most):
             return
@@ -319,10 +330,26 @@ def loss(
 
     Returns:
         the loss, and `aux`, which is empty: nothing is stored.
+
+    Raises:
+        Problem: (usage) the batch has `segments`.
     """
     tokens = batch["tokens"]
+    if "segments" in batch:
+        raise Problem(
+            "wigip cannot keep documents apart",
+            why="a patch may hold pieces of two of them",
+            fix="leave --segments out",
+            exit_code=USAGE,
+        )
     if model.config.objective == "dense":
-        model._check(tokens.shape[1] - 1)
-        return cross_entropy(model.logits(model.dense(tokens[:, :-1])), tokens[:, 1:]), {}
-    logits, _ = model(tokens[:, :-1])
-    return cross_entropy(logits, tokens[:, -1]), {}
+        model.check(tokens.shape[1] - 1)
+        logits = model.logits(model.dense(tokens[:, :-1]))
+    else:
+        logits = model(tokens[:, :-1])[0][:, None]
+    return cross_entropy(logits, targets(model, tokens)), {}
+
+
+def targets(model: Model, tokens: Int[Array, "b t"]) -> Int[Array, "b n"]:
+    """Those of a batch's tokens that the loss predicts: all but the first, or the last alone."""
+    return tokens[:, 1:] if model.config.objective == "dense" else tokens[:, -1:]
