@@ -41,4 +41,16 @@ OPS = {
     # A bias that is kept ready to be added to [b, t, d]: ours [d], theirs [1, 1, d]. Any other
     # shape of theirs stays as it is, for the check of shapes to report.
     "row": Op(lambda x: x[None, None], lambda x: x[0, 0] if x.shape[:2] == (1, 1) else x),
+    # Positions that are kept ready to be added to [b, n, d]: ours [n, d], theirs [1, n, d].
+    "one": Op(lambda x: x[None], lambda x: x[0] if x.shape[:1] == (1,) else x),
+    # A convolution's kernel: ours HWIO, PyTorch's OIHW.
+    "convolution": Op(
+        lambda x: np.transpose(x, (3, 2, 0, 1)), lambda x: np.transpose(x, (2, 3, 1, 0))
+    ),
+    # Multi-head kernels: ours [d, h, k] and [h, k, d], PyTorch's [out, in]. The shape on their
+    # side does not tell the heads: the inverse is flat, and whoever knows our shape restores it.
+    "to_heads": Op(lambda x: x.reshape(len(x), -1).T, lambda x: x.T),
+    "from_heads": Op(lambda x: x.reshape(-1, x.shape[-1]).T, lambda x: x.T),
+    # A bias of all heads: ours [h, k], PyTorch's [h · k].
+    "flat": Op(lambda x: x.reshape(-1), lambda x: x),
 }

@@ -6,10 +6,12 @@ pass to a compiled function, several times cheaper than an `nnx.State`.
 """
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Arrays = dict[str, Any]
@@ -59,6 +61,66 @@ def _flatten(state: Any) -> tuple[tuple[str, ...], list[Any], Any]:
         for path, _ in pairs
     )
     return paths, [leaf for _, leaf in pairs], treedef
+
+
+def unstack(
+    flat: Arrays, stacked: tuple[str, ...], part: Callable[[Any, int], Any] | None = None
+) -> Arrays:
+    """{"blocks/norm/scale": [n, d]} → {"blocks/0/norm/scale": [d], …}, block by block.
+
+    A model whose blocks run in a scan holds them as one; tables and checkpoints name each.
+
+    Args:
+        flat: path → array, or shape with a dtype, or what else `part` takes.
+        stacked: the subtrees whose arrays have the block as their first axis, as ("blocks",).
+        part: (leaf, i) → what block i has of it; by default its values, or its shape.
+    """
+    part = part or _part
+    result: Arrays = {}
+    for root in _roots(flat, stacked):
+        inside = {path: leaf for path, leaf in flat.items() if _root(path, stacked) == root}
+        if root is None:
+            result |= inside
+            continue
+        count = {path: leaf.shape[0] if leaf.shape else 0 for path, leaf in inside.items()}
+        for i in range(max(count.values())):
+            for path in (path for path in inside if i < count[path]):
+                leaf = inside[path]
+                result[f"{root}/{i}{path[len(root) :]}"] = part(leaf, i)
+    return result
+
+
+def stack(
+    flat: Arrays, stacked: tuple[str, ...], join: Callable[[list[Any]], Any] = jnp.stack
+) -> Arrays:
+    """The inverse of `unstack`; `join` makes one leaf of those of all blocks, in their order."""
+    result: Arrays = {}
+    groups: dict[str, dict[int, Any]] = {}
+    for path, leaf in flat.items():
+        root = _root(path, stacked)
+        if root is None:
+            result[path] = leaf
+            continue
+        number, _, rest = path[len(root) + 1 :].partition("/")
+        groups.setdefault(f"{root}/{rest}", {})[int(number)] = leaf
+    for path, leaves in groups.items():
+        result[path] = join([leaves[i] for i in range(len(leaves))])
+    return result
+
+
+def _root(path: str, stacked: tuple[str, ...]) -> str | None:
+    return next((root for root in stacked if path.startswith(root + "/")), None)
+
+
+def _roots(flat: Arrays, stacked: tuple[str, ...]) -> list[str | None]:
+    """Where the paths belong, in the order in which they come."""
+    return list(dict.fromkeys(_root(path, stacked) for path in flat))
+
+
+def _part(leaf: Any, i: int) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[i]
 
 
 def layer_of(path: str) -> str:

@@ -1,0 +1,110 @@
+"""Sizes and recipes of wigip. Source: seed 000 (nurric-ai/Wigip_v2_1.7B_ViT)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from jaxmodels.errors import USAGE, Problem, within
+from jaxmodels.recipe import Optim, Recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of one wigip.
+
+    Raises:
+        Problem: (usage) a size is out of its range, or sizes do not go together.
+    """
+
+    vocab: int = 256
+    """Characters. The default is a placeholder: the data decides, as in the seed."""
+    side: int = 180
+    """Side of the grid that the text fills, in characters."""
+    patch: int = 4
+    """Side of a patch, in characters; also the root of an embedding's width."""
+    dim: int = 2496
+    """Width of the residual stream."""
+    layers: int = 24
+    """Number of blocks."""
+    heads: int = 32
+    """Attention heads."""
+    objective: Literal["next_char", "dense"] = "next_char"
+    """What is predicted: the one character after the window (the seed's), or every character from
+    those before it. The parameters are the same; their meaning is not."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "side", "patch", "dim", "layers", "heads"):
+            within(f"model.{name}", getattr(self, name), 1)
+        if self.side % self.patch:
+            raise Problem(
+                f"wigip: a side of {self.side} is not a multiple of the patch of {self.patch}",
+                fix="change --model.side or --model.patch",
+                exit_code=USAGE,
+            )
+        if self.dim % self.heads:
+            raise Problem(
+                f"wigip: dim {self.dim} is not a multiple of {self.heads} heads",
+                fix="change --model.dim or --model.heads",
+                exit_code=USAGE,
+            )
+        if self.objective not in ("next_char", "dense"):
+            raise Problem(
+                f"wigip: unknown objective {self.objective!r}",
+                why="known: next_char, dense",
+                exit_code=USAGE,
+            )
+
+    @property
+    def context(self) -> int:
+        """Characters of a window: all of the grid."""
+        return self.side**2
+
+    @property
+    def patches(self) -> int:
+        """Patches of a window."""
+        return (self.side // self.patch) ** 2
+
+    @property
+    def area(self) -> int:
+        """Characters of a patch."""
+        return self.patch**2
+
+
+PRESETS = {
+    "tiny": Config(vocab=64, side=16, dim=64, layers=2, heads=2),
+    # Sizes of our own: GPT-2's smallest trunk. A window is 6,400 characters in 400 patches.
+    "125m": Config(side=80, dim=768, layers=12, heads=12),
+    # The seed's. Its vocabulary is that of the first 1,000 documents of C4, which it does not tell.
+    "1.7b": Config(),
+}
+
+# The seed's code. It declares an accumulation of 8 and never uses it; here it is used.
+_SEED = Recipe(
+    data="c4",
+    batch=2,
+    accum=8,
+    steps=610_000,
+    dtype="bfloat16",
+    remat="full",
+    eval_every=1000,
+    save_every=1000,
+    sample_every=1000,
+    optim=Optim("sgd", peak_lr=1e-4, end_lr=1e-5, warmup=2000.0, weight_decay=0.0),
+)
+
+RECIPES = {
+    "tiny": replace(
+        _SEED,
+        data="pydoc",
+        batch=16,
+        accum=1,
+        steps=200,
+        dtype="float32",
+        remat="none",
+        eval_every=100,
+        save_every=100,
+        sample_every=100,
+        optim=Optim(peak_lr=3e-3, warmup=20.0),
+    ),
+    "125m": _SEED,
+    "1.7b": _SEED,
+}

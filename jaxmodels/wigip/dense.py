@@ -1,0 +1,91 @@
+"""The dense objective of wigip: every character is predicted from those before it. Ours.
+
+The window is laid out patch by patch: patch k holds the characters k·P² to (k+1)·P² − 1, so that
+what follows a patch in the text is the next patch. (In the seed's layout a patch holds pieces of
+P lines, and the text between the pieces lies in later patches: no order of patches is the order
+of the text.) The convolution adds up one term for each character of its patch, so a patch is
+defined while it is being filled: with its first j characters it is the sum of their j terms. In
+each of these P² states it attends to itself and to the full patches before it, and the head
+predicts the character that comes next: state P², the full patch, the first of the next patch.
+No parameter is added, and generation needs keys and values of full patches only.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+# `attend` takes so many states at a time.
+QUERIES = 1024
+
+
+class PatchCache(NamedTuple):
+    """The characters so far, and the keys and values of their patches."""
+
+    keys: Float[Array, "l b n h k"]
+    """Of full patches; what lies in a patch that is being filled is not read."""
+    values: Float[Array, "l b n h k"]
+    ids: Int[Array, "b s"]
+    """The characters, n patches of them."""
+    length: Int[Array, ""]
+    """How many there are."""
+
+    def grown(self, size: int) -> "PatchCache":
+        """The same with room for `size` characters."""
+        area = self.ids.shape[1] // self.keys.shape[2]
+        slots = -(-size // area)
+        more = slots - self.keys.shape[2]
+        pad = [(0, 0), (0, 0), (0, more), (0, 0), (0, 0)]
+        ids = jnp.pad(self.ids, ((0, 0), (0, more * area)))
+        return PatchCache(jnp.pad(self.keys, pad), jnp.pad(self.values, pad), ids, self.length)
+
+
+def attend(
+    q: Float[Array, "b n p h k"], k: Float[Array, "b n p h k"], v: Float[Array, "b n p h k"]
+) -> Float[Array, "b n p h k"]:
+    """Attention of all p states of n patches, the last of which is the full patch.
+
+    A block's scores are computed again in the backward pass, so that memory grows with the
+    length instead of its square.
+    """
+    keys, values = k[:, :, -1], v[:, :, -1]
+    n, p = q.shape[1:3]
+    seen = jnp.arange(n)[:, None] > jnp.arange(n)
+    if n * p <= QUERIES:
+        return attend_to(q, k, v, keys, values, seen)
+    size = max(QUERIES // p, 1)
+    count = -(-n // size)
+
+    def cut(x: Array, axis: int) -> Array:
+        more = [(0, count * size - n if i == axis else 0) for i in range(x.ndim)]
+        cut = jnp.pad(x, more).reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(cut, axis, 0)
+
+    @jax.checkpoint
+    def block(part: tuple[Array, ...]) -> Array:
+        return attend_to(*part[:3], keys, values, part[3])
+
+    out = jax.lax.map(block, (cut(q, 1), cut(k, 1), cut(v, 1), cut(seen, 0)))
+    return rearrange(out, "c b n p h k -> b (c n) p h k")[:, :n]
+
+
+def attend_to(
+    q: Float[Array, "b n p h k"],
+    k: Float[Array, "b n p h k"],
+    v: Float[Array, "b n p h k"],
+    keys: Float[Array, "b m h k"],
+    values: Float[Array, "b m h k"],
+    seen: Bool[Array, "n m"],
+) -> Float[Array, "b n p h k"]:
+    """Attention of states to themselves (q, k, v) and to those full patches that are `seen`."""
+    scale = q.shape[-1] ** -0.5
+    scores = jnp.einsum("bnphk,bmhk->bhnpm", q, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(seen[:, None], scores * scale, -1e9)
+    own = (q.astype(jnp.float32) * k.astype(jnp.float32)).sum(axis=-1) * scale
+    own = rearrange(own, "b n p h -> b h n p")
+    total = jnp.logaddexp(jax.nn.logsumexp(scores, axis=-1), own)
+    weights = jnp.exp(scores - total[..., None]).astype(v.dtype)
+    own = rearrange(jnp.exp(own - total), "b h n p -> b n p h 1").astype(v.dtype)
+    return jnp.einsum("bhnpm,bmhk->bnphk", weights, values) + own * v

@@ -1,0 +1,115 @@
+"""Every string that names a parameter of wigip: sharding, PyTorch names, the seed's names."""
+
+from jax.sharding import PartitionSpec as P
+
+# Below these, arrays of all blocks are one, the block its first axis: "blocks/norm1/scale"
+# [layers, d] in a run is "blocks/{i}/norm1/scale" [d] in the tables that follow and in the bridge.
+STACKED = ("blocks",)
+
+SHARDING = (
+    ("patch/kernel", P(None, None, "model", "data")),
+    ("pos/embedding", P(None, "data")),
+    ("blocks/attn/q/kernel", P(None, "data", "model")),
+    ("blocks/attn/k/kernel", P(None, "data", "model")),
+    ("blocks/attn/v/kernel", P(None, "data", "model")),
+    ("blocks/attn/q/bias", P(None, "model")),
+    ("blocks/attn/k/bias", P(None, "model")),
+    ("blocks/attn/v/bias", P(None, "model")),
+    ("blocks/attn/proj/kernel", P(None, "model", None, "data")),
+    ("blocks/mlp/up/kernel", P(None, "data", "model")),
+    ("blocks/mlp/up/bias", P(None, "model")),
+    ("blocks/mlp/out/kernel", P(None, "model", "data")),
+    ("head/kernel", P("data", "model")),
+    ("head/bias", P("model")),
+    ("*", P()),  # norms, the other biases and the narrow embedding are small
+)
+
+# Our path, the PyTorch twin's name, op (bridge/ops.py).
+WEIGHTS = (
+    ("embed/embedding", "embed.weight", "same"),
+    ("patch/kernel", "patch.weight", "convolution"),
+    ("patch/bias", "patch.bias", "same"),
+    ("pos/embedding", "pos.weight", "same"),
+    ("blocks/{i}/norm1/scale", "blocks.{i}.norm1.weight", "same"),
+    ("blocks/{i}/norm1/bias", "blocks.{i}.norm1.bias", "same"),
+    ("blocks/{i}/attn/q/kernel", "blocks.{i}.attn.q.weight", "to_heads"),
+    ("blocks/{i}/attn/q/bias", "blocks.{i}.attn.q.bias", "flat"),
+    ("blocks/{i}/attn/k/kernel", "blocks.{i}.attn.k.weight", "to_heads"),
+    ("blocks/{i}/attn/k/bias", "blocks.{i}.attn.k.bias", "flat"),
+    ("blocks/{i}/attn/v/kernel", "blocks.{i}.attn.v.weight", "to_heads"),
+    ("blocks/{i}/attn/v/bias", "blocks.{i}.attn.v.bias", "flat"),
+    ("blocks/{i}/attn/proj/kernel", "blocks.{i}.attn.proj.weight", "from_heads"),
+    ("blocks/{i}/attn/proj/bias", "blocks.{i}.attn.proj.bias", "same"),
+    ("blocks/{i}/norm2/scale", "blocks.{i}.norm2.weight", "same"),
+    ("blocks/{i}/norm2/bias", "blocks.{i}.norm2.bias", "same"),
+    ("blocks/{i}/mlp/up/kernel", "blocks.{i}.mlp.up.weight", "transpose"),
+    ("blocks/{i}/mlp/up/bias", "blocks.{i}.mlp.up.bias", "same"),
+    ("blocks/{i}/mlp/out/kernel", "blocks.{i}.mlp.out.weight", "transpose"),
+    ("blocks/{i}/mlp/out/bias", "blocks.{i}.mlp.out.bias", "same"),
+    ("norm/scale", "norm.weight", "same"),
+    ("norm/bias", "norm.bias", "same"),
+    ("head/kernel", "head.weight", "transpose"),
+    ("head/bias", "head.bias", "same"),
+)
+
+_BLOCK = "CheckpointAttentionBlock_{i}."
+_HEADS = _BLOCK + "SelfAttention_0."
+
+# Our path, the name in the seed's own checkpoint (its pickled tree, joined with dots), op.
+SEED = (
+    ("embed/embedding", "Embed_0.embedding", "same"),
+    ("patch/kernel", "PatchEmbedding_0.Conv_0.kernel", "same"),
+    ("patch/bias", "PatchEmbedding_0.Conv_0.bias", "same"),
+    ("pos/embedding", "pos_emb", "one"),
+    ("blocks/{i}/norm1/scale", _BLOCK + "LayerNorm_0.scale", "same"),
+    ("blocks/{i}/norm1/bias", _BLOCK + "LayerNorm_0.bias", "same"),
+    ("blocks/{i}/attn/q/kernel", _HEADS + "query.kernel", "same"),
+    ("blocks/{i}/attn/q/bias", _HEADS + "query.bias", "same"),
+    ("blocks/{i}/attn/k/kernel", _HEADS + "key.kernel", "same"),
+    ("blocks/{i}/attn/k/bias", _HEADS + "key.bias", "same"),
+    ("blocks/{i}/attn/v/kernel", _HEADS + "value.kernel", "same"),
+    ("blocks/{i}/attn/v/bias", _HEADS + "value.bias", "same"),
+    ("blocks/{i}/attn/proj/kernel", _HEADS + "out.kernel", "same"),
+    ("blocks/{i}/attn/proj/bias", _HEADS + "out.bias", "same"),
+    ("blocks/{i}/norm2/scale", _BLOCK + "LayerNorm_1.scale", "same"),
+    ("blocks/{i}/norm2/bias", _BLOCK + "LayerNorm_1.bias", "same"),
+    ("blocks/{i}/mlp/up/kernel", _BLOCK + "Dense_0.kernel", "same"),
+    ("blocks/{i}/mlp/up/bias", _BLOCK + "Dense_0.bias", "same"),
+    ("blocks/{i}/mlp/out/kernel", _BLOCK + "Dense_1.kernel", "same"),
+    ("blocks/{i}/mlp/out/bias", _BLOCK + "Dense_1.bias", "same"),
+    ("norm/scale", "LayerNorm_0.scale", "same"),
+    ("norm/bias", "LayerNorm_0.bias", "same"),
+    ("head/kernel", "Dense_0.kernel", "same"),
+    ("head/bias", "Dense_0.bias", "same"),
+)
+
+
+def sizes(
+    shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Config fields that the shapes in a checkpoint tell, and those that must be assumed.
+
+    Args:
+        shapes: path → shape of every parameter, each block's apart. PyTorch's kernels are flat
+            and do not tell the heads; the seed's do.
+        others: name → shape of what the checkpoint holds besides; tells nothing here.
+
+    Returns:
+        what follows from the shapes, and what is the architecture's convention (the seed's head
+        width of 78 where that divides, else 64; its objective).
+    """
+    patch, dim = shapes["patch/kernel"][0], shapes["patch/kernel"][-1]
+    known: dict[str, object] = {
+        "vocab": shapes["embed/embedding"][0],
+        "side": round(shapes["pos/embedding"][0] ** 0.5) * patch,
+        "patch": patch,
+        "dim": dim,
+        "layers": len({path.split("/")[1] for path in shapes if path.startswith("blocks/")}),
+    }
+    assumed: dict[str, object] = {"objective": "next_char"}
+    kernel = shapes["blocks/0/attn/q/kernel"]
+    if len(kernel) == 3:
+        known["heads"] = kernel[1]
+    else:
+        assumed["heads"] = dim // 78 if dim % 78 == 0 else max(dim // 64, 1)
+    return known, assumed
