@@ -65,7 +65,8 @@ def attend(
 
     @jax.checkpoint
     def block(part: tuple[Array, ...]) -> Array:
-        return attend_to(*part[:3], keys, values, part[3])
+        own_q, own_k, own_v, seen = part
+        return attend_to(own_q, own_k, own_v, keys, values, seen)
 
     out = jax.lax.map(block, (cut(q, 1), cut(k, 1), cut(v, 1), cut(seen, 0)))
     return rearrange(out, "c b n p h k -> b (c n) p h k")[:, :n]

@@ -253,7 +253,8 @@ class Model(nnx.Module):
         seen = jnp.arange(cache.keys.shape[2])[None] < at
 
         def look(before: Any, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-            return attend_to(q, k, v, *before, seen), (k[:, :, 0], v[:, :, 0])
+            keys, values = before
+            return attend_to(q, k, v, keys, values, seen), (k[:, :, 0], v[:, :, 0])
 
         x, new = self._through(x, look, (cache.keys, cache.values), keep=True)
         write = jax.lax.dynamic_update_slice
