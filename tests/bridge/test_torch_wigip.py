@@ -1,9 +1,5 @@
 """The PyTorch side of wigip: numbers, transformers' calls, training."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import jax
@@ -18,7 +14,7 @@ import bridge
 from jaxmodels import wigip
 from jaxmodels.runtime.paths import split, unstack
 from tests.bridge.helpers import write_run
-from tests.bridge.test_torch_charlm import ALONE
+from tests.bridge.twins import alone
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
@@ -124,30 +120,17 @@ def test_what_pytorch_trained_comes_back(folder, tmp_path):
 
 def test_a_folder_alone_opens_in_transformers(folder, tmp_path):
     tokens = np.random.default_rng(1).integers(0, 64, (2, 256))
-    code = (
-        ALONE
-        + f"""
-import json, torch
-torch.set_num_threads(1)
+    logits, again, training = alone(
+        f"""
 from transformers import AutoModel
 model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
 ids = torch.tensor({tokens.tolist()})
 model.save_pretrained("saved")
 again = AutoModel.from_pretrained("saved", trust_remote_code=True)
-print("\\n" + json.dumps([model(ids).logits.tolist(), again(ids).logits.tolist(), model.training]))
-"""
+result = [model(ids).logits.tolist(), again(ids).logits.tolist(), model.training]
+""",
+        tmp_path,
     )
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=env,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
-    logits, again, training = json.loads(done.stdout.splitlines()[-1])
     ours = bridge.load(folder)(jnp.asarray(tokens))[0]
     assert np.abs(np.asarray(logits) - np.asarray(ours)).max() <= 1e-5
     assert logits == again
