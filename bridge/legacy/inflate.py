@@ -32,12 +32,12 @@ class Allowance:
 
     path: Path
     inflated: int
-    held: int = HELD
+    held: int
 
     @staticmethod
     def of(path: Path) -> "Allowance":
         """The allowance of a file of this size."""
-        return Allowance(path, FREE + RATIO * path.stat().st_size)
+        return Allowance(path, FREE + RATIO * path.stat().st_size, HELD)
 
     def take(self, name: str, inflated: int = 0, held: int = 0) -> None:
         """Counts bytes.

@@ -168,6 +168,8 @@ class _Machine:
         elif name in ("APPEND", "SETITEM"):
             values = [self.stack.pop() for _ in range(1 if name == "APPEND" else 2)][::-1]
             (_append if name == "APPEND" else _set)(self.stack, values)
+        elif name == "POP":
+            self.stack.pop()
         elif name == "GLOBAL":
             self.stack.append(self.named(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
@@ -235,8 +237,9 @@ def _instructions(stream: Stream) -> Iterator[tuple[str, Any, int]]:
         if not code:
             return
         opcode = pickletools.code2op.get(code.decode("latin-1"))
-        if opcode is None:
-            raise BrokenPickle(f"{code!r} at byte {at} is no instruction")
+        # Python 3 writes no STRING, and decoding one gives warnings.
+        if opcode is None or opcode.name == "STRING":
+            raise BrokenPickle(f"{code!r} at byte {at} is no instruction that is read")
         argument = None
         if opcode.name in _BYTES:
             size = int.from_bytes(stream.read(_BYTES[opcode.name]), "little")
@@ -273,6 +276,11 @@ def _set(stack: list[Any], values: list[Any]) -> None:
         target[_key(key)] = value
 
 
+def _set_new(stack: list[Any], values: list[Any]) -> None:
+    stack.append({})
+    _set(stack, values)
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
 
@@ -283,6 +291,7 @@ _CODE = {"INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSI
 _PUSHES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", *_BYTES,
+    "INT", "LONG", "FLOAT", "UNICODE",  # of protocol 0
 }  # fmt: skip
 _BUILDS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -295,6 +304,8 @@ _BUILDS: dict[str, Callable[[], Any]] = {
 }
 _MARKED: dict[str, Callable[[list[Any], list[Any]], None]] = {
     "TUPLE": lambda stack, values: stack.append(tuple(values)),
+    "LIST": lambda stack, values: stack.append(values),
+    "DICT": _set_new,
     "APPENDS": _append,
     "SETITEMS": _set,
 }

@@ -116,17 +116,18 @@ def _end_of(path: Path, file: BinaryIO) -> tuple[int, int, int, int]:
     else:
         _broken(path, "its end is missing")
     end = length - len(tail) + found
-    if _FULL16 in (here, count) or _FULL32 in (size, start):
-        *disks, here, count, size, start, end = _end64(path, file, end)
+    in_front = _at(path, file, end - _LOCATOR_SIZE, _LOCATOR_SIZE) if end >= _LOCATOR_SIZE else b""
+    if in_front.startswith(_LOCATOR64):
+        *disks, here, count, size, start, end = _end64(path, file, in_front, end)
+    elif _FULL16 in (here, count) or _FULL32 in (size, start):
+        _broken(path, "its zip64 record is missing")
     if any(disks) or here != count:
         _broken(path, "it is a part of several")
     return count, size, start, end
 
 
-def _end64(path: Path, file: BinaryIO, end: int) -> tuple[int, ...]:
-    locator = _at(path, file, end - _LOCATOR_SIZE, _LOCATOR_SIZE)
-    if not locator.startswith(_LOCATOR64):
-        _broken(path, "its zip64 record is missing")
+def _end64(path: Path, file: BinaryIO, locator: bytes, end: int) -> tuple[int, ...]:
+    """As `_end_of`, from the wide record that a locator points to, with the disks in front."""
     disk, place, _ = struct.unpack("<IQI", locator[4:])
     record = _at(path, file, place, _END64_SIZE)
     if not record.startswith(_END64) or disk or place + _END64_SIZE + _LOCATOR_SIZE != end:
