@@ -92,7 +92,7 @@ def required(moments: Moments | None, where: Path) -> Moments:
         raise Problem(
             "there is no optimiser state",
             where=str(where),
-            why="it holds the parameters only",
+            why="no moments of AdamW lie with the parameters",
             fix="give a run directory or the checkpoint that training wrote, or leave it out",
             exit_code=MISMATCH,
         )

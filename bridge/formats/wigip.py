@@ -235,7 +235,9 @@ def _said(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"the optimiser's state is not kept: {error}"]
     if optimizer.has_adam(plain):
         return {"optimizer": plain}, []
-    return {"optimizer": plain}, ["the optimiser has no moments; its counts are kept"]
+    return {"optimizer": plain}, [
+        "the optimiser has no moments (the seed's is SGD); its counts are kept"
+    ]
 
 
 def _moments(state: Any, where: str, blocks: str) -> Moments | None:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Array(Building):
     shape: tuple[int, ...] = ()
     dtype: np.dtype | None = None
     data: bytes | Span = b""
-    order: str = "C"
+    order: Literal["C", "F"] = "C"
 
     def build(self, state: Any) -> None:
         """Takes (version, shape, dtype, whether in Fortran order, bytes)."""
@@ -70,7 +70,9 @@ class Array(Building):
             case _:
                 raise BrokenPickle(f"an array of state {brief(state)}")
 
-    def fill(self, shape: Any, dtype: np.dtype, data: bytes | Span, order: str) -> None:
+    def fill(
+        self, shape: Any, dtype: np.dtype, data: bytes | Span, order: Literal["C", "F"]
+    ) -> None:
         """Takes the parts, which must fit each other."""
         if len(shape) > MAX_DIMS or not all(map(natural, shape)):
             raise BrokenPickle(f"an array of shape {brief(shape)}")
@@ -181,6 +183,7 @@ def _calls(where: str) -> dict[str, Any]:
         "collections.OrderedDict": as_dict,
         "flax.core.frozen_dict.FrozenDict": as_dict,
         "_codecs.encode": _encode,
+        "__builtin__.bytes": _no_bytes,
     }
 
 
@@ -213,6 +216,11 @@ def _jax_array(function: Any, arguments: Any, state: Any, *_: Any) -> Array:
     array = _reconstruct(*arguments)
     array.build(state)
     return array
+
+
+def _no_bytes() -> bytes:
+    """Empty bytes, as protocols below 3 write them."""
+    return b""
 
 
 def _encode(text: Any, encoding: Any) -> bytes:

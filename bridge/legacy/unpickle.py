@@ -236,7 +236,7 @@ def _instructions(stream: Stream) -> Iterator[tuple[str, Any, int]]:
         code = stream.read(1)
         if not code:
             return
-        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        opcode = _OPCODES.get(code)
         # Python 3 writes no STRING, and decoding one gives warnings.
         if opcode is None or opcode.name == "STRING":
             raise BrokenPickle(f"{code!r} at byte {at} is no instruction that is read")
@@ -284,6 +284,7 @@ def _set_new(stack: list[Any], values: list[Any]) -> None:
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
 
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 # Instruction whose argument is bytes → how many bytes give its size.
 _BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 # They import, call or fetch in ways that no file of values needs.
