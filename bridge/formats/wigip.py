@@ -101,7 +101,7 @@ def open_file(path: Path) -> Contents:
         )
     blocks = PLAIN if _first_words(tensors) & {REMAT, PLAIN} == {PLAIN} else REMAT
     step = count_of(optimizer.as_count(state["step"]), where)
-    said, notes = _said(state["opt_state"], where)
+    said, notes = optimizer.said(state["opt_state"], where)
     if (numbered := _FILE.fullmatch(path.name)) and int(numbered[1]) != step:
         notes.append(f"the file is called {path.name}, and holds step {step}")
     notes += [f"left aside: {name}" for name in strangers[:10]]
@@ -213,31 +213,11 @@ def _tree(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Any]:
 
 
 def _state(origin: dict[str, Any], moments: Moments | None, blocks: str) -> Any:
-    """The optimiser's state: as the checkpoint that this comes from had it, if it can be."""
     was = seed_of(origin, FORMAT).get("optimizer")
-    trees = None
-    if moments is not None:
-        trees = {"mu": _tree(moments.mu, REMAT, blocks), "nu": _tree(moments.nu, REMAT, blocks)}
-    if was is not None and optimizer.has_adam(was) == (moments is not None):
-        try:
-            return optimizer.restored(was, trees)
-        except (optimizer.Unknown, RecursionError):
-            pass
-    count = _step(origin) if moments is None else moments.count
-    return optimizer.restored(optimizer.seeds_own(count, moments is not None), trees)
-
-
-def _said(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
-    """The optimiser for the way back, and what is to be said of it."""
-    try:
-        plain = optimizer.described(state, where)
-    except optimizer.Unknown as error:
-        return {}, [f"the optimiser's state is not kept: {error}"]
-    if optimizer.has_adam(plain):
-        return {"optimizer": plain}, []
-    return {"optimizer": plain}, [
-        "the optimiser has no moments (the seed's is SGD); its counts are kept"
-    ]
+    if moments is None:
+        return optimizer.written(was, _step(origin), None)
+    trees = (_tree(held, REMAT, blocks) for held in (moments.mu, moments.nu))
+    return optimizer.written(was, moments.count, tuple(trees))
 
 
 def _moments(state: Any, where: str, blocks: str) -> Moments | None:

@@ -33,22 +33,36 @@ class Unknown(ValueError):
     """The state has parts that cannot be written again."""
 
 
-def seeds_own(count: int, adam: bool) -> Plain:
-    """The state of the seed's optimiser, or of AdamW in its place, after `count` updates."""
-    nothing: Plain = {"EmptyState": []}
-    schedule: Plain = {SCHEDULE: [count]}
-    inner = [{ADAM: [count, *_MOMENTS]}, nothing, schedule] if adam else [nothing, schedule]
-    return [nothing, inner]
-
-
-def described(state: Any, where: str) -> Plain:
-    """What a state consists of.
+def said(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
+    """What to keep of a state for the way back, and what to say of it.
 
     Raises:
-        Unknown: more than can be written again; its first sentence says what.
         Problem: (corrupt) a count is no number.
     """
-    return _described(state, where, [MAX_PARTS], 0)
+    try:
+        plain = _described(state, where, [MAX_PARTS], 0)
+    except Unknown as error:
+        return {}, [f"the optimiser's state is not kept: {error}"]
+    none = "the optimiser has no moments (the seed's is SGD); its counts are kept"
+    return {"optimizer": plain}, [] if _has_adam(plain) else [none]
+
+
+def written(was: Any, count: int, moments: tuple[Any, ...] | None) -> Any:
+    """The nested tuples to be pickled: as a checkpoint had them before, if they can be.
+
+    Args:
+        was: what `said` kept; it may have been changed since.
+        count: updates so far.
+        moments: AdamW's two, as nested dicts of tensors; None for the seed's SGD.
+    """
+    if was is not None and _has_adam(was) == (moments is not None):
+        try:
+            return _restored(was, moments, 0)
+        except (Unknown, RecursionError):
+            pass
+    nothing: Plain = {"EmptyState": []}
+    inner: list[Plain] = [{ADAM: [count, *_MOMENTS]}, nothing] if moments else [nothing]
+    return _restored([nothing, [*inner, {SCHEDULE: [count]}]], moments, 0)
 
 
 def _described(part: Any, where: str, left: list[int], depth: int) -> Plain:
@@ -89,22 +103,11 @@ def moments_of(state: Any, where: str) -> Moments | None:
     return None
 
 
-def restored(plain: Any, moments: dict[str, Any] | None, depth: int = 0) -> Any:
-    """The nested tuples that `described` told, to be pickled.
-
-    Args:
-        plain: what a manifest says; it may say anything.
-        moments: "mu" and "nu" → nested dict of tensors.
-        depth: how deep this part lies.
-
-    Raises:
-        Unknown: it is not what `described` gives, or moments are needed that are not there.
-    """
+def _restored(plain: Any, moments: tuple[Any, ...] | None, depth: int) -> Any:
+    """The nested tuples that were described; whatever else the description says is Unknown."""
     match plain:
-        case _ if depth > MAX_DEPTH:
-            pass
-        case list() if len(plain) <= MAX_PARTS:
-            return tuple(restored(part, moments, depth + 1) for part in plain)
+        case list() if len(plain) <= MAX_PARTS and depth <= MAX_DEPTH:
+            return tuple(_restored(part, moments, depth + 1) for part in plain)
         case {"EmptyState": [], **rest} if not rest:
             return _record("EmptyState")
         case {"ScaleByScheduleState": [int(count)], **rest} if not rest and 0 <= count <= LARGEST:
@@ -112,14 +115,14 @@ def restored(plain: Any, moments: dict[str, Any] | None, depth: int = 0) -> Any:
         case {"ScaleByAdamState": [int(count), "mu", "nu"], **rest} if (
             not rest and moments and 0 <= count <= LARGEST
         ):
-            return _record(ADAM, number(count), moments["mu"], moments["nu"])
+            return _record(ADAM, number(count), *moments)
     raise Unknown("it is no state that can be written")
 
 
-def has_adam(plain: Any) -> bool:
+def _has_adam(plain: Any) -> bool:
     """Whether AdamW is in what `described` told."""
     if isinstance(plain, list):
-        return any(has_adam(part) for part in plain)
+        return any(_has_adam(part) for part in plain)
     return isinstance(plain, dict) and ADAM in plain
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from bridge.legacy.inflate import GzipStream, Span
+from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.unpickle import (
-    BrokenPickle,
     Building,
     Named,
     as_dict,

@@ -185,7 +185,7 @@ class Span:
 
 
 class GzipStream:
-    """The unpacked content of a gzipped member; see `bridge.legacy.unpickle.Stream`."""
+    """The unpacked content of a gzipped member; see `bridge.legacy.instructions.Stream`."""
 
     def __init__(self, allowance: Allowance, entry: Entry):
         self.name, self.allowance = entry.name, allowance

@@ -6,7 +6,7 @@ under the names that all its versions know. The same values give the same bytes.
 
 import struct
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,14 @@ _USUAL = b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00"
 _BFLOAT16 = b"K\x02K\x02K\x40"
 
 
-def write_pickle(file: IO[bytes], value: Any, array: Callable[[Tensor], np.ndarray]) -> None:
+class Writable(Protocol):
+    """Where a pickle is written to."""
+
+    def write(self, data: Any, /) -> object:
+        """Takes bytes."""
+
+
+def write_pickle(file: Writable, value: Any, array: Callable[[Tensor], np.ndarray]) -> None:
     """Writes a value of dicts, tuples, strings, numbers, `Record`s and `Tensor`s.
 
     Args:
@@ -33,7 +40,7 @@ def write_pickle(file: IO[bytes], value: Any, array: Callable[[Tensor], np.ndarr
     file.write(b".")
 
 
-def _write(file: IO[bytes], value: Any, array: Callable[[Tensor], np.ndarray]) -> None:
+def _write(file: Writable, value: Any, array: Callable[[Tensor], np.ndarray]) -> None:
     match value:
         case Record():
             module, _, name = value.name.rpartition(".")
@@ -63,7 +70,7 @@ def _write(file: IO[bytes], value: Any, array: Callable[[Tensor], np.ndarray]) -
             raise TypeError(f"a {type(value).__name__} is not written")
 
 
-def _array(file: IO[bytes], values: np.ndarray, array: Callable[[Tensor], np.ndarray]) -> None:
+def _array(file: Writable, values: np.ndarray, array: Callable[[Tensor], np.ndarray]) -> None:
     """numpy's own form of an array in C order."""
     file.write(_TO_NUMPY + b"(K\x01")
     _write(file, values.shape, array)
@@ -77,7 +84,7 @@ def _array(file: IO[bytes], values: np.ndarray, array: Callable[[Tensor], np.nda
     file.write(b"tb")
 
 
-def _dtype(file: IO[bytes], dtype: np.dtype) -> None:
+def _dtype(file: Writable, dtype: np.dtype) -> None:
     little = dtype.newbyteorder("<")
     file.write(b"cnumpy\ndtype\n")
     if little == DTYPES["BF16"]:

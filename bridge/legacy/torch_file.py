@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from bridge.legacy.unpickle import BrokenPickle, Named, as_dict, brief, natural, read_pickle
+from bridge.legacy.instructions import BrokenPickle
+from bridge.legacy.unpickle import Named, as_dict, brief, natural, read_pickle
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
 

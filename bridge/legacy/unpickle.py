@@ -6,33 +6,16 @@ caller passes, for each format its own; at any other name it stops. It reads fro
 the numbers of large arrays may stay where they are.
 """
 
-import io
-import pickletools
 import reprlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, NamedTuple
 
+from bridge.legacy.instructions import BYTES, BrokenPickle, Held, Stream, instructions
 from jaxmodels.errors import UNSAFE, Problem
 
 MAX_STEPS = 20_000_000
 
 _MARK = object()
-
-
-class Stream(Protocol):
-    """Where a pickle is read from."""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes; fewer where the stream ends."""
-
-    def readline(self) -> bytes:
-        """The bytes to the end of the line."""
-
-    def tell(self) -> int:
-        """How many bytes were read."""
-
-    def data(self, size: int) -> Any:
-        """The next bytes as they are, or what stands for them (it has their length)."""
 
 
 class Named(NamedTuple):
@@ -55,10 +38,6 @@ class Building:
     def build(self, state: Any) -> None:
         """Takes the state; raises BrokenPickle when it is not what is expected."""
         raise NotImplementedError
-
-
-class BrokenPickle(ValueError):
-    """The bytes are no pickle of plain values."""
 
 
 Call = Callable[..., Any]
@@ -86,7 +65,7 @@ def read_pickle(
         Problem: (unsafe) it names anything else, or reaches for code in another way.
         BrokenPickle: it is no pickle of plain values.
     """
-    stream = _Held(data) if isinstance(data, bytes) else data
+    stream = Held(data) if isinstance(data, bytes) else data
     return _Machine(where, calls, constants, persistent, records).run(stream)
 
 
@@ -109,14 +88,6 @@ def as_dict(items: Any = ()) -> dict[Any, Any]:
     return result
 
 
-class _Held(io.BytesIO):
-    """A stream over bytes that are at hand."""
-
-    def data(self, size: int) -> bytes:
-        """The next bytes."""
-        return self.read(size)
-
-
 class _Machine:
     def __init__(
         self,
@@ -134,7 +105,7 @@ class _Machine:
 
     def run(self, stream: Stream) -> Any:
         try:
-            for count, (name, argument, self.at) in enumerate(_instructions(stream)):
+            for count, (name, argument, self.at) in enumerate(instructions(stream)):
                 if name == "STOP":
                     return self.stack.pop()
                 if count > MAX_STEPS:
@@ -229,28 +200,6 @@ class _Machine:
         )
 
 
-def _instructions(stream: Stream) -> Iterator[tuple[str, Any, int]]:
-    """Name in `pickletools`, argument and place of each instruction."""
-    while True:
-        at = stream.tell()
-        code = stream.read(1)
-        if not code:
-            return
-        opcode = _OPCODES.get(code)
-        # Python 3 writes no STRING, and decoding one gives warnings.
-        if opcode is None or opcode.name == "STRING":
-            raise BrokenPickle(f"{code!r} at byte {at} is no instruction that is read")
-        argument = None
-        if opcode.name in _BYTES:
-            size = int.from_bytes(stream.read(_BYTES[opcode.name]), "little")
-            argument = stream.data(size)
-            if len(argument) != size:
-                raise BrokenPickle(f"{size:,} bytes are announced at byte {at}, and not there")
-        elif opcode.arg:
-            argument = opcode.arg.reader(stream)
-        yield opcode.name, argument, at
-
-
 def _expect(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
         expected = getattr(kind, "__name__", str(kind))
@@ -284,14 +233,11 @@ def _set_new(stack: list[Any], values: list[Any]) -> None:
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
 
-_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-# Instruction whose argument is bytes → how many bytes give its size.
-_BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 # They import, call or fetch in ways that no file of values needs.
 _CODE = {"INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 _PUSHES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", *_BYTES,
+    "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", *BYTES,
     "INT", "LONG", "FLOAT", "UNICODE",  # of protocol 0
 }  # fmt: skip
 _BUILDS: dict[str, Callable[[], Any]] = {
