@@ -112,6 +112,13 @@ def read_arrays(stream: GzipStream, path: Path) -> Any:
     try:
         value = read_pickle(stream, where, _calls(where), _CONSTANTS, None, _OptaxNames())
     except BrokenPickle as error:
+        if stream.start in (b"\x1f\x8b", b"PK"):
+            raise _unsafe(
+                "a compressed file lies within a compressed file",
+                where,
+                "so do those that fill disk and memory; it was not unpacked",
+            ) from error
+        stream.drain()  # damage below, or a size beyond all bounds, explains more
         raise _damaged(where, str(error)) from error
     stream.finish()
     return value
@@ -155,6 +162,16 @@ def _damaged(where: str, why: str) -> Problem:
     )
 
 
+def _unsafe(what: str, where: str, why: str) -> Problem:
+    return Problem(
+        what,
+        where=where,
+        why=why,
+        fix="use it only if you trust it: save its tensors alone, as safetensors, elsewhere",
+        exit_code=UNSAFE,
+    )
+
+
 def _calls(where: str) -> dict[str, Any]:
     """What stands in for each name that numpy and jax call."""
 
@@ -164,13 +181,11 @@ def _calls(where: str) -> dict[str, Any]:
             return Kind(DTYPES["BF16"])
         if isinstance(name, str) and name in _KINDS:
             return Kind(_KINDS[name])
-        raise Problem(
+        raise _unsafe(
             "the file holds arrays that are no numbers, and was refused",
-            where=where,
-            why=f"the dtype is {brief(name)}; arrays of objects may run code when they are loaded "
-            "the usual way",
-            fix="use it only if you trust it: save its tensors alone, as safetensors, elsewhere",
-            exit_code=UNSAFE,
+            where,
+            f"the dtype is {brief(name)}; arrays of objects may run code when they are loaded the "
+            "usual way",
         )
 
     return {

@@ -21,7 +21,7 @@ FREE, RATIO = 2**28, 20
 HELD = 2**28  # bytes that may be held in memory at once, besides the arrays that are asked for
 SMALL = 2**20  # data of more bytes stays in the file until it is asked for
 # What a read, and what stands for a run of bytes, is reckoned to take besides.
-_OVERHEAD, _SPAN = 100, 2**17
+_OVERHEAD, _SPAN = 400, 2**17
 _PIECE = 2**15
 _GZIP, _RAW = 31, -15  # zlib's names of the two forms
 
@@ -195,7 +195,7 @@ class GzipStream:
             layer = _Counted(self.name, _Inflated(where, layer, _RAW), allowance)
         layer = _Inflated(where, _Checked(where, layer, entry.size, entry.crc), _GZIP)
         self.layer = _Counted(self.name, layer, allowance)
-        self.buffer, self.used, self.position = b"", 0, 0
+        self.buffer, self.used, self.position, self.start = b"", 0, 0, b""
 
     def tell(self) -> int:
         """How many bytes were read."""
@@ -235,13 +235,21 @@ class GzipStream:
         Raises:
             Problem: (corrupt) there is more than one pickle, or a check fails.
         """
-        if self._next(1):
+        if self.drain():
             raise _broken(f"{self.allowance.path}: {self.name}", "there is data behind its pickle")
+
+    def drain(self) -> int:
+        """Passes over the rest of the member, and says how long it was; raises as `finish`."""
+        before = self.position
+        while self._next(_PIECE):
+            pass
+        return self.position - before
 
     def _next(self, size: int) -> bytes:
         """Some of the next bytes; none at the end."""
         if self.used == len(self.buffer):
             self.buffer, self.used = self.layer.pull(), 0
+            self.start = self.start or self.buffer[:2]
         part = self.buffer[self.used : self.used + size]
         self.used += len(part)
         self.position += len(part)

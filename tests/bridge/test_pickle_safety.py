@@ -1,7 +1,9 @@
 """Pickles that reach for code: refused with exit code 4, named, placed; nothing of them runs."""
 
+import gzip
 import pickle
 import sys
+import zipfile
 from contextlib import suppress
 
 import numpy as np
@@ -274,6 +276,27 @@ def test_endless_pickles_stop(tmp_path, monkeypatch, form):
     with pytest.raises(Problem) as caught:
         recognise(checkpoint(tmp_path / "x.zip", pickled))
     assert caught.value.exit_code in (UNSAFE, CORRUPT)
+
+
+@pytest.mark.parametrize("inner", [gzip.compress(b"\x80\x04}."), b"PK\x03\x04"])
+def test_compressed_files_in_compressed_files(tmp_path, inner):
+    path = checkpoint(tmp_path / "x.zip", inner)
+    assert "within a compressed file" in refused(path, UNSAFE)
+
+
+def test_a_bomb_that_is_no_pickle(tmp_path, monkeypatch):
+    monkeypatch.setattr(inflate, "FREE", 1_000_000)
+    path = checkpoint(tmp_path / "x.zip", bytes(20_000_000))
+    assert "unpacks to far more" in refused(path, UNSAFE)
+
+
+def test_damage_is_told_before_what_it_led_to(tmp_path):
+    path = checkpoint(tmp_path / "x.zip", b"\xff" + bytes(100))
+    assert "is no instruction" in refused(path, CORRUPT)
+    with zipfile.ZipFile(path) as archive:
+        crc = archive.getinfo("params/x.pkl.gz").CRC.to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(crc, b"abcd"))
+    assert "its CRC is not" in refused(path, CORRUPT)
 
 
 def test_a_step_that_is_no_number(tmp_path):
