@@ -69,8 +69,8 @@ def load(
     """AdamW's state that lies at a path, under our paths and in our layout, unread.
 
     Args:
-        path: run directory or one of its checkpoints, nanoGPT checkpoint, bwetaf folder, or model
-            directory with `optimizer.safetensors`.
+        path: run directory or one of its checkpoints, nanoGPT checkpoint, bwetaf folder,
+            wigip's zip, or model directory with `optimizer.safetensors`.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
 
