@@ -4,6 +4,7 @@ Models carry no sharding. A row (path pattern, PartitionSpec) places a parameter
 moments follow their parameter; batches are split over the data axis.
 """
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -17,16 +18,20 @@ from jaxmodels.runtime.paths import match
 AXES = ("data", "model")
 
 
-def make_mesh(spec: str = "") -> Mesh:
+def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of "data=2,model=4"; an axis that is not named has size 1.
 
     An empty spec puts all devices on the data axis.
 
+    Args:
+        spec: AXIS=SIZE, with commas between them.
+        devices: what the mesh is made of; by default all that this machine has.
+
     Raises:
         Problem: (usage) the spec cannot be read or does not use every device.
     """
-    devices = jax.device_count()
-    sizes = {"data": devices, "model": 1}
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = {"data": count, "model": 1}
     if spec:
         sizes = {"data": 1, "model": 1}
         for part in spec.split(","):
@@ -39,13 +44,15 @@ def make_mesh(spec: str = "") -> Mesh:
                     exit_code=USAGE,
                 )
             sizes[name.strip()] = int(size)
-    if prod(sizes.values()) != devices:
+    if prod(sizes.values()) != count:
+        owner = "this machine" if devices is None else "the slice"
         raise Problem(
-            f"mesh {spec!r} has {prod(sizes.values())} devices, this machine has {devices}",
+            f"mesh {spec!r} has {prod(sizes.values())} devices, {owner} has {count}",
             fix="choose sizes whose product is the number of devices; --mesh '' takes all of them",
             exit_code=USAGE,
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 2)
+    automatic = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=automatic, devices=devices)
 
 
 def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
