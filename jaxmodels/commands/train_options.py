@@ -79,7 +79,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
         arch, preset = changes["arch"], changes["preset"]
         _, _, model = jaxmodels.preset(f"{arch}:{preset}")
         recipe = jaxmodels.arch(arch).RECIPES[preset]
-    for file in (changes, _config_file(argv)):
+    for file in (changes, config_file(argv)):
         model = settings.merge(model, file.get("model", {}), "model")
         recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")
     default: Train[Any] = Train(recipe=recipe, model=model)
@@ -87,7 +87,8 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
     return arch, preset, options, source
 
 
-def _config_file(argv: list[str]) -> dict[str, Any]:
+def config_file(argv: list[str]) -> dict[str, Any]:
+    """What the file of --config says; empty without one."""
     path = value_of(argv, "--config")
     if not path:
         return {}

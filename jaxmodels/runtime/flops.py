@@ -5,6 +5,7 @@ is exact for every architecture, and nothing has to be kept in step with the mod
 """
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ def _walk(jaxpr: Any, times: int) -> Iterator[Product]:
         elif name == "conv_general_dilated":
             yield _convolution(equation, times)
         inside = [list(_walk(inner, times * _times(name, params))) for inner in _within(params)]
-        yield from max(inside, key=total) if name == "cond" else sum(inside, [])
+        yield from max(inside, key=total) if name == "cond" else chain(*inside)
 
 
 def _times(name: str, params: dict[str, Any]) -> int:

@@ -19,9 +19,7 @@ AXES = ("data", "model")
 
 
 def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of "data=2,model=4"; an axis that is not named has size 1.
-
-    An empty spec puts all devices on the data axis.
+    """The mesh of "data=2,model=4" (see `mesh_sizes`).
 
     Args:
         spec: AXIS=SIZE, with commas between them.
@@ -31,7 +29,20 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
         Problem: (usage) the spec cannot be read or does not use every device.
     """
     count = jax.device_count() if devices is None else len(devices)
-    sizes = {"data": count, "model": 1}
+    sizes = mesh_sizes(spec, count)
+    automatic = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=automatic, devices=devices)
+
+
+def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str, int]:
+    """Axis → size of "data=2,model=4"; an axis that is not named has size 1.
+
+    An empty spec puts all devices on the data axis.
+
+    Raises:
+        Problem: (usage) the spec cannot be read or does not use every device of the owner.
+    """
+    sizes = {"data": devices, "model": 1}
     if spec:
         sizes = {"data": 1, "model": 1}
         for part in spec.split(","):
@@ -44,15 +55,13 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
                     exit_code=USAGE,
                 )
             sizes[name.strip()] = int(size)
-    if prod(sizes.values()) != count:
-        owner = "this machine" if devices is None else "the slice"
+    if prod(sizes.values()) != devices:
         raise Problem(
-            f"mesh {spec!r} has {prod(sizes.values())} devices, {owner} has {count}",
+            f"mesh {spec!r} has {prod(sizes.values())} devices, {owner} has {devices}",
             fix="choose sizes whose product is the number of devices; --mesh '' takes all of them",
             exit_code=USAGE,
         )
-    automatic = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=automatic, devices=devices)
+    return sizes
 
 
 def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
