@@ -78,12 +78,31 @@ def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any
     return {path: place(path, leaf.shape) for path, leaf in shapes.items()}
 
 
-def follow(tree: Any, placed: dict[str, NamedSharding], mesh: Mesh) -> Any:
-    """Shardings for any pytree: what is keyed by a parameter's path goes where it goes."""
+def follow(tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: Mesh) -> Any:
+    """Shardings for any pytree: what is keyed by a parameter's path goes where it goes.
+
+    What has the parameter's shape but for one axis, as adafactor's sums have, goes along the
+    other axes; what has another shape is on every device.
+
+    Args:
+        tree: what is to be placed.
+        params: path → shape of every parameter.
+        placed: path → where it is (`placement`).
+        mesh: the devices.
+    """
 
     def one(path: Any, leaf: Any) -> NamedSharding:
         key = str(getattr(path[-1], "key", "")) if path else ""
-        return placed.get(key, NamedSharding(mesh, P())) if leaf.ndim else NamedSharding(mesh, P())
+        if key not in placed:
+            return NamedSharding(mesh, P())
+        shape, spec = params[key].shape, placed[key].spec
+        if leaf.shape == shape:
+            return placed[key]
+        axes = [*spec, *(None for _ in shape[len(spec) :])]
+        for gone in range(len(shape)):
+            if leaf.shape == (*shape[:gone], *shape[gone + 1 :]):
+                return NamedSharding(mesh, P(*axes[:gone], *axes[gone + 1 :]))
+        return NamedSharding(mesh, P())
 
     return jax.tree.map_with_path(one, tree)
 
