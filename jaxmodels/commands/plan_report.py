@@ -34,18 +34,14 @@ def budget(result: dict[str, Any], steps: int, hours: float | None) -> dict[str,
 
 def table(rows: list[dict[str, Any]]) -> None:
     """The settings that were compiled, the fastest first."""
-    print(
-        f"{'mesh':<18} {'batch':>6} {'accum':>6} {'remat':>6} {'GiB':>7} {'tokens/s':>12} {'MFU':>5}"
-    )
+    print(f"{'GiB':>7} {'tokens/s':>12} {'MFU':>5}  settings")
     for row in rows:
-        size = f"{row['hbm_per_device_bytes'] / GIB:.1f}" if row["hbm_per_device_bytes"] else "?"
-        start = (
-            f"{row['mesh']:<18} {row['batch']:>6} {row['accum']:>6} {row['remat']!s:>6} {size:>7}"
-        )
+        needed = row["hbm_per_device_bytes"]
+        speed, mfu = "does not fit" if needed else "failed", ""
         if row["fits"]:
-            print(f"{start} {row['tokens_per_second_bound']:>12,.0f} {row['mfu_bound']:>5.0%}")
-        else:
-            print(f"{start} {'does not fit' if row['hbm_per_device_bytes'] else 'failed':>12}")
+            speed, mfu = f"{row['tokens_per_second_bound']:,.0f}", f"{row['mfu_bound']:.0%}"
+        size = f"{needed / GIB:.1f}" if needed else "?"
+        print(f"{size:>7} {speed:>12} {mfu:>5}  {row['flags']}")
     print()
 
 
@@ -66,13 +62,8 @@ def show(result: dict[str, Any]) -> None:
         f"at most {r['tokens_per_second_bound']:,.0f} tokens/s, {r['mfu_bound']:.1%} of the peak "
         f"rate; {r['flops_per_step']:.3g} operations, {r['flops_with_remat']:.3g} with remat"
     )
-    print(
-        "a device sends: "
-        + (
-            ", ".join(f"{v['bytes'] / 1e9:.3g} GB in {v['count']} {n}" for n, v in sent)
-            or "nothing"
-        )
-    )
+    parts = [f"{row['bytes'] / 1e9:.3g} GB in {row['count']} {kind}" for kind, row in sent]
+    print("a device sends: " + (", ".join(parts) or "nothing"))
     print(f"compiled in {r['compile_seconds']:.0f} s, after {r['trace_seconds']:.1f} s of tracing")
     print(f"{r['steps']:,} steps take at least {r['hours_at_least']:,.2f} hours")
     if most := r.get("budget"):

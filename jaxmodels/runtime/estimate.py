@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, prod
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class Setting:
     data: int
     model: int
     batch: int
-    remat: Any
+    remat: str
 
     @property
     def mesh(self) -> str:
@@ -60,10 +60,9 @@ def check_heads(config: Any, parts: int) -> None:
         )
 
 
-def policies() -> tuple[Any, ...]:
+def policies() -> tuple[str, ...]:
     """What `Recipe.remat` may be."""
-    hint = get_type_hints(Recipe)["remat"]
-    return get_args(hint) if get_origin(hint) is Literal else (False, True)
+    return get_args(get_type_hints(Recipe)["remat"])
 
 
 def settings(job: Job, devices: int) -> Iterator[Setting]:
