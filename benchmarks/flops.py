@@ -1,7 +1,6 @@
 """The rate of matrix products, which those of a step are held to."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -8,6 +8,7 @@ import numpy as np
 
 import jaxmodels
 from bridge.sources import Source, open_source
+from bridge.stacks import joined
 from bridge.tensors import Tensor, is_float, target_dtype
 
 
@@ -38,6 +39,7 @@ def load(
 def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
     """The `nnx.Module` of an opened source; see `load`."""
     import jax
+    import jax.numpy as jnp
     from flax import nnx
 
     from jaxmodels.runtime.paths import split
@@ -50,13 +52,13 @@ def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
     skeleton = split(nnx.eval_shape(fresh))[0]
     # Compiled, so that the parameters that nobody asks for are never drawn.
     rest = jax.jit(lambda: split(fresh())[2])()
-    params = {path: _array(tensor, dtype) for path, tensor in source.tensors.items()}
+    params = {
+        path: jnp.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
+        for path, values in joined(source.tensors, package, lambda tensor: _values(tensor, dtype))
+    }
     return skeleton.merge(params, rest)
 
 
-def _array(tensor: Tensor, dtype: np.dtype | None) -> Any:
-    import jax
-    import jax.numpy as jnp
-
-    wanted = dtype if dtype is not None and is_float(tensor.dtype) else tensor.dtype
-    return jnp.asarray(tensor.read(), jax.dtypes.canonicalize_dtype(wanted))
+def _values(tensor: Tensor, dtype: np.dtype | None) -> np.ndarray:
+    values = tensor.read()
+    return values.astype(dtype) if dtype is not None and is_float(tensor.dtype) else values

@@ -42,10 +42,9 @@ class Moments:
         for label, held in (("mean", self.mu), ("mean square", self.nu)):
             complaints += [f"{name}: a {label} of nothing" for name in held if name not in names]
             for pair in pairs:
-                tensor = held.get(pair.theirs)
-                found = None if tensor is None else pair.load(tensor).shape
-                if found != shapes[pair.ours]:
-                    is_there = "no" if found is None else f"{found}, not {shapes[pair.ours]}, as"
+                tensor, wanted = held.get(pair.theirs), pair.their_shape(shapes[pair.ours])
+                if tensor is None or tensor.shape != wanted:
+                    is_there = "no" if tensor is None else f"{tensor.shape}, not {wanted}, as"
                     complaints.append(f"{pair.theirs}: {is_there} {label}")
         if complaints:
             raise Problem(
@@ -55,7 +54,9 @@ class Moments:
                 fix="give the state that was saved with these parameters, or leave it out",
                 exit_code=MISMATCH,
             )
-        return self.mapped(lambda held: {p.ours: p.load(held[p.theirs]) for p in pairs})
+        return self.mapped(
+            lambda held: {p.ours: p.load(held[p.theirs], shapes[p.ours]) for p in pairs}
+        )
 
     def mapped(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> "Moments":
         """The same with `change` applied to both maps."""

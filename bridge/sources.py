@@ -14,6 +14,7 @@ from bridge.contents import Contents
 from bridge.formats import recognise
 from bridge.matching import candidate_tables, drop_ties
 from bridge.moments import Moments
+from bridge.stacks import apart
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
 from bridge.vocabulary import check_size, tokenizer_by_convention, used
@@ -86,6 +87,7 @@ def bind(
     `conventions` stand in for the architecture's own where a field must be assumed.
     """
     found, notes = _parameters(contents)
+    found = apart(found, arch or contents.arch)
     name, candidates = candidate_tables(contents, found, arch)
     problems = []
     for rows in candidates:
@@ -138,7 +140,7 @@ def _bind(
         config=settings,
         assumed=assumed,
         pairs=pairs,
-        tensors={pair.ours: pair.load(found[pair.theirs]) for pair in pairs},
+        tensors={pair.ours: pair.load(found[pair.theirs], shapes[pair.ours]) for pair in pairs},
         tokenizer=tokenizer,
         origin=contents.origin,
         notes=notes,
@@ -196,4 +198,5 @@ def _moments(contents: Contents, pairs: list[Pair], shapes: dict[str, Shape]) ->
     """AdamW's state under our paths."""
     if (moments := contents.moments()) is None:
         return None
+    moments = moments.mapped(lambda held: apart(held, contents.arch))
     return moments.bound(pairs, shapes, str(contents.path))

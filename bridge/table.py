@@ -40,11 +40,16 @@ class Pair(NamedTuple):
         shape = op.their_shape(tensor.shape)
         return Tensor(self.theirs, shape, tensor.dtype, lambda: op.forward(tensor.read()))
 
-    def load(self, tensor: Tensor) -> Tensor:
-        """Their tensor as ours, still unread."""
+    def their_shape(self, shape: Shape) -> Shape:
+        """Shape on their side of a parameter that has this shape on ours."""
+        return OPS[self.op].their_shape(shape)
+
+    def load(self, tensor: Tensor, shape: Shape) -> Tensor:
+        """Their tensor as ours, still unread; `shape` is ours, which theirs may not tell."""
         op = OPS[self.op]
-        shape = op.our_shape(tensor.shape)
-        return Tensor(self.ours, shape, tensor.dtype, lambda: op.inverse(tensor.read()))
+        return Tensor(
+            self.ours, shape, tensor.dtype, lambda: op.inverse(tensor.read()).reshape(shape)
+        )
 
 
 def fill(text: str, numbers: dict[str, str]) -> str:
@@ -158,7 +163,7 @@ def check(
         Problem: (mismatch) tensors that are missing, unexpected or of another shape; all of
             them are told at once, each with its shape.
     """
-    wanted = {pair.theirs: OPS[pair.op].their_shape(ours[pair.ours]) for pair in expected}
+    wanted = {pair.theirs: pair.their_shape(ours[pair.ours]) for pair in expected}
     missing = [name for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]
     wrong = [name for name in wanted if name in found and wanted[name] != found[name]]

@@ -83,12 +83,13 @@ def summary(model: Any) -> str:
         Problem: (usage) there is no such preset.
     """
     from jaxmodels import sizes
-    from jaxmodels.runtime.paths import params_of
+    from jaxmodels.runtime.paths import params_of, unstack
 
     if isinstance(model, str):
         name, _, config = preset(model)
         return sizes.table(sizes.by_layer(sizes.shapes(name, config)))
-    return sizes.table(sizes.by_layer(params_of(model)))
+    held = unstack(params_of(model), getattr(package_of(model), "STACKED", ()))
+    return sizes.table(sizes.by_layer(held))
 
 
 def _unknown(kind: str, name: str, known: Any) -> Problem:

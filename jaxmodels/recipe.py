@@ -8,12 +8,15 @@ from jaxmodels.errors import LARGEST_SEED, USAGE, Problem, within
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW with global-norm clipping, linear warm-up and cosine decay.
+    """An optimiser with global-norm clipping, linear warm-up and cosine decay.
 
     Raises:
         Problem: (usage) a value is out of its range.
     """
 
+    name: Literal["adamw", "sgd", "lion", "adafactor"] = "adamw"
+    """The optimiser. In bytes for each parameter: adamw remembers 8, lion 4, sgd nothing (with
+    momentum 4), adafactor next to nothing."""
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
     init_lr: float = 0.0
@@ -23,11 +26,13 @@ class Optim:
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """adamw, lion: decay of the first moment."""
     b2: float = 0.999
-    """Decay of the second moment."""
+    """adamw: decay of the second moment; lion: of its only one."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """adamw: added to the root of the second moment."""
+    momentum: float = 0.0
+    """sgd: decay of the running sum of gradients; 0 keeps none."""
     weight_decay: float = 1e-4
     """Decoupled weight decay, times the learning rate."""
     no_decay: tuple[str, ...] = ()
@@ -38,7 +43,7 @@ class Optim:
     def __post_init__(self) -> None:
         for name in ("peak_lr", "init_lr", "end_lr", "warmup", "eps", "weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
-        for name in ("b1", "b2"):
+        for name in ("b1", "b2", "momentum"):
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)
 
 
@@ -71,8 +76,9 @@ class Recipe:
     """Seeds parameters, dropout and data order."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters and optimiser stay in float32."""
-    remat: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What is computed again in the backward pass, for less memory and more time: none; full, all
+    inside of a block (--remat alone); dots, all but a block's large products."""
     mesh: str = ""
     """Devices by axis, such as "data=2,model=4"; empty puts all devices on the data axis."""
     min_freq: int = 1

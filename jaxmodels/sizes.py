@@ -5,14 +5,18 @@ from typing import Any
 
 
 def shapes(arch: str, config: Any) -> dict[str, Any]:
-    """Path → shape and dtype of every parameter of a model, without allocating any."""
+    """Path → shape and dtype of every parameter of a model, without allocating any.
+
+    Blocks are named one by one, also where the model holds them in one array (`STACKED`).
+    """
     from flax import nnx
 
     import jaxmodels
-    from jaxmodels.runtime.paths import params_of
+    from jaxmodels.runtime.paths import params_of, unstack
 
     package = jaxmodels.arch(arch)
-    return params_of(nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0))))
+    held = params_of(nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0))))
+    return unstack(held, getattr(package, "STACKED", ()))
 
 
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:

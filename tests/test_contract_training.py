@@ -32,8 +32,9 @@ def test_every_parameter_gets_a_gradient(arch):
     assert dead == DEAD.get(arch, set())
 
 
+@pytest.mark.parametrize("policy", ["full", "dots"])
 @archs
-def test_remat_changes_nothing(arch):
+def test_remat_changes_nothing(arch, policy):
     package, model = jaxmodels.arch(arch), jaxmodels.create(f"{arch}:tiny")
     batch = {"tokens": tokens_for(arch)}
 
@@ -43,7 +44,7 @@ def test_remat_changes_nothing(arch):
         return jax.value_and_grad(loss)(params)
 
     loss, grads = loss_and_gradient()
-    model.remat = True
+    model.remat = policy
     loss_again, grads_again = loss_and_gradient()
     np.testing.assert_allclose(loss, loss_again, rtol=1e-6)
     for path, grad in grads.items():

@@ -89,7 +89,7 @@ def _moments(folder: Path, run: Path) -> Moments | None:
     for name, tensor in orbax.read_tree(folder / "train")[0].items():
         if found := _LEAF.fullmatch(name):
             held[found["field"]][found["path"] or found["place"]] = tensor
-    if not held["mu"]:
+    if not (held["mu"] and held["nu"]):  # none, or another optimiser's
         return None
     count = count_of(next(iter(held["count"].values()), None), str(folder / "train"))
     config = parse_json(run / "config.json") if is_run(run) else {}

@@ -20,6 +20,7 @@ from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
+from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import Rotation, rotate_interleaved, rotation
 from jaxmodels.layers.sharding import spread
 
@@ -107,7 +108,7 @@ class Model(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
-        self.remat = False
+        self.remat = "none"
         init = nnx.initializers.normal(cfg.init_range)
         self.embed = nnx.Embed(cfg.vocab, cfg.dim, embedding_init=init, rngs=rngs)
         self.blocks = nnx.List([Block(cfg, i, rngs=rngs) for i in range(cfg.layers)])
@@ -161,8 +162,8 @@ class Model(nnx.Module):
         table = self.embed.embedding[...]
         x = spread(table[tokens].astype(jnp.float32), "data", None, None)
         x, kept = self.placed(x, positions), []
-        again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
-        block = nnx.remat(Block.__call__) if again else Block.__call__
+        policy = self.remat if cache is None else "none"  # decoding has no backward pass
+        block = remat(Block.__call__, policy)
         for layer in self.blocks:
             x, kv = block(layer, x, positions, mask, segments, cache, rngs)
             kept.append(kv)

@@ -19,6 +19,7 @@ from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import rotate_interleaved, rotation
 from jaxmodels.layers.sharding import spread
 
@@ -90,7 +91,7 @@ class Model(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
-        self.remat = False
+        self.remat = "none"
         self.embed = nnx.Embed(cfg.vocab, cfg.dim, rngs=rngs)
         self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.layers)])
         self.norm = nnx.LayerNorm(cfg.dim, rngs=rngs)
@@ -125,8 +126,8 @@ class Model(nnx.Module):
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         turn = rotation(positions, self.config.dim // self.config.heads)
         rate = self.dropout_rate()
-        again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
-        block = nnx.remat(Block.__call__, static_argnums=(5,)) if again else Block.__call__
+        policy = self.remat if cache is None else "none"  # decoding has no backward pass
+        block = remat(Block.__call__, policy, static_argnums=(5,))
         x, kept = self.embed.embedding[...][tokens].astype(jnp.float32), []
         x = spread(x, "data", None, None)
         for i, layer in enumerate(self.blocks):

@@ -52,6 +52,7 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
 
     from bridge.moments import required
     from bridge.sources import parameter_shapes
+    from bridge.stacks import joined
     from jaxmodels.runtime.optim import with_moments as with_adam
 
     if parameter_shapes(source.arch, config) != source.shapes():
@@ -66,11 +67,11 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
         )
     moments = required(source.moments(), source.path) if with_moments else None
 
+    package = jaxmodels.arch(source.arch)
+
     def placed(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
-        return {
-            path: jax.device_put(np.asarray(tensors[path].read(), np.float32), leaf.sharding)
-            for path, leaf in like.items()
-        }
+        values = joined(tensors, package, lambda tensor: np.asarray(tensor.read(), np.float32))
+        return {path: jax.device_put(array, like[path].sharding) for path, array in values}
 
     def start(state: Any) -> Any:
         opt = state.opt

@@ -96,6 +96,8 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
     stored = settings.read_file(run / "config.json")
     # What the run was begun without, by an earlier version, is off.
     stored["recipe"] = {"segments": False} | stored.get("recipe", {})
+    optim = {"name": "adamw", "momentum": 0.0} | stored["recipe"].get("optim", {})
+    stored["recipe"]["optim"] = optim
     changed = settings.differences(
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
         {name: resolved[name] for name in ("arch", "model", "recipe")},

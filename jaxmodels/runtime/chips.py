@@ -1,9 +1,9 @@
 """TPU chips and the slices they come in: peak rates, memory, links, each with its source.
 
 Sources: Google Cloud's pages of each chip (docs.cloud.google.com/tpu/docs/v5e and so on), read in
-November 2026, which give a chip's interconnect as the sum of both directions; for v3 and v4, table
-4 of Jouppi et al. 2023 (arXiv:2304.01433); for v2, Norrie et al. 2021 (IEEE Micro 41(2)). `usable` is
-what the compiler of libtpu 0.0.42.1 says it may fill when asked for too much.
+November 2026, which give a chip's interconnect as the sum of both directions and all links; for
+the links of v3 and v4, table 4 of Jouppi et al. 2023 (arXiv:2304.01433); for v2, Norrie et al. 2021
+(IEEE Micro 41(2)). `usable` is what libtpu's compiler says it may fill when asked for too much.
 """
 
 import difflib

@@ -5,6 +5,7 @@ is exact for every architecture, and nothing has to be kept in step with the mod
 """
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
@@ -53,7 +54,13 @@ def _walk(jaxpr: Any, times: int) -> Iterator[Product]:
         elif name == "conv_general_dilated":
             yield _convolution(equation, times)
         inside = [list(_walk(inner, times * _times(name, params))) for inner in _within(params)]
-        yield from max(inside, key=total) if name == "cond" else sum(inside, [])
+        yield from _branch(inside, params) if name == "cond" else chain(*inside)
+
+
+def _branch(branches: list[list[Product]], params: dict[str, Any]) -> list[Product]:
+    """The branch that counts: the largest, or of forms for different platforms the plain one."""
+    platforms = params.get("branches_platforms")
+    return branches[platforms.index(None)] if platforms else max(branches, key=total)
 
 
 def _times(name: str, params: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""The optimiser of a recipe: clipping, AdamW, linear warm-up and cosine decay (optax)."""
+"""The optimiser of a recipe: clipping, the rule, linear warm-up and cosine decay (optax)."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
 
 
 def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm, over parameters given as path → array."""
+    """The recipe's optimiser with clipping by global norm, over parameters as path → array."""
 
     def decayed(params):
         return {
@@ -31,10 +31,26 @@ def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTrans
             for path in params
         }
 
-    adamw = optax.adamw(
-        rate, optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay, mask=decayed
+    rule = optax.chain(
+        _direction(optim),
+        optax.add_decayed_weights(optim.weight_decay, decayed),
+        optax.scale_by_learning_rate(rate),
     )
-    return optax.chain(optax.clip_by_global_norm(optim.clip), adamw) if optim.clip else adamw
+    return optax.chain(optax.clip_by_global_norm(optim.clip), rule) if optim.clip else rule
+
+
+def _direction(optim: Optim) -> optax.GradientTransformation:
+    """Gradients → the step at a learning rate of 1, without weight decay."""
+    if optim.name == "sgd":
+        return optax.trace(optim.momentum) if optim.momentum else optax.identity()
+    if optim.name == "lion":
+        return optax.scale_by_lion(optim.b1, optim.b2)
+    if optim.name == "adafactor":
+        # Factored from a side of 64 on (optax: 128), because heads are that narrow. Updates are
+        # clipped to an rms of 1 (Shazeer & Stern 2018, arXiv:1804.04235).
+        factored = optax.scale_by_factored_rms(min_dim_size_to_factor=64)
+        return optax.chain(factored, optax.clip_by_block_rms(1.0))
+    return optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
 
 
 def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:

@@ -82,8 +82,10 @@ def unstack(
         if root is None:
             result |= inside
             continue
-        for i in range(max(leaf.shape[0] for leaf in inside.values())):
-            for path, leaf in inside.items():
+        count = {path: leaf.shape[0] if leaf.shape else 0 for path, leaf in inside.items()}
+        for i in range(max(count.values())):
+            for path in (path for path in inside if i < count[path]):
+                leaf = inside[path]
                 result[f"{root}/{i}{path[len(root) :]}"] = part(leaf, i)
     return result
 

@@ -48,6 +48,13 @@ class Job:
         """Tokens that a step trains on."""
         return self.recipe.batch * self.recipe.accum * int(self.config.context)
 
+    @property
+    def flags(self) -> str:
+        """How `train` and `plan` are told of it."""
+        recipe = self.recipe
+        mesh = f"--mesh {recipe.mesh} " if recipe.mesh else ""
+        return f"{mesh}--batch {recipe.batch} --accum {recipe.accum} --remat {recipe.remat}"
+
     def with_recipe(self, **changes: Any) -> "Job":
         """The same job with other settings."""
         return replace(self, recipe=replace(self.recipe, **changes))
@@ -82,7 +89,7 @@ class TooLarge(Exception):
     """
 
     def __init__(self, needed: int, seconds: float):
-        super().__init__(needed)
+        super().__init__(needed, seconds)
         self.needed, self.seconds = needed, seconds
 
 
@@ -93,7 +100,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
         TooLarge: it does not fit into a device's memory.
     """
     began = time.monotonic()
-    step, state, batch = _step(job, mesh)
+    step, state, batch = step_of(job, mesh)
     traced = step.trace(state, batch)
     lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
     middle = time.monotonic()
@@ -105,7 +112,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
         raise TooLarge(_needed(str(error)), time.monotonic() - middle) from error
     seconds = time.monotonic() - middle
     stats = compiled.memory_analysis()
-    memory = _held(state)
+    memory = held(state)
     memory["batch"] = max(0, stats.argument_size_in_bytes - sum(memory.values()))
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory["temporaries"] = stats.temp_size_in_bytes + new
@@ -120,7 +127,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
     )
 
 
-def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
+def step_of(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
     """The step of `train`, and the shapes that it is called with."""
     recipe = job.recipe
     rate = schedule(recipe.optim, recipe.steps)
@@ -131,7 +138,7 @@ def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStr
     return train_step(job.package, skeleton, tx, rate, recipe, mesh), state, batch
 
 
-def _held(state: State) -> dict[str, int]:
+def held(state: State) -> dict[str, int]:
     """Bytes of the state on one device."""
 
     def size(tree: Any) -> int:
@@ -175,28 +182,64 @@ def useful_flops(job: Job) -> int:
 
     Three times the products of the loss: the backward pass has two for each of the forward pass.
     """
-    one = job.with_recipe(remat=type(job.recipe.remat)(), accum=1)
+    one = job.with_recipe(remat=Recipe().remat, accum=1)
     loss, state = loss_of(one)
     forward = flops.products(loss, state.params, state.rest, one.batch)
     return 3 * job.recipe.accum * flops.total(forward)
 
 
-def roofline(compiled: Compiled, useful: int, slice_: Topology) -> dict[str, Any]:
-    """The least time of a step: that of its operations, its memory or its links, if all overlap.
+def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:
+    """Seconds that a step takes at least, for its operations, its memory and its links.
 
-    Returns:
-        `seconds` of each and of the step, what it is `bound` by, and `mfu`: the share of the
-        chips' peak rate that the useful operations can reach.
+    A step cannot be faster than the slowest of them, however well they overlap.
     """
     sent = sum(one.count * one.sent for one in compiled.collectives)
-    seconds = {
+    return {
         "compute": compiled.flops / (slice_.devices * slice_.flops),
         "memory": compiled.traffic / slice_.bandwidth,
         "interconnect": sent / slice_.interconnect if sent else 0.0,
     }
-    step = max(seconds.values())
+
+
+def report(job: Job, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
+    """What is known of a step: the answer of `jaxmodels plan --json`.
+
+    Bytes are of one device, operations of all, times the least that are possible.
+    """
+    times, useful = roofline(compiled, slice_), useful_flops(job)
+    bound = max(times, key=lambda name: times[name])
     return {
-        "seconds": {**seconds, "step": step},
-        "bound": max(seconds, key=lambda name: seconds[name]),
-        "mfu": useful / (step * slice_.devices * slice_.flops),
+        "fits": compiled.bytes <= slice_.chip.usable,
+        "hbm_per_device_bytes": compiled.bytes,
+        "hbm_limit_bytes": slice_.chip.usable,
+        "memory": compiled.memory,
+        "flops_per_step": useful,
+        "flops_with_remat": compiled.flops,
+        "roofline_step_seconds": times[bound],
+        "roofline": times,
+        "bound": bound,
+        "mfu_bound": useful / (times[bound] * slice_.devices * slice_.flops),
+        "tokens_per_step": job.tokens,
+        "tokens_per_second_bound": job.tokens / times[bound],
+        "collectives": hlo.summary(compiled.collectives),
+        "trace_seconds": round(compiled.trace_seconds, 3),
+        "compile_seconds": round(compiled.compile_seconds, 3),
+    }
+
+
+def refusal(job: Job, error: TooLarge, slice_: Topology) -> dict[str, Any]:
+    """The same of a step that does not fit: what it would compute, no more is known."""
+    useful = useful_flops(job)
+    seconds = useful / (slice_.devices * slice_.flops)
+    return {
+        "fits": False,
+        "hbm_per_device_bytes": error.needed,
+        "hbm_limit_bytes": slice_.chip.usable,
+        "flops_per_step": useful,
+        "roofline_step_seconds": seconds,
+        "roofline": {"compute": seconds},
+        "bound": "compute",
+        "tokens_per_step": job.tokens,
+        "collectives": {},
+        "compile_seconds": round(error.seconds, 3),
     }

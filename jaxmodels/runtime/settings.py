@@ -24,6 +24,7 @@ def read_file(path: Path) -> dict[str, Any]:
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("the top level is not an object")
+        _renewed(value)
     except ValueError as error:
         raise Problem(
             "a settings file cannot be read",
@@ -33,6 +34,13 @@ def read_file(path: Path) -> dict[str, Any]:
             exit_code=USAGE,
         ) from error
     return value
+
+
+def _renewed(value: dict[str, Any]) -> None:
+    """Puts what earlier versions wrote into today's words: remat was true or false."""
+    recipe = value.get("recipe")
+    if isinstance(recipe, dict) and isinstance(recipe.get("remat"), bool):
+        recipe["remat"] = "full" if recipe["remat"] else "none"
 
 
 def merge(default: T, changes: dict[str, Any], where: str) -> T:

@@ -20,9 +20,7 @@ AXES = ("data", "model")
 
 
 def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of "data=2,model=4"; an axis that is not named has size 1.
-
-    An empty spec puts all devices on the data axis.
+    """The mesh of "data=2,model=4" (see `mesh_sizes`).
 
     Args:
         spec: AXIS=SIZE, with commas between them.
@@ -32,7 +30,20 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
         Problem: (usage) the spec cannot be read or does not use every device.
     """
     count = jax.device_count() if devices is None else len(devices)
-    sizes = {"data": count, "model": 1}
+    sizes = mesh_sizes(spec, count)
+    automatic = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=automatic, devices=devices)
+
+
+def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str, int]:
+    """Axis → size of "data=2,model=4"; an axis that is not named has size 1.
+
+    An empty spec puts all devices on the data axis.
+
+    Raises:
+        Problem: (usage) the spec cannot be read or does not use every device of the owner.
+    """
+    sizes = {"data": devices, "model": 1}
     if spec:
         sizes = {"data": 1, "model": 1}
         for part in spec.split(","):
@@ -45,15 +56,13 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
                     exit_code=USAGE,
                 )
             sizes[name.strip()] = int(size)
-    if prod(sizes.values()) != count:
-        owner = "this machine" if devices is None else "the slice"
+    if prod(sizes.values()) != devices:
         raise Problem(
-            f"mesh {spec!r} has {prod(sizes.values())} devices, {owner} has {count}",
+            f"mesh {spec!r} has {prod(sizes.values())} devices, {owner} has {devices}",
             fix="choose sizes whose product is the number of devices; --mesh '' takes all of them",
             exit_code=USAGE,
         )
-    automatic = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=automatic, devices=devices)
+    return sizes
 
 
 def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
@@ -70,12 +79,31 @@ def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any
     return {path: place(path, leaf.shape) for path, leaf in shapes.items()}
 
 
-def follow(tree: Any, placed: dict[str, NamedSharding], mesh: Mesh) -> Any:
-    """Shardings for any pytree: what is keyed by a parameter's path goes where it goes."""
+def follow(tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: Mesh) -> Any:
+    """Shardings for any pytree: what is keyed by a parameter's path goes where it goes.
+
+    What has the parameter's shape but for one axis, as adafactor's sums have, goes along the
+    other axes; what has another shape is on every device.
+
+    Args:
+        tree: what is to be placed.
+        params: path → shape of every parameter.
+        placed: path → where it is (`placement`).
+        mesh: the devices.
+    """
 
     def one(path: Any, leaf: Any) -> NamedSharding:
         key = str(getattr(path[-1], "key", "")) if path else ""
-        return placed.get(key, NamedSharding(mesh, P())) if leaf.ndim else NamedSharding(mesh, P())
+        if key not in placed:
+            return NamedSharding(mesh, P())
+        shape, spec = params[key].shape, placed[key].spec
+        if leaf.shape == shape:
+            return placed[key]
+        axes = [*spec, *(None for _ in shape[len(spec) :])]
+        for gone in range(len(shape)):
+            if leaf.shape == (*shape[:gone], *shape[gone + 1 :]):
+                return NamedSharding(mesh, P(*axes[:gone], *axes[gone + 1 :]))
+        return NamedSharding(mesh, P())
 
     return jax.tree.map_with_path(one, tree)
 

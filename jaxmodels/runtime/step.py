@@ -52,7 +52,7 @@ def init(
     skeleton = split(nnx.eval_shape(lambda: _model(package, config, recipe)))[0]
     shapes = jax.eval_shape(fresh)
     placed = placement(mesh, package.SHARDING, shapes.params)
-    shardings = follow(shapes, placed, mesh)
+    shardings = follow(shapes, shapes.params, placed, mesh)
     abstract = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         shapes,

@@ -84,11 +84,11 @@ _SEED = Recipe(
     accum=8,
     steps=610_000,
     dtype="bfloat16",
-    remat=True,
+    remat="full",
     eval_every=1000,
     save_every=1000,
     sample_every=1000,
-    optim=Optim(peak_lr=1e-4, end_lr=1e-5, warmup=2000.0),
+    optim=Optim("sgd", peak_lr=1e-4, end_lr=1e-5, warmup=2000.0, weight_decay=0.0),
 )
 
 RECIPES = {
@@ -99,7 +99,7 @@ RECIPES = {
         accum=1,
         steps=200,
         dtype="float32",
-        remat=False,
+        remat="none",
         eval_every=100,
         save_every=100,
         sample_every=100,

@@ -22,6 +22,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.remat import remat
 from jaxmodels.wigip.config import Config
 from jaxmodels.wigip.dense import PatchCache, attend, attend_to
 
@@ -98,7 +99,7 @@ class Model(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
-        self.remat = False
+        self.remat = "none"
         size = (cfg.patch, cfg.patch)
         self.embed = nnx.Embed(cfg.vocab, cfg.area, rngs=rngs)
         self.patch = nnx.Conv(cfg.area, cfg.dim, size, size, padding="VALID", rngs=rngs)
@@ -287,8 +288,7 @@ class Model(nnx.Module):
             leaves, *known = layer
             return nnx.merge(graph, leaves)(x, partial(attend, *known))
 
-        again = self.remat and not keep
-        body = jax.checkpoint(one, prevent_cse=False) if again else one
+        body = remat(one, "none" if keep else self.remat, prevent_cse=False)
         return jax.lax.scan(body, x, (leaves,) if before is None else (leaves, before))
 
     def _check(self, t: int) -> None:

@@ -19,6 +19,7 @@ from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import spread
 from jaxmodels.wikigpt.config import Config
 
@@ -103,7 +104,7 @@ class Model(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
-        self.remat = False
+        self.remat = "none"
         self.embed = _embed(cfg, cfg.vocab, rngs)
         self.pos = _embed(cfg, cfg.context, rngs)
         self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.layers)])
@@ -146,8 +147,8 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         self._check(t)
         positions = jnp.arange(t) if cache is None else cache.positions(t)
-        again = self.remat and cache is None  # nothing is kept for a backward pass in decoding
-        block = nnx.remat(Block.__call__, static_argnums=(4,)) if again else Block.__call__
+        policy = self.remat if cache is None else "none"  # decoding has no backward pass
+        block = remat(Block.__call__, policy, static_argnums=(4,))
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
         x = of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
         x, kept = spread(_drop(x, self.config, rngs), "data", None, None), []

@@ -199,7 +199,7 @@ def test_moments_of_another_model(run, tmp_path):
     torch.save(value, path)
     told = refused(MISMATCH, moments.load, path)
     assert "transformer.h.0.attn.c_attn.weight" in told
-    assert "(4, 3), not (32, 96)" in told
+    assert "(3, 4), not (96, 32)" in told
     del state[2]
     torch.save(value, path)
     assert "27 entries for 28 parameters" in refused(MISMATCH, moments.load, path)

@@ -1,0 +1,72 @@
+"""wigip for PyTorch: what a model directory carries, and the empty model."""
+
+from pathlib import Path
+from typing import Any
+
+from bridge.torch.language import torch_outputs
+
+__all__ = [
+    "AUTO_CLASS",
+    "FILES",
+    "build",
+    "example",
+    "jax_outputs",
+    "keys",
+    "torch_outputs",
+]
+
+# Files that travel with every model directory.
+FILES = (Path(__file__).with_name("modeling_wigip.py"),)
+# How the model card loads the directory: it gives one character for a whole grid, which the
+# generation of transformers does not know.
+AUTO_CLASS = "AutoModel"
+
+
+def keys(config: Any) -> dict[str, Any]:
+    """What config.json holds for transformers, besides the fields of our Config."""
+    return {
+        "model_type": "wigip",
+        "architectures": ["WigipModel"],
+        "auto_map": {
+            "AutoConfig": "modeling_wigip.WigipConfig",
+            "AutoModel": "modeling_wigip.WigipModel",
+        },
+        "vocab_size": config.vocab,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": 4 * config.dim,
+        "max_position_embeddings": config.context,
+        "tie_word_embeddings": False,
+    }
+
+
+def build(config: Any) -> Any:
+    """The `torch.nn.Module` of these sizes, its parameters not yet loaded."""
+    from dataclasses import asdict
+
+    from bridge.torch.wigip.modeling_wigip import WigipConfig, WigipModel
+
+    return WigipModel(WigipConfig(**asdict(config)))
+
+
+def example(config: Any) -> Any:
+    """Random inputs to compare models on: int32 ids, whole grids, the same at every call."""
+    import numpy as np
+
+    rows = 2 if config.context <= 4096 else 1
+    return np.random.default_rng(0).integers(0, config.vocab, (rows, config.context), np.int32)
+
+
+def jax_outputs(model: Any, tokens: Any) -> Any:
+    """float32 logits of the nnx module as numpy: [b, v], of the dense objective [b, t, v]."""
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    def forward(model: Any, tokens: Any) -> Any:
+        if model.config.objective == "dense":
+            return model.logits(model.dense(tokens))
+        return model(tokens)[0]
+
+    return np.asarray(nnx.jit(forward)(model, jnp.asarray(tokens)))

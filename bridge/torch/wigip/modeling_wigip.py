@@ -1,0 +1,201 @@
+"""wigip in PyTorch, for transformers: a vision Transformer over a grid of characters (seed 000).
+
+This file stands alone and travels with every model directory, so that
+`AutoModel.from_pretrained(DIR, trust_remote_code=True)` opens it.
+
+Notable: the text fills the grid line by line; attention has no mask; the head reads patch 0,
+which predicts the one character after the whole grid. With `objective = "dense"` the text fills
+the grid patch by patch, and every character is predicted: a patch is the sum of one term for each
+of its characters, so it is read in every state of being filled; it sees the full patches before
+it and itself. GELU is the tanh approximation; LayerNorm eps is 1e-6.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+EPS = 1e-6
+
+
+class WigipConfig(PretrainedConfig):
+    """Sizes of one wigip; transformers' own names of them are aliases."""
+
+    model_type = "wigip"
+    attribute_map: ClassVar = {
+        "vocab_size": "vocab",
+        "hidden_size": "dim",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "heads",
+    }
+
+    def __init__(
+        self,
+        vocab: int = 256,
+        side: int = 180,
+        patch: int = 4,
+        dim: int = 2496,
+        layers: int = 24,
+        heads: int = 32,
+        objective: str = "next_char",
+        **kwargs,
+    ):
+        self.vocab = vocab
+        self.side = side
+        self.patch = patch
+        self.dim = dim
+        self.layers = layers
+        self.heads = heads
+        self.objective = objective
+        super().__init__(**{"tie_word_embeddings": False, **kwargs})
+
+
+@dataclass
+class WigipOutput(ModelOutput):
+    """The mean loss, where labels were given, and float32 logits."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Attention(nn.Module):
+    """Multi-head attention; all four projections have biases."""
+
+    def __init__(self, config: WigipConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [b, n, d], whole patches; or [b, n, p, d], n patches in p states each."""
+        q, k, v = (part(x).unflatten(-1, (self.heads, -1)) for part in (self.q, self.k, self.v))
+        if x.ndim == 4:
+            return self.proj(self.of_states(q, k, v).flatten(-2))
+        out = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        return self.proj(out.transpose(1, 2).flatten(-2))
+
+    def of_states(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[b, n, p, h, k]: each state sees itself and the full patches before its own."""
+        scale = q.shape[-1] ** -0.5
+        keys, values = k[:, :, -1], v[:, :, -1]
+        order = torch.arange(q.shape[1], device=q.device)
+        hidden = (order[:, None] <= order)[:, None]
+        others = torch.einsum("bnphk,bmhk->bhnpm", q, keys).float() * scale
+        own = (q.float() * k.float()).sum(-1).permute(0, 3, 1, 2)[..., None] * scale
+        weights = torch.cat([others.masked_fill(hidden, float("-inf")), own], -1).softmax(-1)
+        weights = weights.type_as(v)
+        out = torch.einsum("bhnpm,bmhk->bnphk", weights[..., :-1], values)
+        return out + weights[..., -1].permute(0, 2, 3, 1)[..., None] * v
+
+
+class Mlp(nn.Module):
+    """Two layers with a GELU between them."""
+
+    def __init__(self, config: WigipConfig):
+        super().__init__()
+        self.up = nn.Linear(config.dim, 4 * config.dim)
+        self.out = nn.Linear(4 * config.dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[… d] → [… d]."""
+        return self.out(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(GradientCheckpointingLayer):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, config: WigipConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, EPS)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.dim, EPS)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[… d] → [… d]."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class WigipModel(PreTrainedModel):
+    """wigip with its head."""
+
+    config_class = WigipConfig
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: WigipConfig):
+        super().__init__(config)
+        side, area = config.patch, config.patch**2
+        self.embed = nn.Embedding(config.vocab, area)
+        self.patch = nn.Conv2d(area, config.dim, side, stride=side)
+        self.pos = nn.Embedding((config.side // side) ** 2, config.dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim, EPS)
+        self.head = nn.Linear(config.dim, config.vocab)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding."""
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head, which is not tied to the embedding."""
+        return self.head
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, return_dict: bool = True, **kwargs
+    ) -> WigipOutput | tuple:
+        """Logits of the next character, float32.
+
+        Args:
+            input_ids: int64 [b, side²]; with the dense objective also fewer, [b, t].
+            labels: the character after each grid, int64 [b]. With the dense objective [b, t],
+                usually `input_ids`; shifted here; −100 is left out of the mean.
+            return_dict: whether the output has names or is a tuple.
+            kwargs: what transformers passes to every model; not used.
+
+        Returns:
+            logits [b, v], with the dense objective [b, t, v]; and the loss where there are labels.
+
+        Raises:
+            ValueError: another number of characters than the grid takes.
+        """
+        t, most = input_ids.shape[1], self.config.side**2
+        dense = self.config.objective == "dense"
+        if t > most or (t < most and not dense):
+            raise ValueError(f"{t} characters, where the grid takes {most}")
+        x = self.states(input_ids) if dense else self.patches(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x.flatten(1, 2)[:, :t] if dense else x[:, 0])
+        logits = self.head(x).float()
+        loss = None
+        if labels is not None and dense:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        elif labels is not None:
+            loss = F.cross_entropy(logits, labels.flatten())
+        out = WigipOutput(loss=loss, logits=logits)
+        return out if return_dict else out.to_tuple()
+
+    def patches(self, ids: Tensor) -> Tensor:
+        """ids [b, side²] → [b, n, d], one vector for each patch of the grid."""
+        grid = self.embed(ids).unflatten(1, (self.config.side, -1))
+        return self.patch(grid.permute(0, 3, 1, 2)).flatten(2).mT + self.pos.weight
+
+    def states(self, ids: Tensor) -> Tensor:
+        """ids [b, t] → [b, n, p, d], a vector for each patch with its first 1 to p characters."""
+        area = self.config.patch**2
+        ids = F.pad(ids, (0, -ids.shape[1] % area)).unflatten(1, (-1, area))
+        terms = torch.einsum("bnpe,dep->bnpd", self.embed(ids), self.patch.weight.flatten(2))
+        places = self.pos.weight[: ids.shape[1], None]
+        return terms.cumsum(2) + self.patch.bias + places
