@@ -99,11 +99,11 @@ def form(name: str) -> Iterator[None]:
 def compiled_bytes(arch: str, config: Any, recipe: Recipe, name: str) -> int:
     """Bytes of temporary memory of the compiled step, on one device."""
     package, rate = jaxmodels.arch(arch), schedule(recipe.optim, recipe.steps)
-    tx = optimiser(recipe.optim, rate)
-    skeleton, _, abstract = init(package, config, recipe, tx, make_mesh(recipe.mesh))
+    tx, mesh = optimiser(recipe.optim, rate), make_mesh(recipe.mesh)
+    skeleton, _, abstract = init(package, config, recipe, tx, mesh)
     batch = {"tokens": jax.ShapeDtypeStruct((recipe.batch, config.context + 1), np.int32)}
     with form(name):
-        step: Any = train_step(package, skeleton, tx, rate, recipe)
+        step: Any = train_step(package, skeleton, tx, rate, recipe, mesh)
         lowered = step.lower(abstract, batch)
     return int(lowered.compile().memory_analysis().temp_size_in_bytes)
 

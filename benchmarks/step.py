@@ -23,6 +23,7 @@ from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, cores, ra
 from benchmarks.peers import seed_bwetaf, twin_with
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.flops import Product, products
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import State, fitting_slices, init, train_step
@@ -65,13 +66,13 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         recipe, batch=options.batch or recipe.batch, accum=1, dtype=options.dtype or recipe.dtype
     )
     size = (recipe.batch, config.context + 1)
-    slices = fitting_slices({"tokens": np.zeros(size, np.int32)})
+    slices = fitting_slices({"tokens": np.zeros(size, np.int32)}, make_mesh(recipe.mesh))
     run = Run("step", _settings(options, recipe, slices))
     forward = _forward(arch, config, recipe, size)
     biggest = max((p for p in forward if p.batch == 1), key=lambda product: product.flops)
     say(f"matrix products of {biggest.rows} × {biggest.inner} × {biggest.columns}")
-    products = race(flops.matmul(biggest), options.rounds, isolated=options.isolated)
-    rate = max(biggest.flops / biggest.times / min(t.seconds) for t in products)
+    reference = race(flops.matmul(biggest), options.rounds, isolated=options.isolated)
+    rate = max(biggest.flops / biggest.times / min(t.seconds) for t in reference)
 
     contestants = [Contestant(OURS, partial(jax_step, arch, config, recipe))]
     for compiled in (False, True)[: 1 + options.compile]:
@@ -135,7 +136,7 @@ def _show(options: Step, records: list[dict[str, Any]], work: float, rate: float
     print(records[0]["machine"]["load_before"])
 
 
-def _forward(arch: str, config: Any, recipe: Recipe, size: tuple[int, int]) -> list[flops.Product]:
+def _forward(arch: str, config: Any, recipe: Recipe, size: tuple[int, int]) -> list[Product]:
     """The matrix products of the loss of one batch, counted without computing it."""
     skeleton, _, abstract = _init(arch, config, recipe)
     batch = {"tokens": jax.ShapeDtypeStruct(size, np.int32)}
@@ -143,7 +144,7 @@ def _forward(arch: str, config: Any, recipe: Recipe, size: tuple[int, int]) -> l
     def loss(params: Any, rest: Any, batch: Any) -> jax.Array:
         return jaxmodels.arch(arch).loss(skeleton.merge(params, rest), batch, None)[0]
 
-    return flops.products(loss, abstract.params, abstract.rest, batch)
+    return products(loss, abstract.params, abstract.rest, batch)
 
 
 def _init(arch: str, config: Any, recipe: Recipe) -> tuple[Any, Any, State]:
@@ -161,7 +162,8 @@ def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
     """Our step, as the training loop calls it; returns the loss of the step."""
     rate, mesh = schedule(recipe.optim, recipe.steps), make_mesh(recipe.mesh)
     skeleton, fresh, _ = _init(arch, config, recipe)
-    step = train_step(jaxmodels.arch(arch), skeleton, optimiser(recipe.optim, rate), rate, recipe)
+    tx = optimiser(recipe.optim, rate)
+    step = train_step(jaxmodels.arch(arch), skeleton, tx, rate, recipe, mesh)
     state, inputs = fresh(), batches(config, recipe)
 
     def call(index: int) -> float:

@@ -14,6 +14,10 @@ from jaxmodels.errors import CORRUPT, INTERNAL, INTERRUPTED, NO_SPACE, USAGE, Pr
 VERBS = {
     "list": ("jaxmodels.commands.list:main", "architectures and presets, with their sizes"),
     "train": ("jaxmodels.commands.train:main", "train a preset; stop, resume, never lose work"),
+    "plan": (
+        "jaxmodels.commands.plan:main",
+        "does it fit on a TPU, how fast can it be? without a TPU",
+    ),
     "eval": ("jaxmodels.commands.eval:main", "loss, perplexity and bits per character"),
     "generate": ("jaxmodels.commands.generate:main", "continue a prompt"),
     "convert": ("bridge.commands:convert_main", "move a checkpoint between formats"),

@@ -92,7 +92,7 @@ for mesh_spec in sys.argv[2:]:
     tx = optimiser(recipe.optim, rate)
     mesh = make_mesh(mesh_spec)
     skeleton, fresh, _ = init(package, config, recipe, tx, mesh)
-    step, state = train_step(package, skeleton, tx, rate, recipe), fresh()
+    step, state = train_step(package, skeleton, tx, rate, recipe, mesh), fresh()
     rng, losses[mesh_spec] = np.random.default_rng(0), []
     for _ in range(10):
         batch = {"tokens": rng.integers(0, config.vocab, (32, length)).astype(np.int32)}
@@ -176,8 +176,9 @@ def test_bfloat16_stays_near_float32(arch):
         recipe = replace(package.RECIPES["tiny"], dtype=dtype)
         rate = schedule(recipe.optim, recipe.steps)
         tx = optimiser(recipe.optim, rate)
-        skeleton, fresh, _ = init(package, package.PRESETS["tiny"], recipe, tx, make_mesh())
-        step, state = train_step(package, skeleton, tx, rate, recipe), fresh()
+        mesh = make_mesh()
+        skeleton, fresh, _ = init(package, package.PRESETS["tiny"], recipe, tx, mesh)
+        step, state = train_step(package, skeleton, tx, rate, recipe, mesh), fresh()
         for _ in range(5):
             state, metrics = step(state, batch)
         assert all(leaf.dtype == jnp.float32 for leaf in state.params.values())

@@ -15,13 +15,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxmodels.bwetaf.config import Config
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import causal_attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import Rotation, rotate_interleaved, rotation
+from jaxmodels.layers.sharding import spread
 
 _INIT = nnx.initializers.normal(0.02)
 
@@ -61,7 +62,7 @@ class Attention(nnx.Module):
             turn = rotation(positions, q.shape[-1])
             q, k = rotate_interleaved(q, turn), rotate_interleaved(k, turn)
         if cache is None:
-            out, kept = causal_attention(q, k, v, real, segments), None
+            out, kept = self_attention(q, k, v, real=real, segments=segments), None
         else:
             out, kept = cache.attend(self.layer, q, k, v)
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
@@ -77,7 +78,7 @@ class Mlp(nnx.Module):
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
         w, v = jnp.split(self.wv(x), 2, axis=-1)
-        return self.out(w * nnx.silu(v))
+        return self.out(spread(w * nnx.silu(v), "data", ..., "model"))
 
 
 class Block(nnx.Module):
@@ -95,8 +96,9 @@ class Block(nnx.Module):
         out, kv = self.attn(self.norm1(x), positions, real, segments, cache)
         if rngs is not None:
             out = dropout(out, self.dropout, rngs.dropout())
-        x = out + self.residual_scale * x
-        return self.mlp(self.norm2(x)) + self.residual_scale * x, kv
+        x = spread(out + self.residual_scale * x, "data", ...)
+        x = self.mlp(self.norm2(x)) + self.residual_scale * x
+        return spread(x, "data", ...), kv
 
 
 class Model(nnx.Module):
@@ -156,7 +158,8 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         table = self.embed.embedding[...]
-        x, kept = self.placed(table[tokens].astype(jnp.float32), positions), []
+        x = spread(table[tokens].astype(jnp.float32), "data", ...)
+        x, kept = self.placed(x, positions), []
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
         block = remat(Block.__call__, policy)
         for layer in self.blocks:

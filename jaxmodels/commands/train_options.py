@@ -63,7 +63,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
     checkpoint to begin from), --config, flags. Once a run has checkpoints of its own, --init has
     no say.
     """
-    argv = _with_policy(argv)
+    argv = with_policy(argv)
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     run = value_of(argv, "--out")
     stored = Path(run, "config.json") if run else None
@@ -87,7 +87,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
         arch, preset = changes["arch"], changes["preset"]
         _, _, model = jaxmodels.preset(f"{arch}:{preset}")
         recipe = jaxmodels.arch(arch).RECIPES[preset]
-    for file in (changes, _config_file(argv)):
+    for file in (changes, config_file(argv)):
         model = settings.merge(model, file.get("model", {}), "model")
         recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")
     default: Train[Any] = Train(recipe=recipe, model=model)
@@ -95,7 +95,8 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
     return arch, preset, options, source
 
 
-def _config_file(argv: list[str]) -> dict[str, Any]:
+def config_file(argv: list[str]) -> dict[str, Any]:
+    """What the file of --config says; empty without one."""
     path = value_of(argv, "--config")
     if not path:
         return {}
@@ -111,7 +112,7 @@ def _config_file(argv: list[str]) -> dict[str, Any]:
     return content
 
 
-def _with_policy(argv: list[str]) -> list[str]:
+def with_policy(argv: list[str]) -> list[str]:
     """--remat alone means full, and --no-remat none, as when there was no choice."""
     words = []
     for word, following in zip(argv, [*argv[1:], "-"], strict=True):

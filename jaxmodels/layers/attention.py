@@ -1,18 +1,41 @@
-"""Scaled dot-product attention: one file, so that kernels are chosen in one place."""
+"""Scaled dot-product attention as XLA computes it, and `self_attention`, which has kernels too."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.kernels import fused
+from jaxmodels.layers.sharding import axis_size, spread
 
-# `causal_attention` takes so many queries at a time.
+# `blocked_attention` takes so many queries at a time.
 QUERIES = 128
 # Its blocks are grouped into so many loops; blocks of one loop meet the same keys.
 LOOPS = 4
 # The score of a key that a query may not see.
 HIDDEN = -1e9
+
+
+def queries_keys_values(
+    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int
+) -> Float[Array, "3 b t h k"]:
+    """Queries, keys and values of one product, whose columns are in the order (n h k).
+
+    On a mesh that splits heads, columns of the three do not lie where their heads are: the
+    kernel is brought there, since the activations are larger.
+    """
+    if axis_size("model") == 1:
+        return rearrange(linear(x), "b t (n h k) -> n b t h k", n=3, h=heads)
+    kernel = rearrange(linear.kernel[...], "d (n h k) -> d n h k", n=3, h=heads)
+    out = jnp.einsum("btd,dnhk->nbthk", x, spread(kernel, "data", None, "model", None))
+    if linear.bias is not None:
+        bias = rearrange(linear.bias[...], "(n h k) -> n 1 1 h k", n=3, h=heads)
+        out = out + spread(bias, ..., "model", None)
+    return out
 
 
 def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array, "*b t t"]:
@@ -48,18 +71,62 @@ def attention(
     return jnp.einsum("bhts,bshk->bthk", weights, v)
 
 
-def causal_attention(
+def self_attention(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    *,
+    causal: bool = True,
+    segments: Int[Array, "b t"] | None = None,
+    real: Int[Array, "b t"] | None = None,
+    rate: float = 0.0,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "b t h k"]:
+    """Attention of a whole sequence to itself, by the kernel of the platform (`kernels.fused`).
+
+    Where there is none, and with padding, it is `blocked_attention`; with dropout `attention`.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        causal: a query sees no later key.
+        segments: the document of each token; a query sees keys of its own only.
+        real: 1 for tokens, 0 for padding, as in `blocked_attention`; with causal attention only.
+        rate: share of the softmax weights that is dropped, when there is a key.
+        key: draws what is dropped; the weights are then whole in memory.
+    """
+    q, k, v = (spread(x, "data", ..., "model", None) for x in (q, k, v))
+    if key is not None and rate > 0:
+        out = attention(q, k, v, _mask(q.shape[1], causal, segments), rate, key)
+    elif real is not None:
+        out = blocked_attention(q, k, v, real, segments, causal)
+    else:
+        plain = partial(blocked_attention, causal=causal)
+        out = fused(q, k, v, segments, causal, lambda *a: plain(*a[:3], segments=a[3]))
+    return spread(out, "data", ..., "model", None)
+
+
+def _mask(t: int, causal: bool, segments: Array | None) -> Array:
+    if causal:
+        return causal_mask(t, segments)
+    whole = jnp.ones((t, t), bool)
+    return whole if segments is None else segments[:, :, None] == segments[:, None]
+
+
+def blocked_attention(
     q: Float[Array, "b t h k"],
     k: Float[Array, "b t h k"],
     v: Float[Array, "b t h k"],
     real: Int[Array, "b t"] | None = None,
     segments: Int[Array, "b t"] | None = None,
+    causal: bool = True,
 ) -> Float[Array, "b t h k"]:
     """Attention of a whole sequence to itself, in blocks of queries when it is long.
 
-    Blocks are taken in a few loops, each over the keys up to its end only, which saves nearly
-    half of the products. A block's scores are computed again in the backward pass, so that
-    memory grows with the length instead of its square.
+    Causal blocks are taken in a few loops, each over the keys up to its end only, which saves
+    nearly half of the products. A block's scores are computed again in the backward pass, so
+    that memory grows with the length instead of its square.
 
     Args:
         q: queries.
@@ -68,15 +135,18 @@ def causal_attention(
         real: 1 for tokens, 0 for padding. No token sees padding; padding attends to all
             positions alike, later ones too (seed 003).
         segments: the document of each token; a query sees keys of its own only.
+        causal: a query sees no later key.
     """
     t = q.shape[1]
+    if t <= QUERIES and real is None:
+        return attention(q, k, v, _mask(t, causal, segments))
     blocks = -(-t // QUERIES)
-    group = -(-blocks // LOOPS) * QUERIES
-    out = [
-        _loop(q[:, at:end], k[:, :end], v[:, :end], _until(end, real), _until(end, segments))
-        for at in range(0, t, group)
-        for end in [min(at + group, t)]
-    ]
+    group = -(-blocks // LOOPS) * QUERIES if causal else t
+    out = []
+    for at in range(0, t, group):
+        end = min(at + group, t)
+        keys = (x[:, :end] for x in (k, v))
+        out.append(_loop(q[:, at:end], *keys, causal, _until(end, real), _until(end, segments)))
     whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
     if real is None:
         return whole
@@ -87,13 +157,15 @@ def _until(end: int, x: Array | None) -> Array | None:
     return None if x is None else x[:, :end]
 
 
-def _loop(q: Array, k: Array, v: Array, real: Array | None, segments: Array | None) -> Array:
+def _loop(
+    q: Array, k: Array, v: Array, causal: bool, real: Array | None, segments: Array | None
+) -> Array:
     """Attention of the last queries, [b, t, h, k], to all keys up to the end of them."""
     t, s = q.shape[1], k.shape[1]
 
     def block(part: tuple[Array, Array, Array | None]) -> Array:
         queries, positions, own = part
-        mask = jnp.arange(s) <= positions[:, None]
+        mask = (jnp.arange(s) <= positions[:, None]) | (not causal)
         if real is not None:
             mask = mask & (real == 1)[:, None]
         if own is not None and segments is not None:

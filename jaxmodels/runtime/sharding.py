@@ -4,6 +4,8 @@ Models carry no sharding. A row (path pattern, PartitionSpec) places a parameter
 moments follow their parameter; batches are split over the data axis.
 """
 
+from collections.abc import Callable, Sequence
+from functools import wraps
 from math import prod
 from typing import Any
 
@@ -17,15 +19,30 @@ from jaxmodels.runtime.paths import match
 AXES = ("data", "model")
 
 
-def make_mesh(spec: str = "") -> Mesh:
-    """The mesh of "data=2,model=4"; an axis that is not named has size 1.
+def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of "data=2,model=4" (see `mesh_sizes`).
 
-    An empty spec puts all devices on the data axis.
+    Args:
+        spec: AXIS=SIZE, with commas between them.
+        devices: what the mesh is made of; by default all that this machine has.
 
     Raises:
         Problem: (usage) the spec cannot be read or does not use every device.
     """
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = mesh_sizes(spec, count)
+    automatic = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=automatic, devices=devices)
+
+
+def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str, int]:
+    """Axis → size of "data=2,model=4"; an axis that is not named has size 1.
+
+    An empty spec puts all devices on the data axis.
+
+    Raises:
+        Problem: (usage) the spec cannot be read or does not use every device of the owner.
+    """
     sizes = {"data": devices, "model": 1}
     if spec:
         sizes = {"data": 1, "model": 1}
@@ -41,11 +58,11 @@ def make_mesh(spec: str = "") -> Mesh:
             sizes[name.strip()] = int(size)
     if prod(sizes.values()) != devices:
         raise Problem(
-            f"mesh {spec!r} has {prod(sizes.values())} devices, this machine has {devices}",
+            f"mesh {spec!r} has {prod(sizes.values())} devices, {owner} has {devices}",
             fix="choose sizes whose product is the number of devices; --mesh '' takes all of them",
             exit_code=USAGE,
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 2)
+    return sizes
 
 
 def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
@@ -89,6 +106,20 @@ def follow(tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], 
         return NamedSharding(mesh, P())
 
     return jax.tree.map_with_path(one, tree)
+
+
+def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, for `jax.jit`; while it is traced, models find the mesh (`layers/sharding.py`).
+
+    It is part of the program, so who compiles or lowers that need not set it.
+    """
+
+    @wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
-from jaxmodels.runtime.sharding import follow, placement
+from jaxmodels.runtime.sharding import ambient, follow, placement
 
 Metrics = dict[str, jax.Array]
 
@@ -73,6 +73,7 @@ def train_step(
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     recipe: Recipe,
+    mesh: Mesh,
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]]:
     """The compiled step (state, batch) → (state, metrics); the old state is donated.
 
@@ -81,7 +82,7 @@ def train_step(
     (mean over micro-batches), grad_norm (before clipping) and lr; with `stats_every` also stats
     (`stats.measure` in the steps that are due, zeros in the others).
     """
-    gradient = _gradient(package, skeleton, recipe)
+    gradient = _gradient(package, skeleton, recipe, mesh)
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -101,10 +102,12 @@ def train_step(
             )
         return State(params, rest, opt, state.step + 1, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(ambient(mesh, step), donate_argnums=0)
 
 
-def _gradient(package: ModuleType, skeleton: Skeleton, recipe: Recipe) -> Callable[..., Any]:
+def _gradient(
+    package: ModuleType, skeleton: Skeleton, recipe: Recipe, mesh: Mesh
+) -> Callable[..., Any]:
     """(params, rest, (batch, key)) → ((loss, gradients), rest after commit) of a micro-batch."""
     commit = getattr(package, "commit", None)
     dtype = jnp.dtype(recipe.dtype)
@@ -120,7 +123,7 @@ def _gradient(package: ModuleType, skeleton: Skeleton, recipe: Recipe) -> Callab
         return (value, grads), aux
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
-        slices = recipe.slices or fitting_slices(piece[0])
+        slices = recipe.slices or fitting_slices(piece[0], mesh)
         if slices == 1:
             result, aux = whole(params, rest, piece)
         else:
@@ -135,15 +138,15 @@ def _gradient(package: ModuleType, skeleton: Skeleton, recipe: Recipe) -> Callab
     return gradient
 
 
-def fitting_slices(batch: Arrays, positions: int = 1024) -> int:
-    """How many slices to take a batch in; see `Recipe.slices`.
+def fitting_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
+    """How many slices to take a batch in on the mesh's devices; see `Recipe.slices`.
 
     On a CPU, slices of about a thousand positions halve the time of a step: activations stay
     in the caches, and the memory that XLA asks for is used again instead of being mapped page
     by page in every step.
     """
     rows, columns = jax.tree.leaves(batch)[0].shape[:2]
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return 1
     slices = 1
     while rows % (2 * slices) == 0 and rows * columns // (2 * slices) >= positions:

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.sharding import spread
 from jaxmodels.wigip.config import Config
 
 # (queries, keys, values) → what attention adds, and what is to be remembered of the block.
@@ -39,7 +40,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x):
         """[… d] → [… d]."""
-        return self.out(nnx.gelu(self.up(x), approximate=True))
+        hidden = nnx.gelu(self.up(x), approximate=True)
+        return self.out(spread(hidden, "data", ..., "model"))
 
 
 class Block(nnx.Module):
@@ -54,8 +56,8 @@ class Block(nnx.Module):
     def __call__(self, x, attend: Attend):
         """float32 [… d] → [… d], and what is to be remembered."""
         out, kept = self.attn(layer_norm(self.norm1, x), attend)
-        x = x + out
-        return x + self.mlp(layer_norm(self.norm2, x)), kept
+        x = spread(x + out, "data", ...)
+        return spread(x + self.mlp(layer_norm(self.norm2, x)), "data", ...), kept
 
 
 def stacked(cfg: Config, rngs: nnx.Rngs) -> Block:

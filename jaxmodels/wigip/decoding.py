@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from jaxmodels.layers.attention import causal_attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.wigip.dense import attend_to
 
@@ -77,7 +77,7 @@ def prefill(
     patches = rearrange(ids, "b (n p) -> b n p", p=model.config.area)
     x = model.placed(model.convolved(patches), jnp.arange(patches.shape[1]))
     _, (keys, values) = model.through(
-        x, lambda q, k, v: (causal_attention(q, k, v), (k, v)), keep=True
+        x, lambda q, k, v: (self_attention(q, k, v), (k, v)), keep=True
     )
     before = PatchCache(keys, values, ids, jnp.zeros((), jnp.int32) + length - 1)
     token = jax.lax.dynamic_index_in_dim(ids, length - 1, axis=1, keepdims=False)

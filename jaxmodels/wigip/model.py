@@ -19,10 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
+from jaxmodels.layers.sharding import spread
 from jaxmodels.wigip import decoding
 from jaxmodels.wigip.blocks import stacked
 from jaxmodels.wigip.config import Config
@@ -89,8 +90,7 @@ class Model(nnx.Module):
             q=cfg.patch,
         )
         x = self.placed(self.convolved(ids), jnp.arange(cfg.patches))
-        everything = jnp.ones((cfg.patches, cfg.patches), bool)
-        x, _ = self.through(x, lambda q, k, v: (attention(q, k, v, everything), None))
+        x, _ = self.through(x, lambda q, k, v: (self_attention(q, k, v, causal=False), None))
         return layer_norm(self.norm, x[:, :1])[:, 0]
 
     def dense(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
@@ -158,7 +158,8 @@ class Model(nnx.Module):
     def placed(self, x: Array, places: Array) -> Array:
         """float32 sums of terms, with the convolution's bias and the positions of their patches."""
         assert self.patch.bias is not None
-        return x + self.patch.bias[...] + self.pos.embedding[...][places]
+        x = x + self.patch.bias[...] + self.pos.embedding[...][places]
+        return spread(x, "data", ...)
 
     def through(
         self, x: Array, attend: Callable[..., Any], before: Any = None, keep: bool = False

@@ -1,0 +1,192 @@
+"""`jaxmodels plan`: does it fit, how fast can it be, before a TPU is booked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+from tyro.conf import arg
+
+import jaxmodels
+from jaxmodels.cli import emit, parse, say
+from jaxmodels.commands.plan_report import budget, described, show, table
+from jaxmodels.commands.train_options import config_file, with_policy
+from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime import settings, tpu
+from jaxmodels.runtime.chips import GIB, Topology, topology
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Plan(Generic[C]):
+    """Compile the train step of ARCH:PRESET for a TPU slice, without a TPU.
+
+    The settings are those of `train`. Exit code 7: it does not fit; what does is named.
+    """
+
+    recipe: Annotated[Recipe, arg(name="")]
+    model: C
+    topology: str = ""
+    """The slice, such as v5e:4x4 or v4:2x2x2."""
+    hours: float | None = None
+    """A budget: the steps and tokens that fit into so many hours are told."""
+    search: bool = False
+    """Try meshes, batches and remat policies, and print what is fastest."""
+    minutes: float = 15
+    """With --search, or when it does not fit: begin no compilation after so many minutes."""
+    config: Path | None = None
+    """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def __post_init__(self) -> None:
+        within("--hours", self.hours, 0)
+        within("--minutes", self.minutes, 0)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb; 0 it fits, 7 it does not."""
+    spec, options = resolve(argv)
+    slice_ = topology(options.topology)
+    tpu.prepare()  # before JAX is imported
+    from jaxmodels.runtime.estimate import check_heads
+    from jaxmodels.runtime.plan import Job
+    from jaxmodels.runtime.sharding import mesh_sizes
+
+    arch, preset, _ = jaxmodels.preset(spec)
+    package = jaxmodels.arch(arch)
+    sizes = mesh_sizes(options.recipe.mesh, slice_.devices, slice_.name)
+    check_heads(options.model, sizes["model"])
+    recipe = divided(options.recipe, package.RECIPES[preset], sizes["data"])
+    job = Job(package, options.model, recipe)
+
+    def compiled(job: Any) -> Any:
+        return tpu.compiled_apart(package.__name__, job.config, job.recipe, slice_.name)
+
+    run = searched if options.search else planned
+    return run(spec, job, slice_, options, compiled)
+
+
+def resolve(argv: list[str]) -> tuple[str, Plan[Any]]:
+    """ARCH:PRESET, and its settings with those of --config and the flags.
+
+    Raises:
+        Problem: (usage) there is no preset of this name, or a setting is wrong.
+    """
+    argv = with_policy(argv)
+    spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    if not spec and not {"-h", "--help"} & set(argv):
+        raise Problem(
+            "ARCH:PRESET is missing",
+            fix="for example: jaxmodels plan wikigpt:base --topology v5e:2x2",
+            exit_code=USAGE,
+        )
+    arch, preset, model = jaxmodels.preset(spec or "charlm:notebook")
+    recipe, file = jaxmodels.arch(arch).RECIPES[preset], config_file(argv)
+    default: Plan[Any] = Plan(
+        recipe=settings.merge(recipe, file.get("recipe", {}), "recipe"),
+        model=settings.merge(model, file.get("model", {}), "model"),
+    )
+    options = parse(Plan[type(model)], argv, f"plan {arch}:{preset}", default)  # type: ignore[misc]
+    return spec, options
+
+
+def divided(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
+    """The recipe, its batch raised to a multiple of the data axis if it is the preset's own.
+
+    Raises:
+        Problem: (usage) a batch that was given cannot be split, so `train` would refuse it.
+    """
+    if recipe.batch % parts == 0:
+        return recipe
+    if recipe.batch == default.batch:
+        batch = parts * ceil(recipe.batch / parts)
+        accum = max(1, recipe.batch * recipe.accum // batch)
+        say(
+            f"the preset's batch of {recipe.batch} (--accum {recipe.accum}) cannot be split over "
+            f"{parts} devices: planned with --batch {batch} --accum {accum}"
+        )
+        return replace(recipe, batch=batch, accum=accum)
+    if recipe.batch * recipe.accum % parts:
+        raise Problem(
+            f"{recipe.batch * recipe.accum} sequences cannot be split over {parts} devices",
+            fix=f"make --batch a multiple of {parts}, or give another --mesh",
+            exit_code=USAGE,
+        )
+    return recipe
+
+
+def planned(
+    spec: str, job: Any, slice_: Topology, options: Plan[Any], compiled: Callable[[Any], Any]
+) -> int:
+    """Compiles one setting and reports it; where it does not fit, looks for what does."""
+    from jaxmodels.runtime.estimate import Setting
+    from jaxmodels.runtime.plan import TooLarge, refusal, report
+    from jaxmodels.runtime.sharding import mesh_sizes
+
+    say(f"compiling {spec} for {slice_.name}: {job.flags}")
+    try:
+        found = compiled(job)
+        needed, result = found.bytes, report(job, found, slice_)
+    except TooLarge as error:
+        needed, result = error.needed, refusal(job, error, slice_)
+    result = described(spec, job, slice_) | result | budget(result, job.recipe.steps, options.hours)
+    if result["fits"]:
+        emit(result) if options.json else show(result)
+        return DONE
+    say(f"needs {needed / GIB:.1f} GiB; looking for what fits")
+    sizes = mesh_sizes(job.recipe.mesh, slice_.devices, slice_.name)
+    failed = Setting(sizes["data"], sizes["model"], job.recipe.batch, job.recipe.remat)
+    near = _search(job, slice_, options, compiled).nearest(failed, needed)
+    result["nearest"] = near and described(spec, near.job, slice_) | near.report
+    if options.json:
+        emit(result)
+    raise Problem(
+        f"{spec} does not fit on {slice_.name}: a device needs {needed / GIB:.1f} GiB and has "
+        f"{slice_.chip.usable / GIB:.1f}",
+        where=job.flags,
+        fix=f"what fits and is nearest: {near.job.flags}, which needs {near.needed / GIB:.1f} GiB"
+        if near
+        else "nothing was found that fits: take a larger slice, or give --minutes to look longer",
+        exit_code=NO_SPACE,
+    )
+
+
+def searched(
+    spec: str, job: Any, slice_: Topology, options: Plan[Any], compiled: Callable[[Any], Any]
+) -> int:
+    """Compiles what promises most and reports the fastest."""
+    trials = _search(job, slice_, options, compiled).frontier()
+    rows = [
+        described(spec, trial.job, slice_)
+        | {"fits": bool(trial.report), "hbm_per_device_bytes": trial.needed}
+        | trial.report
+        for trial in trials
+    ]
+    if not rows or not rows[0]["fits"]:
+        raise Problem(
+            f"nothing was found that lets {spec} fit on {slice_.name}",
+            why="; ".join(f"{t.job.flags} needs {t.needed / GIB:.1f} GiB" for t in trials[-1:]),
+            fix="take a larger slice, or give --minutes to look longer",
+            exit_code=NO_SPACE,
+        )
+    best = rows[0] | budget(rows[0], job.recipe.steps, options.hours)
+    if options.json:
+        emit(best | {"frontier": rows})
+    else:
+        table(rows)
+        show(best)
+    return DONE
+
+
+def _search(job: Any, slice_: Topology, options: Plan[Any], compiled: Callable[[Any], Any]) -> Any:
+    from jaxmodels.runtime.plan import report
+    from jaxmodels.runtime.search import Search
+
+    def reported(job: Any, compiled: Any) -> dict[str, Any]:
+        return report(job, compiled, slice_)
+
+    return Search(job, slice_, compiled, reported, 60 * options.minutes, say)

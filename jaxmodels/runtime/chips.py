@@ -1,0 +1,145 @@
+"""TPU chips and the slices they come in: peak rates, memory, links, each with its source.
+
+Sources: Google Cloud's pages of each chip (docs.cloud.google.com/tpu/docs/v5e and so on), read in
+November 2026, which give a chip's interconnect as the sum of both directions and all links; for
+the links of v3 and v4, table 4 of Jouppi et al. 2023 (arXiv:2304.01433); for v2, Norrie et al. 2021
+(IEEE Micro 41(2)). `usable` is what libtpu's compiler says it may fill when asked for too much.
+"""
+
+import difflib
+from dataclasses import dataclass
+from math import prod
+
+from jaxmodels.errors import USAGE, Problem
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Numbers of one chip; a device is what JAX calls one, a chip or one of its two cores."""
+
+    flops: float
+    """Peak bfloat16 operations a second. XLA multiplies float32 in bfloat16 by default, too."""
+    hbm: int
+    """Bytes of memory that the maker states."""
+    bandwidth: float
+    """Bytes a second between memory and chip."""
+    link: float
+    """Bytes a second that one link sends, in one direction."""
+    devices: int
+    """JAX devices on a chip. The cores of v4 and v5p act as one."""
+    usable: int
+    """Bytes of memory of one device that a program may fill."""
+    source: str
+    shapes: tuple[str, ...]
+    """The slices that can be had; of those with three dimensions, the smaller ones."""
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+_DOCS = "docs.cloud.google.com/tpu/docs/"
+_ISCA = "arXiv:2304.01433, table 4"
+
+CHIPS = {
+    "v2": Chip(
+        *(46e12, 16 * GIB, 700e9, 62e9, 2, int(7.48 * GIB)),
+        "Norrie et al. 2021, IEEE Micro 41(2)",
+        ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    ),
+    "v3": Chip(
+        *(123e12, 32 * GIB, 900e9, 70e9, 2, int(15.48 * GIB)),
+        f"{_DOCS}v3; links: {_ISCA}",
+        ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32"),
+    ),
+    "v4": Chip(
+        *(275e12, 32 * GIB, 1200e9, 50e9, 1, int(30.75 * GIB)),
+        f"{_DOCS}v4; links: {_ISCA}",
+        _CUBES,
+    ),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 50e9, 1, int(15.75 * GIB), f"{_DOCS}v5e", _FLAT),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 100e9, 1, int(95.74 * GIB), f"{_DOCS}v5p", _CUBES),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 100e9, 1, int(31.25 * GIB), f"{_DOCS}v6e", _FLAT),
+    "tpu7x": Chip(
+        *(2307e12, 192 * GIB, 7380e9, 100e9, 2, int(94.75 * GIB)),
+        f"{_DOCS}tpu7x",
+        _CUBES,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A slice of chips, such as v5e:4x4."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        """Number of chips."""
+        return prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """Number of JAX devices."""
+        return self.chips * self.chip.devices
+
+    @property
+    def flops(self) -> float:
+        """Peak operations a second of one device."""
+        return self.chip.flops / self.chip.devices
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second between a device and its memory."""
+        return self.chip.bandwidth / self.chip.devices
+
+    @property
+    def interconnect(self) -> float:
+        """Bytes a second that a device can send to its neighbours, over all links that it has.
+
+        A dimension of two chips has one link for each, a longer one two: a bound, since the
+        chips at the borders of a slice without wrap-around have fewer.
+        """
+        links = sum(min(2, size - 1) for size in self.shape)
+        return self.chip.link * links / self.chip.devices
+
+
+def topology(name: str) -> Topology:
+    """The slice of a name such as "v5e:4x4" or "v4:2x2x2".
+
+    Raises:
+        Problem: (usage) there is no such chip or slice; near names are suggested.
+    """
+    chip, _, shape = name.lower().partition(":")
+    known = CHIPS.get(chip)
+    if known and shape in known.shapes:
+        return Topology(f"{chip}:{shape}", known, tuple(int(size) for size in shape.split("x")))
+    names = [f"{chip}:{shape}" for chip, row in CHIPS.items() for shape in row.shapes]
+    near = _by_count(chip) or difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    if known:
+        near = [text for text in near if text.startswith(f"{chip}:")]
+        near = near or [f"{chip}:{shape}" for shape in known.shapes[:3]]
+    raise Problem(
+        f"unknown topology: {name!r}" if name else "--topology is missing",
+        why=f"slices of {chip}: {', '.join(known.shapes)}"
+        if known
+        else f"it is written CHIP:SHAPE, with a chip of {', '.join(CHIPS)}",
+        fix=f"did you mean {' or '.join(near)}?" if near else "for example --topology v5e:4x4",
+        exit_code=USAGE,
+    )
+
+
+def _by_count(name: str) -> list[str]:
+    """The slices meant by Google's other way of naming, v5litepod-16 or v4-8.
+
+    It counts cores for the chips that have two, and chips for v5e and v6e.
+    """
+    chip, _, count = name.replace("v5litepod", "v5e").rpartition("-")
+    if chip not in CHIPS or not count.isdigit():
+        return []
+    chips = int(count) if chip in ("v5e", "v6e", "tpu7x") else int(count) // 2
+    shapes = CHIPS[chip].shapes
+    return [f"{chip}:{x}" for x in shapes if prod(int(n) for n in x.split("x")) == chips]

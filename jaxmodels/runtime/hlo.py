@@ -1,0 +1,158 @@
+"""What a compiled program sends between devices, read off its text."""
+
+import re
+from dataclasses import dataclass
+from math import prod
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_BYTES = {"pred": 1, "token": 0} | {f"{kind}{n}": n // 8 for kind in "su" for n in (8, 16, 32, 64)}
+_BYTES |= {"s4": 1, "u4": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_OPERATION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?[\])}]) ([a-z][a-z\-]*)\((.*)$")
+_SHAPE = re.compile(r"\b(pred|[sufc]\d+|bf16|f8\w+)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|true_computation|false_computation|called_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_LESS = re.compile(r"compare\(.*direction=L[TE]")
+_CONSTANT = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One exchange between devices in the program's text."""
+
+    kind: str
+    count: int
+    """Times that a step runs it: iterations of the loops around it, multiplied."""
+    bytes: int
+    """Bytes of its whole result on one device (of its operand, if that is larger)."""
+    group: int
+    """Devices that take part together."""
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends each time, at least: a ring's share for the kind."""
+        share = (self.group - 1) / self.group
+        if self.kind == "all-reduce":
+            return 2 * share * self.bytes
+        return self.bytes if self.kind.startswith("collective") else share * self.bytes
+
+
+def collectives(text: str, devices: int) -> list[Collective]:
+    """Every collective operation of a compiled module, with how often it runs.
+
+    XLA writes one collective several times where it overlaps it with computation (as start and
+    done, or in each fusion of a series); these share a channel and count once. A loop whose
+    number of iterations cannot be read counts once.
+
+    Args:
+        text: the module as `Compiled.as_text()` gives it.
+        devices: number of devices; the group of what names none.
+    """
+    bodies, entry = _computations(text)
+    times: dict[str, int] = {}
+    _walk(entry, 1, bodies, times)
+    found: dict[object, Collective] = {}
+    for name, lines in bodies.items():
+        for line in lines:
+            operation = _OPERATION.match(line)
+            if not operation or name not in times:
+                continue
+            kind = operation[2].removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            if name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
+            size = max(_largest(operation[1]), _largest(operation[3].partition(")")[0]))
+            channel = _CHANNEL.search(line)
+            group = _group(line, devices)
+            if group > 1:
+                key = channel[1] if channel else line
+                found[key] = Collective(kind, times[name], size, group)
+    return list(found.values())
+
+
+def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
+    """Kind → how many a step runs, and the bytes that a device sends for them."""
+    rows: dict[str, dict[str, int]] = {}
+    for one in found:
+        row = rows.setdefault(one.kind, {"count": 0, "bytes": 0})
+        row["count"] += one.count
+        row["bytes"] += round(one.count * one.sent)
+    return dict(sorted(rows.items()))
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Name → lines of every computation, and the name of the entry."""
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            current = bodies.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and " = " in line:
+            current.append(line)
+    return bodies, entry
+
+
+def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, int]) -> None:
+    """Notes how often a computation and those that it calls are run (at most, of two callers)."""
+    if found.get(name, 0) >= times or name not in bodies:
+        return
+    found[name] = times
+    for line in bodies[name]:
+        again = times * _trips(line, bodies) if " while(" in line else times
+        called = _CALLED.findall(line)
+        for branches in _BRANCHES.findall(line):
+            called += [branch.strip(" %") for branch in branches.split(",")]
+        for one in called:
+            _walk(one, again, bodies, found)
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """Iterations of a while loop: what XLA noted, or the constant its counter is compared with."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = _CONDITION.search(line)
+    lines = bodies.get(condition[1], []) if condition else []
+    constants = [int(found[1]) for one in lines if (found := _CONSTANT.search(one))]
+    counts = any(_LESS.search(one) for one in lines) or any(" fusion(" in one for one in lines)
+    return max(constants) if constants and counts else 1
+
+
+def _largest(text: str) -> int:
+    """Bytes of the largest array among the shapes in a text."""
+    sizes = [
+        prod(int(n) for n in dims.split(",") if n) * _BYTES.get(dtype, 1)
+        for dtype, dims in _SHAPE.findall(text)
+    ]
+    return max(sizes, default=0)
+
+
+def _group(line: str, devices: int) -> int:
+    """Devices in one group, in any of the ways in which XLA writes them."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return listed[1].count(",") + 1
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
+        return int(iota[2])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        names = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return prod(int(part or sizes[name]) for name, part in names)
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+        moved = [a != b for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1])]
+        return 2 if any(moved) else 1
+    return devices
