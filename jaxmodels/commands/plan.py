@@ -35,7 +35,7 @@ class Plan(Generic[C]):
     """A budget: the steps and tokens that fit into so many hours are told."""
     search: bool = False
     """Try meshes, batches and remat policies, and print what is fastest."""
-    minutes: float = 15
+    minutes: float = 15.0
     """With --search, or when it does not fit: begin no compilation after so many minutes."""
     config: Path | None = None
     """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
