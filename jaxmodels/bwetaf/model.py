@@ -15,13 +15,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxmodels.bwetaf.config import Config
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention, causal_attention
+from jaxmodels.layers.attention import attention, self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import Rotation, rotate_interleaved, rotation
+from jaxmodels.layers.sharding import spread
 
 _INIT = nnx.initializers.normal(0.02)
 
@@ -62,7 +63,7 @@ class Attention(nnx.Module):
             q, k = rotate_interleaved(q, turn), rotate_interleaved(k, turn)
         kept = None
         if cache is None:
-            out = causal_attention(q, k, v, real, segments)
+            out = self_attention(q, k, v, real=real, segments=segments)
         else:
             kept = cache.write(self.layer, k, v)
             out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
@@ -79,7 +80,7 @@ class Mlp(nnx.Module):
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
         w, v = jnp.split(self.wv(x), 2, axis=-1)
-        return self.out(w * nnx.silu(v))
+        return self.out(spread(w * nnx.silu(v), "data", None, "model"))
 
 
 class Block(nnx.Module):
@@ -97,8 +98,9 @@ class Block(nnx.Module):
         out, kv = self.attn(self.norm1(x), positions, real, segments, cache)
         if rngs is not None:
             out = dropout(out, self.dropout, rngs.dropout())
-        x = out + self.residual_scale * x
-        return self.mlp(self.norm2(x)) + self.residual_scale * x, kv
+        x = spread(out + self.residual_scale * x, "data", None, None)
+        x = self.mlp(self.norm2(x)) + self.residual_scale * x
+        return spread(x, "data", None, None), kv
 
 
 class Model(nnx.Module):
@@ -158,7 +160,8 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         table = self.embed.embedding[...]
-        x, kept = self.placed(table[tokens].astype(jnp.float32), positions), []
+        x = spread(table[tokens].astype(jnp.float32), "data", None, None)
+        x, kept = self.placed(x, positions), []
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
         block = remat(Block.__call__, policy)
         for layer in self.blocks:

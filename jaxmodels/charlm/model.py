@@ -14,13 +14,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.charlm.config import Config
-from jaxmodels.layers.attention import attention, causal_mask
+from jaxmodels.layers.attention import attention, self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import rotate_interleaved, rotation
+from jaxmodels.layers.sharding import spread
 
 
 class Steps(nnx.Variable):
@@ -36,15 +37,16 @@ class Attention(nnx.Module):
         self.qkv = nnx.Linear(cfg.dim, 3 * cfg.dim, use_bias=False, kernel_init=init, rngs=rngs)
         self.proj = nnx.Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
 
-    def __call__(self, x, turn, mask, cache: KVCache | None, layer: int):
+    def __call__(self, x, turn, segments, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         qkv = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=self.heads)
         q, k, v = rotate_interleaved(qkv[0], turn), rotate_interleaved(qkv[1], turn), qkv[2]
         kept = None
-        if cache is not None:
+        if cache is None:
+            out = self_attention(q, k, v, segments=segments)
+        else:
             kept = cache.write(layer, k, v)
-            k, v = cache.read(*kept)
-        out = attention(q, k, v, mask)
+            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 
@@ -58,7 +60,7 @@ class Mlp(nnx.Module):
     def __call__(self, x, rate, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]; dropout at `rate` when there are rngs."""
         w, v = jnp.split(self.wv(x), 2, axis=-1)
-        hidden = w * nnx.silu(v)
+        hidden = spread(w * nnx.silu(v), "data", None, "model")
         if rngs is not None:
             hidden = dropout(hidden, rate, rngs.dropout())
         return self.out(hidden)
@@ -73,11 +75,12 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(cfg.dim, rngs=rngs)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, turn, mask, cache, layer, rate, rngs):
+    def __call__(self, x, turn, segments, cache, layer, rate, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
-        out, kv = self.attn(layer_norm(self.norm1, x), turn, mask, cache, layer)
-        x = x + out
-        return x + self.mlp(layer_norm(self.norm2, x), rate, rngs), kv
+        out, kv = self.attn(layer_norm(self.norm1, x), turn, segments, cache, layer)
+        x = spread(x + out, "data", None, None)
+        x = x + self.mlp(layer_norm(self.norm2, x), rate, rngs)
+        return spread(x, "data", None, None), kv
 
 
 class Model(nnx.Module):
@@ -122,13 +125,13 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         turn = rotation(positions, self.config.dim // self.config.heads)
-        mask = causal_mask(t, segments) if cache is None else cache.mask(t)
         rate = self.dropout_rate()
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
         block = remat(Block.__call__, policy, static_argnums=(5,))
         x, kept = self.embed.embedding[...][tokens].astype(jnp.float32), []
+        x = spread(x, "data", None, None)
         for i, layer in enumerate(self.blocks):
-            x, kv = block(layer, x, turn, mask, cache, i, rate, rngs)
+            x, kv = block(layer, x, turn, segments, cache, i, rate, rngs)
             kept.append(kv)
         logits = self.head(layer_norm(self.norm, x))
         if cache is not None:

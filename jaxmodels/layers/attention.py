@@ -1,4 +1,6 @@
-"""Scaled dot-product attention: one file, so that kernels are chosen in one place."""
+"""Scaled dot-product attention as XLA computes it, and `self_attention`, which has kernels too."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,10 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.kernels import fused
+from jaxmodels.layers.sharding import spread
 
-# `causal_attention` takes so many queries at a time.
+# `blocked_attention` takes so many queries at a time.
 QUERIES = 128
 # Its blocks are grouped into so many loops; blocks of one loop meet the same keys.
 LOOPS = 4
@@ -46,18 +50,62 @@ def attention(
     return jnp.einsum("bhts,bshk->bthk", weights, v)
 
 
-def causal_attention(
+def self_attention(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    *,
+    causal: bool = True,
+    segments: Int[Array, "b t"] | None = None,
+    real: Int[Array, "b t"] | None = None,
+    rate: float = 0.0,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "b t h k"]:
+    """Attention of a whole sequence to itself, by the kernel of the platform (`kernels.fused`).
+
+    Where there is none, and with padding, it is `blocked_attention`; with dropout `attention`.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        causal: a query sees no later key.
+        segments: the document of each token; a query sees keys of its own only.
+        real: 1 for tokens, 0 for padding, as in `blocked_attention`; with causal attention only.
+        rate: share of the softmax weights that is dropped, when there is a key.
+        key: draws what is dropped; the weights are then whole in memory.
+    """
+    q, k, v = (spread(x, "data", None, "model", None) for x in (q, k, v))
+    if key is not None and rate > 0:
+        out = attention(q, k, v, _mask(q.shape[1], causal, segments), rate, key)
+    elif real is not None:
+        out = blocked_attention(q, k, v, real, segments, causal)
+    else:
+        plain = partial(blocked_attention, causal=causal)
+        out = fused(q, k, v, segments, causal, lambda *a: plain(*a[:3], segments=a[3]))
+    return spread(out, "data", None, "model", None)
+
+
+def _mask(t: int, causal: bool, segments: Array | None) -> Array:
+    if causal:
+        return causal_mask(t, segments)
+    whole = jnp.ones((t, t), bool)
+    return whole if segments is None else segments[:, :, None] == segments[:, None]
+
+
+def blocked_attention(
     q: Float[Array, "b t h k"],
     k: Float[Array, "b t h k"],
     v: Float[Array, "b t h k"],
     real: Int[Array, "b t"] | None = None,
     segments: Int[Array, "b t"] | None = None,
+    causal: bool = True,
 ) -> Float[Array, "b t h k"]:
     """Attention of a whole sequence to itself, in blocks of queries when it is long.
 
-    Blocks are taken in a few loops, each over the keys up to its end only, which saves nearly
-    half of the products. A block's scores are computed again in the backward pass, so that
-    memory grows with the length instead of its square.
+    Causal blocks are taken in a few loops, each over the keys up to its end only, which saves
+    nearly half of the products. A block's scores are computed again in the backward pass, so
+    that memory grows with the length instead of its square.
 
     Args:
         q: queries.
@@ -66,15 +114,18 @@ def causal_attention(
         real: 1 for tokens, 0 for padding. No token sees padding; padding attends to all
             positions alike, later ones too (seed 003).
         segments: the document of each token; a query sees keys of its own only.
+        causal: a query sees no later key.
     """
     t = q.shape[1]
+    if t <= QUERIES and real is None:
+        return attention(q, k, v, _mask(t, causal, segments))
     blocks = -(-t // QUERIES)
-    group = -(-blocks // LOOPS) * QUERIES
-    out = [
-        _loop(q[:, at:end], k[:, :end], v[:, :end], _until(end, real), _until(end, segments))
-        for at in range(0, t, group)
-        for end in [min(at + group, t)]
-    ]
+    group = -(-blocks // LOOPS) * QUERIES if causal else t
+    out = []
+    for at in range(0, t, group):
+        end = min(at + group, t)
+        keys = (x[:, :end] for x in (k, v))
+        out.append(_loop(q[:, at:end], *keys, causal, _until(end, real), _until(end, segments)))
     whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
     if real is None:
         return whole
@@ -85,13 +136,15 @@ def _until(end: int, x: Array | None) -> Array | None:
     return None if x is None else x[:, :end]
 
 
-def _loop(q: Array, k: Array, v: Array, real: Array | None, segments: Array | None) -> Array:
+def _loop(
+    q: Array, k: Array, v: Array, causal: bool, real: Array | None, segments: Array | None
+) -> Array:
     """Attention of the last queries, [b, t, h, k], to all keys up to the end of them."""
     t, s = q.shape[1], k.shape[1]
 
     def block(part: tuple[Array, Array, Array | None]) -> Array:
         queries, positions, own = part
-        mask = jnp.arange(s) <= positions[:, None]
+        mask = (jnp.arange(s) <= positions[:, None]) | (not causal)
         if real is not None:
             mask = mask & (real == 1)[:, None]
         if own is not None and segments is not None:

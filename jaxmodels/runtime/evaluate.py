@@ -6,17 +6,24 @@ from types import ModuleType
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxmodels.runtime.paths import Arrays, Skeleton
+from jaxmodels.runtime.sharding import ambient
 
 
-def loss_function(package: ModuleType, skeleton: Skeleton) -> Callable[..., jax.Array]:
-    """The compiled deterministic loss (params, rest, batch) → scalar in nats."""
+def loss_function(
+    package: ModuleType, skeleton: Skeleton, mesh: Mesh | None = None
+) -> Callable[..., jax.Array]:
+    """The compiled deterministic loss (params, rest, batch) → scalar in nats.
+
+    The mesh is that of the parameters; none is needed where they lie on one device.
+    """
 
     def loss(params: Arrays, rest: Arrays, batch: dict[str, Any]) -> jax.Array:
         return package.loss(skeleton.merge(params, rest), batch, None)[0]
 
-    return jax.jit(loss)
+    return jax.jit(ambient(mesh, loss) if mesh else loss)
 
 
 def evaluate(

@@ -4,7 +4,8 @@ Models carry no sharding. A row (path pattern, PartitionSpec) places a parameter
 moments follow their parameter; batches are split over the data axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from math import prod
 from typing import Any
 
@@ -110,6 +111,20 @@ def follow(
         return NamedSharding(mesh, P())
 
     return jax.tree.map_with_path(one, tree)
+
+
+def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, for `jax.jit`; while it is traced, models find the mesh (`layers/sharding.py`).
+
+    It is part of the program, so who compiles or lowers that need not set it.
+    """
+
+    @wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

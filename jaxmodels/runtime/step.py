@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
-from jaxmodels.runtime.sharding import AnyMesh, follow, placement
+from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
 
 Metrics = dict[str, jax.Array]
 
@@ -106,7 +106,7 @@ def train_step(
             )
         return State(params, rest, opt, state.step + 1, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(ambient(mesh, step), donate_argnums=0)
 
 
 def _gradient(

@@ -72,7 +72,7 @@ class _Loop:
         self.mesh = make_mesh(recipe.mesh)
         self.skeleton, fresh, abstract = init(job.package, job.config, recipe, tx, self.mesh)
         self.step_function = train_step(job.package, self.skeleton, tx, rate, recipe, self.mesh)
-        self.loss_function = loss_function(job.package, self.skeleton)
+        self.loss_function = loss_function(job.package, self.skeleton, self.mesh)
         self.checkpoints = ckpt.Checkpoints(job.run / "checkpoints", recipe.keep)
         self.outcome = Outcome(steps=recipe.steps)
         self.state = self._start(fresh, abstract)

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention, causal_attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
@@ -159,8 +159,7 @@ class Model(nnx.Module):
             q=cfg.patch,
         )
         x = self._placed(self._whole(ids), jnp.arange(cfg.patches))
-        everything = jnp.ones((cfg.patches, cfg.patches), bool)
-        x, _ = self._through(x, lambda q, k, v: (attention(q, k, v, everything), None))
+        x, _ = self._through(x, lambda q, k, v: (self_attention(q, k, v, causal=False), None))
         return layer_norm(self.norm, x[:, :1])[:, 0]
 
     def dense(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
@@ -216,7 +215,7 @@ class Model(nnx.Module):
         patches = rearrange(ids, "b (n p) -> b n p", p=self.config.area)
         x = self._placed(self._whole(patches), jnp.arange(patches.shape[1]))
         _, (keys, values) = self._through(
-            x, lambda q, k, v: (causal_attention(q, k, v), (k, v)), keep=True
+            x, lambda q, k, v: (self_attention(q, k, v), (k, v)), keep=True
         )
         # The last token is read again, so that the head sees its patch as far as it is filled.
         cache = PatchCache(keys, values, ids, jnp.zeros((), jnp.int32) + length - 1)

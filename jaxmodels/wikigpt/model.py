@@ -13,13 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention, causal_mask
+from jaxmodels.layers.attention import attention, self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
+from jaxmodels.layers.sharding import spread
 from jaxmodels.wikigpt.config import Config
 
 
@@ -53,16 +54,17 @@ class Attention(nnx.Module):
         self.qkv = _linear(cfg, cfg.dim, 3 * cfg.dim, rngs, residual=False)
         self.proj = _linear(cfg, cfg.dim, cfg.dim, rngs, residual=True)
 
-    def __call__(self, x, mask, cache: KVCache | None, layer: int, rngs: nnx.Rngs | None):
+    def __call__(self, x, segments, cache: KVCache | None, layer: int, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         cfg = self.config
         q, k, v = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=cfg.heads)
         kept = None
-        if cache is not None:
+        if cache is None:
+            key = None if rngs is None else rngs.dropout()
+            out = self_attention(q, k, v, segments=segments, rate=cfg.dropout, key=key)
+        else:
             kept = cache.write(layer, k, v)
-            k, v = cache.read(*kept)
-        key = None if rngs is None else rngs.dropout()
-        out = attention(q, k, v, mask, cfg.dropout, key)
+            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
         return _drop(self.proj(rearrange(out, "b t h k -> b t (h k)")), cfg, rngs), kept
 
 
@@ -77,6 +79,7 @@ class Mlp(nnx.Module):
     def __call__(self, x, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]."""
         hidden = nnx.gelu(self.up(x), approximate=self.config.gelu == "tanh")
+        hidden = spread(hidden, "data", None, "model")
         return _drop(self.out(hidden), self.config, rngs)
 
 
@@ -89,11 +92,11 @@ class Block(nnx.Module):
         self.norm2 = _norm(cfg, rngs)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, mask, cache, layer, rngs):
+    def __call__(self, x, segments, cache, layer, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
-        out, kv = self.attn(layer_norm(self.norm1, x), mask, cache, layer, rngs)
-        x = x + out
-        return x + self.mlp(layer_norm(self.norm2, x), rngs), kv
+        out, kv = self.attn(layer_norm(self.norm1, x), segments, cache, layer, rngs)
+        x = spread(x + out, "data", None, None)
+        return spread(x + self.mlp(layer_norm(self.norm2, x), rngs), "data", None, None), kv
 
 
 class Model(nnx.Module):
@@ -144,14 +147,13 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         self._check(t)
         positions = jnp.arange(t) if cache is None else cache.positions(t)
-        mask = causal_mask(t, segments) if cache is None else cache.mask(t)
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
         block = remat(Block.__call__, policy, static_argnums=(4,))
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
         x = of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
-        x, kept = _drop(x, self.config, rngs), []
+        x, kept = spread(_drop(x, self.config, rngs), "data", None, None), []
         for i, layer in enumerate(self.blocks):
-            x, kv = block(layer, x, mask, cache, i, rngs)
+            x, kv = block(layer, x, segments, cache, i, rngs)
             kept.append(kv)
         if cache is not None:
             keys, values = zip(*kept, strict=True)

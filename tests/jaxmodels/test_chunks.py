@@ -9,7 +9,7 @@ import pytest
 
 from jaxmodels.layers import attention as attention_file
 from jaxmodels.layers import losses
-from jaxmodels.layers.attention import attention, causal_attention, causal_mask
+from jaxmodels.layers.attention import attention, blocked_attention, causal_mask
 from jaxmodels.layers.losses import chunked_cross_entropy, cross_entropy
 
 
@@ -94,12 +94,12 @@ def plain_attention(q, k, v, real=None):
     return attention(q, k, v, mask)
 
 
-PAIR = (plain_attention, causal_attention)
+PAIR = (plain_attention, blocked_attention)
 
 
 @pytest.mark.parametrize("queries", [1, 2, 3, 5, 12])
 @pytest.mark.parametrize("padded", [False, True])
-def test_causal_attention_in_blocks_is_the_plain_one(monkeypatch, queries, padded):
+def test_blocked_attention_in_blocks_is_the_plain_one(monkeypatch, queries, padded):
     monkeypatch.setattr(attention_file, "QUERIES", queries)
     inputs, real = attention_inputs(), None
     if padded:

@@ -8,7 +8,7 @@ import jaxmodels
 from jaxmodels.__main__ import main
 from jaxmodels.errors import USAGE
 from jaxmodels.layers import attention as attention_file
-from jaxmodels.layers.attention import attention, causal_attention, causal_mask
+from jaxmodels.layers.attention import attention, blocked_attention, causal_mask
 from jaxmodels.runtime.paths import split
 
 SEGMENTS = jnp.asarray([[0] * 9 + [1] * 12, [0] * 4 + [1] * 10 + [2] * 7], jnp.int32)
@@ -71,7 +71,7 @@ def test_blocks_of_attention_within_segments(monkeypatch, queries):
     rng = np.random.default_rng(2)
     q, k, v = (jnp.asarray(rng.standard_normal((2, 21, 2, 4), np.float32)) for _ in range(3))
     expected = attention(q, k, v, causal_mask(21, SEGMENTS))
-    found = causal_attention(q, k, v, segments=SEGMENTS)
+    found = blocked_attention(q, k, v, segments=SEGMENTS)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

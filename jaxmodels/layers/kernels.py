@@ -1,0 +1,115 @@
+"""Fused attention of a whole sequence to itself, where a platform has a kernel for it.
+
+The kernel is chosen by the platform that a program is lowered for, not by the machine that
+traces it: a step compiled for a TPU on a CPU holds the TPU's. All platforms' forms are traced;
+only one is lowered. On a mesh each device takes its own sequences and heads.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxmodels.layers.sharding import dividing
+
+Plain = Callable[[Array, Array, Array, Array | None], Array]
+
+# Splash attention computes in tiles of so many positions; shorter sequences gain nothing by it.
+LANES = 128
+# The largest tile: larger ones use a TPU's matrix unit better, and must fit its memory.
+TILE = 512
+
+
+def fused(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    segments: Int[Array, "b t"] | None,
+    causal: bool,
+    plain: Plain,
+) -> Float[Array, "b t h k"]:
+    """Attention by the platform's kernel, or `plain(q, k, v, segments)` where it has none.
+
+    NVIDIA: cuDNN's flash attention, for 16-bit numbers and no segments. TPU: splash attention,
+    from `LANES` positions on.
+    """
+    kernels = {}
+    if segments is None and (cudnn := _cudnn(q, k, v, causal)):
+        kernels["cuda"] = cudnn
+    if q.shape[1] >= LANES:
+        kernels["tpu"] = _on_mesh(partial(splash, causal=causal), q.shape)
+    if not kernels:
+        return plain(q, k, v, segments)
+    return jax.lax.platform_dependent(q, k, v, segments, default=plain, **kernels)
+
+
+def _on_mesh(kernel: Plain, shape: tuple[int, ...]) -> Plain:
+    """The kernel run by each device on its own sequences and heads: XLA cannot split it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel
+    heads = dividing(shape, ("data", None, "model", None))
+    places = (heads, heads, heads, jax.sharding.PartitionSpec(heads[0]))
+    return jax.shard_map(kernel, in_specs=places, out_specs=heads, check_vma=False)
+
+
+def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
+    """cuDNN's flash attention of such arrays; None where it cannot be had.
+
+    Which widths it takes depends on the GPU, and JAX knows that: it is asked by a trial trace.
+    """
+    gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
+    if any(float(gpu.compute_capability) < 8 for gpu in gpus) or q.dtype.itemsize != 2:
+        return None  # JAX would let GPUs older than Ampere through
+
+    def kernel(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+
+    try:
+        jax.eval_shape(kernel, q, k, v, None)
+    except RuntimeError:  # there is no cuDNN, or it does not take this width
+        return None
+    return _on_mesh(kernel, q.shape)
+
+
+def splash(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t h k"],
+    v: Float[Array, "b t h k"],
+    segments: Int[Array, "b t"] | None,
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "b t h k"]:
+    """JAX's splash attention for TPUs; lengths are padded to whole tiles.
+
+    Padding after the end is invisible to a causal mask; without one it becomes a segment of its
+    own. `interpret` runs the kernel on any platform, slowly: for tests.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    t, heads, width = q.shape[1:]
+    tile = min(TILE, -(-t // LANES) * LANES)
+    more = -t % tile
+    size = t + more
+    if more and not causal and segments is None:
+        segments = jnp.zeros(q.shape[:2], jnp.int32)
+
+    def laid(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]).swapaxes(1, 2)
+
+    mask = (library.CausalMask if causal else library.FullMask)((size, size))
+    kernel = library.make_splash_mha(
+        library.MultiHeadMask([mask] * heads),
+        block_sizes=library.BlockSizes(*[tile] * 8),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    ids = None
+    if segments is not None:
+        padded = jnp.pad(segments, [(0, 0), (0, more)], constant_values=-1)
+        ids = library.SegmentIds(padded, padded)
+    out = jax.vmap(kernel)(laid(q * width**-0.5), laid(k), laid(v), ids)
+    return out.swapaxes(1, 2)[:, :t]

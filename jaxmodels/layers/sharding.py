@@ -1,0 +1,39 @@
+"""Where activations lie, when a model runs on a mesh of devices.
+
+Models name the axes of the mesh, as their layout tables do, and know nothing else of it. The mesh
+is the ambient one, which the train step sets (`runtime/step.py`); without one nothing happens.
+"""
+
+from math import prod
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
+
+
+def spread(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
+    """The same array, its dimensions split over these axes of the mesh.
+
+    Said of what goes from block to block, it makes XLA fetch the pieces of a weight when it is
+    used (FSDP) instead of sending activations around.
+
+    Args:
+        x: an activation.
+        axes: the mesh's axis for each dimension, or None. One that does not divide its dimension
+            counts as None.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if prod(mesh.axis_sizes) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, dividing(x.shape, axes))
+
+
+def dividing(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
+    """The spec of these axes of the ambient mesh, without those that do not divide."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return P(
+        *(
+            axis if axis in sizes and size % sizes[axis] == 0 else None
+            for size, axis in zip(shape, axes, strict=True)
+        )
+    )
