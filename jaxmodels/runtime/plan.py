@@ -102,6 +102,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
     began = time.monotonic()
     step, state, batch = _step(job, mesh)
     traced = step.trace(state, batch)
+    work = flops.total(flops.of_jaxpr(traced.jaxpr))
     lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
     middle = time.monotonic()
     try:
@@ -121,7 +122,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
         memory,
         stats.argument_size_in_bytes + stats.output_size_in_bytes + 2 * stats.temp_size_in_bytes,
         hlo.collectives(compiled.as_text(), mesh.size),
-        flops.total(flops.of_jaxpr(traced.jaxpr)),
+        work,
         middle - began,
         seconds,
     )

@@ -117,9 +117,9 @@ SIMULATED = """
 import json, sys
 from dataclasses import replace
 import jax, jaxmodels
-from jaxmodels.runtime import hlo
+from jaxmodels.runtime import flops
 from jaxmodels.runtime.chips import topology
-from jaxmodels.runtime.plan import Job, compile_step, report, useful_flops
+from jaxmodels.runtime.plan import Job, compile_step, report
 from jaxmodels.runtime.sharding import make_mesh
 
 arch, results = sys.argv[1], {}
@@ -130,6 +130,11 @@ for mesh in ("data=8", "data=4,model=2"):
     compiled = compile_step(job, make_mesh(mesh, jax.devices()))
     results[mesh] = report(job, compiled, topology("v5e:2x4")) | {"executed": compiled.flops}
     results[mesh]["groups"] = sorted({one.group for one in compiled.collectives})
+in_parts = jax.shard_map(
+    lambda x: x @ x.T, mesh=make_mesh(mesh), in_specs=jax.P("data"), out_specs=jax.P("data")
+)
+products = flops.products(in_parts, jax.numpy.ones((8, 4)))
+results["in parts"] = flops.total(products)
 again = compile_step(job.with_recipe(remat="full"), make_mesh(mesh, jax.devices()))
 results["remat"] = again.flops
 print(json.dumps(results))
@@ -160,6 +165,7 @@ def test_report_of_a_real_compilation(simulated):
     assert set(both["groups"]) >= {2, 4}
     assert fsdp["executed"] == fsdp["flops_per_step"]
     assert simulated["remat"] > fsdp["executed"]
+    assert simulated["in parts"] == 8 * 2 * 2 * 4 * 2  # 2 × 4 by 4 × 2 on each of 8 devices
     assert fsdp["collectives"]["all-reduce"]["bytes"] > 0
     assert fsdp["hbm_per_device_bytes"] == sum(fsdp["memory"].values())
     # AdamW keeps two numbers for each parameter, and a few counters and a key
