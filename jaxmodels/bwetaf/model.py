@@ -80,7 +80,7 @@ class Mlp(nnx.Module):
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
         w, v = jnp.split(self.wv(x), 2, axis=-1)
-        return self.out(spread(w * nnx.silu(v), "data", None, "model"))
+        return self.out(spread(w * nnx.silu(v), "data", ..., "model"))
 
 
 class Block(nnx.Module):
@@ -98,9 +98,9 @@ class Block(nnx.Module):
         out, kv = self.attn(self.norm1(x), positions, real, segments, cache)
         if rngs is not None:
             out = dropout(out, self.dropout, rngs.dropout())
-        x = spread(out + self.residual_scale * x, "data", None, None)
+        x = spread(out + self.residual_scale * x, "data", ...)
         x = self.mlp(self.norm2(x)) + self.residual_scale * x
-        return spread(x, "data", None, None), kv
+        return spread(x, "data", ...), kv
 
 
 class Model(nnx.Module):
@@ -160,7 +160,7 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         table = self.embed.embedding[...]
-        x = spread(table[tokens].astype(jnp.float32), "data", None, None)
+        x = spread(table[tokens].astype(jnp.float32), "data", ...)
         x, kept = self.placed(x, positions), []
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
         block = remat(Block.__call__, policy)

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.charlm.config import Config
-from jaxmodels.layers.attention import attention, self_attention
+from jaxmodels.layers.attention import attention, queries_keys_values, self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.losses import cross_entropy
@@ -39,7 +39,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x, turn, segments, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
-        qkv = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=self.heads)
+        qkv = queries_keys_values(self.qkv, x, self.heads)
         q, k, v = rotate_interleaved(qkv[0], turn), rotate_interleaved(qkv[1], turn), qkv[2]
         kept = None
         if cache is None:
@@ -60,7 +60,7 @@ class Mlp(nnx.Module):
     def __call__(self, x, rate, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]; dropout at `rate` when there are rngs."""
         w, v = jnp.split(self.wv(x), 2, axis=-1)
-        hidden = spread(w * nnx.silu(v), "data", None, "model")
+        hidden = spread(w * nnx.silu(v), "data", ..., "model")
         if rngs is not None:
             hidden = dropout(hidden, rate, rngs.dropout())
         return self.out(hidden)
@@ -78,9 +78,9 @@ class Block(nnx.Module):
     def __call__(self, x, turn, segments, cache, layer, rate, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
         out, kv = self.attn(layer_norm(self.norm1, x), turn, segments, cache, layer)
-        x = spread(x + out, "data", None, None)
+        x = spread(x + out, "data", ...)
         x = x + self.mlp(layer_norm(self.norm2, x), rate, rngs)
-        return spread(x, "data", None, None), kv
+        return spread(x, "data", ...), kv
 
 
 class Model(nnx.Module):
@@ -129,7 +129,7 @@ class Model(nnx.Module):
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
         block = remat(Block.__call__, policy, static_argnums=(5,))
         x, kept = self.embed.embedding[...][tokens].astype(jnp.float32), []
-        x = spread(x, "data", None, None)
+        x = spread(x, "data", ...)
         for i, layer in enumerate(self.blocks):
             x, kv = block(layer, x, turn, segments, cache, i, rate, rngs)
             kept.append(kv)

@@ -5,16 +5,35 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.kernels import fused
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import axis_size, spread
 
 # `blocked_attention` takes so many queries at a time.
 QUERIES = 128
 # Its blocks are grouped into so many loops; blocks of one loop meet the same keys.
 LOOPS = 4
+
+
+def queries_keys_values(
+    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int
+) -> Float[Array, "3 b t h k"]:
+    """Queries, keys and values of one product, whose columns are in the order (n h k).
+
+    On a mesh that splits heads, columns of the three do not lie where their heads are: the
+    kernel is brought there, since the activations are larger.
+    """
+    if axis_size("model") == 1:
+        return rearrange(linear(x), "b t (n h k) -> n b t h k", n=3, h=heads)
+    kernel = rearrange(linear.kernel[...], "d (n h k) -> d n h k", n=3, h=heads)
+    out = jnp.einsum("btd,dnhk->nbthk", x, spread(kernel, "data", None, "model", None))
+    if linear.bias is not None:
+        bias = rearrange(linear.bias[...], "(n h k) -> n 1 1 h k", n=3, h=heads)
+        out = out + spread(bias, ..., "model", None)
+    return out
 
 
 def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array, "*b t t"]:
@@ -75,7 +94,7 @@ def self_attention(
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped; the weights are then whole in memory.
     """
-    q, k, v = (spread(x, "data", None, "model", None) for x in (q, k, v))
+    q, k, v = (spread(x, "data", ..., "model", None) for x in (q, k, v))
     if key is not None and rate > 0:
         out = attention(q, k, v, _mask(q.shape[1], causal, segments), rate, key)
     elif real is not None:
@@ -83,7 +102,7 @@ def self_attention(
     else:
         plain = partial(blocked_attention, causal=causal)
         out = fused(q, k, v, segments, causal, lambda *a: plain(*a[:3], segments=a[3]))
-    return spread(out, "data", None, "model", None)
+    return spread(out, "data", ..., "model", None)
 
 
 def _mask(t: int, causal: bool, segments: Array | None) -> Array:

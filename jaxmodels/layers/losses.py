@@ -5,7 +5,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
+
+from jaxmodels.layers.sharding import axis_size, spread
 
 # Most bytes of float32 logits that `chunked_cross_entropy` holds at once.
 LOGITS_BYTES = 1 << 26
@@ -41,7 +44,18 @@ def chunked_cross_entropy(
         float32 mean of −log softmax(logits)[target] in nats, over positions that count.
     """
     weight = jnp.ones(targets.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
-    return _mean(x, head, targets, weight / jnp.maximum(weight.sum(), 1))
+    weight = weight / jnp.maximum(weight.sum(), 1)
+    if axis_size("data") == 1 or len(x) % axis_size("data"):
+        return _mean(x, head, targets, weight)
+    # Each device adds up its own rows' part of the head's gradient. Left to XLA, all devices
+    # would fetch the head, and send around a gradient of its size, for every chunk.
+    return jax.shard_map(
+        lambda *rows: jax.lax.psum(_mean(*rows), "data"),
+        in_specs=(P("data"), P(), P("data"), P("data")),
+        out_specs=P(),
+        axis_names={"data"},
+        check_vma=False,
+    )(x, spread(head, "model", None), targets, weight)
 
 
 @jax.custom_vjp

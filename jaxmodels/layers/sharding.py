@@ -5,13 +5,14 @@ is the ambient one, which the train step sets (`runtime/step.py`); without one n
 """
 
 from math import prod
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Shaped
 
 
-def spread(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
+def spread(x: Shaped[Array, "..."], *axes: Any) -> Shaped[Array, "..."]:
     """The same array, its dimensions split over these axes of the mesh.
 
     Said of what goes from block to block, it makes XLA fetch the pieces of a weight when it is
@@ -19,21 +20,25 @@ def spread(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
 
     Args:
         x: an activation.
-        axes: the mesh's axis for each dimension, or None. One that does not divide its dimension
-            counts as None.
+        axes: the mesh's axis for each dimension, or None; `...` once, for all that are not named.
+            An axis that does not divide its dimension counts as None.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if prod(mesh.axis_sizes) == 1:
         return x
+    if ... in axes:
+        at = axes.index(...)
+        axes = (*axes[:at], *(None,) * (x.ndim + 1 - len(axes)), *axes[at + 1 :])
     return jax.lax.with_sharding_constraint(x, dividing(x.shape, axes))
+
+
+def axis_size(axis: str) -> int:
+    """Over how many devices this axis of the ambient mesh goes; 1 without a mesh."""
+    return int(dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1))
 
 
 def dividing(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
     """The spec of these axes of the ambient mesh, without those that do not divide."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return P(
-        *(
-            axis if axis in sizes and size % sizes[axis] == 0 else None
-            for size, axis in zip(shape, axes, strict=True)
-        )
-    )
+    pairs = zip(shape, axes, strict=True)
+    return P(*(axis if size % sizes.get(axis, size + 1) == 0 else None for size, axis in pairs))

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmodels.layers.sharding import spread
+
 # `attend` takes so many states at a time.
 QUERIES = 1024
 
@@ -50,6 +52,7 @@ def attend(
     A block's scores are computed again in the backward pass, so that memory grows with the
     length instead of its square.
     """
+    q, k, v = (spread(x, "data", ..., "model", None) for x in (q, k, v))
     keys, values = k[:, :, -1], v[:, :, -1]
     n, p = q.shape[1:3]
     seen = jnp.arange(n)[:, None] > jnp.arange(n)

@@ -23,6 +23,7 @@ from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
+from jaxmodels.layers.sharding import spread
 from jaxmodels.wigip.config import Config
 from jaxmodels.wigip.dense import PatchCache, attend, attend_to
 
@@ -65,7 +66,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x):
         """[… d] → [… d]."""
-        return self.out(nnx.gelu(self.up(x), approximate=True))
+        hidden = nnx.gelu(self.up(x), approximate=True)
+        return self.out(spread(hidden, "data", ..., "model"))
 
 
 class Block(nnx.Module):
@@ -80,8 +82,8 @@ class Block(nnx.Module):
     def __call__(self, x, attend: Attend):
         """float32 [… d] → [… d], and what is to be remembered."""
         out, kept = self.attn(layer_norm(self.norm1, x), attend)
-        x = x + out
-        return x + self.mlp(layer_norm(self.norm2, x)), kept
+        x = spread(x + out, "data", ...)
+        return spread(x + self.mlp(layer_norm(self.norm2, x)), "data", ...), kept
 
 
 def stacked(cfg: Config, rngs: nnx.Rngs) -> Block:
@@ -269,7 +271,8 @@ class Model(nnx.Module):
     def _placed(self, x: Array, places: Array) -> Array:
         """float32 sums of terms, with the convolution's bias and the positions of their patches."""
         assert self.patch.bias is not None
-        return x + self.patch.bias[...] + self.pos.embedding[...][places]
+        x = x + self.patch.bias[...] + self.pos.embedding[...][places]
+        return spread(x, "data", ...)
 
     def _through(
         self, x: Array, attend: Callable[..., Any], before: Any = None, keep: bool = False

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention, self_attention
+from jaxmodels.layers.attention import attention, queries_keys_values, self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
@@ -57,7 +57,7 @@ class Attention(nnx.Module):
     def __call__(self, x, segments, cache: KVCache | None, layer: int, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         cfg = self.config
-        q, k, v = rearrange(self.qkv(x), "b t (n h k) -> n b t h k", n=3, h=cfg.heads)
+        q, k, v = queries_keys_values(self.qkv, x, cfg.heads)
         kept = None
         if cache is None:
             key = None if rngs is None else rngs.dropout()
@@ -79,7 +79,7 @@ class Mlp(nnx.Module):
     def __call__(self, x, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]."""
         hidden = nnx.gelu(self.up(x), approximate=self.config.gelu == "tanh")
-        hidden = spread(hidden, "data", None, "model")
+        hidden = spread(hidden, "data", ..., "model")
         return _drop(self.out(hidden), self.config, rngs)
 
 
@@ -95,8 +95,8 @@ class Block(nnx.Module):
     def __call__(self, x, segments, cache, layer, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
         out, kv = self.attn(layer_norm(self.norm1, x), segments, cache, layer, rngs)
-        x = spread(x + out, "data", None, None)
-        return spread(x + self.mlp(layer_norm(self.norm2, x), rngs), "data", None, None), kv
+        x = spread(x + out, "data", ...)
+        return spread(x + self.mlp(layer_norm(self.norm2, x), rngs), "data", ...), kv
 
 
 class Model(nnx.Module):
@@ -151,7 +151,7 @@ class Model(nnx.Module):
         block = remat(Block.__call__, policy, static_argnums=(4,))
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
         x = of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
-        x, kept = spread(_drop(x, self.config, rngs), "data", None, None), []
+        x, kept = spread(_drop(x, self.config, rngs), "data", ...), []
         for i, layer in enumerate(self.blocks):
             x, kv = block(layer, x, segments, cache, i, rngs)
             kept.append(kv)
