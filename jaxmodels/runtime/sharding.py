@@ -10,13 +10,16 @@ from math import prod
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.runtime.paths import match
 
 AXES = ("data", "model")
+
+# Of devices, or of none: enough to say where things would lie.
+AnyMesh = Mesh | AbstractMesh
 
 
 def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
@@ -65,7 +68,7 @@ def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str
     return sizes
 
 
-def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
+def placement(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
     """Path → NamedSharding for every parameter. An axis that does not divide is dropped."""
 
     def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -79,7 +82,9 @@ def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any
     return {path: place(path, leaf.shape) for path, leaf in shapes.items()}
 
 
-def follow(tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: Mesh) -> Any:
+def follow(
+    tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: AnyMesh
+) -> Any:
     """Shardings for any pytree: what is keyed by a parameter's path goes where it goes.
 
     What has the parameter's shape but for one axis, as adafactor's sums have, goes along the

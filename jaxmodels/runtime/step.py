@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
-from jaxmodels.runtime.sharding import ambient, follow, placement
+from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
 
 Metrics = dict[str, jax.Array]
 
@@ -36,7 +36,11 @@ class State(NamedTuple):
 
 
 def init(
-    package: ModuleType, config: Any, recipe: Recipe, tx: optax.GradientTransformation, mesh: Mesh
+    package: ModuleType,
+    config: Any,
+    recipe: Recipe,
+    tx: optax.GradientTransformation,
+    mesh: AnyMesh,
 ) -> tuple[Skeleton, Callable[[], State], State]:
     """The skeleton of the model, a function that makes a fresh state, and its abstract form.
 
