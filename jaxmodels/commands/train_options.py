@@ -70,6 +70,14 @@ class Train(Generic[C]):
                 exit_code=USAGE,
             )
 
+    @property
+    def place(self) -> str:
+        """The flags that place this process among others, for a shell; empty without them."""
+        if not self.coordinator:
+            return ""
+        words = ["--coordinator", self.coordinator, "--processes", str(self.processes)]
+        return " " + shlex.join([*words, "--process", str(self.process)])
+
 
 def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
     """Architecture, preset, options, and the checkpoint of --init (None without).

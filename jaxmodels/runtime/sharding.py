@@ -4,10 +4,12 @@ Models carry no sharding. A row (path pattern, PartitionSpec) places a parameter
 moments follow their parameter; batches are split over the data axis.
 """
 
+from functools import cache
 from math import prod
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -40,8 +42,10 @@ def make_mesh(spec: str = "") -> Mesh:
                 )
             sizes[name.strip()] = int(size)
     if prod(sizes.values()) != devices:
+        alone = jax.process_count() == 1
+        there = "this machine has" if alone else f"the {jax.process_count()} processes have"
         raise Problem(
-            f"mesh {spec!r} has {prod(sizes.values())} devices, this machine has {devices}",
+            f"mesh {spec!r} has {prod(sizes.values())} devices, {there} {devices}",
             fix="choose sizes whose product is the number of devices; --mesh '' takes all of them",
             exit_code=USAGE,
         )
@@ -91,6 +95,55 @@ def follow(tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], 
     return jax.tree.map_with_path(one, tree)
 
 
-def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Arrays of a batch, their first axis split over the data axis of the mesh."""
-    return jax.device_put(batch, NamedSharding(mesh, P("data")))
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch lie on this process's devices, in rising order: int [n]."""
+    index = NamedSharding(mesh, P("data")).addressable_devices_indices_map((rows,))
+    return np.unique(np.concatenate([np.arange(rows)[part] for (part,) in index.values()]))
+
+
+def put_batch(batch: dict[str, Any], mesh: Mesh, rows: int | None = None) -> dict[str, jax.Array]:
+    """Arrays of a batch, their first axis split over the data axis of the mesh.
+
+    Args:
+        batch: this process's rows (`own_rows`) of each array.
+        mesh: the devices.
+        rows: of the whole batch, over all processes; None if this process has all of them.
+    """
+    at = NamedSharding(mesh, P("data"))
+
+    def put(part: np.ndarray) -> jax.Array:
+        shape = (rows or len(part), *part.shape[1:])
+        return jax.make_array_from_process_local_data(at, part, shape)
+
+    return jax.tree.map(put, batch)
+
+
+def put_whole(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """As `put_batch`, of arrays that every process has whole; what does not divide is repeated."""
+
+    def put(array: np.ndarray) -> jax.Array:
+        spec = P("data") if array.shape[0] % mesh.shape["data"] == 0 else P()
+        return jax.make_array_from_callback(
+            array.shape, NamedSharding(mesh, spec), array.__getitem__
+        )
+
+    return jax.tree.map(put, batch)
+
+
+def everywhere(flag: bool, mesh: Mesh) -> jax.Array:
+    """int32 [devices]: each process's own flag, on each of its devices."""
+    local = np.full(jax.local_device_count(), flag, np.int32)
+    at = NamedSharding(mesh, P(AXES))
+    return jax.make_array_from_process_local_data(at, local, (mesh.size,))
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The values of an array, also if a part of it lies on the devices of other processes."""
+    if not array.is_fully_addressable and not array.is_fully_replicated:
+        array = _gather(NamedSharding(array.sharding.mesh, P()))(array)
+    return np.asarray(array)
+
+
+@cache
+def _gather(at: NamedSharding) -> Any:
+    return jax.jit(lambda array: array, out_shardings=at)

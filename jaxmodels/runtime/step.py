@@ -73,17 +73,20 @@ def train_step(
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     recipe: Recipe,
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]]:
-    """The compiled step (state, batch) → (state, metrics); the old state is donated.
+) -> Callable[..., tuple[State, Metrics]]:
+    """The compiled step (state, batch, stop=None) → (state, metrics); the old state is donated.
 
     A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
     float32; what the model stores (`commit`) is stored after each of them. Metrics: loss
     (mean over micro-batches), grad_norm (before clipping) and lr; with `stats_every` also stats
-    (`stats.measure` in the steps that are due, zeros in the others).
+    (`stats.measure` in the steps that are due, zeros in the others). With `stop`, int32 [devices]
+    as of `sharding.everywhere`, also stop: its largest, which tells all processes the same.
     """
     gradient = _gradient(package, skeleton, recipe)
 
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
+    def step(
+        state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
+    ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if recipe.accum == 1:
             (loss, grads), rest = gradient(state.params, state.rest, (batch, key))
@@ -99,6 +102,8 @@ def train_step(
                 lambda: stats.measure(state.params, grads, updates),
                 lambda: stats.nothing(state.params),
             )
+        if stop is not None:
+            metrics["stop"] = stop.max()
         return State(params, rest, opt, state.step + 1, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)

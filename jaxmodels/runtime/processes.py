@@ -1,0 +1,331 @@
+"""Several processes that train one model: how they start, agree and end together.
+
+All of it works, and costs nothing, in a run of one process. What processes tell each other here
+goes through the key-value store of JAX's coordination service, which process 0 holds, not through
+the devices: so a background thread may talk too, while the devices compute.
+"""
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count as counter
+from typing import Any, NamedTuple
+
+from jaxmodels import cli
+from jaxmodels.errors import INTERNAL, USAGE, Problem
+from jaxmodels.runtime.rendezvous import Check, meet
+from jaxmodels.runtime.stop import Stop
+
+_NO_PROXY = "no_grpc_proxy"  # gRPC's name for it
+_END = "jaxmodels/end"  # what ended one process, for the others
+_ALL = -1  # all ended together
+_SLICE_MS = 500  # of a wait, between two looks at whether to stop
+_FAREWELL = 5.0  # seconds that a process which failed waits for the others to hear of it
+
+
+class Place(NamedTuple):
+    """Where a process stands among the others."""
+
+    coordinator: str
+    """HOST:PORT of process 0."""
+    processes: int
+    process: int
+    devices: list[int] | None
+    """Which of the machine's devices are this process's; None for all."""
+
+
+class _Team:
+    """The other processes, and the ways to reach them."""
+
+    def __init__(self, place: Place, client: Any, stop: Stop):
+        self.count, self.index, self.client, self.stop = (*place[1:3], client, stop)
+        self.check: Check = stop.check
+        self.turns = counter()
+        self.failed = False
+        self.watcher = threading.Thread(target=_watch, args=(self,), name="watch", daemon=True)
+
+
+_team: _Team | None = None
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return _team is not None
+
+
+def count() -> int:
+    """How many processes there are."""
+    return _team.count if _team else 1
+
+
+def first() -> bool:
+    """Whether this process is the one that prints and writes for all."""
+    return _team is None or _team.index == 0
+
+
+def start(
+    coordinator: str,
+    processes: int,
+    process: int | None,
+    wait: int,
+    heartbeat: int,
+    facts: dict[str, Any],
+    stop: Stop,
+) -> None:
+    """Joins the other processes, if there are any; before JAX looks for devices.
+
+    What is not given is asked of the cluster (TPU pod, Slurm, Open MPI, an indexed Kubernetes job).
+
+    Args:
+        coordinator: HOST:PORT of process 0, or "".
+        processes: how many; 0 if the cluster knows.
+        process: the number of this one; None if the cluster knows.
+        wait: seconds to wait for the others.
+        heartbeat: seconds without a sign of a process after which JAX ends the others.
+        facts: what must be the same in all; JSON-able.
+        stop: asked while this process waits for others.
+
+    Raises:
+        Problem: as `rendezvous.meet`; (usage) the flags do not say enough.
+    """
+    place = _place(coordinator, processes, process)
+    if place is None:
+        return
+    host, _, port = place.coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise Problem(
+            f"--coordinator must be HOST:PORT, not {place.coordinator!r}", exit_code=USAGE
+        )
+    end = time.monotonic() + wait
+    address = (host.strip("[]"), int(port))
+    meet(address, place.processes, place.process, facts, wait, stop.check)
+    _initialize(place, max(30, int(end - time.monotonic())), heartbeat)
+    _join(place, stop)
+
+
+def _initialize(place: Place, wait: int, heartbeat: int) -> None:
+    import jax
+
+    host = place.coordinator.rpartition(":")[0].strip("[]")
+    # gRPC would look for process 0 behind the proxy that serves the way out of the cluster.
+    os.environ[_NO_PROXY] = ",".join(filter(None, [os.environ.get(_NO_PROXY), host]))
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_check_proxy_envs", False)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+    jax.distributed.initialize(
+        place.coordinator,
+        place.processes,
+        place.process,
+        place.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=wait,
+        heartbeat_timeout_seconds=heartbeat,
+        shutdown_timeout_seconds=120,
+    )
+
+
+def _join(place: Place, stop: Stop) -> None:
+    global _team
+    from jax._src import distributed  # the store has no public name
+
+    # Gloo tells on standard output whom it is connected to, which is for results.
+    results = os.fdopen(os.dup(1), "w", buffering=1)
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    sys.stdout = results
+    _team = _Team(place, distributed.global_state.client, stop)
+    cli.hush(place.process != 0)
+    _team.watcher.start()
+
+
+def _place(coordinator: str, processes: int, process: int | None) -> Place | None:
+    """From the flags, else from the cluster; None for a process that is alone."""
+    if processes == 1 or (processes == 0 and (coordinator or process is not None)):
+        if processes == 1 and not process:
+            return None
+        raise Problem(
+            "--coordinator and --process need --processes, of two or more",
+            fix="give all three; on TPU pods, Slurm and Open MPI none of them",
+            exit_code=USAGE,
+        )
+    found = None if coordinator and process is not None else _cluster()
+    if found is None and not processes:
+        return None
+    given = Place(
+        coordinator or (found.coordinator if found else ""),
+        processes or (found.processes if found else 0),
+        process if process is not None else (found.process if found else -1),
+        found.devices if found else None,
+    )
+    if not given.coordinator or not 0 <= given.process < given.processes:
+        raise Problem(
+            f"there is no process {process} of {processes}"
+            if process is not None and coordinator
+            else "--processes needs --coordinator HOST:PORT and --process I too",
+            why="no cluster was found that tells them" if found is None else "",
+            fix="number the processes from 0 on, and give all of them process 0's address",
+            exit_code=USAGE,
+        )
+    return given
+
+
+def _cluster() -> Place | None:
+    """What JAX's cluster detection says; None without a cluster, or in one of one process."""
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        environments = ClusterEnv._cluster_types
+    except (ImportError, AttributeError):  # its place is private and may change
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Kubernetes without its package: no concern of one machine
+        for environment in environments:
+            # A Kubernetes pod is one of several only in an indexed job.
+            kubernetes = environment.name == "k8s" and "JOB_COMPLETION_INDEX" not in os.environ
+            if environment.opt_in_only_method or kubernetes:
+                continue
+            with suppress(Exception):  # no answer from a service that only clusters have
+                if environment.is_env_present():
+                    return _ask(environment)
+    return None
+
+
+def _ask(environment: Any) -> Place | None:
+    processes = environment.get_process_count()
+    if processes < 2:
+        return None
+    port = os.environ.get("JAX_COORDINATOR_PORT")
+    address = environment.get_coordinator_address(timeout_secs=60, override_coordinator_port=port)
+    local = environment.get_local_process_id()
+    # One process a node takes all of the node's devices; JAX would give it the first only.
+    alone = re.fullmatch(r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    devices = None if local is None or alone else [local]
+    return Place(address, processes, environment.get_process_id(), devices)
+
+
+def begun() -> None:
+    """From here on a stop is agreed upon between steps, no longer raised in a wait."""
+    if _team:
+        _team.check = lambda: None
+
+
+def exchange(value: Any = None, name: str | None = None) -> list[Any]:
+    """Gives a JSON-able value and gets those of all processes, in their order; a barrier too.
+
+    All processes call it in the same order; a thread that is not the main one gives a name, one
+    that is never used again.
+    """
+    if _team is None:
+        return [value]
+    key = f"jaxmodels/exchange/{name or next(_team.turns)}"
+    if _team.index:
+        _team.client.key_value_set(f"{key}/{_team.index}", json.dumps(value))
+        return list(json.loads(_get(f"{key}/all")))
+    values = [value] + [json.loads(_get(f"{key}/{other}")) for other in range(1, _team.count)]
+    _team.client.key_value_set(f"{key}/all", json.dumps(values))
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """The value of process 0."""
+    return exchange(value)[0]
+
+
+def _get(key: str) -> str:
+    """Waits for a value of the store, for as long as it takes: if a process dies, JAX ends all."""
+    assert _team is not None
+    while True:
+        try:
+            return str(_team.client.blocking_key_value_get(key, _SLICE_MS))
+        except Exception as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+        _team.check()
+
+
+def _watch(team: _Team) -> None:
+    """Ends this process when another one says that it failed; stops it when that one is stopped.
+
+    It may be waiting inside a collective for the one that failed, and would wait for ever.
+    """
+    told: dict[str, Any] = {}
+    while not told:
+        try:
+            told = json.loads(team.client.blocking_key_value_get(_END, 3_600_000))
+        except Exception as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                return  # the end of the run
+    if told["by"] in (team.index, _ALL):
+        return
+    if told["stop"]:
+        team.stop.reason = team.stop.reason or told["stop"]
+        return
+    cli.hush(False)
+    cli.say(f"process {told['by']} failed: {told['what']}; so process {team.index} ends too")
+    _acknowledge(team)
+    os._exit(told["code"])
+
+
+def tell_stop(reason: str) -> None:
+    """Tells the others, before training has begun, that this process was stopped."""
+    _tell({"stop": reason})
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """When its block fails in one process, the others hear of it and end with the same code."""
+    try:
+        yield
+    except BaseException as error:
+        if _team is not None:
+            code = int(getattr(error, "exit_code", INTERNAL))
+            what = str(getattr(error, "what", "") or f"{type(error).__name__}: {error}")
+            _tell({"stop": "", "what": what.splitlines()[0], "code": code})
+            _team.failed = True
+        raise
+
+
+def part(code: int) -> int:
+    """The exit code of process 0, for all: they end together, as they agreed."""
+    code = int(exchange(code, "exit code")[0])
+    if _team is not None:
+        _tell({"by": _ALL})
+        _team.watcher.join()  # Python must not end while it is in a call of JAX
+    return code
+
+
+def _tell(message: dict[str, Any]) -> None:
+    if _team is not None:
+        with suppress(Exception):  # another one was first
+            _team.client.key_value_set(_END, json.dumps({"by": _team.index, **message}))
+
+
+def _acknowledge(team: _Team) -> None:
+    with suppress(Exception):
+        team.client.key_value_set(f"{_END}/{team.index}", "heard")
+
+
+def leave(code: int) -> None:
+    """Ends at once a process that failed, if it is one of several.
+
+    JAX would wait at its exit for the others. Process 0 holds the store in which they read why it
+    ends, and waits until they have.
+    """
+    if _team is None:
+        return
+    end = time.monotonic() + (_FAREWELL if _team.failed else 0)
+    for other in range(_team.count):
+        while other != _team.index and time.monotonic() < end:
+            with suppress(Exception):
+                _team.client.blocking_key_value_get(f"{_END}/{other}", _SLICE_MS)
+                break
+            time.sleep(0.1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
