@@ -266,10 +266,10 @@ def _watch(team: _Team) -> None:
     if told["stop"]:
         team.stop.reason = team.stop.reason or told["stop"]
         return
-    cli.hush(False)
-    cli.say(f"process {told['by']} failed: {told['what']}; so process {team.index} ends too")
-    _acknowledge(team)
-    os._exit(told["code"])
+    if not team.failed:  # else it says why itself
+        cli.hush(False)
+        cli.say(f"process {told['by']} failed: {told['what']}; so process {team.index} ends too")
+        _depart(team, told["code"])
 
 
 def tell_stop(reason: str) -> None:
@@ -286,8 +286,8 @@ def together() -> Iterator[None]:
         if _team is not None:
             code = int(getattr(error, "exit_code", INTERNAL))
             what = str(getattr(error, "what", "") or f"{type(error).__name__}: {error}")
-            _tell({"stop": "", "what": what.splitlines()[0], "code": code})
             _team.failed = True
+            _tell({"stop": "", "what": what.splitlines()[0], "code": code})
         raise
 
 
@@ -306,26 +306,24 @@ def _tell(message: dict[str, Any]) -> None:
             _team.client.key_value_set(_END, json.dumps({"by": _team.index, **message}))
 
 
-def _acknowledge(team: _Team) -> None:
-    with suppress(Exception):
-        team.client.key_value_set(f"{_END}/{team.index}", "heard")
-
-
 def leave(code: int) -> None:
-    """Ends at once a process that failed, if it is one of several.
+    """Ends at once a process that failed, if it is one of several: JAX would have it wait."""
+    if _team is not None:
+        _tell({"stop": "", "what": f"it ended with exit code {code}", "code": code})
+        _depart(_team, code)
 
-    JAX would wait at its exit for the others. Process 0 holds the store in which they read why it
-    ends, and waits until they have.
-    """
-    if _team is None:
-        return
-    end = time.monotonic() + (_FAREWELL if _team.failed else 0)
-    for other in range(_team.count):
-        while other != _team.index and time.monotonic() < end:
+
+def _depart(team: _Team, code: int) -> None:
+    """Process 0 holds the store in which the others read why they end, and is the last to go."""
+    end = time.monotonic() + _FAREWELL
+    with suppress(Exception):
+        team.client.key_value_set(f"{_END}/{team.index}", "gone")
+    for other in range(1, team.count if team.index == 0 else 0):
+        while time.monotonic() < end:
             with suppress(Exception):
-                _team.client.blocking_key_value_get(f"{_END}/{other}", _SLICE_MS)
+                team.client.blocking_key_value_get(f"{_END}/{other}", _SLICE_MS)
                 break
-            time.sleep(0.1)
+    time.sleep(0.5 if team.index == 0 else 0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

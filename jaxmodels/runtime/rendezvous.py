@@ -27,7 +27,7 @@ def meet(
     count: int,
     index: int,
     facts: dict[str, Any],
-    wait: float,
+    wait: int,
     check: Check,
 ) -> None:
     """Returns when all processes are here and agree.
@@ -59,7 +59,7 @@ class _Host:
         self.address, self.me, self.end, self.check = address, me, end, check
         self.here: dict[int, socket.socket] = {}
 
-    def gather(self, wait: float) -> None:
+    def gather(self, wait: int) -> None:
         """Answers "go" when all are here; raises what it answers them otherwise."""
         with ExitStack() as stack:
             listener = stack.enter_context(_listen(self.address))
@@ -91,7 +91,7 @@ class _Host:
             exit_code=NETWORK,
         )
 
-    def _gather(self, listener: socket.socket, stack: ExitStack, wait: float) -> Problem | None:
+    def _gather(self, listener: socket.socket, stack: ExitStack, wait: int) -> Problem | None:
         """What is wrong; None when all are here."""
         count = self.me["processes"]
         while True:
@@ -102,7 +102,7 @@ class _Host:
             if time.monotonic() > self.end:
                 missing = sorted({*range(1, count)} - self.here.keys())
                 return Problem(
-                    f"only {len(self.here) + 1} of {count} processes came within {wait:g} s",
+                    f"only {len(self.here) + 1} of {count} processes came within {wait} s",
                     where=_text(self.address),
                     why=f"not heard of: process {', '.join(map(str, missing))}",
                     fix="see that they run and reach this address; --processes 1 trains alone",
@@ -136,7 +136,7 @@ class _Host:
 
 
 def _visit(
-    address: tuple[str, int], me: dict[str, Any], end: float, check: Check, wait: float
+    address: tuple[str, int], me: dict[str, Any], end: float, check: Check, wait: int
 ) -> None:
     """Another process: says who it is, and waits for the answer."""
     why = "nothing answers"
@@ -157,7 +157,7 @@ def _visit(
             why = "what answers there is no process of this run, or it ended"
         time.sleep(_PAUSE)
     raise Problem(
-        f"process 0 was not found within {wait:g} s",
+        f"process 0 was not found within {wait} s",
         where=_text(address),
         why=why,
         fix="check the address, that process 0 runs, and that no firewall is between",
@@ -187,7 +187,7 @@ def _send(to: socket.socket, message: dict[str, Any]) -> None:
         to.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _hear(other: socket.socket, seconds: float, check: Check = lambda: None) -> Any:
+def _hear(other: socket.socket, seconds: float | int, check: Check = lambda: None) -> Any:
     """The JSON value of one line; None when there is none in time."""
     end, heard = time.monotonic() + seconds, b""
     other.setblocking(False)

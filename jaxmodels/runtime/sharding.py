@@ -98,7 +98,7 @@ def follow(tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """Which rows of a batch lie on this process's devices, in rising order: int [n]."""
     index = NamedSharding(mesh, P("data")).addressable_devices_indices_map((rows,))
-    return np.unique(np.concatenate([np.arange(rows)[part] for (part,) in index.values()]))
+    return np.unique([np.arange(rows)[part] for part in index.values()])
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh, rows: int | None = None) -> dict[str, jax.Array]:
@@ -137,10 +137,11 @@ def everywhere(flag: bool, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_process_local_data(at, local, (mesh.size,))
 
 
-def fetch(array: jax.Array) -> np.ndarray:
+def fetch(array: Any) -> np.ndarray:
     """The values of an array, also if a part of it lies on the devices of other processes."""
-    if not array.is_fully_addressable and not array.is_fully_replicated:
-        array = _gather(NamedSharding(array.sharding.mesh, P()))(array)
+    at = array.sharding
+    if isinstance(at, NamedSharding) and not at.is_fully_addressable and not at.is_fully_replicated:
+        array = _gather(NamedSharding(at.mesh, P()))(array)
     return np.asarray(array)
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
@@ -73,6 +74,7 @@ def train_step(
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     recipe: Recipe,
+    abstract: State | None = None,
 ) -> Callable[..., tuple[State, Metrics]]:
     """The compiled step (state, batch, stop=None) → (state, metrics); the old state is donated.
 
@@ -81,6 +83,9 @@ def train_step(
     (mean over micro-batches), grad_norm (before clipping) and lr; with `stats_every` also stats
     (`stats.measure` in the steps that are due, zeros in the others). With `stop`, int32 [devices]
     as of `sharding.everywhere`, also stop: its largest, which tells all processes the same.
+
+    `abstract` (of `init`) keeps the state where it was born. Left to choose, XLA may place the new
+    state otherwise than the old one, and the second step is then compiled once more.
     """
     gradient = _gradient(package, skeleton, recipe)
 
@@ -106,7 +111,11 @@ def train_step(
             metrics["stop"] = stop.max()
         return State(params, rest, opt, state.step + 1, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    out = None
+    if abstract is not None:
+        placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        out = (placed, NamedSharding(placed.step.mesh, P()))
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
 def _gradient(package: ModuleType, skeleton: Skeleton, recipe: Recipe) -> Callable[..., Any]:

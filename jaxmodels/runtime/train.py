@@ -75,7 +75,7 @@ class _Loop:
         tx = optimiser(recipe.optim, rate)
         self.mesh = make_mesh(recipe.mesh)
         self.skeleton, fresh, abstract = init(job.package, job.config, recipe, tx, self.mesh)
-        self.step_function = train_step(job.package, self.skeleton, tx, rate, recipe)
+        self.step_function = train_step(job.package, self.skeleton, tx, rate, recipe, abstract)
         self.loss_function = loss_function(job.package, self.skeleton)
         self.checkpoints = ckpt.Checkpoints(job.run / "checkpoints", recipe.keep)
         self.outcome = Outcome(steps=recipe.steps)
