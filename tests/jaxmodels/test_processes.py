@@ -16,9 +16,9 @@ import pytest
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, NETWORK, STOPPED, USAGE, Problem
 from jaxmodels.runtime import processes
+from jaxmodels.runtime.cluster import Place, find
 from jaxmodels.runtime.files import damage
 from jaxmodels.runtime.metrics import read
-from jaxmodels.runtime.processes import Place
 from jaxmodels.runtime.rendezvous import meet
 from jaxmodels.runtime.rundir import steps
 from tests.jaxmodels.helpers import command, losses
@@ -209,16 +209,16 @@ SLURM = {
 def test_slurm_is_asked(monkeypatch):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    assert processes._place("", 0, None) == Place(f"node001:{61440 + 7}", 4, 3, [1])
-    assert processes._place("", 1, None) is None  # asks nobody
+    assert find("", 0, None) == Place(f"node001:{61440 + 7}", 4, 3, [1])
+    assert find("", 1, None) is None  # asks nobody
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x4)")
-    assert processes._place("", 0, None).devices is None  # all of the node's
+    assert find("", 0, None).devices is None  # all of the node's
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert processes._place("", 0, None) is None
+    assert find("", 0, None) is None
 
 
 def test_one_machine_is_no_cluster():
-    assert processes._place("", 0, None) is None
+    assert find("", 0, None) is None
     assert processes.exchange("mine") == ["mine"]
     assert processes.first()
     assert not processes.several()
