@@ -91,8 +91,8 @@ for mesh_spec in sys.argv[2:]:
     rate = schedule(recipe.optim, recipe.steps)
     tx = optimiser(recipe.optim, rate)
     mesh = make_mesh(mesh_spec)
-    skeleton, fresh, _ = init(package, config, recipe, tx, mesh)
-    step, state = train_step(package, skeleton, tx, rate, recipe, mesh), fresh()
+    skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
+    step, state = train_step(package, skeleton, tx, rate, recipe, abstract), fresh()
     rng, losses[mesh_spec] = np.random.default_rng(0), []
     for _ in range(10):
         batch = {"tokens": rng.integers(0, config.vocab, (32, length)).astype(np.int32)}
@@ -177,8 +177,8 @@ def test_bfloat16_stays_near_float32(arch):
         rate = schedule(recipe.optim, recipe.steps)
         tx = optimiser(recipe.optim, rate)
         mesh = make_mesh()
-        skeleton, fresh, _ = init(package, package.PRESETS["tiny"], recipe, tx, mesh)
-        step, state = train_step(package, skeleton, tx, rate, recipe, mesh), fresh()
+        skeleton, fresh, abstract = init(package, package.PRESETS["tiny"], recipe, tx, mesh)
+        step, state = train_step(package, skeleton, tx, rate, recipe, abstract), fresh()
         for _ in range(5):
             state, metrics = step(state, batch)
         assert all(leaf.dtype == jnp.float32 for leaf in state.params.values())

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmodels.layers.sampling import Sampling, sample
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
+from jaxmodels.runtime.sharding import fetch
 
 
 def generate(
@@ -100,9 +101,9 @@ def _stretch(
         state, tokens = _decode(fixed, params, rest, state, seed, sampling, n)
         filled += n
         if waiting is not None:
-            yield np.asarray(waiting)
+            yield fetch(waiting)
         waiting = tokens
-    yield np.asarray(waiting)[:, :n]  # only the last piece may be short
+    yield fetch(waiting)[:, :n]  # only the last piece may be short
 
 
 class Fixed(NamedTuple):

@@ -199,7 +199,7 @@ def test_the_program_does_not_grow_with_depth(objective, policy):
     for layers in (2, 24):
         config = replace(TINY, objective=objective, layers=layers)
         skeleton, _, state = init(wigip, config, recipe, tx, make_mesh())
-        step = train_step(wigip, skeleton, tx, rate, recipe)
+        step = train_step(wigip, skeleton, tx, rate, recipe, state)
         batch = {"tokens": jax.ShapeDtypeStruct((2, 257), jnp.int32)}
         traced = step.trace(state, batch)
         counts.append((equations(traced.jaxpr.jaxpr), len(jax.tree.leaves(state))))
