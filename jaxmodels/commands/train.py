@@ -15,7 +15,6 @@ from jaxmodels.commands.initial import starter
 from jaxmodels.commands.summary import conclude
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, MISMATCH, USAGE, Problem
-from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.outcome import not_begun
 from jaxmodels.runtime.rundir import VOCABULARIES, steps
 from jaxmodels.runtime.stop import Stop, Stopped
@@ -92,7 +91,7 @@ def _prepare(
     stop.check()
     platform.prepare()
     has_checkpoint = resume.check_resume(run, options.resume)
-    _check_devices(options.recipe)  # before the data, which may take long to prepare
+    _check_devices(options)  # before the data, which may take long to prepare
     resume.compare_settings(run, resolved, has_checkpoint)
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
     data = _open_data(run, options, tokenizer, has_checkpoint, stop)
@@ -139,10 +138,13 @@ def _fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int
     return {"vocab": tokens, "tokens": tokens}
 
 
-def _check_devices(recipe: Recipe) -> None:
-    from jaxmodels.runtime.sharding import make_mesh
+def _check_devices(options: Train[Any]) -> None:
+    from jaxmodels.runtime.sharding import check_heads, make_mesh
 
-    devices = make_mesh(recipe.mesh).shape["data"]
+    recipe = options.recipe
+    mesh = make_mesh(recipe.mesh)
+    check_heads(options.model, mesh.shape["model"])
+    devices = mesh.shape["data"]
     if recipe.batch * recipe.accum % devices:
         raise Problem(
             f"{recipe.batch * recipe.accum} sequences cannot be split over {devices} devices",

@@ -6,11 +6,11 @@ moments follow their parameter; batches are split over the data axis.
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmodels.errors import USAGE, Problem
@@ -65,21 +65,60 @@ def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str
     return sizes
 
 
-def placement(mesh: Mesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
-    """Path → NamedSharding for every parameter. An axis that does not divide is dropped."""
+def check_heads(config: Any, size: int) -> None:
+    """Refuses a model axis of a size that does not divide the attention heads of every block.
+
+    Raises:
+        Problem: (usage) naming the sizes that do. XLA would compute all heads on every device.
+    """
+    heads = getattr(config, "heads_by_layer", None) or (config.heads,)
+    if all(count % size == 0 for count in heads):
+        return
+    shared = gcd(*heads)
+    counts = " and ".join(map(str, sorted(set(heads))))
+    raise Problem(
+        f"{counts} attention heads cannot be split over {size} devices",
+        why="along the mesh's model axis each device takes its own heads",
+        fix="make the model axis of --mesh one of "
+        + ", ".join(str(n) for n in range(1, shared + 1) if shared % n == 0),
+        exit_code=USAGE,
+    )
+
+
+def placement(
+    mesh: Mesh | AbstractMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]
+) -> Any:
+    """Path → NamedSharding for every parameter.
+
+    An axis that does not divide its dimension splits another one further, where that divides;
+    otherwise it is dropped, and its devices hold the same.
+    """
 
     def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        spec = match(rows, path)
-        fits = [
-            axis if axis is None or size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(spec, shape, strict=False)
-        ]
-        return NamedSharding(mesh, P(*fits))
+        axes: list[tuple[str, ...]] = [() for _ in shape]
+
+        def fits(axis: str, at: int) -> bool:
+            return shape[at] % prod(mesh.shape[name] for name in (*axes[at], axis)) == 0
+
+        left = []
+        for at, axis in enumerate(match(rows, path)[: len(shape)]):
+            if axis is not None and fits(axis, at):
+                axes[at] = (axis,)
+            elif axis is not None:
+                left.append(axis)
+        for axis in left:
+            at = next((at for at in range(len(shape)) if fits(axis, at)), None)
+            if at is not None:
+                axes[at] += (axis,)
+        names = (held[0] if len(held) == 1 else held or None for held in axes)
+        return NamedSharding(mesh, P(*names))
 
     return {path: place(path, leaf.shape) for path, leaf in shapes.items()}
 
 
-def follow(tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: Mesh) -> Any:
+def follow(
+    tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: Mesh | AbstractMesh
+) -> Any:
     """Shardings for any pytree: what is keyed by a parameter's path goes where it goes.
 
     What has the parameter's shape but for one axis, as adafactor's sums have, goes along the
@@ -106,6 +145,18 @@ def follow(tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], 
         return NamedSharding(mesh, P())
 
     return jax.tree.map_with_path(one, tree)
+
+
+def in_place(tree: Any, params: dict[str, Any], rows: tuple[tuple[str, P], ...], mesh: Mesh) -> Any:
+    """The same pytree in a program, its arrays where `follow` has them.
+
+    XLA is told so, or it may choose otherwise: a gradient that is whole on every device, a new
+    state that does not lie where the old one did, so that the next step is compiled anew.
+    """
+    if mesh.size == 1:
+        return tree
+    placed = placement(mesh, rows, params)
+    return jax.lax.with_sharding_constraint(tree, follow(tree, params, placed, mesh))
 
 
 def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
-from jaxmodels.runtime.sharding import ambient, follow, placement
+from jaxmodels.runtime.sharding import ambient, follow, in_place, placement
 
 Metrics = dict[str, jax.Array]
 
@@ -36,7 +36,11 @@ class State(NamedTuple):
 
 
 def init(
-    package: ModuleType, config: Any, recipe: Recipe, tx: optax.GradientTransformation, mesh: Mesh
+    package: ModuleType,
+    config: Any,
+    recipe: Recipe,
+    tx: optax.GradientTransformation,
+    mesh: Mesh | AbstractMesh,
 ) -> tuple[Skeleton, Callable[[], State], State]:
     """The skeleton of the model, a function that makes a fresh state, and its abstract form.
 
@@ -100,7 +104,8 @@ def train_step(
                 lambda: stats.measure(state.params, grads, updates),
                 lambda: stats.nothing(state.params),
             )
-        return State(params, rest, opt, state.step + 1, state.key), metrics
+        after = State(params, rest, opt, state.step + 1, state.key)
+        return in_place(after, params, package.SHARDING, mesh), metrics
 
     return jax.jit(ambient(mesh, step), donate_argnums=0)
 
@@ -120,7 +125,7 @@ def _gradient(
             return package.loss(skeleton.merge(cast, rest), batch, nnx.Rngs(dropout=key))
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return (value, grads), aux
+        return (value, in_place(grads, params, package.SHARDING, mesh)), aux
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
         slices = recipe.slices or fitting_slices(piece[0], mesh)
