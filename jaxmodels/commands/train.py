@@ -15,7 +15,6 @@ from jaxmodels.commands.initial import starter
 from jaxmodels.commands.summary import conclude
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
-from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.outcome import not_begun
 from jaxmodels.runtime.processes import begun, exchange, first, part, tell_stop, together
 from jaxmodels.runtime.rundir import VOCABULARIES, steps
@@ -107,7 +106,7 @@ def _prepare(
     platform.prepare()
     team.refuse_apart(run)
     has_checkpoint = resume.check_resume(run, options.resume)
-    _check_devices(options.recipe)  # before the data, which may take long to prepare
+    _check_devices(options)  # before the data, which may take long to prepare
     resume.compare_settings(run, resolved, has_checkpoint)
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
     data = team.in_turn(lambda: _open_data(run, options, tokenizer, has_checkpoint, stop))
@@ -155,11 +154,11 @@ def _fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int
     return {"vocab": tokens, "tokens": tokens}
 
 
-def _check_devices(recipe: Recipe) -> None:
+def _check_devices(options: Train[Any]) -> None:
     import jax
 
     from jaxmodels.runtime import processes
-    from jaxmodels.runtime.sharding import make_mesh
+    from jaxmodels.runtime.sharding import check_heads, make_mesh
 
     if jax.process_count() != processes.count():
         raise Problem(
@@ -167,7 +166,10 @@ def _check_devices(recipe: Recipe) -> None:
             fix="give --coordinator, --processes and --process",
             exit_code=USAGE,
         )
-    devices = make_mesh(recipe.mesh).shape["data"]
+    recipe = options.recipe
+    mesh = make_mesh(recipe.mesh)
+    check_heads(options.model, mesh.shape["model"])
+    devices = mesh.shape["data"]
     if recipe.batch * recipe.accum % devices:
         raise Problem(
             f"{recipe.batch * recipe.accum} sequences cannot be split over {devices} devices",

@@ -5,12 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.kernels import fused
-from jaxmodels.layers.sharding import axis_size, spread
+from jaxmodels.layers.sharding import spread
 
 # `blocked_attention` takes so many queries at a time.
 QUERIES = 128
@@ -18,24 +17,6 @@ QUERIES = 128
 LOOPS = 4
 # The score of a key that a query may not see.
 HIDDEN = -1e9
-
-
-def queries_keys_values(
-    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int
-) -> Float[Array, "3 b t h k"]:
-    """Queries, keys and values of one product, whose columns are in the order (n h k).
-
-    On a mesh that splits heads, columns of the three do not lie where their heads are: the
-    kernel is brought there, since the activations are larger.
-    """
-    if axis_size("model") == 1:
-        return rearrange(linear(x), "b t (n h k) -> n b t h k", n=3, h=heads)
-    kernel = rearrange(linear.kernel[...], "d (n h k) -> d n h k", n=3, h=heads)
-    out = jnp.einsum("btd,dnhk->nbthk", x, spread(kernel, "data", None, "model", None))
-    if linear.bias is not None:
-        bias = rearrange(linear.bias[...], "(n h k) -> n 1 1 h k", n=3, h=heads)
-        out = out + spread(bias, ..., "model", None)
-    return out
 
 
 def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array, "*b t t"]:
