@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         if options.max_hours is not None:
             stop.deadline = _BEGUN + 3600 * options.max_hours
         try:
-            team.join(options, resolved, stop)
+            team.join(options, resolved, stop, source)
         except Stopped:
             say(f"{stop.reason} before the other processes came")
             return INTERRUPTED if stop.reason == "interrupted" else STOPPED
