@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -229,6 +230,6 @@ def loss(
     return cross_entropy(logits, targets(model, tokens)), {}
 
 
-def targets(model: Model, tokens: Int[Array, "b t"]) -> Int[Array, "b n"]:
+def targets(model: Model, tokens: Int[Array | np.ndarray, "b t"]) -> Int[Array | np.ndarray, "b n"]:
     """Those of a batch's tokens that the loss predicts: all but the first, or the last alone."""
     return tokens[:, 1:] if model.config.objective == "dense" else tokens[:, -1:]
