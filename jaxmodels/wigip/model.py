@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -230,6 +229,8 @@ def loss(
     return cross_entropy(logits, targets(model, tokens)), {}
 
 
-def targets(model: Model, tokens: Int[Array | np.ndarray, "b t"]) -> Int[Array | np.ndarray, "b n"]:
-    """Those of a batch's tokens that the loss predicts: all but the first, or the last alone."""
+def targets(model: Model, tokens: Any) -> Any:
+    """Those of a batch's tokens, int [b, t], that the loss predicts: all but the first, or the
+    last alone; int [b, n], of JAX or numpy as they are.
+    """
     return tokens[:, 1:] if model.config.objective == "dense" else tokens[:, -1:]
