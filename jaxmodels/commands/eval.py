@@ -29,7 +29,8 @@ class Eval:
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     vocab: Path | None = None
-    """characters.json or tokenizer.json, for a checkpoint that came without one."""
+    """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
+    for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
     json: bool = False
@@ -124,7 +125,8 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     if data.vocab_size and data.vocab_size != used:
         raise Problem(
             f"the data has a vocabulary of {data.vocab_size}, the model of {used}",
-            fix="give data that was prepared with the model's vocabulary",
+            fix="give data that was prepared with the model's vocabulary"
+            + ("" if tokenizer else ", or give that with --vocab FILE"),
             exit_code=MISMATCH,
         )
     batches = data.valid(options.max_batches)

@@ -215,6 +215,7 @@ def _open_data(
             tokenizer=tokenizer or recipe.tokenizer,
             progress=stop.check,
             segments=recipe.segments,
+            vocab_documents=recipe.vocab_documents,
         )
 
     try:
