@@ -13,6 +13,7 @@ import pytest
 
 import jaxmodels
 from jaxmodels.commands.train_options import resolve
+from jaxmodels.runtime import rundir
 
 ROOT = Path(jaxmodels.__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -177,6 +178,27 @@ def test_a_process_that_fails_takes_the_other_along(calls, monkeypatch):
     assert subprocess.run(TWO, timeout=60).returncode in (7, 143)
     assert time.monotonic() - start < 30
     assert len(calls("jaxmodels")) == 2
+
+
+def test_two_processes_train_stop_and_go_on(tmp_path, monkeypatch):
+    """No stand-ins: the real command, told to stop, and called again."""
+    (tmp_path / "jaxmodels").write_text(f'#!/bin/sh\nexec {sys.executable} -m jaxmodels "$@"\n')
+    (tmp_path / "jaxmodels").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    run = tmp_path / "run"
+    flags = ["--eval-every", "1000000", "--sample-every", "0", "--batch", "4", "--steps"]
+    call = [*TWO[:-1], str(run), *flags]
+    process = subprocess.Popen([*call, "1000000"])
+    metrics = run / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(100) == 75
+    (reached,) = rundir.steps(run / "checkpoints")
+    assert subprocess.run([*call, str(reached + 3)], timeout=200).returncode == 0
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, reached + 4))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
