@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -77,8 +78,13 @@ def main(argv: list[str]) -> int:
 def _measured(
     package: ModuleType, model: Any, batches: Any, tokenizer: Any
 ) -> tuple[int, int | None]:
-    """Targets in the batches, and the characters that they write (None without a tokeniser)."""
+    """Targets in the batches, and the characters that they write (None without a tokeniser).
+
+    A special token in a text stands for what the vocabulary cannot write: one character.
+    """
     chosen = getattr(package, "targets", lambda _, tokens: tokens[:, 1:])
+    special = tokenizer.special_ids if tokenizer else ()
+    excess = {i: len(tokenizer.decode([i])) - 1 for i in special}
     tokens = characters = 0
     cut: list[int] = []
     for batch in batches:
@@ -86,6 +92,7 @@ def _measured(
         tokens += len(targets)
         if tokenizer is not None:
             cut += targets
+            characters -= sum(map(excess.get, targets, repeat(0)))
             text = tokenizer.decode(cut)
             if not text.endswith("\ufffd"):  # else the border may cut a character
                 characters, cut = characters + len(text), []
