@@ -77,7 +77,6 @@ def launch(command, **kwargs):
     return subprocess.run(["bash", "-c", command], cwd=ROOT, timeout=60, **kwargs).returncode
 
 
-@pytest.mark.skipif("wigip" not in jaxmodels.ARCHS, reason="the scripts show wigip")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_call_that_a_script_shows_trains(script, calls, tmp_path):
     assert subprocess.run(["bash", "-n", EXAMPLES / script]).returncode == 0

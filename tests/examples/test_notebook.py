@@ -13,7 +13,7 @@ import jaxmodels
 from jaxmodels.runtime import rundir
 
 NOTEBOOK = Path(jaxmodels.__file__).parents[1] / "examples" / "notebook.ipynb"
-MODEL = "wigip:tiny" if "wigip" in jaxmodels.ARCHS else "charlm:tiny"
+MODEL = "wigip:tiny"
 
 
 @pytest.fixture(scope="module")
