@@ -11,7 +11,7 @@ from typing import Any
 import jaxmodels
 from jaxmodels.cli import emit, say
 from jaxmodels.commands import resume, team
-from jaxmodels.commands.initial import starter
+from jaxmodels.commands.initial import refuse_own_characters, starter
 from jaxmodels.commands.summary import conclude
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
@@ -109,6 +109,8 @@ def _prepare(
     _check_devices(options)  # before the data, which may take long to prepare
     resume.compare_settings(run, resolved, has_checkpoint)
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
+    if source is not None and tokenizer is None:
+        refuse_own_characters(options.recipe, source)
     data = team.in_turn(lambda: _open_data(run, options, tokenizer, has_checkpoint, stop))
     team.refuse_other_data(data)
     if source is not None and source.tokenizer is not None:
@@ -217,6 +219,7 @@ def _open_data(
             tokenizer=tokenizer or recipe.tokenizer,
             progress=stop.check,
             segments=recipe.segments,
+            vocab_documents=recipe.vocab_documents,
         )
 
     try:
