@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.loader import Validation, batches
+from data_pipelines.loader import Rows, Validation, batches
 from data_pipelines.sources import Progress, open_text
 from data_pipelines.streaming import Streamed, open_streamed
 from data_pipelines.streams import Stream, open_bin, open_prepared
@@ -87,22 +87,23 @@ class Data:
             "batch": self.batch,
         }
 
-    def train(self, shard: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
-        """Endless shuffled batches, `tokens` int32 [batch / count, context + 1].
+    def train(self, rows: Rows = None) -> grain.DatasetIterator:
+        """Endless shuffled batches, `tokens` int32 [rows, context + 1].
 
         With `segments`, these too, of the same shape: the number of the document in its window.
 
-        `get_state()` is a small JSON-able dict, and `set_state` of it gives the next batch.
+        `get_state()` is a small JSON-able dict, and `set_state` of it gives the next batch,
+        whichever rows of it are taken.
 
         Args:
-            shard: (index, count): this process's part of each batch.
+            rows: of each batch, in rising order, those that this process wants; None for all.
         """
         return batches(
             self.tokens[slice(*self.train_range)],
             context=self.context,
             batch=self.batch,
             seed=self.seed,
-            shard=shard,
+            rows=rows,
             end_of_text=self._end,
         )
 

@@ -9,7 +9,15 @@ import grain
 import numpy as np
 
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.loader import ENDLESS, Batch, Validation, batch_of, epoch_keys, permute
+from data_pipelines.loader import (
+    ENDLESS,
+    Batch,
+    Rows,
+    Validation,
+    batch_of,
+    epoch_keys,
+    permute,
+)
 from data_pipelines.shards import separator
 from data_pipelines.sources import Source
 from data_pipelines.tfds import Texts, texts
@@ -29,28 +37,19 @@ class Documents:
         count: how many are taken from there on.
         tokenizer: encodes; each document ends with its separator.
         seed: draws the order.
-        shard: (index, count): take each count-th place of the order.
     """
 
-    def __init__(
-        self,
-        texts: Texts,
-        first: int,
-        count: int,
-        tokenizer: Tokenizer,
-        seed: int,
-        shard: tuple[int, int] = (0, 1),
-    ):
+    def __init__(self, texts: Texts, first: int, count: int, tokenizer: Tokenizer, seed: int):
         self._texts, self._first, self._count = texts, first, count
         self._tokenizer, self._separator = tokenizer, separator(tokenizer)
-        self._seed, self._shard = seed, shard
+        self._seed = seed
 
     def __len__(self) -> int:
-        return ENDLESS // self._shard[1]
+        return ENDLESS
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Document at place i: int32 [n]; an empty one has no tokens at all."""
-        epoch, place = divmod(int(i) * self._shard[1] + self._shard[0], self._count)
+        epoch, place = divmod(int(i), self._count)
         keys = epoch_keys(self._seed, epoch)
         index = int(permute(np.asarray([place], np.uint64), self._count, keys)[0])
         ids = self._tokenizer.encode(self._texts[self._first + index])
@@ -62,33 +61,47 @@ class Packed(grain.IterDataset):
 
     Args:
         parent: yields tokens, int32 [n].
-        rows: windows in a batch.
+        batch: windows in a batch.
         length: tokens of a window; the last of one is the first of the next.
         end_of_text: give `segments` too, counted at this id; None gives tokens only.
+        rows: which windows of a batch to yield, in rising order; None yields all.
     """
 
     def __init__(
-        self, parent: grain.IterDataset, rows: int, length: int, end_of_text: int | None = None
+        self,
+        parent: grain.IterDataset,
+        batch: int,
+        length: int,
+        end_of_text: int | None = None,
+        rows: Rows = None,
     ):
         super().__init__(parent)
-        self._sizes, self._end = (rows, length), end_of_text
+        self._sizes, self._end = (batch, length), end_of_text
+        self._rows = slice(None) if rows is None else rows
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _PackedIterator(self._parent.__iter__(), self._sizes, self._end)
+        return _PackedIterator(self._parent.__iter__(), self._sizes, self._end, self._rows)
 
 
 class _PackedIterator(grain.DatasetIterator):
     """Its state: where the document that is being cut came from, and the tokens of it used."""
 
-    def __init__(self, parent: grain.DatasetIterator, sizes: tuple[int, int], end: int | None):
+    def __init__(
+        self,
+        parent: grain.DatasetIterator,
+        sizes: tuple[int, int],
+        end: int | None,
+        rows: np.ndarray | slice,
+    ):
         super().__init__(parent)
-        self._sizes, self._end = sizes, end
+        self._sizes, self._end, self._rows = sizes, end, rows
         self._before, self._offset = parent.get_state(), 0
         self._tokens: np.ndarray | None = None  # read when it is needed
 
     def __next__(self) -> Batch:
-        rows, length = self._sizes
-        return batch_of(np.stack([self._window(length) for _ in range(rows)]), self._end)
+        batch, length = self._sizes
+        windows = np.stack([self._window(length) for _ in range(batch)])
+        return batch_of(windows[self._rows], self._end)
 
     def get_state(self) -> dict[str, Any]:
         return {"documents": self._before, "offset": self._offset}
@@ -170,26 +183,21 @@ class Streamed:
             "batch": self.batch,
         }
 
-    def train(self, shard: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
-        """Endless batches, `tokens` int32 [batch / count, context + 1]; `segments` if wanted.
+    def train(self, rows: Rows = None) -> grain.DatasetIterator:
+        """Endless batches, `tokens` int32 [rows, context + 1]; `segments` if wanted.
 
-        `get_state()` is a small JSON-able dict, and `set_state` of it gives the next batch; it
-        holds for the same `shard` only: each process takes documents of its own.
+        `get_state()` is a small JSON-able dict, and `set_state` of it gives the next batch,
+        whichever rows of it are taken: where a window begins is known only once all before it
+        are cut, so every process reads and tokenises all documents.
 
         Args:
-            shard: (index, count): this process's part.
+            rows: of each batch, in rising order, those that this process wants; None for all.
         """
-        if self.batch % shard[1]:
-            raise DataProblem(
-                f"a batch of {self.batch} cannot be shared out to {shard[1]} processes",
-                fix="make the batch a multiple of the number of processes",
-                exit_code=USAGE,
-            )
         count = len(self._texts) - self._held_out
-        documents = Documents(self._texts, 0, count, self.tokenizer, self.seed, shard)
+        documents = Documents(self._texts, 0, count, self.tokenizer, self.seed)
         options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=256)
         ahead = grain.MapDataset.source(documents).to_iter_dataset(options)
-        return iter(Packed(ahead, self.batch // shard[1], self.context + 1, self._end))
+        return iter(Packed(ahead, self.batch, self.context + 1, self._end, rows))
 
     def valid(self, max_batches: int | None = None) -> "Validation | HeldOut":
         """Batches of held-out documents, always the same.

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.charlm.config import Config
-from jaxmodels.layers.attention import attention, queries_keys_values, self_attention
+from jaxmodels.layers.attention import queries_keys_values, self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.losses import cross_entropy
@@ -41,12 +41,10 @@ class Attention(nnx.Module):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         qkv = queries_keys_values(self.qkv, x, self.heads)
         q, k, v = rotate_interleaved(qkv[0], turn), rotate_interleaved(qkv[1], turn), qkv[2]
-        kept = None
         if cache is None:
-            out = self_attention(q, k, v, segments=segments)
+            out, kept = self_attention(q, k, v, segments=segments), None
         else:
-            kept = cache.write(layer, k, v)
-            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
+            out, kept = cache.attend(layer, q, k, v)
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 

@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         package = jaxmodels.package_of(model)
         loss = evaluate(loss_function(package, skeleton), params, rest, batches)
     assert loss is not None
-    result = report(loss, *_measured(batches, tokenizer))
+    result = report(loss, *_measured(package, model, batches, tokenizer))
     if options.json:
         emit(result)
     else:
@@ -72,12 +73,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _measured(batches: Any, tokenizer: Any) -> tuple[int, int | None]:
+def _measured(
+    package: ModuleType, model: Any, batches: Any, tokenizer: Any
+) -> tuple[int, int | None]:
     """Targets in the batches, and the characters that they write (None without a tokeniser)."""
+    chosen = getattr(package, "targets", lambda _, tokens: tokens[:, 1:])
     tokens = characters = 0
     cut: list[int] = []
     for batch in batches:
-        targets = batch["tokens"][:, 1:].reshape(-1).tolist()
+        targets = chosen(model, batch["tokens"]).reshape(-1).tolist()
         tokens += len(targets)
         if tokenizer is not None:
             cut += targets

@@ -93,6 +93,8 @@ def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
             f"the prompt has {ids.shape[1]} tokens and the model's context {model.config.context}: "
             f"only its last {read} are read"
         )
+    if note := getattr(model, "about_prompt", lambda _: "")(ids.shape[1]):
+        say(note)
     return ids
 
 

@@ -71,7 +71,10 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
 
     def placed(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
         values = joined(tensors, package, lambda tensor: np.asarray(tensor.read(), np.float32))
-        return {path: jax.device_put(array, like[path].sharding) for path, array in values}
+        return {  # each device takes its part; no process needs another's
+            path: jax.make_array_from_callback(array.shape, like[path].sharding, array.__getitem__)
+            for path, array in values
+        }
 
     def start(state: Any) -> Any:
         opt = state.opt

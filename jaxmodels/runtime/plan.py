@@ -136,7 +136,7 @@ def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStr
     skeleton, _, state = init(job.package, job.config, recipe, tx, mesh)
     rows = NamedSharding(mesh, P("data"))
     batch = {name: leaf.update(sharding=rows) for name, leaf in job.batch.items()}
-    return train_step(job.package, skeleton, tx, rate, recipe, mesh), state, batch
+    return train_step(job.package, skeleton, tx, rate, recipe, state), state, batch
 
 
 def state_of(job: Job, mesh: AnyMesh) -> tuple[Skeleton, State]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
@@ -77,18 +78,27 @@ def train_step(
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     recipe: Recipe,
-    mesh: Mesh,
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]]:
-    """The compiled step (state, batch) → (state, metrics); the old state is donated.
+    abstract: State,
+) -> Callable[..., tuple[State, Metrics]]:
+    """The compiled step (state, batch, stop=None) → (state, metrics); the old state is donated.
 
     A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
     float32; what the model stores (`commit`) is stored after each of them. Metrics: loss
     (mean over micro-batches), grad_norm (before clipping) and lr; with `stats_every` also stats
-    (`stats.measure` in the steps that are due, zeros in the others).
+    (`stats.measure` in the steps that are due, zeros in the others). With `stop`, int32 [devices]
+    as of `sharding.everywhere`, also stop: its largest, which tells all processes the same.
+
+    `abstract` (of `init`) says the mesh, and keeps the state where it was born. Left to choose, XLA
+    may place the new state otherwise than the old one, and the second step is then compiled once
+    more.
     """
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    mesh = placed.step.mesh
     gradient = _gradient(package, skeleton, recipe, mesh)
 
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
+    def step(
+        state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
+    ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if recipe.accum == 1:
             (loss, grads), rest = gradient(state.params, state.rest, (batch, key))
@@ -104,9 +114,12 @@ def train_step(
                 lambda: stats.measure(state.params, grads, updates),
                 lambda: stats.nothing(state.params),
             )
+        if stop is not None:
+            metrics["stop"] = stop.max()
         return State(params, rest, opt, state.step + 1, state.key), metrics
 
-    return jax.jit(ambient(mesh, step), donate_argnums=0)
+    out = placed, NamedSharding(mesh, P())
+    return jax.jit(ambient(mesh, step), donate_argnums=0, out_shardings=out)
 
 
 def _gradient(

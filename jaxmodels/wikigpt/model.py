@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention, queries_keys_values, self_attention
+from jaxmodels.layers.attention import queries_keys_values, self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
@@ -58,13 +58,12 @@ class Attention(nnx.Module):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         cfg = self.config
         q, k, v = queries_keys_values(self.qkv, x, cfg.heads)
-        kept = None
         if cache is None:
             key = None if rngs is None else rngs.dropout()
             out = self_attention(q, k, v, segments=segments, rate=cfg.dropout, key=key)
+            kept = None
         else:
-            kept = cache.write(layer, k, v)
-            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
+            out, kept = cache.attend(layer, q, k, v)
         return _drop(self.proj(rearrange(out, "b t h k -> b t (h k)")), cfg, rngs), kept
 
 

@@ -23,8 +23,8 @@ def run(recipe, config=CONFIG, steps=4, rows=16):
     """The last state and the losses of a few steps."""
     rate = schedule(recipe.optim, recipe.steps)
     tx, mesh = optimiser(recipe.optim, rate), make_mesh()
-    skeleton, fresh, _ = init(charlm, config, recipe, tx, mesh)
-    step, state = train_step(charlm, skeleton, tx, rate, recipe, mesh), fresh()
+    skeleton, fresh, abstract = init(charlm, config, recipe, tx, mesh)
+    step, state = train_step(charlm, skeleton, tx, rate, recipe, abstract), fresh()
     rng, losses = np.random.default_rng(0), []
     for _ in range(steps):
         batch = {"tokens": rng.integers(0, config.vocab, (rows, 33)).astype(np.int32)}
