@@ -11,7 +11,7 @@ test: .venv/ready .venv/tpu/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=.venv/tpu $(BIN)/python -m pytest
+	PYTHONPATH="$(CURDIR)/.venv/tpu" $(BIN)/python -m pytest
 
 lint: .venv/ready
 	$(BIN)/ruff check --fix .
