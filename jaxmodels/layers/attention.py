@@ -1,7 +1,5 @@
 """Scaled dot-product attention as XLA computes it, and `self_attention`, which has kernels too."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -81,8 +79,11 @@ def self_attention(
     elif real is not None:
         out = blocked_attention(q, k, v, real, segments, causal)
     else:
-        plain = partial(blocked_attention, causal=causal)
-        out = fused(q, k, v, segments, causal, lambda *a: plain(*a[:3], segments=a[3]))
+
+        def plain(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+            return blocked_attention(q, k, v, segments=segments, causal=causal)
+
+        out = fused(q, k, v, segments, causal, plain)
     return spread(out, "data", ..., "model", None)
 
 
@@ -124,8 +125,8 @@ def blocked_attention(
     out = []
     for at in range(0, t, group):
         end = min(at + group, t)
-        keys = (x[:, :end] for x in (k, v))
-        out.append(_loop(q[:, at:end], *keys, causal, _until(end, real), _until(end, segments)))
+        masks = _until(end, real), _until(end, segments)
+        out.append(_loop(q[:, at:end], k[:, :end], v[:, :end], causal, *masks))
     whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
     if real is None:
         return whole

@@ -107,8 +107,7 @@ def placement(
             elif axis is not None:
                 left.append(axis)
         for axis in left:
-            at = next((at for at in range(len(shape)) if fits(axis, at)), None)
-            if at is not None:
+            for at in [at for at in range(len(shape)) if fits(axis, at)][:1]:
                 axes[at] += (axis,)
         names = (held[0] if len(held) == 1 else held or None for held in axes)
         return NamedSharding(mesh, P(*names))
