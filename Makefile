@@ -7,11 +7,11 @@ BIN := .venv/bin
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
-test: .venv/ready
+test: .venv/ready .venv/tpu/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	PYTHONPATH="$(CURDIR)/.venv/tpu" $(BIN)/python -m pytest
 
 lint: .venv/ready
 	$(BIN)/ruff check --fix .
@@ -30,6 +30,11 @@ bench: .venv/ready
 	@echo "Setting up .venv: a few minutes and about 2 GB the first time."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The compiler for TPUs, beside the environment: only tests need it, and it weighs 700 MB.
+.venv/tpu/ready: .venv/ready
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target .venv/tpu libtpu
 	@touch $@
 
 clean:

@@ -103,7 +103,7 @@ def compiled_bytes(arch: str, config: Any, recipe: Recipe, name: str) -> int:
     skeleton, _, abstract = init(package, config, recipe, tx, mesh)
     batch = {"tokens": jax.ShapeDtypeStruct((recipe.batch, config.context + 1), np.int32)}
     with form(name):
-        step: Any = train_step(package, skeleton, tx, rate, recipe, mesh)
+        step: Any = train_step(package, skeleton, tx, rate, recipe, abstract)
         lowered = step.lower(abstract, batch)
     return int(lowered.compile().memory_analysis().temp_size_in_bytes)
 

@@ -23,7 +23,9 @@ def twin_with(arch: str, config: Any, params: dict[str, Any]) -> Any:
     import torch
 
     from bridge.torch import state_dict, twin
+    from jaxmodels.runtime.paths import unstack
 
+    params = unstack(params, getattr(jaxmodels.arch(arch), "STACKED", ()))
     torch.set_num_threads(cores())
     tensors = {path: _tensor(path, np.asarray(leaf)) for path, leaf in params.items()}
     module = twin(arch).build(config)

@@ -161,9 +161,9 @@ def batches(config: Any, recipe: Recipe) -> list[np.ndarray]:
 def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
     """Our step, as the training loop calls it; returns the loss of the step."""
     rate, mesh = schedule(recipe.optim, recipe.steps), make_mesh(recipe.mesh)
-    skeleton, fresh, _ = _init(arch, config, recipe)
+    skeleton, fresh, abstract = _init(arch, config, recipe)
     tx = optimiser(recipe.optim, rate)
-    step = train_step(jaxmodels.arch(arch), skeleton, tx, rate, recipe, mesh)
+    step = train_step(jaxmodels.arch(arch), skeleton, tx, rate, recipe, abstract)
     state, inputs = fresh(), batches(config, recipe)
 
     def call(index: int) -> float:

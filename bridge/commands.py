@@ -18,19 +18,22 @@ class Convert:
 
     src: Positional[Annotated[Path, arg(metavar="SRC")]]
     """Model directory, safetensors file, Orbax folder, run directory or one of its checkpoints;
-    GPT-2 folder of transformers; nanoGPT's ckpt.pt or its folder; bwetaf folder."""
+    GPT-2 folder of transformers; nanoGPT's ckpt.pt or its folder; bwetaf folder; wigip's step_N.zip
+    or a folder of them (the newest step is taken)."""
     dst: Positional[Annotated[Path, arg(metavar="DST")]]
     """The folder to create."""
     to: str = "safetensors"
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
     the names of the architecture's seed; for wikigpt also gpt2: a GPT-2 folder of transformers,
-    and nanogpt: nanoGPT's out_dir, DST/ckpt.pt; for bwetaf also bwetaf: the seed's folder."""
+    and nanogpt: nanoGPT's out_dir, DST/ckpt.pt; for bwetaf also bwetaf: the seed's folder;
+    for wigip also wigip-zip: the seed's DST/step_N.zip."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
     """What the files cannot say, such as heads=4."""
     vocab: Path | None = None
-    """The tokeniser (characters.json or tokenizer.json), if it is not beside the source."""
+    """The tokeniser, if it is not beside the source: characters.json, tokenizer.json, or a JSON
+    list of the characters in the order of their ids (wigip; unknown ones become id 0)."""
     dtype: str = "keep"
     """keep, float32, bfloat16 or float16."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()
@@ -43,8 +46,8 @@ class Convert:
     """digest: read back; roundtrip: and equal to the source bit for bit; logits: and the same
     outputs in JAX and PyTorch."""
     optimizer: bool = False
-    """Carry AdamW's moments along: from a run, a nanoGPT or bwetaf checkpoint or a model directory
-    that has them, to any target but orbax."""
+    """Carry AdamW's moments along: from a run, a nanoGPT, bwetaf or wigip checkpoint or a model
+    directory that has them, to any target but orbax."""
     force: bool = False
     """Replace an earlier output."""
     json: bool = False

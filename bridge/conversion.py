@@ -49,10 +49,11 @@ def convert(
             checkpoint in the names of the architecture's seed (ours, if the seed has none), so
             that the seed's own code restores it. Run directories hold our names already.
             "gpt2", a GPT-2 folder of transformers; "nanogpt", nanoGPT's `out_dir` with its
-            `ckpt.pt`; "bwetaf", the folder of the seed's package.
+            `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
-        vocab: the tokeniser's file (characters.json or tokenizer.json), if not beside the source.
+        vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
+            if not beside the source.
         dtype: "keep", "float32", "bfloat16" or "float16".
         keep_fp32: path patterns of parameters that are written in float32 all the same.
         max_shard_size: safetensors files are split above this size.

@@ -69,8 +69,8 @@ def load(
     """AdamW's state that lies at a path, under our paths and in our layout, unread.
 
     Args:
-        path: run directory or one of its checkpoints, nanoGPT checkpoint, bwetaf folder, or model
-            directory with `optimizer.safetensors`.
+        path: run directory or one of its checkpoints, nanoGPT checkpoint, bwetaf folder,
+            wigip's zip, or model directory with `optimizer.safetensors`.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
 
@@ -92,7 +92,7 @@ def required(moments: Moments | None, where: Path) -> Moments:
         raise Problem(
             "there is no optimiser state",
             where=str(where),
-            why="it holds the parameters only",
+            why="no moments of AdamW lie with the parameters",
             fix="give a run directory or the checkpoint that training wrote, or leave it out",
             exit_code=MISMATCH,
         )

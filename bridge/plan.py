@@ -1,11 +1,12 @@
 """What a conversion will write: which tensor goes where, under which name, as what."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jaxmodels
 from bridge import table
-from bridge.formats import bwetaf, nanogpt
+from bridge.formats import bwetaf, nanogpt, wigip
 from bridge.matching import own_rows
 from bridge.moments import Moments
 from bridge.safetensors_writer import plan_shards
@@ -17,7 +18,12 @@ from bridge.zeros import filled
 # Targets that PyTorch opens: safetensors in PyTorch's names and layouts.
 PYTORCH = ("safetensors", "gpt2")
 # The one file of tensors of the others; Orbax has many.
-_FILES = {"nanogpt": nanogpt.FILE, "bwetaf": bwetaf.WEIGHTS_FILE, "orbax": ""}
+_FILES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "nanogpt": lambda _: nanogpt.FILE,
+    "bwetaf": lambda _: bwetaf.WEIGHTS_FILE,
+    "wigip-zip": wigip.file_name,
+    "orbax": lambda _: "",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,9 @@ def make_plan(
     pairs = table.pairs(target, whole)
     out = {pair.theirs: pair.export(whole[pair.ours]) for pair in pairs}
     tensors = [out[name] for name in table.in_order(target, out)]
-    shards = plan_shards(tensors, max_shard) if to in PYTORCH else {_FILES[to]: tensors}
+    shards = (
+        plan_shards(tensors, max_shard) if to in PYTORCH else {_FILES[to](source.origin): tensors}
+    )
     shard_of = {tensor.name: name for name, held in shards.items() for tensor in held}
     steps_in = {pair.ours: pair for pair in source.pairs}
     rows = [

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge import orbax
-from bridge.formats import bwetaf, model_files, nanogpt
+from bridge.formats import bwetaf, model_files, nanogpt, wigip
 from bridge.model_directory import complete, describe_model, write_manifest
 from bridge.moments import Moments
 from bridge.plan import PYTORCH, Plan
@@ -20,9 +20,18 @@ TARGETS = {
     "gpt2": "wikigpt",
     "nanogpt": "wikigpt",
     "bwetaf": "bwetaf",
+    "wigip-zip": "wigip",
 }
-WRITERS = {"nanogpt": nanogpt.write_nanogpt, "bwetaf": bwetaf.write_bwetaf}
-CHECKS = {"nanogpt": nanogpt.check_config, "bwetaf": bwetaf.check_config}
+WRITERS = {
+    "nanogpt": nanogpt.write_nanogpt,
+    "bwetaf": bwetaf.write_bwetaf,
+    "wigip-zip": wigip.write_wigip,
+}
+CHECKS = {
+    "nanogpt": nanogpt.check_config,
+    "bwetaf": bwetaf.check_config,
+    "wigip-zip": wigip.check_config,
+}
 
 
 def check_target(to: str, source: Source) -> None:

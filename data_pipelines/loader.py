@@ -6,11 +6,12 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int32, UInt64
+from jaxtyping import Int, Int32, UInt64
 
 from data_pipelines.errors import USAGE, DataProblem
 
 Batch = dict[str, Int32[np.ndarray, "b t"]]
+Rows = Int[np.ndarray, "r"] | None
 
 _ROUNDS = 4
 ENDLESS = 2**62
@@ -28,14 +29,13 @@ class Windows:
     Args:
         tokens: the token stream, one-dimensional, of any integer type; may be memory-mapped.
         context: inputs in a window.
-        batch: windows in a batch, over all shards.
+        batch: windows in a batch.
         seed: draws the order.
-        shard: (index, count): yield only part `index` of `count` equal parts of each batch.
+        rows: which rows of each batch to yield, in rising order; None yields all.
         end_of_text: give `segments` too, counted at this id; None gives tokens only.
 
     Raises:
-        DataProblem: (usage) no window fits, the batch cannot be shared out, or a size is
-            not positive.
+        DataProblem: (usage) no window fits, or a size is not positive.
     """
 
     def __init__(
@@ -44,46 +44,38 @@ class Windows:
         context: int,
         batch: int,
         seed: int = 0,
-        shard: tuple[int, int] = (0, 1),
+        rows: Rows = None,
         end_of_text: int | None = None,
     ):
-        index, count = shard
         if context < 1 or batch < 1 or len(tokens) <= context or seed < 0:
             raise DataProblem(
                 "the loader needs a context, a batch and a seed that are not negative",
                 why=f"context {context}, batch {batch}, seed {seed}, {len(tokens)} tokens",
                 exit_code=USAGE,
             )
-        if batch % count or not 0 <= index < count:
-            raise DataProblem(
-                f"a batch of {batch} cannot be shared out to {count} processes (part {index})",
-                fix="make the batch a multiple of the number of processes",
-                exit_code=USAGE,
-            )
         # np.memmap runs Python code on every slice; the plain view of the same memory does not.
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), context + 1)
         self._windows, self._seed, self._batch = windows, seed, batch
-        self._rows, self._end = batch // count, end_of_text
-        self._first_row = index * self._rows
+        self._rows = np.arange(batch, dtype=np.uint64) if rows is None else rows.astype(np.uint64)
+        self._end = end_of_text
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, i: int) -> Batch:
-        """Batch i: `tokens` int32 [rows of this shard, context + 1], and `segments` if wanted."""
-        starts = self._starts(int(i) * self._batch + self._first_row)
+        """Batch i: `tokens` int32 [rows, context + 1], and `segments` if wanted."""
+        starts = self._starts(np.uint64(int(i) * self._batch) + self._rows)
         return batch_of(self._windows[starts].astype(np.int32), self._end)
 
-    def _starts(self, position: int) -> np.ndarray:
-        """Window starts at `position` of the endless order, one for each row."""
-        n, wanted, parts = len(self._windows), self._rows, []
-        while wanted:
-            epoch, first = divmod(position, n)
-            here = min(wanted, n - first)
-            inside = np.arange(first, first + here, dtype=np.uint64)
-            parts.append(permute(inside, n, epoch_keys(self._seed, epoch)))
-            position, wanted = position + here, wanted - here
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _starts(self, positions: UInt64[np.ndarray, "r"]) -> UInt64[np.ndarray, "r"]:
+        """Window starts at these positions, which rise, of the endless order."""
+        n = len(self._windows)
+        epochs, inside = np.divmod(positions, np.uint64(n))
+        starts = np.empty_like(positions)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            starts[here] = permute(inside[here], n, epoch_keys(self._seed, epoch))
+        return starts
 
 
 def batch_of(tokens: Int32[np.ndarray, "b t"], end_of_text: int | None) -> Batch:
@@ -140,7 +132,7 @@ def batches(
     context: int,
     batch: int,
     seed: int = 0,
-    shard: tuple[int, int] = (0, 1),
+    rows: Rows = None,
     end_of_text: int | None = None,
     threads: int = 2,
     ahead: int = 8,
@@ -154,7 +146,7 @@ def batches(
         threads: readers.
         ahead: batches made in advance.
     """
-    windows = Windows(tokens, context, batch, seed, shard, end_of_text)
+    windows = Windows(tokens, context, batch, seed, rows, end_of_text)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(windows).to_iter_dataset(options))
 

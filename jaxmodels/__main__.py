@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         say("interrupted")
-        return INTERRUPTED
+        return _left(INTERRUPTED)
     except BrokenPipeError:
         _drop_output()
         return 0
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if _is_full(error) and not error.filename:
             _drop_output()
-        return fail(_explain(error))
+        return _left(fail(_explain(error)))
 
 
 def _run(argv: list[str]) -> int:
@@ -88,6 +88,13 @@ def _run(argv: list[str]) -> int:
         )
     module, _, function = VERBS[verb][0].partition(":")
     return int(getattr(import_module(module), function)(argv[1:]) or 0)
+
+
+def _left(code: int) -> int:
+    """The exit code of a failure. One of several processes that train together ends here."""
+    if processes := sys.modules.get("jaxmodels.runtime.processes"):
+        processes.leave(code)
+    return code
 
 
 def _is_full(error: Exception) -> TypeGuard[OSError]:

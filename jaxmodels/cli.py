@@ -34,9 +34,19 @@ def gathered(argv: list[str], option: str) -> list[str]:
     return [*rest, option, *values] if values else rest
 
 
+_hushed = False
+
+
+def hush(on: bool) -> None:
+    """Turns `say` off or on: of several processes that train together, one talks."""
+    global _hushed
+    _hushed = on
+
+
 def say(*lines: str) -> None:
     """Prints to standard error, at once."""
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    if not _hushed:
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def emit(result: dict[str, Any] | list[Any]) -> None:
@@ -55,6 +65,7 @@ def fail(problem: BaseException) -> int:
         if text := getattr(problem, label, ""):
             indented = str(text).replace("\n", "\n" + " " * 9)
             block.append(f"  {label + ':':<6} {indented}")
+    hush(False)
     say(*block)
     return int(getattr(problem, "exit_code", 1))
 

@@ -1,6 +1,5 @@
 """What every architecture promises; a new one joins by its line in ARCHS."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,11 +12,21 @@ import bridge
 import jaxmodels
 from bridge import table
 from bridge.ops import OPS
+from jaxmodels import sizes
 from jaxmodels.commands.list import parameter_count
 from jaxmodels.runtime.generate import generate
-from jaxmodels.runtime.paths import match, params_of, split
+from jaxmodels.runtime.paths import match, params_of, split, unstack
 from tests.bridge.helpers import random_params, write_run
-from tests.contract import archs, tiny, tokens_for
+from tests.contract import (
+    WINDOW,
+    after_each,
+    archs,
+    batch_for,
+    causal,
+    random_tokens,
+    tiny,
+    tokens_for,
+)
 
 # Exact parameter counts, from the sizes in the seeds' documents.
 COUNTS = {
@@ -28,6 +37,11 @@ COUNTS = {
     "charlm:tiny": 25_344,
     "charlm:notebook": 355_682,
     "charlm:base": 6_444_800,
+    # v a + (a² + n + 3) d + layers · (12 d² + 13 d) + (d + 1) v with vocab v, width d, and n
+    # patches of a characters.
+    "wigip:tiny": 122_752,
+    "wigip:125m": 85_761_536,
+    "wigip:1.7b": 1_801_367_552,
     # (vocab + context + 2) · d + layers · (4 d² + 2 d f + 9 d + f) with width d, hidden f.
     "wikigpt:tiny": 20_224,
     "wikigpt:base": 30_062_592,
@@ -67,7 +81,8 @@ def test_the_same_seed_gives_the_same_model(arch):
 def test_logits(arch):
     model, tokens = tiny(arch), tokens_for(arch)
     logits, cache = model(tokens)
-    assert logits.shape == (*tokens.shape, model.config.vocab)
+    places = tokens.shape[:1] if arch in WINDOW else tokens.shape
+    assert logits.shape == (*places, model.config.vocab)
     assert logits.dtype == jnp.float32
     assert cache is None
     assert jnp.isfinite(logits).all()
@@ -78,13 +93,13 @@ def test_logits(arch):
 @archs
 def test_causality_by_gradient(arch):
     """The logits at t depend on the embeddings of tokens 0 to t, and on no later one."""
-    skeleton, params, rest = split(tiny(arch))
+    skeleton, params, rest = split(causal(arch))
     length = 6
     tokens = jnp.arange(length)[None]  # every position has an embedding row of its own
 
     def at(embedding, t, rows):
         model = skeleton.merge(params | {"embed/embedding": embedding}, rest)
-        return jnp.abs(model(tokens)[0][0, t, rows]).sum()
+        return jnp.abs(after_each(model, tokens)[0, t, rows]).sum()
 
     for t in range(length):
         # A tied head reads the embedding too: of the row of a token that does not occur.
@@ -96,8 +111,8 @@ def test_causality_by_gradient(arch):
 
 @archs
 def test_prefill_and_decode_equal_the_full_forward(arch):
-    model, tokens = tiny(arch), tokens_for(arch)
-    full, _ = model(tokens)
+    model, tokens = causal(arch), random_tokens(arch, 2, 12)
+    full = after_each(model, tokens)
     logits, cache = model(tokens[:, :5], model.init_cache(2))
     pieces = [logits]
     for t in range(5, tokens.shape[1]):
@@ -110,12 +125,12 @@ def test_prefill_and_decode_equal_the_full_forward(arch):
 def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
     from jaxmodels.layers.sampling import Sampling
 
-    model, tokens = tiny(arch), tokens_for(arch, length=4)
+    model, tokens = causal(arch), random_tokens(arch, 2, 4)
     drawn = np.concatenate(
         list(generate(model, np.asarray(tokens), 12, Sampling(None), chunk=5)), axis=1
     )
     for _ in range(12):
-        logits, _ = model(tokens)
+        logits = after_each(model, tokens)
         tokens = jnp.concatenate([tokens, logits[:, -1:].argmax(-1)], axis=1)
     np.testing.assert_array_equal(drawn, tokens[:, 4:])
 
@@ -124,10 +139,8 @@ def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
 def test_pieces_and_a_growing_cache_change_nothing(arch):
     from jaxmodels.layers.sampling import Sampling
 
-    package = jaxmodels.arch(arch)
-    config = replace(package.PRESETS["tiny"], context=200)  # the cache grows from 64 slots
-    model = package.Model(config, rngs=nnx.Rngs(0))
-    prompt = np.asarray(tokens_for(arch, length=40))
+    model = causal(arch, context=200)  # the cache grows from 64 slots
+    prompt = np.asarray(random_tokens(arch, 2, 40))
     one = np.concatenate(list(generate(model, prompt, 150, Sampling(1.0), chunk=150)), axis=1)
     many = np.concatenate(list(generate(model, prompt, 150, Sampling(1.0), chunk=16)), axis=1)
     np.testing.assert_array_equal(one, many)
@@ -139,12 +152,10 @@ def test_generation_goes_on_past_the_context(arch):
     """Pieces change nothing there either; without relative positions, it is the plain rule."""
     from jaxmodels.layers.sampling import Sampling
 
-    package = jaxmodels.arch(arch)
-    model = package.Model(replace(package.PRESETS["tiny"], context=9), rngs=nnx.Rngs(2))
-    skeleton, params, rest = split(model)
+    skeleton, params, rest = split(causal(arch, seed=2, context=9))
     rng = np.random.default_rng(2)  # fresh weights hardly look back: every token is the last one
     model = skeleton.merge({p: x + 0.3 * rng.normal(size=x.shape) for p, x in params.items()}, rest)
-    prompt = tokens_for(arch, batch=3, length=5)
+    prompt, context = random_tokens(arch, 3, 5), model.config.context
 
     def drawn(rows, **settings):
         pieces = list(generate(model, np.asarray(prompt)[:rows], 20, **settings))
@@ -158,9 +169,9 @@ def test_generation_goes_on_past_the_context(arch):
     if not getattr(model, "relative", False):
         window, expected = prompt, []
         for _ in range(20):
-            if window.shape[1] >= 9:
-                window = window[:, -4:]
-            expected.append(model(window)[0][:, -1:].argmax(-1))
+            if window.shape[1] >= context:
+                window = window[:, -(context // 2) :]
+            expected.append(after_each(model, window)[:, -1:].argmax(-1))
             window = jnp.concatenate([window, expected[-1]], axis=1)
         found = drawn(3, sampling=Sampling(None))
         np.testing.assert_array_equal(found, jnp.concatenate(expected, axis=1))
@@ -172,9 +183,10 @@ def test_tables_are_total(arch):
 
     package = jaxmodels.arch(arch)
     for preset in package.PRESETS.values():
-        paths = params_of(nnx.eval_shape(lambda: package.Model(preset, rngs=nnx.Rngs(0))))  # noqa: B023
-        for path, leaf in paths.items():
+        held = params_of(nnx.eval_shape(lambda: package.Model(preset, rngs=nnx.Rngs(0))))  # noqa: B023
+        for path, leaf in held.items():
             assert len(match(package.SHARDING, path)) <= len(leaf.shape)
+        for path in sizes.shapes(arch, preset):
             for rows in (package.WEIGHTS, getattr(package, "SEED", ())):
                 found = [row for row in rows if pattern(row[0]).fullmatch(path)]
                 assert not rows or len(found) == 1, (path, found)
@@ -184,8 +196,8 @@ def test_tables_are_total(arch):
 def test_sizes_follow_from_the_shapes(arch):
     package = jaxmodels.arch(arch)
     for preset in package.PRESETS.values():
-        model = nnx.eval_shape(lambda: package.Model(preset, rngs=nnx.Rngs(0)))  # noqa: B023
-        known, assumed = package.sizes({p: leaf.shape for p, leaf in params_of(model).items()})
+        shapes = {path: leaf.shape for path, leaf in sizes.shapes(arch, preset).items()}
+        known, assumed = package.sizes(shapes)
         assert {name: getattr(preset, name) for name in known} == known
         assert not set(known) & set(assumed)
 
@@ -207,9 +219,10 @@ def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
         assert back[path].dtype == array.dtype
         np.testing.assert_array_equal(back[path], array)
     module = bridge.torch.load(folder)
-    for pair in table.pairs(jaxmodels.arch(arch).WEIGHTS, params):
-        tensor = module.state_dict()[pair.theirs].numpy()
-        np.testing.assert_array_equal(OPS[pair.op].inverse(tensor), params[pair.ours])
+    layers = unstack(params, getattr(jaxmodels.arch(arch), "STACKED", ()))
+    for pair in table.pairs(jaxmodels.arch(arch).WEIGHTS, layers):
+        tensor, ours = module.state_dict()[pair.theirs].numpy(), layers[pair.ours]
+        np.testing.assert_array_equal(OPS[pair.op].inverse(tensor).reshape(ours.shape), ours)
 
 
 def test_the_twin_gives_the_same_logits_and_gradients(converted):
@@ -217,18 +230,23 @@ def test_the_twin_gives_the_same_logits_and_gradients(converted):
 
     arch, folder, _ = converted
     package, model, module = jaxmodels.arch(arch), bridge.load(folder), bridge.torch.load(folder)
-    tokens = tokens_for(arch, batch=3)
+    batch = batch_for(arch, batch=3)
+    tokens = batch["tokens"]
     ids = torch.tensor(np.asarray(tokens)).long()
-    out = module(ids, labels=ids)
+    if arch in WINDOW:
+        tokens, out = tokens[:, :-1], module(ids[:, :-1], labels=ids[:, -1])
+    else:
+        out = module(ids, labels=ids)
     assert np.abs(model(tokens)[0] - out.logits.detach().numpy()).max() <= 1e-5
     skeleton, params, rest = split(model)
-    loss = lambda p: package.loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]  # noqa: E731
+    loss = lambda p: package.loss(skeleton.merge(p, rest), batch, None)[0]  # noqa: E731
     value, ours = jax.value_and_grad(loss)(params)
     assert float(value) == pytest.approx(out.loss.item(), abs=1e-5)
     out.loss.backward()
     theirs = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
+    ours = unstack(ours, getattr(package, "STACKED", ()))
     pairs = table.pairs(package.WEIGHTS, ours)
     assert len(pairs) == len(theirs)
     for pair in pairs:
-        gradient = OPS[pair.op].inverse(theirs[pair.theirs])
+        gradient = OPS[pair.op].inverse(theirs[pair.theirs]).reshape(ours[pair.ours].shape)
         assert np.abs(gradient - ours[pair.ours]).max() <= 1e-5, pair.ours

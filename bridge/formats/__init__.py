@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from bridge import orbax
 from bridge.contents import Contents
-from bridge.formats import bwetaf, gpt2, model_files, runs, torch_files
+from bridge.formats import bwetaf, gpt2, model_files, runs, torch_files, wigip
 from bridge.safetensors_reader import looks_like_safetensors
 from jaxmodels.errors import CORRUPT, Problem
 
 FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
 of `jaxmodels train`, or one of its checkpoints; a GPT-2 folder of transformers; a nanoGPT \
 checkpoint (`ckpt.pt`, or the folder that holds it) or another torch file of named tensors; a \
-bwetaf folder"""
+bwetaf folder; wigip's `step_N.zip`, or a folder of them"""
 
 
 class Format(NamedTuple):
@@ -30,6 +30,7 @@ class Format(NamedTuple):
 _FILES = (
     Format("safetensors", looks_like_safetensors, model_files.open_file),
     Format("nanogpt", torch_files.is_file, torch_files.open_file),
+    Format("wigip-zip", wigip.is_file, wigip.open_file),
     Format("bwetaf", bwetaf.is_file, bwetaf.open_file),
 )
 _FOLDERS = (
@@ -40,6 +41,7 @@ _FOLDERS = (
     Format("gpt2", gpt2.is_folder, gpt2.open_folder),
     Format("safetensors", model_files.is_folder, model_files.open_folder),
     Format("nanogpt", torch_files.is_folder, torch_files.open_folder),
+    Format("wigip-zip", wigip.is_folder, wigip.open_folder),
 )
 
 

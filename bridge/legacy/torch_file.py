@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from bridge.legacy.unpickle import BrokenPickle, Named, read_pickle
+from bridge.legacy.instructions import BrokenPickle
+from bridge.legacy.unpickle import Named, as_dict, brief, natural, read_pickle
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
@@ -115,11 +116,11 @@ class _Archive:
                 self.read(self.pickle),
                 str(self.path),
                 {
-                    "collections.OrderedDict": lambda items=(): dict(items),
+                    "collections.OrderedDict": as_dict,
                     "torch._utils._rebuild_tensor_v2": self.tensor,
                     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
                     "torch.Size": tuple,
-                    "torch.device": lambda *names: ":".join(str(name) for name in names),
+                    "torch.device": _device,
                 },
                 STORAGES.keys() | _MENTIONED,
                 self.storage,
@@ -133,7 +134,7 @@ class _Archive:
             case ("storage", Named(kind), str(key), str(), int(size)) if kind in STORAGES:
                 pass
             case _:
-                raise BrokenPickle(f"a storage is given as {str(identity)[:80]}")
+                raise BrokenPickle(f"a storage is given as {brief(identity)}")
         member = self.members.get(f"{self.root}data/{key}")
         needed = size * STORAGES[kind].itemsize
         if member is None or member.file_size != needed:
@@ -147,8 +148,8 @@ class _Archive:
         if not isinstance(storage, Storage) or not all(isinstance(x, tuple) for x in sizes):
             raise BrokenPickle("a tensor without storage, shape or strides")
         numbers = (offset, *shape, *stride)
-        if len(shape) != len(stride) or len(shape) > MAX_DIMS or not all(map(_natural, numbers)):
-            raise BrokenPickle(f"a tensor of shape {str(shape)[:80]}, strides {str(stride)[:80]}")
+        if len(shape) != len(stride) or len(shape) > MAX_DIMS or not all(map(natural, numbers)):
+            raise BrokenPickle(f"a tensor of shape {brief(shape)}, strides {brief(stride)}")
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         count = prod(shape)
         if count and (last >= storage.size or count > storage.size):
@@ -184,8 +185,8 @@ def _is_pickle(name: str) -> bool:
     return name.endswith("/data.pkl") and name.count("/") == 1
 
 
-def _natural(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**60
+def _device(*names: Any) -> str:
+    return ":".join(str(name) for name in names if isinstance(name, str | int))
 
 
 def _refuse(path: Path, what: str, why: str, fix: str = "fetch or save the file again") -> NoReturn:

@@ -1,14 +1,16 @@
-"""Reads the pickle inside a torch file as data: a tiny machine that can build plain values only.
+"""Reads a pickle as data: a tiny machine that can build plain values only.
 
 A pickle is a program for a stack machine, and Python's own machine imports and calls whatever the
-program names. This one knows dicts, lists, tuples, strings, numbers and the few names that torch
-writes; at any other name it stops.
+program names. This one knows dicts, lists, tuples, strings, numbers and the few names that its
+caller passes, for each format its own; at any other name it stops. It reads from a stream, so that
+the numbers of large arrays may stay where they are.
 """
 
-import pickletools
-from collections.abc import Callable, Container, Iterable
+import reprlib
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from bridge.legacy.instructions import BYTES, BrokenPickle, Held, Stream, instructions
 from jaxmodels.errors import UNSAFE, Problem
 
 MAX_STEPS = 20_000_000
@@ -23,22 +25,30 @@ class Named(NamedTuple):
 
 
 class Record(dict[str, Any]):
-    """The fields of an object of a plain class, by name; the class itself is never looked up."""
+    """An object of a plain class: its fields by name; the class itself is never looked up."""
+
+    def __init__(self, name: str, values: tuple[Any, ...]):
+        super().__init__()
+        self.name, self.values_in_order = name, values
 
 
-class BrokenPickle(ValueError):
-    """The bytes are no pickle of plain values."""
+class Building:
+    """What a call began, and BUILD completes."""
+
+    def build(self, state: Any) -> None:
+        """Takes the state; raises BrokenPickle when it is not what is expected."""
+        raise NotImplementedError
 
 
 Call = Callable[..., Any]
 
 
 def read_pickle(
-    data: bytes,
+    data: bytes | Stream,
     where: str,
-    calls: dict[str, Call],
+    calls: Mapping[str, Call],
     constants: Container[str],
-    persistent: Callable[[Any], Any],
+    persistent: Callable[[Any], Any] | None = None,
     records: Container[str] = (),
 ) -> Any:
     """The value that a pickle describes.
@@ -48,42 +58,62 @@ def read_pickle(
         where: the file, for messages.
         calls: name → what stands in for a call of it.
         constants: names that may stand as values, as `torch.FloatStorage` does: as `Named`.
-        persistent: what a persistent id (a storage, for torch) stands for.
-        records: plain classes of the seeds; an instance is read as a `Record` of its fields.
+        persistent: what a persistent id (a storage, for torch) stands for; None refuses them.
+        records: plain classes of the seeds; an instance is read as a `Record`.
 
     Raises:
-        Problem: (unsafe) it names anything else.
+        Problem: (unsafe) it names anything else, or reaches for code in another way.
         BrokenPickle: it is no pickle of plain values.
     """
-    return _Machine(where, calls, constants, persistent, records).run(data)
+    stream = Held(data) if isinstance(data, bytes) else data
+    return _Machine(where, calls, constants, persistent, records).run(stream)
+
+
+def brief(value: Any) -> str:
+    """A value for a message; short, however deep and often nested it is."""
+    return _SHORT.repr(value)[:80]
+
+
+def natural(value: Any) -> bool:
+    """Whether a value can be a size."""
+    return type(value) is int and 0 <= value < 2**60
+
+
+def as_dict(items: Any = ()) -> dict[Any, Any]:
+    """A dict of the pairs that an OrderedDict was made from."""
+    pairs = items.items() if isinstance(items, dict) else _expect(items, list | tuple)
+    result: dict[Any, Any] = {}
+    for key, value in pairs:
+        result[_key(key)] = value
+    return result
 
 
 class _Machine:
     def __init__(
         self,
         where: str,
-        calls: dict[str, Call],
+        calls: Mapping[str, Call],
         constants: Container[str],
-        persistent: Callable[[Any], Any],
+        persistent: Callable[[Any], Any] | None,
         records: Container[str],
     ):
         self.where, self.calls, self.constants = where, calls, constants
         self.persistent, self.records = persistent, records
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.at = 0
 
-    def run(self, data: bytes) -> Any:
+    def run(self, stream: Stream) -> Any:
         try:
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-                if opcode.name == "STOP":
+            for count, (name, argument, self.at) in enumerate(instructions(stream)):
+                if name == "STOP":
                     return self.stack.pop()
                 if count > MAX_STEPS:
                     raise BrokenPickle(f"it takes more than {MAX_STEPS:,} steps")
-                self.step(opcode.name, argument)
-        except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, BrokenPickle):
-                raise
-            raise BrokenPickle(f"{type(error).__name__}: {str(error)[:200]}") from error
+                self.step(name, argument)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            said = "" if isinstance(error, BrokenPickle) else f"{type(error).__name__}: "
+            raise BrokenPickle(f"{said}{str(error)[:200]} (after byte {self.at})") from error
         raise BrokenPickle("it ends before its STOP")
 
     def step(self, name: str, argument: Any) -> None:
@@ -109,23 +139,25 @@ class _Machine:
         elif name in ("APPEND", "SETITEM"):
             values = [self.stack.pop() for _ in range(1 if name == "APPEND" else 2)][::-1]
             (_append if name == "APPEND" else _set)(self.stack, values)
+        elif name == "POP":
+            self.stack.pop()
         elif name == "GLOBAL":
             self.stack.append(self.named(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             attribute, module = self.stack.pop(), self.stack.pop()
-            self.stack.append(self.named(module, attribute))
-        elif name == "BINPERSID":
+            self.stack.append(self.named(_expect(module, str), _expect(attribute, str)))
+        elif name == "BINPERSID" and self.persistent:
             self.stack.append(self.persistent(self.stack.pop()))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, called = self.stack.pop(), self.stack.pop()
             self.stack.append(self.call(called, arguments))
         elif name == "BUILD":
-            # An OrderedDict carries torch's `_metadata` besides its items: versions of modules.
-            state, target = _expect(self.stack.pop(), dict), _expect(self.stack[-1], dict)
-            if isinstance(target, Record):
-                target.update(state)
+            self.build(self.stack.pop(), self.stack[-1])
+        elif name in _CODE:
+            what = "" if argument is None else f" of {brief(argument)}"
+            raise self.refused(f"uses {name}{what}")
         else:
-            raise BrokenPickle(f"it uses {name}, which torch does not write")
+            raise BrokenPickle(f"it uses {name}, which no such file needs")
 
     def since_mark(self) -> list[Any]:
         """What was pushed since the last MARK; both are taken off."""
@@ -134,30 +166,53 @@ class _Machine:
             values.append(value)
         return values[::-1]
 
-    def named(self, module: Any, attribute: Any) -> Named:
+    def named(self, module: str, attribute: str) -> Named:
         name = f"{module}.{attribute}"
         if name in self.calls or name in self.constants or name in self.records:
             return Named(name)
-        raise Problem(
+        raise self.refused(f"names {name[:200]}")
+
+    def call(self, called: Any, arguments: Any) -> Any:
+        if isinstance(called, Named) and called.name in self.records:
+            return Record(called.name, _expect(arguments, tuple))
+        if not isinstance(called, Named) or called.name not in self.calls:
+            raise BrokenPickle(f"it calls {brief(called)}")
+        return self.calls[called.name](*_expect(arguments, tuple))
+
+    def build(self, state: Any, target: Any) -> None:
+        if isinstance(target, Building):
+            target.build(state)
+            return
+        # An OrderedDict carries torch's `_metadata` besides its items: versions of modules.
+        _expect(target, dict)
+        if isinstance(target, Record):
+            target.update(_expect(state, dict))
+        _expect(state, dict)
+
+    def refused(self, does: str) -> Problem:
+        return Problem(
             "the file asks to run code, and was refused",
             where=self.where,
-            why=f"its pickle names {name}; loading it the usual way would import and may call that",
+            why=f"its pickle {does} at byte {self.at}; loading it the usual way would import and "
+            "may call that",
             fix="use it only if you trust it: save its tensors alone, as safetensors, elsewhere",
             exit_code=UNSAFE,
         )
 
-    def call(self, called: Any, arguments: Any) -> Any:
-        if isinstance(called, Named) and called.name in self.records and not arguments:
-            return Record()
-        if not isinstance(called, Named) or called.name not in self.calls:
-            raise BrokenPickle(f"it calls {str(called)[:80]}")
-        return self.calls[called.name](*_expect(arguments, tuple))
 
-
-def _expect(value: Any, kind: type) -> Any:
+def _expect(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
-        raise BrokenPickle(f"a {kind.__name__} was expected, not a {type(value).__name__}")
+        expected = getattr(kind, "__name__", str(kind))
+        raise BrokenPickle(f"a {expected} was expected, not a {type(value).__name__}")
     return value
+
+
+def _key(key: Any) -> Any:
+    """What may be a key: hashing a tuple of tuples of tuples could take for ever."""
+    for part in key if isinstance(key, tuple) else (key,):
+        if not isinstance(part, str | int | float | None):
+            raise BrokenPickle(f"a {type(part).__name__} in a key")
+    return key
 
 
 def _append(stack: list[Any], values: Iterable[Any]) -> None:
@@ -167,14 +222,23 @@ def _append(stack: list[Any], values: Iterable[Any]) -> None:
 def _set(stack: list[Any], values: list[Any]) -> None:
     target = _expect(stack[-1], dict)
     for key, value in zip(values[::2], values[1::2], strict=True):
-        if not isinstance(key, str | int | float | tuple):
-            raise BrokenPickle(f"a {type(key).__name__} as a key")
-        target[key] = value
+        target[_key(key)] = value
 
 
+def _set_new(stack: list[Any], values: list[Any]) -> None:
+    stack.append({})
+    _set(stack, values)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+
+# They import, call or fetch in ways that no file of values needs.
+_CODE = {"INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 _PUSHES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINSTRING", "SHORT_BINSTRING",
+    "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", *BYTES,
+    "INT", "LONG", "FLOAT", "UNICODE",  # of protocol 0
 }  # fmt: skip
 _BUILDS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -187,6 +251,8 @@ _BUILDS: dict[str, Callable[[], Any]] = {
 }
 _MARKED: dict[str, Callable[[list[Any], list[Any]], None]] = {
     "TUPLE": lambda stack, values: stack.append(tuple(values)),
+    "LIST": lambda stack, values: stack.append(values),
+    "DICT": _set_new,
     "APPENDS": _append,
     "SETITEMS": _set,
 }

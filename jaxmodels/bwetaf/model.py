@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmodels.bwetaf.config import Config
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention, self_attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
@@ -61,12 +61,10 @@ class Attention(nnx.Module):
         if self.rotate:
             turn = rotation(positions, q.shape[-1])
             q, k = rotate_interleaved(q, turn), rotate_interleaved(k, turn)
-        kept = None
         if cache is None:
-            out = self_attention(q, k, v, real=real, segments=segments)
+            out, kept = self_attention(q, k, v, real=real, segments=segments), None
         else:
-            kept = cache.write(self.layer, k, v)
-            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
+            out, kept = cache.attend(self.layer, q, k, v)
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.charlm.config import Config
-from jaxmodels.layers.attention import attention, self_attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.losses import cross_entropy
@@ -42,12 +42,10 @@ class Attention(nnx.Module):
         parts = product_in_parts(self.qkv, x, 3)
         qkv = rearrange(parts, "n b t (h k) -> n b t h k", h=self.heads)
         q, k, v = rotate_interleaved(qkv[0], turn), rotate_interleaved(qkv[1], turn), qkv[2]
-        kept = None
         if cache is None:
-            out = self_attention(q, k, v, segments=segments)
+            out, kept = self_attention(q, k, v, segments=segments), None
         else:
-            kept = cache.write(layer, k, v)
-            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
+            out, kept = cache.attend(layer, q, k, v)
         return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
 
 

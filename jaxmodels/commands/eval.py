@@ -2,7 +2,9 @@
 
 import tempfile
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -28,7 +30,8 @@ class Eval:
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     vocab: Path | None = None
-    """characters.json or tokenizer.json, for a checkpoint that came without one."""
+    """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
+    for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
     json: bool = False
@@ -58,7 +61,7 @@ def main(argv: list[str]) -> int:
         package = jaxmodels.package_of(model)
         loss = evaluate(loss_function(package, skeleton), params, rest, batches)
     assert loss is not None
-    result = report(loss, *_measured(batches, tokenizer))
+    result = report(loss, *_measured(package, model, batches, tokenizer))
     if options.json:
         emit(result)
     else:
@@ -72,15 +75,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _measured(batches: Any, tokenizer: Any) -> tuple[int, int | None]:
-    """Targets in the batches, and the characters that they write (None without a tokeniser)."""
+def _measured(
+    package: ModuleType, model: Any, batches: Any, tokenizer: Any
+) -> tuple[int, int | None]:
+    """Targets in the batches, and the characters that they write (None without a tokeniser).
+
+    A special token in a text stands for what the vocabulary cannot write: one character.
+    """
+    chosen = getattr(package, "targets", lambda _, tokens: tokens[:, 1:])
+    special = tokenizer.special_ids if tokenizer else ()
+    excess = {i: len(tokenizer.decode([i])) - 1 for i in special}
     tokens = characters = 0
     cut: list[int] = []
     for batch in batches:
-        targets = batch["tokens"][:, 1:].reshape(-1).tolist()
+        targets = chosen(model, batch["tokens"]).reshape(-1).tolist()
         tokens += len(targets)
         if tokenizer is not None:
             cut += targets
+            characters -= sum(map(excess.get, targets, repeat(0)))
             text = tokenizer.decode(cut)
             if not text.endswith("\ufffd"):  # else the border may cut a character
                 characters, cut = characters + len(text), []
@@ -120,7 +132,8 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     if data.vocab_size and data.vocab_size != used:
         raise Problem(
             f"the data has a vocabulary of {data.vocab_size}, the model of {used}",
-            fix="give data that was prepared with the model's vocabulary",
+            fix="give data that was prepared with the model's vocabulary"
+            + ("" if tokenizer else ", or give that with --vocab FILE"),
             exit_code=MISMATCH,
         )
     batches = data.valid(options.max_batches)

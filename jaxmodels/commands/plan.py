@@ -35,7 +35,7 @@ class Plan(Generic[C]):
     """A budget: the steps and tokens that fit into so many hours are told."""
     search: bool = False
     """Try meshes, batches and remat policies, and print what is fastest."""
-    minutes: float = 15
+    minutes: float = 15.0
     """With --search, or when it does not fit: begin no compilation after so many minutes."""
     config: Path | None = None
     """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
@@ -137,7 +137,11 @@ def planned(
     if result["fits"]:
         emit(result) if options.json else show(result)
         return DONE
-    say(f"needs {needed / GIB:.1f} GiB; looking for what fits")
+    most = slice_.chip.usable
+    needs = (
+        f"a device needs {needed / GIB:.1f} GiB and has {most / GIB:.1f}" if needed else "too large"
+    )
+    say(f"{needs}; looking for what fits")
     sizes = mesh_sizes(job.recipe.mesh, slice_.devices, slice_.name)
     failed = Setting(sizes["data"], sizes["model"], job.recipe.batch, job.recipe.remat)
     near = _search(job, slice_, options, compiled).nearest(failed, needed)
@@ -145,8 +149,7 @@ def planned(
     if options.json:
         emit(result)
     raise Problem(
-        f"{spec} does not fit on {slice_.name}: a device needs {needed / GIB:.1f} GiB and has "
-        f"{slice_.chip.usable / GIB:.1f}",
+        f"{spec} does not fit on {slice_.name}: {needs}",
         where=job.flags,
         fix=f"what fits and is nearest: {near.job.flags}, which needs {near.needed / GIB:.1f} GiB"
         if near

@@ -32,7 +32,8 @@ def conclude(
         and were so the last time, because calling again would change nothing.
     """
     here = shlex.quote(str(run))
-    again = f"jaxmodels train --out {here}" if outcome.checkpoint else repeated(argv)
+    again = f"jaxmodels train --out {here}{options.place}"
+    again = again if outcome.checkpoint else repeated(argv)
     hopeless = _idle(outcome.reason, outcome.idle) and _was_idle(run / "summary.json")
     summary = asdict(outcome) | {"idle": outcome.idle, "run": str(run), "command": again}
     write_json(run / "summary.json", summary)

@@ -10,12 +10,13 @@ from typing import Any
 
 import jaxmodels
 from jaxmodels.cli import emit, say
-from jaxmodels.commands import resume
-from jaxmodels.commands.initial import starter
+from jaxmodels.commands import resume, team
+from jaxmodels.commands.initial import refuse_own_characters, starter
 from jaxmodels.commands.summary import conclude
 from jaxmodels.commands.train_options import Train, repeated, resolve
-from jaxmodels.errors import DONE, MISMATCH, USAGE, Problem
+from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
 from jaxmodels.runtime.outcome import not_begun
+from jaxmodels.runtime.processes import begun, exchange, first, part, tell_stop, together
 from jaxmodels.runtime.rundir import VOCABULARIES, steps
 from jaxmodels.runtime.stop import Stop, Stopped
 
@@ -43,7 +44,12 @@ def main(argv: list[str]) -> int:
             raise Problem("--out is missing", fix="give a folder for the run", exit_code=USAGE)
         if options.max_hours is not None:
             stop.deadline = _BEGUN + 3600 * options.max_hours
-        with resume.locked(options.out):
+        try:
+            team.join(options, resolved, stop, source)
+        except Stopped:
+            say(f"{stop.reason} before the other processes came")
+            return INTERRUPTED if stop.reason == "interrupted" else STOPPED
+        with together(), team.held(options.out), team.lost_is_resumable():
             return _run(options.out, options, resolved, argv, stop, source)
 
 
@@ -60,7 +66,8 @@ def _run(
         data, options = _prepare(run, options, resolved, stop, source)
         if options.find_lr:
             return _find_lr(run, options, resolved, data, argv, stop)
-        _write_config(run, resolved, data)
+        if first():
+            _write_config(run, resolved, data)
         job = _job(run, options, resolved, data, stop)
         if source is not None:
             job.begin = starter(source, options.model, options.init_optimizer)
@@ -68,18 +75,25 @@ def _run(
         from jaxmodels.runtime.train import train
 
         stop.check()
+        exchange()
+        begun()
         try:
             outcome = train(job)
         finally:
-            draw(run)
+            if first():
+                draw(run)
     except Stopped:
+        tell_stop(stop.reason or "")
         outcome = not_begun(
             run / "checkpoints",
             options.recipe.steps,
             stop.reason or "",
             time.monotonic() - _BEGUN,
         )
-    return conclude(run, outcome, argv, options, time.monotonic() - _BEGUN)
+    begun()
+    took = time.monotonic() - _BEGUN
+    code = conclude(run, outcome, argv, options, took) if first() else DONE
+    return part(code)
 
 
 def _prepare(
@@ -90,11 +104,15 @@ def _prepare(
 
     stop.check()
     platform.prepare()
+    team.refuse_apart(run)
     has_checkpoint = resume.check_resume(run, options.resume)
     _check_devices(options)  # before the data, which may take long to prepare
     resume.compare_settings(run, resolved, has_checkpoint)
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
-    data = _open_data(run, options, tokenizer, has_checkpoint, stop)
+    if source is not None and tokenizer is None:
+        refuse_own_characters(options.recipe, source)
+    data = team.in_turn(lambda: _open_data(run, options, tokenizer, has_checkpoint, stop))
+    team.refuse_other_data(data)
     if source is not None and source.tokenizer is not None:
         resolved["recipe"]["tokenizer"] = str(run / source.tokenizer.FILE)
     sizes = resume.own_sizes(run, has_checkpoint)
@@ -139,8 +157,17 @@ def _fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int
 
 
 def _check_devices(options: Train[Any]) -> None:
+    import jax
+
+    from jaxmodels.runtime import processes
     from jaxmodels.runtime.sharding import check_heads, make_mesh
 
+    if jax.process_count() != processes.count():
+        raise Problem(
+            f"JAX sees {jax.process_count()} processes, and {processes.count()} met",
+            fix="give --coordinator, --processes and --process",
+            exit_code=USAGE,
+        )
     recipe = options.recipe
     mesh = make_mesh(recipe.mesh)
     check_heads(options.model, mesh.shape["model"])
@@ -155,6 +182,7 @@ def _check_devices(options: Train[Any]) -> None:
 
 def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, stop: Stop) -> Any:
     from jaxmodels.runtime.generate import text_sampler
+    from jaxmodels.runtime.sharding import make_mesh, own_rows
     from jaxmodels.runtime.train import Job
 
     recipe, tokenizer = options.recipe, data.tokenizer
@@ -162,7 +190,7 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
         jaxmodels.arch(resolved["arch"]),
         options.model,
         recipe,
-        data.train(),
+        data.train(own_rows(make_mesh(recipe.mesh), recipe.batch * recipe.accum)),
         data.valid(recipe.eval_batches),
         run,
         stop,
@@ -191,13 +219,14 @@ def _open_data(
             tokenizer=tokenizer or recipe.tokenizer,
             progress=stop.check,
             segments=recipe.segments,
+            vocab_documents=recipe.vocab_documents,
         )
 
     try:
         data = opened()
     except DataProblem as problem:
         ours = (folder / "manifest.json").is_file()
-        if has_checkpoint or not ours or problem.where != str(folder):
+        if has_checkpoint or not ours or problem.where != str(folder) or not first():
             raise
         say(f"{problem.what}; no step was done with them, so they are made anew")
         shutil.rmtree(folder)

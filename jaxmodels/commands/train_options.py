@@ -42,9 +42,24 @@ class Train(Generic[C]):
     """Instead of training, try learning rates from 1e-7 to 10, plot the losses, suggest one."""
     json: bool = False
     """Print the summary as one JSON object on standard output."""
+    coordinator: str = ""
+    """To train in several processes, each with the same command but for --process: HOST:PORT of
+    process 0. TPU pods, Slurm and Open MPI tell this, and the next two, by themselves."""
+    processes: int = 0
+    """How many processes train together; 0 asks the cluster (one, where there is none), 1 asks
+    nobody."""
+    process: int | None = None
+    """Which of them this one is, from 0 on."""
+    join_timeout: int = 300
+    """Seconds that a process waits for the others at the start."""
+    heartbeat: int = 100
+    """Seconds without a sign of one process after which the others end, to be started again."""
 
     def __post_init__(self) -> None:
         within("--max-hours", self.max_hours, 0)
+        within("--processes", self.processes, 0)
+        within("--join-timeout", self.join_timeout, 1)
+        within("--heartbeat", self.heartbeat, 1)
         if self.init_optimizer and self.init is None:
             raise Problem("--init-optimizer needs --init", exit_code=USAGE)
         if self.init_optimizer and self.recipe.optim.name != "adamw":
@@ -54,6 +69,14 @@ class Train(Generic[C]):
                 fix="leave it out, or give --optim.name adamw",
                 exit_code=USAGE,
             )
+
+    @property
+    def place(self) -> str:
+        """The flags that place this process among others, for a shell; empty without them."""
+        if not self.coordinator:
+            return ""
+        words = ["--coordinator", self.coordinator, "--processes", str(self.processes)]
+        return " " + shlex.join([*words, "--process", str(self.process)])
 
 
 def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:

@@ -13,6 +13,8 @@ from jaxmodels.layers.sharding import spread
 QUERIES = 128
 # Its blocks are grouped into so many loops; blocks of one loop meet the same keys.
 LOOPS = 4
+# The score of a key that a query may not see.
+HIDDEN = -1e9
 
 
 def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array, "*b t t"]:
@@ -42,7 +44,7 @@ def attention(
     scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     allowed = mask if mask.ndim == 2 else mask[:, None]
-    weights = jax.nn.softmax(jnp.where(allowed, scores, -1e9), axis=-1).astype(q.dtype)
+    weights = jax.nn.softmax(jnp.where(allowed, scores, HIDDEN), axis=-1).astype(q.dtype)
     if key is not None:
         weights = dropout(weights, rate, key)
     return jnp.einsum("bhts,bshk->bthk", weights, v)

@@ -1,11 +1,14 @@
 """What a model must remember between tokens."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxmodels.layers.attention import HIDDEN, attention
 
 
 class KVCache(NamedTuple):
@@ -62,6 +65,45 @@ class KVCache(NamedTuple):
         held = last - (last - jnp.arange(self.size)) % self.size
         return (held >= 0) & (held <= query[:, None])
 
+    def attend(
+        self,
+        layer: int,
+        q: Float[Array, "b t h k"],
+        k: Float[Array, "b t h k"],
+        v: Float[Array, "b t h k"],
+    ) -> tuple[Float[Array, "b t h k"], tuple[Float[Array, "b h k s"], Float[Array, "b h k s"]]]:
+        """Attention of the next t tokens to what a layer remembers and to themselves.
+
+        Returns:
+            the result, and the layer's keys and values with the new ones in their slots.
+        """
+        if q.shape[1] == 1:
+            return self._attend_one(layer, q, k, v)
+        kept = self.write(layer, k, v)
+        keys, values = (rearrange(x, "b h k s -> b s h k") for x in kept)
+        return attention(q, keys, values, self.mask(q.shape[1])), kept
+
+    def _attend_one(self, layer: int, q: Array, k: Array, v: Array) -> Any:
+        """The same for one token, which is looked at beside the cache instead of in it.
+
+        Written first and read back, the new token would have two readers, attention and the
+        next step, and XLA would copy the whole cache for each.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        # The slot that this token will take is not looked at: what it holds is then too old.
+        slots = jnp.arange(self.size)
+        seen = (slots < self.length) & (slots != self.length % self.size)
+        before = jnp.where(seen, product("bthk,bhks->bhts", q, keys), HIDDEN)
+        scores = jnp.concatenate([before, product("bthk,bthk->bht", q, k)[..., None]], axis=-1)
+        weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
+        out = jnp.einsum("bhts,bhks->bthk", weights[..., :-1], values)
+        out = out + rearrange(weights[..., -1], "b h t -> b t h 1") * v
+        # Nothing of what is written depends on what was read. That it seems to makes XLA write
+        # after it has read, in place; free to choose, it copies.
+        after = 0 * out[:1, :1, :1, :1]
+        return out, self.write(layer, k + after, v + after)
+
     def write(
         self, layer: int, k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
     ) -> tuple[Float[Array, "b h k s"], Float[Array, "b h k s"]]:
@@ -75,10 +117,3 @@ class KVCache(NamedTuple):
             write(self.keys[layer], rearrange(k, "b t h k -> b h k t"), start),
             write(self.values[layer], rearrange(v, "b t h k -> b h k t"), start),
         )
-
-    @staticmethod
-    def read(
-        keys: Float[Array, "b h k s"], values: Float[Array, "b h k s"]
-    ) -> tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]:
-        """A layer's keys and values in the order that `attention` takes; moves no data."""
-        return rearrange(keys, "b h k s -> b s h k"), rearrange(values, "b h k s -> b s h k")

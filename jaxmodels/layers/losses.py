@@ -95,8 +95,8 @@ _mean.defvjp(_mean_and_gradients, _backward)
 def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
     """Every array [b, t, …] cut into c chunks along t, zeros added at its end: [c, b · t/c, …].
 
-    Rows and positions are one axis: XLA's products of matrices are half again as fast on a CPU
-    as those over two axes.
+    Rows and positions are one axis: XLA multiplies matrices faster on a CPU
+    than it multiplies over two axes.
     """
     batch, t = x.shape[:2]
     most = max(LOGITS_BYTES // (4 * batch * head.shape[0]), 1)

@@ -12,7 +12,9 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmodels.errors import Problem
+from jaxmodels.runtime import processes
 from jaxmodels.runtime.files import (
     MANIFEST,
     as_full_disk,
@@ -69,9 +72,32 @@ def restore(checkpoint: Path, abstract: State) -> Restored:
 
 
 def _read(folder: Path, abstract: Any) -> Any:
-    with ocp.PyTreeCheckpointer() as reader:
-        args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        return reader.restore(folder.absolute(), item=abstract, restore_args=args)
+    with _orbax(f"read/{folder.name}") as reader:
+        wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=wanted)
+        return reader.restore(folder.absolute(), args=args)
+
+
+def _orbax(name: str) -> ocp.Checkpointer:
+    """What reads or writes one folder, together with the other processes.
+
+    Orbax's barriers would go through the devices, and so meet the training's own collectives in
+    different order on different processes, unless it is told who takes part. `name` is theirs and
+    used once.
+    """
+    options = ocp.options.MultiprocessingOptions()
+    if processes.several():
+        everybody = set(range(processes.count()))
+        options = ocp.options.MultiprocessingOptions(0, everybody, f"jaxmodels/{name}")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _on_host(leaf: Any) -> Any:
+    """A copy in the host's memory, of no more than what lies on this process's devices."""
+    if not processes.several():
+        return np.array(leaf)
+    return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
 
 
 def _train_tree(state: State) -> dict[str, Any]:
@@ -99,10 +125,12 @@ class Checkpoints:
         """How long the last save took, from call to commit."""
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        make_folder(self.folder)
+        self._saves = 0
         self._run = identity(self.folder.parent)
-        for left in folder.glob(".*"):
-            shutil.rmtree(left, ignore_errors=True)
+        if processes.first():
+            make_folder(self.folder)
+            for left in folder.glob(".*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def save(self, state: State, data: Any, metrics: dict[str, float]) -> None:
         """Starts saving; returns when the arrays are copied. Errors come with the next call."""
@@ -110,8 +138,10 @@ class Checkpoints:
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self.folder).free < need:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
-        snapshot = jax.tree.map(np.array, state)
-        self._pending = self._pool.submit(self._write, snapshot, data, metrics, time.monotonic())
+        step, snapshot = int(state.step), jax.block_until_ready(jax.tree.map(_on_host, state))
+        self._pending = self._pool.submit(
+            self._write, step, snapshot, data, metrics, time.monotonic()
+        )
 
     def wait(self) -> None:
         """Returns when the last save is committed; raises what went wrong with it."""
@@ -119,20 +149,38 @@ class Checkpoints:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _write(self, state: State, data: Any, metrics: dict[str, float], start: float) -> None:
-        step = int(state.step)
-        with whole_folder(self.folder / str(step), force=True) as temporary:
+    def _write(
+        self, step: int, state: State, data: Any, metrics: dict[str, float], start: float
+    ) -> None:
+        self._saves += 1
+        name = f"save {self._saves}"
+        with self._temporary(step, name) as temporary:
             try:
-                with ocp.PyTreeCheckpointer() as writer:
-                    writer.save(temporary / "params", nest(state.params))
-                    writer.save(temporary / "train", _train_tree(state))
+                with _orbax(f"{name}/params") as writer:
+                    writer.save(temporary / "params", args=ocp.args.PyTreeSave(nest(state.params)))
+                with _orbax(f"{name}/train") as writer:
+                    writer.save(temporary / "train", args=ocp.args.PyTreeSave(_train_tree(state)))
             except Exception as error:
                 raise as_full_disk(error, self.folder) from error
-            write_json(temporary / "data.json", data)
-            manifest = {"step": step, "metrics": metrics, "run": self._run}
-            write_json(temporary / MANIFEST, manifest | {"files": digests(temporary)})
-        self._prune()
+            processes.exchange(name=f"{name}/written")
+            if processes.first():
+                write_json(temporary / "data.json", data)
+                manifest = {"step": step, "metrics": metrics, "run": self._run}
+                write_json(temporary / MANIFEST, manifest | {"files": digests(temporary)})
+        if processes.first():
+            self._prune()
+        processes.exchange(name=f"{name}/done")
         self.seconds = time.monotonic() - start
+
+    @contextmanager
+    def _temporary(self, step: int, name: str) -> Iterator[Path]:
+        """The folder that all write into. Process 0 makes it, and gives it its name at the end."""
+        if not processes.first():
+            yield self.folder / processes.exchange(name=f"{name}/folder")[0]
+            return
+        with whole_folder(self.folder / str(step), force=True) as temporary:
+            processes.exchange(temporary.name, name=f"{name}/folder")
+            yield temporary
 
     def _prune(self) -> None:
         """Removes all but the newest `keep`, the best, and those of the newest jumps."""

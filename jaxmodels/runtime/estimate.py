@@ -14,7 +14,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import flops
 from jaxmodels.runtime.chips import Topology
-from jaxmodels.runtime.plan import Job, held, loss_of, step_of
+from jaxmodels.runtime.plan import Job, held, loss_of, state_of
 from jaxmodels.runtime.sharding import AXES
 
 LARGEST_BATCH = 1 << 14
@@ -128,9 +128,8 @@ class Estimate:
 
     def _state_bytes(self, data: int, model: int) -> tuple[int, int]:
         """Bytes of state, gradients and copy on one device, and of the copy alone."""
-        mesh: Any = AbstractMesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2)
-        _, state, _ = step_of(self.job, mesh)
-        parts = held(state)
+        mesh = AbstractMesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2)
+        parts = held(state_of(self.job, mesh)[1])
         copy = parts["parameters"] * jnp.dtype(self.job.recipe.dtype).itemsize // 4
         return sum(parts.values()) + parts["parameters"] + copy, copy
 

@@ -38,7 +38,7 @@ def evaluate(
     for batch in batches:
         if stop():
             return None
-        size = len(next(iter(batch.values())))
+        size = next(iter(batch.values())).shape[0]
         total += float(loss(params, rest, batch)) * size
         rows += size
     return total / rows

@@ -35,8 +35,8 @@ def find_lr(
 
     tx = optimiser(recipe.optim, rate)
     mesh = make_mesh(recipe.mesh)
-    skeleton, fresh, _ = init(package, config, recipe, tx, mesh)
-    step = train_step(package, skeleton, tx, rate, recipe, mesh)
+    skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
+    step = train_step(package, skeleton, tx, rate, recipe, abstract)
     state, smooth = fresh(), 0.0
     rates: list[float] = []
     losses: list[float] = []

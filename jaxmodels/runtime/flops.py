@@ -67,8 +67,9 @@ def _times(name: str, params: dict[str, Any]) -> int:
     """How often the body of an operation runs, over all devices."""
     if name == "scan":
         return int(params["length"])
-    if name == "shard_map":  # the body is one device's part
-        return prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+    if name == "shard_map":  # the body is one device's part; JAX 0.12 names its axes otherwise
+        axes = params.get("newly_manual_axes") or params.get("manual_axes", ())
+        return prod(params["mesh"].shape[axis] for axis in axes)
     if name == "pallas_call":
         return prod(params["grid_mapping"].grid)
     return 1

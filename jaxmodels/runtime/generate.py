@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmodels.layers.sampling import Sampling, sample
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
+from jaxmodels.runtime.sharding import fetch
 
 
 def generate(
@@ -33,8 +34,9 @@ def generate(
 
     Args:
         model: a module with `config.context`, `init_cache(batch, size)` and
-            `model(tokens, cache) -> (logits, cache)`. Ids from `config.tokens` on, where the
-            config has it, are padding of the vocabulary and never drawn.
+            `model(tokens, cache) -> (logits, cache)`; and `prefill(tokens, length, size) ->
+            (logits, cache)` where it reads a prompt in another way. Ids from `config.tokens` on,
+            where the config has it, are padding of the vocabulary and never drawn.
         prompt: int [b, t] with t ≥ 1. Of a prompt longer than the context, only the end is read.
         max_new_tokens: how many tokens each row gets.
         sampling: temperature and filters; greedy when the temperature is None.
@@ -99,9 +101,9 @@ def _stretch(
         state, tokens = _decode(fixed, params, rest, state, seed, sampling, n)
         filled += n
         if waiting is not None:
-            yield np.asarray(waiting)
+            yield fetch(waiting)
         waiting = tokens
-    yield np.asarray(waiting)[:, :n]  # only the last piece may be short
+    yield fetch(waiting)[:, :n]  # only the last piece may be short
 
 
 class Fixed(NamedTuple):
@@ -145,6 +147,9 @@ def _prefill(
     is overwritten.
     """
     model = fixed.skeleton.merge(params, rest)
+    if hasattr(model, "prefill"):
+        last, cache = model.prefill(tokens, length, size)
+        return last, cache, jnp.zeros((), jnp.int32) + drawn
     logits, cache = model(tokens, model.init_cache(tokens.shape[0], size))
     last = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
     zero = jnp.zeros((), jnp.int32)

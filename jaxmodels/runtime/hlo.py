@@ -24,9 +24,11 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_LESS = re.compile(r"compare\(.*direction=L[TE]")
-_CONSTANT = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+_LESS = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(L[TE])")
+_INDEX = re.compile(r"get-tuple-element\(.*index=(\d+)")
+_CONSTANT = re.compile(r"= [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
@@ -48,7 +50,7 @@ class Collective:
         share = (self.group - 1) / self.group
         if self.kind == "all-reduce":
             return 2 * share * self.bytes
-        return self.bytes if self.kind.startswith("collective") else share * self.bytes
+        return self.bytes * (1.0 if self.kind.startswith("collective") else share)
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
@@ -123,14 +125,46 @@ def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, 
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """Iterations of a while loop: what XLA noted, or the constant its counter is compared with."""
+    """Iterations of a while loop: what XLA noted, or what its counter, from 0 on, is held to.
+
+    Where neither can be read, 1.
+    """
     if known := _TRIPS.search(line):
         return int(known[1])
-    condition = _CONDITION.search(line)
-    lines = bodies.get(condition[1], []) if condition else []
-    constants = [int(found[1]) for one in lines if (found := _CONSTANT.search(one))]
-    counts = any(_LESS.search(one) for one in lines) or any(" fusion(" in one for one in lines)
-    return max(constants) if constants and counts else 1
+    condition, body = (
+        _definitions(bodies.get(found[1], [])) if (found := pattern.search(line)) else {}
+        for pattern in (_CONDITION, _BODY)
+    )
+    compared = _LESS.search(condition.get("ROOT", ""))
+    if not compared:
+        return 1
+    counter, limit = (condition.get(name, "") for name in compared.groups()[:2])
+    index, most = _INDEX.search(counter), _CONSTANT.search(limit)
+    if not index or not most:
+        return 1
+    last = int(most[1]) + (compared[3] == "LE")
+    return max(1, -(-last // _step(body, int(index[1]))))
+
+
+def _step(body: dict[str, str], index: int) -> int:
+    """What an iteration adds to the counter, the element `index` of what the body returns."""
+    returned = body.get("ROOT", "").partition(" tuple(")[2].partition(")")[0]
+    names = [word.rpartition("%")[2].strip() for word in returned.split(",")]
+    line = body.get(names[index], "") if index < len(names) else ""
+    added = re.findall(r"%?([\w.\-]+)", line.partition(" add(")[2].partition(")")[0])
+    steps = [found for name in added if (found := _CONSTANT.search(body.get(name, "")))]
+    return max(int(steps[0][1]), 1) if steps else 1
+
+
+def _definitions(lines: list[str]) -> dict[str, str]:
+    """Name → line that defines it; the computation's result is under "ROOT", too."""
+    found = {}
+    for line in lines:
+        name = line.strip().removeprefix("ROOT ").partition(" = ")[0].lstrip("%")
+        found[name] = line
+        if line.lstrip().startswith("ROOT "):
+            found["ROOT"] = line
+    return found
 
 
 def _largest(text: str) -> int:

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxmodels.runtime.files import write_text
 
@@ -49,6 +49,21 @@ class Lines:
         """Flushes and closes."""
         self.flush()
         self._file.close()
+
+
+class Silent:
+    """Takes records and keeps none: what all processes have but the first."""
+
+    last: ClassVar[dict[str, Any]] = {}
+
+    def write(self, *_: Any) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class MetricsLog(Lines):

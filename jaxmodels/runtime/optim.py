@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmodels.recipe import Optim
@@ -66,7 +66,8 @@ def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:
     def one(part: Any) -> Any:
         if not isinstance(part, optax.ScaleByAdamState):
             return part
-        seen = jax.device_put(jnp.asarray(count, part.count.dtype), part.count.sharding)
+        number = np.asarray(count, part.count.dtype)
+        seen = jax.make_array_from_callback((), part.count.sharding, number.__getitem__)
         return part._replace(count=seen, mu=mu, nu=nu)
 
     return jax.tree.map(one, opt, is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState))

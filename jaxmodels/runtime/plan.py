@@ -16,8 +16,8 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import flops, hlo
 from jaxmodels.runtime.chips import Topology
 from jaxmodels.runtime.optim import optimiser, schedule
-from jaxmodels.runtime.paths import Arrays
-from jaxmodels.runtime.sharding import make_mesh
+from jaxmodels.runtime.paths import Arrays, Skeleton
+from jaxmodels.runtime.sharding import AnyMesh, make_mesh
 from jaxmodels.runtime.step import State, init, train_step
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -100,8 +100,9 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
         TooLarge: it does not fit into a device's memory.
     """
     began = time.monotonic()
-    step, state, batch = step_of(job, mesh)
+    step, state, batch = _step(job, mesh)
     traced = step.trace(state, batch)
+    work = flops.total(flops.of_jaxpr(traced.jaxpr))
     lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
     middle = time.monotonic()
     try:
@@ -121,13 +122,13 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
         memory,
         stats.argument_size_in_bytes + stats.output_size_in_bytes + 2 * stats.temp_size_in_bytes,
         hlo.collectives(compiled.as_text(), mesh.size),
-        flops.total(flops.of_jaxpr(traced.jaxpr)),
+        work,
         middle - began,
         seconds,
     )
 
 
-def step_of(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
+def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
     """The step of `train`, and the shapes that it is called with."""
     recipe = job.recipe
     rate = schedule(recipe.optim, recipe.steps)
@@ -135,7 +136,14 @@ def step_of(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeS
     skeleton, _, state = init(job.package, job.config, recipe, tx, mesh)
     rows = NamedSharding(mesh, P("data"))
     batch = {name: leaf.update(sharding=rows) for name, leaf in job.batch.items()}
-    return train_step(job.package, skeleton, tx, rate, recipe, mesh), state, batch
+    return train_step(job.package, skeleton, tx, rate, recipe, state), state, batch
+
+
+def state_of(job: Job, mesh: AnyMesh) -> tuple[Skeleton, State]:
+    """The model's skeleton, and the shapes of the training state, placed on the mesh."""
+    tx = optimiser(job.recipe.optim, 0.0)
+    skeleton, _, state = init(job.package, job.config, job.recipe, tx, mesh)
+    return skeleton, state
 
 
 def held(state: State) -> dict[str, int]:
@@ -164,9 +172,7 @@ def loss_of(job: Job) -> tuple[Any, State]:
 
     No device needs to exist, and nothing is computed.
     """
-    tx = optimiser(job.recipe.optim, 0.0)
-    mesh = make_mesh("", jax.devices("cpu")[:1])
-    skeleton, _, state = init(job.package, job.config, job.recipe, tx, mesh)
+    skeleton, state = state_of(job, make_mesh("", jax.devices("cpu")[:1]))
     dtype = jnp.dtype(job.recipe.dtype)
 
     def loss(params: Arrays, rest: Arrays, batch: Any) -> jax.Array:

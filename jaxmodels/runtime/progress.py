@@ -22,13 +22,14 @@ class Progress:
         start: steps done before this process.
         steps: steps of the whole run.
         every: seconds between plain lines when there is no terminal.
+        shown: whether there is a display at all.
     """
 
-    def __init__(self, start: int, steps: int, every: float = 10.0):
+    def __init__(self, start: int, steps: int, every: float = 10.0, shown: bool = True):
         self.start, self.steps, self.every = start, steps, every
         self._bar: Any = None
         self._shown = 0.0
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 

@@ -79,7 +79,8 @@ class Search:
     def nearest(self, failed: Setting, needed: int, most: int = 6) -> Trial | None:
         """What fits and is nearest to a setting that does not; None if nothing was found.
 
-        Another policy is nearer than another mesh, and that nearer than half of the batch.
+        Another policy is nearer than another mesh, and that nearer than half of the batch. At
+        last those with the smallest estimates are tried, though they do not promise to fit.
         """
         if needed:
             self.estimate.learn(failed, needed)
@@ -97,6 +98,10 @@ class Search:
             if self._over(most):
                 return None
             if self._fits(setting) and (trial := self._tried(setting)).compiled:
+                return trial
+        tried = {trial.setting for trial in self.trials}
+        for setting in sorted(set(others) - tried, key=self.estimate.bytes)[:2]:
+            if not self._over(most) and (trial := self._tried(setting)).compiled:
                 return trial
         return None
 

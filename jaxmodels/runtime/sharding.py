@@ -5,11 +5,12 @@ moments follow their parameter; batches are split over the data axis.
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from math import gcd, prod
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,6 +18,9 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.runtime.paths import match
 
 AXES = ("data", "model")
+
+# Of devices, or of none: enough to say where things would lie.
+AnyMesh = Mesh | AbstractMesh
 
 
 def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
@@ -30,7 +34,9 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
         Problem: (usage) the spec cannot be read or does not use every device.
     """
     count = jax.device_count() if devices is None else len(devices)
-    sizes = mesh_sizes(spec, count)
+    processes = jax.process_count()
+    owner = f"a run of {processes} processes" if processes > 1 else "this machine"
+    sizes = mesh_sizes(spec, count, owner)
     automatic = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=automatic, devices=devices)
 
@@ -85,9 +91,7 @@ def check_heads(config: Any, size: int) -> None:
     )
 
 
-def placement(
-    mesh: Mesh | AbstractMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]
-) -> Any:
+def placement(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
     """Path → NamedSharding for every parameter.
 
     An axis that does not divide its dimension splits another one further, where that divides;
@@ -116,7 +120,7 @@ def placement(
 
 
 def follow(
-    tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: Mesh | AbstractMesh
+    tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: AnyMesh
 ) -> Any:
     """Shardings for any pytree: what is keyed by a parameter's path goes where it goes.
 
@@ -146,18 +150,6 @@ def follow(
     return jax.tree.map_with_path(one, tree)
 
 
-def in_place(tree: Any, params: dict[str, Any], rows: tuple[tuple[str, P], ...], mesh: Mesh) -> Any:
-    """The same pytree in a program, its arrays where `follow` has them.
-
-    XLA is told so, or it may choose otherwise: a gradient that is whole on every device, a new
-    state that does not lie where the old one did, so that the next step is compiled anew.
-    """
-    if mesh.size == 1:
-        return tree
-    placed = placement(mesh, rows, params)
-    return jax.lax.with_sharding_constraint(tree, follow(tree, params, placed, mesh))
-
-
 def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, for `jax.jit`; while it is traced, models find the mesh (`layers/sharding.py`).
 
@@ -172,6 +164,56 @@ def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Arrays of a batch, their first axis split over the data axis of the mesh."""
-    return jax.device_put(batch, NamedSharding(mesh, P("data")))
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch lie on this process's devices, in rising order: int [n]."""
+    index = NamedSharding(mesh, P("data")).addressable_devices_indices_map((rows,))
+    return np.unique([np.arange(rows)[part] for part in index.values()])
+
+
+def put_batch(batch: dict[str, Any], mesh: Mesh, rows: int | None = None) -> dict[str, jax.Array]:
+    """Arrays of a batch, their first axis split over the data axis of the mesh.
+
+    Args:
+        batch: this process's rows (`own_rows`) of each array.
+        mesh: the devices.
+        rows: of the whole batch, over all processes; None if this process has all of them.
+    """
+    at = NamedSharding(mesh, P("data"))
+
+    def put(part: np.ndarray) -> jax.Array:
+        shape = (rows or len(part), *part.shape[1:])
+        return jax.make_array_from_process_local_data(at, part, shape)
+
+    return jax.tree.map(put, batch)
+
+
+def put_whole(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """As `put_batch`, of arrays that every process has whole; what does not divide is repeated."""
+
+    def put(array: np.ndarray) -> jax.Array:
+        spec = P("data") if array.shape[0] % mesh.shape["data"] == 0 else P()
+        return jax.make_array_from_callback(
+            array.shape, NamedSharding(mesh, spec), array.__getitem__
+        )
+
+    return jax.tree.map(put, batch)
+
+
+def everywhere(flag: bool, mesh: Mesh) -> jax.Array:
+    """int32 [devices]: each process's own flag, on each of its devices."""
+    local = np.full(jax.local_device_count(), flag, np.int32)
+    at = NamedSharding(mesh, P(AXES))
+    return jax.make_array_from_process_local_data(at, local, (mesh.size,))
+
+
+def fetch(array: Any) -> np.ndarray:
+    """The values of an array, also if a part of it lies on the devices of other processes."""
+    at = array.sharding
+    if isinstance(at, NamedSharding) and not at.is_fully_addressable and not at.is_fully_replicated:
+        array = _gather(NamedSharding(at.mesh, P()))(array)
+    return np.asarray(array)
+
+
+@cache
+def _gather(at: NamedSharding) -> Any:
+    return jax.jit(lambda array: array, out_shardings=at)

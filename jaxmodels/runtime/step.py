@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
-from jaxmodels.runtime.sharding import ambient, follow, in_place, placement
+from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
 
 Metrics = dict[str, jax.Array]
 
@@ -40,7 +41,7 @@ def init(
     config: Any,
     recipe: Recipe,
     tx: optax.GradientTransformation,
-    mesh: Mesh | AbstractMesh,
+    mesh: AnyMesh,
 ) -> tuple[Skeleton, Callable[[], State], State]:
     """The skeleton of the model, a function that makes a fresh state, and its abstract form.
 
@@ -77,18 +78,27 @@ def train_step(
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     recipe: Recipe,
-    mesh: Mesh,
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]]:
-    """The compiled step (state, batch) → (state, metrics); the old state is donated.
+    abstract: State,
+) -> Callable[..., tuple[State, Metrics]]:
+    """The compiled step (state, batch, stop=None) → (state, metrics); the old state is donated.
 
     A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
     float32; what the model stores (`commit`) is stored after each of them. Metrics: loss
     (mean over micro-batches), grad_norm (before clipping) and lr; with `stats_every` also stats
-    (`stats.measure` in the steps that are due, zeros in the others).
-    """
-    gradient = _gradient(package, skeleton, recipe, mesh)
+    (`stats.measure` in the steps that are due, zeros in the others). With `stop`, int32 [devices]
+    as of `sharding.everywhere`, also stop: its largest, which tells all processes the same.
 
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Metrics]:
+    `abstract` (of `init`) says the mesh, and keeps the state where it was born. Left to choose, XLA
+    may place the new state otherwise than the old one, and the second step is then compiled once
+    more.
+    """
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    mesh = placed.step.mesh
+    gradient = _gradient(package, skeleton, recipe, placed.params, mesh)
+
+    def step(
+        state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
+    ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if recipe.accum == 1:
             (loss, grads), rest = gradient(state.params, state.rest, (batch, key))
@@ -104,16 +114,21 @@ def train_step(
                 lambda: stats.measure(state.params, grads, updates),
                 lambda: stats.nothing(state.params),
             )
-        after = State(params, rest, opt, state.step + 1, state.key)
-        return in_place(after, params, package.SHARDING, mesh), metrics
+        if stop is not None:
+            metrics["stop"] = stop.max()
+        return State(params, rest, opt, state.step + 1, state.key), metrics
 
-    return jax.jit(ambient(mesh, step), donate_argnums=0)
+    out = placed, NamedSharding(mesh, P())
+    return jax.jit(ambient(mesh, step), donate_argnums=0, out_shardings=out)
 
 
 def _gradient(
-    package: ModuleType, skeleton: Skeleton, recipe: Recipe, mesh: Mesh
+    package: ModuleType, skeleton: Skeleton, recipe: Recipe, placed: Arrays, mesh: Mesh
 ) -> Callable[..., Any]:
-    """(params, rest, (batch, key)) → ((loss, gradients), rest after commit) of a micro-batch."""
+    """(params, rest, (batch, key)) → ((loss, gradients), rest after commit) of a micro-batch.
+
+    Gradients lie where their parameters do (`placed`): left to choose, XLA may gather them.
+    """
     commit = getattr(package, "commit", None)
     dtype = jnp.dtype(recipe.dtype)
 
@@ -125,7 +140,9 @@ def _gradient(
             return package.loss(skeleton.merge(cast, rest), batch, nnx.Rngs(dropout=key))
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return (value, in_place(grads, params, package.SHARDING, mesh)), aux
+        if mesh.size > 1:
+            grads = jax.lax.with_sharding_constraint(grads, placed)
+        return (value, grads), aux
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
         slices = recipe.slices or fitting_slices(piece[0], mesh)

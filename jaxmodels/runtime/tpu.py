@@ -29,7 +29,7 @@ def prepare() -> None:
     if find_spec("libtpu") is None:
         raise Problem(
             "libtpu is not installed, which compiles for TPUs",
-            why="it weighs 600 MB, so it comes only when asked for; no TPU is needed",
+            why="it is a download of 200 MB, so it comes only when asked for; no TPU is needed",
             fix="pip install 'jaxmodels[tpu]'",
             exit_code=USAGE,
         )

@@ -14,14 +14,14 @@ from jaxmodels.cli import say
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import rundir
+from jaxmodels.runtime import processes, rundir
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_text
-from jaxmodels.runtime.metrics import MetricsLog
+from jaxmodels.runtime.metrics import MetricsLog, Silent
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.outcome import Outcome
 from jaxmodels.runtime.progress import Progress
-from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch, put_whole
 from jaxmodels.runtime.stats import StatsLog
 from jaxmodels.runtime.step import State, init, train_step
 from jaxmodels.runtime.stop import Stop
@@ -62,7 +62,11 @@ def train(job: Job) -> Outcome:
 
 
 class _Loop:
-    """The loop's state between steps."""
+    """The loop's state between steps.
+
+    Several processes go through it alike. What one of them alone can know (a signal, the clock, a
+    file) decides only after it was exchanged; what leaves the devices is the same for all.
+    """
 
     def __init__(self, job: Job):
         self.job, self.stop = job, job.stop
@@ -71,29 +75,36 @@ class _Loop:
         tx = optimiser(recipe.optim, rate)
         self.mesh = make_mesh(recipe.mesh)
         self.skeleton, fresh, abstract = init(job.package, job.config, recipe, tx, self.mesh)
-        self.step_function = train_step(job.package, self.skeleton, tx, rate, recipe, self.mesh)
+        self.step_function = train_step(job.package, self.skeleton, tx, rate, recipe, abstract)
         self.loss_function = loss_function(job.package, self.skeleton, self.mesh)
         self.checkpoints = ckpt.Checkpoints(job.run / "checkpoints", recipe.keep)
         self.outcome = Outcome(steps=recipe.steps)
         self.state = self._start(fresh, abstract)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
-        self.log = MetricsLog(job.run, self.outcome.step)
-        self.outcome.loss = self.log.last.get("loss")
-        sizes = {path: leaf.size for path, leaf in self.state.params.items()}
-        self.stats = StatsLog(job.run, self.outcome.step, recipe.stats_every, sizes)
+        self.log: MetricsLog | Silent = Silent()
+        self.stats: StatsLog | Silent = Silent()
+        if processes.first():
+            self.log = MetricsLog(job.run, self.outcome.step)
+            sizes = {path: leaf.size for path, leaf in self.state.params.items()}
+            self.stats = StatsLog(job.run, self.outcome.step, recipe.stats_every, sizes)
+        self.outcome.loss = processes.from_first(self.log.last.get("loss"))
         # Numbers of the last step: on the device, then on the host, then in the log.
         self.pending: tuple[dict[str, Any], int, dict[str, jax.Array]] | None = None
         self.record: dict[str, Any] | None = None
         self.numbers: jax.Array | None = None
+        self.agreed = False  # several processes want to stop
         self.jumped = 0.0  # the loss, between two steps since the last save
         self.ticks = time.monotonic()
         self.saved = self.outcome.checkpoint
 
     def _start(self, fresh: Callable[[], State], abstract: State) -> State:
         """A fresh state, or that of the newest sound checkpoint with the data's position."""
-        found = rundir.newest_sound(self.checkpoints.folder, say)
-        if found is None:
+        folder = self.checkpoints.folder
+        newest = rundir.newest_sound(folder, say) if processes.first() else None
+        name = processes.from_first(newest and newest.name)  # one process reads all of it
+        if name is None:
             return self.job.begin(fresh())
+        found = folder / name
         rundir.refuse_changed(found)
         restored = ckpt.restore(found, abstract)
         self.job.batches.set_state(restored.data)
@@ -105,9 +116,11 @@ class _Loop:
     def run(self) -> Outcome:
         steps, out = self.job.recipe.steps, self.outcome
         try:
-            with Progress(out.step, steps) as self.progress:
-                while out.step < steps and not self._due():
+            with Progress(out.step, steps, shown=processes.first()) as self.progress:
+                due = self._due()
+                while out.step < steps and not due:
                     self._one()
+                    due = self.agreed if processes.several() else self._due()
                 self._finish()
         finally:
             self.log.close()
@@ -118,9 +131,10 @@ class _Loop:
         """One step, and what is due after it. The loss of a step is read during the next."""
         recipe, out = self.job.recipe, self.outcome
         with self.outcome.timed("data"):
-            batch = put_batch(next(self.job.batches), self.mesh)
+            batch = put_batch(next(self.job.batches), self.mesh, recipe.batch * recipe.accum)
+            stop = self._flag()
         with self.outcome.timed("start" if out.step in (0, out.resumed_from) else "train"):
-            self.state, metrics = self.step_function(self.state, batch)
+            self.state, metrics = self.step_function(self.state, batch, stop)
             self._record()
         out.step += 1
         tokens = batch["tokens"].shape[0] * (batch["tokens"].shape[1] - 1)
@@ -139,6 +153,7 @@ class _Loop:
         if self.pending is None:
             return
         (record, tokens, metrics), self.pending = self.pending, None
+        self.agreed |= bool(metrics.pop("stop", False))
         self.numbers = metrics.pop("stats", None)
         record |= {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(record["loss"]):
@@ -190,8 +205,9 @@ class _Loop:
         self._settle()
         with self.outcome.timed("eval"):
             state, job, out = self.state, self.job, self.outcome
+            batches = (put_whole(batch, self.mesh) for batch in job.valid)
             loss = len(job.valid) and evaluate(
-                self.loss_function, state.params, state.rest, job.valid, self._due
+                self.loss_function, state.params, state.rest, batches, self._due
             )
         if not loss:
             return {}
@@ -218,14 +234,27 @@ class _Loop:
         with self.outcome.timed("eval"):
             assert self.job.sampler is not None
             text = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
-            folder = self.job.run / "samples"
-            folder.mkdir(exist_ok=True)
-            write_text(folder / f"{self.outcome.step}.txt", text + "\n")
+            if processes.first():
+                folder = self.job.run / "samples"
+                folder.mkdir(exist_ok=True)
+                write_text(folder / f"{self.outcome.step}.txt", text + "\n")
             self.progress.say(f"--- sample at step {self.outcome.step}\n{text}\n---")
         self.ticks = time.monotonic()
 
     def _due(self) -> bool:
-        return self.stop.due(self._reserve())
+        """Whether to stop. Several processes wait for one another's answer."""
+        own = self.stop.due(self._reserve())
+        self.agreed = self.agreed or any(processes.exchange(own))
+        return self.agreed
+
+    def _flag(self) -> jax.Array | None:
+        """Whether this process wants to stop, for the step to tell the others, and this one too.
+
+        They all read it with the loss of that step, that is during the next, and stop after it.
+        """
+        if not processes.several():
+            return None
+        return everywhere(self.stop.due(self._reserve()), self.mesh)
 
     def _reserve(self) -> float:
         """Seconds to keep for the end: two steps, a save at half of its last speed, an exit.
@@ -239,7 +268,8 @@ class _Loop:
     def _finish(self) -> None:
         out = self.outcome
         if out.step < out.steps:
-            out.reason = self.stop.reason or out.reason
+            reasons = filter(None, processes.exchange(self.stop.reason))
+            out.reason = next(reasons, out.reason)
         if self.saved != out.step and out.step:
             self._save({})
         with self.outcome.timed("save"):

@@ -14,6 +14,7 @@ __all__ = [
     "Model",
     "loss",
     "sizes",
+    "targets",
 ]
 
 __getattr__ = lazy(
@@ -21,6 +22,7 @@ __getattr__ = lazy(
     {
         "Model": "model",
         "loss": "model",
+        "targets": "model",
         "SHARDING": "layout",
         "STACKED": "layout",
         "WEIGHTS": "layout",

@@ -46,12 +46,6 @@ class Config:
                 fix="change --model.dim or --model.heads",
                 exit_code=USAGE,
             )
-        if self.objective not in ("next_char", "dense"):
-            raise Problem(
-                f"wigip: unknown objective {self.objective!r}",
-                why="known: next_char, dense",
-                exit_code=USAGE,
-            )
 
     @property
     def context(self) -> int:

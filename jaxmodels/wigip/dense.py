@@ -10,38 +10,16 @@ predicts the character that comes next: state P², the full patch, the first of 
 No parameter is added, and generation needs keys and values of full patches only.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from jaxmodels.layers.attention import HIDDEN
 from jaxmodels.layers.sharding import spread
 
 # `attend` takes so many states at a time.
 QUERIES = 1024
-
-
-class PatchCache(NamedTuple):
-    """The characters so far, and the keys and values of their patches."""
-
-    keys: Float[Array, "l b n h k"]
-    """Of full patches; what lies in a patch that is being filled is not read."""
-    values: Float[Array, "l b n h k"]
-    ids: Int[Array, "b s"]
-    """The characters, n patches of them."""
-    length: Int[Array, ""]
-    """How many there are."""
-
-    def grown(self, size: int) -> "PatchCache":
-        """The same with room for `size` characters."""
-        area = self.ids.shape[1] // self.keys.shape[2]
-        slots = -(-size // area)
-        more = slots - self.keys.shape[2]
-        pad = [(0, 0), (0, 0), (0, more), (0, 0), (0, 0)]
-        ids = jnp.pad(self.ids, ((0, 0), (0, more * area)))
-        return PatchCache(jnp.pad(self.keys, pad), jnp.pad(self.values, pad), ids, self.length)
 
 
 def attend(
@@ -68,7 +46,8 @@ def attend(
 
     @jax.checkpoint
     def block(part: tuple[Array, ...]) -> Array:
-        return attend_to(*part[:3], keys, values, part[3])
+        own_q, own_k, own_v, seen = part
+        return attend_to(own_q, own_k, own_v, keys, values, seen)
 
     out = jax.lax.map(block, (cut(q, 1), cut(k, 1), cut(v, 1), cut(seen, 0)))
     return rearrange(out, "c b n p h k -> b (c n) p h k")[:, :n]
@@ -85,7 +64,7 @@ def attend_to(
     """Attention of states to themselves (q, k, v) and to those full patches that are `seen`."""
     scale = q.shape[-1] ** -0.5
     scores = jnp.einsum("bnphk,bmhk->bhnpm", q, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen[:, None], scores * scale, -1e9)
+    scores = jnp.where(seen[:, None], scores * scale, HIDDEN)
     own = (q.astype(jnp.float32) * k.astype(jnp.float32)).sum(axis=-1) * scale
     own = rearrange(own, "b n p h -> b h n p")
     total = jnp.logaddexp(jax.nn.logsumexp(scores, axis=-1), own)

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import attention, self_attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
@@ -59,13 +59,12 @@ class Attention(nnx.Module):
         cfg = self.config
         parts = product_in_parts(self.qkv, x, 3)
         q, k, v = rearrange(parts, "n b t (h k) -> n b t h k", h=cfg.heads)
-        kept = None
         if cache is None:
             key = None if rngs is None else rngs.dropout()
             out = self_attention(q, k, v, segments=segments, rate=cfg.dropout, key=key)
+            kept = None
         else:
-            kept = cache.write(layer, k, v)
-            out = attention(q, *cache.read(*kept), cache.mask(q.shape[1]))
+            out, kept = cache.attend(layer, q, k, v)
         return _drop(self.proj(rearrange(out, "b t h k -> b t (h k)")), cfg, rngs), kept
 
 

@@ -1,15 +1,9 @@
 """The PyTorch side of bwetaf: numbers, transformers' calls, training."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from flax import nnx
@@ -19,7 +13,13 @@ from bridge.torch.bwetaf.modeling_bwetaf import BwetafConfig, BwetafForCausalLM
 from jaxmodels import bwetaf
 from jaxmodels.runtime.paths import split
 from tests.bridge.helpers import write_run
-from tests.bridge.test_torch_charlm import ALONE
+from tests.bridge.twins import (
+    alone,
+    check_cache_step_by_step,
+    check_generation,
+    check_left_padding,
+    check_one_hundred_adamw_steps,
+)
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
@@ -79,37 +79,15 @@ def test_every_variant_gives_the_same_logits(changes, tokens):
 
 @pytest.mark.parametrize("prompt", [1, 11])
 def test_generate_is_the_same_with_and_without_cache(module, tokens, prompt):
-    calls = {"do_sample": False, "max_new_tokens": 20, "pad_token_id": 0}
-    cached, plain = (
-        module.generate(tokens[:, :prompt], use_cache=use, **calls) for use in (True, False)
-    )
-    assert cached.shape == (3, prompt + 20)
-    assert torch.equal(cached, plain)
+    check_generation(module, tokens[:, :prompt], 20)
 
 
 def test_left_padding_changes_nothing(module, tokens):
-    padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), tokens], 1)
-    mask = (torch.arange(15) >= 4).long().expand(3, -1).clone()
-    mask[0] = (torch.arange(15) >= 2).long()
-    difference = module(padded, attention_mask=mask).logits[1:, 4:] - module(tokens).logits[1:]
-    assert difference.abs().max() <= 1e-5
-    calls = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0}
-    both = [
-        module.generate(padded, attention_mask=mask, use_cache=use, **calls)
-        for use in (True, False)
-    ]
-    assert torch.equal(*both)
-    assert torch.equal(both[0][1:, 4:], module.generate(tokens, **calls)[1:])
+    check_left_padding(module, tokens)
 
 
 def test_cache_step_by_step_equals_one_pass(module, tokens):
-    cache, steps = None, []
-    for t in range(tokens.shape[1]):
-        out = module(tokens[:, t : t + 1], past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        steps.append(out.logits)
-    assert (torch.cat(steps, 1) - module(tokens).logits).abs().max() <= 1e-5
-    assert module(tokens, logits_to_keep=1).logits.shape == (3, 1, 64)
+    check_cache_step_by_step(module, tokens)
 
 
 def test_embeddings_stand_in_for_ids_and_labels_may_be_left_out(module, tokens):
@@ -172,61 +150,21 @@ def test_head_counts_of_each_block_survive_the_folder(tmp_path, tokens):
 
 
 def test_a_folder_alone_opens_in_transformers(folder, module, tokens, tmp_path):
-    code = (
-        ALONE
-        + f"""
-import json, torch
-torch.set_num_threads(1)
+    code = f"""
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)
 ids = torch.tensor({tokens.tolist()})
 model.save_pretrained("saved")
 again = AutoModelForCausalLM.from_pretrained("saved", trust_remote_code=True)
-print("\\n" + json.dumps([model(ids).logits.tolist(), again(ids).logits.tolist(), model.training]))
+result = [model(ids).logits.tolist(), again(ids).logits.tolist(), model.training]
 """
-    )
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=env,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
-    logits, again, training = json.loads(done.stdout.splitlines()[-1])
+    logits, again, training = alone(code, tmp_path)
     assert np.abs(np.asarray(logits) - module(tokens).logits.detach().numpy()).max() <= 1e-6
     assert logits == again
     assert not training
 
 
 def test_one_hundred_adamw_steps():
-    """The same weights and batches give the same losses on both sides."""
-    (skeleton, params, rest), module = both(scale=0.05)
-    module.train()
-    batches = np.random.default_rng(0).integers(0, 64, (100, 4, 17))
-    settings = {"eps": 1e-6, "weight_decay": 0.1}
-    transform = optax.adamw(1e-3, b1=0.87, b2=0.94, **settings)
-
-    @jax.jit
-    def step(params, state, tokens):
-        value, grads = jax.value_and_grad(
-            lambda p: bwetaf.loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
-        )(params)
-        updates, state = transform.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.87, 0.94), **settings)
-    state, ours, theirs = transform.init(params), [], []
-    for batch in batches:
-        params, state, value = step(params, state, jnp.asarray(batch))
-        ours.append(float(value))
-        tokens = torch.from_numpy(batch)
-        out = module(tokens, labels=tokens).loss
-        optimiser.zero_grad()
-        out.backward()
-        optimiser.step()
-        theirs.append(out.item())
-    assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4
-    assert np.ptp(ours) > 0.01
+    model, module = both(scale=0.05)
+    settings = {"b1": 0.87, "b2": 0.94, "eps": 1e-6, "weight_decay": 0.1}
+    check_one_hundred_adamw_steps(bwetaf.loss, model, module, **settings)

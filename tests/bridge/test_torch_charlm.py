@@ -1,15 +1,8 @@
 """The PyTorch side of charlm: numbers, transformers' calls, training."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 
@@ -23,18 +16,15 @@ from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.charlm import PRESETS, WEIGHTS, loss
 from jaxmodels.runtime.paths import split
 from tests.bridge.helpers import GOLDEN, HEADS, SEED, random_params, save_tree, vocabulary
+from tests.bridge.twins import (
+    alone,
+    check_cache_step_by_step,
+    check_generation,
+    check_left_padding,
+    check_one_hundred_adamw_steps,
+)
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
-
-# Isolated from our packages: what a PyTorch user has who got nothing but the folder.
-ALONE = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("jax", "jaxlib", "flax", "jaxmodels", "bridge"):
-            raise ImportError(name + " must not be needed")
-sys.meta_path.insert(0, Refuse())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -61,37 +51,15 @@ def test_golden_logits_loss_and_gradient():
 
 @pytest.mark.parametrize("prompt", [1, 11])
 def test_generate_is_the_same_with_and_without_cache(module, tokens, prompt):
-    calls = {"do_sample": False, "max_new_tokens": 25, "pad_token_id": 0}
-    cached, plain = (
-        module.generate(tokens[:, :prompt], use_cache=use, **calls) for use in (True, False)
-    )
-    assert cached.shape == (3, prompt + 25)
-    assert torch.equal(cached, plain)
+    check_generation(module, tokens[:, :prompt], 25)
 
 
 def test_left_padding_changes_nothing(module, tokens):
-    padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), tokens], 1)
-    mask = (torch.arange(15) >= 4).long().expand(3, -1).clone()
-    mask[0] = (torch.arange(15) >= 2).long()
-    difference = module(padded, attention_mask=mask).logits[1:, 4:] - module(tokens).logits[1:]
-    assert difference.abs().max() <= 1e-5
-    calls = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0}
-    both = [
-        module.generate(padded, attention_mask=mask, use_cache=use, **calls)
-        for use in (True, False)
-    ]
-    assert torch.equal(*both)
-    assert torch.equal(both[0][1:, 4:], module.generate(tokens, **calls)[1:])
+    check_left_padding(module, tokens)
 
 
 def test_cache_step_by_step_equals_one_pass(module, tokens):
-    cache, steps = None, []
-    for t in range(tokens.shape[1]):
-        out = module(tokens[:, t : t + 1], past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        steps.append(out.logits)
-    assert (torch.cat(steps, 1) - module(tokens).logits).abs().max() <= 1e-5
-    assert module(tokens, logits_to_keep=1).logits.shape == (3, 1, 64)
+    check_cache_step_by_step(module, tokens)
 
 
 def test_dropout_only_when_training_and_decaying():
@@ -197,11 +165,7 @@ def test_bfloat16_survives(run, tmp_path):
 
 def test_a_folder_alone_opens_in_transformers(model_directory, module, tokens, tmp_path):
     text = "hello, wörld! 漢\n\n<UNK> <PAD> 🎉 §"
-    code = (
-        ALONE
-        + f"""
-import json, torch
-torch.set_num_threads(1)
+    code = f"""
 from transformers import AutoModelForCausalLM, AutoTokenizer
 path = {str(model_directory)!r}
 model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
@@ -210,23 +174,10 @@ ids = torch.tensor({tokens.tolist()})
 calls = dict(do_sample=False, max_new_tokens=20)
 a, b = (model.generate(ids, use_cache=use, **calls) for use in (True, False))
 encoded = tokenizer.encode({text!r})
-print("\\n" + json.dumps([a.tolist(), b.tolist(), model(ids).logits.tolist(), encoded,
-                  tokenizer.decode(encoded), model.training, str(model.dtype)]))
+result = [a.tolist(), b.tolist(), model(ids).logits.tolist(), encoded,
+          tokenizer.decode(encoded), model.training, str(model.dtype)]
 """
-    )
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=env,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr
-    cached, plain, logits, encoded, decoded, training, dtype = json.loads(
-        done.stdout.splitlines()[-1]
-    )
+    cached, plain, logits, encoded, decoded, training, dtype = alone(code, tmp_path)
     assert cached == plain
     assert not {0, 1} & {i for row in cached for i in row[11:]}  # special ids are suppressed
     assert np.abs(np.asarray(logits) - module(tokens).logits.detach().numpy()).max() <= 1e-6
@@ -265,34 +216,10 @@ def test_tokenizer_equals_the_vocabulary_on_random_text(tmp_path):
 
 
 def test_one_hundred_adamw_steps(tmp_path):
-    """The same weights and batches give the same losses on both sides."""
     spec = jaxmodels.create("charlm:tiny", seed=3)
     skeleton, params, rest = split(spec)
     save_tree(tmp_path / "own", {path: np.asarray(leaf) for path, leaf in params.items()})
-    module = bridge.torch.load(tmp_path / "own", config={"heads": 2}).train()
+    module = bridge.torch.load(tmp_path / "own", config={"heads": 2})
     assert module.config.dropout == 0
-    batches = np.random.default_rng(0).integers(0, 64, (100, 4, 17))
-    settings = {"eps": 1e-8, "weight_decay": 1e-2}
-    transform = optax.adamw(1e-3, b1=0.9, b2=0.999, **settings)
-
-    @jax.jit
-    def step(params, state, tokens):
-        value, grads = jax.value_and_grad(
-            lambda p: loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
-        )(params)
-        updates, state = transform.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.999), **settings)
-    state, ours, theirs = transform.init(params), [], []
-    for batch in batches:
-        params, state, value = step(params, state, jnp.asarray(batch))
-        ours.append(float(value))
-        tokens = torch.from_numpy(batch)
-        out = module(tokens, labels=tokens).loss
-        optimiser.zero_grad()
-        out.backward()
-        optimiser.step()
-        theirs.append(out.item())
-    assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4
-    assert ours[0] != ours[-1]
+    settings = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-2}
+    check_one_hundred_adamw_steps(loss, (skeleton, params, rest), module, **settings)

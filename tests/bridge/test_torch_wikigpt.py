@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from flax import nnx
@@ -20,6 +19,7 @@ from bridge.torch import state_dict, twin
 from jaxmodels.runtime.paths import params_of, split
 from jaxmodels.wikigpt import PRESETS, WEIGHTS, Model, loss
 from tests.bridge.helpers import assert_same_params, save_tree, write_run
+from tests.bridge.twins import check_one_hundred_adamw_steps
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
@@ -75,34 +75,10 @@ def test_the_forms_of_gelu_are_told_apart(sides):
 
 
 def test_one_hundred_adamw_steps(sides):
-    """The same weights and batches give the same losses on both sides."""
     skeleton, params, rest, _ = sides
-    module = module_with(skeleton.merge(params, rest).config, params).train()
-    batches = np.random.default_rng(0).integers(0, 64, (100, 4, 17))
-    settings = {"eps": 1e-8, "weight_decay": 1e-1}
-    transform = optax.adamw(1e-3, b1=0.9, b2=0.95, **settings)
-
-    @jax.jit
-    def step(params, state, tokens):
-        value, grads = jax.value_and_grad(
-            lambda p: loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
-        )(params)
-        updates, state = transform.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.95), **settings)
-    state, ours, theirs = transform.init(params), [], []
-    for batch in batches:
-        params, state, value = step(params, state, jnp.asarray(batch))
-        ours.append(float(value))
-        tokens = torch.from_numpy(batch)
-        out = module(tokens, labels=tokens).loss
-        optimiser.zero_grad()
-        out.backward()
-        optimiser.step()
-        theirs.append(out.item())
-    assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4
-    assert ours[0] != ours[-1]
+    module = module_with(skeleton.merge(params, rest).config, params)
+    settings = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+    check_one_hundred_adamw_steps(loss, (skeleton, params, rest), module, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -198,18 +198,14 @@ def test_segments_change_after_each_end():
     assert not batch["segments"][:, 0].any()
 
 
-def test_processes_take_different_documents():
+def test_processes_share_out_the_batches_of_one():
+    """Rows of the same batches, and a position that holds for any number of processes."""
     data = open_data("wikipedia", valid_fraction=0.0, **SIZES)
-    seen = []
-    for index in range(2):
-        it = data.train(shard=(index, 2))
-        rows = [next(it)["tokens"] for _ in range(4)]
-        assert rows[0].shape == (2, 17)
-        seen.append({word for word in GPT2.decode(np.concatenate(rows)).split() if word.isdigit()})
-    assert len(seen[0]) > 3
-    assert len(seen[0] & seen[1]) <= 1  # a number that a window's border cuts
-    with pytest.raises(DataProblem, match="cannot be shared out"):
-        data.train(shard=(0, 3))
+    whole, halves = data.train(), [data.train(np.array(rows)) for rows in ([0, 1], [2, 3])]
+    for _ in range(10):
+        parts = [next(half)["tokens"] for half in halves]
+        assert np.array_equal(np.concatenate(parts), next(whole)["tokens"])
+    assert whole.get_state() == halves[1].get_state()
 
 
 def test_what_a_stream_tells():
@@ -225,12 +221,6 @@ def test_what_a_stream_tells():
         assert open_data("wikipedia", **({"valid_fraction": 0.1} | SIZES | change)).identity != (
             data.identity
         )
-
-
-def test_characters_need_the_whole_text():
-    with pytest.raises(DataProblem, match="counted over the whole text") as caught:
-        open_data("wikipedia", **SIZES | {"tokenizer": "chars"})
-    assert "data prepare wikipedia" in caught.value.fix
 
 
 def test_too_few_documents_or_none():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout, hash_bits
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.rotary import rotate_interleaved, rotation
@@ -166,3 +167,25 @@ def test_cross_entropy_is_torchs():
     assert float(cross_entropy(jnp.asarray(logits), jnp.asarray(targets))) == pytest.approx(
         float(theirs), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_decoded_token_is_written_in_place(batch):
+    """No step of a loop of decoding copies a cache, as XLA does when a write has two readers."""
+    heads, width, size = 2, 4, 40
+    q, k, v = jnp.ones((3, batch, 1, heads, width))
+
+    def one(_, carry):
+        x, cache = carry
+        out, (keys, values) = cache.attend(0, q * x, k * x, v * x)
+        return out.mean(), KVCache((keys,), (values,), cache.length + 1)
+
+    def decode(cache):
+        return jax.lax.fori_loop(0, 8, one, (1.0, cache))
+
+    empty = KVCache.empty((heads,), heads * width, batch, size, jnp.dtype("float32"))
+    program = jax.jit(decode, donate_argnums=0).lower(empty).compile().as_text()
+    whole = f"f32[{batch},{heads},{width},{size}]"
+    copies = [line for line in program.splitlines() if whole in line and " copy(" in line]
+    assert "dynamic-update-slice" in program
+    assert not copies

@@ -31,8 +31,8 @@ def two_steps(mesh_spec: str = ""):
     """(parameters before, after, metrics) of two steps of plain SGD; the second is measured."""
     recipe, config = Recipe(stats_every=2, accum=2, mesh=mesh_spec), charlm.PRESETS["tiny"]
     tx, mesh = optax.sgd(RATE), make_mesh(mesh_spec)
-    skeleton, fresh, _ = init(charlm, config, recipe, tx, mesh)
-    step, state = train_step(charlm, skeleton, tx, lambda _: RATE, recipe, mesh), fresh()
+    skeleton, fresh, abstract = init(charlm, config, recipe, tx, mesh)
+    step, state = train_step(charlm, skeleton, tx, lambda _: RATE, recipe, abstract), fresh()
     rng, found = np.random.default_rng(0), []
     for _ in range(2):
         before = {path: np.array(leaf) for path, leaf in state.params.items()}

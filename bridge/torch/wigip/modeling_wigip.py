@@ -197,5 +197,5 @@ class WigipModel(PreTrainedModel):
         area = self.config.patch**2
         ids = F.pad(ids, (0, -ids.shape[1] % area)).unflatten(1, (-1, area))
         terms = torch.einsum("bnpe,dep->bnpd", self.embed(ids), self.patch.weight.flatten(2))
-        places = self.pos.weight[: ids.shape[1], None]
-        return terms.cumsum(2) + self.patch.bias + places
+        assert self.patch.bias is not None
+        return terms.cumsum(2) + self.patch.bias + self.pos.weight[: ids.shape[1], None]

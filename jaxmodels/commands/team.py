@@ -1,0 +1,134 @@
+"""What `train` sees to when it is one of several processes; nothing of it touches a lone one."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jaxmodels
+from jaxmodels.commands import resume
+from jaxmodels.commands.train_options import Train
+from jaxmodels.errors import MISMATCH, STOPPED, USAGE, Problem
+from jaxmodels.runtime import processes
+from jaxmodels.runtime.cluster import find
+from jaxmodels.runtime.stop import Stop
+
+T = TypeVar("T")
+
+_SEEN_WITHIN = 60.0  # seconds; a network file system may remember for so long what it saw before
+
+
+def join(options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any) -> None:
+    """Joins the other processes, which must have been started alike.
+
+    Raises:
+        Problem: as `processes.start`; (usage) this is nothing for several processes.
+    """
+    place = find(options.coordinator, options.processes, options.process)
+    if place is not None and source is not None:  # reading it has started JAX
+        raise Problem(
+            "--init begins a run in one process only",
+            where=str(options.init),
+            fix="begin with --processes 1 and stop after its first checkpoint; then start all "
+            "processes with the same --out, without --init",
+            exit_code=USAGE,
+        )
+    facts = resolved | {"version": jaxmodels.__version__, "resume": options.resume}
+    processes.start(
+        options.coordinator,
+        options.processes,
+        options.process,
+        options.join_timeout,
+        options.heartbeat,
+        facts,
+        stop,
+    )
+    if options.find_lr and processes.several():
+        raise Problem(
+            "--find-lr works in one process only",
+            fix="run it on one machine, with --processes 1",
+            exit_code=USAGE,
+        )
+
+
+def held(run: Path) -> AbstractContextManager[None]:
+    """The lock of the run, which process 0 holds for all."""
+    return resume.locked(run) if processes.first() else nullcontext()
+
+
+@contextmanager
+def lost_is_resumable() -> Iterator[None]:
+    """Says in words that another process died, where a collective noticed it."""
+    try:
+        yield
+    except Exception as error:
+        if processes.several() and "gloo" in str(error).lower():
+            raise Problem(
+                "the connection to another process was lost",
+                why=str(error).splitlines()[0],
+                fix="start all processes again; they go on from the newest checkpoint",
+                exit_code=STOPPED,
+            ) from error
+        raise
+
+
+def refuse_apart(run: Path) -> None:
+    """Refuses a run directory that the processes do not share.
+
+    Each would else prepare data and save its part of a checkpoint where no other finds it.
+    """
+    if not processes.several():
+        return
+    mark = run / f".seen-{processes.from_first(secrets.token_hex(8))}"
+    if processes.first():
+        mark.touch()
+    processes.exchange()
+    try:
+        seen = processes.exchange(_appears(mark))
+    finally:
+        if processes.first():
+            mark.unlink(missing_ok=True)
+    if not all(seen):
+        blind = [str(index) for index, sees in enumerate(seen) if not sees]
+        raise Problem(
+            "the processes do not share the run directory",
+            where=str(run),
+            why=f"what process 0 writes there, process {', '.join(blind)} does not see",
+            fix="give an --out on a file system that all of them have mounted",
+            exit_code=USAGE,
+        )
+
+
+def _appears(path: Path) -> bool:
+    end = time.monotonic() + _SEEN_WITHIN
+    while path.parent.is_dir():
+        if path.name in {other.name for other in path.parent.iterdir()}:
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return False
+
+
+def in_turn(make: Callable[[], T]) -> T:
+    """What `make` gives: process 0 calls it first, and the others find what it wrote."""
+    made = make() if processes.first() else None
+    processes.exchange()
+    return made if made is not None else make()
+
+
+def refuse_other_data(data: Any) -> None:
+    """Raises a Problem (mismatch) if the processes would not read the same tokens."""
+    ours = data.identity
+    theirs = processes.from_first(ours)
+    odd = [index for index, same in enumerate(processes.exchange(ours == theirs)) if not same]
+    if odd:
+        raise Problem(
+            "the processes do not read the same data",
+            where=data.spec,
+            why=f"process {odd[0]} has other tokens than process 0",
+            fix="give data that is the same for all of them",
+            exit_code=MISMATCH,
+        )

@@ -1,0 +1,70 @@
+"""The blocks of wigip: one module whose arrays hold all of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.sharding import spread
+from jaxmodels.wigip.config import Config
+
+# (queries, keys, values) → what attention adds, and what is to be remembered of the block.
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of any kind; all four projections have biases."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        heads = (cfg.heads, cfg.dim // cfg.heads)
+        self.q = nnx.LinearGeneral(cfg.dim, heads, rngs=rngs)
+        self.k = nnx.LinearGeneral(cfg.dim, heads, rngs=rngs)
+        self.v = nnx.LinearGeneral(cfg.dim, heads, rngs=rngs)
+        self.proj = nnx.LinearGeneral(heads, cfg.dim, axis=(-2, -1), rngs=rngs)
+
+    def __call__(self, x, attend: Attend):
+        """[… d] → [… d], and what is to be remembered."""
+        out, kept = attend(self.q(x), self.k(x), self.v(x))
+        return self.proj(out), kept
+
+
+class Mlp(nnx.Module):
+    """Two layers with a GELU between them."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.up = nnx.Linear(cfg.dim, 4 * cfg.dim, rngs=rngs)
+        self.out = nnx.Linear(4 * cfg.dim, cfg.dim, rngs=rngs)
+
+    def __call__(self, x):
+        """[… d] → [… d]."""
+        hidden = nnx.gelu(self.up(x), approximate=True)
+        return self.out(spread(hidden, "data", ..., "model"))
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.norm1 = nnx.LayerNorm(cfg.dim, rngs=rngs)
+        self.attn = Attention(cfg, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(cfg.dim, rngs=rngs)
+        self.mlp = Mlp(cfg, rngs=rngs)
+
+    def __call__(self, x, attend: Attend):
+        """float32 [… d] → [… d], and what is to be remembered."""
+        out, kept = self.attn(layer_norm(self.norm1, x), attend)
+        x = spread(x + out, "data", ...)
+        return spread(x + self.mlp(layer_norm(self.norm2, x)), "data", ...), kept
+
+
+def stacked(cfg: Config, rngs: nnx.Rngs) -> Block:
+    """All blocks as one, each parameter with a leading axis [layers]; every layer drawn anew."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Block(cfg, rngs=nnx.Rngs(0))))
+
+    def one(key: Array) -> Any:
+        return nnx.split(Block(cfg, rngs=nnx.Rngs(key)))[1]
+
+    return nnx.merge(graph, jax.vmap(one)(jax.random.split(rngs.params(), cfg.layers)))

@@ -1,0 +1,68 @@
+"""A run of a model whose blocks are one array, opened by a bridge that names each block."""
+
+import shutil
+
+import numpy as np
+
+import bridge
+from bridge.stacks import apart
+from bridge.tensors import Tensor
+from jaxmodels.runtime.paths import params_of
+from tests.bridge.helpers import assert_same_params, random_params, write_run
+
+
+def tensor(name, array, reads):
+    def read():
+        reads.append(name)
+        return array
+
+    return Tensor(name, array.shape, array.dtype, read)
+
+
+def test_a_stacked_tensor_is_read_once_for_all_of_its_blocks():
+    reads: list[str] = []
+    array = np.arange(12.0).reshape(3, 4)
+    held = {name: tensor(name, array, reads) for name in ("blocks.norm.scale", "blocks.0.x", "y")}
+    cut = apart(held, "wigip")
+    assert sorted(cut) == sorted(["blocks.0.x", "y", *(f"blocks.{i}.norm.scale" for i in range(3))])
+    assert not reads
+    for _ in range(2):  # a second pass, as checks make it, reads it again, and once
+        for i in (2, 0, 1):
+            np.testing.assert_array_equal(cut[f"blocks.{i}.norm.scale"].read(), array[i])
+    assert reads == ["blocks.norm.scale"] * 2
+    assert apart(held, "charlm") == held
+
+
+def test_a_run_and_its_bare_parameters_open(tmp_path):
+    run = write_run(tmp_path / "run", {7: None}, spec="wigip:tiny")
+    params = random_params("wigip:tiny", seed=7)
+    assert_same_params(bridge.load(run), params)
+    shutil.copytree(run / "checkpoints" / "7" / "params", tmp_path / "bare")
+    source = bridge.open_source(tmp_path / "bare")
+    assert (source.arch, source.preset) == ("wigip", "tiny")
+    assert source.assumed == {"objective": "next_char"}
+    assert_same_params(bridge.load(tmp_path / "bare"), params)
+
+
+def test_the_way_through_every_format_is_bit_exact(tmp_path):
+    """Run → the seed's names → model directory → the seed's names: the same numbers."""
+    run = write_run(tmp_path / "run", {7: None}, spec="wigip:tiny")
+    params = random_params("wigip:tiny", seed=7)
+    bridge.convert(run, tmp_path / "seed", to="orbax", verify="roundtrip")
+    bridge.convert(tmp_path / "seed", tmp_path / "model", verify="logits")
+    bridge.convert(tmp_path / "model", tmp_path / "again", to="orbax", verify="roundtrip")
+    for folder in ("seed", "model", "again"):
+        assert_same_params(bridge.load(tmp_path / folder), params)
+    assert bridge.open_source(tmp_path / "again").config.heads == 2
+    half = params_of(bridge.load(run, dtype="bfloat16"))
+    assert all(leaf.dtype == "bfloat16" for leaf in half.values())
+
+
+def test_heads_that_nothing_tells_are_assumed_and_can_be_given(tmp_path):
+    run = write_run(tmp_path / "run", {7: None}, spec="wigip:tiny")
+    bridge.convert(run, tmp_path / "model")
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(tmp_path / "model" / "model.safetensors", alone)
+    assert bridge.open_source(alone).assumed == {"heads": 1, "objective": "next_char"}
+    given = bridge.load(alone, config={"heads": 2})
+    assert_same_params(given, random_params("wigip:tiny", seed=7))

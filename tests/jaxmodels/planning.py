@@ -1,0 +1,29 @@
+"""What the tests of `jaxmodels plan` share: jobs, and compilations that nobody made."""
+
+from dataclasses import replace
+
+import jaxmodels
+from jaxmodels.runtime.chips import GIB
+from jaxmodels.runtime.plan import Compiled, Job
+
+# The keys of --json that scripts stand on.
+CONTRACT = {
+    "fits",
+    "hbm_per_device_bytes",
+    "hbm_limit_bytes",
+    "flops_per_step",
+    "roofline_step_seconds",
+    "collectives",
+    "compile_seconds",
+}
+
+
+def job_of(spec: str = "wikigpt:tiny", **changes) -> Job:
+    arch, preset, config = jaxmodels.preset(spec)
+    package = jaxmodels.arch(arch)
+    return Job(package, config, replace(package.RECIPES[preset], **changes))
+
+
+def compiled_of(memory: int = GIB, collectives=(), work: int = 10**12) -> Compiled:
+    parts = {"parameters": memory // 4, "optimizer": memory // 2, "temporaries": memory // 4}
+    return Compiled(parts, 2 * memory, list(collectives), work, 0.1, 2.0)
