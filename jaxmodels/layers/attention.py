@@ -83,7 +83,7 @@ def self_attention(
     else:
 
         def plain(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
-            return blocked_attention(q, k, v, None, segments, causal)
+            return blocked_attention(q, k, v, segments=segments, causal=causal)
 
         out = fused(q, k, v, segments, causal, plain)
     return spread(out, "data", ..., "model", None)
@@ -127,8 +127,8 @@ def blocked_attention(
     out = []
     for at in range(0, t, group):
         end = min(at + group, t)
-        others = _until(end, real), _until(end, segments)
-        out.append(_loop(q[:, at:end], k[:, :end], v[:, :end], causal, *others))
+        masks = _until(end, real), _until(end, segments)
+        out.append(_loop(q[:, at:end], k[:, :end], v[:, :end], causal, *masks))
     whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
     if real is None:
         return whole
