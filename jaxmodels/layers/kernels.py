@@ -20,17 +20,6 @@ Plain = Callable[[Array, Array, Array, Array | None], Array]
 LANES = 128
 # The largest tile: larger ones use a TPU's matrix unit better, and must fit its memory.
 TILE = 512
-# The tiles of splash attention's three kernels: forward, keys' and values' gradient, queries'.
-_SIZES = (
-    "block_q",
-    "block_kv",
-    "block_kv_compute",
-    "block_q_dkv",
-    "block_kv_dkv",
-    "block_kv_dkv_compute",
-    "block_q_dq",
-    "block_kv_dq",
-)
 
 
 def fused(
@@ -111,9 +100,11 @@ def splash(
         return jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]).swapaxes(1, 2)
 
     mask = (library.CausalMask if causal else library.FullMask)((size, size))
+    # Of queries and of keys, forward and in both parts of the backward pass.
+    sizes = library.BlockSizes(tile, tile, tile, tile, tile, tile, tile, tile)
     kernel = library.make_splash_mha(
         library.MultiHeadMask([mask] * heads),
-        block_sizes=library.BlockSizes(**dict.fromkeys(_SIZES, tile)),
+        block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
