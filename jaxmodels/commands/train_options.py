@@ -138,7 +138,7 @@ def config_file(argv: list[str]) -> dict[str, Any]:
 def with_policy(argv: list[str]) -> list[str]:
     """--remat alone means full, and --no-remat none, as when there was no choice."""
     words = []
-    for word, following in zip(argv, [*argv[1:], "-"], strict=True):
+    for word, following in zip(argv, [*argv[1:], "-"], strict=False):
         if word == "--remat" and following.startswith("-"):
             words += [word, "full"]
         else:
