@@ -32,7 +32,8 @@ class Convert:
     set: Settings = ()
     """What the files cannot say, such as heads=4."""
     vocab: Path | None = None
-    """The tokeniser (characters.json or tokenizer.json), if it is not beside the source."""
+    """The tokeniser, if it is not beside the source: characters.json, tokenizer.json, or a JSON
+    list of the characters in the order of their ids (wigip; unknown ones become id 0)."""
     dtype: str = "keep"
     """keep, float32, bfloat16 or float16."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()

@@ -52,7 +52,8 @@ def convert(
             `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
-        vocab: the tokeniser's file (characters.json or tokenizer.json), if not beside the source.
+        vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
+            if not beside the source.
         dtype: "keep", "float32", "bfloat16" or "float16".
         keep_fp32: path patterns of parameters that are written in float32 all the same.
         max_shard_size: safetensors files are split above this size.

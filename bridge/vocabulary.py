@@ -81,7 +81,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
     }
     if isinstance(tokenizer, CharTokenizer):
         _write(folder / GPT2Tokenizer.FILE, _words(tokenizer))
-        config |= {"padding_side": "left", "unk_token": "<UNK>"}
+        config |= {"padding_side": "left"}
+        config |= {"unk_token": "<UNK>"} if tokenizer.specials else {}
         config |= {"pad_token": "<PAD>"} if tokenizer.pad_id is not None else {}
     elif tokenizer.end_of_text is not None:
         end = tokenizer.decode([tokenizer.end_of_text])
@@ -92,7 +93,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
 def _words(tokenizer: CharTokenizer) -> dict[str, Any]:
     """A character vocabulary as tokenizer.json.
 
-    Each character is one word of a WordLevel vocabulary; characters outside it become `<UNK>`.
+    Each character is one word of a WordLevel vocabulary; characters outside it become `<UNK>`,
+    or without special tokens (seed 000) the first character.
     """
     content = tokenizer.to_json()
     return {
@@ -112,7 +114,7 @@ def _words(tokenizer: CharTokenizer) -> dict[str, Any]:
         "model": {
             "type": "WordLevel",
             "vocab": content["special_tokens"] | content["char_to_int"],
-            "unk_token": "<UNK>",
+            "unk_token": "<UNK>" if tokenizer.specials else tokenizer.chars[0],
         },
     }
 

@@ -1,4 +1,4 @@
-"""One token for each character. Source: the character tokeniser of seed 002."""
+"""One token for each character. Sources: the character tokenisers of seeds 002 and 000."""
 
 import hashlib
 import json
@@ -28,7 +28,8 @@ class CharTokenizer:
     min_freq: int = 1
     """How often a character had to occur to enter the vocabulary."""
     specials: tuple[str, ...] = ("<PAD>", "<UNK>")
-    """Tokens that no text gives, in the order of the ids; `<UNK>` stands for other characters."""
+    """Tokens that no text gives, in the order of the ids; `<UNK>` stands for other characters.
+    Without any, as in seed 000, the first character stands for the others."""
 
     FILE: ClassVar[str] = CHARACTERS
     """Name of its file in a folder."""
@@ -58,7 +59,7 @@ class CharTokenizer:
     @property
     def unk_id(self) -> int:
         """Id of every character that is not in the vocabulary."""
-        return self.specials.index("<UNK>")
+        return self.specials.index("<UNK>") if self.specials else 0
 
     @property
     def pad_id(self) -> int | None:
@@ -107,12 +108,22 @@ class CharTokenizer:
 
     @classmethod
     def from_json(cls, data: Any, where: str = "") -> "CharTokenizer":
-        """Reads the seed's format; `where` names the file in errors.
+        """Reads the seed's format, or a bare list of characters in the order of their ids.
+
+        Args:
+            data: the parsed file. A list has no special tokens: seed 000 keeps its vocabulary so,
+                in memory only, as the sorted characters of its text.
+            where: names the file in errors.
 
         Raises:
-            DataProblem: (corrupt) a key is missing, unknown or of the wrong type, or the ids
-                do not number the special tokens and then the characters from 0 on.
+            DataProblem: (corrupt) a key is missing, unknown or of the wrong type, a list holds
+                what is not one character, or the ids do not number the special tokens and then
+                the characters from 0 on.
         """
+        if isinstance(data, list):
+            if fault := "the list is empty" if not data else _wrong_chars(data):
+                raise _broken(fault, where)
+            return cls(tuple(data), specials=())
         if fault := _wrong_form(data):
             raise _broken(fault, where)
         special = data["special_tokens"]
@@ -163,22 +174,36 @@ def _wrong_form(data: Any) -> str:
     """Why `data` cannot be a vocabulary at all; empty if it can."""
     keys = CharTokenizer(()).to_json().keys()
     if not isinstance(data, dict) or data.keys() != keys:
-        return f"it must be a mapping with the keys {', '.join(keys)}"
+        return f"it must be a list of characters or a mapping with the keys {', '.join(keys)}"
     special, chars = data["special_tokens"], data["chars"]
     if not isinstance(special, dict) or not all(isinstance(i, int) for i in special.values()):
         return f"special_tokens does not map tokens to ids: {special!r}"
-    if "<UNK>" not in special:
+    if special and "<UNK>" not in special:
         return "special_tokens has no <UNK>"
     if not isinstance(data["min_freq"], int):
         return f"min_freq is not a number: {data['min_freq']!r}"
     if not isinstance(chars, list):
         return "chars is not a list"
+    if not special and not chars:
+        return "it is empty"
+    return _wrong_chars(chars) or _in_both(special, chars)
+
+
+def _wrong_chars(chars: list[Any]) -> str:
+    """Why a list is not one of different characters; empty if it is."""
+    seen = set()
     for char in chars:
         if not (isinstance(char, str) and len(char) == 1):
-            return f"chars holds {char!r}, which is not one character"
-    if len({*special, *chars}) != len(special) + len(chars):
-        return "a token occurs twice in special_tokens and chars"
+            return f"its characters hold {char!r}, which is not one character"
+        if char in seen:
+            return f"the character {char!r} occurs twice"
+        seen.add(char)
     return ""
+
+
+def _in_both(special: dict[str, int], chars: list[str]) -> str:
+    both = [char for char in chars if char in special]
+    return f"{both[0]!r} occurs twice: in special_tokens and chars" if both else ""
 
 
 def _difference(found: Any, expected: Any) -> str:
@@ -198,5 +223,6 @@ def _broken(why: str, where: str) -> DataProblem:
         "this is no character vocabulary",
         where=where,
         why=why,
-        fix="give the file that was written beside the checkpoint or the tokens",
+        fix="give the file that was written beside the checkpoint or the tokens, or a JSON list "
+        "of the characters in the order of their ids",
     )

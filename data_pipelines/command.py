@@ -82,7 +82,7 @@ def prepare_(
         print(
             f"{made['tokens']:,} tokens of {made['documents']:,} documents, "
             f"{made['vocab_size']:,} in the vocabulary, "
-            f"{made['unknown']:,} <UNK>, written to {folder}\n"
+            f"{made['unknown']:,} not in it, written to {folder}\n"
             f"next: jaxmodels train {arch} --data bin:{folder} --out runs/first"
         )
     return 0

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.loader import Rows, Validation, batches
 from data_pipelines.sources import Progress, open_text
-from data_pipelines.streaming import Streamed, open_streamed
+from data_pipelines.streaming import VOCAB_DOCUMENTS, Streamed, open_streamed
 from data_pipelines.streams import Stream, open_bin, open_prepared
 from data_pipelines.tfds import NAMES
 from data_pipelines.tokenizers import CHARS, Tokenizer, open_tokenizer
@@ -132,10 +132,13 @@ def open_data(
     progress: Progress | None = None,
     tokenizer: str | Tokenizer | None = CHARS,
     segments: bool = False,
+    vocab_documents: int = VOCAB_DOCUMENTS,
 ) -> Data | Streamed:
     """Opens what a spec names; files are prepared into `folder` the first time.
 
     TFDS datasets (also as `wikipedia`, `c4`) are tokenised while one trains; nothing is written.
+    Their "chars" are those of the first documents, which are read once more whenever they are
+    opened so: who goes on keeps the tokeniser and gives it.
 
     Args:
         spec: any form of `sources.SPECS`.
@@ -150,6 +153,7 @@ def open_data(
         tokenizer: "chars" (or None) takes the text's own characters, or what a prepared folder
             has; "gpt2", the path of a tokeniser, or one that is open: what the tokens must have.
         segments: batches tell which document a token belongs to.
+        vocab_documents: documents of a TFDS dataset that "chars" counts, from the first on.
 
     Raises:
         DataProblem: (usage) unknown spec or tokeniser, senseless sizes, segments without an end
@@ -157,10 +161,12 @@ def open_data(
             text or the vocabulary is another one.
         OSError: the operating system says no.
     """
-    if context < 1 or batch < 1 or seed < 0 or not 0 <= valid_fraction <= 1:
+    if min(context, batch, vocab_documents) < 1 or seed < 0 or not 0 <= valid_fraction <= 1:
         raise DataProblem(
-            "context and batch must be positive, seed not negative, valid_fraction in [0, 1]",
-            why=f"context {context}, batch {batch}, seed {seed}, valid_fraction {valid_fraction}",
+            "context, batch and vocab_documents must be positive, seed not negative, "
+            "valid_fraction in [0, 1]",
+            why=f"context {context}, batch {batch}, vocab_documents {vocab_documents}, "
+            f"seed {seed}, valid_fraction {valid_fraction}",
             exit_code=USAGE,
         )
     if isinstance(tokenizer, str):
@@ -168,7 +174,9 @@ def open_data(
     sizes = (context, batch, seed, valid_fraction, segments)
     kind = spec.partition(":")[0]
     if kind in ("tfds", *NAMES):
-        return _with_ends(open_streamed(open_text(spec), tokenizer, *sizes))
+        counting: dict[str, Any] = {"vocab_documents": vocab_documents, "min_freq": min_freq}
+        source = open_text(spec)
+        return _with_ends(open_streamed(source, tokenizer, *sizes, **counting, progress=progress))
     if kind == "bin":
         stream = open_bin(spec, tokenizer, progress)
     else:

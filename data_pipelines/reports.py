@@ -60,7 +60,7 @@ def of_text(spec: str, name: str, progress: Progress | None = None) -> dict[str,
     excerpt = "".join(islice(source.chunks(_EXCERPT), 4))[:_EXCERPT]
     report = {"spec": spec, "source": fingerprint(source, progress), "excerpt": excerpt}
     if "dataset" in source.records:
-        data = open_streamed(source, tokenizer or open_tokenizer("gpt2"), 1, 1, 0, 0.0)
+        data = open_streamed(source, tokenizer, 1, 1, 0, 0.0, progress=progress)
         estimated = {"tokens": data.train_tokens, "tokens_are_estimated": True}
         documents = source.records["examples"]
         return report | {"documents": documents, "vocab_size": data.vocab_size} | estimated

@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipelines.files import digest, sync, write_text
 from data_pipelines.sources import CHUNK, Part, Progress, Source
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers import Tokenizer, count_unknown
 
 SHARD = 1 << 24
 """Bytes of text, at least, that are encoded together."""
@@ -60,18 +60,23 @@ class Writer:
     """Appends tokens to a file, and counts."""
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer, dtype: str):
-        self._file, self._dtype, self._unknown_id = file, dtype, tokenizer.unk_id
+        self._file, self._dtype = file, dtype
+        self._separator = separator(tokenizer)
+        self._unknown = count_unknown(tokenizer, "\n\n", self._separator)
         self._sha256 = hashlib.sha256()
         self.tokens = self.unknown = 0
 
-    def add(self, ids: np.ndarray) -> None:
-        """Appends ids."""
+    def separate(self) -> None:
+        """Appends what stands between documents."""
+        self.add(self._separator, self._unknown)
+
+    def add(self, ids: np.ndarray, unknown: int) -> None:
+        """Appends ids, so many of which stand for what the vocabulary cannot write."""
         data = ids.astype(self._dtype).tobytes()
         self._file.write(data)
         self._sha256.update(data)
         self.tokens += len(ids)
-        if self._unknown_id is not None:
-            self.unknown += int((ids == self._unknown_id).sum())
+        self.unknown += unknown
 
     def done(self, documents: int) -> Shard:
         """What was written."""
@@ -101,9 +106,10 @@ def encode(
             for text, begins in _pieces(part, tokenizer):
                 if begins:
                     if documents:
-                        writer.add(separator(tokenizer))
+                        writer.separate()
                     documents += 1
-                writer.add(tokenizer.encode(text))
+                ids = tokenizer.encode(text)
+                writer.add(ids, count_unknown(tokenizer, text, ids))
                 read += len(text.encode("utf-8", "surrogatepass"))
                 tick(before + min(read, part.bytes))
             before += part.bytes
@@ -178,11 +184,12 @@ def join(
         writer, documents = Writer(file, tokenizer, dtype), 0
         for i, shard in enumerate(shards):
             if documents and shard.documents:
-                writer.add(separator(tokenizer))
+                writer.separate()
             documents += shard.documents
+            writer.unknown += shard.unknown
             tokens = np.memmap(_file(work, i), dtype, "r") if shard.tokens else ()
             for start in range(0, shard.tokens, CHUNK):
-                writer.add(np.asarray(tokens[start : start + CHUNK]))
+                writer.add(np.asarray(tokens[start : start + CHUNK]), 0)
     return writer.done(documents)
 
 

@@ -1,130 +1,26 @@
 """Batches from documents that are tokenised while one trains: nothing is prepared, nothing kept."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import grain
 import numpy as np
 
-from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.loader import (
-    ENDLESS,
-    Batch,
-    Rows,
-    Validation,
-    batch_of,
-    epoch_keys,
-    permute,
-)
+from data_pipelines.documents import Documents, Packed, characters_of
+from data_pipelines.errors import DataProblem
+from data_pipelines.loader import Batch, Rows, Validation, epoch_keys, permute
 from data_pipelines.shards import separator
-from data_pipelines.sources import Source
+from data_pipelines.sources import Progress, Source
 from data_pipelines.tfds import Texts, texts
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers import Tokenizer, count_unknown, unknown_name
 
 _SAMPLE = 64  # documents that tell how long the others are
+_AHEAD = 256  # documents that are tokenised before their turn
 
-
-class Documents:
-    """Endless random access to tokenised documents, for `grain.MapDataset.source`.
-
-    An epoch takes each document once, in an order drawn from (seed, epoch).
-
-    Args:
-        texts: the documents.
-        first: index of the first that is taken.
-        count: how many are taken from there on.
-        tokenizer: encodes; each document ends with its separator.
-        seed: draws the order.
-    """
-
-    def __init__(self, texts: Texts, first: int, count: int, tokenizer: Tokenizer, seed: int):
-        self._texts, self._first, self._count = texts, first, count
-        self._tokenizer, self._separator = tokenizer, separator(tokenizer)
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        """Document at place i: int32 [n]; an empty one has no tokens at all."""
-        epoch, place = divmod(int(i), self._count)
-        keys = epoch_keys(self._seed, epoch)
-        index = int(permute(np.asarray([place], np.uint64), self._count, keys)[0])
-        ids = self._tokenizer.encode(self._texts[self._first + index])
-        return np.concatenate([ids, self._separator]) if len(ids) else ids
-
-
-class Packed(grain.IterDataset):
-    """Documents one after the other, cut into windows, a batch of them at a time.
-
-    Args:
-        parent: yields tokens, int32 [n].
-        batch: windows in a batch.
-        length: tokens of a window; the last of one is the first of the next.
-        end_of_text: give `segments` too, counted at this id; None gives tokens only.
-        rows: which windows of a batch to yield, in rising order; None yields all.
-    """
-
-    def __init__(
-        self,
-        parent: grain.IterDataset,
-        batch: int,
-        length: int,
-        end_of_text: int | None = None,
-        rows: Rows = None,
-    ):
-        super().__init__(parent)
-        self._sizes, self._end = (batch, length), end_of_text
-        self._rows = slice(None) if rows is None else rows
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _PackedIterator(self._parent.__iter__(), self._sizes, self._end, self._rows)
-
-
-class _PackedIterator(grain.DatasetIterator):
-    """Its state: where the document that is being cut came from, and the tokens of it used."""
-
-    def __init__(
-        self,
-        parent: grain.DatasetIterator,
-        sizes: tuple[int, int],
-        end: int | None,
-        rows: np.ndarray | slice,
-    ):
-        super().__init__(parent)
-        self._sizes, self._end, self._rows = sizes, end, rows
-        self._before, self._offset = parent.get_state(), 0
-        self._tokens: np.ndarray | None = None  # read when it is needed
-
-    def __next__(self) -> Batch:
-        batch, length = self._sizes
-        windows = np.stack([self._window(length) for _ in range(batch)])
-        return batch_of(windows[self._rows], self._end)
-
-    def get_state(self) -> dict[str, Any]:
-        return {"documents": self._before, "offset": self._offset}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._before, self._offset, self._tokens = state["documents"], state["offset"], None
-        self._parents[0].set_state(self._before)
-
-    def _window(self, length: int) -> np.ndarray:
-        parts, missing = [], length
-        while missing:
-            if self._tokens is None:
-                self._tokens = next(self._parents[0])
-            part = self._tokens[self._offset : self._offset + missing]
-            if not len(part):
-                self._before = self._parents[0].get_state()
-                self._offset, self._tokens = 0, None
-                continue
-            parts.append(part)
-            self._offset += len(part)
-            missing -= len(part)
-        self._offset -= 1  # the last target is the first input of what follows
-        return np.concatenate(parts)
+VOCAB_DOCUMENTS = 1000
+"""Documents whose characters are the vocabulary, unless told otherwise. Source: seed 000."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +34,8 @@ class Streamed:
     seed: int
     valid_fraction: float
     segments: bool = False
+    counted: int = 0
+    """Documents that the vocabulary was counted over just now; 0 where it was given."""
 
     @property
     def spec(self) -> str:
@@ -158,7 +56,14 @@ class Streamed:
     def notes(self) -> list[str]:
         """What the user should know, a sentence each."""
         held_out = f"{self._held_out:,} of {len(self._texts):,} documents are held out"
-        return [f"{held_out}; the numbers of tokens are estimates from {_SAMPLE} of them"]
+        notes = [f"{held_out}; the numbers of tokens are estimates from {_SAMPLE} of them"]
+        if self.counted:
+            first = f"the vocabulary is that of the first {self.counted:,} documents"
+            share, name = f"{self._sample[1]:.2%}", unknown_name(self.tokenizer)
+            notes.append(
+                f"{first}; {share} of the characters of {_SAMPLE} from all over are {name}"
+            )
+        return notes
 
     @property
     def valid_tokens(self) -> int:
@@ -195,7 +100,7 @@ class Streamed:
         """
         count = len(self._texts) - self._held_out
         documents = Documents(self._texts, 0, count, self.tokenizer, self.seed)
-        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=256)
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=_AHEAD)
         ahead = grain.MapDataset.source(documents).to_iter_dataset(options)
         return iter(Packed(ahead, self.batch, self.context + 1, self._end, rows))
 
@@ -243,12 +148,21 @@ class Streamed:
         share = int(len(self._texts) * self.valid_fraction)
         return max(1, share) if self.valid_fraction else 0
 
-    @cached_property
+    @property
     def _mean(self) -> float:
         """Tokens of a document."""
+        return self._sample[0] + len(separator(self.tokenizer))
+
+    @cached_property
+    def _sample(self) -> tuple[float, float]:
+        """Tokens of a document without its end, and the share of them that are unknown."""
         places = np.linspace(0, len(self._texts) - 1, min(_SAMPLE, len(self._texts))).astype(int)
-        lengths = [len(self.tokenizer.encode(self._texts[int(i)])) for i in places]
-        return float(np.mean(lengths)) + len(separator(self.tokenizer))
+        lengths, unknown = [], 0
+        for i in places:
+            ids = self.tokenizer.encode(text := self._texts[int(i)])
+            lengths.append(len(ids))
+            unknown += count_unknown(self.tokenizer, text, ids)
+        return float(np.mean(lengths)), unknown / max(1, sum(lengths))
 
 
 class HeldOut(Iterable[Batch]):
@@ -273,23 +187,34 @@ class HeldOut(Iterable[Batch]):
         yield from Validation(kept, *sizes)
 
 
-def open_streamed(source: Source, tokenizer: Tokenizer | None, *sizes: Any) -> Streamed:
-    """Documents that are tokenised while one trains; `sizes` are the other fields of `Streamed`.
+def open_streamed(
+    source: Source,
+    tokenizer: Tokenizer | None,
+    *sizes: Any,
+    vocab_documents: int = VOCAB_DOCUMENTS,
+    min_freq: int = 1,
+    progress: Progress | None = None,
+) -> Streamed:
+    """Documents that are tokenised while one trains.
+
+    Args:
+        source: the documents.
+        tokenizer: None takes the characters of the first documents.
+        sizes: the fields of `Streamed` that follow.
+        vocab_documents: how many those are, at most.
+        min_freq: a character must occur this often in them.
+        progress: called as (stage, bytes done, bytes in all).
 
     Raises:
-        DataProblem: (usage) there is no tokeniser; (corrupt) there is no text to train on.
+        DataProblem: (corrupt) there is no text to train on.
     """
-    if tokenizer is None:
-        raise DataProblem(
-            "a character vocabulary must be counted over the whole text first",
-            where=source.spec,
-            fix=f"use gpt2, or run `jaxmodels data prepare {source.spec} FOLDER --tokenizer chars`"
-            " and give bin:FOLDER",
-            exit_code=USAGE,
-        )
     count = source.records["examples"]
-    data = Streamed(source, tokenizer, *sizes) if count else None
-    if not data or data._mean <= len(separator(tokenizer)):
+    counted = min(vocab_documents, count) if tokenizer is None else 0
+    if tokenizer is None and count:
+        tokenizer = characters_of(source, counted, min_freq, progress)
+    if tokenizer and count:
+        data = replace(Streamed(source, tokenizer, *sizes), counted=counted)
+    if not count or not data._sample[0]:
         raise DataProblem("the documents are empty", where=source.spec, fix="check the field")
     if data.valid_fraction < 1 and count == data._held_out:
         raise DataProblem(

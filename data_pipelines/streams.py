@@ -17,7 +17,7 @@ from data_pipelines.prepare import (
     read_tokenizer,
 )
 from data_pipelines.sources import Progress, fingerprint, open_text, unknown_spec
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers import Tokenizer, unknown_name
 
 _PIECE = 1 << 22  # tokens of a raw file that are looked at together
 
@@ -122,7 +122,8 @@ def _open_folder(folder: Path, tokenizer: Tokenizer | None, progress: Progress |
     if unknown := manifest["unknown"]:
         share = unknown / manifest["tokens"]
         what = "characters" if isinstance(own, CharTokenizer) else "tokens"
-        notes.append(f"{unknown:,} {what} ({share:.2%}) are <UNK>: not in the vocabulary")
+        name = unknown_name(own)
+        notes.append(f"{unknown:,} {what} ({share:.2%}) are {name}: not in the vocabulary")
     return Stream(
         tokens,
         own,

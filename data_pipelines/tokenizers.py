@@ -55,8 +55,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """Reads a tokeniser's file, or the one in a folder; recognised by content.
 
     Args:
-        path: a character vocabulary (seed 002's JSON), or Hugging Face's tokenizer.json; GPT-2's
-            own is read by tiktoken.
+        path: a character vocabulary (seed 002's JSON, or a JSON list of characters), or Hugging
+            Face's tokenizer.json; GPT-2's own is read by tiktoken.
 
     Raises:
         DataProblem: (corrupt) there is no such file, or it is neither.
@@ -79,9 +79,27 @@ def tokenizer_from_json(data: Any, where: str = "") -> Tokenizer:
 
         made = SubwordTokenizer.from_json(data, where)  # refuses what has another form
         return GPT2Tokenizer() if is_gpt2(data) else made
-    if isinstance(data, dict) and "chars" in data:
+    if isinstance(data, list) or (isinstance(data, dict) and "chars" in data):
         return CharTokenizer.from_json(data, where)
-    raise _no_tokenizer(Path(where), "it has neither the key model nor the key chars")
+    why = "it has neither the key model nor the key chars, and is no list of characters"
+    raise _no_tokenizer(Path(where), why)
+
+
+def unknown_name(tokenizer: Tokenizer) -> str:
+    """What a reader sees in place of what the vocabulary cannot write."""
+    if isinstance(tokenizer, CharTokenizer) and not tokenizer.specials:
+        return repr(tokenizer.chars[0])
+    return "<UNK>"
+
+
+def count_unknown(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> int:
+    """How many of the ids of a text stand for what the vocabulary cannot write."""
+    if tokenizer.unk_id is None:
+        return 0
+    meant = 0
+    if isinstance(tokenizer, CharTokenizer) and not tokenizer.specials:
+        meant = text.count(tokenizer.chars[0])
+    return int((ids == tokenizer.unk_id).sum()) - meant
 
 
 def decode_stream(tokenizer: Tokenizer, pieces: Iterable[np.ndarray | list[int]]) -> Iterator[str]:

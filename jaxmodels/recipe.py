@@ -60,6 +60,9 @@ class Recipe:
     tokenizer: str = "chars"
     """What turns text into tokens: chars (the text's own characters), gpt2, or the path of a
     tokenizer.json or characters.json."""
+    vocab_documents: int = 1000
+    """With chars, of a dataset that is read while one trains (c4, wikipedia, tfds:NAME): the
+    vocabulary is that of this many documents, from the first on."""
     segments: bool = False
     """Tokens see only their own document; needs a tokeniser with an end of text."""
     batch: int = 32
@@ -108,6 +111,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("batch", "accum", "steps", "min_freq", "eval_every", "save_every", "keep"):
             within(name, getattr(self, name), 1)
+        within("vocab_documents", self.vocab_documents, 1)
         for name in ("slices", "eval_batches", "sample_every", "stats_every", "jump"):
             within(name, getattr(self, name), 0)
         within("seed", self.seed, 0, LARGEST_SEED)

@@ -22,7 +22,7 @@ from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import Rotation, rotate_interleaved, rotation
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import product_in_parts, spread
 
 _INIT = nnx.initializers.normal(0.02)
 
@@ -77,7 +77,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
-        w, v = jnp.split(self.wv(x), 2, axis=-1)
+        w, v = product_in_parts(self.wv, x, 2)
         return self.out(spread(w * nnx.silu(v), "data", ..., "model"))
 
 

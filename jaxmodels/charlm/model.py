@@ -14,14 +14,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.charlm.config import Config
-from jaxmodels.layers.attention import queries_keys_values, self_attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import rotate_interleaved, rotation
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import product_in_parts, spread
 
 
 class Steps(nnx.Variable):
@@ -39,7 +39,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x, turn, segments, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
-        qkv = queries_keys_values(self.qkv, x, self.heads)
+        parts = product_in_parts(self.qkv, x, 3)
+        qkv = rearrange(parts, "n b t (h k) -> n b t h k", h=self.heads)
         q, k, v = rotate_interleaved(qkv[0], turn), rotate_interleaved(qkv[1], turn), qkv[2]
         if cache is None:
             out, kept = self_attention(q, k, v, segments=segments), None
@@ -57,7 +58,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x, rate, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]; dropout at `rate` when there are rngs."""
-        w, v = jnp.split(self.wv(x), 2, axis=-1)
+        w, v = product_in_parts(self.wv, x, 2)
         hidden = spread(w * nnx.silu(v), "data", ..., "model")
         if rngs is not None:
             hidden = dropout(hidden, rate, rngs.dropout())

@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -29,7 +30,8 @@ class Eval:
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     vocab: Path | None = None
-    """characters.json or tokenizer.json, for a checkpoint that came without one."""
+    """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
+    for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
     json: bool = False
@@ -76,8 +78,13 @@ def main(argv: list[str]) -> int:
 def _measured(
     package: ModuleType, model: Any, batches: Any, tokenizer: Any
 ) -> tuple[int, int | None]:
-    """Targets in the batches, and the characters that they write (None without a tokeniser)."""
+    """Targets in the batches, and the characters that they write (None without a tokeniser).
+
+    A special token in a text stands for what the vocabulary cannot write: one character.
+    """
     chosen = getattr(package, "targets", lambda _, tokens: tokens[:, 1:])
+    special = tokenizer.special_ids if tokenizer else ()
+    excess = {i: len(tokenizer.decode([i])) - 1 for i in special}
     tokens = characters = 0
     cut: list[int] = []
     for batch in batches:
@@ -85,6 +92,7 @@ def _measured(
         tokens += len(targets)
         if tokenizer is not None:
             cut += targets
+            characters -= sum(map(excess.get, targets, repeat(0)))
             text = tokenizer.decode(cut)
             if not text.endswith("\ufffd"):  # else the border may cut a character
                 characters, cut = characters + len(text), []
@@ -124,7 +132,8 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     if data.vocab_size and data.vocab_size != used:
         raise Problem(
             f"the data has a vocabulary of {data.vocab_size}, the model of {used}",
-            fix="give data that was prepared with the model's vocabulary",
+            fix="give data that was prepared with the model's vocabulary"
+            + ("" if tokenizer else ", or give that with --vocab FILE"),
             exit_code=MISMATCH,
         )
     batches = data.valid(options.max_batches)

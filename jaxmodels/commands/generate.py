@@ -36,7 +36,8 @@ class Generate:
     num_samples: int = 1
     """How many continuations to draw."""
     vocab: Path | None = None
-    """characters.json or tokenizer.json, for a checkpoint that came without one."""
+    """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
+    for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
     json: bool = False
@@ -78,11 +79,13 @@ def main(argv: list[str]) -> int:
 
 def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
     """Token ids [1, t]; says what is unknown, what is plain text, and what will not be read."""
+    from data_pipelines.tokenizers import unknown_name
     from jaxmodels.runtime.generate import readable
 
     if unknown := tokenizer.unknown(prompt):
         shown = " ".join(repr(part) for part in unknown[:10])
-        say(f"not in the vocabulary, read as <UNK>: {shown}{' …' if len(unknown) > 10 else ''}")
+        name = unknown_name(tokenizer)
+        say(f"not in the vocabulary, read as {name}: {shown}{' …' if len(unknown) > 10 else ''}")
     end = tokenizer.end_of_text
     special = [*tokenizer.special_ids, *([] if end is None else [end])]
     if written := [name for i in special if (name := tokenizer.decode([i])) in prompt]:

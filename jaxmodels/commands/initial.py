@@ -7,6 +7,7 @@ from typing import Any
 
 import jaxmodels
 from jaxmodels.errors import MISMATCH, USAGE, Problem
+from jaxmodels.recipe import Recipe
 
 
 def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
@@ -37,6 +38,22 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
     arch, preset, model = jaxmodels.preset(spec or f"{source.arch}:{source.preset}")
     trained = {name: getattr(model, name) for name in source.assumed if name.startswith("dropout")}
     return arch, preset, replace(source.config, **trained), source
+
+
+def refuse_own_characters(recipe: Recipe, source: Any) -> None:
+    """For a checkpoint without a tokeniser: the characters of some text are not the ids it learned.
+
+    Raises:
+        Problem: (mismatch) the recipe would count those of its text.
+    """
+    if recipe.tokenizer == "chars" and not recipe.data.startswith("bin:"):
+        raise Problem(
+            "the checkpoint to begin from has no vocabulary, and the text's would be another",
+            where=str(source.path),
+            fix="give the one that it was trained with: --tokenizer PATH names it (characters.json,"
+            " tokenizer.json or a JSON list of characters), or --data bin:PATH what it made",
+            exit_code=MISMATCH,
+        )
 
 
 def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
+from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import rundir, settings
 from jaxmodels.runtime.files import make_folder
 
@@ -94,8 +95,9 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
     if not has_checkpoint or not (run / "config.json").exists():
         return
     stored = settings.read_file(run / "config.json")
-    # What the run was begun without, by an earlier version, is off.
-    stored["recipe"] = {"segments": False} | stored.get("recipe", {})
+    # What the run was begun without, by an earlier version, is off, or as it is by default.
+    absent = {"segments": False, "vocab_documents": Recipe.vocab_documents}
+    stored["recipe"] = absent | stored.get("recipe", {})
     optim = {"name": "adamw", "momentum": 0.0} | stored["recipe"].get("optim", {})
     stored["recipe"]["optim"] = optim
     changed = settings.differences(

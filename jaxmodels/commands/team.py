@@ -12,6 +12,7 @@ from jaxmodels.commands import resume
 from jaxmodels.commands.train_options import Train
 from jaxmodels.errors import MISMATCH, STOPPED, USAGE, Problem
 from jaxmodels.runtime import processes
+from jaxmodels.runtime.cluster import find
 from jaxmodels.runtime.stop import Stop
 
 T = TypeVar("T")
@@ -19,12 +20,21 @@ T = TypeVar("T")
 _SEEN_WITHIN = 60.0  # seconds; a network file system may remember for so long what it saw before
 
 
-def join(options: Train[Any], resolved: dict[str, Any], stop: Stop) -> None:
+def join(options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any) -> None:
     """Joins the other processes, which must have been started alike.
 
     Raises:
         Problem: as `processes.start`; (usage) this is nothing for several processes.
     """
+    place = find(options.coordinator, options.processes, options.process)
+    if place is not None and source is not None:  # reading it has started JAX
+        raise Problem(
+            "--init begins a run in one process only",
+            where=str(options.init),
+            fix="begin with --processes 1 and stop after its first checkpoint; then start all "
+            "processes with the same --out, without --init",
+            exit_code=USAGE,
+        )
     facts = resolved | {"version": jaxmodels.__version__, "resume": options.resume}
     processes.start(
         options.coordinator,

@@ -11,11 +11,10 @@ from typing import Any
 import jaxmodels
 from jaxmodels.cli import emit, say
 from jaxmodels.commands import resume, team
-from jaxmodels.commands.initial import starter
+from jaxmodels.commands.initial import refuse_own_characters, starter
 from jaxmodels.commands.summary import conclude
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
-from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.outcome import not_begun
 from jaxmodels.runtime.processes import begun, exchange, first, part, tell_stop, together
 from jaxmodels.runtime.rundir import VOCABULARIES, steps
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> int:
         if options.max_hours is not None:
             stop.deadline = _BEGUN + 3600 * options.max_hours
         try:
-            team.join(options, resolved, stop)
+            team.join(options, resolved, stop, source)
         except Stopped:
             say(f"{stop.reason} before the other processes came")
             return INTERRUPTED if stop.reason == "interrupted" else STOPPED
@@ -107,9 +106,11 @@ def _prepare(
     platform.prepare()
     team.refuse_apart(run)
     has_checkpoint = resume.check_resume(run, options.resume)
-    _check_devices(options.recipe)  # before the data, which may take long to prepare
+    _check_devices(options)  # before the data, which may take long to prepare
     resume.compare_settings(run, resolved, has_checkpoint)
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
+    if source is not None and tokenizer is None:
+        refuse_own_characters(options.recipe, source)
     data = team.in_turn(lambda: _open_data(run, options, tokenizer, has_checkpoint, stop))
     team.refuse_other_data(data)
     if source is not None and source.tokenizer is not None:
@@ -155,11 +156,11 @@ def _fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int
     return {"vocab": tokens, "tokens": tokens}
 
 
-def _check_devices(recipe: Recipe) -> None:
+def _check_devices(options: Train[Any]) -> None:
     import jax
 
     from jaxmodels.runtime import processes
-    from jaxmodels.runtime.sharding import make_mesh
+    from jaxmodels.runtime.sharding import check_heads, make_mesh
 
     if jax.process_count() != processes.count():
         raise Problem(
@@ -167,7 +168,10 @@ def _check_devices(recipe: Recipe) -> None:
             fix="give --coordinator, --processes and --process",
             exit_code=USAGE,
         )
-    devices = make_mesh(recipe.mesh).shape["data"]
+    recipe = options.recipe
+    mesh = make_mesh(recipe.mesh)
+    check_heads(options.model, mesh.shape["model"])
+    devices = mesh.shape["data"]
     if recipe.batch * recipe.accum % devices:
         raise Problem(
             f"{recipe.batch * recipe.accum} sequences cannot be split over {devices} devices",
@@ -215,6 +219,7 @@ def _open_data(
             tokenizer=tokenizer or recipe.tokenizer,
             progress=stop.check,
             segments=recipe.segments,
+            vocab_documents=recipe.vocab_documents,
         )
 
     try:

@@ -1,16 +1,13 @@
 """Scaled dot-product attention as XLA computes it, and `self_attention`, which has kernels too."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.kernels import fused
-from jaxmodels.layers.sharding import axis_size, spread
+from jaxmodels.layers.sharding import spread
 
 # `blocked_attention` takes so many queries at a time.
 QUERIES = 128
@@ -18,24 +15,6 @@ QUERIES = 128
 LOOPS = 4
 # The score of a key that a query may not see.
 HIDDEN = -1e9
-
-
-def queries_keys_values(
-    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int
-) -> Float[Array, "3 b t h k"]:
-    """Queries, keys and values of one product, whose columns are in the order (n h k).
-
-    On a mesh that splits heads, columns of the three do not lie where their heads are: the
-    kernel is brought there, since the activations are larger.
-    """
-    if axis_size("model") == 1:
-        return rearrange(linear(x), "b t (n h k) -> n b t h k", n=3, h=heads)
-    kernel = rearrange(linear.kernel[...], "d (n h k) -> d n h k", n=3, h=heads)
-    out = jnp.einsum("btd,dnhk->nbthk", x, spread(kernel, "data", None, "model", None))
-    if linear.bias is not None:
-        bias = rearrange(linear.bias[...], "(n h k) -> n 1 1 h k", n=3, h=heads)
-        out = out + spread(bias, ..., "model", None)
-    return out
 
 
 def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array, "*b t t"]:
@@ -102,8 +81,11 @@ def self_attention(
     elif real is not None:
         out = blocked_attention(q, k, v, real, segments, causal)
     else:
-        plain = partial(blocked_attention, causal=causal)
-        out = fused(q, k, v, segments, causal, lambda *a: plain(*a[:3], segments=a[3]))
+
+        def plain(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+            return blocked_attention(q, k, v, segments=segments, causal=causal)
+
+        out = fused(q, k, v, segments, causal, plain)
     return spread(out, "data", ..., "model", None)
 
 
@@ -145,8 +127,8 @@ def blocked_attention(
     out = []
     for at in range(0, t, group):
         end = min(at + group, t)
-        keys = (x[:, :end] for x in (k, v))
-        out.append(_loop(q[:, at:end], *keys, causal, _until(end, real), _until(end, segments)))
+        masks = _until(end, real), _until(end, segments)
+        out.append(_loop(q[:, at:end], k[:, :end], v[:, :end], causal, *masks))
     whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
     if real is None:
         return whole

@@ -100,9 +100,11 @@ def splash(
         return jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]).swapaxes(1, 2)
 
     mask = (library.CausalMask if causal else library.FullMask)((size, size))
+    # Of queries and of keys, forward and in both parts of the backward pass.
+    sizes = library.BlockSizes(tile, tile, tile, tile, tile, tile, tile, tile)
     kernel = library.make_splash_mha(
         library.MultiHeadMask([mask] * heads),
-        block_sizes=library.BlockSizes(*[tile] * 8),
+        block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

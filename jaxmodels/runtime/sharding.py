@@ -6,7 +6,7 @@ moments follow their parameter; batches are split over the data axis.
 
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import jax
@@ -71,16 +71,50 @@ def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str
     return sizes
 
 
+def check_heads(config: Any, size: int) -> None:
+    """Refuses a model axis of a size that does not divide the attention heads of every block.
+
+    Raises:
+        Problem: (usage) naming the sizes that do. XLA would compute all heads on every device.
+    """
+    heads = getattr(config, "heads_by_layer", None) or (config.heads,)
+    if all(count % size == 0 for count in heads):
+        return
+    shared = gcd(*heads)
+    counts = " and ".join(map(str, sorted(set(heads))))
+    raise Problem(
+        f"{counts} attention heads cannot be split over {size} devices",
+        why="along the mesh's model axis each device takes its own heads",
+        fix="make the model axis of --mesh one of "
+        + ", ".join(str(n) for n in range(1, shared + 1) if shared % n == 0),
+        exit_code=USAGE,
+    )
+
+
 def placement(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
-    """Path → NamedSharding for every parameter. An axis that does not divide is dropped."""
+    """Path → NamedSharding for every parameter.
+
+    An axis that does not divide its dimension splits another one further, where that divides;
+    otherwise it is dropped, and its devices hold the same.
+    """
 
     def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        spec = match(rows, path)
-        fits = [
-            axis if axis is None or size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(spec, shape, strict=False)
-        ]
-        return NamedSharding(mesh, P(*fits))
+        axes: list[tuple[str, ...]] = [() for _ in shape]
+
+        def fits(axis: str, at: int) -> bool:
+            return shape[at] % prod(mesh.shape[name] for name in (*axes[at], axis)) == 0
+
+        left = []
+        for at, axis in enumerate(match(rows, path)[: len(shape)]):
+            if axis is not None and fits(axis, at):
+                axes[at] = (axis,)
+            elif axis is not None:
+                left.append(axis)
+        for axis in left:
+            for at in [at for at in range(len(shape)) if fits(axis, at)][:1]:
+                axes[at] += (axis,)
+        names = (held[0] if len(held) == 1 else held or None for held in axes)
+        return NamedSharding(mesh, P(*names))
 
     return {path: place(path, leaf.shape) for path, leaf in shapes.items()}
 

@@ -94,7 +94,7 @@ def train_step(
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh
-    gradient = _gradient(package, skeleton, recipe, mesh)
+    gradient = _gradient(package, skeleton, recipe, placed.params, mesh)
 
     def step(
         state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
@@ -123,9 +123,12 @@ def train_step(
 
 
 def _gradient(
-    package: ModuleType, skeleton: Skeleton, recipe: Recipe, mesh: Mesh
+    package: ModuleType, skeleton: Skeleton, recipe: Recipe, placed: Arrays, mesh: Mesh
 ) -> Callable[..., Any]:
-    """(params, rest, (batch, key)) → ((loss, gradients), rest after commit) of a micro-batch."""
+    """(params, rest, (batch, key)) → ((loss, gradients), rest after commit) of a micro-batch.
+
+    Gradients lie where their parameters do (`placed`): left to choose, XLA may gather them.
+    """
     commit = getattr(package, "commit", None)
     dtype = jnp.dtype(recipe.dtype)
 
@@ -137,6 +140,8 @@ def _gradient(
             return package.loss(skeleton.merge(cast, rest), batch, nnx.Rngs(dropout=key))
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        if mesh.size > 1:
+            grads = jax.lax.with_sharding_constraint(grads, placed)
         return (value, grads), aux
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:

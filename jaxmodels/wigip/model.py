@@ -229,6 +229,8 @@ def loss(
     return cross_entropy(logits, targets(model, tokens)), {}
 
 
-def targets(model: Model, tokens: Int[Array, "b t"]) -> Int[Array, "b n"]:
-    """Those of a batch's tokens that the loss predicts: all but the first, or the last alone."""
+def targets(model: Model, tokens: Any) -> Any:
+    """Those of a batch's tokens, int [b, t], that the loss predicts: all but the first, or the
+    last alone; int [b, n], of JAX or numpy as they are.
+    """
     return tokens[:, 1:] if model.config.objective == "dense" else tokens[:, -1:]

@@ -9,13 +9,14 @@ _COLUMNS, _ROWS = P("data", "model"), P("model", "data")
 
 SHARDING = (
     ("embed/embedding", _ROWS),
+    ("pos/embedding", P(None, "data")),
     ("blocks/{i}/attn/qkv/kernel", _COLUMNS),
     ("blocks/{i}/attn/qkv/bias", P("model")),
     ("blocks/{i}/attn/proj/kernel", _ROWS),
     ("blocks/{i}/mlp/up/kernel", _COLUMNS),
     ("blocks/{i}/mlp/up/bias", P("model")),
     ("blocks/{i}/mlp/out/kernel", _ROWS),
-    ("*", P()),  # positions, norms and the other biases are small
+    ("*", P()),  # norms and the other biases are small
 )
 
 

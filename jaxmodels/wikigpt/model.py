@@ -13,14 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.attention import queries_keys_values, self_attention
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import product_in_parts, spread
 from jaxmodels.wikigpt.config import Config
 
 
@@ -57,7 +57,8 @@ class Attention(nnx.Module):
     def __call__(self, x, segments, cache: KVCache | None, layer: int, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         cfg = self.config
-        q, k, v = queries_keys_values(self.qkv, x, cfg.heads)
+        parts = product_in_parts(self.qkv, x, 3)
+        q, k, v = rearrange(parts, "n b t (h k) -> n b t h k", h=cfg.heads)
         if cache is None:
             key = None if rngs is None else rngs.dropout()
             out = self_attention(q, k, v, segments=segments, rate=cfg.dropout, key=key)

@@ -72,6 +72,36 @@ def test_a_seed_vocabulary_without_padding():
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.vocab_size) == (None, 0, 2)
 
 
+def test_a_list_of_characters_is_a_vocabulary_without_special_tokens(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps(["\t", " ", "é", "a"]))
+    tokenizer = CharTokenizer.load(tmp_path / "list.json")
+    assert tokenizer.encode("a é\tx").tolist() == [3, 1, 2, 0, 0]  # unknown is 0, as in the seed
+    assert tokenizer.decode([3, 0]) == "a\t"
+    assert tokenizer.unknown("xa\t") == ["x"]
+    found = (tokenizer.vocab_size, tokenizer.special_ids, tokenizer.pad_id, tokenizer.unk_id)
+    assert found == (4, (), None, 0)
+    tokenizer.save(tmp_path)  # in our form, which says that there are no special tokens
+    assert CharTokenizer.load(tmp_path / "characters.json") == tokenizer
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([], "the list is empty"),
+        (["a", "bc"], "'bc', which is not one character"),
+        (["<PAD>", "<UNK>", "a"], "'<PAD>', which is not one character"),
+        (["a", 1], "1, which is not one character"),
+        (["a", "b", "a"], "'a' occurs twice"),
+        ({"a": 0, "b": 1}, "a list of characters or a mapping with the keys"),
+    ],
+)
+def test_a_list_that_is_no_vocabulary(content, says):
+    with pytest.raises(DataProblem, match=says) as caught:
+        CharTokenizer.from_json(content, "list.json")
+    assert (caught.value.exit_code, caught.value.where) == (3, "list.json")
+    assert "a JSON list of the characters in the order of their ids" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -88,6 +118,8 @@ def test_a_seed_vocabulary_without_padding():
         ({"special_tokens": {"<PAD>": 0, "<UNK>": "1"}}, "does not map tokens to ids"),
         ({"chars": [["a"]]}, "which is not one character"),
         ({"chars": 5}, "chars is not a list"),
+        ({"special_tokens": {}, "chars": []}, "it is empty"),
+        ({"special_tokens": {"<UNK>": 0, "a": 1}}, "'a' occurs twice: in special_tokens and chars"),
         ({"extra": 1}, "with the keys"),
         ({"char_to_int": None}, "char_to_int does not follow"),
     ],

@@ -223,12 +223,6 @@ def test_what_a_stream_tells():
         )
 
 
-def test_characters_need_the_whole_text():
-    with pytest.raises(DataProblem, match="counted over the whole text") as caught:
-        open_data("wikipedia", **SIZES | {"tokenizer": "chars"})
-    assert "data prepare wikipedia" in caught.value.fix
-
-
 def test_too_few_documents_or_none():
     with pytest.raises(DataProblem, match="too few documents"):
         open_data("wikipedia:train[:1]", **SIZES)

@@ -7,6 +7,8 @@ from tokenizers import AddedToken, models, pre_tokenizers
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.prepare import prepare
+from data_pipelines.streams import open_bin
 from data_pipelines.tokenizers import load_tokenizer, open_tokenizer
 
 CHARS = CharTokenizer.build(["hello world"])
@@ -98,7 +100,8 @@ def test_an_unknown_name(name):
     ("content", "says"),
     [
         ("{", "no tokeniser"),
-        ("[]", "no tokeniser"),
+        ("3", "no tokeniser"),
+        ("[]", "no character vocabulary"),
         ('{"model": 3}', "no tokeniser"),
         ('{"model": {"type": "BPE"}}', "tokenizer.json cannot be read"),
         ('{"model": {"type": "No"}, "version": "1.0"}', "tokenizer.json cannot be read"),
@@ -111,6 +114,21 @@ def test_a_file_that_is_no_tokenizer(tmp_path, content, says):
     with pytest.raises(DataProblem, match=says) as caught:
         load_tokenizer(tmp_path)
     assert (caught.value.exit_code, caught.value.where) == (3, str(path))
+
+
+@pytest.mark.parametrize("shard", [1 << 24, 8])
+def test_what_is_unknown_is_counted(tmp_path, monkeypatch, shard):
+    """In one piece and in parts; a first character that is meant is not unknown."""
+    monkeypatch.setattr("data_pipelines.prepare.SHARD", shard)
+    lines = ("a\tb", "xyz\t", "b\n")
+    for i, line in enumerate(lines):
+        (tmp_path / f"{i}.txt").write_text(line)
+    for specials, name in (((), "'\\t'"), (("<PAD>", "<UNK>"), "<UNK>")):
+        made = CharTokenizer(("\t", "a", "b"), specials=specials)
+        manifest = prepare(f"text:{tmp_path}", tmp_path / f"out{len(specials)}", tokenizer=made)
+        assert manifest["unknown"] == len("xyz\n\n\n\n\n")
+        notes = open_bin(f"bin:{tmp_path / f'out{len(specials)}'}").notes
+        assert notes == (f"8 characters (61.54%) are {name}: not in the vocabulary",)
 
 
 def test_an_empty_folder(tmp_path):

@@ -90,6 +90,25 @@ def test_text_that_a_checkpoint_without_tokeniser_cannot_read(golden, tmp_path, 
     assert "--model.vocab" not in said
 
 
+def test_characters_of_a_checkpoint_without_vocabulary_are_not_made_up(model, tmp_path, capsys):
+    """As many ids would fit; they would mean something else."""
+    bare, run = tmp_path / "bare", tmp_path / "run"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((model / name).read_bytes())
+    (tmp_path / "t.txt").write_text("zebra " * 300)
+    data = ["--data", f"text:{tmp_path / 't.txt'}"]
+    assert frozen(bare, run, *data) == MISMATCH
+    said = capsys.readouterr().err
+    assert "has no vocabulary" in said
+    assert "--tokenizer PATH" in said
+    chars = json.loads((model / "characters.json").read_text())["chars"]
+    (tmp_path / "list.json").write_text(json.dumps(["☀", "☁", *chars]))  # for <PAD> and <UNK>
+    assert frozen(bare, run, *data, "--tokenizer", str(tmp_path / "list.json")) == DONE
+    found = json.loads((run / "characters.json").read_text())
+    assert (found["special_tokens"], found["chars"][:2]) == ({}, ["☀", "☁"])
+
+
 def test_a_start_that_failed_leaves_no_name(model, tmp_path, capsys):
     """What it made for the lock is gone, so that the name is free; what was there stays."""
     out, there = tmp_path / "run", tmp_path / "there"

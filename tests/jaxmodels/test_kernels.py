@@ -1,13 +1,20 @@
 """Kernels by platform compute what the plain form computes, and are what is lowered."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxmodels
 from jaxmodels.layers import kernels
 from jaxmodels.layers.attention import attention, self_attention
 from jaxmodels.layers.kernels import splash
+from jaxmodels.runtime.optim import optimiser
+from jaxmodels.runtime.sharding import make_mesh
+from jaxmodels.runtime.step import init, train_step
+from tests.contract import archs
 
 KINDS = pytest.mark.parametrize("kind", ["causal", "full", "segments"])
 
@@ -157,3 +164,17 @@ def test_cudnn_is_the_plain_form(causal):
     for one, two in both(form, other, *arrays):
         one, two = one.astype(jnp.float32), two.astype(jnp.float32)
         np.testing.assert_allclose(one, two, atol=2e-2 * float(jnp.abs(two).max()))
+
+
+@archs
+def test_a_train_step_lowered_for_a_tpu_has_the_kernel(arch):
+    package = jaxmodels.arch(arch)
+    size = {"side": 48} if arch == "wigip" else {"context": 128}
+    config = replace(package.PRESETS["tiny"], **size)
+    recipe = replace(package.RECIPES["tiny"], accum=1, dtype="bfloat16")
+    tx, mesh = optimiser(recipe.optim, 1e-3), make_mesh()
+    skeleton, _, state = init(package, config, recipe, tx, mesh)
+    batch = {"tokens": jax.ShapeDtypeStruct((1, config.context + 1), np.int32)}
+    step = train_step(package, skeleton, tx, lambda _: 1e-3, recipe, mesh)
+    lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" in lowered.as_text()

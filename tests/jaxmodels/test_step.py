@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxmodels import charlm
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime.optim import optimiser, schedule
-from jaxmodels.runtime.sharding import make_mesh, placement
+from jaxmodels.runtime.sharding import follow, make_mesh, placement
 from jaxmodels.runtime.step import init, train_step
 
 CONFIG = charlm.PRESETS["tiny"]
@@ -97,3 +98,58 @@ def test_an_impossible_mesh_is_refused(spec):
 def test_a_parameter_that_no_row_matches_is_an_error():
     with pytest.raises(LookupError):
         placement(make_mesh(), charlm.SHARDING[:2], {"nobody/knows": jnp.ones(2)})
+
+
+OPTIMISERS = {
+    "sgd": (Optim("sgd", weight_decay=0.0, clip=0.0), lambda g: -0.1 * g),
+    # Two equal gradients: with momentum the second step is the first and 0.9 of it.
+    "momentum": (Optim("sgd", momentum=0.9, weight_decay=0.0, clip=0.0), lambda g: -0.19 * g),
+    "lion": (Optim("lion", weight_decay=0.0, clip=0.0), lambda g: -0.1 * np.sign(g)),
+    "adamw": (Optim(weight_decay=0.0, clip=0.0), lambda g: -0.1 * np.sign(g)),
+    "decay": (Optim("sgd", weight_decay=0.5, clip=0.0), lambda g: -0.1 * (g + 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_each_optimiser_takes_the_step_of_its_formula(name):
+    optim, expected = OPTIMISERS[name]
+    tx = optimiser(optim, 0.1)
+    params, grads = {"a": jnp.ones(3)}, {"a": jnp.asarray([1.0, -2.0, 0.5])}
+    updates, state = tx.update(grads, tx.init(params), params)
+    updates, _ = tx.update(grads, state, params)
+    np.testing.assert_allclose(updates["a"], expected(np.asarray(grads["a"])), rtol=1e-3)
+
+
+def test_adafactor_remembers_little():
+    params = {"a": jnp.zeros((64, 128)), "b": jnp.zeros((3, 64, 128)), "c": jnp.zeros(64)}
+    state = optimiser(Optim("adafactor"), 0.1).init(params)
+    held = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert held < 0.1 * sum(leaf.size for leaf in params.values())
+    rng = np.random.default_rng(0)
+    grads = {path: jnp.asarray(rng.normal(size=x.shape)) for path, x in params.items()}
+    updates, _ = optimiser(Optim("adafactor", weight_decay=0.0), 0.1).update(grads, state, params)
+    for path, update in updates.items():
+        assert (np.sign(update) == -np.sign(grads[path])).all()
+        assert float(jnp.sqrt(jnp.square(update).mean())) == pytest.approx(0.1, rel=0.05)
+
+
+def test_what_an_optimiser_remembers_lies_where_its_parameter_lies():
+    """adafactor's sums lack an axis of their parameter, and go along the others."""
+    mesh = make_mesh()
+    params = {"a": jnp.zeros((3, 64, 128)), "b": jnp.zeros((64,))}
+    placed = placement(mesh, (("a", P(None, "data", "model")), ("*", P("model"))), params)
+    state = jax.eval_shape(optimiser(Optim("adafactor"), 0.1).init, params)
+    found = {
+        (path[-2].name, path[-1].key): leaf.spec
+        for path, leaf in jax.tree.leaves_with_path(follow(state, params, placed, mesh))
+        if isinstance(path[-1], jax.tree_util.DictKey)
+    }
+    assert found["v_row", "a"] == P(None, "data")
+    assert found["v_col", "a"] == P(None, "model")
+    assert found["v", "a"] == P()
+    assert found["v", "b"] == P("model")
+    for name in ("adamw", "lion"):
+        state = jax.eval_shape(optimiser(Optim(name), 0.1).init, params)
+        at = follow(state, params, placed, mesh)
+        specs = [at_.spec for path, at_ in jax.tree.leaves_with_path(at) if "mu" in str(path)]
+        assert specs == [P(None, "data", "model"), P("model")]

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from jaxmodels.__main__ import main
-from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE
+from jaxmodels.commands.train_options import Train, resolve
+from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE, Problem
+from jaxmodels.recipe import Optim, Recipe
 from tests.jaxmodels.helpers import train
 
 
@@ -165,3 +167,29 @@ def test_settings_rise_from_preset_to_file_to_flag(tmp_path, capsys):
     assert (printed["model"]["dim"], printed["model"]["layers"]) == (48, 4)
     assert printed["recipe"]["optim"]["peak_lr"] == 1.0
     assert printed["model"]["heads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "policy"),
+    [
+        ([], "none"),
+        (["--remat"], "full"),
+        (["--remat", "--json"], "full"),
+        (["--remat", "dots"], "dots"),
+        (["--no-remat"], "none"),
+    ],
+)
+def test_remat_is_a_choice_and_the_old_flags_still_mean_something(words, policy):
+    assert resolve(["charlm:tiny", *words])[2].recipe.remat == policy
+
+
+@pytest.mark.parametrize(("old", "policy"), [(True, "full"), (False, "none"), ("dots", "dots")])
+def test_remat_of_an_older_settings_file(tmp_path, old, policy):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"recipe": {"remat": old}}))
+    assert resolve(["charlm:tiny", "--config", str(file)])[2].recipe.remat == policy
+
+
+def test_moments_are_for_adamw_only(tmp_path):
+    with pytest.raises(Problem, match="nothing to give to sgd"):
+        Train(recipe=Recipe(optim=Optim("sgd")), model=None, init=tmp_path, init_optimizer=True)

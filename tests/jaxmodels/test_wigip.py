@@ -1,6 +1,7 @@
 """wigip against the seed's own code (tests/golden/wigip), and what the dense objective promises."""
 
 import gzip
+import json
 import pickle
 import zipfile
 from dataclasses import replace
@@ -15,6 +16,7 @@ from jax.extend.core import jaxprs_in_params
 
 from bridge.ops import OPS
 from jaxmodels import wigip
+from jaxmodels.__main__ import main
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
 from jaxmodels.runtime.generate import generate
@@ -204,3 +206,19 @@ def test_the_program_does_not_grow_with_depth(objective, policy):
         traced = step.trace(state, batch)
         counts.append((equations(traced.jaxpr.jaxpr), len(jax.tree.leaves(state))))
     assert counts[0] == counts[1]
+
+
+def test_a_run_is_measured_on_what_it_predicts(tmp_path, capsys):
+    """One target for each window; and what is generated says how a short prompt was read."""
+    run = tmp_path / "run"
+    words = ["--steps", "2", "--eval-every", "2", "--save-every", "2", "--sample-every", "0"]
+    assert main(["train", "wigip:tiny", "--out", str(run), *words]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(run), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert 60 < report["tokens"] < 120  # 23,000 characters in windows of 256
+    assert report["bits_per_character"] == pytest.approx(report["loss"] / np.log(2))
+    assert main(["generate", str(run), "--prompt", "The", "--max-new-tokens", "5"]) == 0
+    out = capsys.readouterr()
+    assert len(out.out.removesuffix("\n")) == 8
+    assert "253 of id 0 stand before the prompt" in out.err

@@ -1,0 +1,148 @@
+"""wigip's two objectives after equal time: `python -m benchmarks.objectives`.
+
+Both begin from the same parameters and take turns of a few seconds of training, so that a busy
+machine slows both alike; compilation and data are not counted. Measured are bits per character
+of the same held-out characters, each predicted from the whole window before it, by both; and of
+every held-out character, whose windows are on average half full, by the dense one.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxmodels
+from benchmarks.harness import RESULTS, Run, cores, save
+from data_pipelines.pipelines import Data, open_data
+from jaxmodels.cli import parse, say
+from jaxmodels.layers.losses import cross_entropy
+from jaxmodels.runtime.evaluate import evaluate, loss_function
+from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.step import init, train_step
+
+TURN = 5.0  # seconds
+WINDOWS = 4096  # held-out windows whose next character both predict
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Train wigip with both objectives for the same time, and compare."""
+
+    preset: str = "wigip:tiny"
+    """ARCH:PRESET."""
+    seconds: float = 120.0
+    """Seconds of training for each."""
+    steps: int = 1000
+    """The learning rate is warmed up over a tenth of this and stays."""
+    out: Path = RESULTS
+    """Folder whose objectives.jsonl the results are added to."""
+
+
+class Trainee:
+    """One objective, trained by turns."""
+
+    def __init__(self, options: Objectives, objective: str, data: Data):
+        arch, name, config = jaxmodels.preset(options.preset)
+        self.package = jaxmodels.arch(arch)
+        self.config = replace(config, vocab=data.vocab_size, objective=objective)
+        recipe = self.package.RECIPES[name]
+        rate = options.steps / 10
+        # The end is not known beforehand: no decay.
+        optim = replace(recipe.optim, warmup=rate, end_lr=recipe.optim.peak_lr)
+        self.recipe = replace(recipe, optim=optim)
+        rule = schedule(optim, 10**9)
+        tx, self.mesh = optimiser(optim, rule), make_mesh()
+        self.skeleton, fresh, abstract = init(self.package, self.config, self.recipe, tx, self.mesh)
+        self.step = train_step(self.package, self.skeleton, tx, rule, self.recipe, abstract)
+        self.batches = iter(data.train())
+        self.state, self.steps, self.seconds = fresh(), 0, 0.0
+        self.state, metrics = self.step(fresh(), put_batch(next(self.batches), self.mesh))
+        metrics["loss"].block_until_ready()  # compiled, and one step ahead
+
+    def train(self, seconds: float) -> None:
+        """Trains for about so many seconds."""
+        start = time.perf_counter()
+        while (spent := time.perf_counter() - start) < seconds:
+            batch = put_batch(next(self.batches), self.mesh)
+            self.state, metrics = self.step(self.state, batch)
+            metrics["loss"].block_until_ready()
+            self.steps += 1
+        self.seconds += spent
+
+    def measured(self, windows: np.ndarray, data: Data) -> dict[str, float | int]:
+        """Bits per character: of the characters after the windows, and by the objective's loss."""
+
+        @jax.jit
+        def one(params: Any, rest: Any, tokens: Any) -> Any:
+            model = self.skeleton.merge(params, rest)
+            return cross_entropy(model(tokens[:, :-1])[0], tokens[:, -1])
+
+        params, rest = self.state.params, self.state.rest
+        parts = [
+            float(one(params, rest, part)) for part in windows.reshape(64, -1, windows.shape[1])
+        ]
+        whole = evaluate(loss_function(self.package, self.skeleton), params, rest, data.valid(None))
+        assert whole is not None
+        return {
+            "steps": self.steps,
+            "seconds": round(self.seconds, 1),
+            "characters_predicted": self.steps
+            * self.recipe.batch
+            * (self.config.context if self.config.objective == "dense" else 1),
+            "bits_per_character": float(np.mean(parts)) / log(2),
+            "bits_per_character_of_own_loss": whole / log(2),
+        }
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Runs the suite, adds its records to the results and prints them."""
+    options = parse(Objectives, argv, "bench objectives")
+    arch, name, config = jaxmodels.preset(options.preset)
+    recipe = jaxmodels.arch(arch).RECIPES[name]
+    run = Run("objectives", {**asdict(options), "out": "", "threads": cores(), "windows": WINDOWS})
+    with tempfile.TemporaryDirectory() as folder:
+        data = open_data(
+            "pydoc", folder=Path(folder) / "data", context=config.context, batch=recipe.batch
+        )
+        assert isinstance(data, Data)
+        trainees = {o: Trainee(options, o, data) for o in ("next_char", "dense")}
+        while min(t.seconds for t in trainees.values()) < options.seconds:
+            for trainee in trainees.values():
+                trainee.train(min(TURN, options.seconds))
+        windows = _windows(data, config.context)
+        records = [
+            {
+                **{k: v for k, v in asdict(run).items() if k == "suite"},
+                "case": options.preset,
+                "contestant": objective,
+                **trainee.measured(windows, data),
+                **{k: v for k, v in asdict(run).items() if k != "suite"},
+            }
+            for objective, trainee in trainees.items()
+        ]
+    say(f"added to {save(records, options.out)}")
+    for record in records:
+        print(
+            f"{record['contestant']}: {record['bits_per_character']:.3f} bits per character after "
+            f"{record['seconds']:.0f} s and {record['steps']} steps"
+        )
+    return records
+
+
+def _windows(data: Data, context: int) -> np.ndarray:
+    """Windows [n, context + 1] from all over the held-out text, which both are measured on."""
+    rows = np.concatenate([batch["tokens"] for batch in data.valid(None)])
+    text = rows[:, :-1].reshape(-1)
+    starts = np.random.default_rng(0).integers(0, len(text) - context, WINDOWS)
+    return np.asarray(text[starts[:, None] + np.arange(context + 1)])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

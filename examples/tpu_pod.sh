@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains on all hosts of a TPU pod: one process on each, the same command, over ssh.
+#
+#   TPU=my-pod ZONE=us-central2-b OUT=/mnt/shared/runs/first examples/tpu_pod.sh wigip:1.7b --data c4
+#
+# Calls again for as long as the run ends with 75 (stopped, resumable); any other code ends this.
+# Start it in tmux on a machine that stays on. To stop the run so that it saves:
+#   gcloud compute tpus tpu-vm ssh my-pod --zone us-central2-b --worker=all --command "pkill -TERM jaxmodels"
+#
+# Before: every host has Python 3.11 or later and this repository in ~/jaxmodels, with
+#   cd ~/jaxmodels && python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[tpu]'
+# and OUT lies on a disk that all of them share (Filestore, say). So does c4, or any dataset of
+# TFDS: export TFDS_DATA_DIR here, it goes along.
+set -euo pipefail
+: "${TPU:?the name of the TPU}" "${ZONE:?its zone}" "${OUT:?the run directory, on a shared disk}"
+
+printf -v train '%q ' env TFDS_DATA_DIR="${TFDS_DATA_DIR-}" jaxmodels train "$@" --out "$OUT"
+code=75
+while [ "$code" -eq 75 ]; do
+  code=0
+  gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker=all \
+    --command "PATH=\$HOME/jaxmodels/.venv/bin:\$PATH $train" || code=$?
+done
+exit "$code"

@@ -1,0 +1,116 @@
+"""The notebook, cell by cell on a CPU with the smallest model: two sessions, no Jupyter."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import jaxmodels
+from jaxmodels.runtime import rundir
+
+NOTEBOOK = Path(jaxmodels.__file__).parents[1] / "examples" / "notebook.ipynb"
+MODEL = "wigip:tiny"
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return json.loads(NOTEBOOK.read_text())
+
+
+@pytest.fixture
+def cells(notebook, tmp_path, monkeypatch):
+    """The sources of the code cells; `jaxmodels` in them is this tree's."""
+    command = tmp_path / "bin" / "jaxmodels"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m jaxmodels "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("MODEL", MODEL)
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def run(cells, code=0, until=None):
+    """Runs cells in one namespace, `!` as IPython does.
+
+    Args:
+        cells: their sources.
+        code: what `jaxmodels train` has to end with.
+        until: the run is stopped when this file has three lines.
+    """
+    names = {}
+
+    def shell(command):
+        line = command.format(**names)
+        process = subprocess.Popen(["bash", "-c", line])
+        while until and process.poll() is None:
+            if until.is_file() and until.read_text().count("\n") >= 3:
+                process.terminate()
+                break
+            time.sleep(0.05)
+        assert process.wait() == (code if "jaxmodels train" in line else 0), line
+        return process.returncode
+
+    names["_shell"] = shell
+    for cell in cells:
+        source = re.sub(
+            r"^( *)!(.*)$",
+            lambda match: f"{match[1]}_exit_code = _shell({match[2]!r})",
+            cell,
+            flags=re.MULTILINE,
+        )
+        exec(compile(source, str(NOTEBOOK), "exec"), names)
+
+
+def of_training(cells):
+    return next(i for i, cell in enumerate(cells) if cell.startswith("!jaxmodels train"))
+
+
+def test_two_sessions(cells, tmp_path, monkeypatch, capfd):
+    """The first is ended early; the second goes on from its output, which lies elsewhere."""
+    flags = "--eval-every 1000000 --save-every 1000000 --sample-every 0 --batch 4 --steps "
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setenv("OUT", str(first))
+    monkeypatch.setenv("MORE", flags + "1000000")
+    run(cells[: of_training(cells) + 1], code=75, until=first / "metrics.jsonl")
+    assert "In the next session, run all cells again." in capfd.readouterr().out
+    (reached,) = rundir.steps(first / "checkpoints")
+
+    monkeypatch.setenv("OUT", str(second))
+    monkeypatch.setenv("EARLIER", str(first))
+    monkeypatch.setenv("MORE", flags + str(reached + 5))
+    run(cells)
+    out = capfd.readouterr().out
+    assert rundir.steps(second / "checkpoints")[-1] == reached + 5
+    lines = (second / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, reached + 6))
+    assert "\nThe " in out
+    assert "\nverified" in out
+    assert (tmp_path / "second-pytorch" / "model.safetensors").is_file()
+
+
+def test_a_run_that_fails_stops_the_notebook(cells, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path / "run"))
+    monkeypatch.setenv("MORE", "--mesh nonsense")
+    with pytest.raises(RuntimeError, match="jaxmodels train ended with 2"):
+        run(cells[: of_training(cells) + 1], code=2)
+
+
+def test_without_the_package_a_source_is_asked_for(cells, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="set SOURCE"):
+        run(cells[:2])
+
+
+def test_it_is_stored_without_outputs(notebook):
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            assert not re.search(
+                r"\bimport jax\b", "".join(cell["source"])
+            )  # it would keep the TPU
