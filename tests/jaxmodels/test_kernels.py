@@ -175,6 +175,6 @@ def test_a_train_step_lowered_for_a_tpu_has_the_kernel(arch):
     tx, mesh = optimiser(recipe.optim, 1e-3), make_mesh()
     skeleton, _, state = init(package, config, recipe, tx, mesh)
     batch = {"tokens": jax.ShapeDtypeStruct((1, config.context + 1), np.int32)}
-    step = train_step(package, skeleton, tx, lambda _: 1e-3, recipe, mesh)
+    step = train_step(package, skeleton, tx, lambda _: 1e-3, recipe, state)
     lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
     assert "tpu_custom_call" in lowered.as_text()

@@ -111,7 +111,7 @@ for spec in sys.argv[2:]:
     length = config.context if arch == "wigip" else 32
     rows = NamedSharding(mesh, P("data"))
     batch = {"tokens": jax.ShapeDtypeStruct((1024, length + 1), np.int32, sharding=rows)}
-    step = train_step(package, skeleton, tx, rate, recipe, mesh)
+    step = train_step(package, skeleton, tx, rate, recipe, state)
     compiled = step.lower(state, batch).compile()
     # All but the lookup of the embedding, once in a step: its rows come as they may.
     lines = [line for line in compiled.as_text().splitlines() if "/gather" not in line]
