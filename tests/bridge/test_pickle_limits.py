@@ -130,7 +130,9 @@ def test_endless_pickles_stop(tmp_path, monkeypatch, form):
     assert caught.value.exit_code in (UNSAFE, CORRUPT)
 
 
-@pytest.mark.parametrize("inner", [gzip.compress(b"\x80\x04}."), b"PK\x03\x04"])
+@pytest.mark.parametrize(
+    "inner", [gzip.compress(b"\x80\x04}."), b"PK\x03\x04"], ids=["gzip", "zip"]
+)
 def test_compressed_files_in_compressed_files(tmp_path, inner):
     path = checkpoint(tmp_path / "x.zip", inner)
     assert "within a compressed file" in refused(path, UNSAFE)

@@ -241,6 +241,16 @@ def test_gzips_trailer_is_checked(tmp_path, at, said):
         gzip.compress(TEXT) * 2,
         zlib.compress(TEXT),
     ],
+    ids=[
+        "empty",
+        "two bytes",
+        "text",
+        "a byte short",
+        "no trailer",
+        "a byte more",
+        "twice",
+        "zlib",
+    ],
 )
 def test_gzip_that_is_cut_or_goes_on(tmp_path, data):
     refused(CORRUPT, read_all, write_zip(tmp_path / "x.zip", {"a": data}))
