@@ -129,8 +129,10 @@ def test_memory_holds_what_is_read_ahead_and_no_more(monkeypatch):
 
     monkeypatch.setattr(documents.Documents, "__getitem__", counted)
     it, most = opened(vocab_documents=50).train(), 0
-    for _ in range(300):
+    for step in range(300):
         next(it)
+        if step % 20:
+            continue
         gc.collect()
         most = max(most, len(alive))
     assert len(made) > N

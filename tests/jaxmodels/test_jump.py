@@ -15,6 +15,7 @@ from tests.jaxmodels.helpers import losses
 
 RECIPE = replace(
     charlm.RECIPES["tiny"],
+    batch=8,
     steps=20,
     save_every=5,
     keep=1,
