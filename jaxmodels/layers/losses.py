@@ -117,7 +117,8 @@ def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, 
     # One exponential for the sum and the gradient: XLA's sum of exponentials is slow on a CPU.
     powers = jnp.exp(logits - top[..., None])
     total = powers.sum(axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # Once more, so that the logits need not be kept beside their powers.
+    picked = jnp.einsum("nd,nd->n", x, head[targets], preferred_element_type=jnp.float32)
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
     of_logits = powers * (weight / total)[..., None] - weight[..., None] * hot
     return jnp.sum(weight * (jnp.log(total) + top - picked)), of_logits.astype(x.dtype)
