@@ -118,7 +118,7 @@ def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, 
     powers = jnp.exp(logits - top[..., None])
     total = powers.sum(axis=-1)
     # Once more, so that the logits need not be kept beside their powers.
-    picked = jnp.einsum("nd,nd->n", x, head[targets], preferred_element_type=jnp.float32)
+    picked = jnp.sum(x.astype(jnp.float32) * head[targets], axis=-1)
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
     of_logits = powers * (weight / total)[..., None] - weight[..., None] * hot
     return jnp.sum(weight * (jnp.log(total) + top - picked)), of_logits.astype(x.dtype)
