@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge import orbax
-from bridge.formats import bwetaf, model_files, nanogpt, wigip
+from bridge.formats import bwetaf, dinov2_pth, model_files, nanogpt, wigip
 from bridge.model_directory import complete, describe_model, write_manifest
 from bridge.moments import Moments
 from bridge.plan import PYTORCH, Plan
 from bridge.safetensors_writer import write_safetensors
 from bridge.sources import Source
 from bridge.tensors import FLOATS, Tensor, is_float
+from bridge.torch import twin
 from jaxmodels.errors import USAGE, Problem
 
 # Target → the only architecture that has it; "" where all do.
@@ -21,11 +22,14 @@ TARGETS = {
     "nanogpt": "wikigpt",
     "bwetaf": "bwetaf",
     "wigip-zip": "wigip",
+    "dinov2": "dinov2",
+    "dinov2-pth": "dinov2",
 }
 WRITERS = {
     "nanogpt": nanogpt.write_nanogpt,
     "bwetaf": bwetaf.write_bwetaf,
     "wigip-zip": wigip.write_wigip,
+    "dinov2-pth": dinov2_pth.write_pth,
 }
 CHECKS = {
     "nanogpt": nanogpt.check_config,
@@ -48,6 +52,8 @@ def check_target(to: str, source: Source) -> None:
             fix="use --to safetensors",
             exit_code=USAGE,
         )
+    if to in PYTORCH:
+        twin(source.arch).keys(source.config)  # raises where its class cannot hold the sizes
     if to in CHECKS:
         CHECKS[to](source.config, source.path)
 
