@@ -26,6 +26,7 @@ def _safetensors_files(folder: Path) -> tuple[list[Path], list[Path]]:
     paths = (path for path in sorted(folder.iterdir()) if path.name != OPTIMIZER)
     files = [path for path in paths if path.is_file()]
     indices = [path for path in files if path.name.endswith(".index.json")]
+    indices = [path for path in indices if not path.name.endswith(".bin.index.json")]  # torch's
     return indices, [path for path in files if looks_like_safetensors(path)]
 
 
