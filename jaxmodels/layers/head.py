@@ -15,8 +15,24 @@ def tied_logits(x: Float[Array, "b t d"], table: Float[Array, "v d"]) -> Float[A
     The few rows of a step of decoding are turned around first, and their logits after: behind
     barriers, because XLA would else make one product of all three, which is slower on a CPU.
     """
-    if x.shape[0] * x.shape[1] > FEW:
+    rows = x.shape[0] * x.shape[1]
+    if rows > FEW:
         return jnp.einsum("vd,btd->btv", table, x, preferred_element_type=jnp.float32)
-    columns = jax.lax.optimization_barrier(rearrange(x, "b t d -> d (b t)"))
-    logits = jnp.matmul(table, columns, preferred_element_type=jnp.float32)
+    few = jax.lax.optimization_barrier(rearrange(x, "b t d -> (b t) d"))
+    if rows == 1:
+        logits = _product(table, few)
+    else:
+        logits = jax.lax.platform_dependent(table, few, cpu=_sums, default=_product)
     return rearrange(jax.lax.optimization_barrier(logits), "v (b t) -> b t v", b=x.shape[0])
+
+
+def _product(table: Array, x: Array) -> Array:
+    return jnp.einsum("vd,nd->vn", table, x, preferred_element_type=jnp.float32)
+
+
+def _sums(table: Array, x: Array) -> Array:
+    """The same as sums along rows, for which XLA reads the table at the memory's rate on a CPU.
+
+    Its matrix product copies the table into blocks first, which a few columns do not pay for.
+    """
+    return jnp.sum(table[:, None].astype(jnp.float32) * x.astype(jnp.float32), axis=-1)
