@@ -37,8 +37,7 @@ def candidate_tables(
     for name in dict.fromkeys([*([stated] if stated else []), *jaxmodels.ARCHS]):
         package = jaxmodels.arch(name)
         ties = {tied for tied, _ in getattr(package, "TIED", ())}
-        prefix = table.common_prefix(found)
-        names = [n.removeprefix(prefix) for n in found if n.removeprefix(prefix) not in ties]
+        names = [name for name in found if name not in ties]
         chosen = contents.table if name == contents.arch else None
         fits[name] = [
             (table.coverage(rows, names), rows)
