@@ -169,6 +169,8 @@ def verify_main(argv: list[str]) -> int:
             print(f"largest logit difference to the source: {largest:.3g}")
         if options.against:
             print(f"tensors equal: {report.tensors_equal} of {report.tensors_compared}")
+        for note in report.notes:
+            print(f"note: {note}")
         for problem in report.problems:
             print(f"problem: {problem}")
         print("verified" if report.ok else "NOT verified")

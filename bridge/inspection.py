@@ -14,7 +14,7 @@ from bridge.formats import kind, recognise
 from bridge.report import Report
 from bridge.sources import Source, bind
 from bridge.tensors import DTYPES, Tensor, digest_of, is_float
-from bridge.verification import digest_problems, told
+from bridge.verification import but_for_the_card, digest_problems, told
 from jaxmodels.errors import UNSAFE, Problem
 
 ENOUGH = 64  # values that do not fit a narrower dtype by chance
@@ -80,9 +80,9 @@ def inspect(
         report["notes"].append(
             "no vocabulary: token ids work, text does not until --vocab is given"
         )
-    if wrong := digest_problems(path):
-        report["problems"] += [f"damaged: {line}" for line in wrong]
-        report["damaged"] = True
+    wrong = digest_problems(path)
+    report["problems"] += [f"damaged: {line}" for line in wrong or []]
+    report["damaged"] |= bool(but_for_the_card(wrong))
     _values(report, contents)
     report["damaged"] |= not report.readable
     return report

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bridge import orbax
 from bridge.formats import bwetaf, model_files, nanogpt, wigip
-from bridge.model_directory import complete, describe_model, write_manifest
+from bridge.model_directory import complete, describe_model, promise
 from bridge.moments import Moments
 from bridge.plan import PYTORCH, Plan
 from bridge.safetensors_writer import write_safetensors
@@ -84,4 +84,4 @@ def write_target(
         digests = write(folder, plan.tensors, source.config, source.origin, moments, tell)
         if source.tokenizer is not None:
             source.tokenizer.save(folder)
-    write_manifest(folder, source, digests)
+    promise(folder, source, digests)

@@ -6,16 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from bridge.formats import recognise
+from bridge.formats.runs import is_run
 from bridge.loading import model_of
 from bridge.report import Report
 from bridge.sources import Source, bind, open_source
 from bridge.tensors import DTYPES, compare
 from bridge.torch import module_of, twin
 from jaxmodels.errors import Problem
+from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import MANIFEST, damage
-from jaxmodels.runtime.rundir import changed_since
 
 FLOAT32 = DTYPES["F32"]
+CARD = "README.md"
 
 
 def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e-4) -> Report:
@@ -30,7 +32,7 @@ def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e
         `ok`; `digests_ok` (None where there is no manifest); `max_abs_logit_diff` (JAX against
         PyTorch) and `max_abs_logit_diff_to_source` (JAX against JAX of the source), None when
         they could not be computed or were not asked for; `tensors_compared`; `tensors_equal`;
-        `max_abs_tensor_diff`; `problems`.
+        `max_abs_tensor_diff`; `problems`; `notes`.
 
     Raises:
         Problem: (corrupt) `path` does not exist, or `against` cannot be read.
@@ -48,7 +50,11 @@ def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e
         tensors_equal=0,
         max_abs_tensor_diff=None,
         problems=problems or [],
+        notes=[],
     )
+    if is_run(path) and rundir.loose_damage(path) is None:
+        why = "no call of `train` came to its end here, or one is running"
+        report["notes"].append(f"only the checkpoints were checked: {why}")
     if not report.problems:
         contents = None if against is None else recognise(Path(against))
         try:
@@ -72,18 +78,26 @@ def told(problem: Problem) -> str:
 def digest_problems(path: Path) -> list[str] | None:
     """What the manifests at a path contradict; None when there is no manifest.
 
-    The model card may have been edited: it is prose, and asks for the licence to be filled in.
+    Of a run, every checkpoint has one, and the other files too once `train` came to its end.
     """
     steps = [step for step in sorted(path.glob("checkpoints/*")) if step.name.isdecimal()]
     folders = [path, *steps] if (path / MANIFEST).is_file() else steps
-    if not folders:
+    loose = rundir.loose_damage(path)
+    if not folders and loose is None:
         return None
     return [
-        f"{folder.name}: {line}" if folder != path else line
-        for folder in folders
-        for line in (*damage(folder), *changed_since(folder))
-        if not line.startswith("README.md is damaged")
+        *(loose or []),
+        *(
+            f"{folder.name}: {line}" if folder != path else line
+            for folder in folders
+            for line in (*damage(folder), *rundir.changed_since(folder))
+        ),
     ]
+
+
+def but_for_the_card(problems: list[str] | None) -> list[str] | None:
+    """Without what concerns the model card: it is prose, and asks to be edited."""
+    return problems and [line for line in problems if not line.startswith(f"{CARD} is damaged")]
 
 
 def compare_tensors(report: Report, source: Source, reference: Source) -> None:
