@@ -37,7 +37,8 @@ class Convert:
     dtype: str = "keep"
     """keep, float32, bfloat16 or float16."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()
-    """Parameters that are float32 all the same, such as "*/norm1/*" (our paths)."""
+    """With --dtype: parameters that stay float32 all the same, such as "head/*" (our paths). The
+    vectors of norms, gates and temperatures always do, unless a pattern is none."""
     max_shard_size: str = "5GB"
     """Split the safetensors file above this size."""
     dry_run: bool = False
@@ -45,6 +46,10 @@ class Convert:
     verify: Literal["none", "digest", "roundtrip", "logits"] = "digest"
     """digest: read back; roundtrip: and equal to the source bit for bit; logits: and the same
     outputs in JAX and PyTorch."""
+    text: str | None = None
+    """With --verify logits: compare outputs on this text too."""
+    gradients: bool = False
+    """With --verify logits: compare the gradient of every parameter too."""
     optimizer: bool = False
     """Carry AdamW's moments along: from a run, a nanoGPT, bwetaf or wigip checkpoint or a model
     directory that has them, to any target but orbax."""
@@ -86,7 +91,11 @@ class Verify:
     against: Path | None = None
     """The source that it was made from."""
     atol: float = 1e-4
-    """Largest difference of outputs that passes."""
+    """Largest difference of outputs, and relative one of gradients, that passes."""
+    text: str | None = None
+    """Compare outputs on this text too."""
+    gradients: bool = False
+    """Compare the gradient of every parameter too."""
     json: bool = False
     """Print one JSON object."""
 
@@ -127,6 +136,8 @@ def convert_main(argv: list[str]) -> int:
         force=options.force,
         progress=True,
         optimizer=options.optimizer,
+        text=options.text,
+        gradients=options.gradients,
     )
     for note in report.notes:
         say(f"note: {note}")
@@ -156,14 +167,15 @@ def verify_main(argv: list[str]) -> int:
     options = parse(Verify, argv, "verify")
     import bridge
 
-    report = bridge.verify(options.path, options.against, options.atol)
+    report = bridge.verify(
+        options.path, options.against, options.atol, options.text, options.gradients
+    )
     if options.json:
         emit(report)
     else:
         digests = {True: "right", False: "wrong", None: "no manifest"}[report.digests_ok]
         print(f"digests: {digests}")
-        if report.max_abs_logit_diff is not None:
-            print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
+        _show_agreement(report)
         if report.max_abs_logit_diff_to_source is not None:
             largest = report.max_abs_logit_diff_to_source
             print(f"largest logit difference to the source: {largest:.3g}")
@@ -208,7 +220,8 @@ def _show_plan(report: Any) -> None:
         )
     print(
         f"{report.tensors} tensors, {report.parameters:,} parameters; disk: "
-        f"{report.disk_needed:,} bytes needed, {report.disk_free:,} free; nothing was written"
+        f"{report.disk_needed:,} bytes needed, {report.disk_free:,} free; memory: about "
+        f"{report.memory_needed:,} bytes; nothing was written"
     )
 
 
@@ -218,12 +231,23 @@ def _show_conversion(report: Any) -> None:
         f"{report.parameters:,} parameters, {report.bytes:,} bytes; verified: {report.verified}"
     )
     if report.max_rounding_error:
-        print(f"largest rounding error: {report.max_rounding_error:.3g}")
-    if report.max_abs_logit_diff is not None:
-        print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
+        at = report.max_rounding_error_at
+        print(f"largest rounding error: {report.max_rounding_error:.3g}, in {at}")
+    _show_agreement(report)
     if not report.vocab_present:
         print("no vocabulary: token ids work, text does not; give it with --vocab FILE")
     print(f"next: jaxmodels verify {report.output} --against {report.source}")
+
+
+def _show_agreement(report: Any) -> None:
+    if report.max_abs_logit_diff is None:
+        return
+    print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
+    if report.max_abs_logit_diff_on_text is not None:
+        print(f"on the text: {report.max_abs_logit_diff_on_text:.3g}")
+    print(f"the largest logit is the same at {report.argmax_agreement:.2%} of positions")
+    if report.max_gradient_diff is not None:
+        print(f"largest relative difference of gradients: {report.max_gradient_diff:.3g}")
 
 
 def _show_inspection(report: Any, tensors: bool) -> None:

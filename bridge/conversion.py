@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge.formats import kind, recognise
 from bridge.moments import Moments, required
+from bridge.outputs import check_wishes
 from bridge.plan import Plan, make_plan
 from bridge.progress import show
 from bridge.readback import CHECKS, changed_fields, check_written
@@ -17,6 +18,7 @@ from bridge.safetensors_writer import parse_size
 from bridge.sources import Source, bind, open_source
 from bridge.targets import TARGETS, check_target, write_target
 from bridge.tensors import target_dtype
+from bridge.verification import said_of
 from bridge.vocabulary import check_size, read_tokenizer
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
@@ -39,6 +41,8 @@ def convert(
     force: bool = False,
     progress: bool = False,
     optimizer: bool = False,
+    text: str | None = None,
+    gradients: bool = False,
 ) -> Report:
     """Converts a checkpoint; the output appears whole, or not at all.
 
@@ -55,7 +59,8 @@ def convert(
         vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
             if not beside the source.
         dtype: "keep", "float32", "bfloat16" or "float16".
-        keep_fp32: path patterns of parameters that are written in float32 all the same.
+        keep_fp32: path patterns of parameters that are written in float32 all the same, besides
+            the vectors of norms, gates and temperatures, which always are; "none" lets them go.
         max_shard_size: safetensors files are split above this size.
         dry_run: plan only; nothing is written.
         verify: "none"; "digest": what was written is read back; "roundtrip": and equals the
@@ -64,11 +69,13 @@ def convert(
         force: replace an earlier output.
         progress: show on standard error how far it is.
         optimizer: carry AdamW's moments along; the target must be able to hold them.
+        text: "logits" compares outputs on it too, besides random inputs.
+        gradients: "logits" compares the gradient of every parameter too.
 
     Returns:
         what was (or, for a dry run, would be) written: `files` (for a dry run, only those of
         tensors whose names are known); `tensors`, `parameters` and `bytes` of the model;
-        `disk_needed`; `notes`, and the other keys of `--json`.
+        `disk_needed` and `memory_needed` (bytes); `notes`, and the other keys of `--json`.
 
     Raises:
         Problem: (corrupt, mismatch, usage) as `bridge.load`; (exists) `dst` is there;
@@ -86,6 +93,7 @@ def convert(
     plan = make_plan(source, to, target_dtype(dtype), patterns, parse_size(max_shard_size))
     carried = None if moments is None else plan.named(moments)
     report = _report(source, target, to, plan, carried)
+    _check_wishes(source, verify, text, gradients)
     if dry_run:
         return Report(report, plan=plan.rows, dry_run=True)
     _may_write(source_path, target, force)
@@ -95,9 +103,12 @@ def convert(
         write_target(folder, source, to, plan, carried, tell)
         written = bind(recognise(folder))
         report["files"] = [str(path.relative_to(folder)) for path in files_below(folder)]
-        report["max_abs_logit_diff"] = check_written(folder, source, plan, written, moments, verify)
+        wishes = text, gradients
+        found = check_written(folder, source, plan, written, moments, verify, wishes)
+    report |= said_of(found)
     report["notes"] = [*report.notes, *_unsaid(source, written, to)]
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
+    report["max_rounding_error_at"] = max(plan.errors, key=lambda p: plan.errors[p], default=None)
     return Report(report, verified=verify)
 
 
@@ -105,6 +116,18 @@ def _with_tokenizer(source: Source, file: Path) -> Source:
     tokenizer = read_tokenizer(file)
     check_size(tokenizer, source.config, file)
     return replace(source, tokenizer=tokenizer)
+
+
+def _check_wishes(source: Source, verify: str, text: str | None, gradients: bool) -> None:
+    """Refuses before anything is written what could not be checked after it."""
+    if verify == "logits":
+        check_wishes(source, text, gradients)
+    elif text is not None or gradients:
+        raise Problem(
+            "--text and --gradients say what --verify logits compares",
+            fix="add --verify logits",
+            exit_code=USAGE,
+        )
 
 
 def _moments(source: Source, to: str) -> Moments:
@@ -192,6 +215,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
         notes=notes,
         optimizer=moments is not None,
         disk_needed=needed,
+        memory_needed=plan.memory(to),
         disk_free=shutil.disk_usage(there).free,
     )
 

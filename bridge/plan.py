@@ -26,6 +26,11 @@ _FILES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+# Targets that a library writes, with the whole model in memory.
+_WHOLE = ("orbax", "nanogpt")
+_LIBRARIES = 300_000_000  # bytes that the process takes before it reads a tensor
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a conversion will write."""
@@ -59,6 +64,11 @@ class Plan:
         """Bytes of all tensors."""
         return sum(row["bytes"] for row in self.rows)
 
+    def memory(self, to: str) -> int:
+        """About how many bytes of memory writing it takes."""
+        sizes = [row["bytes"] for row in self.rows]
+        return _LIBRARIES + (sum(sizes) if to in _WHOLE else max(sizes, default=0))
+
 
 def make_plan(
     source: Source, to: str, dtype: Any, keep_fp32: tuple[str, ...], max_shard: int
@@ -67,7 +77,7 @@ def make_plan(
     errors: dict[str, float] = {}
     ours = {}
     for path, tensor in source.tensors.items():
-        kept = dtype is not None and kept_in_float32(path, keep_fp32)
+        kept = dtype is not None and kept_in_float32(path, tensor.shape, keep_fp32)
         wanted = DTYPES["F32"] if kept else dtype or tensor.dtype
         ours[path] = cast(tensor, wanted, errors.__setitem__)
     target = _rows(source, to)
