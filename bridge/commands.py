@@ -19,14 +19,14 @@ class Convert:
     src: Positional[Annotated[Path, arg(metavar="SRC")]]
     """Model directory, safetensors file, Orbax folder, run directory or one of its checkpoints;
     GPT-2 folder of transformers; nanoGPT's ckpt.pt or its folder; bwetaf folder; wigip's step_N.zip
-    or a folder of them (the newest step is taken)."""
+    or a folder of them (the newest step is taken); GGUF file of GPT-2's architecture."""
     dst: Positional[Annotated[Path, arg(metavar="DST")]]
     """The folder to create."""
     to: str = "safetensors"
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
     the names of the architecture's seed; for wikigpt also gpt2: a GPT-2 folder of transformers,
-    and nanogpt: nanoGPT's out_dir, DST/ckpt.pt; for bwetaf also bwetaf: the seed's folder;
-    for wigip also wigip-zip: the seed's DST/step_N.zip."""
+    nanogpt: nanoGPT's out_dir, DST/ckpt.pt, and gguf: DST/model.gguf for llama.cpp; for bwetaf
+    also bwetaf: the seed's folder; for wigip also wigip-zip: the seed's DST/step_N.zip."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
@@ -35,7 +35,7 @@ class Convert:
     """The tokeniser, if it is not beside the source: characters.json, tokenizer.json, or a JSON
     list of the characters in the order of their ids (wigip; unknown ones become id 0)."""
     dtype: str = "keep"
-    """keep, float32, bfloat16 or float16."""
+    """keep, float32, bfloat16 or float16; with --to gguf also q8_0."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()
     """With --dtype: parameters that stay float32 all the same, such as "head/*" (our paths). The
     vectors of norms, gates and temperatures always do, unless a pattern is none."""
@@ -52,7 +52,7 @@ class Convert:
     """With --verify logits: compare the gradient of every parameter too."""
     optimizer: bool = False
     """Carry AdamW's moments along: from a run, a nanoGPT, bwetaf or wigip checkpoint or a model
-    directory that has them, to any target but orbax."""
+    directory that has them, to any target but orbax and gguf."""
     force: bool = False
     """Replace an earlier output."""
     json: bool = False

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bridge.formats import kind, recognise
+from bridge.formats import gguf, kind, recognise
 from bridge.moments import Moments, required
 from bridge.outputs import check_wishes
 from bridge.plan import Plan, make_plan
@@ -52,13 +52,14 @@ def convert(
         to: "safetensors", a model directory that PyTorch and JAX load; "orbax", an Orbax
             checkpoint in the names of the architecture's seed (ours, if the seed has none), so
             that the seed's own code restores it. Run directories hold our names already.
+            "gguf", llama.cpp's `model.gguf`;
             "gpt2", a GPT-2 folder of transformers; "nanogpt", nanoGPT's `out_dir` with its
             `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
             if not beside the source.
-        dtype: "keep", "float32", "bfloat16" or "float16".
+        dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0".
         keep_fp32: path patterns of parameters that are written in float32 all the same, besides
             the vectors of norms, gates and temperatures, which always are; "none" lets them go.
         max_shard_size: safetensors files are split above this size.
@@ -90,7 +91,7 @@ def convert(
     if vocab is not None:
         source = _with_tokenizer(source, Path(vocab))
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
-    plan = make_plan(source, to, target_dtype(dtype), patterns, parse_size(max_shard_size))
+    plan = make_plan(source, to, _dtype(dtype, to), patterns, parse_size(max_shard_size))
     carried = None if moments is None else plan.named(moments)
     report = _report(source, target, to, plan, carried)
     _check_wishes(source, verify, text, gradients)
@@ -118,6 +119,18 @@ def _with_tokenizer(source: Source, file: Path) -> Source:
     return replace(source, tokenizer=tokenizer)
 
 
+def _dtype(name: str, to: str) -> Any:
+    """A `--dtype` choice as `make_plan` takes it."""
+    if name == gguf.QUANTISED and to != gguf.FORMAT:
+        raise Problem(
+            f"--dtype {name} is for --to gguf",
+            why=f"{to} has no such numbers",
+            fix="use --dtype bfloat16",
+            exit_code=USAGE,
+        )
+    return name if name == gguf.QUANTISED else target_dtype(name)
+
+
 def _check_wishes(source: Source, verify: str, text: str | None, gradients: bool) -> None:
     """Refuses before anything is written what could not be checked after it."""
     if verify == "logits":
@@ -131,10 +144,11 @@ def _check_wishes(source: Source, verify: str, text: str | None, gradients: bool
 
 
 def _moments(source: Source, to: str) -> Moments:
-    if to == "orbax":
+    if to in ("orbax", gguf.FORMAT):
+        what = "an Orbax checkpoint of the seed" if to == "orbax" else "a GGUF file"
         raise Problem(
-            "--optimizer cannot be carried to orbax",
-            why="an Orbax checkpoint of the seed holds parameters only",
+            f"--optimizer cannot be carried to {to}",
+            why=f"{what} holds parameters only",
             fix="use --to safetensors, or leave --optimizer out",
             exit_code=USAGE,
         )
@@ -193,6 +207,8 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
     needed = plan.bytes + sum(tensor.nbytes for tensor in held) + OVERHEAD
     size = sum(tensor.nbytes for tensor in plan.ours.values())
     notes = list(source.notes)
+    if to == gguf.FORMAT:
+        notes += gguf.notes_on(source.config, source.tokenizer)
     if plan.zeros:
         notes.append(
             f"{plan.zeros} tensors of zeros added ({plan.bytes - size:,} bytes"

@@ -21,7 +21,7 @@ def own_rows(package: Any) -> Rows:
 
 def tables(package: Any) -> dict[str, Rows]:
     """Every table that a checkpoint of this architecture may follow, by name."""
-    known = {"WEIGHTS": package.WEIGHTS, "SEED": getattr(package, "SEED", ())}
+    known = {name: getattr(package, name, ()) for name in ("WEIGHTS", "SEED", "GGUF")}
     return {name: rows for name, rows in known.items() if rows} | {"own": own_rows(package)}
 
 

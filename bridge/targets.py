@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge import orbax
-from bridge.formats import bwetaf, model_files, nanogpt, wigip
+from bridge.formats import bwetaf, gguf, model_files, nanogpt, wigip
 from bridge.model_directory import complete, describe_model, promise
 from bridge.moments import Moments
 from bridge.plan import PYTORCH, Plan
@@ -21,6 +21,7 @@ TARGETS = {
     "nanogpt": "wikigpt",
     "bwetaf": "bwetaf",
     "wigip-zip": "wigip",
+    "gguf": "wikigpt",
 }
 WRITERS = {
     "nanogpt": nanogpt.write_nanogpt,
@@ -48,6 +49,8 @@ def check_target(to: str, source: Source) -> None:
             fix="use --to safetensors",
             exit_code=USAGE,
         )
+    if to == "gguf":
+        gguf.library()
     if to in CHECKS:
         CHECKS[to](source.config, source.path)
 
@@ -79,6 +82,12 @@ def write_target(
     elif to == "orbax":
         digests = orbax.write_tree(folder, plan.shards[""], tell)
         describe_model(folder, source, "")
+    elif to == "gguf":
+        digests = gguf.write_gguf(
+            folder, plan.tensors, source.config, source.tokenizer, plan.quantised, tell
+        )
+        if source.tokenizer is not None:
+            source.tokenizer.save(folder)
     else:
         write = WRITERS[to]
         digests = write(folder, plan.tensors, source.config, source.origin, moments, tell)
