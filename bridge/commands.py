@@ -19,15 +19,17 @@ class Convert:
     src: Positional[Annotated[Path, arg(metavar="SRC")]]
     """Model directory, safetensors file, Orbax folder, run directory or one of its checkpoints;
     GPT-2 or DINOv2 folder of transformers; nanoGPT's ckpt.pt or its folder; DINOv2's .pth; bwetaf
-    folder; wigip's step_N.zip or a folder of them (the newest step is taken)."""
+    folder; wigip's step_N.zip or a folder of them (the newest step is taken); GGUF file of GPT-2's
+    architecture."""
     dst: Positional[Annotated[Path, arg(metavar="DST")]]
     """The folder to create."""
     to: str = "safetensors"
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
     the names of the architecture's seed; for wikigpt also gpt2: a GPT-2 folder of transformers,
-    and nanogpt: nanoGPT's out_dir, DST/ckpt.pt; for bwetaf also bwetaf: the seed's folder;
-    for wigip also wigip-zip: the seed's DST/step_N.zip; for dinov2 also dinov2: a DINOv2 folder of
-    transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the published code loads."""
+    nanogpt: nanoGPT's out_dir, DST/ckpt.pt, and gguf: DST/model.gguf for llama.cpp; for bwetaf
+    also bwetaf: the seed's folder; for wigip also wigip-zip: the seed's DST/step_N.zip; for dinov2
+    also dinov2: a DINOv2 folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the
+    published code loads."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
@@ -36,9 +38,10 @@ class Convert:
     """The tokeniser, if it is not beside the source: characters.json, tokenizer.json, or a JSON
     list of the characters in the order of their ids (wigip; unknown ones become id 0)."""
     dtype: str = "keep"
-    """keep, float32, bfloat16 or float16."""
+    """keep, float32, bfloat16 or float16; with --to gguf also q8_0."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()
-    """Parameters that are float32 all the same, such as "*/norm1/*" (our paths)."""
+    """With --dtype: parameters that stay float32 all the same, such as "head/*" (our paths). The
+    vectors of norms, gates and temperatures always do, unless a pattern is none."""
     max_shard_size: str = "5GB"
     """Split the safetensors file above this size."""
     dry_run: bool = False
@@ -46,9 +49,13 @@ class Convert:
     verify: Literal["none", "digest", "roundtrip", "logits"] = "digest"
     """digest: read back; roundtrip: and equal to the source bit for bit; logits: and the same
     outputs in JAX and PyTorch."""
+    text: str | None = None
+    """With --verify logits: compare outputs on this text too."""
+    gradients: bool = False
+    """With --verify logits: compare the gradient of every parameter too."""
     optimizer: bool = False
     """Carry AdamW's moments along: from a run, a nanoGPT, bwetaf or wigip checkpoint or a model
-    directory that has them, to any target but orbax."""
+    directory that has them, to any target but orbax and gguf."""
     force: bool = False
     """Replace an earlier output."""
     json: bool = False
@@ -87,7 +94,11 @@ class Verify:
     against: Path | None = None
     """The source that it was made from."""
     atol: float = 1e-4
-    """Largest difference of outputs that passes."""
+    """Largest difference of outputs, and relative one of gradients, that passes."""
+    text: str | None = None
+    """Compare outputs on this text too."""
+    gradients: bool = False
+    """Compare the gradient of every parameter too."""
     json: bool = False
     """Print one JSON object."""
 
@@ -128,6 +139,8 @@ def convert_main(argv: list[str]) -> int:
         force=options.force,
         progress=True,
         optimizer=options.optimizer,
+        text=options.text,
+        gradients=options.gradients,
     )
     for note in report.notes:
         say(f"note: {note}")
@@ -157,19 +170,22 @@ def verify_main(argv: list[str]) -> int:
     options = parse(Verify, argv, "verify")
     import bridge
 
-    report = bridge.verify(options.path, options.against, options.atol)
+    report = bridge.verify(
+        options.path, options.against, options.atol, options.text, options.gradients
+    )
     if options.json:
         emit(report)
     else:
         digests = {True: "right", False: "wrong", None: "no manifest"}[report.digests_ok]
         print(f"digests: {digests}")
-        if report.max_abs_logit_diff is not None:
-            print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
+        _show_agreement(report)
         if report.max_abs_logit_diff_to_source is not None:
             largest = report.max_abs_logit_diff_to_source
             print(f"largest logit difference to the source: {largest:.3g}")
         if options.against:
             print(f"tensors equal: {report.tensors_equal} of {report.tensors_compared}")
+        for note in report.notes:
+            print(f"note: {note}")
         for problem in report.problems:
             print(f"problem: {problem}")
         print("verified" if report.ok else "NOT verified")
@@ -207,7 +223,8 @@ def _show_plan(report: Any) -> None:
         )
     print(
         f"{report.tensors} tensors, {report.parameters:,} parameters; disk: "
-        f"{report.disk_needed:,} bytes needed, {report.disk_free:,} free; nothing was written"
+        f"{report.disk_needed:,} bytes needed, {report.disk_free:,} free; memory: about "
+        f"{report.memory_needed:,} bytes; nothing was written"
     )
 
 
@@ -217,12 +234,23 @@ def _show_conversion(report: Any) -> None:
         f"{report.parameters:,} parameters, {report.bytes:,} bytes; verified: {report.verified}"
     )
     if report.max_rounding_error:
-        print(f"largest rounding error: {report.max_rounding_error:.3g}")
-    if report.max_abs_logit_diff is not None:
-        print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
+        at = report.max_rounding_error_at
+        print(f"largest rounding error: {report.max_rounding_error:.3g}, in {at}")
+    _show_agreement(report)
     if report.vocab_present is False:
         print("no vocabulary: token ids work, text does not; give it with --vocab FILE")
     print(f"next: jaxmodels verify {report.output} --against {report.source}")
+
+
+def _show_agreement(report: Any) -> None:
+    if report.max_abs_logit_diff is None:
+        return
+    print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
+    if report.max_abs_logit_diff_on_text is not None:
+        print(f"on the text: {report.max_abs_logit_diff_on_text:.3g}")
+    print(f"the largest logit is the same at {report.argmax_agreement:.2%} of positions")
+    if report.max_gradient_diff is not None:
+        print(f"largest relative difference of gradients: {report.max_gradient_diff:.3g}")
 
 
 def _show_inspection(report: Any, tensors: bool) -> None:

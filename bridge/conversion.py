@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bridge.formats import kind, recognise
+from bridge.formats import dinov2_pth, gguf, kind, recognise
 from bridge.model_directory import differences
 from bridge.moments import Moments, required
+from bridge.outputs import check_wishes
 from bridge.plan import PYTORCH, Plan, make_plan
 from bridge.progress import show
 from bridge.readback import CHECKS, changed_fields, check_written
@@ -18,6 +19,7 @@ from bridge.safetensors_writer import parse_size
 from bridge.sources import Source, bind, open_source
 from bridge.targets import TARGETS, check_target, write_target
 from bridge.tensors import target_dtype
+from bridge.verification import said_of
 from bridge.vocabulary import check_size, read_tokenizer, used
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
@@ -40,6 +42,8 @@ def convert(
     force: bool = False,
     progress: bool = False,
     optimizer: bool = False,
+    text: str | None = None,
+    gradients: bool = False,
 ) -> Report:
     """Converts a checkpoint; the output appears whole, or not at all.
 
@@ -49,6 +53,7 @@ def convert(
         to: "safetensors", a model directory that PyTorch and JAX load; "orbax", an Orbax
             checkpoint in the names of the architecture's seed (ours, if the seed has none), so
             that the seed's own code restores it. Run directories hold our names already.
+            "gguf", llama.cpp's `model.gguf`;
             "gpt2" or "dinov2", such a folder of transformers; "nanogpt", nanoGPT's `out_dir` with
             its `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`;
             "dinov2-pth", the state dict of DINOv2's published code.
@@ -56,8 +61,9 @@ def convert(
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
             if not beside the source.
-        dtype: "keep", "float32", "bfloat16" or "float16".
-        keep_fp32: path patterns of parameters that are written in float32 all the same.
+        dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0".
+        keep_fp32: path patterns of parameters that are written in float32 all the same, besides
+            the vectors of norms, gates and temperatures, which always are; "none" lets them go.
         max_shard_size: safetensors files are split above this size.
         dry_run: plan only; nothing is written.
         verify: "none"; "digest": what was written is read back; "roundtrip": and equals the
@@ -66,11 +72,13 @@ def convert(
         force: replace an earlier output.
         progress: show on standard error how far it is.
         optimizer: carry AdamW's moments along; the target must be able to hold them.
+        text: "logits" compares outputs on it too, besides random inputs.
+        gradients: "logits" compares the gradient of every parameter too.
 
     Returns:
         what was (or, for a dry run, would be) written: `files` (for a dry run, only those of
         tensors whose names are known); `tensors`, `parameters` and `bytes` of the model;
-        `disk_needed`; `notes`, and the other keys of `--json`.
+        `disk_needed` and `memory_needed` (bytes); `notes`, and the other keys of `--json`.
 
     Raises:
         Problem: (corrupt, mismatch, usage) as `bridge.load`; (exists) `dst` is there;
@@ -85,9 +93,10 @@ def convert(
     if vocab is not None:
         source = _with_tokenizer(source, Path(vocab))
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
-    plan = make_plan(source, to, target_dtype(dtype), patterns, parse_size(max_shard_size))
+    plan = make_plan(source, to, _dtype(dtype, to), patterns, parse_size(max_shard_size))
     carried = None if moments is None else plan.named(moments)
     report = _report(source, target, to, plan, carried)
+    _check_wishes(source, verify, text, gradients)
     if dry_run:
         return Report(report, plan=plan.rows, dry_run=True)
     _may_write(source_path, target, force)
@@ -97,9 +106,12 @@ def convert(
         write_target(folder, source, to, plan, carried, tell)
         written = bind(recognise(folder))
         report["files"] = [str(path.relative_to(folder)) for path in files_below(folder)]
-        report["max_abs_logit_diff"] = check_written(folder, source, plan, written, moments, verify)
+        wishes = text, gradients
+        found = check_written(folder, source, plan, written, moments, verify, wishes)
+    report |= said_of(found)
     report["notes"] = [*report.notes, *_unsaid(source, written, to)]
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
+    report["max_rounding_error_at"] = max(plan.errors, key=lambda p: plan.errors[p], default=None)
     return Report(report, verified=verify)
 
 
@@ -109,11 +121,35 @@ def _with_tokenizer(source: Source, file: Path) -> Source:
     return replace(source, tokenizer=tokenizer)
 
 
+def _dtype(name: str, to: str) -> Any:
+    """A `--dtype` choice as `make_plan` takes it."""
+    if name == gguf.QUANTISED and to != gguf.FORMAT:
+        raise Problem(
+            f"--dtype {name} is for --to gguf",
+            why=f"{to} has no such numbers",
+            fix="use --dtype bfloat16",
+            exit_code=USAGE,
+        )
+    return name if name == gguf.QUANTISED else target_dtype(name)
+
+
+def _check_wishes(source: Source, verify: str, text: str | None, gradients: bool) -> None:
+    """Refuses before anything is written what could not be checked after it."""
+    if verify == "logits":
+        check_wishes(source, text, gradients)
+    elif text is not None or gradients:
+        raise Problem(
+            "--text and --gradients say what --verify logits compares",
+            fix="add --verify logits",
+            exit_code=USAGE,
+        )
+
+
 def _moments(source: Source, to: str) -> Moments:
-    if to in ("orbax", "dinov2-pth"):
+    if to in ("orbax", gguf.FORMAT, dinov2_pth.FORMAT):
         raise Problem(
             f"--optimizer cannot be carried to {to}",
-            why="such a checkpoint holds parameters only",
+            why="it holds parameters only",
             fix="use --to safetensors, or leave --optimizer out",
             exit_code=USAGE,
         )
@@ -174,6 +210,8 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
     needed = plan.bytes + sum(tensor.nbytes for tensor in held) + OVERHEAD
     size = sum(tensor.nbytes for tensor in plan.ours.values())
     notes = list(source.notes)
+    if to == gguf.FORMAT:
+        notes += gguf.notes_on(source.config, source.tokenizer)
     if plan.zeros:
         notes.append(
             f"{plan.zeros} tensors of zeros added ({plan.bytes - size:,} bytes"
@@ -197,6 +235,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
         notes=notes,
         optimizer=moments is not None,
         disk_needed=needed,
+        memory_needed=plan.memory(to),
         disk_free=shutil.disk_usage(there).free,
     )
 

@@ -14,7 +14,14 @@ import jaxmodels
 from bridge.hub_client import HOUSEKEEPING, asking, client, names, repository
 from bridge.report import Report
 from jaxmodels.errors import CORRUPT, EXISTS, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import MANIFEST, digest, files_below, whole_folder
+from jaxmodels.runtime.files import (
+    MANIFEST,
+    digest,
+    files_below,
+    read_sealed,
+    whole_folder,
+    write_manifest,
+)
 
 # What `pull` takes, by the name or its last part: data and prose, which nothing executes.
 _DATA = ("*.safetensors", "*.gguf", "*.json", "*.md", "*.txt", "LICENSE*")
@@ -210,7 +217,7 @@ def _checked(folder: Path) -> list[str]:
     """The files of a folder that may be pushed: known, not a run, and sound."""
     from bridge.formats import recognise
     from bridge.formats.runs import is_run, is_step
-    from bridge.verification import digest_problems
+    from bridge.verification import but_for_the_card, digest_problems
 
     if folder.is_file():
         raise Problem(
@@ -227,21 +234,28 @@ def _checked(folder: Path) -> list[str]:
             fix=f"jaxmodels convert {folder} DIR, and push DIR",
             exit_code=USAGE,
         )
-    _no_damage(digest_problems(folder) or [], str(folder), "convert or fetch it again")
+    found = but_for_the_card(digest_problems(folder))
+    _no_damage(found or [], str(folder), "convert or fetch it again")
     names = [str(path.relative_to(folder)) for path in files_below(folder)]
     return [name for name in names if not any(part.startswith(".") for part in name.split(os.sep))]
 
 
 def _check_digests(folder: Path, source: str, left_out: list[str]) -> bool | None:
-    """True when all that was promised and taken is right; None without a manifest."""
-    from bridge.verification import digest_problems
+    """True when all that was promised and taken is right; None without a manifest.
+
+    A model card that its owner edited is right from here on.
+    """
+    from bridge.verification import but_for_the_card, digest_problems
 
     found = digest_problems(folder)
     if found is None:
         return None
     known = {f"{name} is missing" for name in left_out}
-    fix = "pull again; if it stays so, tell the owner of the repository"
-    _no_damage([line for line in found if line not in known], source, fix)
+    wrong = [line for line in but_for_the_card(found) or [] if line not in known]
+    _no_damage(wrong, source, "pull again; if it stays so, tell the owner of the repository")
+    if found and not any(line in known for line in found):
+        manifest = read_sealed(folder / MANIFEST)
+        write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files", "seal")})
     return True
 
 

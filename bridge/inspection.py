@@ -13,10 +13,21 @@ from bridge.contents import Contents
 from bridge.formats import kind, recognise
 from bridge.report import Report
 from bridge.sources import Source, bind
-from bridge.tensors import Tensor, digest_of, is_float
-from bridge.verification import digest_problems, told
-from bridge.vocabulary import used
+from bridge.tensors import DTYPES, Tensor, digest_of, is_float
+from bridge.verification import but_for_the_card, digest_problems, told
 from jaxmodels.errors import UNSAFE, Problem
+
+ENOUGH = 64  # values that do not fit a narrower dtype by chance
+# Ending of a file's name → formats that it stands for.
+_ENDINGS = {
+    ".safetensors": ("safetensors",),
+    ".pt": ("nanogpt", "bitgen"),
+    ".pth": ("nanogpt", "dinov2-pth"),
+    ".bin": ("nanogpt",),
+    ".zip": ("wigip-zip",),
+    ".gguf": ("gguf",),
+    ".pkl": ("bwetaf",),
+}
 
 
 def inspect(
@@ -46,24 +57,32 @@ def inspect(
     if not path.exists():
         raise Problem("no such file or folder", where=str(path), fix="check the path")
     report = _empty(path)
+    report["notes"] += _misnamed(path, report.format)
     try:
         contents = recognise(path)
     except Problem as problem:
         report["problems"].append(told(problem))
         return Report(report, unsafe=problem.exit_code == UNSAFE, damaged=True)
     report |= _said(contents)
+    tokenizer = contents.tokenizer
     try:
         source = bind(contents, arch, config)
+        report["notes"] += source.notes
         report |= _meaning(source)
+        tokenizer = source.tokenizer
         source.moments()  # raises when they are those of another model
     except Problem as problem:
         report["problems"].append(told(problem))
         report["notes"] += contents.notes
         # What the caller gave may be what is wrong, and strangers contradict nothing.
         report["damaged"] = contents.arch in jaxmodels.ARCHS and not (arch or config)
-    if wrong := digest_problems(path):
-        report["problems"] += [f"damaged: {line}" for line in wrong]
-        report["damaged"] = True
+    if tokenizer is None and "vocab" in (report.config or {"vocab": None}):
+        report["notes"].append(
+            "no vocabulary: token ids work, text does not until --vocab is given"
+        )
+    wrong = digest_problems(path)
+    report["problems"] += [f"damaged: {line}" for line in wrong or []]
+    report["damaged"] |= bool(but_for_the_card(wrong))
     _values(report, contents)
     report["damaged"] |= not report.readable
     return report
@@ -131,22 +150,19 @@ def _has_moments(contents: Contents) -> bool:
 
 def _meaning(source: Source) -> dict[str, Any]:
     """What only the model's table tells."""
-    notes = list(source.notes)
-    if source.tokenizer is None and used(source.config):
-        notes.append("no vocabulary: token ids work, text does not until --vocab is given")
     return {
         **_counts(source.tensors),
         "arch": source.arch,
         "preset": source.preset,
         "config": asdict(source.config),
         "assumed": source.assumed,
-        "notes": notes,
     }
 
 
 def _values(report: Report, contents: Contents) -> None:
     """Reads every tensor once, and adds what looks wrong to problems, what is odd to notes."""
     same: dict[str, list[str]] = defaultdict(list)
+    rounded: dict[str, list[str]] = defaultdict(list)
     for tensor in contents.tensors.values():
         try:
             array = tensor.read()
@@ -158,7 +174,40 @@ def _values(report: Report, contents: Contents) -> None:
             report["notes"].append(f"{tensor.name} is {constant} throughout")
         elif tensor.size > 1:
             same[digest_of(array)].append(tensor.name)
+            if narrow := _narrower(array):
+                rounded[narrow].append(tensor.name)
     report["notes"] += [f"the same values: {', '.join(n)}" for n in same.values() if len(n) > 1]
+    report["notes"] += [
+        f"{len(names)} tensors hold values of {narrow} only, in a wider dtype: they were cast "
+        f"once ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for narrow, names in rounded.items()
+    ]
+
+
+def _narrower(array: np.ndarray) -> str:
+    """The narrowest dtype that holds these values exactly; "" for their own, or for few values."""
+    if array.size < ENOUGH or array.dtype not in (DTYPES["F32"], DTYPES["F64"]):
+        return ""
+    flat = array.reshape(-1)
+
+    def fit(values: np.ndarray, dtype: np.dtype) -> bool:
+        with np.errstate(over="ignore"):
+            kept = values.astype(dtype).astype(array.dtype)
+        return np.array_equal(kept, values, equal_nan=True)
+
+    for name in ("bfloat16", "float16", "float32"):
+        dtype = DTYPES["BF16"] if name == "bfloat16" else np.dtype(name)
+        if array.dtype != dtype and fit(flat[:ENOUGH], dtype) and fit(flat, dtype):
+            return name
+    return ""
+
+
+def _misnamed(path: Path, found: str | None) -> list[str]:
+    """What the name of a file says otherwise than its content."""
+    says = _ENDINGS.get(path.suffix.lower())
+    if not path.is_file() or says is None or found in (None, *says):
+        return []
+    return [f"it is called {path.name}, and its content is {found}: content decides"]
 
 
 def _look(report: Report, tensor: Tensor, array: np.ndarray) -> str:

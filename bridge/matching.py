@@ -21,7 +21,8 @@ def own_rows(package: Any) -> Rows:
 
 def tables(package: Any) -> dict[str, Rows]:
     """Every table that a checkpoint of this architecture may follow, by name."""
-    known = {name: getattr(package, name, ()) for name in ("WEIGHTS", "SAVED", "SEED")}
+    labels = "WEIGHTS", "SAVED", "SEED", "GGUF"
+    known = {name: getattr(package, name, ()) for name in labels}
     return {name: rows for name, rows in known.items() if rows} | {"own": own_rows(package)}
 
 
@@ -37,8 +38,7 @@ def candidate_tables(
     for name in dict.fromkeys([*([stated] if stated else []), *jaxmodels.ARCHS]):
         package = jaxmodels.arch(name)
         ties = {tied for tied, _ in getattr(package, "TIED", ())}
-        prefix = table.common_prefix(found)
-        names = [n.removeprefix(prefix) for n in found if n.removeprefix(prefix) not in ties]
+        names = [name for name in found if name not in ties]
         chosen = contents.table if name == contents.arch else None
         fits[name] = [
             (table.coverage(rows, parts.names(rows, names)), rows)

@@ -12,7 +12,7 @@ from bridge.sources import Source
 from bridge.tensors import Fingerprint
 from bridge.torch import twin
 from bridge.vocabulary import generation_config, padding, used, write_tokenizer
-from jaxmodels.runtime.files import MANIFEST, digests
+from jaxmodels.runtime.files import write_manifest
 
 # Targets whose config.json is transformers' own, and what makes it.
 CONFIGS = {"gpt2": gpt2.written_config, "dinov2": dinov2.written_config}
@@ -57,15 +57,17 @@ def complete(folder: Path, source: Source, dtype: str, to: str = "safetensors") 
     (folder / "README.md").write_text(card(source, dtype), encoding="utf-8")
 
 
-def write_manifest(folder: Path, source: Source, tensors: dict[str, Fingerprint]) -> None:
-    """Writes manifest.json: digests of every file and tensor, source and tool; the last file."""
-    name = source.path.absolute().name
-    _write(
-        folder / MANIFEST,
+def promise(folder: Path, source: Source, tensors: dict[str, Fingerprint]) -> None:
+    """Writes manifest.json: digests of every tensor and file, source and tool; the last file."""
+    write_manifest(
+        folder,
         {
-            "files": digests(folder),
             "tensors": tensors,
-            "source": {"name": name, "format": source.format, **source.origin},
+            "source": {
+                "name": source.path.absolute().name,
+                "format": source.format,
+                **source.origin,
+            },
             "tool": f"jaxmodels {jaxmodels.__version__}",
         },
     )

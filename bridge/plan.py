@@ -2,29 +2,46 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jaxmodels
 from bridge import parts, table
-from bridge.formats import bwetaf, dinov2_pth, nanogpt, wigip
+from bridge.formats import bwetaf, dinov2_pth, gguf, nanogpt, wigip
+from bridge.gguf_reader import Q8_0, stored_bytes
 from bridge.matching import own_rows
 from bridge.moments import Moments
 from bridge.safetensors_writer import plan_shards
 from bridge.sources import Source
 from bridge.table import Pair
-from bridge.tensors import DTYPES, Tensor, cast, kept_in_float32
+from bridge.tensors import DTYPES, Tensor, cast, is_float, kept_in_float32
 from bridge.zeros import filled
 
 # Targets that PyTorch opens: safetensors in PyTorch's names and layouts.
 PYTORCH = ("safetensors", "gpt2", "dinov2")
+# Targets whose readers know wikigpt with biases only; see bridge/zeros.py.
+FILLED = (*PYTORCH, "gguf")
 # The one file of tensors of the others; Orbax has many.
 _FILES: dict[str, Callable[[dict[str, Any]], str]] = {
     "nanogpt": lambda _: nanogpt.FILE,
     "bwetaf": lambda _: bwetaf.WEIGHTS_FILE,
     "wigip-zip": wigip.file_name,
     "dinov2-pth": lambda _: dinov2_pth.FILE,
+    "gguf": lambda _: gguf.FILE,
     "orbax": lambda _: "",
 }
+# Their tables, the first that a package has; the others' is SEED.
+_TABLES = {
+    "safetensors": ("SAVED", "WEIGHTS"),
+    "gpt2": ("WEIGHTS",),
+    "dinov2": ("SAVED",),
+    "gguf": ("GGUF",),
+}
+
+
+# Targets that a library writes, with the whole model in memory.
+_WHOLE = ("orbax", "nanogpt")
+_LIBRARIES = 300_000_000  # bytes that the process takes before it reads a tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,8 @@ class Plan:
     """The map between our paths and the names of the target."""
     zeros: int
     """How many tensors of zeros are added, because the target cannot be without."""
+    quantised: frozenset[str]
+    """New names of those that are written as Q8_0."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -62,19 +81,39 @@ class Plan:
         """Bytes of all tensors."""
         return sum(row["bytes"] for row in self.rows)
 
+    def memory(self, to: str) -> int:
+        """About how many bytes of memory writing it takes."""
+        sizes = [row["bytes"] for row in self.rows]
+        return _LIBRARIES + (sum(sizes) if to in _WHOLE else max(sizes, default=0))
+
 
 def make_plan(
     source: Source, to: str, dtype: Any, keep_fp32: tuple[str, ...], max_shard: int
 ) -> Plan:
-    """Which tensor goes where, as what; nothing is read."""
+    """Which tensor goes where, as what; nothing is read.
+
+    `dtype` is that of floating-point tensors, `gguf.QUANTISED`, or None for their own.
+    """
     errors: dict[str, float] = {}
-    ours = {}
-    for path, tensor in source.tensors.items():
-        kept = dtype is not None and kept_in_float32(path, keep_fp32)
-        wanted = DTYPES["F32"] if kept else dtype or tensor.dtype
-        ours[path] = cast(tensor, wanted, errors.__setitem__)
     target = _rows(source, to)
-    whole = filled(source.arch, source.config, ours) if to in PYTORCH else ours
+    ours, quantised = {}, set()
+    places = table.pairs(target, source.tensors)
+    stay = {  # as wholes: the parts of one tensor have one dtype
+        parts.whole(pair.theirs)
+        for pair in places
+        if _stays(pair.ours, source.tensors[pair.ours], to, dtype, keep_fp32)
+    }
+    for pair in places:
+        tensor = source.tensors[pair.ours]
+        exact = DTYPES["F32"] if parts.whole(pair.theirs) in stay else None
+        told = partial(_tell, errors, pair.ours)
+        if dtype == gguf.QUANTISED and exact is None:
+            theirs = gguf.rounded(pair.export(tensor), told)
+            ours[pair.ours] = pair.load(theirs, tensor.shape)
+            quantised |= {pair.theirs} if gguf.can_quantise(theirs.shape) else set()
+        else:
+            ours[pair.ours] = cast(tensor, exact or dtype or tensor.dtype, told)
+    whole = filled(source.arch, source.config, ours) if to in FILLED else ours
     pairs = table.pairs(target, whole)
     out = {pair.theirs: pair.export(whole[pair.ours]) for pair in pairs}
     tensors = list(parts.join({n: out[n] for n in table.in_order(target, out)}).values())
@@ -88,23 +127,39 @@ def make_plan(
             "from": steps_in[pair.ours].theirs if pair.ours in steps_in else "zeros",
             "to": pair.theirs,
             "op": _op(steps_in[pair.ours].op if pair.ours in steps_in else "same", pair.op),
-            "dtype": str(out[pair.theirs].dtype),
+            "dtype": gguf.QUANTISED if pair.theirs in quantised else str(out[pair.theirs].dtype),
             "shape": list(out[pair.theirs].shape),
             "shard": shard_of[parts.whole(pair.theirs)],
-            "bytes": out[pair.theirs].nbytes,
+            "bytes": stored_bytes(out[pair.theirs].shape, Q8_0)
+            if pair.theirs in quantised
+            else out[pair.theirs].nbytes,
         }
         for pair in pairs
     ]
     real = [pair for pair in pairs if pair.ours in ours]
-    return Plan(rows, shards, ours, errors, real, len(pairs) - len(real))
+    zeros = len(pairs) - len(real)
+    return Plan(rows, shards, ours, errors, real, zeros, frozenset(quantised))
+
+
+def _stays(path: str, tensor: Tensor, to: str, dtype: Any, keep_fp32: tuple[str, ...]) -> bool:
+    """Whether a parameter is float32 whatever the others are."""
+    if not is_float(tensor.dtype):
+        return False
+    if to == "gguf" and (gguf.stays_float32(path, tensor.shape) or tensor.dtype.itemsize > 4):
+        return True
+    return dtype is not None and kept_in_float32(path, tensor.shape, keep_fp32)
+
+
+def _tell(errors: dict[str, float], path: str, _: str, error: float) -> None:
+    errors[path] = error
 
 
 def _rows(source: Source, to: str) -> table.Rows:
     package = jaxmodels.arch(source.arch)
-    if to in PYTORCH:
-        rows: table.Rows = getattr(package, "SAVED", package.WEIGHTS)
-        return rows
-    return getattr(package, "SEED", None) or own_rows(package)
+    for name in _TABLES.get(to, ("SEED",)):
+        if rows := getattr(package, name, ()):
+            return tuple(rows)
+    return own_rows(package)
 
 
 def _op(inward: str, outward: str) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from bridge import table
 from bridge.moments import Moments, required
+from bridge.outputs import Agreement, agreement
 from bridge.plan import Plan
 from bridge.sources import Source
 from bridge.tensors import digest_of
-from bridge.verification import digest_problems, output_difference
+from bridge.verification import Wishes, digest_problems
 from jaxmodels.errors import UNVERIFIED, Problem
 
 CHECKS = ("none", "digest", "roundtrip", "logits")
@@ -22,7 +23,8 @@ def check_written(
     written: Source,
     moments: Moments | None,
     level: str,
-) -> float | None:
+    wishes: Wishes = (None, False),
+) -> Agreement | None:
     """Checks a new folder before it gets its name.
 
     Args:
@@ -32,9 +34,10 @@ def check_written(
         written: the folder, opened.
         moments: the optimiser's state that was carried along, under our paths.
         level: one of `CHECKS`; see `bridge.convert`.
+        wishes: text and gradients; see `bridge.verify`.
 
     Returns:
-        largest absolute difference of outputs, JAX against PyTorch; None below "logits".
+        how far JAX and PyTorch are apart; None below "logits".
 
     Raises:
         Problem: (verification) something is not as it should be.
@@ -42,7 +45,7 @@ def check_written(
     if level == "none":
         return None
     problems = digest_problems(folder) or []
-    difference = None
+    found = None
     for path, tensor in written.tensors.items():
         array = tensor.read()  # compares it with its digest
         if level != "digest" and digest_of(array) != digest_of(plan.ours[path].read()):
@@ -56,9 +59,8 @@ def check_written(
             if name not in written.assumed
         ]
     if level == "logits" and not problems:
-        difference = output_difference(written)
-        if not difference <= ATOL:
-            problems.append(f"outputs of JAX and PyTorch differ by {difference:.3g} > {ATOL:g}")
+        found = agreement(written, None, *wishes)
+        problems += found.complaints("JAX and PyTorch", ATOL)
     if problems:
         raise Problem(
             "the output is not what was to be written; it was removed",
@@ -66,7 +68,7 @@ def check_written(
             fix="check the disk and try again",
             exit_code=UNVERIFIED,
         )
-    return difference
+    return found
 
 
 def changed_fields(a: Source, b: Source) -> list[str]:

@@ -18,6 +18,7 @@ from bridge.stacks import apart
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
 from bridge.vocabulary import check_size, padding, tokenizer_by_convention
+from bridge.wrappers import unwrapped
 from bridge.zeros import unfilled
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels import sizes
@@ -86,6 +87,7 @@ def bind(
 
     `conventions` stand in for the architecture's own where a field must be assumed.
     """
+    contents = unwrapped(contents)
     found, notes = _parameters(contents)
     found = apart(found, arch or contents.arch)
     name, candidates = candidate_tables(contents, found, arch)

@@ -19,13 +19,6 @@ Rows = tuple[tuple[str, str, str], ...]
 Shape = tuple[int, ...]
 SHOWN = 10
 
-# Prefixes that wrappers leave in the names of a saved model.
-PREFIXES = {
-    "module.": "torch DataParallel or DistributedDataParallel",
-    "_orig_mod.": "torch.compile",
-    "model.": "a wrapping module",
-}
-
 
 class Pair(NamedTuple):
     """One parameter on both sides."""
@@ -186,7 +179,7 @@ def check(
         "the checkpoint does not fit the model",
         where=where,
         why="\n".join(parts),
-        fix=_advice(found, missing, extra),
+        fix=_advice(missing, extra),
         exit_code=MISMATCH,
     )
 
@@ -195,15 +188,6 @@ def listing(lines: list[str]) -> str:
     """The first ten lines, indented, and how many more there are."""
     more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "\n".join(f"  {line}" for line in lines[:SHOWN] + more)
-
-
-def common_prefix(names: Iterable[str]) -> str:
-    """The wrapper's prefix that all names carry; empty when there is none."""
-    names = list(names)
-    for prefix in PREFIXES:
-        if names and all(name.startswith(prefix) for name in names):
-            return prefix
-    return ""
 
 
 def _near(name: str, missing: list[str]) -> str:
@@ -215,11 +199,7 @@ def _turned(found: Shape, wanted: Shape) -> str:
     return "; a transpose would fit" if found == wanted[::-1] else ""
 
 
-def _advice(found: dict[str, Shape], missing: list[str], extra: list[str]) -> str:
-    if prefix := common_prefix(found):
-        return (
-            f"all names begin with {prefix!r}, left by {PREFIXES[prefix]}: save the module inside"
-        )
+def _advice(missing: list[str], extra: list[str]) -> str:
     if missing and not extra:
         return "the file is incomplete: fetch or save it again"
     if extra and not missing:

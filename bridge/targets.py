@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge import orbax
-from bridge.formats import bwetaf, dinov2_pth, model_files, nanogpt, wigip
-from bridge.model_directory import complete, describe_model, write_manifest
+from bridge.formats import bwetaf, dinov2_pth, gguf, model_files, nanogpt, wigip
+from bridge.model_directory import complete, describe_model, promise
 from bridge.moments import Moments
 from bridge.plan import PYTORCH, Plan
 from bridge.safetensors_writer import write_safetensors
@@ -24,6 +24,7 @@ TARGETS = {
     "wigip-zip": "wigip",
     "dinov2": "dinov2",
     "dinov2-pth": "dinov2",
+    "gguf": "wikigpt",
 }
 WRITERS = {
     "nanogpt": nanogpt.write_nanogpt,
@@ -54,6 +55,8 @@ def check_target(to: str, source: Source) -> None:
         )
     if to in PYTORCH:
         twin(source.arch).keys(source.config)  # raises where its class cannot hold the sizes
+    if to == "gguf":
+        gguf.library()
     if to in CHECKS:
         CHECKS[to](source.config, source.path)
 
@@ -85,9 +88,15 @@ def write_target(
     elif to == "orbax":
         digests = orbax.write_tree(folder, plan.shards[""], tell)
         describe_model(folder, source, "")
+    elif to == "gguf":
+        digests = gguf.write_gguf(
+            folder, plan.tensors, source.config, source.tokenizer, plan.quantised, tell
+        )
+        if source.tokenizer is not None:
+            source.tokenizer.save(folder)
     else:
         write = WRITERS[to]
         digests = write(folder, plan.tensors, source.config, source.origin, moments, tell)
         if source.tokenizer is not None:
             source.tokenizer.save(folder)
-    write_manifest(folder, source, digests)
+    promise(folder, source, digests)

@@ -31,6 +31,10 @@ DTYPES = {
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 FLOATS = ("float32", "bfloat16", "float16")
 
+# Norms, gates, temperatures and other scales: numbers that everything is multiplied by, and few.
+DELICATE = ("*norm*", "*gate*", "*alpha*", "*temperature*", "*gamma*", "*scale*")
+NO_LIST = "none"
+
 Fingerprint = dict[str, Any]  # dtype, shape, sha256
 
 
@@ -130,8 +134,21 @@ def target_dtype(name: str | None) -> np.dtype | None:
     return DTYPES["BF16"] if name == "bfloat16" else np.dtype(name)
 
 
-def kept_in_float32(path: str, patterns: tuple[str, ...]) -> bool:
-    """Whether one of the `--keep-fp32` patterns (`*` is anything) matches our path."""
+def kept_in_float32(path: str, shape: tuple[int, ...], patterns: tuple[str, ...]) -> bool:
+    """Whether a parameter stays in float32 when others are rounded.
+
+    Args:
+        path: our path.
+        shape: its shape.
+        patterns: those of `--keep-fp32` (`*` is anything), besides DELICATE; "none" among them
+            switches that off.
+    """
+    if NO_LIST not in patterns and len(shape) < 2 and _matches(path, DELICATE):
+        return True
+    return _matches(path, patterns)
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 

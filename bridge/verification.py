@@ -3,37 +3,50 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from bridge.formats import recognise
-from bridge.loading import model_of
+from bridge.formats.runs import is_run
+from bridge.outputs import Agreement, agreement
 from bridge.report import Report
 from bridge.sources import Source, bind, open_source
-from bridge.tensors import DTYPES, compare
-from bridge.torch import module_of, twin
-from jaxmodels.errors import Problem
+from bridge.tensors import compare
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import MANIFEST, damage
-from jaxmodels.runtime.rundir import changed_since
 
-FLOAT32 = DTYPES["F32"]
+CARD = "README.md"
 
 
-def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e-4) -> Report:
+Wishes = tuple[str | None, bool]  # see `verify`: text, gradients
+
+
+def verify(
+    path: str | Path,
+    against: str | Path | None = None,
+    atol: float = 1e-4,
+    text: str | None = None,
+    gradients: bool = False,
+) -> Report:
     """Checks digests, JAX against PyTorch, and (with `against`) every tensor and the outputs.
 
     Args:
         path: a model directory, run directory or any other source.
         against: the source that it was made from, in any format.
-        atol: largest absolute difference of outputs that passes; computed in float32.
+        atol: largest absolute difference of outputs (on random inputs and on the text) and
+            largest relative one of gradients that passes; computed in float32.
+        text: compare outputs on it too.
+        gradients: compare the gradient of every parameter too.
 
     Returns:
-        `ok`; `digests_ok` (None where there is no manifest); `max_abs_logit_diff` (JAX against
-        PyTorch) and `max_abs_logit_diff_to_source` (JAX against JAX of the source), None when
-        they could not be computed or were not asked for; `tensors_compared`; `tensors_equal`;
-        `max_abs_tensor_diff`; `problems`.
+        `ok`; `digests_ok` (None where there is no manifest); of JAX against PyTorch
+        `max_abs_logit_diff`, `max_abs_logit_diff_on_text`, `argmax_agreement` (share of
+        positions) and `max_gradient_diff`; of JAX against JAX of the source
+        `max_abs_logit_diff_to_source` and `argmax_agreement_with_source`; None when they could
+        not be computed or were not asked for; `tensors_compared`; `tensors_equal`;
+        `max_abs_tensor_diff`; `problems`; `notes`.
 
     Raises:
-        Problem: (corrupt) `path` does not exist, or `against` cannot be read.
+        Problem: (corrupt) `path` does not exist, or `against` cannot be read; (usage) a text,
+            and no tokeniser.
     """
     path = Path(path)
     if not path.exists():
@@ -42,13 +55,18 @@ def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e
     report = Report(
         ok=False,
         digests_ok=None if problems is None else not problems,
-        max_abs_logit_diff=None,
+        **said_of(None),
         max_abs_logit_diff_to_source=None,
+        argmax_agreement_with_source=None,
         tensors_compared=0,
         tensors_equal=0,
         max_abs_tensor_diff=None,
         problems=problems or [],
+        notes=[],
     )
+    if is_run(path) and rundir.loose_damage(path) is None:
+        why = "no call of `train` came to its end here, or one is running"
+        report["notes"].append(f"only the checkpoints were checked: {why}")
     if not report.problems:
         contents = None if against is None else recognise(Path(against))
         try:
@@ -57,11 +75,23 @@ def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e
             reference = None
             if contents is not None:
                 reference = bind(contents, source.arch, conventions=asdict(source.config))
-            _compare(report, source, reference, atol)
+            _compare(report, source, reference, atol, (text, gradients))
         except Problem as problem:
+            if problem.exit_code == USAGE:
+                raise
             report["problems"].append(told(problem))
     report["ok"] = not report.problems
     return report
+
+
+def said_of(found: Agreement | None) -> dict[str, float | None]:
+    """What a report says of JAX against PyTorch; all None where nothing was found out."""
+    return {
+        "max_abs_logit_diff": found and found.random,
+        "max_abs_logit_diff_on_text": found and found.text,
+        "argmax_agreement": found and found.argmax,
+        "max_gradient_diff": found and found.gradient,
+    }
 
 
 def told(problem: Problem) -> str:
@@ -72,18 +102,26 @@ def told(problem: Problem) -> str:
 def digest_problems(path: Path) -> list[str] | None:
     """What the manifests at a path contradict; None when there is no manifest.
 
-    The model card may have been edited: it is prose, and asks for the licence to be filled in.
+    Of a run, every checkpoint has one, and the other files too once `train` came to its end.
     """
     steps = [step for step in sorted(path.glob("checkpoints/*")) if step.name.isdecimal()]
     folders = [path, *steps] if (path / MANIFEST).is_file() else steps
-    if not folders:
+    loose = rundir.loose_damage(path)
+    if not folders and loose is None:
         return None
     return [
-        f"{folder.name}: {line}" if folder != path else line
-        for folder in folders
-        for line in (*damage(folder), *changed_since(folder))
-        if not line.startswith("README.md is damaged")
+        *(loose or []),
+        *(
+            f"{folder.name}: {line}" if folder != path else line
+            for folder in folders
+            for line in (*damage(folder), *rundir.changed_since(folder))
+        ),
     ]
+
+
+def but_for_the_card(problems: list[str] | None) -> list[str] | None:
+    """Without what concerns the model card: it is prose, and asks to be edited."""
+    return problems and [line for line in problems if not line.startswith(f"{CARD} is damaged")]
 
 
 def compare_tensors(report: Report, source: Source, reference: Source) -> None:
@@ -105,31 +143,18 @@ def compare_tensors(report: Report, source: Source, reference: Source) -> None:
     report["max_abs_tensor_diff"] = largest
 
 
-def _compare(report: Report, source: Source, reference: Source | None, atol: float) -> None:
+def _compare(
+    report: Report, source: Source, reference: Source | None, atol: float, wishes: Wishes
+) -> None:
     if reference is not None:
         compare_tensors(report, source, reference)
-    between = {"JAX and PyTorch": output_difference(source)}
-    report["max_abs_logit_diff"] = between["JAX and PyTorch"]
+    between = agreement(source, None, *wishes)
+    report |= said_of(between)
+    report["problems"] += between.complaints("JAX and PyTorch", atol)
     if reference is not None:
-        report["max_abs_logit_diff_to_source"] = output_difference(source, reference)
+        other = agreement(source, reference, wishes[0])
+        report["max_abs_logit_diff_to_source"] = max(other.random, other.text or 0.0)
+        report["argmax_agreement_with_source"] = other.argmax
         # Outputs of rounded weights differ by what rounding did; the tensors were judged above.
         if report.tensors_equal == report.tensors_compared:
-            between["it and the source"] = report.max_abs_logit_diff_to_source
-    for sides, difference in between.items():
-        if not difference <= atol:
-            report["problems"].append(f"outputs of {sides} differ by {difference:.3g} > {atol:g}")
-
-
-def output_difference(source: Source, reference: Source | None = None) -> float:
-    """Largest absolute difference of outputs on random inputs, in float32.
-
-    JAX against the PyTorch twin of the same source, or JAX against JAX of the reference.
-    """
-    side = twin(source.arch)
-    inputs = side.example(source.config)
-    ours = side.jax_outputs(model_of(source, FLOAT32), inputs)
-    if reference is None:
-        other = side.torch_outputs(module_of(source).float(), inputs)
-    else:
-        other = side.jax_outputs(model_of(reference, FLOAT32), inputs)
-    return float(np.abs(ours - other).max())
+            report["problems"] += other.complaints("it and the source", atol)

@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 from bridge import orbax
 from bridge.contents import Contents
-from bridge.formats import bwetaf, dinov2, gpt2, model_files, runs, torch_files, wigip
+from bridge.formats import bwetaf, dinov2, gguf, gpt2, model_files, runs, torch_files, wigip
 from bridge.safetensors_reader import looks_like_safetensors
 from jaxmodels.errors import CORRUPT, Problem
 
 FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
 of `jaxmodels train`, or one of its checkpoints; a GPT-2 or DINOv2 folder of transformers; a \
 nanoGPT checkpoint (`ckpt.pt`, or the folder that holds it), DINOv2's `.pth` or another torch file \
-of named tensors; a bwetaf folder; wigip's `step_N.zip`, or a folder of them"""
+of named tensors; a bwetaf folder; wigip's `step_N.zip`, or a folder of them; a GGUF file of the \
+architecture gpt2, or a folder with one"""
 
 
 class Format(NamedTuple):
@@ -31,6 +32,7 @@ _FILES = (
     Format("safetensors", looks_like_safetensors, model_files.open_file),
     Format("nanogpt", torch_files.is_file, torch_files.open_file),
     Format("wigip-zip", wigip.is_file, wigip.open_file),
+    Format("gguf", gguf.is_file, gguf.open_file),
     Format("bwetaf", bwetaf.is_file, bwetaf.open_file),
 )
 _FOLDERS = (
@@ -43,6 +45,7 @@ _FOLDERS = (
     Format("safetensors", model_files.is_folder, model_files.open_folder),
     Format("nanogpt", torch_files.is_folder, torch_files.open_folder),
     Format("wigip-zip", wigip.is_folder, wigip.open_folder),
+    Format("gguf", gguf.is_folder, gguf.open_folder),
 )
 
 

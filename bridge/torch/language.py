@@ -19,19 +19,38 @@ def example(config: Any) -> Any:
     return np.random.default_rng(0).integers(0, config.vocab, size, np.int32)
 
 
-def jax_outputs(model: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of the nnx module, as numpy."""
+def given(config: Any, ids: Any) -> Any:
+    """The ids of a text as inputs: int32 [1, t], the last ones if they are too many."""
+    import numpy as np
+
+    return np.asarray(ids, np.int32)[None, -config.context :]
+
+
+def jax_forward(model: Any, tokens: Any) -> Any:
+    """float32 logits [b, t, v] of the nnx module."""
     import jax.numpy as jnp
+
+    return model(jnp.asarray(tokens))[0]
+
+
+def jax_outputs(model: Any, tokens: Any) -> Any:
+    """`jax_forward`, compiled, as numpy."""
     import numpy as np
     from flax import nnx
 
-    forward = nnx.jit(lambda model, tokens: model(tokens)[0])
-    return np.asarray(forward(model, jnp.asarray(tokens)))
+    return np.asarray(nnx.jit(jax_forward)(model, tokens))
+
+
+def torch_forward(module: Any, tokens: Any) -> Any:
+    """float32 logits [b, t, v] of the PyTorch module."""
+    import torch
+
+    return module(torch.from_numpy(tokens).long()).logits
 
 
 def torch_outputs(module: Any, tokens: Any) -> Any:
-    """float32 logits [b, t, v] of the PyTorch module, as numpy."""
+    """`torch_forward` as numpy, without gradients."""
     import torch
 
     with torch.no_grad():
-        return module(torch.from_numpy(tokens).long()).logits.numpy()
+        return torch_forward(module, tokens).numpy()

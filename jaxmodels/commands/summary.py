@@ -13,6 +13,7 @@ from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
 from jaxmodels.runtime.files import write_json
 from jaxmodels.runtime.outcome import Outcome
 from jaxmodels.runtime.progress import duration
+from jaxmodels.runtime.rundir import seal
 
 
 def conclude(
@@ -37,6 +38,7 @@ def conclude(
     hopeless = _idle(outcome.reason, outcome.idle) and _was_idle(run / "summary.json")
     summary = asdict(outcome) | {"idle": outcome.idle, "run": str(run), "command": again}
     write_json(run / "summary.json", summary)
+    seal(run)
     _print(run, outcome, again)
     if _idle(outcome.reason, outcome.idle):
         _print_too_few_hours(options.max_hours or 0.0, outcome.reserve, seconds, hopeless)

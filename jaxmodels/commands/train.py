@@ -17,7 +17,7 @@ from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
 from jaxmodels.runtime.outcome import not_begun
 from jaxmodels.runtime.processes import begun, exchange, first, part, tell_stop, together
-from jaxmodels.runtime.rundir import VOCABULARIES, steps
+from jaxmodels.runtime.rundir import VOCABULARIES, steps, unseal
 from jaxmodels.runtime.stop import Stop, Stopped
 
 _PADDING = 128  # fewer rows than these are taken for padding of the vocabulary
@@ -240,6 +240,7 @@ def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
     from jaxmodels.runtime.files import write_json
     from jaxmodels.runtime.settings import read_file
 
+    unseal(run)
     settings = resolved | {"data": data.identity, "version": jaxmodels.__version__}
     if steps(run / "checkpoints") and (run / "config.json").is_file():
         stored = read_file(run / "config.json")

@@ -25,12 +25,11 @@ import orbax.checkpoint as ocp
 from jaxmodels.errors import Problem
 from jaxmodels.runtime import processes
 from jaxmodels.runtime.files import (
-    MANIFEST,
     as_full_disk,
-    digests,
     make_folder,
     whole_folder,
     write_json,
+    write_manifest,
 )
 from jaxmodels.runtime.paths import flatten, nest
 from jaxmodels.runtime.rundir import around_jumps, best, identity, steps
@@ -166,7 +165,7 @@ class Checkpoints:
             if processes.first():
                 write_json(temporary / "data.json", data)
                 manifest = {"step": step, "metrics": metrics, "run": self._run}
-                write_json(temporary / MANIFEST, manifest | {"files": digests(temporary)})
+                write_manifest(temporary, manifest)
         if processes.first():
             self._prune()
         processes.exchange(name=f"{name}/done")

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 from jaxmodels.errors import EXISTS, Problem
 
 MANIFEST = "manifest.json"
+_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n')
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -107,23 +109,59 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(folder: Path) -> dict[str, dict[str, Any]]:
+def digests(
+    folder: Path, wanted: Callable[[str], bool] = lambda name: name != MANIFEST
+) -> dict[str, dict[str, Any]]:
     """Relative path → bytes and sha256 of every file in a folder, but for its manifest."""
     return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest(path)}
+        name: {"bytes": path.stat().st_size, "sha256": digest(path)}
         for path in files_below(folder)
-        if path != folder / MANIFEST
+        if wanted(name := str(path.relative_to(folder)))
     }
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Writes a folder's manifest: `content`, the digests of all files, and a seal on itself."""
+    write_sealed(folder / MANIFEST, {**content, "files": digests(folder)})
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`write_json`; its last entry, `seal`, is the sha256 of all that stands before it."""
+    text = json.dumps({**value, "seal": ""}, indent=2) + "\n"
+    before, behind = text[:-4], text[-4:]
+    write_text(path, before + hashlib.sha256(before.encode()).hexdigest() + behind)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of `write_sealed`.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: not a bit of it may have changed, and something has.
+    """
+    text = path.read_bytes()
+    found = _SEAL.fullmatch(text, max(0, text.rfind(b'"seal"')))
+    if found is None or hashlib.sha256(text[: found.start(1)]).hexdigest() != found[1].decode():
+        raise ValueError("its seal is broken")
+    return dict(json.loads(text))
 
 
 def damage(folder: Path) -> list[str]:
     """What is wrong with a folder that carries a manifest: one sentence a file; empty if sound."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        promised = manifest["files"]
+        promised = read_sealed(folder / MANIFEST)["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST} cannot be read ({type(error).__name__})"]
-    found = digests(folder)
+        return [f"{MANIFEST} is damaged ({error if str(error) else type(error).__name__})"]
+    return differing(promised, digests(folder))
+
+
+def differing(promised: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """How files differ from what was promised of them: one sentence a file.
+
+    Args:
+        promised: name → digest, as a manifest has it.
+        found: name → digest, as the files are.
+    """
     return [
         *(f"{name} is missing" for name in promised if name not in found),
         *(f"{name} is not in the manifest" for name in found if name not in promised),

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, damage, digest
+from jaxmodels.runtime.files import (
+    MANIFEST,
+    damage,
+    differing,
+    digest,
+    digests,
+    read_sealed,
+    write_sealed,
+)
 from jaxmodels.runtime.settings import differences
 
-CONFIG = "config.json"
+CONFIG, DIGESTS = "config.json", "digests.json"
+CHECKPOINTS, DATA = "checkpoints/", "data/"
 VOCABULARIES = ("characters.json", "tokenizer.json")
 
 Say = Callable[[str], None]
@@ -73,6 +82,49 @@ def refuse_changed(checkpoint: Path) -> None:
             fix="restore them from a copy of the run",
             exit_code=CORRUPT,
         )
+
+
+def seal(run: Path) -> None:
+    """Writes digests.json, when a call of `train` ends: the digest of every file of the run.
+
+    Not of those in `checkpoints` and `data`, which have manifests of their own.
+    """
+    write_sealed(run / DIGESTS, {"files": _loose(run)})
+
+
+def unseal(run: Path) -> None:
+    """Removes digests.json: from now on files change."""
+    (run / DIGESTS).unlink(missing_ok=True)
+
+
+def loose_damage(run: Path) -> list[str] | None:
+    """What is wrong with a run outside of `checkpoints`: one sentence a file; empty if sound.
+
+    None where no call of `train` came to its end, or one is running: then nobody can say.
+    """
+    if not (run / DIGESTS).is_file():
+        return None
+    try:
+        promised = read_sealed(run / DIGESTS)["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{DIGESTS} is damaged ({error})"]
+    problems = differing(promised, _loose(run))
+    if problems or not (run / DATA / MANIFEST).is_file():
+        return problems
+    tokens = _read(run / DATA / MANIFEST).get("sha256")
+    found = {name: entry["sha256"] for name, entry in digests(run / DATA).items()}
+    return [DATA + line for line in differing(tokens if isinstance(tokens, dict) else {}, found)]
+
+
+def _loose(run: Path) -> dict[str, dict[str, Any]]:
+    """The digests of a run's files that `seal` speaks of."""
+    apart = (CHECKPOINTS, DATA)
+
+    def wanted(name: str) -> bool:
+        ours = not name.startswith((*apart, ".")) or name == DATA + MANIFEST
+        return ours and name != DIGESTS
+
+    return digests(run, wanted)
 
 
 def metrics(checkpoint: Path) -> dict[str, float]:

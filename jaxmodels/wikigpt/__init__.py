@@ -4,6 +4,7 @@ from jaxmodels.lazy import lazy
 from jaxmodels.wikigpt.config import PRESETS, RECIPES, Config
 
 __all__ = [
+    "GGUF",
     "PRESETS",
     "RECIPES",
     "SEED",
@@ -24,6 +25,7 @@ __getattr__ = lazy(
         "SHARDING": "layout",
         "WEIGHTS": "layout",
         "SEED": "layout",
+        "GGUF": "layout",
         "TIED": "layout",
         "sizes": "layout",
     },

@@ -49,6 +49,28 @@ WEIGHTS = _rows("same")
 # Our path, the name in nanoGPT's checkpoint, op: its kernels are [out, in].
 SEED = _rows("transpose")
 
+_BLOCK = "blk.{i}."
+
+# Our path, the name in llama.cpp's GGUF files, op: its kernels are [out, in].
+GGUF = (
+    ("embed/embedding", "token_embd.weight", "same"),
+    ("pos/embedding", "position_embd.weight", "same"),
+    ("blocks/{i}/norm1/scale", _BLOCK + "attn_norm.weight", "same"),
+    ("blocks/{i}/norm1/bias", _BLOCK + "attn_norm.bias", "same"),
+    ("blocks/{i}/attn/qkv/kernel", _BLOCK + "attn_qkv.weight", "transpose"),
+    ("blocks/{i}/attn/qkv/bias", _BLOCK + "attn_qkv.bias", "same"),
+    ("blocks/{i}/attn/proj/kernel", _BLOCK + "attn_output.weight", "transpose"),
+    ("blocks/{i}/attn/proj/bias", _BLOCK + "attn_output.bias", "same"),
+    ("blocks/{i}/norm2/scale", _BLOCK + "ffn_norm.weight", "same"),
+    ("blocks/{i}/norm2/bias", _BLOCK + "ffn_norm.bias", "same"),
+    ("blocks/{i}/mlp/up/kernel", _BLOCK + "ffn_up.weight", "transpose"),
+    ("blocks/{i}/mlp/up/bias", _BLOCK + "ffn_up.bias", "same"),
+    ("blocks/{i}/mlp/out/kernel", _BLOCK + "ffn_down.weight", "transpose"),
+    ("blocks/{i}/mlp/out/bias", _BLOCK + "ffn_down.bias", "same"),
+    ("norm/scale", "output_norm.weight", "same"),
+    ("norm/bias", "output_norm.bias", "same"),
+)
+
 # A further name on their side, and our path whose values it repeats: the head.
 TIED = (("lm_head.weight", "embed/embedding"),)
 

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 
 import jaxmodels
 from jaxmodels.__main__ import main
-from jaxmodels.runtime.files import digests
+from jaxmodels.runtime.files import write_manifest
 from jaxmodels.runtime.paths import nest, params_of
 from jaxmodels.runtime.rundir import identity
 
@@ -70,8 +70,7 @@ def write_run(
         (target / "data.json").write_text("{}")
         metrics = {} if loss is None else {"valid_loss": loss}
         manifest = {"step": step, "metrics": metrics, "run": identity(folder)}
-        manifest["files"] = digests(target)
-        (target / "manifest.json").write_text(json.dumps(manifest))
+        write_manifest(target, manifest)
     return folder
 
 

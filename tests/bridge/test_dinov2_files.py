@@ -192,12 +192,13 @@ def test_another_interpolation_survives_a_transformers_folder(pth, tmp_path):
 def test_verify_inspect_and_diff(golden, pth, tmp_path, name):
     source = pth(name)
     bridge.convert(source, tmp_path / "out", config=HEADS)
-    report = bridge.verify(tmp_path / "out", against=source)
+    report = bridge.verify(tmp_path / "out", against=source, gradients=True)
     assert report.ok, report.problems
     assert report.digests_ok
     assert report.tensors_compared == report.tensors_equal == (68 if "reg" in name else 61)
     assert report.max_abs_logit_diff <= 1e-5
     assert report.max_abs_logit_diff_to_source == 0
+    assert report.max_gradient_diff <= 1e-4
     found = bridge.inspect(source)
     assert (found.format, found.arch, found.preset) == ("dinov2-pth", "dinov2", None)
     assert found.tensors == report.tensors_compared
@@ -207,10 +208,13 @@ def test_verify_inspect_and_diff(golden, pth, tmp_path, name):
 
 
 def test_bfloat16_and_a_dry_run(pth, tmp_path):
-    bridge.convert(pth("dinov2_reg"), tmp_path / "half", "dinov2-pth", dtype="bfloat16")
+    calls = {"to": "dinov2-pth", "dtype": "bfloat16", "keep_fp32": "none"}
+    bridge.convert(pth("dinov2_reg"), tmp_path / "half", **calls)
     state = torch.load(tmp_path / "half" / "dinov2_pretrain.pth", weights_only=True)
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
     assert bridge.load(tmp_path / "half").pos.dtype == "bfloat16"
+    # Norms and gates stay float32, and with a gate's bias the other part of the same tensor.
+    bridge.convert(pth("dinov2_reg"), tmp_path / "most", dtype="bfloat16", verify="roundtrip")
     plan = bridge.convert(tmp_path / "dinov2_reg.pth", tmp_path / "no", dry_run=True).plan
     rows = {(row["from"], row["to"], tuple(row["shape"])) for row in plan}
     assert (

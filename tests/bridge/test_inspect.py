@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,19 @@ import pytest
 import bridge
 from bridge.formats import model_files
 from bridge.moments import Moments
+from bridge.safetensors_writer import write_file
+from bridge.tensors import DTYPES
 from jaxmodels.errors import CORRUPT, DONE
-from tests.bridge.helpers import SEED, command, flip, random_params, save_tree
+from jaxmodels.runtime.paths import params_of
+from tests.bridge.helpers import (
+    HEADS,
+    SEED,
+    assert_same_params,
+    command,
+    flip,
+    random_params,
+    save_tree,
+)
 
 
 def test_inspect_says_what_it_is(model_directory, capsys):
@@ -108,3 +120,58 @@ def test_inspect_of_a_file_that_is_not_as_promised(model_directory, tmp_path, ca
     code, report, _ = command(capsys, "inspect", copy, "--json")
     assert (code, report["arch"]) == (CORRUPT, "charlm")
     assert any("config.json is damaged" in problem for problem in report["problems"])
+
+
+WRAPPED = ["module.", "_orig_mod.", "module._orig_mod.", "model._fsdp_wrapped_module."]
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+def test_the_prefixes_of_wrappers_are_taken_off_and_told(tmp_path, converted, prefix, capsys):
+    tensors = model_files.tensors_in(converted)
+    state = {prefix + name: replace(t, name=prefix + name) for name, t in tensors.items()}
+    write_file(tmp_path / "x", list(state.values()))
+    code, report, _ = command(capsys, "inspect", tmp_path / "x", "--json", "--set", "heads=4")
+    assert (code, report["arch"], report["problems"]) == (DONE, "charlm", [])
+    told = [note for note in report["notes"] if "was removed" in note]
+    assert len(told) == prefix.count(".")
+    assert all(any(word in note for note in told) for word in prefix.split(".") if word)
+    golden = params_of(bridge.load(SEED, config=HEADS))
+    assert_same_params(bridge.load(tmp_path / "x", config=HEADS), golden)
+
+
+def test_a_part_that_was_wrapped_by_itself(tmp_path, converted):
+    word = "._checkpoint_wrapped_module.attn."
+    tensors = model_files.tensors_in(converted)
+    state = {name.replace(".attn.", word): tensor for name, tensor in tensors.items()}
+    write_file(tmp_path / "x", [replace(t, name=name) for name, t in state.items()])
+    source = bridge.open_source(tmp_path / "x", config=HEADS)
+    assert any("activation checkpointing" in note for note in source.notes)
+    assert source.tensors.keys() == bridge.open_source(converted).tensors.keys()
+
+
+def test_inspect_tells_casts(tmp_path):
+    params = random_params()
+    params["head/kernel"] = params["head/kernel"].astype(DTYPES["BF16"]).astype(np.float32)
+    params["embed/embedding"] = params["embed/embedding"].astype(np.float64)
+    report = bridge.inspect(save_tree(tmp_path / "own", params), config={"heads": 2})
+    told = [note for note in report.notes if "they were cast" in note]
+    assert len(told) == 2
+    assert any("values of bfloat16 only" in n and "head.kernel" in n for n in told)
+    assert any("values of float32 only" in n and "embed.embedding" in n for n in told)
+    assert report.dtypes == {"float32": 26, "float64": 1}
+
+
+def test_inspect_tells_a_name_that_says_something_else(tmp_path, converted):
+    shutil.copyfile(converted / "model.safetensors", tmp_path / "step_5.zip")
+    report = bridge.inspect(tmp_path / "step_5.zip", config=HEADS)
+    assert report.format == "safetensors"
+    assert "it is called step_5.zip, and its content is safetensors: content decides" in (
+        report.notes
+    )
+
+
+def test_inspect_of_what_fits_no_model_misses_the_vocabulary_too(tmp_path):
+    path = save_tree(tmp_path / "odd", {"a": np.arange(4, dtype=np.float32)})
+    report = bridge.inspect(path)
+    assert any("no vocabulary" in note for note in report.notes)
+    assert not report.vocab_present

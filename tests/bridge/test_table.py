@@ -78,12 +78,6 @@ def test_unexpected_tensor_with_its_near_name():
     assert "embed.weights  (5, 3)  (is it embed.weight?)" in told
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-def test_a_wrapper_is_named(prefix):
-    told = refusal({prefix + name: shape for name, shape in THEIRS.items()})
-    assert f"all names begin with {prefix!r}" in told
-
-
 def test_wrong_shape_and_transpose():
     told = refusal({**THEIRS, "blocks.3.weight": (3, 4), "embed.weight": (6, 3)})
     assert "wrong shape, 2 tensors" in told

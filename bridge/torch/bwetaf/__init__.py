@@ -3,15 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import end_of_text, example, jax_outputs, torch_outputs
+from bridge.torch.language import (
+    end_of_text,
+    example,
+    given,
+    jax_forward,
+    jax_outputs,
+    torch_forward,
+    torch_outputs,
+)
 
 __all__ = [
     "AUTO_CLASS",
     "FILES",
     "build",
     "example",
+    "given",
+    "jax_forward",
     "jax_outputs",
     "keys",
+    "torch_forward",
     "torch_outputs",
 ]
 

@@ -3,15 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import example, jax_outputs, torch_outputs
+from bridge.torch.language import (
+    example,
+    given,
+    jax_forward,
+    jax_outputs,
+    torch_forward,
+    torch_outputs,
+)
 
 __all__ = [
     "AUTO_CLASS",
     "FILES",
     "build",
     "example",
+    "given",
+    "jax_forward",
     "jax_outputs",
     "keys",
+    "torch_forward",
     "torch_outputs",
 ]
 

@@ -87,23 +87,35 @@ def example(config: Any) -> Any:
     return np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
 
 
-def jax_outputs(model: Any, images: Any) -> Any:
-    """float32 features [b, t, d] of the nnx module, as numpy."""
+def jax_forward(model: Any, images: Any) -> Any:
+    """float32 features [b, t, d] of the nnx module."""
     import jax.numpy as jnp
+
+    return model(jnp.asarray(images))
+
+
+def jax_outputs(model: Any, images: Any) -> Any:
+    """`jax_forward`, compiled, as numpy."""
     import numpy as np
     from flax import nnx
 
-    forward = nnx.jit(lambda model, images: model(images))
-    return np.asarray(forward(model, jnp.asarray(images)))
+    return np.asarray(nnx.jit(jax_forward)(model, images))
+
+
+def torch_forward(module: Any, images: Any) -> Any:
+    """float32 features [b, t, d] of the PyTorch module."""
+    import torch
+
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    return module(pixel_values=pixels).last_hidden_state
 
 
 def torch_outputs(module: Any, images: Any) -> Any:
-    """float32 features [b, t, d] of the PyTorch module, as numpy."""
+    """`torch_forward` as numpy, without gradients."""
     import torch
 
     with torch.no_grad():
-        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        return module(pixel_values=pixels).last_hidden_state.numpy()
+        return torch_forward(module, images).numpy()
 
 
 def _ratio(config: Any) -> int:

@@ -3,15 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import torch_outputs
+from bridge.torch.language import torch_forward, torch_outputs
 
 __all__ = [
     "AUTO_CLASS",
     "FILES",
     "build",
     "example",
+    "given",
+    "jax_forward",
     "jax_outputs",
     "keys",
+    "torch_forward",
     "torch_outputs",
 ]
 
@@ -58,15 +61,26 @@ def example(config: Any) -> Any:
     return np.random.default_rng(0).integers(0, config.vocab, (rows, config.context), np.int32)
 
 
-def jax_outputs(model: Any, tokens: Any) -> Any:
-    """float32 logits of the nnx module as numpy: [b, v], of the dense objective [b, t, v]."""
+def given(config: Any, ids: Any) -> Any:
+    """The ids of a text as a whole grid, int32 [1, context]: its end, or repeated to fill it."""
+    import numpy as np
+
+    return np.resize(np.asarray(ids, np.int32)[-config.context :], (1, config.context))
+
+
+def jax_forward(model: Any, tokens: Any) -> Any:
+    """float32 logits of the nnx module: [b, v], of the dense objective [b, t, v]."""
     import jax.numpy as jnp
+
+    tokens = jnp.asarray(tokens)
+    if model.config.objective == "dense":
+        return model.logits(model.dense(tokens))
+    return model(tokens)[0]
+
+
+def jax_outputs(model: Any, tokens: Any) -> Any:
+    """`jax_forward`, compiled, as numpy."""
     import numpy as np
     from flax import nnx
 
-    def forward(model: Any, tokens: Any) -> Any:
-        if model.config.objective == "dense":
-            return model.logits(model.dense(tokens))
-        return model(tokens)[0]
-
-    return np.asarray(nnx.jit(forward)(model, jnp.asarray(tokens)))
+    return np.asarray(nnx.jit(jax_forward)(model, tokens))
