@@ -136,7 +136,7 @@ def open_data(
     tokenizer: str | Tokenizer | None = CHARS,
     segments: bool = False,
     vocab_documents: int = VOCAB_DOCUMENTS,
-    side: int = 224,
+    side: int | None = None,
 ) -> Data | Streamed | Captioned:
     """Opens what a spec names; files are prepared into `folder` the first time.
 
@@ -159,7 +159,8 @@ def open_data(
             open: what the tokens must have.
         segments: batches tell which document a token belongs to.
         vocab_documents: documents of a TFDS dataset that "chars" counts, from the first on.
-        side: width and height of images in pixels, a multiple of 14.
+        side: width and height of images in pixels, a multiple of 14; by default what shapes are
+            drawn with, and 224 of others.
 
     Raises:
         DataProblem: (usage) unknown spec or tokeniser, senseless sizes, segments without an end

@@ -73,6 +73,25 @@ def open_examples(spec: str) -> Collection:
     raise unknown_spec(spec)
 
 
+def side_of(spec: str, side: int | None) -> int:
+    """The side to resize images to, in pixels: as asked, else as shapes are drawn, else 224.
+
+    Raises:
+        DataProblem: (usage) it is not a positive multiple of 14, the width of DINOv2's patches.
+    """
+    if side is None:
+        side = shapes_side(spec) if spec.partition(":")[0] == SHAPES else 224
+    if side < 14 or side % 14:
+        raise DataProblem(
+            f"the images cannot be {side} pixels wide",
+            where=spec,
+            why="a width is a multiple of 14, that of a patch",
+            fix=f"give {max(14, side // 14 * 14)}, for example",
+            exit_code=USAGE,
+        )
+    return side
+
+
 def shapes_side(spec: str) -> int:
     """The width that `shapes[:SIDE]` asks for, in pixels.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.captions.captioned import Captioned, Images
-from data_pipelines.captions.examples import Collection
+from data_pipelines.captions.examples import Collection, side_of
 from data_pipelines.captions.pixels import fitted
 from data_pipelines.captions.prepare import (
     CAPTIONS,
@@ -43,7 +43,7 @@ def open_captioned(
     spec: str,
     folder: Path,
     *,
-    side: int,
+    side: int | None,
     min_freq: int,
     tokenizer: Tokenizer | str | None,
     progress: Progress | None,
@@ -54,7 +54,8 @@ def open_captioned(
     Args:
         spec: what to read; `bin:FOLDER` opens what is prepared.
         folder: where it is prepared.
-        side: width and height of the images in pixels; a multiple of 14, DINOv2's patch.
+        side: width and height of the images in pixels; a multiple of 14, DINOv2's patch. None
+            takes what `side_of` says.
         min_freq: a character or word must occur this often to enter the vocabulary.
         tokenizer: "chars" (or None) and "words" are built from the captions.
         progress: called as (stage, bytes done, bytes in all).
@@ -63,12 +64,11 @@ def open_captioned(
     Raises:
         DataProblem: as `open_data`.
     """
-    if side < 14 or side % 14:
-        why = f"it is {side}, no multiple of 14, the width of a patch"
-        raise DataProblem("the images cannot have this side", why=why, exit_code=USAGE)
     if spec.startswith("bin:"):
         folder = Path(spec.removeprefix("bin:")).expanduser()
-    else:
+        side = side or read_gallery(folder)["side"]
+    side = side_of(spec, side)
+    if not spec.startswith("bin:"):
         _prepared(spec, folder, side, progress)
     manifest = read_gallery(folder)
     collection = _unchanged(spec, folder, manifest, side, progress)

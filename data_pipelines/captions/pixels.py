@@ -5,47 +5,36 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from data_pipelines.errors import DataProblem
+from data_pipelines.images import FORMATS, decode_image, fit, read_image
 
 
-def fitted(image: Path | bytes, side: int, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
+def fitted(image: Path | bytes, side: int, name: str) -> UInt8[np.ndarray, "{side} {side} 3"]:
     """The middle square of an image, as large as it can be, resized to `side` pixels.
 
-    Bicubic with antialiasing (pillow's), as DINOv2's own preprocessing does it; but the whole
-    square is kept, because a caption may tell of what lies at its border.
+    Bicubic with antialiasing, as DINOv2's own preprocessing does it; but nothing of the square
+    is cut off, because a caption may tell of what lies at its border.
+
+    Args:
+        image: a file, or the content of one.
+        side: width and height of what is returned.
+        name: says in errors which image it is.
 
     Raises:
-        DataProblem: (corrupt) this is no image.
+        DataProblem: (corrupt) as `read_image`.
     """
-    from PIL import Image
+    pixels = decode_image(image, name) if isinstance(image, bytes) else read_image(image)
+    return fit(pixels, side, side)
 
+
+def check(image: Path | bytes, name: str) -> None:
+    """Raises DataProblem (corrupt) if this does not even begin as an image; decodes nothing."""
     try:
-        with Image.open(_file(image)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _unreadable(name, str(error)) from None
-    width, height = picture.size
-    edge = min(width, height)
-    left, top = (width - edge) / 2, (height - edge) / 2
-    box = (left, top, left + edge, top + edge)
-    return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box))
-
-
-def check(image: Path | bytes, name: str = "") -> None:
-    """Raises as `fitted` if this does not even begin as an image."""
-    from PIL import Image
-
-    try:
-        with Image.open(_file(image)):
+        file = io.BytesIO(image) if isinstance(image, bytes) else image
+        with Image.open(file, formats=FORMATS):
             pass
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _unreadable(name, str(error)) from None
-
-
-def _file(image: Path | bytes) -> Path | io.BytesIO:
-    return io.BytesIO(image) if isinstance(image, bytes) else image
-
-
-def _unreadable(name: str, why: str) -> DataProblem:
-    return DataProblem("this is no image that can be read", where=name, why=why, fix="replace it")
+    except Exception as error:  # pillow raises anything
+        why = str(error)
+        raise DataProblem("this is no image", where=name, why=why, fix="leave it out") from None

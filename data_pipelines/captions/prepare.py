@@ -17,6 +17,7 @@ from data_pipelines.captions.examples import (
     Example,
     open_examples,
     shapes_side,
+    side_of,
 )
 from data_pipelines.captions.pixels import check, fitted
 from data_pipelines.errors import DataProblem
@@ -49,7 +50,7 @@ class Row:
 def prepare_images(
     spec: str,
     folder: Path | str,
-    side: int,
+    side: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def prepare_images(
     Args:
         spec: a form that names images with captions.
         folder: where to write; must not exist.
-        side: width and height of the images, in pixels.
+        side: width and height of the images, in pixels; None takes what `side_of` says.
         progress: called as (stage, bytes of pixels done, those in all).
         force: replace the prepared folder that is there.
 
@@ -74,7 +75,7 @@ def prepare_images(
             exists.
         OSError: the disk is full, say; nothing is left behind.
     """
-    folder = Path(os.path.abspath(folder))
+    folder, side = Path(os.path.abspath(folder)), side_of(spec, side)
     refuse_foreign(folder, MANIFEST, force)
     with whole_folder(folder, force) as new:
         collection = open_collection(spec, new, progress)
