@@ -9,7 +9,8 @@ import numpy as np
 
 from data_pipelines.captions.captioned import Captioned
 from data_pipelines.captions.examples import is_captioned
-from data_pipelines.captions.opening import is_gallery, open_captioned
+from data_pipelines.captions.gallery import is_gallery
+from data_pipelines.captions.opening import open_captioned
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.loader import Rows, Validation, batches
 from data_pipelines.sources import Progress, open_text

@@ -121,7 +121,7 @@ class Captioned:
         drawn = Drawn(self, self._seen, rows)
         return iter(grain.MapDataset.source(drawn).to_iter_dataset(options))
 
-    def valid(self, max_batches: int | None = None) -> "HeldOut":
+    def valid(self, max_batches: int | None = None) -> "Lazy":
         """Batches of the held-out images, always the same: a sequence that makes them lazily.
 
         Each image comes once, the first with its first caption, the second with its second, and
@@ -131,9 +131,15 @@ class Captioned:
             max_batches: at most so many, evenly spread, and only full ones if there are more;
                 None takes all.
         """
-        return HeldOut(self, self._held_out, max_batches)
+        places, chosen = self._held_out, spread(self.valid_images, self.batch, max_batches)
 
-    def retrieval(self, limit: int | None = None) -> tuple["Pictures", list[list[str]]]:
+        def make(i: int) -> Batch:
+            turns = np.arange(len(places))[chosen[i] * self.batch :][: self.batch]
+            return self.pairs(places[turns], turns)
+
+        return Lazy(len(chosen), make)
+
+    def retrieval(self, limit: int | None = None) -> tuple["Lazy", list[list[str]]]:
         """All held-out images, in their order, and the captions of each: its first five.
 
         Args:
@@ -143,8 +149,13 @@ class Captioned:
             the images, a sequence of batches uint8 [b, side, side, 3] that are made lazily, and a
             list of captions for each image. `encode` makes tokens of captions.
         """
-        places = self._held_out[:limit]
-        return Pictures(self, places), [list(self.texts[i][:CAPTIONS]) for i in places]
+        places, size = self._held_out[:limit], self.batch
+
+        def make(i: int) -> Images:
+            return self.pixels(places[i * size : (i + 1) * size])
+
+        captions = [list(self.texts[i][:CAPTIONS]) for i in places]
+        return Lazy(-(-len(places) // size), make), captions
 
     def encode(self, captions: Sequence[str]) -> Batch:
         """`tokens` and `mask` of any captions, int32 [b, context], as in a batch."""
@@ -156,15 +167,10 @@ class Captioned:
         """Images, each with the caption whose turn it is."""
         first = self.captions.first[places]
         chosen = first + turns % self.captions.counts[places]
-        ids = [self.captions[i] for i in chosen.tolist()]
-        tokens, mask = padded(ids, self.context, self.tokenizer)
-        images = self.pixels(places)
-        return {
-            "tokens": tokens,
-            "mask": mask,
-            "images": images,
-            "image_id": places.astype(np.int32),
-        }
+        said = [self.captions[i] for i in chosen.tolist()]
+        tokens, mask = padded(said, self.context, self.tokenizer)
+        ids = places.astype(np.int32)
+        return {"tokens": tokens, "mask": mask, "images": self.pixels(places), "image_id": ids}
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -215,37 +221,16 @@ class Drawn:
         return self._data.pairs(places, self._data.offsets[places] + epochs)
 
 
-class HeldOut(Sequence[Batch]):
-    """Batches of held-out images; see `Captioned.valid`."""
+class Lazy(Sequence[Any]):
+    """A sequence whose elements are made when they are asked for; a slice gives a list of them."""
 
-    def __init__(self, data: Captioned, places: np.ndarray, max_batches: int | None):
-        self._data, self._places = data, places
-        self._chosen = spread(len(places), data.batch, max_batches)
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, i: Any) -> Any:
-        """Batch i; a slice gives a list of batches."""
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        first = self._chosen[i] * self._data.batch
-        turns = np.arange(first, min(first + self._data.batch, len(self._places)))
-        return self._data.pairs(self._places[turns], turns)
-
-
-class Pictures(Sequence[Images]):
-    """Images alone, in batches; the last may be smaller."""
-
-    def __init__(self, data: Captioned, places: np.ndarray):
-        self._data, self._places = data, places
+    def __init__(self, count: int, make: Callable[[int], Any]):
+        self._count, self._make = count, make
 
     def __len__(self) -> int:
-        return -(-len(self._places) // self._data.batch)
+        return self._count
 
     def __getitem__(self, i: Any) -> Any:
-        """Batch i, uint8 [b, side, side, 3]; a slice gives a list of batches."""
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        first = range(0, len(self._places), self._data.batch)[i]
-        return self._data.pixels(self._places[first : first + self._data.batch])
+        return self._make(range(len(self))[i])

@@ -1,10 +1,12 @@
 """Images with captions of a TFDS dataset that lies on disk in array_record."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.captions.examples import Collection, Example
+from data_pipelines.captions.examples import Collection, Example, shapes_side
+from data_pipelines.errors import DataProblem
 from data_pipelines.tfds import builder_of, data_source, folder_of
 
 _HELD_OUT = ("validation", "val", "valid", "test")  # splits; the first that there is
@@ -48,6 +50,20 @@ def open_version(spec: str, folder: Path, split: str = "") -> Collection:
         "examples": [len(train), len(valid)],
     }
     return Collection(spec, train, valid, records)
+
+
+def open_shapes(spec: str, folder: Path) -> Collection:
+    """The shapes that were drawn into a folder.
+
+    Raises:
+        DataProblem: (corrupt) they are not there.
+    """
+    from data_pipelines.captions.shapes_dataset import version_folder
+
+    if not (there := version_folder(folder)).is_dir():
+        raise DataProblem("the shapes are not there", where=str(there), fix="prepare them anew")
+    drawn = open_version(spec, there)
+    return replace(drawn, records=drawn.records | {"drawn_side": shapes_side(spec)})
 
 
 class Examples(Sequence[Example]):

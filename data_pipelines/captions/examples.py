@@ -53,13 +53,21 @@ def is_captioned(spec: str) -> bool:
     return kind in (SHAPES, COCO, "images")
 
 
-def open_examples(spec: str) -> Collection:
-    """What a spec names, but for `shapes`, which is drawn first.
+def open_examples(spec: str, folder: Path) -> Collection:
+    """What a spec names.
+
+    Args:
+        spec: what to read.
+        folder: where shapes were drawn.
 
     Raises:
         DataProblem: (usage) the spec has no known form; (corrupt) nothing is found there.
     """
     kind, _, rest = spec.partition(":")
+    if kind == SHAPES:
+        from data_pipelines.captions.dataset import open_shapes
+
+        return open_shapes(spec, folder)
     if kind == COCO:
         kind, rest = "tfds", COCO + (f":{rest}" if rest else "")
     if kind == "tfds" and rest:

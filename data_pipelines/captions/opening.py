@@ -1,7 +1,6 @@
 """From a spec to images with captions; the entry of `open_data` for them."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,34 +8,16 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.captions.captioned import Captioned, Images
-from data_pipelines.captions.examples import Collection, side_of
+from data_pipelines.captions.examples import Collection, open_examples, side_of
+from data_pipelines.captions.gallery import IMAGES, Row, decoded, notes_of, read_gallery, read_rows
 from data_pipelines.captions.pixels import fitted
-from data_pipelines.captions.prepare import (
-    CAPTIONS,
-    IMAGES,
-    MANIFEST,
-    Row,
-    open_collection,
-    prepare_images,
-    read_rows,
-)
+from data_pipelines.captions.prepare import prepare_images
 from data_pipelines.captions.tokens import Captions
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
-from data_pipelines.files import digest
 from data_pipelines.sources import Progress
 from data_pipelines.tokenizers import WORDS, Tokenizer
 from data_pipelines.words import build_words
-
-_FIELDS: dict[str, Any] = {
-    "spec": str,
-    "source": dict,
-    "side": int,
-    "images": dict,
-    "captions": int,
-    "left_out": dict,
-    "sha256": dict,
-}
 
 
 def open_captioned(
@@ -71,47 +52,25 @@ def open_captioned(
     if not spec.startswith("bin:"):
         _prepared(spec, folder, side, progress)
     manifest = read_gallery(folder)
-    collection = _unchanged(spec, folder, manifest, side, progress)
-    rows = _checked_rows(folder, manifest)
+    collection, notes = _source(spec, folder, manifest, side)
+    rows = read_rows(folder, manifest)
     texts = tuple(row.captions for row in rows)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _built(tokenizer, texts, min_freq)
     data = Captioned(
         spec=spec,
         texts=texts,
-        pixels=_pixels(folder, manifest, rows, collection, side),
+        pixels=_pixels(decoded(folder, manifest), rows, collection, side),
         captions=Captions.of(texts, tokenizer),
         tokenizer=tokenizer,
         side=side,
         own=manifest["images"]["valid"],
         what={**manifest["source"], **{f"{k}_sha256": v for k, v in manifest["sha256"].items()}},
-        told=tuple(_notes(manifest)),
+        told=(*notes, *notes_of(manifest)),
         **sizes,
     )
     _refuse_few(data)
     return data
-
-
-def is_gallery(folder: Path) -> bool:
-    """Whether images with captions were prepared into a folder."""
-    return (folder / CAPTIONS).is_file()
-
-
-def read_gallery(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that `prepare_images` wrote.
-
-    Raises:
-        DataProblem: (corrupt) it is missing, unreadable or not ours.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, kind in _FIELDS.items():
-            if not isinstance(manifest[name], kind):
-                raise TypeError(f"{name} is {manifest[name]!r}")
-        _ = manifest["images"]["train"], manifest["images"]["valid"], manifest["sha256"][CAPTIONS]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
-    return manifest
 
 
 def _prepared(spec: str, folder: Path, side: int, progress: Progress | None) -> None:
@@ -125,44 +84,32 @@ def _prepared(spec: str, folder: Path, side: int, progress: Progress | None) -> 
                 raise
 
 
-def _unchanged(
-    spec: str, folder: Path, manifest: dict[str, Any], side: int, progress: Progress | None
-) -> Collection | None:
-    """The source of a prepared folder; None where it is gone, and all that counts is prepared.
+def _source(
+    spec: str, folder: Path, manifest: dict[str, Any], side: int
+) -> tuple[Collection | None, list[str]]:
+    """The examples that the folder was prepared from, and notes; None if they are not needed.
 
     Raises:
-        DataProblem: (mismatch) the folder was prepared from something else, or another side.
+        DataProblem: (mismatch) the folder was prepared from something else, or for another side.
     """
-    decoded = IMAGES in manifest["sha256"]
-    if decoded and manifest["side"] != side:
+    ready, prepared = IMAGES in manifest["sha256"], spec.startswith("bin:")
+    if ready and manifest["side"] != side:
         why = f"they are {manifest['side']} pixels wide, and {side} are wanted"
         raise _another("the prepared images have another size", folder, why)
-    if spec.startswith("bin:"):
-        return None if decoded else open_collection(manifest["spec"], folder, progress)
+    if ready and prepared:
+        return None, []
     try:
-        collection = open_collection(spec, folder, progress)
+        collection = open_examples(manifest["spec"] if prepared else spec, folder)
     except DataProblem as problem:
-        if problem.exit_code == USAGE or manifest["spec"] != spec or not decoded:
+        if problem.exit_code == USAGE or manifest["spec"] != spec or not ready:
             raise
-        return None
+        return None, [f"{spec} is gone; going on with what was prepared from it in {folder}"]
     now, then = collection.records, manifest["source"]
     if now != then:
         names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
         why = "\n".join(f"{name}: {then.get(name)!r} → {now.get(name)!r}" for name in names)
         raise _another("the images are not those that were prepared", folder, why)
-    return collection
-
-
-def _checked_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
-    """The captions; all files are read through once, for their digests."""
-    for name, expected in manifest["sha256"].items():
-        try:
-            found = digest(folder / name)
-        except OSError as error:
-            raise _damaged(folder, str(error)) from None
-        if found != expected:
-            raise _damaged(folder, f"{name} is not the one that the manifest tells")
-    return read_rows(folder)
+    return collection, []
 
 
 def _built(name: str | None, texts: tuple[tuple[str, ...], ...], min_freq: int) -> Tokenizer:
@@ -175,32 +122,20 @@ def _built(name: str | None, texts: tuple[tuple[str, ...], ...], min_freq: int) 
 
 
 def _pixels(
-    folder: Path,
-    manifest: dict[str, Any],
-    rows: list[Row],
-    collection: Collection | None,
-    side: int,
+    ready: np.ndarray | None, rows: list[Row], collection: Collection | None, side: int
 ) -> Callable[[np.ndarray], Images]:
     """What gives the images of places: the prepared ones, or the source's, decoded as they come."""
-    if IMAGES in manifest["sha256"]:
-        decoded = np.memmap(folder / IMAGES, np.uint8, "r").reshape(-1, side, side, 3)
-        plain = np.asarray(decoded)  # np.memmap runs Python code on every slice
-        return lambda places: plain[places]
+    if ready is not None:
+        return lambda places: ready[places]
     assert collection is not None
     splits = {"train": collection.train, "valid": collection.valid}
 
-    def read(place: int) -> Images:
+    def read(place: int) -> np.ndarray:
         row = rows[place]
         example = splits[row.split][row.index]
         return fitted(example.image, side, row.name)
 
     return lambda places: np.stack([read(place) for place in places.tolist()])
-
-
-def _notes(manifest: dict[str, Any]) -> Iterator[str]:
-    for what, left in manifest["left_out"].items():
-        more = ", …" if left["count"] > len(left["first"]) else ""
-        yield f"{left['count']:,} {what} are left out: {', '.join(left['first'])}{more}"
 
 
 def _refuse_few(data: Captioned) -> None:
@@ -222,13 +157,4 @@ def _another(what: str, folder: Path, why: str) -> DataProblem:
         why=why,
         fix=f"use them as they are with --data bin:{folder}, or start anew elsewhere",
         exit_code=MISMATCH,
-    )
-
-
-def _damaged(folder: Path, why: str) -> DataProblem:
-    return DataProblem(
-        "this is no intact folder of prepared images",
-        where=str(folder),
-        why=why,
-        fix="write it anew with `jaxmodels data prepare SPEC FOLDER`",
     )

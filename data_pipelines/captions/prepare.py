@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from data_pipelines.captions.examples import (
     shapes_side,
     side_of,
 )
+from data_pipelines.captions.gallery import CAPTIONS, IMAGES, MANIFEST, Row
 from data_pipelines.captions.pixels import check, fitted
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import digest, refuse_foreign, whole_folder
 from data_pipelines.sources import Progress
-
-CAPTIONS, IMAGES, MANIFEST = "captions.jsonl", "images.bin", "manifest.json"
 
 BUDGET = 2 << 30
 """Bytes of decoded images that are kept on disk; of a collection that has more, none are."""
@@ -33,18 +32,6 @@ _CHUNK = 256  # examples that are in memory together
 _NAMED = 3  # of what is left out
 
 Pixels = UInt8[np.ndarray, "side side 3"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """An image that can be read and has captions: a line of captions.jsonl."""
-
-    split: str
-    """train or valid: as the source has it."""
-    index: int
-    """Its place in that split of the source."""
-    name: str
-    captions: tuple[str, ...]
 
 
 def prepare_images(
@@ -78,7 +65,11 @@ def prepare_images(
     folder, side = Path(os.path.abspath(folder)), side_of(spec, side)
     refuse_foreign(folder, MANIFEST, force)
     with whole_folder(folder, force) as new:
-        collection = open_collection(spec, new, progress)
+        if spec.partition(":")[0] == SHAPES:
+            from data_pipelines.captions.shapes_dataset import write_shapes
+
+            write_shapes(new, shapes_side(spec), progress)
+        collection = open_examples(spec, new)
         left = {what: list(names) for what, names in collection.left_out.items()}
         count = len(collection.train) + len(collection.valid)
         decode = count * side * side * 3 <= BUDGET
@@ -99,27 +90,6 @@ def prepare_images(
         }
         (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
-
-
-def open_collection(spec: str, folder: Path, progress: Progress | None = None) -> Collection:
-    """The examples of a spec. Shapes lie in `folder`, as a TFDS dataset; drawn if need be."""
-    if spec.partition(":")[0] != SHAPES:
-        return open_examples(spec)
-    from data_pipelines.captions.dataset import open_version
-    from data_pipelines.captions.shapes_dataset import version_folder, write_shapes
-
-    side, there = shapes_side(spec), version_folder(folder)
-    if not there.exists():
-        write_shapes(folder, side, progress)
-    drawn = open_version(spec, there)
-    return replace(drawn, records=drawn.records | {"drawn": side})
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """The lines of captions.jsonl."""
-    lines = (folder / CAPTIONS).read_text(encoding="utf-8").split("\n")[:-1]
-    found = map(json.loads, lines)
-    return [Row(r["split"], r["index"], r["name"], tuple(r["captions"])) for r in found]
 
 
 def _write(
