@@ -33,6 +33,8 @@ class Row:
     index: int
     """Its place in that split of the source."""
     name: str
+    size: tuple[int, int]
+    """Width and height in its file, in pixels."""
     captions: tuple[str, ...]
 
 
@@ -69,10 +71,10 @@ def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
             raise damaged(folder, f"{name} is not the one that the manifest tells")
     lines = (folder / CAPTIONS).read_text(encoding="utf-8").split("\n")[:-1]
     found = map(json.loads, lines)
-    return [Row(r["split"], r["index"], r["name"], tuple(r["captions"])) for r in found]
+    return [Row(**r | {"size": tuple(r["size"]), "captions": tuple(r["captions"])}) for r in found]
 
 
-def decoded(folder: Path, manifest: dict[str, Any]) -> np.ndarray | None:
+def images_of(folder: Path, manifest: dict[str, Any]) -> np.ndarray | None:
     """The prepared images, uint8 [images, side, side, 3], memory-mapped; None without."""
     if IMAGES not in manifest["sha256"]:
         return None

@@ -7,10 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.captions import pixels
 from data_pipelines.captions.captioned import Captioned, Images
 from data_pipelines.captions.examples import Collection, open_examples, side_of
-from data_pipelines.captions.gallery import IMAGES, Row, decoded, notes_of, read_gallery, read_rows
-from data_pipelines.captions.pixels import fitted
+from data_pipelines.captions.gallery import (
+    IMAGES,
+    Row,
+    images_of,
+    notes_of,
+    read_gallery,
+    read_rows,
+)
 from data_pipelines.captions.prepare import prepare_images
 from data_pipelines.captions.tokens import Captions
 from data_pipelines.characters import CharTokenizer
@@ -60,7 +67,7 @@ def open_captioned(
     data = Captioned(
         spec=spec,
         texts=texts,
-        pixels=_pixels(decoded(folder, manifest), rows, collection, side),
+        pixels=_pixels(images_of(folder, manifest), rows, collection, side),
         captions=Captions.of(texts, tokenizer),
         tokenizer=tokenizer,
         side=side,
@@ -133,7 +140,7 @@ def _pixels(
     def read(place: int) -> np.ndarray:
         row = rows[place]
         example = splits[row.split][row.index]
-        return fitted(example.image, side, row.name)
+        return pixels.squared(pixels.decoded(example.image, row.name), side)
 
     return lambda places: np.stack([read(place) for place in places.tolist()])
 

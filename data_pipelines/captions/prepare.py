@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from data_pipelines.captions.examples import (
     side_of,
 )
 from data_pipelines.captions.gallery import CAPTIONS, IMAGES, MANIFEST, Row
-from data_pipelines.captions.pixels import check, fitted
+from data_pipelines.captions.pixels import decoded, size_of, squared
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import digest, refuse_foreign, whole_folder
 from data_pipelines.sources import Progress
@@ -31,7 +33,7 @@ BUDGET = 2 << 30
 _CHUNK = 256  # examples that are in memory together
 _NAMED = 3  # of what is left out
 
-Pixels = UInt8[np.ndarray, "side side 3"]
+Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 def prepare_images(
@@ -101,52 +103,55 @@ def _write(
     progress: Progress | None,
 ) -> list[Row]:
     rows: list[Row] = []
-    splits = (("train", collection.train), ("valid", collection.valid))
-    total = sum(len(examples) for _, examples in splits)
-    done, size = 0, side * side * 3
-    with (
-        (new / CAPTIONS).open("w", encoding="utf-8") as captions,
-        (new / IMAGES).open("wb") as images,
-    ):
-        for split, examples in splits:
-            for index, (example, pixels, fault) in enumerate(_read(examples, side, decode)):
-                done += 1
-                if progress and done % _CHUNK in (0, total):
-                    progress("reading images", done * size, total * size)
-                said = tuple(caption for caption in example.captions if caption.strip())
-                if empty := len(example.captions) - len(said):
-                    left.setdefault("captions that say nothing", []).extend([example.name] * empty)
-                if fault or not said:
-                    why = "cannot be read" if fault else "have no caption"
-                    left.setdefault(f"images that {why}", []).append(example.name)
-                    continue
-                rows.append(Row(split, index, example.name, said))
-                captions.write(json.dumps(asdict(rows[-1])) + "\n")
-                if pixels is not None:
-                    images.write(pixels.data)
-    if not decode:
-        (new / IMAGES).unlink()
+    total, done = len(collection.train) + len(collection.valid), 0
+    with ExitStack() as stack:
+        captions = stack.enter_context((new / CAPTIONS).open("w", encoding="utf-8"))
+        images = stack.enter_context((new / IMAGES).open("wb")) if decode else None
+        for example, row, pixels in _read(collection, side, decode):
+            done += 1
+            if progress and (done % _CHUNK == 0 or done == total):
+                progress("reading images", done * 3 * side**2, total * 3 * side**2)
+            if empty := len(example.captions) - len(_said(example)):
+                left.setdefault("captions that say nothing", []).extend([example.name] * empty)
+            if row is None or not row.captions:
+                why = "have no caption" if row else "cannot be read"
+                left.setdefault(f"images that {why}", []).append(example.name)
+                continue
+            rows.append(row)
+            captions.write(json.dumps(asdict(row)) + "\n")
+            if images:
+                images.write(pixels.data)
     return rows
 
 
 def _read(
-    examples: Sequence[Example], side: int, decode: bool
-) -> Iterator[tuple[Example, Pixels | None, str]]:
-    """Examples in order, decoded by threads; what is wrong with an image, if anything is."""
+    collection: Collection, side: int, decode: bool
+) -> Iterator[tuple[Example, Row | None, Pixels]]:
+    """Examples in order, read by threads; no row where an image cannot be read."""
 
-    def read(i: int) -> tuple[Example, Pixels | None, str]:
-        example = examples[i]
+    def read(split: str, i: int) -> tuple[Example, Row | None, Pixels]:
+        example, none = splits[split][i], np.zeros((0, 0, 3), np.uint8)
         try:
-            if decode:
-                return example, fitted(example.image, side, example.name), ""
-            check(example.image, example.name)
-        except DataProblem as problem:
-            return example, None, str(problem)
-        return example, None, ""
+            if not decode:
+                size = size_of(example.image, example.name)
+                return example, Row(split, i, example.name, size, _said(example)), none
+            pixels = decoded(example.image, example.name)
+        except DataProblem:
+            return example, None, none
+        height, width = pixels.shape[:2]
+        row = Row(split, i, example.name, (width, height), _said(example))
+        return example, row, squared(pixels, side)
 
+    splits = {"train": collection.train, "valid": collection.valid}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(examples), _CHUNK):
-            yield from pool.map(read, range(start, min(len(examples), start + _CHUNK)))
+        for split, examples in splits.items():
+            for start in range(0, len(examples), _CHUNK):
+                indices = range(start, min(len(examples), start + _CHUNK))
+                yield from pool.map(partial(read, split), indices)
+
+
+def _said(example: Example) -> tuple[str, ...]:
+    return tuple(caption for caption in example.captions if caption.strip())
 
 
 def _count(rows: list[Row], split: str) -> int:
