@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.captions.examples import Collection, Example, shapes_side
 from data_pipelines.errors import DataProblem
 from data_pipelines.tfds import builder_of, data_source, folder_of
@@ -22,7 +24,8 @@ def has_captions(rest: str) -> bool:
     if isinstance(texts, tfds.features.FeaturesDict):
         texts = dict(texts.items()).get("text")
     image = features.get("image")
-    return isinstance(image, tfds.features.Image) and isinstance(texts, tfds.features.Text)
+    strings = isinstance(texts, tfds.features.Tensor) and np.dtype(texts.np_dtype).kind == "O"
+    return isinstance(image, tfds.features.Image) and strings
 
 
 def open_dataset(spec: str, rest: str) -> Collection:
