@@ -83,8 +83,8 @@ def _opened(
         folder = Path(temporary) / "data"
         if spec.startswith("bin:"):
             folder, side = Path(spec.removeprefix("bin:")).expanduser(), None
-        options = {"tokenizer": tokenizer, "side": side, "progress": progress}
-        data = open_data(spec, folder=folder, **options, **sizes)
+        sizes |= {"tokenizer": tokenizer, "side": side, "progress": progress}
+        data = open_data(spec, folder=folder, **sizes)
         assert isinstance(data, Captioned)
         yield data, folder
 
