@@ -64,8 +64,10 @@ def time_images(spec: str, tokenizer: str, context: int, batch: int) -> dict[str
                 "loader_unthreaded": lambda: batches[next(position)],
             }
             found = rates(makers, batch, max(1, _IMAGES // batch))
-        source = open_examples(read_gallery(folder)["spec"], folder).train
-        examples = [source[i] for i in range(min(_DECODED, len(source)))]
+        manifest = read_gallery(folder)
+        source = open_examples(manifest["spec"], folder).train
+        sound = [row.index for row in read_rows(folder, manifest) if row.split == "train"]
+        examples = [source[i] for i in sound[:_DECODED]]
 
         def decode() -> None:
             for example in examples:
@@ -89,7 +91,7 @@ def _opened(
         yield data, folder
 
 
-def _range(values: Iterable[int]) -> dict[str, float]:
+def _range(values: Iterable[Any]) -> dict[str, int | float]:
     """Smallest, median and largest."""
     every = np.fromiter(values, np.int64)
     return {"min": int(every.min()), "median": float(np.median(every)), "max": int(every.max())}
