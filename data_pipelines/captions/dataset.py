@@ -18,7 +18,7 @@ def has_captions(rest: str) -> bool:
     """Whether the features of `tfds:REST` are an image and captions."""
     import tensorflow_datasets as tfds
 
-    found = builder_of(str(folder_of(rest.partition("#")[0].partition(":")[0]))).info.features
+    found = builder_of(str(folder_of(rest.partition(":")[0]))).info.features
     features = dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {}
     texts = getattr(features.get("captions"), "feature", None)
     if isinstance(texts, tfds.features.FeaturesDict):

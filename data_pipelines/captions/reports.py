@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.captions.captioned import Captioned, Drawn
 from data_pipelines.captions.examples import open_examples
-from data_pipelines.captions.gallery import read_gallery, read_rows
+from data_pipelines.captions.gallery import IMAGES, read_gallery, read_rows
 from data_pipelines.captions.pixels import decoded, squared
 from data_pipelines.pipelines import open_data
 from data_pipelines.reports import rates
@@ -63,8 +63,9 @@ def time_images(spec: str, tokenizer: str, context: int, batch: int) -> dict[str
                 "loader": lambda: next(loader),
                 "loader_unthreaded": lambda: batches[next(position)],
             }
-            found = rates(makers, batch, max(1, _IMAGES // batch))
-        manifest = read_gallery(folder)
+            manifest = read_gallery(folder)
+            count = _IMAGES if IMAGES in manifest["sha256"] else 2 * _DECODED
+            found = rates(makers, batch, max(1, count // batch))
         source = open_examples(manifest["spec"], folder).train
         sound = [row.index for row in read_rows(folder, manifest) if row.split == "train"]
         examples = [source[i] for i in sound[:_DECODED]]

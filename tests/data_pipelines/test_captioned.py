@@ -296,7 +296,7 @@ def test_an_interrupted_drawing_leaves_nothing(few, tmp_path):
         ("shapes", {"segments": True}, "no segments"),
         ("shapes", {"tokenizer": "word"}, "unknown tokeniser: 'word'"),
         ("pydoc", {"tokenizer": "words"}, "for captions only"),
-        ("shape", {"tokenizer": "chars"}, "unknown data: 'shape'"),
+        ("shape", {"tokenizer": "chars"}, "unknown data: 'shape'.*did you mean shapes"),
         ("images", {"tokenizer": "gpt2"}, "unknown data: 'images'"),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_fault_that_shows_only_when_decoded_names_the_image(tmp_path, monkeypa
 def test_a_dataset_of_text_is_not_taken_for_images():
     assert is_captioned("tfds:coco_captions")
     assert is_captioned("tfds:flickr:test")
-    for spec in ("pydoc", "text:x", "wikipedia", "bin:x", "c4", "shapes.txt"):
+    for spec in ("pydoc", "text:x", "wikipedia", "bin:x", "c4", "tfds:x#title"):
         assert not is_captioned(spec)
     with pytest.raises(DataProblem, match="not on this disk"):
         is_captioned("tfds:nothing")
