@@ -1,7 +1,7 @@
 """What `jaxmodels data inspect` tells and `jaxmodels data bench` times of images with captions."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from data_pipelines.reports import rates
 from data_pipelines.sources import Progress
 
 _EXCERPT = 3  # captions
-_IMAGES, _DECODED = 6400, 64  # in a round of a timing
+_BATCHES, _DECODED = 100, 64  # batches, and images, in a round of a timing
 
 
 def of_images(
@@ -57,15 +57,14 @@ def time_images(spec: str, tokenizer: str, context: int, batch: int) -> dict[str
     """Images a second: batches as training reads them, and decoding the originals one by one."""
     sizes: dict[str, Any] = {"context": context, "batch": batch, "valid_fraction": 0.0}
     with _opened(spec, tokenizer, None, **sizes) as (data, folder):
+        manifest = read_gallery(folder)
+        ready = IMAGES in manifest["sha256"]
         batches, position = Drawn(data, np.arange(len(data.texts)), None), iter(range(1 << 62))
         with closing(data.train()) as loader:
-            makers: dict[str, Callable[[], Any]] = {
-                "loader": lambda: next(loader),
-                "loader_unthreaded": lambda: batches[next(position)],
-            }
-            manifest = read_gallery(folder)
-            count = _IMAGES if IMAGES in manifest["sha256"] else 2 * _DECODED
-            found = rates(makers, batch, max(1, count // batch))
+            # Alone, and more a round than are read ahead: what lay ready is used up in the first.
+            found = rates({"loader": lambda: next(loader)}, batch, _BATCHES if ready else 16)
+        makers = {"loader_unthreaded": lambda: batches[next(position)]}
+        found |= rates(makers, batch, _BATCHES if ready else 1)
         source = open_examples(manifest["spec"], folder).train
         sound = [row.index for row in read_rows(folder, manifest) if row.split == "train"]
         examples = [source[i] for i in sound[:_DECODED]]

@@ -20,7 +20,7 @@ ROOT = Path(data_pipelines.__file__).parents[1]
 def few(monkeypatch):
     monkeypatch.setattr(shapes_dataset, "TRAIN", 30)
     monkeypatch.setattr(shapes_dataset, "HELD_OUT", 10)
-    monkeypatch.setattr(reports, "_IMAGES", 20)
+    monkeypatch.setattr(reports, "_BATCHES", 10)
     monkeypatch.setattr(reports, "_DECODED", 5)
 
 
