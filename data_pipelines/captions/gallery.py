@@ -10,8 +10,9 @@ import numpy as np
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import digest
+from data_pipelines.prepare import MANIFEST
 
-CAPTIONS, IMAGES, MANIFEST = "captions.jsonl", "images.bin", "manifest.json"
+CAPTIONS, IMAGES = "captions.jsonl", "images.bin"
 
 _FIELDS: dict[str, Any] = {
     "spec": str,

@@ -21,10 +21,11 @@ from data_pipelines.captions.examples import (
     shapes_side,
     side_of,
 )
-from data_pipelines.captions.gallery import CAPTIONS, IMAGES, MANIFEST, Row
+from data_pipelines.captions.gallery import CAPTIONS, IMAGES, Row
 from data_pipelines.captions.pixels import decoded, size_of, squared
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import digest, refuse_foreign, whole_folder
+from data_pipelines.files import digest, whole_folder
+from data_pipelines.prepare import MANIFEST, refuse_foreign
 from data_pipelines.sources import Progress
 
 BUDGET = 2 << 30
@@ -65,7 +66,7 @@ def prepare_images(
         OSError: the disk is full, say; nothing is left behind.
     """
     folder, side = Path(os.path.abspath(folder)), side_of(spec, side)
-    refuse_foreign(folder, MANIFEST, force)
+    refuse_foreign(folder, force)
     with whole_folder(folder, force) as new:
         if spec.partition(":")[0] == SHAPES:
             from data_pipelines.captions.shapes_dataset import write_shapes
