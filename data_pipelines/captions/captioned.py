@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from data_pipelines.captions.tokens import Captions, encoded, padded
+from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.loader import ENDLESS, Rows, epoch_keys, permute, shuffled, spread
 from data_pipelines.tokenizers import Tokenizer, unknown_name
 
@@ -118,7 +119,12 @@ class Captioned:
 
         Args:
             rows: of each batch, in rising order, those that this process wants; None for all.
+
+        Raises:
+            DataProblem: (usage) all images are held out.
         """
+        if not self.train_images:
+            raise DataProblem("no image is left to train on", where=self.spec, exit_code=USAGE)
         ahead = max(8, self.threads)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
         drawn = Drawn(self, self._seen, rows)

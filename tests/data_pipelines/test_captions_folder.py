@@ -179,7 +179,10 @@ def test_nothing_to_train_on(folder):
     write_csv(folder, [("a.png", "a")])
     with pytest.raises(DataProblem, match="too few images"):
         opened(folder, valid_fraction=0.5)
-    assert opened(folder, valid_fraction=1.0).valid_images == 1
+    data = opened(folder, valid_fraction=1.0)
+    assert (data.train_images, data.valid_images) == (0, 1)
+    with pytest.raises(DataProblem, match="no image is left to train on"):
+        data.train()
 
 
 def saved(path, pixels, mode, palette=0, colors=256, **options):
