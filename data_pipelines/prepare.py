@@ -75,7 +75,7 @@ def prepare(
     if dtype and dtype not in DTYPES:
         raise DataProblem(f"unknown dtype: {dtype!r}", why="known: uint16, uint32", exit_code=USAGE)
     folder = Path(os.path.abspath(folder))
-    _refuse_foreign(folder, force)
+    refuse_foreign(folder, force)
     source = open_text(spec)
     with whole_folder(folder, force) as new:
         stamp = source.stamp()
@@ -220,7 +220,7 @@ def _refuse_overflow(tokenizer: Tokenizer, dtype: str) -> None:
         )
 
 
-def _refuse_foreign(folder: Path, force: bool) -> None:
+def refuse_foreign(folder: Path, force: bool) -> None:
     """--force replaces what this command wrote; it never removes a home directory."""
     if force and folder.exists() and not (folder / MANIFEST).is_file():
         raise DataProblem(
