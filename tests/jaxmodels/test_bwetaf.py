@@ -149,7 +149,8 @@ def test_dropout_is_off_without_rngs_and_on_with():
 def test_the_residual_stream_stays_float32_in_bfloat16():
     skeleton, params, rest = split(jaxmodels.create("bwetaf:tiny"))
     half = skeleton.merge({path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}, rest)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (3, 12)))  # as many rows as a product takes
+    # So many rows that the head is a product.
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (3, 12)))
     jaxpr = jax.make_jaxpr(lambda model, ids: model(ids)[0])(half, tokens)
     products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "dot_general"]
     assert len(products) == 1 + 2 * 8
