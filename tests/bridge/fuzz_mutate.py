@@ -137,7 +137,7 @@ def _json(data: bytes, rng: random.Random) -> bytes:
     """One value of a JSON file becomes another, is gone, or is there twice."""
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _flip(data, rng)
     return json.dumps(_changed(value, rng)).encode()
 
