@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from bridge.safetensors_reader import read_file, read_sharded
-from bridge.safetensors_writer import INDEX, parse_size, plan_shards, write_safetensors
+from bridge.safetensors_writer import INDEX, parse_size, plan_shards, write_file, write_index
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
@@ -26,6 +26,14 @@ LAYOUTS = {
     "broadcast": lambda x: np.broadcast_to(x, (2, *x.shape)),
     "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")).view(x.dtype.newbyteorder(">")),
 }
+
+
+def write_safetensors(folder, shards):
+    digests = {}
+    for name, tensors in shards.items():
+        digests |= write_file(folder / name, tensors)
+    write_index(folder, shards)
+    return digests
 
 
 def lazy(name, array):
