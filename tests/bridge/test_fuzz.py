@@ -1,4 +1,4 @@
-"""A sample of `python -m tests.bridge.fuzz`, which runs 20,000 inputs: the hostile ones, and more."""
+"""A sample of `python -m tests.bridge.fuzz`, which runs 20,000 inputs: the hostile ones first."""
 
 from tests.bridge.fuzz import run
 
