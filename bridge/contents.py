@@ -103,8 +103,8 @@ def changed(folder: Path) -> list[str]:
         read_sealed(folder / MANIFEST)
     except ValueError:
         return [f"{MANIFEST} is damaged"]
-    found = digests(folder, lambda name: name in promised and name.endswith(".json"))
-    return differing({name: promised[name] for name in found}, found)
+    told = {name: entry for name, entry in promised.items() if name.endswith(".json")}
+    return differing(told, digests(folder, lambda name: name in told))
 
 
 def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

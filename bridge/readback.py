@@ -9,7 +9,7 @@ from bridge.outputs import Agreement, agreement
 from bridge.plan import Plan
 from bridge.sources import Source
 from bridge.tensors import digest_of
-from bridge.verification import Wishes, digest_problems
+from bridge.verification import Wishes
 from jaxmodels.errors import UNVERIFIED, Problem
 
 CHECKS = ("none", "digest", "roundtrip", "logits")
@@ -44,7 +44,7 @@ def check_written(
     """
     if level == "none":
         return None
-    problems = digest_problems(folder) or []
+    problems: list[str] = []
     found = None
     for path, tensor in written.tensors.items():
         array = tensor.read()  # compares it with its digest

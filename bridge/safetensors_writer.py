@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bridge.tensors import DTYPE_CODES, Fingerprint, Tensor, fingerprint, raw
+from bridge.tensors import DTYPE_CODES, Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
 SINGLE = "model.safetensors"
@@ -88,8 +88,7 @@ def write_file(
             array = tensor.read()
             if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
                 raise RuntimeError(f"{tensor} was read as {array.shape} {array.dtype}")
-            file.write(raw(array).data)
-            digests[tensor.name] = fingerprint(array)
+            digests[tensor.name] = fingerprint(array, file.write)
             progress(tensor)
     return digests
 

@@ -2,7 +2,7 @@
 
 import fnmatch
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -34,6 +34,8 @@ FLOATS = ("float32", "bfloat16", "float16")
 # Norms, gates, temperatures and other scales: numbers that everything is multiplied by, and few.
 DELICATE = ("*norm*", "*gate*", "*alpha*", "*temperature*", "*gamma*", "*scale*")
 NO_LIST = "none"
+
+PIECE = 2**24  # bytes of an array that are turned round at once
 
 Fingerprint = dict[str, Any]  # dtype, shape, sha256
 
@@ -73,15 +75,33 @@ def raw(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(little).reshape(-1).view(np.uint8)
 
 
+def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """`raw` in pieces: of an array that lies otherwise, a few rows are copied at a time."""
+    if array.ndim < 2 or array.nbytes <= PIECE or array.flags.c_contiguous:
+        yield raw(array)
+        return
+    rows = max(1, PIECE * len(array) // array.nbytes)
+    for start in range(0, len(array), rows):
+        yield raw(array[start : start + rows])
+
+
 def digest_of(array: np.ndarray) -> str:
     """sha256 of the values as `raw` gives them, in hexadecimal."""
-    return hashlib.sha256(raw(array).data).hexdigest()
+    digest = hashlib.sha256()
+    for piece in pieces(array):
+        digest.update(piece.data)
+    return digest.hexdigest()
 
 
-def fingerprint(array: np.ndarray) -> Fingerprint:
-    """What a manifest says of a tensor."""
+def fingerprint(array: np.ndarray, write: Callable[[Any], object] | None = None) -> Fingerprint:
+    """What a manifest says of a tensor; its bytes are given to `write` on the way."""
+    digest = hashlib.sha256()
+    for piece in pieces(array):
+        digest.update(piece.data)
+        if write is not None:
+            write(piece.data)
     code = DTYPE_CODES[array.dtype]
-    return {"dtype": code, "shape": list(array.shape), "sha256": digest_of(array)}
+    return {"dtype": code, "shape": list(array.shape), "sha256": digest.hexdigest()}
 
 
 def cast(
