@@ -50,6 +50,7 @@ def check_written(
         array = tensor.read()  # compares it with its digest
         if level != "digest" and digest_of(array) != digest_of(plan.ours[path].read()):
             problems.append(f"{path} does not come back as it was")
+        del array  # before the next one is read
     if moments is not None:
         problems += _moment_problems(moments, required(written.moments(), folder))
     if level in ("roundtrip", "logits"):

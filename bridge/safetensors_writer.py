@@ -89,6 +89,7 @@ def write_file(
             if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
                 raise RuntimeError(f"{tensor} was read as {array.shape} {array.dtype}")
             digests[tensor.name] = fingerprint(array, file.write)
+            del array  # before the next one is read
             progress(tensor)
     return digests
 

@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -35,6 +36,7 @@ FLOATS = ("float32", "bfloat16", "float16")
 DELICATE = ("*norm*", "*gate*", "*alpha*", "*temperature*", "*gamma*", "*scale*")
 NO_LIST = "none"
 
+TILE = 512, 32
 PIECE = 2**24  # bytes of an array that are turned round at once
 
 Fingerprint = dict[str, Any]  # dtype, shape, sha256
@@ -72,7 +74,20 @@ def is_float(dtype: np.dtype) -> bool:
 def raw(array: np.ndarray) -> np.ndarray:
     """The values as bytes (uint8 [n]): row by row, little-endian, whatever the layout given."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+    return _contiguous(little).reshape(-1).view(np.uint8)
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """The array row by row. One that lies column by column is turned round in tiles that fit the
+    caches, several times as fast as numpy's walk along whole rows."""
+    if array.ndim != 2 or array.flags.c_contiguous or array.strides[0] >= array.strides[1]:
+        return np.ascontiguousarray(array)
+    rows, columns = TILE
+    result = np.empty(array.shape, array.dtype)
+    for i in range(0, array.shape[0], rows):
+        for j in range(0, array.shape[1], columns):
+            result[i : i + rows, j : j + columns] = array[i : i + rows, j : j + columns]
+    return result
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -95,13 +110,16 @@ def digest_of(array: np.ndarray) -> str:
 
 def fingerprint(array: np.ndarray, write: Callable[[Any], object] | None = None) -> Fingerprint:
     """What a manifest says of a tensor; its bytes are given to `write` on the way."""
+    code, shape = DTYPE_CODES[array.dtype], list(array.shape)
+    if write is None:
+        return {"dtype": code, "shape": shape, "sha256": digest_of(array)}
     digest = hashlib.sha256()
-    for piece in pieces(array):
-        digest.update(piece.data)
-        if write is not None:
+    with ThreadPoolExecutor(1) as other:  # hashing and writing leave Python to others
+        for piece in pieces(array):
+            hashed = other.submit(digest.update, piece.data)
             write(piece.data)
-    code = DTYPE_CODES[array.dtype]
-    return {"dtype": code, "shape": list(array.shape), "sha256": digest.hexdigest()}
+            hashed.result()
+    return {"dtype": code, "shape": shape, "sha256": digest.hexdigest()}
 
 
 def cast(

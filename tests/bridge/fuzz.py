@@ -204,6 +204,8 @@ def run(seed: int, first: int, count: int) -> tuple[Counter[str], list[dict[str,
                             failures.append(told)
                             print(json.dumps(told), file=sys.stderr, flush=True)
                         first = at + 1
+                        if first % 1000 == 0:
+                            print(f"{first} inputs", file=sys.stderr, flush=True)
                 if process.wait() != 0:
                     if at < 0:
                         raise RuntimeError("the process that reads cannot begin")

@@ -260,3 +260,21 @@ def test_a_tensor_the_index_forgets_is_refused(sharded):
 def test_an_index_without_map(sharded):
     sharded.write_text('{"weight_map": [1]}')
     assert "weight_map" in index_refused(sharded)
+
+
+def test_large_arrays_are_turned_round_in_pieces_and_tiles(tmp_path, monkeypatch):
+    from bridge import tensors
+
+    monkeypatch.setattr(tensors, "PIECE", 5_000)
+    monkeypatch.setattr(tensors, "TILE", (7, 3))
+    array = np.random.default_rng(0).standard_normal((50, 31, 1)).astype(np.float32)
+    for name, view in {
+        "turned": array[..., 0].T,
+        "part": array[3:, 2:, 0].T,
+        "three": array.T,
+        "backwards": array[::-1, :, 0].T,
+    }.items():
+        path = tmp_path / name
+        told = write_file(path, [lazy("x", view)])
+        np.testing.assert_array_equal(load_file(path)["x"], view)
+        assert told["x"]["sha256"] == tensors.digest_of(np.ascontiguousarray(view))
