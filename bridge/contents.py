@@ -16,7 +16,7 @@ from bridge.tensors import Tensor, digest_of
 from bridge.vocabulary import tokenizer_beside
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
 
 
 @dataclass
@@ -38,6 +38,8 @@ class Contents:
     """Step and metrics of a training run; under "seed" what the seed's file says and a Config
     does not, for the way back."""
     notes: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """What a manifest says otherwise of the files that give the tensors their meaning."""
     table: str | None = None
     """Whose names these are, "WEIGHTS" or "SEED", when the format says it."""
     moments: Callable[[], Moments | None] = lambda: None
@@ -86,6 +88,23 @@ def with_seed(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[s
     """The origin with what a seed's file in the format `name` says, for the way back."""
     seed = origin.get("seed")
     return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: said}}
+
+
+def changed(folder: Path) -> list[str]:
+    """What our manifest says otherwise of itself and of the JSON files in a folder.
+
+    They say what the tensors mean; tensors are compared one by one, see `checked`.
+    """
+    manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    promised = manifest.get("files")
+    if not isinstance(promised, dict) or "tensors" not in manifest:  # somebody else's
+        return []
+    try:
+        read_sealed(folder / MANIFEST)
+    except ValueError:
+        return [f"{MANIFEST} is damaged"]
+    told = {name: entry for name, entry in promised.items() if name.endswith(".json")}
+    return differing(told, digests(folder, lambda name: name in told))
 
 
 def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.formats import dinov2_pth, gguf, kind, recognise
+from bridge.kept_shards import kept_parts
 from bridge.model_directory import differences
 from bridge.moments import Moments, required
 from bridge.outputs import check_wishes
@@ -46,6 +47,8 @@ def convert(
     gradients: bool = False,
 ) -> Report:
     """Converts a checkpoint; the output appears whole, or not at all.
+
+    A call with the same arguments after one that was killed goes on with the shards that are whole.
 
     Args:
         src: any source that `bridge.load` takes.
@@ -102,8 +105,12 @@ def convert(
     _may_write(source_path, target, force)
     _enough_space(report)
     shown = show(plan.bytes) if progress else nullcontext(lambda _: None)
-    with whole_folder(target, force) as folder, shown as tell:
-        write_target(folder, source, to, plan, carried, tell)
+    with (
+        whole_folder(target, force) as folder,
+        kept_parts(target, source_path, plan) as parts,
+        shown as tell,
+    ):
+        report["notes"] += write_target(folder, source, to, plan, carried, tell, parts)
         written = bind(recognise(folder))
         report["files"] = [str(path.relative_to(folder)) for path in files_below(folder)]
         wishes = text, gradients

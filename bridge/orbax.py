@@ -17,6 +17,7 @@ from jaxmodels.runtime.files import as_full_disk
 from jaxmodels.runtime.paths import nest
 
 METADATA = "_METADATA"
+MAX_METADATA = 30_000_000  # bytes
 
 
 def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -126,7 +127,7 @@ def _unreadable(folder: Path, error: Exception, name: str = "") -> Problem:
 def is_tree(folder: Path) -> bool:
     """Whether a folder is an Orbax checkpoint of a tree: its metadata lists named arrays."""
     path = folder / METADATA
-    if not path.is_file() or path.stat().st_size > 100_000_000:
+    if not path.is_file() or path.stat().st_size > MAX_METADATA:
         return False
     try:
         return "tree_metadata" in json.loads(path.read_bytes())

@@ -40,7 +40,7 @@ _TABLES = {
 
 
 # Targets that a library writes, with the whole model in memory.
-_WHOLE = ("orbax", "nanogpt")
+_WHOLE = ("orbax",)
 _LIBRARIES = 300_000_000  # bytes that the process takes before it reads a tensor
 
 

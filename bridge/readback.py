@@ -9,7 +9,7 @@ from bridge.outputs import Agreement, agreement
 from bridge.plan import Plan
 from bridge.sources import Source
 from bridge.tensors import digest_of
-from bridge.verification import Wishes, digest_problems
+from bridge.verification import Wishes
 from jaxmodels.errors import UNVERIFIED, Problem
 
 CHECKS = ("none", "digest", "roundtrip", "logits")
@@ -44,12 +44,13 @@ def check_written(
     """
     if level == "none":
         return None
-    problems = digest_problems(folder) or []
+    problems: list[str] = []
     found = None
     for path, tensor in written.tensors.items():
         array = tensor.read()  # compares it with its digest
         if level != "digest" and digest_of(array) != digest_of(plan.ours[path].read()):
             problems.append(f"{path} does not come back as it was")
+        del array  # before the next one is read
     if moments is not None:
         problems += _moment_problems(moments, required(written.moments(), folder))
     if level in ("roundtrip", "logits"):

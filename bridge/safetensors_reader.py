@@ -13,7 +13,8 @@ from bridge.table import listing
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
-MAX_HEADER = 100_000_000  # the format's own limit
+# The format allows 100 MB; read as JSON they could fill gigabytes. 100,000 tensors take 10 MB.
+MAX_HEADER = 30_000_000
 MAX_DIMS = 32
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bridge.tensors import DTYPE_CODES, Fingerprint, Tensor, fingerprint, raw
+from bridge.tensors import DTYPE_CODES, Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
 SINGLE = "model.safetensors"
@@ -48,34 +48,14 @@ def plan_shards(tensors: list[Tensor], max_bytes: int) -> dict[str, list[Tensor]
     }
 
 
-def write_safetensors(
-    folder: Path,
-    shards: dict[str, list[Tensor]],
-    progress: Callable[[Tensor], None] = lambda _: None,
-) -> dict[str, Fingerprint]:
-    """Writes the shards of `plan_shards`, and their index when there are several.
-
-    Args:
-        folder: an existing folder.
-        shards: file name → its tensors; each is read, written and let go before the next.
-        progress: called after each tensor.
-
-    Returns:
-        tensor name → {"dtype", "shape", "sha256"}, of the values as they were in memory.
-
-    Raises:
-        Problem: (corrupt) a dtype that safetensors has no name for.
-    """
-    digests: dict[str, Fingerprint] = {}
-    for name, tensors in shards.items():
-        digests |= write_file(folder / name, tensors, progress)
+def write_index(folder: Path, shards: dict[str, list[Tensor]]) -> None:
+    """Writes the index of the shards of `plan_shards`, when there are several."""
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(t.nbytes for ts in shards.values() for t in ts)},
             "weight_map": {t.name: name for name, tensors in shards.items() for t in tensors},
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return digests
 
 
 def write_file(
@@ -84,7 +64,20 @@ def write_file(
     progress: Callable[[Tensor], None] = lambda _: None,
     metadata: dict[str, str] | None = None,
 ) -> dict[str, Fingerprint]:
-    """Writes one safetensors file; `metadata` is added to its header. See `write_safetensors`."""
+    """Writes one safetensors file, each tensor read, written and let go before the next.
+
+    Args:
+        path: the file.
+        tensors: what it holds.
+        progress: called after each tensor.
+        metadata: added to its header.
+
+    Returns:
+        tensor name → {"dtype", "shape", "sha256"}, of the values as they were in memory.
+
+    Raises:
+        Problem: (corrupt) a dtype that safetensors has no name for.
+    """
     # Widest items first, so that every offset is a multiple of its item size, as readers that
     # map the file need.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
@@ -95,8 +88,8 @@ def write_file(
             array = tensor.read()
             if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
                 raise RuntimeError(f"{tensor} was read as {array.shape} {array.dtype}")
-            file.write(raw(array).data)
-            digests[tensor.name] = fingerprint(array)
+            digests[tensor.name] = fingerprint(array, file.write)
+            del array  # before the next one is read
             progress(tensor)
     return digests
 

@@ -23,6 +23,7 @@ from bridge.zeros import unfilled
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels import sizes
 from jaxmodels.errors import CORRUPT, USAGE, Problem
+from jaxmodels.runtime.files import MANIFEST
 
 # What a state holds besides parameters: nnx's random streams, frequencies that are computed
 # again, and the causal mask of older GPT-2 files. They are dropped, and said.
@@ -87,6 +88,14 @@ def bind(
 
     `conventions` stand in for the architecture's own where a field must be assumed.
     """
+    if contents.damaged:
+        raise Problem(
+            "the files are not what their manifest promises",
+            where=str(contents.path),
+            why="\n".join(contents.damaged),
+            fix=f"fetch or convert the model again; if you changed them, remove {MANIFEST}",
+            exit_code=CORRUPT,
+        )
     contents = unwrapped(contents)
     found, notes = _parameters(contents)
     found = apart(found, arch or contents.arch)

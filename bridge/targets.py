@@ -5,10 +5,10 @@ from pathlib import Path
 
 from bridge import orbax
 from bridge.formats import bwetaf, dinov2_pth, gguf, model_files, nanogpt, wigip
+from bridge.kept_shards import write_shards
 from bridge.model_directory import complete, describe_model, promise
 from bridge.moments import Moments
 from bridge.plan import PYTORCH, Plan
-from bridge.safetensors_writer import write_safetensors
 from bridge.sources import Source
 from bridge.tensors import FLOATS, Tensor, is_float
 from bridge.torch import twin
@@ -68,7 +68,8 @@ def write_target(
     plan: Plan,
     moments: Moments | None,
     tell: Callable[[Tensor], None],
-) -> None:
+    parts: Path | None = None,
+) -> list[str]:
     """Writes a whole output, with the tokeniser's file if the model has one.
 
     Args:
@@ -78,10 +79,17 @@ def write_target(
         plan: its tensors under their new names.
         moments: AdamW's state under the target's names.
         tell: called after each tensor.
+        parts: where finished shards wait, see `bridge.kept_shards`.
+
+    Returns:
+        what is to be said of it.
     """
+    notes = []
     if to in PYTORCH:
         dtypes = {str(t.dtype) for t in plan.ours.values() if is_float(t.dtype)}
-        digests = write_safetensors(folder, plan.shards, tell)
+        digests, there = write_shards(folder, parts, plan, tell)
+        if there:
+            notes.append(f"{there} of {len(plan.shards)} shards were finished by an earlier call")
         complete(folder, source, dtypes.pop() if len(dtypes) == 1 else FLOATS[0], to)
         if moments is not None:
             model_files.write_moments(folder, moments)
@@ -100,3 +108,4 @@ def write_target(
         if source.tokenizer is not None:
             source.tokenizer.save(folder)
     promise(folder, source, digests)
+    return notes

@@ -2,7 +2,8 @@
 
 import fnmatch
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -34,6 +35,9 @@ FLOATS = ("float32", "bfloat16", "float16")
 # Norms, gates, temperatures and other scales: numbers that everything is multiplied by, and few.
 DELICATE = ("*norm*", "*gate*", "*alpha*", "*temperature*", "*gamma*", "*scale*")
 NO_LIST = "none"
+
+TILE = 512, 32
+PIECE = 2**24  # bytes of an array that are turned round at once
 
 Fingerprint = dict[str, Any]  # dtype, shape, sha256
 
@@ -70,18 +74,52 @@ def is_float(dtype: np.dtype) -> bool:
 def raw(array: np.ndarray) -> np.ndarray:
     """The values as bytes (uint8 [n]): row by row, little-endian, whatever the layout given."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+    return _contiguous(little).reshape(-1).view(np.uint8)
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """The array row by row. One that lies column by column is turned round in tiles that fit the
+    caches, several times as fast as numpy's walk along whole rows."""
+    if array.ndim != 2 or array.flags.c_contiguous or array.strides[0] >= array.strides[1]:
+        return np.ascontiguousarray(array)
+    rows, columns = TILE
+    result = np.empty(array.shape, array.dtype)
+    for i in range(0, array.shape[0], rows):
+        for j in range(0, array.shape[1], columns):
+            result[i : i + rows, j : j + columns] = array[i : i + rows, j : j + columns]
+    return result
+
+
+def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """`raw` in pieces: of an array that lies otherwise, a few rows are copied at a time."""
+    if array.ndim < 2 or array.nbytes <= PIECE or array.flags.c_contiguous:
+        yield raw(array)
+        return
+    rows = max(1, PIECE * len(array) // array.nbytes)
+    for start in range(0, len(array), rows):
+        yield raw(array[start : start + rows])
 
 
 def digest_of(array: np.ndarray) -> str:
     """sha256 of the values as `raw` gives them, in hexadecimal."""
-    return hashlib.sha256(raw(array).data).hexdigest()
+    digest = hashlib.sha256()
+    for piece in pieces(array):
+        digest.update(piece.data)
+    return digest.hexdigest()
 
 
-def fingerprint(array: np.ndarray) -> Fingerprint:
-    """What a manifest says of a tensor."""
-    code = DTYPE_CODES[array.dtype]
-    return {"dtype": code, "shape": list(array.shape), "sha256": digest_of(array)}
+def fingerprint(array: np.ndarray, write: Callable[[Any], object] | None = None) -> Fingerprint:
+    """What a manifest says of a tensor; its bytes are given to `write` on the way."""
+    code, shape = DTYPE_CODES[array.dtype], list(array.shape)
+    if write is None:
+        return {"dtype": code, "shape": shape, "sha256": digest_of(array)}
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1) as other:  # hashing and writing leave Python to others
+        for piece in pieces(array):
+            hashed = other.submit(digest.update, piece.data)
+            write(piece.data)
+            hashed.result()
+    return {"dtype": code, "shape": shape, "sha256": digest.hexdigest()}
 
 
 def cast(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bridge import orbax
-from bridge.contents import Contents
+from bridge.contents import Contents, changed
 from bridge.formats import bwetaf, dinov2, gguf, gpt2, model_files, runs, torch_files, wigip
 from bridge.safetensors_reader import looks_like_safetensors
 from jaxmodels.errors import CORRUPT, Problem
@@ -59,7 +59,9 @@ def recognise(path: Path) -> Contents:
     if not path.exists():
         raise Problem("no such file or folder", where=str(path), fix="check the path")
     if found := _format(path):
-        return found.open(path)
+        contents = found.open(path)
+        contents.damaged = changed(path) if path.is_dir() else []
+        return contents
     if path.is_file():
         start = _start(path)
         cut = "; a zip file, of which the end is missing" if start.startswith(b"PK") else ""

@@ -7,13 +7,13 @@ the optimiser).
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bridge.contents import seed_of, with_seed
+from bridge.legacy.torch_writer import write_torch
 from bridge.moments import Moments, count_of
 from bridge.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import MISMATCH, Problem
@@ -90,7 +90,7 @@ def write_nanogpt(
     moments: Moments | None,
     tell: Callable[[Tensor], None],
 ) -> dict[str, Fingerprint]:
-    """Writes `ckpt.pt` as nanoGPT's `train.py` does; holds the whole model in memory.
+    """Writes `ckpt.pt` as nanoGPT's `train.py` does, one tensor at a time.
 
     Args:
         folder: an existing folder.
@@ -103,35 +103,39 @@ def write_nanogpt(
     Returns:
         name → {"dtype", "shape", "sha256"}.
     """
-    import torch
+    digests: dict[str, Fingerprint] = {}
 
-    from bridge.torch import to_torch
-
-    state, digests = {}, {}
-    for name, tensor in tensors.items():
+    def values(tensor: Tensor) -> np.ndarray:
         array = tensor.read()
-        digests[name] = fingerprint(array)
-        state[name] = to_torch(replace(tensor, read=partial(_same, array)))
-        tell(tensor)
+        if tensors.get(tensor.name) is tensor:
+            digests[tensor.name] = fingerprint(array)
+            tell(tensor)
+        return array
+
     # One tensor under two names, as in nanoGPT.
-    state[HEAD], digests[HEAD] = state[EMBEDDING], digests[EMBEDDING]
+    state = {**tensors, HEAD: tensors[EMBEDDING]}
     optimizer = _torch_optimiser(tensors, moments)
-    torch.save({"model": state, "optimizer": optimizer, **_said(config, origin)}, folder / FILE)
-    return digests
+    checkpoint = {"model": state, "optimizer": optimizer, **_said(config, origin)}
+    write_torch(folder / FILE, checkpoint, values)
+    return digests | {HEAD: digests[EMBEDDING]}
 
 
 def _said(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says besides the tensors, in nanoGPT's order."""
-    import torch
-
     said = seed_of(origin, "nanogpt")
     args = {name: getattr(config, field) for name, field in ARGS.items()}
     return {
         "model_args": {**_plain(said.get("model_args")), **args},
         "iter_num": origin.get("step", 0),
-        "best_val_loss": torch.tensor(_loss(origin)),
+        "best_val_loss": _scalar(_loss(origin)),
         "config": _plain(said.get("config")),
     }
+
+
+def _scalar(number: float) -> Tensor:
+    """A float32 without axes."""
+    array = np.asarray(number, np.float32)
+    return Tensor("", (), array.dtype, lambda: array)
 
 
 def _loss(origin: dict[str, Any]) -> float:
@@ -140,10 +144,6 @@ def _loss(origin: dict[str, Any]) -> float:
     known = metrics if isinstance(metrics, dict) else {}
     loss = known.get("best_val_loss", known.get("valid_loss"))
     return float(loss) if isinstance(loss, int | float) else 1e9
-
-
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -196,8 +196,6 @@ def _torch_optimiser(tensors: dict[str, Tensor], moments: Moments | None) -> dic
     """`state_dict()` of nanoGPT's AdamW: matrices decay, vectors do not."""
     import torch
 
-    from bridge.torch import to_torch
-
     order = _order({name: tensor.shape for name, tensor in tensors.items()})
     said = {**SETTINGS, **(moments.settings if moments else {})}
     groups: list[list[Any]] = [[], []]
@@ -216,9 +214,9 @@ def _torch_optimiser(tensors: dict[str, Tensor], moments: Moments | None) -> dic
     if moments is not None:
         saved["state"] = {
             number: {
-                "step": torch.tensor(float(moments.count)),
-                "exp_avg": to_torch(moments.mu[name]),
-                "exp_avg_sq": to_torch(moments.nu[name]),
+                "step": _scalar(moments.count),
+                "exp_avg": moments.mu[name],
+                "exp_avg_sq": moments.nu[name],
             }
             for number, name in enumerate(order)
         }

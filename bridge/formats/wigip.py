@@ -20,7 +20,7 @@ from bridge.contents import Contents, checked, origin_of, seed_of, with_seed
 from bridge.formats import wigip_optimizer as optimizer
 from bridge.legacy.array_pickle import read_arrays, tensors_of
 from bridge.legacy.inflate import Allowance, GzipStream
-from bridge.legacy.pickle_writer import write_pickle
+from bridge.legacy.pickle_writer import write_array, write_pickle
 from bridge.legacy.zip_reader import names_in, read_entries
 from bridge.moments import Moments, count_of
 from bridge.safetensors_reader import parse_json
@@ -189,7 +189,7 @@ def _add(
         archive.open(_info(name), "w", force_zip64=True) as member,
         gzip.GzipFile("", "wb", _LEVEL, member, mtime=0) as file,
     ):
-        write_pickle(file, value, values)
+        write_pickle(file, value, lambda file, tensor: write_array(file, values(tensor)))
 
 
 def _info(name: str) -> zipfile.ZipInfo:

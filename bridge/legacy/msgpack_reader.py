@@ -19,6 +19,8 @@ from jaxmodels.errors import CORRUPT, Problem
 CHUNKED = "__msgpack_chunked_array__"
 MAX_DEPTH = 64
 MAX_DIMS = 32
+MAX_ITEMS = 1_000_000  # of all maps and lists together
+MAX_NAME = 1000  # bytes
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # flax's extension types
 _KINDS = {dtype.name: dtype for dtype in DTYPES.values()}
 
@@ -82,12 +84,17 @@ def leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
 class _Reader:
     def __init__(self, path: Path, file: BinaryIO):
         self.path, self.file, self.size = path, file, path.stat().st_size
+        self.left = MAX_ITEMS
 
     def value(self, name: str, depth: int = 0) -> Any:
         """The next value; `name` is its place in the tree, keys joined with dots."""
         if depth > MAX_DEPTH:
             _refuse(self.path, "the tree is too deep", f"at most {MAX_DEPTH} levels are read")
         kind, length = self.header()
+        if kind in ("map", "array"):
+            self.left -= length
+            if self.left < 0:
+                _refuse(self.path, "the tree is too large", f"at most {MAX_ITEMS:,} parts are read")
         if kind == "map":
             return self.map(length, name, depth)
         if kind == "array":
@@ -104,6 +111,8 @@ class _Reader:
         result: Tree = {}
         for _ in range(length):
             kind, size = self.header()
+            if kind == "str" and size > MAX_NAME:
+                _refuse(self.path, f"a key in {name or 'the tree'} is too long", f"{size:,} bytes")
             key = self.text(size) if kind == "str" else str(size)
             if key in result or kind not in ("str", "plain"):
                 _refuse(self.path, f"bad key in {name or 'the tree'}", repr(key)[:80])
@@ -133,15 +142,16 @@ class _Reader:
         kind = self.take(1)[0]
         end = self.file.tell() + length
         if kind == COMPLEX:
-            return complex(*self.value(name))
+            return self.complex(name, end)
         if kind not in (ARRAY, SCALAR):
             _refuse(self.path, f"{name} is of an unknown kind", f"extension type {kind}")
         if self.header() != ("array", 3):
             _refuse(self.path, f"{name} is no array", "[shape, dtype, values] is missing")
-        shape, dtype = self.value(name), self.value(name)
+        shape, dtype = (self.value(name, MAX_DEPTH - 1) for _ in range(2))
         label, size = self.header()
         start = self.file.tell()
-        if not _is_shape(shape) or dtype not in _KINDS or label != "bin":
+        sound = _is_shape(shape) and isinstance(dtype, str) and dtype in _KINDS
+        if not sound or label != "bin":
             _refuse(self.path, f"{name} is no array", f"shape {shape}, dtype {dtype}"[:200])
         needed = prod(shape) * _KINDS[dtype].itemsize
         if size != needed or start + size != end:
@@ -150,6 +160,14 @@ class _Reader:
         self.file.seek(start + size)
         tensor = self.tensor(name, tuple(shape), _KINDS[dtype], start)
         return tensor.read()[()] if kind == SCALAR else tensor
+
+    def complex(self, name: str, end: int) -> complex:
+        """A complex number: the list of its two parts."""
+        parts = self.value(name, MAX_DEPTH - 1)
+        numbers = isinstance(parts, list) and all(type(part) in (int, float) for part in parts)
+        if not numbers or len(parts) != 2 or self.file.tell() != end:
+            _refuse(self.path, f"{name} is no complex number", repr(parts)[:80])
+        return complex(*parts)
 
     def joined(self, parts: Tree, name: str) -> Tensor:
         """The tensor whose flat pieces these are."""

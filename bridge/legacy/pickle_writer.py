@@ -27,53 +27,37 @@ class Writable(Protocol):
         """Takes bytes."""
 
 
-def write_pickle(file: Writable, value: Any, array: Callable[[Tensor], np.ndarray]) -> None:
-    """Writes a value of dicts, tuples, strings, numbers, `Record`s and `Tensor`s.
+def write_pickle(
+    file: Writable, value: Any, leaf: Callable[[Writable, Tensor], None], protocol: int = 4
+) -> None:
+    """Writes a value of dicts, lists, tuples, strings, numbers, None, `Record`s and `Tensor`s.
 
     Args:
         file: where to.
         value: the value; `Record`s are named tuples.
-        array: the values of a tensor, called in the order of writing, one at a time.
+        leaf: writes what stands for a tensor, called in the order of writing.
+        protocol: the number that readers are told; without bytes, all from 2 on are the same.
     """
-    file.write(b"\x80\x04")
-    _write(file, value, array)
+    file.write(bytes([0x80, protocol]))
+    _write(file, value, leaf)
     file.write(b".")
 
 
-def _write(file: Writable, value: Any, array: Callable[[Tensor], np.ndarray]) -> None:
-    match value:
-        case Record():
-            module, _, name = value.name.rpartition(".")
-            file.write(f"c{module}\n{name}\n".encode())
-            _write(file, value.values_in_order, array)
-            file.write(b"\x81")
-        case dict():
-            file.write(b"}(")
-            for key, item in value.items():
-                _write(file, key, array)
-                _write(file, item, array)
-            file.write(b"u")
-        case tuple():
-            file.write(b"(")
-            for item in value:
-                _write(file, item, array)
-            file.write(b"t")
-        case str():
-            text = value.encode()
-            file.write(b"X" + struct.pack("<I", len(text)) + text)
-        case int():
-            number = value.to_bytes(9, "little", signed=True)
-            file.write(b"\x8a\x09" + number)
-        case Tensor():
-            _array(file, array(value), array)
-        case _:
-            raise TypeError(f"a {type(value).__name__} is not written")
+def write_text(file: Writable, text: str) -> None:
+    """A string."""
+    data = text.encode()
+    file.write(b"X" + struct.pack("<I", len(data)) + data)
 
 
-def _array(file: Writable, values: np.ndarray, array: Callable[[Tensor], np.ndarray]) -> None:
+def write_number(file: Writable, number: int) -> None:
+    """A number of at most 64 bits."""
+    file.write(b"\x8a\x09" + number.to_bytes(9, "little", signed=True))
+
+
+def write_array(file: Writable, values: np.ndarray) -> None:
     """numpy's own form of an array in C order."""
     file.write(_TO_NUMPY + b"(K\x01")
-    _write(file, values.shape, array)
+    _write(file, values.shape, _no_leaf)
     _dtype(file, values.dtype)
     data = raw(values).data
     wide = len(data) >= 2**32
@@ -82,6 +66,42 @@ def _array(file: Writable, values: np.ndarray, array: Callable[[Tensor], np.ndar
     for start in range(0, len(data), _PIECE):
         file.write(data[start : start + _PIECE])
     file.write(b"tb")
+
+
+def _no_leaf(file: Writable, tensor: Tensor) -> None:
+    raise TypeError("there are no tensors in a shape")
+
+
+def _write(file: Writable, value: Any, leaf: Callable[[Writable, Tensor], None]) -> None:
+    match value:
+        case Record():
+            module, _, name = value.name.rpartition(".")
+            file.write(f"c{module}\n{name}\n".encode())
+            _write(file, value.values_in_order, leaf)
+            file.write(b"\x81")
+        case dict():
+            file.write(b"}(")
+            for item in value.items():
+                for part in item:
+                    _write(file, part, leaf)
+            file.write(b"u")
+        case tuple() | list():
+            file.write(b"(" if isinstance(value, tuple) else b"](")
+            for item in value:
+                _write(file, item, leaf)
+            file.write(b"t" if isinstance(value, tuple) else b"e")
+        case str():
+            write_text(file, value)
+        case bool() | None:
+            file.write({True: b"\x88", False: b"\x89", None: b"N"}[value])
+        case int():
+            write_number(file, value)
+        case float():
+            file.write(b"G" + struct.pack(">d", value))
+        case Tensor():
+            leaf(file, value)
+        case _:
+            raise TypeError(f"a {type(value).__name__} is not written")
 
 
 def _dtype(file: Writable, dtype: np.dtype) -> None:

@@ -4,7 +4,6 @@ Format: a zip with `NAME/data.pkl` (a pickle in which tensors point to storages)
 uncompressed member `NAME/data/KEY` for each storage.
 """
 
-import zipfile
 import zlib
 from collections.abc import Container
 from functools import partial
@@ -16,11 +15,13 @@ import numpy as np
 
 from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.unpickle import Named, as_dict, brief, natural, read_pickle
+from bridge.legacy.zip_reader import STORED, names_in, read_entries
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
 MAX_PICKLE = 200_000_000  # bytes; the largest seen are a few million
 MAX_DIMS = 32
+_PIECE = 2**20  # bytes that are read at once
 
 # Before torch 1.6: this number, pickled, in front.
 OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -56,13 +57,7 @@ class Storage(NamedTuple):
 
 def is_torch_zip(path: Path) -> bool:
     """Whether a file is a zip of `torch.save`."""
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(_is_pickle(name) for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, OSError):
-        return False
+    return any(_is_pickle(name) for name in names_in(path))
 
 
 def is_old_torch(path: Path) -> bool:
@@ -95,25 +90,21 @@ def read_torch(path: Path, records: Container[str] = ()) -> Any:
 class _Archive:
     def __init__(self, path: Path):
         self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self.members = {info.filename: info for info in archive.infolist()}
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            _refuse(path, "the zip file is damaged", str(error))
+        self.members = {entry.name: entry for entry in read_entries(path)}
         pickles = [name for name in self.members if _is_pickle(name)]
         if len(pickles) != 1:
             _refuse(path, "this is no file of torch.save", "it needs one data.pkl")
         self.pickle, self.root = pickles[0], pickles[0].removesuffix("data.pkl")
 
     def value(self, records: Container[str]) -> Any:
-        if self.members[self.pickle].file_size > MAX_PICKLE:
+        if self.members[self.pickle].size > MAX_PICKLE:
             _refuse(self.path, "the pickle is too large", f"at most {MAX_PICKLE:,} bytes are read")
         order = f"{self.root}byteorder"
-        if order in self.members and self.read(order) != b"little":
+        if order in self.members and self.read(order).tobytes() != b"little":
             _refuse(self.path, "the file is big-endian", "only little-endian files are read")
         try:
             return read_pickle(
-                self.read(self.pickle),
+                self.read(self.pickle).tobytes(),
                 str(self.path),
                 {
                     "collections.OrderedDict": as_dict,
@@ -137,8 +128,8 @@ class _Archive:
                 raise BrokenPickle(f"a storage is given as {brief(identity)}")
         member = self.members.get(f"{self.root}data/{key}")
         needed = size * STORAGES[kind].itemsize
-        if member is None or member.file_size != needed:
-            found = "missing" if member is None else f"of {member.file_size:,} bytes"
+        if member is None or member.size != needed:
+            found = "missing" if member is None else f"of {member.size:,} bytes"
             raise BrokenPickle(f"data/{key} must have {needed:,} bytes and is {found}")
         return Storage(STORAGES[kind], key, size)
 
@@ -160,25 +151,37 @@ class _Archive:
     def values(
         self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
     ) -> np.ndarray:
-        flat = np.frombuffer(self.read(f"{self.root}data/{storage.key}"), storage.dtype)
         if not prod(shape):
             return np.empty(shape, storage.dtype)
-        steps = tuple(step * storage.dtype.itemsize for step in stride)
-        return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
+        width = storage.dtype.itemsize
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        name = f"{self.root}data/{storage.key}"
+        flat = self.read(name, offset * width, (last + 1) * width).view(storage.dtype)
+        steps = tuple(step * width for step in stride)
+        return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a member; its CRC is checked on the way."""
-        info = self.members[name]
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self.path.stat().st_size:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Bytes of a member (uint8 [n]); the CRC of all of it is checked on the way."""
+        entry = self.members[name]
+        if entry.method != STORED or entry.size != entry.compressed:
             _refuse(self.path, f"{name} is compressed", "torch stores without compression")
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                data = archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-            _refuse(self.path, f"{name} in the file is damaged", str(error))
-        if len(data) != info.file_size:
-            _refuse(self.path, f"{name} in the file is cut off", f"{len(data):,} bytes are there")
-        return data
+        stop = entry.size if stop is None else stop
+        wanted, position, crc = np.empty(stop - start, np.uint8), 0, 0
+        with self.path.open("rb") as file:
+            file.seek(entry.start)
+            while position < entry.size:
+                piece = file.read(min(_PIECE, entry.size - position))
+                if not piece:
+                    _refuse(self.path, f"{name} in the file is cut off", f"at {position:,} bytes")
+                crc = zlib.crc32(piece, crc)
+                first, end = max(start, position), min(stop, position + len(piece))
+                if first < end:
+                    part = piece[first - position : end - position]
+                    wanted[first - start : end - start] = np.frombuffer(part, np.uint8)
+                position += len(piece)
+        if crc != entry.crc:
+            _refuse(self.path, f"{name} in the file is damaged", "its CRC is another")
+        return wanted
 
 
 def _is_pickle(name: str) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from bridge.safetensors_reader import read_file, read_sharded
-from bridge.safetensors_writer import INDEX, parse_size, plan_shards, write_safetensors
+from bridge.safetensors_writer import INDEX, parse_size, plan_shards, write_file, write_index
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
@@ -26,6 +26,14 @@ LAYOUTS = {
     "broadcast": lambda x: np.broadcast_to(x, (2, *x.shape)),
     "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")).view(x.dtype.newbyteorder(">")),
 }
+
+
+def write_safetensors(folder, shards):
+    digests = {}
+    for name, tensors in shards.items():
+        digests |= write_file(folder / name, tensors)
+    write_index(folder, shards)
+    return digests
 
 
 def lazy(name, array):
@@ -252,3 +260,21 @@ def test_a_tensor_the_index_forgets_is_refused(sharded):
 def test_an_index_without_map(sharded):
     sharded.write_text('{"weight_map": [1]}')
     assert "weight_map" in index_refused(sharded)
+
+
+def test_large_arrays_are_turned_round_in_pieces_and_tiles(tmp_path, monkeypatch):
+    from bridge import tensors
+
+    monkeypatch.setattr(tensors, "PIECE", 5_000)
+    monkeypatch.setattr(tensors, "TILE", (7, 3))
+    array = np.random.default_rng(0).standard_normal((50, 31, 1)).astype(np.float32)
+    for name, view in {
+        "turned": array[..., 0].T,
+        "part": array[3:, 2:, 0].T,
+        "three": array.T,
+        "backwards": array[::-1, :, 0].T,
+    }.items():
+        path = tmp_path / name
+        told = write_file(path, [lazy("x", view)])
+        np.testing.assert_array_equal(load_file(path)["x"], view)
+        assert told["x"]["sha256"] == tensors.digest_of(np.ascontiguousarray(view))

@@ -214,6 +214,9 @@ def test_a_config_that_lies(converted, tmp_path, text, exit_code):
     if text.startswith('{"layers'):
         text = json.dumps(config | json.loads(text))
     (copy / "config.json").write_text(text)
+    told = refused(CORRUPT, copy)
+    assert "manifest" in told or "JSON" in told
+    (copy / "manifest.json").unlink()
     refused(exit_code, copy)
 
 

@@ -1,0 +1,162 @@
+"""Conversion beside a plain copy of the file and a naive script: `python -m benchmarks.bridge`.
+
+The source is a safetensors file of random weights under our own names, so that every kernel must
+be turned round for PyTorch. All contestants read it and write as many bytes, synced to the disk.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import bridge
+import jaxmodels
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, cores, race, save, table
+from bridge import table as weights
+from bridge.safetensors_writer import SINGLE, write_file
+from bridge.sources import parameter_shapes
+from bridge.tensors import Tensor
+from jaxmodels.cli import parse, say
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Measure speed and memory of a conversion."""
+
+    preset: str = "wigip:1.7b"
+    """ARCH:PRESET whose sizes the random weights have."""
+    rounds: int = 3
+    """Conversions of each contestant that count, after one that does not."""
+    out: Path = RESULTS
+    """Folder whose bridge.jsonl the results are added to."""
+    work: Path | None = None
+    """Folder for the files, twice as large as the weights and more; a temporary one by default."""
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Runs the suite, adds its records to the results and prints them as a table."""
+    options = parse(Conversion, argv, "bench bridge")
+    with tempfile.TemporaryDirectory(dir=options.work, prefix="bridge-") as name:
+        work = Path(name)
+        run = Run("bridge", {"dtype": "float32", "threads": cores()})
+        say(f"drawing the weights of {options.preset}")
+        largest = draw(options.preset, work / "source")
+        size = (work / "source" / SINGLE).stat().st_size
+        contestants = [Contestant(name, partial(make, work)) for name, make in CONTESTANTS.items()]
+        timings = race(contestants, options.rounds, warmup=1, isolated=True)
+    copy = next(timing for timing in timings if timing.name == "file copy")
+
+    def extra(timing: Timing) -> dict[str, Any]:
+        return {
+            "file_bytes": size,
+            "largest_tensor_bytes": largest,
+            "mb_per_s": size / median(timing.seconds) / 1e6,
+            "share_of_copy_speed": median(copy.seconds) / median(timing.seconds),
+            # What importing takes is in it, and nothing of the weights is held at rest.
+            "bytes_beyond_largest_tensor": (timing.peak_bytes or 0) - largest,
+        }
+
+    records = run.records(options.preset, timings, extra)
+    say(f"added to {save(records, options.out)}")
+    print(f"\n### Conversion of {options.preset}, {size / 1e6:,.0f} MB in float32")
+    columns = {
+        "mb_per_s": "MB/s",
+        "share_of_copy_speed": "of a copy's speed",
+        "peak_bytes": "peak bytes of the process",
+    }
+    print(table(records, columns), flush=True)
+    return records
+
+
+def draw(preset: str, folder: Path) -> int:
+    """A model of random weights under our own names; the bytes of its largest tensor."""
+    arch, _, config = jaxmodels.preset(preset)
+    folder.mkdir()
+    shapes = parameter_shapes(arch, config)
+    paths = weights.pairs(jaxmodels.arch(arch).WEIGHTS, shapes)
+    tensors = [_random(pair.ours, shapes[pair.ours], i) for i, pair in enumerate(paths)]
+    write_file(folder / SINGLE, tensors)
+    (folder / "config.json").write_text(json.dumps({"arch": arch, **asdict(config)}))
+    return max(tensor.nbytes for tensor in tensors)
+
+
+def _random(path: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    def read() -> np.ndarray:
+        return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+    return Tensor(path.replace("/", "."), shape, np.dtype(np.float32), read)
+
+
+def ours(work: Path, verify: str) -> Call:
+    """bridge.convert, its output read back or not."""
+
+    def write(target: Path) -> None:
+        bridge.convert(work / "source", target, verify=verify)
+
+    return _anew(work / f"ours-{verify}", write)
+
+
+def copy(work: Path) -> Call:
+    """A copy of the file."""
+
+    def write(target: Path) -> None:
+        target.mkdir()
+        shutil.copyfile(work / "source" / SINGLE, target / SINGLE)
+        _sync(target / SINGLE)
+
+    return _anew(work / "copy", write)
+
+
+def naive(work: Path) -> Call:
+    """What one writes for a single use: everything loaded, turned round, saved."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.set_num_threads(cores())
+
+    def write(target: Path) -> None:
+        target.mkdir()
+        state = load_file(work / "source" / SINGLE)
+        turned = {
+            name: value.T.contiguous() if value.ndim == 2 else value
+            for name, value in state.items()
+        }
+        save_file(turned, target / SINGLE)
+        _sync(target / SINGLE)
+
+    return _anew(work / "naive", write)
+
+
+CONTESTANTS: dict[str, Callable[[Path], Call]] = {
+    "jaxmodels": partial(ours, verify="digest"),
+    "jaxmodels, not read back": partial(ours, verify="none"),
+    "file copy": copy,
+    "naive torch script": naive,
+}
+
+
+def _anew(target: Path, write: Callable[[Path], None]) -> Call:
+    def call(index: int) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        write(target)
+
+    return call
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

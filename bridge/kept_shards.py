@@ -1,0 +1,131 @@
+"""Shards that a killed conversion had finished, kept beside its target for the next call.
+
+`.NAME.parts` holds each finished shard and, written after it, a record with its sha256. It belongs
+to one plan for one source; one process at a time has it, and it goes when the conversion ends.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jaxmodels
+from bridge.plan import Plan
+from bridge.safetensors_writer import write_file, write_index
+from bridge.tensors import Fingerprint, Tensor
+from jaxmodels.runtime.files import digest, files_below, sync, write_json
+
+PLAN = "plan"
+
+
+@contextmanager
+def kept_parts(target: Path, source: Path, plan: Plan) -> Iterator[Path | None]:
+    """The folder of finished shards; None where it is of no use, or another process has it.
+
+    It stays when the process is killed or interrupted; an error removes it, as a success does.
+    """
+    folder = target.with_name(f".{target.name}.parts")
+    lock = _locked(folder) if len(plan.shards) > 1 else None
+    if lock is None:
+        yield None
+        return
+    try:
+        _only_of(folder, _identity(source, plan))
+        yield folder
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def write_shards(
+    folder: Path, parts: Path | None, plan: Plan, tell: Callable[[Tensor], None]
+) -> tuple[dict[str, Fingerprint], int]:
+    """Writes the shards of a plan, and their index when there are several.
+
+    Args:
+        folder: where they go.
+        parts: where finished ones wait meanwhile; None for nowhere.
+        plan: the plan.
+        tell: called after each tensor.
+
+    Returns:
+        tensor name → {"dtype", "shape", "sha256"}, and how many shards were there already.
+    """
+    found: dict[str, Fingerprint] = {}
+    there = 0
+    for name, tensors in plan.shards.items():
+        held = _finished(parts, name) if parts else None
+        if held is not None:
+            there += 1
+            plan.errors.update(held["errors"])
+            for tensor in tensors:
+                tell(tensor)
+            found |= held["tensors"]
+            continue
+        written = write_file((parts or folder) / name, tensors, tell)
+        found |= written
+        if parts:
+            _record(parts, name, {"tensors": written, "errors": plan.errors})
+    if parts:
+        for name in plan.shards:
+            (parts / name).rename(folder / name)
+    write_index(folder, plan.shards)
+    return found, there
+
+
+def _record(parts: Path, name: str, said: dict[str, Any]) -> None:
+    sync(parts / name)
+    write_json(parts / f"{name}.json", {"sha256": digest(parts / name), **said})
+
+
+def _finished(parts: Path, name: str) -> dict[str, Any] | None:
+    """The record of a shard that is there and whole."""
+    try:
+        said = json.loads((parts / f"{name}.json").read_text(encoding="utf-8"))
+        return dict(said) if said["sha256"] == digest(parts / name) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _locked(folder: Path) -> int | None:
+    """The folder, made and locked; None if another process has it."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return None
+        if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+            return lock
+        os.close(lock)  # who had it removed it meanwhile
+
+
+def _only_of(folder: Path, identity: str) -> None:
+    """Clears what another plan left."""
+    try:
+        same = (folder / PLAN).read_text(encoding="utf-8") == identity
+    except OSError:
+        same = False
+    if not same:
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / PLAN).write_text(identity, encoding="utf-8")
+
+
+def _identity(source: Path, plan: Plan) -> str:
+    """What the shards follow from: the plan, and which files the source is, as they are now."""
+    files = files_below(source) if source.is_dir() else [source]
+    state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    said = [jaxmodels.__version__, str(source.resolve()), state, plan.rows]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
