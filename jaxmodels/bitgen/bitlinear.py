@@ -36,17 +36,21 @@ class Packed(nnx.Variable):
 
 def ternary(kernel: Float[Array, "d f"]) -> tuple[Float[Array, "d f"], Float[Array, ""]]:
     """T, of −1, 0 and 1 in the kernel's dtype, and γ, float32: the kernel is about T · γ."""
-    exact = kernel.astype(jnp.float32)
+    exact = _exact(kernel)
     scale = 1 / jnp.maximum(jnp.abs(exact).mean(), LEAST)
     return jnp.clip(jnp.round(exact * scale), -1, 1).astype(kernel.dtype), 1 / scale
 
 
 def levels(x: Float[Array, "*b d"]) -> tuple[Float[Array, "*b d"], Float[Array, "*b 1"]]:
     """X, whole numbers of 8 bits in the dtype of x, and 1/s, float32: x is about X · (1/s)."""
-    exact = x.astype(jnp.float32)
+    exact = _exact(x)
     most = jnp.abs(exact).max(axis=-1, keepdims=True)
     scale = 127 / jnp.maximum(most, LEAST)
     return jnp.clip(jnp.round(exact * scale), -128, 127).astype(x.dtype), 1 / scale
+
+
+def _exact(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @jax.custom_vjp

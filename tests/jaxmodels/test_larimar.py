@@ -23,9 +23,7 @@ def _float64():
 def drawn(seed: int, count: int):
     """A prior, and `count` addresses and codes, some of them alike."""
     rng = np.random.default_rng(seed)
-    prior = Prior(
-        jnp.asarray(rng.normal(size=(SLOTS, WIDTH))), jnp.asarray(rng.normal(size=SLOTS))
-    )
+    prior = Prior(jnp.asarray(rng.normal(size=(SLOTS, WIDTH))), jnp.asarray(rng.normal(size=SLOTS)))
     w = rng.normal(size=(count, SLOTS)) * rng.uniform(0.1, 2, (count, 1))
     w[count // 2 :] = w[: count - count // 2] + 1e-3 * w[count // 2 :]
     return prior, jnp.asarray(w), jnp.asarray(rng.normal(size=(count, WIDTH)))
