@@ -83,7 +83,10 @@ SEED = (
     ("fusion/image_queue", _F + "image_queue", "same"),
     ("fusion/text_queue", _F + "text_queue", "same"),
     ("fusion/queue_ptr", _F + "queue_ptr", "counter"),
-    *((f"vision/{ours}", f"{_F}dinov2_model.{_SAVED[ours][0]}", _SAVED[ours][1]) for ours in _TOWER),
+    *(
+        (f"vision/{ours}", f"{_F}dinov2_model.{_SAVED[ours][0]}", _SAVED[ours][1])
+        for ours in _TOWER
+    ),
     *_linear("fusion/project", _F + "dinov2_to_vision"),
     *_linear("fusion/text", _F + "cross_modal_text_transform"),
     *_linear("fusion/image", _F + "cross_modal_image_transform"),

@@ -25,7 +25,9 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
     )
     if not optim.least_lr:
         return rate
-    return lambda step: jnp.where(step < warmup, rate(step), jnp.maximum(rate(step), optim.least_lr))
+    return lambda step: jnp.where(
+        step < warmup, rate(step), jnp.maximum(rate(step), optim.least_lr)
+    )
 
 
 def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

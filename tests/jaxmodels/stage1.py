@@ -17,9 +17,7 @@ from jaxmodels.dinov2.config import Config as Tower
 from jaxmodels.runtime.paths import split
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bitgen_stage1"
-TOWER = Tower(
-    dim=48, layers=2, heads=4, hidden=192, image_size=224, interpolation="size"
-)
+TOWER = Tower(dim=48, layers=2, heads=4, hidden=192, image_size=224, interpolation="size")
 CONFIG = replace(
     jaxmodels.arch("bitgen_stage1").PRESETS["card"], vocab=97, dropout=0.0, dinov2=TOWER
 )

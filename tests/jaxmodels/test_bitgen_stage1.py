@@ -11,7 +11,6 @@ from flax import nnx
 import jaxmodels
 from bridge.table import pairs
 from jaxmodels.bitgen_stage1.bitlinear import BitLinear, eight_bits, ternary
-from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.paths import split
@@ -94,9 +93,9 @@ def test_losses_and_metrics_of_evaluation(golden, case):
         batch["images"] = jnp.asarray(images("evaluation_images"), jnp.float64)
         if f"{case}/mem_eps" in golden:
             batch["noise"] = jnp.asarray(golden[f"{case}/mem_eps"])
-        total, aux = jax.jit(
-            lambda p, r, batch: PACKAGE.loss(skeleton.merge(p, r), batch, None)
-        )(params, rest, batch)
+        total, aux = jax.jit(lambda p, r, batch: PACKAGE.loss(skeleton.merge(p, r), batch, None))(
+            params, rest, batch
+        )
     close(total, want.pop("total_loss"))
     want.pop("total_tensor")
     assert set(want) | {"memory_utilization", "memory_quality", "temperature"} == set(
@@ -156,7 +155,9 @@ def test_training_as_the_seed_trains():
         joined = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
         state, metrics = step(state, joined)
         assert float(metrics["loss"]) == pytest.approx(
-            golden["losses"][2 * k : 2 * k + 2, list(golden["loss_names"]).index("total_loss")].mean(),
+            golden["losses"][
+                2 * k : 2 * k + 2, list(golden["loss_names"]).index("total_loss")
+            ].mean(),
             abs=1e-5,
         )
         assert float(metrics["lr"]) == pytest.approx(float(golden[f"step{k}/lr_used"]))
