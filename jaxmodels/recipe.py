@@ -23,6 +23,8 @@ class Optim:
     """Learning rate at step 0."""
     end_lr: float = 0.0
     """Learning rate at the last step."""
+    least_lr: float = 0.0
+    """Learning rate below which the cosine does not go (seed 004)."""
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
     b1: float = 0.9
@@ -41,7 +43,16 @@ class Optim:
     """Largest global norm of a gradient; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        for name in ("peak_lr", "init_lr", "end_lr", "warmup", "eps", "weight_decay", "clip"):
+        for name in (
+            "peak_lr",
+            "init_lr",
+            "end_lr",
+            "least_lr",
+            "warmup",
+            "eps",
+            "weight_decay",
+            "clip",
+        ):
             within(f"optim.{name}", getattr(self, name), 0)
         for name in ("b1", "b2", "momentum"):
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)

@@ -95,18 +95,21 @@ def train_step(
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh
     gradient = _gradient(package, skeleton, recipe, placed.params, mesh)
+    written = getattr(package, "WRITTEN", ())
 
     def step(
         state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
     ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        held = state.rest | {path: state.params[path] for path in written}
         if recipe.accum == 1:
-            (loss, grads), rest = gradient(state.params, state.rest, (batch, key))
+            (loss, grads), rest = gradient(state.params, held, (batch, key))
         else:
             pieces = _pieces(recipe.accum, batch, key)
-            (loss, grads), rest = _mean(partial(gradient, state.params), state.rest, pieces)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+            (loss, grads), rest = _mean(partial(gradient, state.params), held, pieces)
+        before = state.params | {path: rest.pop(path) for path in written}
+        updates, opt = tx.update(grads, state.opt, before)
+        params = optax.apply_updates(before, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate(state.step)}
         if recipe.stats_every:
             metrics["stats"] = jax.lax.cond(
@@ -127,9 +130,13 @@ def _gradient(
 ) -> Callable[..., Any]:
     """(params, rest, (batch, key)) → ((loss, gradients), rest after commit) of a micro-batch.
 
+    Parameters that `commit` writes (`WRITTEN` of the package) travel in `rest`, by their paths:
+    the next micro-batch sees what this one wrote.
+
     Gradients lie where their parameters do (`placed`): left to choose, XLA may gather them.
     """
     commit = getattr(package, "commit", None)
+    written = getattr(package, "WRITTEN", ())
     dtype = jnp.dtype(recipe.dtype)
 
     def whole(params: Arrays, rest: Arrays, piece: Any) -> Any:
@@ -145,6 +152,7 @@ def _gradient(
         return (value, grads), aux
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
+        params = params | {path: rest[path] for path in written}
         slices = recipe.slices or fitting_slices(piece[0], mesh)
         if slices == 1:
             result, aux = whole(params, rest, piece)
@@ -154,7 +162,8 @@ def _gradient(
         if commit is not None:
             model = skeleton.merge(params, rest)
             commit(model, aux)
-            rest = split(model)[2]
+            _, params, rest = split(model)
+            rest |= {path: params[path] for path in written}
         return result, rest
 
     return gradient
