@@ -24,6 +24,8 @@ class Config:
     """Layers of the text encoder."""
     image_layers: int = 2
     """Layers that image tokens pass behind the tower."""
+    merge: int = 1
+    """Squares of so many patches in a row and column become one token behind the tower."""
     fused: int = 2
     """The last so many layers of both sides look at each other (FIBER)."""
     decoder_layers: int = 2
@@ -54,7 +56,7 @@ class Config:
 
     def __post_init__(self) -> None:
         names = ("vocab", "dim", "layers", "image_layers", "decoder_layers", "heads", "hidden")
-        for name in (*names, "context", "queue", "slots"):
+        for name in (*names, "merge", "context", "queue", "slots"):
             within(f"model.{name}", getattr(self, name), 1)
         within("model.fused", self.fused, 0, min(self.layers, self.image_layers))
         within("model.temperature", self.temperature, 0.001, 1)

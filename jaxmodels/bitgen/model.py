@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -67,8 +68,8 @@ class Model(nnx.Module):
         small = nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(cfg.vocab, cfg.dim, embedding_init=small, rngs=rngs)
         self.pos = nnx.Embed(cfg.context, cfg.dim, embedding_init=small, rngs=rngs)
-        self.tower = dinov2.Model(cfg.dinov2, rngs=rngs)
-        self.project = nnx.Linear(cfg.dinov2.dim, cfg.dim, rngs=rngs)
+        self.vision = dinov2.Model(cfg.dinov2, rngs=rngs)
+        self.project = nnx.Linear(cfg.merge**2 * cfg.dinov2.dim, cfg.dim, rngs=rngs)
 
         def blocks(count: int) -> nnx.List:
             lower = count - cfg.fused
@@ -172,9 +173,8 @@ class Model(nnx.Module):
     ) -> Float[Array, "b p d"]:
         """Tokens of images in [0, 1]: the class token and the patches, before any text is seen."""
         normal = (images - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
-        x = self.tower(normal)
-        first = 1 + self.config.dinov2.registers
-        x = jnp.concatenate([x[:, :1], x[:, first:]], axis=1)
+        rows = images.shape[1] // self.config.dinov2.patch
+        x = self._merged(self.vision(normal), rows)
         y = self.project(x.astype(self.project.kernel[...].dtype)).astype(jnp.float32)
         for block in self.image[: self.config.image_layers - self.config.fused]:
             y, _ = self._run(block, y, _everything(y)[:, None], rngs=rngs)
@@ -265,6 +265,22 @@ class Model(nnx.Module):
         """float32 logits of the token after each of the next tokens, and the cache with them."""
         x, cache = self.decoder.step(self.placed(tokens, cache.own.length - 1), cache)
         return tied_logits(x, self.embed.embedding[...]), cache
+
+    def _merged(self, x: Float[Array, "b n d"], rows: int) -> Float[Array, "b p d2"]:
+        """The class token, and squares of patches as one token each; registers are left out."""
+        side, first = self.config.merge, 1 + self.config.dinov2.registers
+        columns = (x.shape[1] - first) // rows
+        if rows % side or columns % side:
+            raise Problem(
+                f"bitgen: {rows} × {columns} patches are not squares of {side} × {side}",
+                fix=f"give images of a multiple of {side * self.config.dinov2.patch} pixels",
+                exit_code=USAGE,
+            )
+        patches = rearrange(
+            x[:, first:], "b (r p c q) d -> b (r c) (p q d)", p=side, q=side, c=columns // side
+        )
+        cls = jnp.tile(x[:, :1], (1, 1, side**2))
+        return jnp.concatenate([cls, patches], axis=1)
 
     def _run(self, block, x, mask, seen=None, seen_mask=None, rngs=None):
         return remat(Block.__call__, self.remat)(block, x, mask, seen, seen_mask, rngs)
