@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bridge.configuration import values_of
 from bridge.formats import kind, recognise
 from bridge.moments import Moments, required
 from bridge.plan import Plan, make_plan
@@ -121,7 +122,8 @@ def _moments(source: Source, to: str) -> Moments:
 def _unsaid(source: Source, written: Source, to: str) -> list[str]:
     """What the target cannot say and a reader would assume otherwise."""
     lost = [name for name in changed_fields(source, written) if name in written.assumed]
-    return [f"{to} cannot say {name} = {getattr(source.config, name)}" for name in lost]
+    values = values_of(source.config)
+    return [f"{to} cannot say {name} = {values[name]}" for name in lost]
 
 
 def _may_write(src: Path, dst: Path, force: bool) -> None:
@@ -184,7 +186,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
         arch=source.arch,
         preset=source.preset,
         tensors=len(plan.ours),
-        parameters=sum(tensor.size for tensor in plan.ours.values()),
+        parameters=source.parameters,
         bytes=size,
         files=[name for name in plan.shards if name],
         vocab_present=source.tokenizer is not None,

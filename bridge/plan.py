@@ -51,7 +51,7 @@ class Plan:
     def named(self, moments: Moments) -> Moments:
         """AdamW's state under the target's names and in its layout; float32 as it is."""
         return moments.mapped(
-            lambda held: {pair.theirs: pair.export(held[pair.ours]) for pair in self.pairs}
+            lambda held: {p.theirs: p.export(held[p.ours]) for p in self.pairs if p.ours in held}
         )
 
     @property
@@ -68,7 +68,10 @@ def make_plan(
     ours = {}
     for path, tensor in source.tensors.items():
         kept = dtype is not None and kept_in_float32(path, keep_fp32)
-        wanted = DTYPES["F32"] if kept else dtype or tensor.dtype
+        if path in source.state:
+            wanted = tensor.dtype
+        else:
+            wanted = DTYPES["F32"] if kept else dtype or tensor.dtype
         ours[path] = cast(tensor, wanted, errors.__setitem__)
     target = _rows(source, to)
     whole = filled(source.arch, source.config, ours) if to in PYTORCH else ours
@@ -79,10 +82,11 @@ def make_plan(
         plan_shards(tensors, max_shard) if to in PYTORCH else {_FILES[to](source.origin): tensors}
     )
     shard_of = {tensor.name: name for name, held in shards.items() for tensor in held}
+    new = {True: "a new model's", False: "zeros"}
     steps_in = {pair.ours: pair for pair in source.pairs}
     rows = [
         {
-            "from": steps_in[pair.ours].theirs if pair.ours in steps_in else "zeros",
+            "from": steps_in[pair.ours].theirs if pair.ours in steps_in else new[pair.ours in ours],
             "to": pair.theirs,
             "op": _op(steps_in[pair.ours].op if pair.ours in steps_in else "same", pair.op),
             "dtype": str(out[pair.theirs].dtype),

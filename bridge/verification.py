@@ -1,10 +1,10 @@
 """Checks that a checkpoint is what was written, and the same model on both sides."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from bridge.configuration import values_of
 from bridge.formats import recognise
 from bridge.loading import model_of
 from bridge.report import Report
@@ -56,7 +56,7 @@ def verify(path: str | Path, against: str | Path | None = None, atol: float = 1e
             # What the source cannot say (the head count, say) is as its conversion says.
             reference = None
             if contents is not None:
-                reference = bind(contents, source.arch, conventions=asdict(source.config))
+                reference = bind(contents, source.arch, conventions=values_of(source.config))
             _compare(report, source, reference, atol)
         except Problem as problem:
             report["problems"].append(told(problem))

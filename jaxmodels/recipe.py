@@ -23,6 +23,8 @@ class Optim:
     """Learning rate at step 0."""
     end_lr: float = 0.0
     """Learning rate at the last step."""
+    least_lr: float = 0.0
+    """Learning rate below which the cosine does not go (seed 004)."""
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
     b1: float = 0.9
@@ -35,8 +37,6 @@ class Optim:
     """sgd: decay of the running sum of gradients; 0 keeps none."""
     weight_decay: float = 1e-4
     """Decoupled weight decay, times the learning rate."""
-    floor: float = 0.0
-    """Least learning rate after the warm-up: the cosine goes on to end_lr and is cut off here."""
     no_decay: tuple[str, ...] = ()
     """Path patterns of parameters without weight decay, such as "*/norm1/*"."""
     lr_scale: tuple[tuple[str, float], ...] = ()
@@ -47,7 +47,7 @@ class Optim:
     """Largest global norm of a gradient; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        rates = ("peak_lr", "init_lr", "end_lr", "floor")
+        rates = ("peak_lr", "init_lr", "end_lr", "least_lr")
         for name in (*rates, "warmup", "eps", "weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
         for name in ("b1", "b2", "momentum"):

@@ -1,6 +1,7 @@
 """Run directories of `jaxmodels train`, their checkpoints, and other Orbax checkpoints."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def _read_step(folder: Path) -> Contents:
     tensors, notes = orbax.read_tree(folder / "params")
     contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
     contents.moments = partial(_moments, folder, run, tensors)
+    contents.state = _state(folder)
     if is_run(run):
         rundir.refuse_changed(folder)
         describe(contents, run)
@@ -77,6 +79,15 @@ def open_tree(folder: Path) -> Contents:
     contents = Contents(folder, "orbax", checked(folder, tensors), notes=notes)
     describe(contents, folder)
     return contents
+
+
+def _state(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint's `train` item holds of the model besides its parameters."""
+    if not orbax.is_tree(folder / "train"):
+        return {}
+    tensors = orbax.read_tree(folder / "train")[0]
+    names = {name: name.removeprefix("rest.") for name in tensors if name.startswith("rest.")}
+    return {names[old]: replace(tensors[old], name=names[old]) for old in names}
 
 
 def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | None:

@@ -1,7 +1,7 @@
 """`train --init PATH`: a run that begins from a checkpoint instead of from random parameters."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,14 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     import jax
     import numpy as np
 
+    from bridge.configuration import values_of
     from bridge.moments import required
     from bridge.sources import parameter_shapes
     from bridge.stacks import joined
     from jaxmodels.runtime.optim import with_moments as with_adam
 
     if parameter_shapes(source.arch, config) != source.shapes():
-        ours, theirs = asdict(config), asdict(source.config)
+        ours, theirs = values_of(config), values_of(source.config)
         changed = [f"{k}: {theirs[k]!r} → {ours[k]!r}" for k in ours if ours[k] != theirs[k]]
         raise Problem(
             "the model has other sizes than the checkpoint it is to begin from",
@@ -87,9 +88,11 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     package = jaxmodels.arch(source.arch)
 
     def placed(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
-        values = joined(tensors, package, lambda tensor: np.asarray(tensor.read(), np.float32))
+        values = joined(tensors, package, lambda tensor: np.asarray(tensor.read()))
         return {  # each device takes its part; no process needs another's
-            path: jax.make_array_from_callback(array.shape, like[path].sharding, array.__getitem__)
+            path: jax.make_array_from_callback(
+                array.shape, like[path].sharding, array.astype(like[path].dtype).__getitem__
+            )
             for path, array in values
         }
 
@@ -98,6 +101,9 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
         if moments is not None:
             mu, nu = placed(moments.mu, state.params), placed(moments.nu, state.params)
             opt = with_adam(opt, moments.count, mu, nu)
-        return state._replace(params=placed(source.tensors, state.params), opt=opt)
+        kept = {path: t for path, t in source.tensors.items() if path in source.state}
+        params = {path: t for path, t in source.tensors.items() if path not in kept}
+        rest = state.rest | placed(kept, state.rest)
+        return state._replace(params=placed(params, state.params), rest=rest, opt=opt)
 
     return start

@@ -99,7 +99,7 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
     # What the run was begun without, by an earlier version, is off, or as it is by default.
     absent = {"segments": False, "vocab_documents": Recipe.vocab_documents, "patience": 0}
     stored["recipe"] = absent | stored.get("recipe", {})
-    optim = {"name": "adamw", "momentum": 0.0, "floor": 0.0, "lr_scale": ()}
+    optim = {"name": "adamw", "momentum": 0.0, "least_lr": 0.0, "lr_scale": ()}
     stored["recipe"]["optim"] = optim | stored["recipe"].get("optim", {})
     changed = settings.differences(
         {name: stored.get(name) for name in ("arch", "model", "recipe")},

@@ -164,7 +164,7 @@ class Model(nnx.Module):
             "bne,ed->bnd",
             pieces.astype(kernel.dtype),
             rearrange(kernel, "p q k d -> (p q k) d"),
-            preferred_element_type=jnp.float32,
+            preferred_element_type=jnp.promote_types(kernel.dtype, jnp.float32),
         )
         return product + self.patch.bias[...]
 

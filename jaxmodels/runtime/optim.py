@@ -13,20 +13,22 @@ from jaxmodels.runtime.paths import Arrays, pattern
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
-    """Learning rate by step: init → peak over the warm-up, then a cosine to end at `steps`.
+    """Learning rate by step: init → peak over the warm-up, then a cosine to end at `steps`, or
+    to `least_lr` where it would fall below.
 
     The seeds hand optax `decay_steps = steps − warmup`, which optax takes to include the
-    warm-up, so their cosine ends a warm-up early; here it ends with the run. With a floor the
-    rate after the warm-up is at least that (seed 004: max(0.1, cosine)).
+    warm-up, so their cosine ends a warm-up early; here it ends with the run.
     """
     warmup = int(optim.warmup * steps) if optim.warmup < 1 else int(optim.warmup)
     warmup = min(warmup, steps - 1)
     rate = optax.warmup_cosine_decay_schedule(
         optim.init_lr, optim.peak_lr, warmup, steps, optim.end_lr
     )
-    if not optim.floor:
+    if not optim.least_lr:
         return rate
-    return lambda step: jnp.where(step < warmup, rate(step), jnp.maximum(rate(step), optim.floor))
+    return lambda step: jnp.where(
+        step < warmup, rate(step), jnp.maximum(rate(step), optim.least_lr)
+    )
 
 
 def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

@@ -98,19 +98,22 @@ def train_step(
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh
     gradient = _gradient(package, skeleton, recipe, placed.params, mesh)
+    written = getattr(package, "WRITTEN", ())
 
     def step(
         state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
     ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        held = state.rest | {path: state.params[path] for path in written}
         if recipe.accum == 1:
-            (loss, told, grads), rest = gradient(state.params, state.rest, (batch, key))
+            (loss, told, grads), rest = gradient(state.params, held, (batch, key))
         else:
             pieces = _pieces(recipe.accum, batch, key)
-            (loss, told, grads), rest = _mean(partial(gradient, state.params), state.rest, pieces)
-        moving = {path: state.params[path] for path in grads}
+            (loss, told, grads), rest = _mean(partial(gradient, state.params), held, pieces)
+        before = state.params | {path: rest.pop(path) for path in written}
+        moving = {path: before[path] for path in grads}
         updates, opt = tx.update(grads, state.opt, moving)
-        params = state.params | optax.apply_updates(moving, updates)
+        params = before | optax.apply_updates(moving, updates)
         metrics = told | {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate(state.step)}
         if recipe.stats_every:
             frozen = {
@@ -134,10 +137,13 @@ def _gradient(
 ) -> Callable[..., Any]:
     """(params, rest, (batch, key)) → ((loss, metrics, gradients), rest after commit).
 
-    It takes one micro-batch. Gradients are those of the parameters that are not frozen, and lie
-    where their parameters do (`placed`): left to choose, XLA may gather them.
+    It takes one micro-batch. Parameters that `commit` writes (`WRITTEN` of the package) travel in
+    `rest`, by their paths: the next micro-batch sees what this one wrote. Gradients are those of
+    the parameters that are not frozen, and lie where their parameters do (`placed`): left to
+    choose, XLA may gather them.
     """
     commit = getattr(package, "commit", None)
+    written = getattr(package, "WRITTEN", ())
     dtype = jnp.dtype(recipe.dtype)
 
     def whole(params: Arrays, rest: Arrays, piece: Any) -> Any:
@@ -156,6 +162,7 @@ def _gradient(
         return (value, told, grads), stored
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
+        params = params | {path: rest[path] for path in written}
         slices = 1
         if not getattr(package, "WHOLE", False):
             slices = recipe.slices or fitting_slices(piece[0], mesh)
@@ -167,7 +174,8 @@ def _gradient(
         if commit is not None:
             model = skeleton.merge(params, rest)
             commit(model, aux)
-            rest = split(model)[2]
+            _, params, rest = split(model)
+            rest |= {path: params[path] for path in written}
         return result, rest
 
     return gradient
