@@ -122,7 +122,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
     """Five sentences, in lower case and without punctuation, each of which tells the whole scene.
 
     >>> captions(scene(0))[0]
-    'a large green diamond is above a small green square'
+    'a large green circle is left of a large purple circle'
     """
     one, two = scene.first.name, scene.second.name
     here, there, at_here, at_there = PLACES[scene.relation]
@@ -159,7 +159,7 @@ _POLYGONS: dict[str, tuple[list[tuple[float, float]], ...]] = {
     "square": (_bar(0.9, 0.9),),
     "triangle": ([(0, -1), (1, 0.9), (-1, 0.9)],),
     "diamond": ([(0, -1), (0.75, 0), (0, 1), (-0.75, 0)],),
-    "cross": (_bar(1, 0.3), _bar(0.3, 1)),
+    "cross": (_bar(1.0, 0.3), _bar(0.3, 1.0)),
 }
 
 
