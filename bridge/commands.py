@@ -26,7 +26,8 @@ class Convert:
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
     the names of the architecture's seed; for wikigpt also gpt2: a GPT-2 folder of transformers,
     and nanogpt: nanoGPT's out_dir, DST/ckpt.pt; for bwetaf also bwetaf: the seed's folder;
-    for wigip also wigip-zip: the seed's DST/step_N.zip."""
+    for wigip also wigip-zip: the seed's DST/step_N.zip; for bitgen_stage1 also bitgen: the seed's
+    DST/checkpoint-N.pt."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()

@@ -50,7 +50,8 @@ def convert(
             checkpoint in the names of the architecture's seed (ours, if the seed has none), so
             that the seed's own code restores it. Run directories hold our names already.
             "gpt2", a GPT-2 folder of transformers; "nanogpt", nanoGPT's `out_dir` with its
-            `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`.
+            `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`;
+            "bitgen", `checkpoint-N.pt` of BitGen Stage 1.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),

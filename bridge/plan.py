@@ -6,7 +6,7 @@ from typing import Any
 
 import jaxmodels
 from bridge import table
-from bridge.formats import bwetaf, nanogpt, wigip
+from bridge.formats import bitgen, bwetaf, nanogpt, wigip
 from bridge.matching import own_rows
 from bridge.moments import Moments
 from bridge.safetensors_writer import plan_shards
@@ -22,6 +22,7 @@ _FILES: dict[str, Callable[[dict[str, Any]], str]] = {
     "nanogpt": lambda _: nanogpt.FILE,
     "bwetaf": lambda _: bwetaf.WEIGHTS_FILE,
     "wigip-zip": wigip.file_name,
+    "bitgen": bitgen.file_name,
     "orbax": lambda _: "",
 }
 

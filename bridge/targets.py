@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge import orbax
-from bridge.formats import bwetaf, model_files, nanogpt, wigip
+from bridge.formats import bitgen, bwetaf, model_files, nanogpt, wigip
 from bridge.model_directory import complete, describe_model, write_manifest
 from bridge.moments import Moments
 from bridge.plan import PYTORCH, Plan
@@ -21,16 +21,19 @@ TARGETS = {
     "nanogpt": "wikigpt",
     "bwetaf": "bwetaf",
     "wigip-zip": "wigip",
+    "bitgen": "bitgen_stage1",
 }
 WRITERS = {
     "nanogpt": nanogpt.write_nanogpt,
     "bwetaf": bwetaf.write_bwetaf,
     "wigip-zip": wigip.write_wigip,
+    "bitgen": bitgen.write_bitgen,
 }
 CHECKS = {
     "nanogpt": nanogpt.check_config,
     "bwetaf": bwetaf.check_config,
     "wigip-zip": wigip.check_config,
+    "bitgen": bitgen.check_config,
 }
 
 

@@ -43,16 +43,9 @@ class Optim:
     """Largest global norm of a gradient; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "peak_lr",
-            "init_lr",
-            "end_lr",
-            "least_lr",
-            "warmup",
-            "eps",
-            "weight_decay",
-            "clip",
-        ):
+        for name in ("peak_lr", "init_lr", "end_lr", "least_lr", "warmup", "eps"):
+            within(f"optim.{name}", getattr(self, name), 0)
+        for name in ("weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
         for name in ("b1", "b2", "momentum"):
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)

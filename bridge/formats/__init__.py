@@ -12,8 +12,9 @@ from jaxmodels.errors import CORRUPT, Problem
 
 FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
 of `jaxmodels train`, or one of its checkpoints; a GPT-2 folder of transformers; a nanoGPT \
-checkpoint (`ckpt.pt`, or the folder that holds it) or another torch file of named tensors; a \
-bwetaf folder; wigip's `step_N.zip`, or a folder of them"""
+checkpoint (`ckpt.pt`, or the folder that holds it), BitGen Stage 1's (`checkpoint-N.pt`, \
+`pytorch_model.bin`) or another torch file of named tensors; a bwetaf folder; wigip's \
+`step_N.zip`, or a folder of them"""
 
 
 class Format(NamedTuple):
