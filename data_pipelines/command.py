@@ -48,13 +48,15 @@ def prepare_(
     workers: int = 0,
     min_freq: int = 1,
     dtype: Literal["auto", "uint16", "uint32"] = "auto",
+    side: int | None = None,
     force: bool = False,
     json: bool = False,
 ) -> int:
-    """Turn text into a folder of tokens that bin:FOLDER opens.
+    """Turn text into a folder of tokens, or decode images with captions, for bin:FOLDER to open.
 
     A long text is encoded in parts. They stay, in .FOLDER.parts, when this is interrupted: the
-    same command goes on with them.
+    same command goes on with them. Of images with captions only --side and --force count: their
+    captions are made into tokens when they are opened.
 
     Args:
         spec: what to read; see `jaxmodels data list`.
@@ -64,12 +66,18 @@ def prepare_(
         workers: processes that encode; 0 takes one for each core.
         min_freq: of chars: how often a character must occur to enter the vocabulary.
         dtype: size of a token on disk; auto takes the smaller that fits.
+        side: width and height of images in pixels, a multiple of 14; by default as shapes are
+            drawn, and 224 for others.
         force: replace the prepared folder that is there.
         json: print the manifest as one JSON object.
     """
+    from data_pipelines.pipelines import captioned
     from data_pipelines.prepare import prepare
     from data_pipelines.tokenizers import CHARS, open_tokenizer
 
+    if captioned(spec):
+        given = (tokenizer, min_freq, dtype) != (CHARS, 1, "auto")
+        return _prepare_images(spec, folder, side, given, force, json)
     chosen = None if tokenizer == CHARS else open_tokenizer(tokenizer)
     wanted = None if dtype == "auto" else dtype
     cores = workers or os.cpu_count() or 1
@@ -88,36 +96,70 @@ def prepare_(
     return 0
 
 
+def _prepare_images(
+    spec: str, folder: Path, side: int | None, given: bool, force: bool, json: bool
+) -> int:
+    from data_pipelines.captions.gallery import notes_of
+    from data_pipelines.captions.prepare import prepare_images
+    from data_pipelines.errors import USAGE, DataProblem
+
+    if given:
+        raise DataProblem(
+            "captions are made into tokens when they are opened, not before",
+            where=spec,
+            fix="leave out --tokenizer, --min-freq and --dtype here; train with --tokenizer",
+            exit_code=USAGE,
+        )
+    with ProgressBar() as progress:
+        made = prepare_images(spec, folder, side, progress, force)
+    if json:
+        _emit({"folder": str(folder), **made})
+    else:
+        train, valid = made["images"]["train"], made["images"]["valid"]
+        for note in notes_of(made):
+            print(note)
+        print(
+            f"{train:,} images, and {valid:,} held out, with {made['captions']:,} captions, "
+            f"written to {folder}\n"
+            f"next: jaxmodels train bitgen:tiny --data bin:{folder} --out runs/first"
+        )
+    return 0
+
+
 def inspect_(
     what: Either, tokenizer: str = "chars", valid_fraction: float = 0.05, json: bool = False
 ) -> int:
     """Tokens, vocabulary, splits and an excerpt of a prepared folder or a text.
 
+    Of images with captions also how large the images are.
+
     Exits with 3 if the files of a folder are not those that its manifest tells.
 
     Args:
         what: a folder that `data prepare` wrote, or a spec.
-        tokenizer: what counts the tokens of a text: chars, gpt2 or a PATH.
-        valid_fraction: share of the tokens, from the end, that is held out.
+        tokenizer: what counts the tokens of a text: chars, gpt2, words (of captions) or a PATH.
+        valid_fraction: share of the tokens, from the end, that is held out; of images, where the
+            source holds none out itself.
         json: print one JSON object.
     """
     from data_pipelines import reports
+    from data_pipelines.pipelines import captioned
     from data_pipelines.prepare import MANIFEST
 
+    if (Path(what) / MANIFEST).is_file():
+        what = f"bin:{what}"
     with ProgressBar() as progress:
-        if (Path(what) / MANIFEST).is_file():
-            report = reports.of_tokens(f"bin:{what}", progress)
-        elif what.startswith("bin:"):
+        if captioned(what):
+            from data_pipelines.captions.reports import of_images
+
+            return _show(of_images(what, tokenizer, valid_fraction, progress), json)
+        if what.startswith("bin:"):
             report = reports.of_tokens(what, progress)
         else:
             report = reports.of_text(what, tokenizer, progress)
     held_out = int(report["tokens"] * valid_fraction)
     report |= {"train_tokens": report["tokens"] - held_out, "valid_tokens": held_out}
-    if json:
-        _emit(report)
-    else:
-        print("\n".join(f"{key:<13} {_plain(value)}" for key, value in report.items()))
-    return 0
+    return _show(report, json)
 
 
 def bench_(
@@ -129,16 +171,28 @@ def bench_(
 ) -> int:
     """Tokens a second: the loader beside numpy's plain sampling of the same file; tokenising.
 
+    Of images with captions, images a second: the loader, and decoding.
+
     Args:
         what: a prepared folder, or a spec.
-        tokenizer: what is timed on a text: gpt2 or a PATH; a folder has its own.
-        context: inputs in a window.
-        batch: windows in a batch.
+        tokenizer: what is timed on a text: gpt2 or a PATH; a folder of tokens has its own.
+        context: inputs in a window; tokens of a caption.
+        batch: windows, or images, in a batch.
         json: print one JSON object.
     """
     from data_pipelines import reports
+    from data_pipelines.pipelines import captioned
 
     spec = f"bin:{what}" if Path(what).exists() else what
+    if captioned(spec):
+        from data_pipelines.captions.reports import time_images
+
+        found = time_images(spec, tokenizer, context, batch)
+        if json:
+            _emit({"context": context, "batch": batch, "images_per_second": found})
+        else:
+            print("\n".join(f"{name:<18} {rate:10,.0f} images/s" for name, rate in found.items()))
+        return 0
     if spec.startswith("bin:"):
         rates = reports.time_folder(spec, context, batch)
     else:
@@ -151,11 +205,20 @@ def bench_(
     return 0
 
 
+def _show(report: dict[str, Any], json: bool) -> int:
+    if json:
+        _emit(report)
+    else:
+        width = max(13, *map(len, report))
+        print("\n".join(f"{key:<{width}} {_plain(value)}" for key, value in report.items()))
+    return 0
+
+
 def _plain(value: Any) -> str:
     """A value of a report, for people."""
     if isinstance(value, dict):
         short = {k: len(v) if isinstance(v, dict) else v for k, v in value.items()}
-        return ", ".join(f"{key} {_plain(part)}" for key, part in short.items())
+        return ", ".join(f"{key} {_plain(part)}" for key, part in short.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else repr(value)

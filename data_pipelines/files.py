@@ -66,6 +66,17 @@ def refuse_existing(path: Path) -> None:
         raise _exists(path)
 
 
+def refuse_foreign(folder: Path, manifest: str, force: bool) -> None:
+    """--force replaces what this command wrote; it never removes a home directory."""
+    if force and folder.exists() and not (folder / manifest).is_file():
+        raise DataProblem(
+            "the output exists and is not a prepared folder; --force does not remove it",
+            where=str(folder),
+            fix="give another path",
+            exit_code=EXISTS,
+        )
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and those above it, each of them safe on the disk."""
     if not path.is_dir():

@@ -64,18 +64,19 @@ class Windows:
 
     def __getitem__(self, i: int) -> Batch:
         """Batch i: `tokens` int32 [rows, context + 1], and `segments` if wanted."""
-        starts = self._starts(np.uint64(int(i) * self._batch) + self._rows)
+        positions = np.uint64(int(i) * self._batch) + self._rows
+        starts = shuffled(positions, len(self._windows), self._seed)
         return batch_of(self._windows[starts].astype(np.int32), self._end)
 
-    def _starts(self, positions: UInt64[np.ndarray, "r"]) -> UInt64[np.ndarray, "r"]:
-        """Window starts at these positions, which rise, of the endless order."""
-        n = len(self._windows)
-        epochs, inside = np.divmod(positions, np.uint64(n))
-        starts = np.empty_like(positions)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            starts[here] = permute(inside[here], n, epoch_keys(self._seed, epoch))
-        return starts
+
+def shuffled(positions: UInt64[np.ndarray, "r"], n: int, seed: int) -> UInt64[np.ndarray, "r"]:
+    """What is at these positions, which rise, of the endless order: epochs of range(n)."""
+    epochs, inside = np.divmod(positions, np.uint64(n))
+    drawn = np.empty_like(positions)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        here = epochs == epoch
+        drawn[here] = permute(inside[here], n, epoch_keys(seed, epoch))
+    return drawn
 
 
 def batch_of(tokens: Int32[np.ndarray, "b t"], end_of_text: int | None) -> Batch:
@@ -151,6 +152,14 @@ def batches(
     return iter(grain.MapDataset.source(windows).to_iter_dataset(options))
 
 
+def spread(count: int, batch: int, max_batches: int | None) -> list[int]:
+    """Which batches of `count` held-out things to take; see `Validation`."""
+    every, full = -(-count // batch), count // batch
+    there = every if max_batches is None or every <= max_batches else full or every
+    wanted = there if max_batches is None else min(there, max(0, max_batches))
+    return [i * there // wanted for i in range(wanted)]
+
+
 class Validation(Sequence[Batch]):
     """Every target once, in fixed order: windows that share only their border token.
 
@@ -177,10 +186,7 @@ class Validation(Sequence[Batch]):
         self._tokens, self._end = np.asarray(tokens), end_of_text
         self._context, self._batch = context, batch
         self._windows = max(0, (len(tokens) - 1) // context)
-        every, full = -(-self._windows // batch), self._windows // batch
-        there = every if max_batches is None or every <= max_batches else full or every
-        wanted = there if max_batches is None else min(there, max(0, max_batches))
-        self._chosen = [i * there // wanted for i in range(wanted)]
+        self._chosen = spread(self._windows, batch, max_batches)
 
     def __len__(self) -> int:
         return len(self._chosen)

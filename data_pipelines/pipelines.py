@@ -7,13 +7,17 @@ from typing import Any, TypeVar
 import grain
 import numpy as np
 
+from data_pipelines.captions.captioned import Captioned
+from data_pipelines.captions.examples import is_captioned
+from data_pipelines.captions.gallery import is_gallery
+from data_pipelines.captions.opening import open_captioned
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.loader import Rows, Validation, batches
 from data_pipelines.sources import Progress, open_text
 from data_pipelines.streaming import VOCAB_DOCUMENTS, Streamed, open_streamed
 from data_pipelines.streams import Stream, open_bin, open_prepared
 from data_pipelines.tfds import NAMES
-from data_pipelines.tokenizers import CHARS, Tokenizer, open_tokenizer
+from data_pipelines.tokenizers import CHARS, WORDS, Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +137,8 @@ def open_data(
     tokenizer: str | Tokenizer | None = CHARS,
     segments: bool = False,
     vocab_documents: int = VOCAB_DOCUMENTS,
-) -> Data | Streamed:
+    side: int | None = None,
+) -> Data | Streamed | Captioned:
     """Opens what a spec names; files are prepared into `folder` the first time.
 
     TFDS datasets (also as `wikipedia`, `c4`) are tokenised while one trains; nothing is written.
@@ -151,9 +156,12 @@ def open_data(
         min_freq: a character must occur this often to enter the vocabulary.
         progress: called as (stage, bytes done, bytes in all).
         tokenizer: "chars" (or None) takes the text's own characters, or what a prepared folder
-            has; "gpt2", the path of a tokeniser, or one that is open: what the tokens must have.
+            has; "words" the words of captions; "gpt2", the path of a tokeniser, or one that is
+            open: what the tokens must have.
         segments: batches tell which document a token belongs to.
         vocab_documents: documents of a TFDS dataset that "chars" counts, from the first on.
+        side: width and height of images in pixels, a multiple of 14; by default what shapes are
+            drawn with, and 224 of others.
 
     Raises:
         DataProblem: (usage) unknown spec or tokeniser, senseless sizes, segments without an end
@@ -168,6 +176,20 @@ def open_data(
             why=f"context {context}, batch {batch}, vocab_documents {vocab_documents}, "
             f"seed {seed}, valid_fraction {valid_fraction}",
             exit_code=USAGE,
+        )
+    if captioned(spec):
+        return _open_images(
+            spec,
+            folder,
+            tokenizer,
+            segments,
+            side=side,
+            min_freq=min_freq,
+            progress=progress,
+            context=context,
+            batch=batch,
+            seed=seed,
+            valid_fraction=valid_fraction,
         )
     if isinstance(tokenizer, str):
         tokenizer = None if tokenizer == CHARS else open_tokenizer(tokenizer)
@@ -184,6 +206,31 @@ def open_data(
     data = Data(spec, stream, *sizes)
     _refuse_short(data)
     return _with_ends(data)
+
+
+def captioned(spec: str) -> bool:
+    """Whether a spec names images with captions; raises as `open_data`."""
+    kind, _, rest = spec.partition(":")
+    return is_gallery(Path(rest).expanduser()) if kind == "bin" else is_captioned(spec)
+
+
+def _open_images(
+    spec: str,
+    folder: Path | str,
+    tokenizer: str | Tokenizer | None,
+    segments: bool,
+    **options: Any,
+) -> Captioned:
+    if segments:
+        raise DataProblem(
+            "a caption is one document; there are no segments",
+            where=spec,
+            fix="train without --segments",
+            exit_code=USAGE,
+        )
+    if isinstance(tokenizer, str) and tokenizer not in (CHARS, WORDS):
+        tokenizer = open_tokenizer(tokenizer)
+    return open_captioned(spec, Path(folder), tokenizer=tokenizer, **options)
 
 
 def _with_ends(data: AnyData) -> AnyData:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.characters import CHARACTERS, CharTokenizer
-from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
-from data_pipelines.files import digest, refuse_existing, whole_folder
+from data_pipelines.errors import MISMATCH, USAGE, DataProblem
+from data_pipelines.files import digest, refuse_existing, refuse_foreign, whole_folder
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.shards import SHARD, Shard, encode, encode_all, join, locked, shards_of
 from data_pipelines.sources import Progress, Reading, Source, fingerprint, open_text
@@ -75,7 +75,7 @@ def prepare(
     if dtype and dtype not in DTYPES:
         raise DataProblem(f"unknown dtype: {dtype!r}", why="known: uint16, uint32", exit_code=USAGE)
     folder = Path(os.path.abspath(folder))
-    _refuse_foreign(folder, force)
+    refuse_foreign(folder, MANIFEST, force)
     source = open_text(spec)
     with whole_folder(folder, force) as new:
         stamp = source.stamp()
@@ -217,17 +217,6 @@ def _refuse_overflow(tokenizer: Tokenizer, dtype: str) -> None:
             why=f"its largest token id is {np.iinfo(DTYPES[dtype]).max:,}",
             fix="use --dtype uint32 with `jaxmodels data prepare`, or a larger minimum frequency",
             exit_code=MISMATCH,
-        )
-
-
-def _refuse_foreign(folder: Path, force: bool) -> None:
-    """--force replaces what this command wrote; it never removes a home directory."""
-    if force and folder.exists() and not (folder / MANIFEST).is_file():
-        raise DataProblem(
-            "the output exists and is not a prepared folder; --force does not remove it",
-            where=str(folder),
-            fix="give another path",
-            exit_code=EXISTS,
         )
 
 

@@ -90,25 +90,25 @@ def time_folder(spec: str, context: int, batch: int) -> dict[str, float]:
             "loader_unthreaded": lambda: windows[next(position)],
             "numpy": _plain_sampling(stream.tokens, context, batch),
         }
-        rates = _rates(makers, batch * (context + 1), _BATCHES)
+        found = rates(makers, batch * (context + 1), _BATCHES)
     if stream.tokenizer:
         text = stream.tokenizer.decode(stream.tokens[:_TEXT])
-        rates |= _encoding(stream.tokenizer, text)
-    return rates
+        found |= _encoding(stream.tokenizer, text)
+    return found
 
 
 def time_text(spec: str, name: str, context: int, batch: int) -> dict[str, float]:
     """Tokens a second of a text: encoding it, and of a TFDS dataset also batches of it."""
     source, tokenizer = open_text(spec), open_tokenizer(name)
-    rates = _encoding(tokenizer, _beginning(source))
+    found = _encoding(tokenizer, _beginning(source))
     sizes: dict[str, Any] = {"context": context, "batch": batch, "valid_fraction": 0.0}
     if "dataset" in source.records:
         data = open_data(spec, folder="", tokenizer=tokenizer, **sizes)
         assert isinstance(data, Streamed)
         with closing(data.train()) as loader:
             makers = {"streamed": lambda: next(loader)}
-            rates |= _rates(makers, batch * (context + 1), max(1, _BATCHES // 20))
-    return rates
+            found |= rates(makers, batch * (context + 1), max(1, _BATCHES // 20))
+    return found
 
 
 def _beginning(source: Source) -> str:
@@ -123,7 +123,7 @@ def _beginning(source: Source) -> str:
 
 
 def _encoding(tokenizer: Tokenizer, text: str) -> dict[str, float]:
-    return _rates({"encoding": lambda: tokenizer.encode(text)}, len(tokenizer.encode(text)), 1)
+    return rates({"encoding": lambda: tokenizer.encode(text)}, len(tokenizer.encode(text)), 1)
 
 
 def _plain_sampling(tokens: np.ndarray, context: int, batch: int) -> Callable[[], Any]:
@@ -137,8 +137,14 @@ def _plain_sampling(tokens: np.ndarray, context: int, batch: int) -> Callable[[]
     return sample
 
 
-def _rates(makers: dict[str, Callable[[], Any]], tokens: int, times: int) -> dict[str, float]:
-    """Median tokens a second over alternating rounds, so that all meet the same load."""
+def rates(makers: dict[str, Callable[[], Any]], tokens: int, times: int) -> dict[str, float]:
+    """Median tokens a second over alternating rounds, so that all meet the same load.
+
+    Args:
+        makers: what is timed, by name.
+        tokens: made by a call; or images, or what else is counted.
+        times: calls in a round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(_ROUNDS):
         for name, make in makers.items():

@@ -20,7 +20,10 @@ SPECS = {
     "tfds:NAME[/CONFIG][:SPLIT][#FIELD]": "a TFDS dataset on disk, in array_record; read as needed",
     "wikipedia": "tfds:wikipedia/20230601.en",
     "c4": "tfds:c4/en",
-    "bin:PATH": "tokens: a folder that `data prepare` wrote, or a raw file (?dtype=uint32)",
+    "bin:PATH": "what `data prepare` wrote, or a raw file of tokens (?dtype=uint32)",
+    "shapes[:SIDE]": "images with captions: 10,256 drawn scenes, SIDE (56) pixels wide",
+    "images:FOLDER[#FILE]": "images with captions, told by COCO's JSON or CSV (file,caption)",
+    "coco_captions[:SPLIT]": "tfds:coco_captions; so any TFDS dataset with an image and captions",
 }
 """Form of a spec → what it is."""
 

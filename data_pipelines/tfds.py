@@ -29,9 +29,10 @@ def open_tfds(spec: str, rest: str) -> Source:
     rest, _, field = rest.partition("#")
     name, _, split = rest.partition(":")
     split, field = split or "train", field or "text"
-    folder = _folder(name)
-    examples = data_source(str(folder), split, field)
-    info = _builder(str(folder)).info
+    folder = folder_of(name)
+    _refuse_no_text(folder, field)
+    examples = data_source(str(folder), split, (field,))
+    info = builder_of(str(folder)).info
     count = len(examples)
     whole = info.splits[split.partition("[")[0]]
     each = whole.num_bytes / max(1, whole.num_examples)
@@ -60,28 +61,34 @@ class Texts:
         self._where = folder, split, field
 
     def __len__(self) -> int:
-        return len(data_source(*self._where))
+        return len(self._source)
 
     def __getitem__(self, index: int) -> str:
-        return _text(data_source(*self._where)[int(index)][self._where[2]])
+        return _text(self._source[int(index)][self._where[2]])
+
+    @property
+    def _source(self) -> Any:
+        folder, split, field = self._where
+        return data_source(folder, split, (field,))
 
 
 @cache
-def data_source(folder: str, split: str, field: str) -> Any:
-    """TFDS's random access to the examples of a split.
+def data_source(folder: str, split: str, fields: tuple[str, ...]) -> Any:
+    """TFDS's random access to the examples of a split; images and other fields stay encoded.
 
     Raises:
-        DataProblem: as `open_tfds`.
+        DataProblem: (corrupt) it is not in array_record; (usage) there is no such split.
     """
     import tensorflow_datasets as tfds
 
-    builder = _builder(folder)
-    found = builder.info.features
-    features = dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {}
-    if not isinstance(features.get(field), tfds.features.Text):
-        have = ", ".join(f"{name} ({type(f).__name__})" for name, f in features.items())
-        raise _unusable(folder, f"the dataset has no text {field!r}", f"features: {have}")
-    skipped = {name: tfds.decode.SkipDecoding() for name in features if name != field}
+    builder = builder_of(folder)
+    features = builder.info.features
+    encoded = [
+        name
+        for name, feature in features.items()
+        if name not in fields or isinstance(feature, tfds.features.Image)
+    ]
+    skipped = {name: tfds.decode.SkipDecoding() for name in encoded}
     try:
         return builder.as_data_source(split=split, decoders=skipped)
     except NotImplementedError as error:
@@ -95,8 +102,19 @@ def data_source(folder: str, split: str, field: str) -> Any:
         raise _unusable(folder, f"the dataset has no split {split!r}", str(error)) from None
 
 
+def _refuse_no_text(folder: Path, field: str) -> None:
+    import tensorflow_datasets as tfds
+
+    found = builder_of(str(folder)).info.features
+    features = dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {}
+    if not isinstance(features.get(field), tfds.features.Text):
+        have = ", ".join(f"{name} ({type(f).__name__})" for name, f in features.items())
+        raise _unusable(str(folder), f"the dataset has no text {field!r}", f"features: {have}")
+
+
 @cache
-def _builder(folder: str) -> Any:
+def builder_of(folder: str) -> Any:
+    """TFDS's view of the folder of a dataset's version."""
     import tensorflow_datasets as tfds
 
     return tfds.builder_from_directory(folder)
@@ -113,7 +131,7 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
     """The folder of a dataset's version: the newest, of the only configuration if none is named."""
     root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     folder = root / name

@@ -28,24 +28,35 @@ Tokenizer = CharTokenizer | GPT2Tokenizer | SubwordTokenizer
 CHARS = "chars"
 """The word for the characters of the text itself."""
 
+WORDS = "words"
+"""The word for the words of captions."""
+
 _FILES = (CHARACTERS, GPT2Tokenizer.FILE)  # what is looked for in a folder, in this order
 
 
 def open_tokenizer(name: str) -> Tokenizer:
     """The tokeniser that a recipe names: "gpt2", or the PATH of a file or folder.
 
-    ("chars", the third word that a recipe may hold, is built from the text.)
+    ("chars" and "words", which a recipe may also hold, are built from the text.)
 
     Raises:
         DataProblem: (usage) neither; (corrupt) the file cannot be used.
     """
     if name == "gpt2":
         return GPT2Tokenizer()
+    if name == WORDS:
+        raise DataProblem(
+            "a token for each word is for captions only",
+            why="it loses how a text is laid out",
+            fix="use chars, gpt2, or the path of a tokenizer.json",
+            exit_code=USAGE,
+        )
     if not name or not Path(name).expanduser().exists():
         raise DataProblem(
             f"unknown tokeniser: {name!r}",
-            why="it is not chars or gpt2, and no such file or folder exists",
-            fix="use chars, gpt2, or the path of a tokenizer.json or characters.json",
+            why="it is not chars, words or gpt2, and no such file or folder exists",
+            fix="use chars, gpt2, words (of captions), or the path of a tokenizer.json or "
+            "characters.json",
             exit_code=USAGE,
         )
     return load_tokenizer(name)

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         package = jaxmodels.package_of(model)
         loss = evaluate(loss_function(package, skeleton), params, rest, batches)
     assert loss is not None
-    result = report(loss, *_measured(package, model, batches, tokenizer))
+    result = report(loss["loss"], *_measured(package, model, batches, tokenizer))
     if options.json:
         emit(result)
     else:

@@ -11,7 +11,7 @@ from jaxmodels.cli import emit, say
 from jaxmodels.commands.train_options import Train, repeated
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
 from jaxmodels.runtime.files import write_json
-from jaxmodels.runtime.outcome import Outcome
+from jaxmodels.runtime.outcome import EARLY, Outcome
 from jaxmodels.runtime.progress import duration
 
 
@@ -38,6 +38,8 @@ def conclude(
     summary = asdict(outcome) | {"idle": outcome.idle, "run": str(run), "command": again}
     write_json(run / "summary.json", summary)
     _print(run, outcome, again)
+    if outcome.reason == EARLY:
+        say(f"the validation loss was not lower in {options.recipe.patience} evaluations in a row")
     if _idle(outcome.reason, outcome.idle):
         _print_too_few_hours(options.max_hours or 0.0, outcome.reserve, seconds, hopeless)
     if options.json:
@@ -46,7 +48,7 @@ def conclude(
         return INTERRUPTED
     if hopeless:
         return USAGE
-    return DONE if outcome.step >= outcome.steps else STOPPED
+    return DONE if outcome.done else STOPPED
 
 
 def _idle(reason: str, idle: bool) -> bool:
@@ -72,15 +74,16 @@ def _print(run: Path, outcome: Outcome, again: str) -> None:
         + (f", best validation loss {best:.4f} (step {outcome.best_step})" if best else ""),
         f"time: {spent or 'under a second'}",
     )
-    if outcome.idle and outcome.step < outcome.steps:
+    if outcome.idle and not outcome.done:
         say("no step was done" + ("" if outcome.checkpoint else ", so there is no checkpoint"))
     if outcome.checkpoint:
         say(f"checkpoint: {run / 'checkpoints' / str(outcome.checkpoint)}")
-    if outcome.step < outcome.steps:
+    if not outcome.done:
         say(f"continue:  {again}")
     else:
+        further = "--patience 0" if outcome.reason == EARLY else f"--steps {2 * outcome.steps}"
         say(
-            f"longer:    {again} --steps {2 * outcome.steps}",
+            f"longer:    {again} {further}",
             f"generate:  jaxmodels generate {here} --prompt 'The '",
             f"convert:   jaxmodels convert {here} {shlex.quote(f'{run}-pytorch')}",
         )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jaxmodels
@@ -106,7 +107,8 @@ def _prepare(
     platform.prepare()
     team.refuse_apart(run)
     has_checkpoint = resume.check_resume(run, options.resume)
-    _check_devices(options)  # before the data, which may take long to prepare
+    # Before the data, which may take long to prepare.
+    _check_devices(jaxmodels.arch(resolved["arch"]), options)
     resume.compare_settings(run, resolved, has_checkpoint)
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
     if source is not None and tokenizer is None:
@@ -156,7 +158,7 @@ def _fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int
     return {"vocab": tokens, "tokens": tokens}
 
 
-def _check_devices(options: Train[Any]) -> None:
+def _check_devices(package: ModuleType, options: Train[Any]) -> None:
     import jax
 
     from jaxmodels.runtime import processes
@@ -169,6 +171,14 @@ def _check_devices(options: Train[Any]) -> None:
             exit_code=USAGE,
         )
     recipe = options.recipe
+    if recipe.slices > 1 and getattr(package, "WHOLE", False):
+        raise Problem(
+            f"a micro-batch cannot be computed in {recipe.slices} slices",
+            why="the loss compares its rows with each other",
+            fix="leave --slices out; --accum cuts the batch into micro-batches that are compared "
+            "in themselves",
+            exit_code=USAGE,
+        )
     mesh = make_mesh(recipe.mesh)
     check_heads(options.model, mesh.shape["model"])
     devices = mesh.shape["data"]

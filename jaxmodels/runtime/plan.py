@@ -38,8 +38,15 @@ class Job:
 
     @property
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays that a step takes, as the data pipelines make them."""
-        shape = (self.recipe.batch * self.recipe.accum, self.config.context + 1)
+        """The arrays that a step takes, as the data pipelines make them.
+
+        A package whose batches hold more than tokens says what in `batch_shapes(config, rows)`.
+        """
+        rows = self.recipe.batch * self.recipe.accum
+        if hasattr(self.package, "batch_shapes"):
+            shapes: dict[str, jax.ShapeDtypeStruct] = self.package.batch_shapes(self.config, rows)
+            return shapes
+        shape = (rows, self.config.context + 1)
         names = ("tokens", "segments") if self.recipe.segments else ("tokens",)
         return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
 

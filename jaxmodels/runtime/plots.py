@@ -1,4 +1,4 @@
-"""loss.png and stats.png of a run, drawn from its metrics.jsonl and stats.jsonl."""
+"""loss.png, metrics.png and stats.png of a run, drawn from its metrics.jsonl and stats.jsonl."""
 
 import json
 import math
@@ -17,7 +17,8 @@ Record = dict[str, Any]
 
 def draw(run: Path) -> None:
     """Draws what there are numbers for. A plot that fails is said, and fails nothing else."""
-    for plot, source in ((plot_loss, run / "metrics.jsonl"), (plot_stats, run / STATS)):
+    metrics, stats = run / "metrics.jsonl", run / STATS
+    for plot, source in ((plot_loss, metrics), (plot_metrics, metrics), (plot_stats, stats)):
         try:
             if source.exists():
                 plot(run)
@@ -32,23 +33,65 @@ def plot_loss(run: Path) -> None:
     records, stride = thinned(run / "metrics.jsonl", 4000, always='"valid_loss"')
     if not records:
         return
-    steps = np.array([record["step"] for record in records])
-    losses = np.array([record["loss"] for record in records])
-    width = max(1, len(losses) // 25)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    faint = {"alpha": 0.3, "linewidth": 0.8} if width > 1 else {"marker": "."}
-    axes.plot(steps, losses, color="tab:blue", label="training, one step", **faint)
-    if width > 1:
-        label = f"training, mean over {width * stride} steps"
-        axes.plot(steps, running_mean(losses, width), color="tab:blue", label=label)
-    valid = [(r["step"], r["valid_loss"]) for r in records if "valid_loss" in r]
-    if valid:
-        axes.plot(*zip(*valid, strict=True), "o-", color="tab:orange", label="validation")
+    _curve(axes, records, "loss", stride)
     axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=run.absolute().name)
-    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(run / "loss.png", dpi=120)
+
+
+def plot_metrics(run: Path) -> None:
+    """metrics.png: what the loss tells besides itself, a panel each; no file where it does not."""
+    from matplotlib.figure import Figure
+
+    records, stride = thinned(run / "metrics.jsonl", 4000, always='"valid_loss"')
+    names = told(records)
+    if not names:
+        return
+    columns = min(len(names), 3)
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        _curve(axes, records, name, stride)
+        axes.set(title=name, xlabel="optimiser step")
+    for axes in grid.flat[len(names) :]:
+        axes.set_axis_off()
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(run.absolute().name)
+    figure.savefig(run / "metrics.png", dpi=100)
+
+
+_OF_ALL = {"step", "loss", "grad_norm", "lr", "tokens_per_second", "images_per_second"}
+
+
+def told(records: list[Record]) -> list[str]:
+    """Names of the metrics that a loss tells besides itself, in the order of the records."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return [name for name in names if name not in _OF_ALL and not name.startswith("valid_")]
+
+
+def _curve(axes: Any, records: list[Record], name: str, stride: int) -> None:
+    """A number of the steps, its running mean, and its values at evaluations."""
+    steps, values = numbers(records, name)
+    width = max(1, len(values) // 25)
+    faint = {"alpha": 0.3, "linewidth": 0.8} if width > 1 else {"marker": "."}
+    axes.plot(steps, values, color="tab:blue", label="training, one step", **faint)
+    if width > 1:
+        label = f"training, mean over {width * stride} steps"
+        axes.plot(steps, running_mean(values, width), color="tab:blue", label=label)
+    valid = numbers(records, f"valid_{name}")
+    if len(valid[0]):
+        axes.plot(*valid, "o-", color="tab:orange", label="validation")
+    axes.grid(alpha=0.3)
+
+
+def numbers(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps that tell a number, and the number."""
+    there = [record for record in records if name in record]
+    return np.array([r["step"] for r in there]), np.array([r[name] for r in there], float)
 
 
 def plot_stats(run: Path) -> None:

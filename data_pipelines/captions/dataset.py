@@ -1,0 +1,86 @@
+"""Images with captions of a TFDS dataset that lies on disk in array_record."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.captions.examples import Collection, Example, shapes_side
+from data_pipelines.errors import DataProblem
+from data_pipelines.tfds import builder_of, data_source, folder_of
+
+_HELD_OUT = ("validation", "val", "valid", "test")  # splits; the first that there is
+
+
+def has_captions(rest: str) -> bool:
+    """Whether the features of `tfds:REST` are an image and captions."""
+    import tensorflow_datasets as tfds
+
+    found = builder_of(str(folder_of(rest.partition("#")[0].partition(":")[0]))).info.features
+    features = dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {}
+    texts = getattr(features.get("captions"), "feature", None)
+    if isinstance(texts, tfds.features.FeaturesDict):
+        texts = dict(texts.items()).get("text")
+    image = features.get("image")
+    return isinstance(image, tfds.features.Image) and isinstance(texts, tfds.features.Text)
+
+
+def open_dataset(spec: str, rest: str) -> Collection:
+    """`tfds:NAME[/CONFIG][/VERSION][:SPLIT]`, with the features `image` and `captions`.
+
+    Without SPLIT, `train` is trained on and the dataset's own validation split is held out.
+
+    Raises:
+        DataProblem: (corrupt) it is not there, or not in array_record; (usage) it has no such
+            split.
+    """
+    name, _, split = rest.partition(":")
+    return open_version(spec, folder_of(name), split)
+
+
+def open_version(spec: str, folder: Path, split: str = "") -> Collection:
+    """As `open_dataset`, for the folder of a dataset's version."""
+    info = builder_of(str(folder)).info
+    held_out = "" if split else next((name for name in _HELD_OUT if name in info.splits), "")
+    train = Examples(folder, split or "train")
+    valid = Examples(folder, held_out) if held_out else ()
+    records = {
+        "dataset": info.full_name,
+        "splits": [split or "train", held_out],
+        "examples": [len(train), len(valid)],
+    }
+    return Collection(spec, train, valid, records)
+
+
+def open_shapes(spec: str, folder: Path) -> Collection:
+    """The shapes that were drawn into a folder.
+
+    Raises:
+        DataProblem: (corrupt) they are not there.
+    """
+    from data_pipelines.captions.shapes_dataset import version_folder
+
+    if not (there := version_folder(folder)).is_dir():
+        raise DataProblem("the shapes are not there", where=str(there), fix="prepare them anew")
+    drawn = open_version(spec, there)
+    return replace(drawn, records=drawn.records | {"drawn_side": shapes_side(spec)})
+
+
+class Examples(Sequence[Example]):
+    """The examples of a split."""
+
+    def __init__(self, folder: Path, split: str):
+        self._source = data_source(str(folder), split, ("image", "captions", "image/filename"))
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: Any) -> Any:
+        """Example i."""
+        found = self._source[int(i)]
+        captions = found["captions"]
+        texts = captions["text"] if isinstance(captions, dict) else captions
+        name = found.get("image/filename", b"").decode("utf-8", "replace") or f"example {i}"
+        return Example(
+            name, tuple(text.decode("utf-8", "replace") for text in texts), found["image"]
+        )

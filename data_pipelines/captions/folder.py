@@ -1,0 +1,140 @@
+"""A folder of images, and a file that tells their captions: COCO's JSON, or CSV."""
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.captions.examples import Collection, Example
+from data_pipelines.errors import USAGE, DataProblem
+
+_FILES = ("captions*.json", "captions*.csv")
+
+Left = dict[str, list[str]]
+
+
+def open_folder(spec: str, rest: str) -> Collection:
+    """`images:FOLDER[#FILE]`: the images that FILE tells captions of.
+
+    FILE, relative to the folder, is COCO's JSON (`images`: id and file_name; `annotations`:
+    image_id and caption), or CSV with the columns file and caption, a caption a row. By default
+    it is the one captions*.json or captions*.csv in the folder.
+
+    Raises:
+        DataProblem: (corrupt) there is no such folder or file, it has another form, or two
+            images have one id; (usage) there are several files of captions.
+    """
+    path, _, name = rest.partition("#")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise DataProblem("there is no such folder of images", where=path, fix="check the path")
+    file = folder / name if name else _captions_file(folder)
+    try:
+        content = file.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _broken(file, str(error)) from None
+    left: Left = {}
+    read = _from_json if file.suffix == ".json" else _from_csv
+    captions = read(file, text, left)
+    sizes, examples = hashlib.sha256(), []
+    for image, said in captions.items():
+        place = folder / image
+        if not place.is_file():
+            left.setdefault("images that are not there", []).append(image)
+            continue
+        sizes.update(f"{image}\t{place.stat().st_size}\n".encode("utf-8", "surrogatepass"))
+        examples.append(Example(image, tuple(said), place))
+    records = {
+        "captions_file_sha256": hashlib.sha256(content).hexdigest(),
+        "image_sizes_sha256": sizes.hexdigest(),
+    }
+    return Collection(spec, examples, (), records, left)
+
+
+def _captions_file(folder: Path) -> Path:
+    found = sorted(file for pattern in _FILES for file in folder.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise DataProblem(
+            "there are no captions",
+            where=str(folder),
+            why=f"the folder has no {' or '.join(_FILES)}",
+            fix="name the file: images:FOLDER#FILE, COCO's JSON or CSV with the columns file and "
+            "caption",
+        )
+    raise DataProblem(
+        "there is more than one file of captions",
+        where=str(folder),
+        why=", ".join(file.name for file in found),
+        fix=f"name one: images:{folder}#{found[0].name}",
+        exit_code=USAGE,
+    )
+
+
+def _from_json(file: Path, text: str, left: Left) -> dict[str, list[str]]:
+    """File name → captions, in the order of the images."""
+    try:
+        data = json.loads(text)
+        names = [(image["id"], image["file_name"]) for image in data["images"]]
+        said = [(a["image_id"], a["caption"], a.get("id")) for a in data["annotations"]]
+    except ValueError as error:
+        raise _broken(file, f"it is not JSON: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _broken(file, f"it is not COCO's: {type(error).__name__}: {error}") from None
+    for what, values in (
+        ("id", [number for number, _ in names]),
+        ("file name", [name for _, name in names]),
+    ):
+        number, times = Counter(map(repr, values)).most_common(1)[0] if values else ("", 0)
+        if times > 1:
+            raise _broken(file, f"{times} images have the {what} {number}")
+    captions: dict[Any, list[str]] = {number: [] for number, _ in names}
+    seen = set()
+    for image, caption, number in said:
+        if not isinstance(caption, str):
+            raise _broken(file, f"the caption {number} is no text: {caption!r}")
+        if image not in captions:
+            left.setdefault("captions of images that the file does not list", []).append(caption)
+        elif number is not None and number in seen:
+            left.setdefault("captions whose id another one has", []).append(caption)
+        else:
+            captions[image].append(caption)
+        seen.add(number)
+    return {_name(file, name): captions[number] for number, name in names}
+
+
+def _from_csv(file: Path, text: str, left: Left) -> dict[str, list[str]]:
+    """As `_from_json`."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    captions: dict[str, list[str]] = {}
+    try:
+        if not {"file", "caption"} <= set(rows.fieldnames or ()):
+            raise _broken(file, f"its first line must have file and caption: {rows.fieldnames}")
+        for row in rows:
+            if row["caption"] is None or None in row:
+                why = f"line {rows.line_num} has not as many fields as the first"
+                raise _broken(file, why)
+            captions.setdefault(_name(file, row["file"]), []).append(row["caption"])
+    except csv.Error as error:
+        raise _broken(file, f"line {rows.line_num}: {error}") from None
+    return captions
+
+
+def _name(file: Path, name: Any) -> str:
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise _broken(file, f"this is no name of a file: {name!r}")
+    return name
+
+
+def _broken(file: Path, why: str) -> DataProblem:
+    return DataProblem(
+        "these captions cannot be read",
+        where=str(file),
+        why=why,
+        fix="give COCO's JSON (images, annotations), or CSV with the columns file and caption",
+    )

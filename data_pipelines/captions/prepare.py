@@ -1,0 +1,167 @@
+"""Images with captions to a folder that training reads; the entry of `jaxmodels data prepare`."""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from data_pipelines.captions.examples import (
+    SHAPES,
+    Collection,
+    Example,
+    open_examples,
+    shapes_side,
+    side_of,
+)
+from data_pipelines.captions.gallery import CAPTIONS, IMAGES, MANIFEST, Row
+from data_pipelines.captions.pixels import decoded, size_of, squared
+from data_pipelines.errors import DataProblem
+from data_pipelines.files import digest, refuse_foreign, whole_folder
+from data_pipelines.sources import Progress
+
+BUDGET = 2 << 30
+"""Bytes of decoded images that are kept on disk; of a collection that has more, none are."""
+
+_CHUNK = 256  # examples that are in memory together
+_NAMED = 3  # of what is left out
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+
+def prepare_images(
+    spec: str,
+    folder: Path | str,
+    side: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Writes captions.jsonl, images.bin and manifest.json, all or nothing; shapes are drawn too.
+
+    Images that cannot be read, or have no caption that says anything, are left out and counted.
+    images.bin holds the others, decoded, uint8 [images, side, side, 3], if it has no more than
+    BUDGET bytes; else they are decoded again whenever their turn comes.
+
+    Args:
+        spec: a form that names images with captions.
+        folder: where to write; must not exist.
+        side: width and height of the images, in pixels; None takes what `side_of` says.
+        progress: called as (stage, bytes of pixels done, those in all).
+        force: replace the prepared folder that is there.
+
+    Returns:
+        the manifest.
+
+    Raises:
+        DataProblem: (usage) unknown spec; (corrupt) nothing can be read; (exists) the folder
+            exists.
+        OSError: the disk is full, say; nothing is left behind.
+    """
+    folder, side = Path(os.path.abspath(folder)), side_of(spec, side)
+    refuse_foreign(folder, MANIFEST, force)
+    with whole_folder(folder, force) as new:
+        if spec.partition(":")[0] == SHAPES:
+            from data_pipelines.captions.shapes_dataset import write_shapes
+
+            write_shapes(new, shapes_side(spec), progress)
+        collection = open_examples(spec, new)
+        left = {what: list(names) for what, names in collection.left_out.items()}
+        count = len(collection.train) + len(collection.valid)
+        decode = count * side * side * 3 <= BUDGET
+        rows = _write(collection, new, side, decode, left, progress)
+        if not any(row.split == "train" for row in rows):
+            raise _nothing(spec, left)
+        files = [CAPTIONS, *([IMAGES] if decode else [])]
+        manifest = {
+            "spec": spec,
+            "source": collection.records,
+            "side": side,
+            "images": {split: _count(rows, split) for split in ("train", "valid")},
+            "captions": sum(len(row.captions) for row in rows),
+            "left_out": {
+                what: {"count": len(names), "first": names[:_NAMED]} for what, names in left.items()
+            },
+            "sha256": {name: digest(new / name) for name in files},
+        }
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _write(
+    collection: Collection,
+    new: Path,
+    side: int,
+    decode: bool,
+    left: dict[str, list[str]],
+    progress: Progress | None,
+) -> list[Row]:
+    rows: list[Row] = []
+    total, done = len(collection.train) + len(collection.valid), 0
+    with ExitStack() as stack:
+        captions = stack.enter_context((new / CAPTIONS).open("w", encoding="utf-8"))
+        images = stack.enter_context((new / IMAGES).open("wb")) if decode else None
+        for example, row, pixels in _read(collection, side, decode):
+            done += 1
+            if progress and (done % _CHUNK == 0 or done == total):
+                progress("reading images", done * 3 * side**2, total * 3 * side**2)
+            if empty := len(example.captions) - len(_said(example)):
+                left.setdefault("captions that say nothing", []).extend([example.name] * empty)
+            if row is None or not row.captions:
+                why = "have no caption" if row else "cannot be read"
+                left.setdefault(f"images that {why}", []).append(example.name)
+                continue
+            rows.append(row)
+            captions.write(json.dumps(asdict(row)) + "\n")
+            if images:
+                images.write(pixels.data)
+    return rows
+
+
+def _read(
+    collection: Collection, side: int, decode: bool
+) -> Iterator[tuple[Example, Row | None, Pixels]]:
+    """Examples in order, read by threads; no row where an image cannot be read."""
+
+    def read(split: str, i: int) -> tuple[Example, Row | None, Pixels]:
+        example, none = splits[split][i], np.zeros((0, 0, 3), np.uint8)
+        try:
+            if not decode:
+                size = size_of(example.image, example.name)
+                return example, Row(split, i, example.name, size, _said(example)), none
+            pixels = decoded(example.image, example.name)
+        except DataProblem:
+            return example, None, none
+        height, width = pixels.shape[:2]
+        row = Row(split, i, example.name, (width, height), _said(example))
+        return example, row, squared(pixels, side)
+
+    splits = {"train": collection.train, "valid": collection.valid}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for split, examples in splits.items():
+            for start in range(0, len(examples), _CHUNK):
+                indices = range(start, min(len(examples), start + _CHUNK))
+                yield from pool.map(partial(read, split), indices)
+
+
+def _said(example: Example) -> tuple[str, ...]:
+    return tuple(caption for caption in example.captions if caption.strip())
+
+
+def _count(rows: list[Row], split: str) -> int:
+    return sum(row.split == split for row in rows)
+
+
+def _nothing(spec: str, left: dict[str, list[str]]) -> DataProblem:
+    return DataProblem(
+        "there is no image with a caption to train on",
+        where=spec,
+        why="; ".join(f"{len(names):,} {what}" for what, names in left.items()),
+        fix="check the images and their captions",
+    )

@@ -1,0 +1,95 @@
+"""What `jaxmodels data inspect` tells and `jaxmodels data bench` times of images with captions."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.captions.captioned import Captioned, Drawn
+from data_pipelines.captions.examples import open_examples
+from data_pipelines.captions.gallery import read_gallery, read_rows
+from data_pipelines.captions.pixels import decoded, squared
+from data_pipelines.pipelines import open_data
+from data_pipelines.reports import rates
+from data_pipelines.sources import Progress
+
+_EXCERPT = 3  # captions
+_IMAGES, _DECODED = 6400, 64  # in a round of a timing
+
+
+def of_images(
+    spec: str, tokenizer: str, valid_fraction: float, progress: Progress | None = None
+) -> dict[str, Any]:
+    """A report, JSON-able; every image is decoded once, if that was not done before.
+
+    Args:
+        spec: what names images with captions.
+        tokenizer: makes tokens of the captions: a word or a PATH.
+        valid_fraction: as `open_data`.
+        progress: called as (stage, bytes done, bytes in all).
+    """
+    sizes: dict[str, Any] = {"context": 1 << 20, "batch": 1, "valid_fraction": valid_fraction}
+    with _opened(spec, tokenizer, 14, progress, **sizes) as (data, folder):
+        manifest = read_gallery(folder)
+        rows = read_rows(folder, manifest)
+        return {
+            "spec": spec,
+            "source": {"spec": manifest["spec"], **manifest["source"]},
+            "images": len(rows),
+            "train_images": data.train_images,
+            "valid_images": data.valid_images,
+            "captions": len(data.captions.ends),
+            "captions_per_image": _range(data.captions.counts),
+            "tokens_per_caption": _range(data.captions.lengths),
+            "unknown": data.captions.unknown,
+            "vocab_size": data.vocab_size,
+            "width": _range(row.size[0] for row in rows),
+            "height": _range(row.size[1] for row in rows),
+            "left_out": {what: left["count"] for what, left in manifest["left_out"].items()},
+            "excerpt": list(rows[0].captions[:_EXCERPT]),
+        }
+
+
+def time_images(spec: str, tokenizer: str, context: int, batch: int) -> dict[str, float]:
+    """Images a second: batches as training reads them, and decoding the originals one by one."""
+    sizes: dict[str, Any] = {"context": context, "batch": batch, "valid_fraction": 0.0}
+    with _opened(spec, tokenizer, None, **sizes) as (data, folder):
+        batches, position = Drawn(data, np.arange(len(data.texts)), None), iter(range(1 << 62))
+        with closing(data.train()) as loader:
+            makers: dict[str, Callable[[], Any]] = {
+                "loader": lambda: next(loader),
+                "loader_unthreaded": lambda: batches[next(position)],
+            }
+            found = rates(makers, batch, max(1, _IMAGES // batch))
+        source = open_examples(read_gallery(folder)["spec"], folder).train
+        examples = [source[i] for i in range(min(_DECODED, len(source)))]
+
+        def decode() -> None:
+            for example in examples:
+                squared(decoded(example.image, example.name), data.side)
+
+        return found | rates({"decoding": decode}, len(examples), 1)
+
+
+@contextmanager
+def _opened(
+    spec: str, tokenizer: str, side: int | None, progress: Progress | None = None, **sizes: Any
+) -> Iterator[tuple[Captioned, Path]]:
+    """The data of a spec, and the folder where it is prepared, which goes if it was not there."""
+    with tempfile.TemporaryDirectory(prefix="jaxmodels-images-") as temporary:
+        folder = Path(temporary) / "data"
+        if spec.startswith("bin:"):
+            folder, side = Path(spec.removeprefix("bin:")).expanduser(), None
+        options = {"tokenizer": tokenizer, "side": side, "progress": progress}
+        data = open_data(spec, folder=folder, **options, **sizes)
+        assert isinstance(data, Captioned)
+        yield data, folder
+
+
+def _range(values: Iterable[int]) -> dict[str, float]:
+    """Smallest, median and largest."""
+    every = np.fromiter(values, np.int64)
+    return {"min": int(every.min()), "median": float(np.median(every)), "max": int(every.max())}
