@@ -47,6 +47,8 @@ class Config:
     of the queue; 0 keeps none (FIBER), 0.995 is usual (ALBEF)."""
     slots: int = 32
     """Slots of the memory."""
+    image_size: int = 224
+    """Side in pixels of the images that it is trained on; a call takes any."""
     noise: float = 0.01
     """Standard deviation of the memory's observation noise."""
     addressing: Literal["ridge", "iteration"] = "ridge"
@@ -56,7 +58,7 @@ class Config:
 
     def __post_init__(self) -> None:
         names = ("vocab", "dim", "layers", "image_layers", "decoder_layers", "heads", "hidden")
-        for name in (*names, "merge", "context", "queue", "slots"):
+        for name in (*names, "merge", "context", "queue", "slots", "image_size"):
             within(f"model.{name}", getattr(self, name), 1)
         within("model.fused", self.fused, 0, min(self.layers, self.image_layers))
         within("model.temperature", self.temperature, 0.001, 1)
@@ -86,6 +88,7 @@ PRESETS = {
         dropout=0.0,
         queue=256,
         slots=64,
+        image_size=56,
         dinov2=tower.Config(dim=64, layers=2, heads=4, hidden=128, patch=14, image_size=56),
     ),
     "card": Config(),
