@@ -1,6 +1,5 @@
 """`jaxmodels eval` of a model that sees images: retrieval, losses, similarities."""
 
-from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from jaxmodels.errors import MISMATCH, USAGE, Problem
 def measured(package: Any, model: Any, data: Any, limit: int | None, batches: int | None) -> Any:
     """The answer of `eval --json`.
 
-    `loss` and all that the loss tells (the card's names: `itm_acc`, `text_loss`, …) are means over
-    the held-out images, each with one of its captions; `perplexity` is that of `text_loss`, in
-    nats. `t2i_recall_at_k` and `i2t_recall_at_k` for k of 1, 5 and 10: see
+    `loss` and all that the loss tells (the card's names: `itm_acc`, `text_loss`, `perplexity`, …)
+    are means over the held-out images, each with one of its captions. `t2i_recall_at_k` and `i2t_recall_at_k` for k of 1, 5 and 10: see
     `runtime.retrieval.recalls`. `images` and `captions` are how many retrieval was among.
 
     Args:
@@ -41,8 +39,6 @@ def measured(package: Any, model: Any, data: Any, limit: int | None, batches: in
     skeleton, params, rest = split(model)
     found = evaluate(loss_function(package, skeleton), params, rest, data.valid(batches))
     assert found is not None
-    if "text_loss" in found:  # the mean of perplexities is not the perplexity of the mean
-        found["perplexity"] = exp(min(found["text_loss"], 700.0))
     images, said = data.retrieval(limit)
     captions = [caption for own in said for caption in own]
     owner = np.repeat(np.arange(len(said)), [len(own) for own in said])
