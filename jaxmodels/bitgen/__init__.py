@@ -6,11 +6,18 @@ from jaxmodels.lazy import lazy
 __all__ = [
     "PRESETS",
     "RECIPES",
+    "SHARDING",
+    "WEIGHTS",
     "WHOLE",
     "Config",
     "Model",
     "commit",
+    "forget",
     "loss",
+    "pack",
+    "read",
+    "sizes",
+    "write",
 ]
 
 __getattr__ = lazy(
@@ -19,6 +26,10 @@ __getattr__ = lazy(
         "Model": "model",
         "loss": "objectives",
         "commit": "objectives",
+        "pack": "bitlinear",
+        "write": "remember",
+        "read": "remember",
+        "forget": "remember",
         "WHOLE": "objectives",
         "SHARDING": "layout",
         "WEIGHTS": "layout",

@@ -106,7 +106,7 @@ class Block(nnx.Module):
         Args:
             x: the residual stream.
             mask: which keys a query may see; a cache knows by itself.
-            seen: keys and values of another sequence (`cross.seen`); None passes cross-attention by.
+            seen: keys and values of another sequence (`cross.seen`); None sees nothing.
             seen_mask: where the other sequence may be seen.
             rngs: has the stream `dropout`; None means none.
             cache: of the decoder.

@@ -67,8 +67,8 @@ class Contrast(NamedTuple):
 
 def clamped(temperature: Float[Array, ""]) -> Float[Array, ""]:
     """The temperature within its bounds; the gradient passes, so that it can come back."""
-    inside = jnp.clip(temperature, COLDEST, WARMEST)
-    return temperature + jax.lax.stop_gradient(inside - temperature)
+    inside = jax.lax.stop_gradient(jnp.clip(temperature, COLDEST, WARMEST))
+    return inside + (temperature - jax.lax.stop_gradient(temperature))
 
 
 def alike(ids: Int[Array, "b"], tokens: Int[Array, "b t"]) -> Bool[Array, "b b"]:

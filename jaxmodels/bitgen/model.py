@@ -17,12 +17,13 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmodels import dinov2
 from jaxmodels.bitgen.blocks import Block, Heads
 from jaxmodels.bitgen.config import Config
 from jaxmodels.bitgen.decoder import Cache, Decoder
 from jaxmodels.bitgen.fiber import Queue
 from jaxmodels.bitgen.memory import Memory
+from jaxmodels.bitgen.momentum import Slow, encoders
+from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
@@ -68,7 +69,7 @@ class Model(nnx.Module):
         small = nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(cfg.vocab, cfg.dim, embedding_init=small, rngs=rngs)
         self.pos = nnx.Embed(cfg.context, cfg.dim, embedding_init=small, rngs=rngs)
-        self.vision = dinov2.Model(cfg.dinov2, rngs=rngs)
+        self.vision = Tower(cfg.dinov2, rngs=rngs)
         self.project = nnx.Linear(cfg.merge**2 * cfg.dinov2.dim, cfg.dim, rngs=rngs)
 
         def blocks(count: int) -> nnx.List:
@@ -84,6 +85,8 @@ class Model(nnx.Module):
         self.memory = Memory(cfg, rngs=rngs)
         self.decoder = Decoder(cfg, rngs=rngs)
         self.queue = Queue(cfg)
+        if cfg.momentum:
+            self.slow = Slow(cfg, encoders(self))
 
     def __call__(
         self,
@@ -132,6 +135,17 @@ class Model(nnx.Module):
             hidden = self.decoder.hidden(self.inputs(targets), context, sees)
             logits = tied_logits(hidden, self.embed.embedding[...])
         return Output(embeddings, text_features, image_features, logits)
+
+    def text_features(
+        self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None = None
+    ) -> Float[Array, "b d"]:
+        """Unit vectors of texts alone."""
+        real = self.real(tokens, mask)
+        return self.text_pool(mean(self.upper_text(self.lower_text(tokens, real), real), real))
+
+    def image_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Unit vectors of images in [0, 1] alone."""
+        return self.image_pool(self.upper_image(self.lower_image(images)).mean(axis=1))
 
     # What the objectives take one by one.
 
@@ -247,6 +261,25 @@ class Model(nnx.Module):
             seen = self.upper_image(self.lower_image(images))
             codes = self.memory.read(self.image_pool(seen.mean(axis=1)))
         return self.begin(tokens, length, size, *self.context(seen, codes))
+
+    def recollect(
+        self,
+        images: Float[Array, "b h w 3"] | None = None,
+        size: int = 64,
+        features: Float[Array, "b d"] | None = None,
+    ) -> tuple[Float[Array, "b v"], Cache]:
+        """As `prefill`, of what the memory has for images, which the decoder does not see.
+
+        Args:
+            images: float32 in [0, 1]; or give
+            features: the unit features of images or texts.
+            size: tokens that the cache has room for.
+        """
+        if features is None:
+            assert images is not None, "give images or features"
+            features = self.image_features(images)
+        nothing = jnp.zeros((len(features), 0), jnp.int32)
+        return self.begin(nothing, 0, size, *self.context(None, self.memory.read(features)))
 
     def begin(
         self, tokens, length: Int[Array, ""] | int, size: int, seen: list[Heads], sees

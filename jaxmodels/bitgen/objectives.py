@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxmodels.bitgen import fiber, larimar
 from jaxmodels.bitgen.memory import Episode
 from jaxmodels.bitgen.model import Model, mean
+from jaxmodels.bitgen.momentum import follow, following
 from jaxmodels.layers.losses import chunked_scores
 
 ITC, ITM, TEXT, KL = 1.0, 0.5, 0.5, 0.1
@@ -57,7 +58,8 @@ def loss(
         same = fiber.alike(ids, tokens)
         tau = fiber.clamped(model.temperature[...].astype(jnp.float32))
         both = (text, keys)
-        itc = fiber.contrast(both, both, model.queue, ids, same, tau)
+        kept = _slow_features(model, batch) if model.config.momentum else both
+        itc = fiber.contrast(both, kept, model.queue, ids, same, tau)
         itm, accuracy = _matching(model, (x, real, y), itc, same, rngs)
         total = ITC * itc.loss + ITM * itm
         metrics = {
@@ -68,7 +70,7 @@ def loss(
             "itm_acc": accuracy,
             "temperature": tau,
         }
-        aux = jax.lax.stop_gradient({"text": text, "image": keys, "ids": ids})
+        aux = jax.lax.stop_gradient({"text": kept[0], "image": kept[1], "ids": ids})
     keys = jax.lax.stop_gradient(keys)
     episode = model.memory.episode(keys, codes, rngs)
     writing, of_text = _writing(model, tokens, real, seen, keys, episode, rngs)
@@ -82,9 +84,19 @@ def loss(
 
 
 def commit(model: Model, aux: dict[str, Any]) -> None:
-    """Queues the features of a batch; called between gradient and optimiser."""
+    """Queues the features of a batch, and lets the slow encoders follow; called between gradient
+    and optimiser."""
     if "ids" in aux:
         model.queue.push(aux["text"], aux["image"], aux["ids"])
+        if model.config.momentum:
+            follow(model)
+
+
+def _slow_features(model: Model, batch: dict[str, Any]) -> tuple[Array, Array]:
+    """Features of texts and images by the slow encoders, without dropout."""
+    slow = following(model)
+    images = batch["images"].astype(jnp.float32) / 255
+    return slow.text_features(batch["tokens"], batch.get("mask")), slow.image_features(images)
 
 
 def _matching(
