@@ -146,6 +146,7 @@ RECIPES = {
         eval_every=500,
         patience=0,
         save_every=500,
+        sample_every=500,
         optim=replace(_CARD.optim, peak_lr=2e-3, least_lr=0.0, end_lr=1e-5, warmup=100.0, b2=0.99),
     ),
     "card": _CARD,
