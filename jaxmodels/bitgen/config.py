@@ -48,6 +48,8 @@ class Config:
     of the queue; 0 keeps none (FIBER), 0.995 is usual (ALBEF)."""
     slots: int = 32
     """Slots of the memory."""
+    image_size: int = 224
+    """Side in pixels of the images that it is trained on; a call takes any."""
     noise: float = 0.01
     """Standard deviation of the memory's observation noise."""
     addressing: Literal["ridge", "iteration"] = "ridge"
@@ -57,7 +59,7 @@ class Config:
 
     def __post_init__(self) -> None:
         names = ("vocab", "dim", "layers", "image_layers", "decoder_layers", "heads", "hidden")
-        for name in (*names, "merge", "context", "queue", "slots"):
+        for name in (*names, "merge", "context", "queue", "slots", "image_size"):
             within(f"model.{name}", getattr(self, name), 1)
         within("model.fused", self.fused, 0, min(self.layers, self.image_layers))
         within("model.temperature", self.temperature, 0.001, 1)
@@ -88,6 +90,7 @@ PRESETS = {
         dropout=0.0,
         queue=1024,
         slots=64,
+        image_size=56,
         dinov2=TowerConfig(dim=64, layers=3, heads=4, hidden=128, patch=7, image_size=56),
     ),
     # The card's.
@@ -143,6 +146,7 @@ RECIPES = {
         eval_every=500,
         patience=0,
         save_every=500,
+        sample_every=500,
         optim=replace(_CARD.optim, peak_lr=2e-3, least_lr=0.0, end_lr=1e-5, warmup=100.0, b2=0.99),
     ),
     "card": _CARD,

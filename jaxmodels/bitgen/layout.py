@@ -134,6 +134,7 @@ def sizes(
         "momentum": 0.0,
         "noise": 0.01,
         "addressing": "ridge",
+        "image_size": 224,
         **{f"dinov2.{name}": value for name, value in guessed.items()},
     }
     queue = shapes.get("queue/ids")
