@@ -14,6 +14,7 @@ from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import causal_mask
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.precision import exact
 
 
 class Cache(NamedTuple):
@@ -41,7 +42,7 @@ class Decoder(nnx.Module):
 
     def first(self, batch: int) -> Float[Array, "b 1 d"]:
         """The start of each text, float32."""
-        start = self.start[...].astype(jnp.float32)
+        start = exact(self.start[...])
         return jnp.broadcast_to(start, (batch, 1, len(start)))
 
     def seen(self, others: Float[Array, "b s d"]) -> list[Heads]:

@@ -27,6 +27,7 @@ from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
+from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
 
 # Mean and standard deviation of ImageNet's colours, as DINOv2 wants its images normalised.
@@ -56,7 +57,7 @@ class Pooler(nnx.Module):
     def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b d"]:
         """float32 [b, d], of length 1."""
         dtype = self.dense.kernel[...].dtype
-        x = self.proj(nnx.tanh(self.dense(pooled.astype(dtype)))).astype(jnp.float32)
+        x = exact(self.proj(nnx.tanh(self.dense(pooled.astype(dtype)))))
         return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-12))
 
 
@@ -91,7 +92,7 @@ class Model(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "b t"],
-        images: Float[Array, "b h w 3"] | None = None,
+        images: Float[Array, "n h w 3"] | None = None,
         targets: Int[Array, "b t2"] | None = None,
         noise: Float[Array, "b m"] | None = None,
         mask: Int[Array, "b t"] | None = None,
@@ -100,7 +101,7 @@ class Model(nnx.Module):
 
         Args:
             tokens: token ids, at most as many as the context.
-            images: float32 in [0, 1]; height and width are multiples of the tower's patch.
+            images: float32 in [0, 1], of any size.
             targets: texts that the decoder is asked for, given the image, or else given what the
                 memory has at the text's feature.
             noise: standard normal numbers, with which the memory's addresses are drawn; None
@@ -108,8 +109,8 @@ class Model(nnx.Module):
             mask: 1 for tokens, 0 for padding; all are tokens, if None.
 
         Raises:
-            Problem: (usage) more tokens than the context, no token at all, another number of
-                images than of texts, or patches do not fill the images.
+            Problem: (usage) more tokens than the context, no token at all, or another number of
+                images than of texts.
         """
         real = self.real(tokens, mask)
         x = self.lower_text(tokens, real)
@@ -185,11 +186,17 @@ class Model(nnx.Module):
     def lower_image(
         self, images: Float[Array, "b h w 3"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b p d"]:
-        """Tokens of images in [0, 1]: the class token and the patches, before any text is seen."""
+        """Tokens of images in [0, 1]: the class token and the patches, before any text is seen.
+
+        Images of another size are resized first.
+        """
+        side = self.config.image_size
+        if images.shape[1:3] != (side, side):
+            size = (len(images), side, side, 3)
+            images = jax.image.resize(images, size, "linear", antialias=False)
         normal = (images - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
-        rows = images.shape[1] // self.config.dinov2.patch
-        x = self._merged(self.vision(normal), rows)
-        y = self.project(x.astype(self.project.kernel[...].dtype)).astype(jnp.float32)
+        x = self._merged(self.vision(normal), side // self.config.dinov2.patch)
+        y = exact(self.project(x.astype(self.project.kernel[...].dtype)))
         for block in self.image[: self.config.image_layers - self.config.fused]:
             y, _ = self._run(block, y, _everything(y)[:, None], rngs=rngs)
         return y
@@ -230,7 +237,7 @@ class Model(nnx.Module):
         """Embeddings of tokens with their positions, float32."""
         positions = start + jnp.arange(tokens.shape[1])
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
-        return of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
+        return exact(of_token) + exact(of_place)
 
     def inputs(self, targets: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """What the decoder reads when it is asked for the targets: start, then all but the last."""
@@ -302,15 +309,8 @@ class Model(nnx.Module):
     def _merged(self, x: Float[Array, "b n d"], rows: int) -> Float[Array, "b p d2"]:
         """The class token, and squares of patches as one token each; registers are left out."""
         side, first = self.config.merge, 1 + self.config.dinov2.registers
-        columns = (x.shape[1] - first) // rows
-        if rows % side or columns % side:
-            raise Problem(
-                f"bitgen: {rows} × {columns} patches are not squares of {side} × {side}",
-                fix=f"give images of a multiple of {side * self.config.dinov2.patch} pixels",
-                exit_code=USAGE,
-            )
         patches = rearrange(
-            x[:, first:], "b (r p c q) d -> b (r c) (p q d)", p=side, q=side, c=columns // side
+            x[:, first:], "b (r p c q) d -> b (r c) (p q d)", p=side, q=side, r=rows // side
         )
         cls = jnp.tile(x[:, :1], (1, 1, side**2))
         return jnp.concatenate([cls, patches], axis=1)
@@ -322,7 +322,7 @@ class Model(nnx.Module):
 def mean(x: Float[Array, "b t d"], real: Bool[Array, "b t"]) -> Float[Array, "b d"]:
     """The mean over tokens, float32."""
     weight = real / real.sum(axis=1, keepdims=True)
-    return (x.astype(jnp.float32) * weight[..., None]).sum(axis=1)
+    return (exact(x) * weight[..., None]).sum(axis=1)
 
 
 def _everything(x: Array) -> Array:

@@ -90,7 +90,8 @@ class KVCache(NamedTuple):
         next step, and XLA would copy the whole cache for each.
         """
         keys, values = self.keys[layer], self.values[layer]
-        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        product = partial(jnp.einsum, preferred_element_type=wide)
         # The slot that this token will take is not looked at: what it holds is then too old.
         slots = jnp.arange(self.size)
         seen = (slots < self.length) & (slots != self.length % self.size)
