@@ -34,7 +34,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
-        self.start = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (cfg.dim,)))
+        self.start = nnx.Param(nnx.initializers.normal(cfg.dim**-0.5)(rngs.params(), (cfg.dim,)))
         self.blocks = nnx.List(
             [Block(cfg, cross=True, gated=False, rngs=rngs) for _ in range(cfg.decoder_layers)]
         )

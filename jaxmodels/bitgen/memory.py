@@ -63,7 +63,7 @@ class Memory(nnx.Module):
 
     def codes(self, pooled: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """The code of texts, float32 of mean 0 and variance 1, by the mean of their tokens."""
-        return exact(self.norm(self.code(pooled)))
+        return self.norm(exact(self.code(pooled.astype(self.code.kernel[...].dtype))))
 
     def address(self, features: Float[Array, "*b d"]) -> Float[Array, "*b m"]:
         """Where unit features, the keys, lie in the memory; float32."""

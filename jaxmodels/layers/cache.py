@@ -112,7 +112,8 @@ class KVCache(NamedTuple):
 
         Several tokens at once must fit without wrapping: t tokens after length ≤ size − t.
         """
-        start = (0, 0, 0, self.length % self.size)
+        first = jnp.zeros_like(self.length)  # all of one type, in 64 bits too
+        start = (first, first, first, self.length % self.size)
         write = jax.lax.dynamic_update_slice
         return (
             write(self.keys[layer], rearrange(k, "b t h k -> b h k t"), start),

@@ -1,6 +1,5 @@
 """A run of bitgen that begins from a checkpoint of Stage 1: what fits is carried, the rest told."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +9,7 @@ import jaxmodels
 from bridge import migration
 from bridge.sources import open_source, parameter_shapes
 from jaxmodels import bitgen
-from jaxmodels.commands import train
 from jaxmodels.errors import Problem
-from jaxmodels.runtime.paths import params_of
 from tests.bridge.helpers import random_params, write_run
 
 # Sizes of bitgen:tiny that Stage 1's tiny preset fits.
