@@ -35,7 +35,7 @@ Stage1Config.__module__, Stage1Config.__qualname__ = "__main__", "Stage1Config"
 def tensors() -> dict[str, torch.Tensor]:
     """The golden state dict, in the seed's order."""
     held = state_dict()
-    return {name: torch.from_numpy(held[name].copy()) for name, *_ in KEYS}
+    return {name: torch.from_numpy(np.array(held[name])) for name, *_ in KEYS}
 
 
 def container(path, monkeypatch, **changes):
