@@ -7,7 +7,7 @@ pickled `Stage1Config`, a plain dataclass that is read as its fields and never l
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -208,7 +208,7 @@ def _place(name: str) -> str:
     return found[0] if found else name
 
 
-def _trained(tensors: dict[str, Tensor]) -> dict[str, bool]:
+def trained(tensors: Iterable[str]) -> dict[str, bool]:
     """Name of a parameter, in the order of the seed's optimiser → whether it gets a gradient.
 
     torch's AdamW keeps nothing of a parameter that never got one.
@@ -226,7 +226,7 @@ def _read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments
     """AdamW's state; torch numbers the parameters instead of naming them."""
     if not isinstance(saved, dict) or not saved.get("state"):
         return None
-    order = _trained(tensors)
+    order = trained(tensors)
     try:
         (group,) = saved["param_groups"]
         numbers, state = dict(zip(order, group["params"], strict=True)), saved["state"]
@@ -262,7 +262,7 @@ def _torch_optimiser(
 
     from bridge.torch import to_torch
 
-    order = _trained(tensors)
+    order = trained(tensors)
     said = {**SETTINGS, **(moments.settings if moments else {})}
     count = moments.count if moments else 0
     warmup = config.get("warmup_steps", 1000)
@@ -283,8 +283,8 @@ def _torch_optimiser(
                 "exp_avg": to_torch(moments.mu[name]),
                 "exp_avg_sq": to_torch(moments.nu[name]),
             }
-            for number, (name, trained) in enumerate(order.items())
-            if trained
+            for number, (name, alive) in enumerate(order.items())
+            if alive
         }
     scheduler = {
         "base_lrs": [said["lr"]],
