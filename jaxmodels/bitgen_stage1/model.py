@@ -126,9 +126,19 @@ class Model(nnx.Module):
         embeddings = self.norm(x)
         logits = None
         if targets is not None:
-            logits = self.decoder(self.embedded(targets, rngs), embeddings, rngs, self.remat)
+            decoded = self.decoded(targets, embeddings, rngs)
+            logits = self.decoder.logits(decoded, quantised=rngs is None)
         features = self.fusion.text_features(text)
         return Output(embeddings, features, image_features, logits, recall)
+
+    def decoded(
+        self,
+        targets: Int[Array, "b u"],
+        embeddings: Float[Array, "b t d"],
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b u d"]:
+        """What the decoder makes of targets, one step before their logits."""
+        return self.decoder(self.embedded(targets, rngs), embeddings, rngs, self.remat)
 
     @property
     def remat(self) -> str:
