@@ -94,9 +94,9 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Hidden,
-        mask: Bool[Array, "#b #t s"],
+        mask: Bool[Array, "#b #t all"],
         seen: Heads | None = None,
-        seen_mask: Bool[Array, "b s2"] | None = None,
+        seen_mask: Bool[Array, "b s"] | None = None,
         rngs: nnx.Rngs | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
