@@ -97,7 +97,7 @@ class Trainee:
             * self.recipe.batch
             * (self.config.context if self.config.objective == "dense" else 1),
             "bits_per_character": float(np.mean(parts)) / log(2),
-            "bits_per_character_of_own_loss": whole / log(2),
+            "bits_per_character_of_own_loss": whole["loss"] / log(2),
         }
 
 

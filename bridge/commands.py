@@ -27,9 +27,10 @@ class Convert:
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
     the names of the architecture's seed; for wikigpt also gpt2: a GPT-2 folder of transformers,
     nanogpt: nanoGPT's out_dir, DST/ckpt.pt, and gguf: DST/model.gguf for llama.cpp; for bwetaf
-    also bwetaf: the seed's folder; for wigip also wigip-zip: the seed's DST/step_N.zip; for dinov2
-    also dinov2: a DINOv2 folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the
-    published code loads."""
+    also bwetaf: the seed's folder; for wigip also wigip-zip: the seed's DST/step_N.zip; for
+    bitgen_stage1 also bitgen: the seed's DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2
+    folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the published code
+    loads."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()

@@ -1,4 +1,8 @@
-"""The Config of a checkpoint: what its files say, what its shapes tell, what must be assumed."""
+"""The Config of a checkpoint: what its files say, what its shapes tell, what must be assumed.
+
+Fields go by their names here; those of a Config inside of another (the image tower's) by both,
+`dinov2.heads`.
+"""
 
 import dataclasses
 import difflib
@@ -11,7 +15,22 @@ from bridge.contents import Contents
 from bridge.table import Rows, Shape
 from bridge.tensors import Tensor
 from jaxmodels.errors import MISMATCH, USAGE, Problem
+from jaxmodels.runtime.paths import flatten
 from jaxmodels.runtime.settings import checked
+
+
+def values_of(config: Any) -> dict[str, Any]:
+    """Field → value of a Config."""
+    return flatten(dataclasses.asdict(config), ".")
+
+
+def types_of(kind: Any) -> dict[str, Any]:
+    """Field → type of a class of Configs."""
+    result: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        inside = types_of(hint) if dataclasses.is_dataclass(hint) else None
+        result |= {name: hint} if inside is None else {f"{name}.{n}": h for n, h in inside.items()}
+    return result
 
 
 def fields_of(
@@ -22,8 +41,8 @@ def fields_of(
     Raises:
         Problem: (mismatch) tensors that tell sizes are missing, or files and shapes disagree.
     """
-    names = [field.name for field in dataclasses.fields(package.Config)]
-    stated = {name: contents.fields[name] for name in names if name in contents.fields}
+    names, said = types_of(package.Config), flatten(contents.fields, ".")
+    stated = {name: said[name] for name in names if name in said}
     complete = contents.arch is not None and len(stated) == len(names)
     shapes = table.ours_of(rows, {name: tensor.shape for name, tensor in found.items()})
     others = {n: tensor.shape for n, tensor in contents.tensors.items() if n not in found}
@@ -52,7 +71,7 @@ def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str
     Raises:
         Problem: (usage) a name is no field of the architecture's Config.
     """
-    names = [field.name for field in dataclasses.fields(package.Config)]
+    names, config = types_of(package.Config), flatten(dict(config), ".")
     for name in config:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=2, cutoff=0.4)
@@ -62,7 +81,7 @@ def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str
                 fix=f"did you mean {' or '.join(near)}?" if near else "",
                 exit_code=USAGE,
             )
-    return dict(config)
+    return config
 
 
 def _contradiction(
@@ -84,15 +103,26 @@ def make_config(package: Any, values: Mapping[str, Any], exit_code: int, where: 
     Raises:
         Problem: (`exit_code`) a value of another type, or values that make no model.
     """
-    hints = get_type_hints(package.Config)
+    hints = types_of(package.Config)
     try:
-        return package.Config(
-            **{
-                name: checked(value, hints[name], name, str(where))
-                for name, value in values.items()
-            }
+        return _made(
+            package.Config,
+            {name: checked(value, hints[name], name, str(where)) for name, value in values.items()},
         )
     except Problem as problem:
         problem.exit_code = exit_code
         problem.where = problem.where or str(where)
         raise
+
+
+def _made(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A Config of this class, Configs inside of it first."""
+    given: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            start = f"{name}."
+            inside = {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
+            given[name] = _made(hint, inside)
+        elif name in values:
+            given[name] = values[name]
+    return kind(**given)

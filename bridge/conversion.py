@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bridge.configuration import values_of
 from bridge.formats import dinov2_pth, gguf, kind, recognise
 from bridge.kept_shards import kept_parts
 from bridge.model_directory import differences
@@ -59,7 +60,8 @@ def convert(
             "gguf", llama.cpp's `model.gguf`;
             "gpt2" or "dinov2", such a folder of transformers; "nanogpt", nanoGPT's `out_dir` with
             its `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`;
-            "dinov2-pth", the state dict of DINOv2's published code.
+            "bitgen", `checkpoint-N.pt` of BitGen Stage 1; "dinov2-pth", the state dict of DINOv2's
+            published code.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
@@ -166,7 +168,8 @@ def _moments(source: Source, to: str) -> Moments:
 def _unsaid(source: Source, written: Source, to: str) -> list[str]:
     """What the target cannot say and a reader would assume otherwise."""
     lost = [name for name in changed_fields(source, written) if name in written.assumed]
-    notes = [f"{to} cannot say {name} = {getattr(source.config, name)}" for name in lost]
+    values = values_of(source.config)
+    notes = [f"{to} cannot say {name} = {values[name]}" for name in lost]
     unlike = differences(source) if to in PYTORCH else ""
     return [*notes, unlike] if unlike else notes
 
@@ -233,7 +236,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
         arch=source.arch,
         preset=source.preset,
         tensors=len(plan.ours),
-        parameters=sum(tensor.size for tensor in plan.ours.values()),
+        parameters=source.parameters,
         bytes=size,
         files=[name for name in plan.shards if name],
         # None where there is no text to write with one.

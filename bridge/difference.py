@@ -1,9 +1,9 @@
 """Compares two checkpoints, whatever their formats, under our names."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bridge.configuration import values_of
 from bridge.formats import recognise
 from bridge.report import Report
 from bridge.sources import Source, bind, open_source
@@ -33,7 +33,7 @@ def diff(a: str | Path, b: str | Path) -> Report:
     tensors = {path: _compare(path, left, right) for path in paths}
     # Fields that one of them had to assume tell nothing.
     unsure = left.assumed.keys() | right.assumed.keys()
-    ours, theirs = asdict(left.config), asdict(right.config)
+    ours, theirs = values_of(left.config), values_of(right.config)
     config = {k: [ours[k], theirs[k]] for k in ours if ours[k] != theirs[k] and k not in unsure}
     same = not config and all(row["status"] == "equal" for row in tensors.values())
     return Report(same=same, arch=arch, config=config, tensors=tensors)
@@ -45,7 +45,7 @@ def _other(path: Path, left: Source) -> Source:
     if contents.arch not in (None, left.arch):
         return bind(contents)
     try:
-        return bind(contents, left.arch, conventions=asdict(left.config))
+        return bind(contents, left.arch, conventions=values_of(left.config))
     except Problem:
         right = bind(contents)  # which names it, if it is of an architecture at all
         if right.arch == left.arch:

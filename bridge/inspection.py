@@ -2,13 +2,13 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import jaxmodels
+from bridge.configuration import types_of, values_of
 from bridge.contents import Contents
 from bridge.formats import kind, recognise
 from bridge.report import Report
@@ -16,6 +16,7 @@ from bridge.sources import Source, bind
 from bridge.tensors import DTYPES, Tensor, digest_of, is_float
 from bridge.verification import but_for_the_card, digest_problems, told
 from jaxmodels.errors import UNSAFE, Problem
+from jaxmodels.runtime.paths import flatten
 
 ENOUGH = 64  # values that do not fit a narrower dtype by chance
 # Ending of a file's name → formats that it stands for.
@@ -122,16 +123,17 @@ def _counts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _said(contents: Contents) -> dict[str, Any]:
     """What the files say, whether or not it makes a model."""
-    names: list[str] = []
+    names: dict[str, Any] = {}
     if contents.arch in jaxmodels.ARCHS:
-        names = [field.name for field in fields(jaxmodels.arch(contents.arch).Config)]
+        names = types_of(jaxmodels.arch(contents.arch).Config)
+    said = flatten(contents.fields, ".")
     return {
         **_counts(contents.tensors),
         "readable": True,
         "format": contents.format,
         "arch": contents.arch,
         "preset": contents.preset,
-        "config": {name: contents.fields[name] for name in names if name in contents.fields},
+        "config": {name: said[name] for name in names if name in said},
         "optimizer": _has_moments(contents),
         "vocab_present": contents.tokenizer is not None,
         "listing": [
@@ -152,9 +154,10 @@ def _meaning(source: Source) -> dict[str, Any]:
     """What only the model's table tells."""
     return {
         **_counts(source.tensors),
+        "parameters": source.parameters,
         "arch": source.arch,
         "preset": source.preset,
-        "config": asdict(source.config),
+        "config": values_of(source.config),
         "assumed": source.assumed,
     }
 

@@ -9,6 +9,7 @@ import numpy as np
 import jaxmodels
 from bridge.sources import Source, open_source
 from bridge.stacks import joined
+from bridge.state import fresh_state
 from bridge.tensors import Tensor, is_float, target_dtype
 
 
@@ -46,18 +47,19 @@ def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
     from jaxmodels.runtime.paths import split
 
     package = jaxmodels.arch(source.arch)
+    model = nnx.eval_shape(lambda: package.Model(source.config, rngs=nnx.Rngs(0)))
+    skeleton, _, rest = split(model)
+    state = {path: source.tensors[path].read() for path in source.state}
+    if rest.keys() - state.keys():
+        state = fresh_state(source.arch, source.config) | state
+    trained = {path: t for path, t in source.tensors.items() if path not in source.state}
 
-    def fresh() -> Any:
-        return package.Model(source.config, rngs=nnx.Rngs(0))
+    def placed(array: np.ndarray) -> Any:
+        return jnp.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
 
-    skeleton = split(nnx.eval_shape(fresh))[0]
-    # Compiled, so that the parameters that nobody asks for are never drawn.
-    rest = jax.jit(lambda: split(fresh())[2])()
-    params = {
-        path: jnp.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
-        for path, values in joined(source.tensors, package, lambda tensor: _values(tensor, dtype))
-    }
-    return skeleton.merge(params, rest)
+    values = joined(trained, package, lambda tensor: _values(tensor, dtype))
+    params = {path: placed(array) for path, array in values}
+    return skeleton.merge(params, {path: placed(array) for path, array in state.items()})
 
 
 def _values(tensor: Tensor, dtype: np.dtype | None) -> np.ndarray:

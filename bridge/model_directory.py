@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
+from bridge.configuration import values_of
 from bridge.formats import dinov2, gpt2
 from bridge.sources import Source
 from bridge.tensors import Fingerprint
@@ -75,9 +76,8 @@ def promise(folder: Path, source: Source, tensors: dict[str, Fingerprint]) -> No
 
 def card(source: Source, dtype: str) -> str:
     """The model card, README.md: what it is, where it comes from, how to load it."""
-    parameters = sum(tensor.size for tensor in source.tensors.values())
     preset = f", preset {source.preset}" if source.preset else ""
-    sizes = "\n".join(f"| {name} | {value} |" for name, value in asdict(source.config).items())
+    sizes = "\n".join(f"| {name} | {value} |" for name, value in values_of(source.config).items())
     lacks = [
         f"`{name} = {value}` was assumed: the source does not say it."
         for name, value in source.assumed.items()
@@ -100,7 +100,7 @@ tags: [{source.arch}, jaxmodels]
 
 # {source.arch}{preset}
 
-A {source.arch} model of {parameters:,} parameters, {dtype}.
+A {source.arch} model of {source.parameters:,} parameters, {dtype}.
 
 | size | value |
 |---|---|

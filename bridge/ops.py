@@ -13,7 +13,7 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 class Op(NamedTuple):
-    """An invertible change of layout: values are moved, never computed."""
+    """An invertible change of layout: values are moved, never rounded."""
 
     forward: Change
     """Our array → theirs."""
@@ -28,10 +28,18 @@ class Op(NamedTuple):
         """Shape on our side of a tensor that has this shape on theirs."""
         return self.inverse(_weightless(shape)).shape
 
+    def their_dtype(self, shape: tuple[int, ...], dtype: np.dtype) -> np.dtype:
+        """dtype on their side of a parameter that has this shape and dtype on ours."""
+        return self.forward(_weightless(shape, dtype)).dtype
 
-def _weightless(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of any shape that takes one byte."""
-    return np.broadcast_to(np.int8(0), shape)
+    def our_dtype(self, shape: tuple[int, ...], dtype: np.dtype) -> np.dtype:
+        """dtype on our side of a tensor that has this shape and dtype on theirs."""
+        return self.inverse(_weightless(shape, dtype)).dtype
+
+
+def _weightless(shape: tuple[int, ...], dtype: np.dtype | None = None) -> np.ndarray:
+    """An array of any shape that takes the bytes of one number."""
+    return np.broadcast_to(np.zeros((), dtype or np.int8), shape)
 
 
 OPS = {
@@ -51,6 +59,11 @@ OPS = {
     # side does not tell the heads: the inverse is flat, and whoever knows our shape restores it.
     "to_heads": Op(lambda x: x.reshape(len(x), -1).T, lambda x: x.T),
     "from_heads": Op(lambda x: x.reshape(-1, x.shape[-1]).T, lambda x: x.T),
+    # A whole number: ours int32 [], PyTorch's int64 [1].
+    "counter": Op(
+        lambda x: x.astype(np.int64)[None],
+        lambda x: x.astype(np.int32)[0] if x.shape == (1,) else x,
+    ),
     # A bias of all heads: ours [h, k], PyTorch's [h · k].
     "flat": Op(lambda x: x.reshape(-1), lambda x: x),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import jaxmodels
 from bridge import parts, table
-from bridge.formats import bwetaf, dinov2_pth, gguf, nanogpt, wigip
+from bridge.formats import bitgen, bwetaf, dinov2_pth, gguf, nanogpt, wigip
 from bridge.gguf_reader import Q8_0, stored_bytes
 from bridge.matching import own_rows
 from bridge.moments import Moments
@@ -26,6 +26,7 @@ _FILES: dict[str, Callable[[dict[str, Any]], str]] = {
     "nanogpt": lambda _: nanogpt.FILE,
     "bwetaf": lambda _: bwetaf.WEIGHTS_FILE,
     "wigip-zip": wigip.file_name,
+    "bitgen": bitgen.file_name,
     "dinov2-pth": lambda _: dinov2_pth.FILE,
     "gguf": lambda _: gguf.FILE,
     "orbax": lambda _: "",
@@ -72,7 +73,7 @@ class Plan:
         """AdamW's state under the target's names and in its layout; float32 as it is."""
         return moments.mapped(
             lambda held: parts.join(
-                {pair.theirs: pair.export(held[pair.ours]) for pair in self.pairs}
+                {p.theirs: p.export(held[p.ours]) for p in self.pairs if p.ours in held}
             )
         )
 
@@ -106,6 +107,8 @@ def make_plan(
     for pair in places:
         tensor = source.tensors[pair.ours]
         exact = DTYPES["F32"] if parts.whole(pair.theirs) in stay else None
+        if pair.ours in source.state:
+            exact = tensor.dtype
         told = partial(_tell, errors, pair.ours)
         if dtype == gguf.QUANTISED and exact is None:
             theirs = gguf.rounded(pair.export(tensor), told)
@@ -121,10 +124,11 @@ def make_plan(
         plan_shards(tensors, max_shard) if to in PYTORCH else {_FILES[to](source.origin): tensors}
     )
     shard_of = {tensor.name: name for name, held in shards.items() for tensor in held}
+    new = {True: "a new model's", False: "zeros"}
     steps_in = {pair.ours: pair for pair in source.pairs}
     rows = [
         {
-            "from": steps_in[pair.ours].theirs if pair.ours in steps_in else "zeros",
+            "from": steps_in[pair.ours].theirs if pair.ours in steps_in else new[pair.ours in ours],
             "to": pair.theirs,
             "op": _op(steps_in[pair.ours].op if pair.ours in steps_in else "same", pair.op),
             "dtype": gguf.QUANTISED if pair.theirs in quantised else str(out[pair.theirs].dtype),

@@ -1,9 +1,9 @@
 """Reads back what a conversion wrote, before it gets its name."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from bridge import table
+from bridge.configuration import values_of
 from bridge.moments import Moments, required
 from bridge.outputs import Agreement, agreement
 from bridge.plan import Plan
@@ -74,7 +74,8 @@ def check_written(
 
 def changed_fields(a: Source, b: Source) -> list[str]:
     """Fields in which the configs of two models of one architecture differ."""
-    return [name for name, value in asdict(a.config).items() if getattr(b.config, name) != value]
+    other = values_of(b.config)
+    return [name for name, value in values_of(a.config).items() if other[name] != value]
 
 
 def _moment_problems(moments: Moments, written: Moments) -> list[str]:

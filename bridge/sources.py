@@ -15,6 +15,7 @@ from bridge.formats import recognise
 from bridge.matching import candidate_tables, drop_ties
 from bridge.moments import Moments
 from bridge.stacks import apart
+from bridge.state import begun, state_shapes
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
 from bridge.vocabulary import check_size, padding, tokenizer_by_convention
@@ -46,7 +47,9 @@ class Source:
     pairs: list[Pair]
     """The map between our paths and the names in the files."""
     tensors: dict[str, Tensor]
-    """Our path → tensor, in our layout."""
+    """Our path → tensor, in our layout: parameters, and state that goes with them."""
+    state: frozenset[str]
+    """Those of our paths that are state (`bridge/state.py`)."""
     tokenizer: Tokenizer | None
     """The one beside the tensors, or else the convention's."""
     origin: dict[str, Any]
@@ -57,8 +60,13 @@ class Source:
     (mismatch) when it is that of another model."""
 
     def shapes(self) -> dict[str, Shape]:
-        """Our path → shape."""
-        return {path: tensor.shape for path, tensor in self.tensors.items()}
+        """Our path → shape of every parameter."""
+        return {p: tensor.shape for p, tensor in self.tensors.items() if p not in self.state}
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(tensor.size for p, tensor in self.tensors.items() if p not in self.state)
 
 
 def open_source(
@@ -122,6 +130,7 @@ def _bind(
 ) -> Source:
     """`bind` by one table of one architecture."""
     package = jaxmodels.arch(name)
+    found |= {n: t for n, t in contents.state.items() if table.path_of(rows, n)}
     found = parts.split(rows, found)
     notes = drop_ties(package, rows, found, contents.path)
     overrides = overrides_of(package, name, config)
@@ -132,7 +141,10 @@ def _bind(
     settings, found = unfilled(name, rows, stated, found)
     if settings != stated:
         notes.append("biases that were zeros are so no longer: they are the model's now")
-    shapes = parameter_shapes(name, settings)
+    trained, state = parameter_shapes(name, settings), state_shapes(name, settings)
+    if begins := bool(state) and not any(p.theirs in found for p in table.pairs(rows, state)):
+        notes.append("queues, counters and the like are not there: they begin as a new model's")
+    shapes = trained if begins else trained | state
     pairs = table.pairs(rows, shapes)
     table.check(pairs, shapes, {n: t.shape for n, t in found.items()}, str(contents.path))
     tokenizer = contents.tokenizer
@@ -152,11 +164,15 @@ def _bind(
         config=settings,
         assumed=assumed,
         pairs=pairs,
-        tensors={pair.ours: pair.load(found[pair.theirs], shapes[pair.ours]) for pair in pairs},
+        tensors={pair.ours: pair.load(found[pair.theirs], shapes[pair.ours]) for pair in pairs}
+        | (begun(name, settings) if begins else {}),
+        state=frozenset(state),
         tokenizer=tokenizer,
         origin=contents.origin,
         notes=notes,
-        moments=lambda: _moments(contents, rows, pairs, shapes),
+        moments=lambda: _moments(
+            contents, rows, [pair for pair in pairs if pair.ours in trained], trained
+        ),
     )
 
 

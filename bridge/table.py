@@ -30,8 +30,8 @@ class Pair(NamedTuple):
     def export(self, tensor: Tensor) -> Tensor:
         """Our tensor as theirs, still unread."""
         op = OPS[self.op]
-        shape = op.their_shape(tensor.shape)
-        return Tensor(self.theirs, shape, tensor.dtype, lambda: op.forward(tensor.read()))
+        shape, dtype = op.their_shape(tensor.shape), op.their_dtype(tensor.shape, tensor.dtype)
+        return Tensor(self.theirs, shape, dtype, lambda: op.forward(tensor.read()))
 
     def their_shape(self, shape: Shape) -> Shape:
         """Shape on their side of a parameter that has this shape on ours."""
@@ -40,9 +40,8 @@ class Pair(NamedTuple):
     def load(self, tensor: Tensor, shape: Shape) -> Tensor:
         """Their tensor as ours, still unread; `shape` is ours, which theirs may not tell."""
         op = OPS[self.op]
-        return Tensor(
-            self.ours, shape, tensor.dtype, lambda: op.inverse(tensor.read()).reshape(shape)
-        )
+        dtype = op.our_dtype(tensor.shape, tensor.dtype)
+        return Tensor(self.ours, shape, dtype, lambda: op.inverse(tensor.read()).reshape(shape))
 
 
 def fill(text: str, numbers: dict[str, str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge import orbax
-from bridge.formats import bwetaf, dinov2_pth, gguf, model_files, nanogpt, wigip
+from bridge.formats import bitgen, bwetaf, dinov2_pth, gguf, model_files, nanogpt, wigip
 from bridge.kept_shards import write_shards
 from bridge.model_directory import complete, describe_model, promise
 from bridge.moments import Moments
@@ -22,6 +22,7 @@ TARGETS = {
     "nanogpt": "wikigpt",
     "bwetaf": "bwetaf",
     "wigip-zip": "wigip",
+    "bitgen": "bitgen_stage1",
     "dinov2": "dinov2",
     "dinov2-pth": "dinov2",
     "gguf": "wikigpt",
@@ -30,12 +31,14 @@ WRITERS = {
     "nanogpt": nanogpt.write_nanogpt,
     "bwetaf": bwetaf.write_bwetaf,
     "wigip-zip": wigip.write_wigip,
+    "bitgen": bitgen.write_bitgen,
     "dinov2-pth": dinov2_pth.write_pth,
 }
 CHECKS = {
     "nanogpt": nanogpt.check_config,
     "bwetaf": bwetaf.check_config,
     "wigip-zip": wigip.check_config,
+    "bitgen": bitgen.check_config,
 }
 
 
@@ -86,7 +89,8 @@ def write_target(
     """
     notes = []
     if to in PYTORCH:
-        dtypes = {str(t.dtype) for t in plan.ours.values() if is_float(t.dtype)}
+        trained = (t for path, t in plan.ours.items() if path not in source.state)
+        dtypes = {str(t.dtype) for t in trained if is_float(t.dtype)}
         digests, there = write_shards(folder, parts, plan, tell)
         if there:
             notes.append(f"{there} of {len(plan.shards)} shards were finished by an earlier call")

@@ -1,8 +1,8 @@
 """Checks that a checkpoint is what was written, and the same model on both sides."""
 
-from dataclasses import asdict
 from pathlib import Path
 
+from bridge.configuration import values_of
 from bridge.formats import recognise
 from bridge.formats.runs import is_run
 from bridge.outputs import Agreement, agreement
@@ -74,7 +74,7 @@ def verify(
             # What the source cannot say (the head count, say) is as its conversion says.
             reference = None
             if contents is not None:
-                reference = bind(contents, source.arch, conventions=asdict(source.config))
+                reference = bind(contents, source.arch, conventions=values_of(source.config))
             _compare(report, source, reference, atol, (text, gradients))
         except Problem as problem:
             if problem.exit_code == USAGE:

@@ -23,6 +23,8 @@ class Optim:
     """Learning rate at step 0."""
     end_lr: float = 0.0
     """Learning rate at the last step."""
+    least_lr: float = 0.0
+    """Learning rate below which the cosine does not go (seed 004)."""
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
     b1: float = 0.9
@@ -37,14 +39,21 @@ class Optim:
     """Decoupled weight decay, times the learning rate."""
     no_decay: tuple[str, ...] = ()
     """Path patterns of parameters without weight decay, such as "*/norm1/*"."""
+    lr_scale: tuple[tuple[str, float], ...] = ()
+    """Path patterns with what the learning rate is multiplied by there; the first that matches
+    wins, what none matches has 1. At 0 a parameter is frozen: no gradient, no update, no decay,
+    nothing remembered. As a flag: --optim.lr-scale "dinov2/*" 0.1 "embed/*" 0."""
     clip: float = 1.0
     """Largest global norm of a gradient; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        for name in ("peak_lr", "init_lr", "end_lr", "warmup", "eps", "weight_decay", "clip"):
+        rates = ("peak_lr", "init_lr", "end_lr", "least_lr")
+        for name in (*rates, "warmup", "eps", "weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
         for name in ("b1", "b2", "momentum"):
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)
+        for text, factor in self.lr_scale:
+            within(f"optim.lr_scale of {text}", factor, 0)
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class Recipe:
     slices: int = 0
     """Parts that a micro-batch is computed in, one after the other; 0 chooses: one on an
     accelerator, as many on a CPU as keep activations in its caches. Needs a loss that is a
-    mean over rows."""
+    mean over rows: one that compares rows (`WHOLE`) takes a micro-batch whole."""
     steps: int = 1000
     """Optimiser steps in the whole run; the learning-rate schedule ends here."""
     seed: int = 0
@@ -90,6 +99,9 @@ class Recipe:
     """Share of the text, from its end, that is held out for validation."""
     eval_every: int = 200
     """Steps between evaluations."""
+    patience: int = 0
+    """End the run after this many evaluations in a row without a lower validation loss (exit code
+    0); 0 trains to the last step."""
     eval_batches: int = 20
     """Most validation batches in one evaluation."""
     save_every: int = 200
@@ -112,7 +124,7 @@ class Recipe:
         for name in ("batch", "accum", "steps", "min_freq", "eval_every", "save_every", "keep"):
             within(name, getattr(self, name), 1)
         within("vocab_documents", self.vocab_documents, 1)
-        for name in ("slices", "eval_batches", "sample_every", "stats_every", "jump"):
+        for name in ("slices", "eval_batches", "patience", "sample_every", "stats_every", "jump"):
             within(name, getattr(self, name), 0)
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)

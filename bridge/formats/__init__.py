@@ -12,9 +12,10 @@ from jaxmodels.errors import CORRUPT, Problem
 
 FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
 of `jaxmodels train`, or one of its checkpoints; a GPT-2 or DINOv2 folder of transformers; a \
-nanoGPT checkpoint (`ckpt.pt`, or the folder that holds it), DINOv2's `.pth` or another torch file \
-of named tensors; a bwetaf folder; wigip's `step_N.zip`, or a folder of them; a GGUF file of the \
-architecture gpt2, or a folder with one"""
+nanoGPT checkpoint (`ckpt.pt`, or the folder that holds it), BitGen Stage 1's (`checkpoint-N.pt`, \
+`pytorch_model.bin`), DINOv2's `.pth` or another torch file of named tensors; a bwetaf folder; \
+wigip's `step_N.zip`, or a folder of them; a GGUF file of the architecture gpt2, or a folder with \
+one"""
 
 
 class Format(NamedTuple):

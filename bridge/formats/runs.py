@@ -1,8 +1,11 @@
 """Run directories of `jaxmodels train`, their checkpoints, and other Orbax checkpoints."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from bridge import orbax
 from bridge.contents import Contents, checked, describe
@@ -62,7 +65,8 @@ def _read_step(folder: Path) -> Contents:
     origin = {"step": int(folder.name), "metrics": rundir.metrics(folder)}
     tensors, notes = orbax.read_tree(folder / "params")
     contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
-    contents.moments = partial(_moments, folder, run)
+    contents.moments = partial(_moments, folder, run, tensors)
+    contents.state = _state(folder)
     if is_run(run):
         rundir.refuse_changed(folder)
         describe(contents, run)
@@ -77,11 +81,21 @@ def open_tree(folder: Path) -> Contents:
     return contents
 
 
-def _moments(folder: Path, run: Path) -> Moments | None:
+def _state(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint's `train` item holds of the model besides its parameters."""
+    if not orbax.is_tree(folder / "train"):
+        return {}
+    tensors = orbax.read_tree(folder / "train")[0]
+    names = {name: name.removeprefix("rest.") for name in tensors if name.startswith("rest.")}
+    return {names[old]: replace(tensors[old], name=names[old]) for old in names}
+
+
+def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | None:
     """optax's AdamW in a checkpoint's `train` item; the item says nothing of its own structure.
 
     Leaves are named by `runtime.checkpoint`: a running number, the place in optax's nested
-    tuples, the field, and our path with dots: `00003.1.0.mu.blocks.0.attn.qkv.kernel`.
+    tuples, the field, and our path with dots: `00003.1.0.mu.blocks.0.attn.qkv.kernel`. Parameters
+    that the run froze have none there; zeros are what they would be.
     """
     if not orbax.is_tree(folder / "train"):
         return None
@@ -95,6 +109,14 @@ def _moments(folder: Path, run: Path) -> Moments | None:
     config = parse_json(run / "config.json") if is_run(run) else {}
     recipe = config.get("recipe")
     optim = recipe.get("optim") if isinstance(recipe, dict) else None
+    if isinstance(optim, dict) and any(scale == 0 for _, scale in optim.get("lr_scale", ())):
+        for moment in ("mu", "nu"):
+            held[moment] = {name: _zeros(tensor) for name, tensor in tensors.items()} | held[moment]
     stated = {"lr": optim.get("peak_lr"), **optim} if isinstance(optim, dict) else {}
     settings = {k: stated[k] for k in SETTINGS if isinstance(stated.get(k), int | float)}
     return Moments(count, held["mu"], held["nu"], settings)
+
+
+def _zeros(like: Tensor) -> Tensor:
+    shape = like.shape
+    return Tensor(like.name, shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.contents import Contents, checked, take_tokenizer
-from bridge.formats import dinov2_pth, nanogpt
+from bridge.formats import bitgen, dinov2_pth, nanogpt
 from bridge.legacy.torch_file import is_old_torch, is_torch_zip, read_torch
 from bridge.tensors import Tensor
 from jaxmodels.errors import CORRUPT, Problem
@@ -34,12 +34,12 @@ def open_folder(folder: Path) -> Contents:
 
 
 def open_file(path: Path) -> Contents:
-    """A torch file: nanoGPT's, DINOv2's, or a bare state dict.
+    """A torch file: nanoGPT's, BitGen Stage 1's, DINOv2's, or a bare state dict.
 
     Raises:
         Problem: (corrupt) damaged, or no named tensors in it; (unsafe) it asks to run code.
     """
-    value = read_torch(path)
+    value = read_torch(path, bitgen.RECORDS)
     if nanogpt.is_checkpoint(value):
         tensors, notes = _named(path, value["model"])
         return Contents(
@@ -53,6 +53,9 @@ def open_file(path: Path) -> Contents:
             table="SEED",
             moments=partial(nanogpt.read_moments, path, tensors, value.get("optimizer")),
         )
+    if bitgen.is_checkpoint(value):
+        tensors, notes = _named(path, value.get(bitgen.STATE, value))
+        return bitgen.contents(path, value, tensors, notes)
     state = value
     for key in ("model", "state_dict", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

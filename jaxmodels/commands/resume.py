@@ -23,6 +23,7 @@ _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
     "sample_every",
     "stats_every",
     "jump",
+    "patience",
 }
 
 _LOCK = ".lock"
@@ -96,10 +97,10 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
         return
     stored = settings.read_file(run / "config.json")
     # What the run was begun without, by an earlier version, is off, or as it is by default.
-    absent = {"segments": False, "vocab_documents": Recipe.vocab_documents}
+    absent = {"segments": False, "vocab_documents": Recipe.vocab_documents, "patience": 0}
     stored["recipe"] = absent | stored.get("recipe", {})
-    optim = {"name": "adamw", "momentum": 0.0} | stored["recipe"].get("optim", {})
-    stored["recipe"]["optim"] = optim
+    optim = {"name": "adamw", "momentum": 0.0, "least_lr": 0.0, "lr_scale": ()}
+    stored["recipe"]["optim"] = optim | stored["recipe"].get("optim", {})
     changed = settings.differences(
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
         {name: resolved[name] for name in ("arch", "model", "recipe")},

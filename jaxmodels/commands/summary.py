@@ -11,13 +11,13 @@ from jaxmodels.cli import emit, say
 from jaxmodels.commands.train_options import Train, repeated
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
 from jaxmodels.runtime.files import write_json
-from jaxmodels.runtime.outcome import Outcome
+from jaxmodels.runtime.outcome import EARLY, Outcome
 from jaxmodels.runtime.progress import duration
 from jaxmodels.runtime.rundir import seal
 
 
 def conclude(
-    run: Path, outcome: Outcome, argv: list[str], options: Train[Any], seconds: float
+    run: Path, outcome: Outcome, argv: list[str], options: Train[Any], seconds: float, asked: str
 ) -> int:
     """Writes and prints the summary.
 
@@ -27,6 +27,7 @@ def conclude(
         argv: the command, to be repeated if there is no checkpoint.
         options: the command, parsed.
         seconds: since the process began.
+        asked: what `generate` may be asked for, as flags; empty if the model writes nothing.
 
     Returns:
         0 done, 75 stopped, 130 interrupted; 2 if the granted hours were too few for a step
@@ -39,7 +40,9 @@ def conclude(
     summary = asdict(outcome) | {"idle": outcome.idle, "run": str(run), "command": again}
     write_json(run / "summary.json", summary)
     seal(run)
-    _print(run, outcome, again)
+    _print(run, outcome, again, asked)
+    if outcome.reason == EARLY:
+        say(f"the validation loss was not lower in {options.recipe.patience} evaluations in a row")
     if _idle(outcome.reason, outcome.idle):
         _print_too_few_hours(options.max_hours or 0.0, outcome.reserve, seconds, hopeless)
     if options.json:
@@ -48,7 +51,7 @@ def conclude(
         return INTERRUPTED
     if hopeless:
         return USAGE
-    return DONE if outcome.step >= outcome.steps else STOPPED
+    return DONE if outcome.done else STOPPED
 
 
 def _idle(reason: str, idle: bool) -> bool:
@@ -64,7 +67,7 @@ def _was_idle(path: Path) -> bool:
         return False
 
 
-def _print(run: Path, outcome: Outcome, again: str) -> None:
+def _print(run: Path, outcome: Outcome, again: str, asked: str) -> None:
     here, best = shlex.quote(str(run)), outcome.best_valid_loss
     spent = ", ".join(
         f"{part} {duration(time)}" for part, time in outcome.seconds.items() if time >= 1
@@ -74,16 +77,19 @@ def _print(run: Path, outcome: Outcome, again: str) -> None:
         + (f", best validation loss {best:.4f} (step {outcome.best_step})" if best else ""),
         f"time: {spent or 'under a second'}",
     )
-    if outcome.idle and outcome.step < outcome.steps:
+    if outcome.idle and not outcome.done:
         say("no step was done" + ("" if outcome.checkpoint else ", so there is no checkpoint"))
     if outcome.checkpoint:
         say(f"checkpoint: {run / 'checkpoints' / str(outcome.checkpoint)}")
-    if outcome.step < outcome.steps:
+    if not outcome.done:
         say(f"continue:  {again}")
     else:
+        further = "--patience 0" if outcome.reason == EARLY else f"--steps {2 * outcome.steps}"
         say(
-            f"longer:    {again} --steps {2 * outcome.steps}",
-            f"generate:  jaxmodels generate {here} --prompt 'The '",
+            f"longer:    {again} {further}",
+            f"generate:  jaxmodels generate {here} {asked}"
+            if asked
+            else f"measure:   jaxmodels eval {here}",
             f"convert:   jaxmodels convert {here} {shlex.quote(f'{run}-pytorch')}",
         )
 

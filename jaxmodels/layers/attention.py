@@ -31,7 +31,7 @@ def attention(
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "b t h k"]:
-    """Softmax attention at scale 1/sqrt(k); scores and softmax are computed in float32.
+    """Softmax attention at scale 1/sqrt(k); scores and softmax are in float32, or in float64.
 
     Args:
         q: queries.
@@ -41,7 +41,8 @@ def attention(
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped.
     """
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide)
     scores = scores * q.shape[-1] ** -0.5
     allowed = mask if mask.ndim == 2 else mask[:, None]
     weights = jax.nn.softmax(jnp.where(allowed, scores, HIDDEN), axis=-1).astype(q.dtype)

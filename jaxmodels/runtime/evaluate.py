@@ -1,4 +1,4 @@
-"""The mean loss over held-out batches."""
+"""The mean loss, and the means of its metrics, over held-out batches."""
 
 from collections.abc import Callable, Iterable
 from math import exp, log
@@ -10,38 +10,49 @@ from jax.sharding import Mesh
 
 from jaxmodels.runtime.paths import Arrays, Skeleton
 from jaxmodels.runtime.sharding import ambient
+from jaxmodels.runtime.step import Metrics, parted
 
 
 def loss_function(
     package: ModuleType, skeleton: Skeleton, mesh: Mesh | None = None
-) -> Callable[..., jax.Array]:
-    """The compiled deterministic loss (params, rest, batch) → scalar in nats.
+) -> Callable[..., Metrics]:
+    """The compiled deterministic loss (params, rest, batch) → {"loss": nats, metric: …}, scalars.
 
     The mesh is that of the parameters; none is needed where they lie on one device.
     """
 
-    def loss(params: Arrays, rest: Arrays, batch: dict[str, Any]) -> jax.Array:
-        return package.loss(skeleton.merge(params, rest), batch, None)[0]
+    def loss(params: Arrays, rest: Arrays, batch: dict[str, Any]) -> Metrics:
+        value, aux = package.loss(skeleton.merge(params, rest), batch, None)
+        return parted(aux)[0] | {"loss": value}
 
     return jax.jit(ambient(mesh, loss) if mesh else loss)
 
 
 def evaluate(
-    loss: Callable[..., jax.Array],
+    loss: Callable[..., Metrics],
     params: Arrays,
     rest: Arrays,
     batches: Iterable[dict[str, Any]],
     stop: Callable[[], bool] = lambda: False,
-) -> float | None:
-    """Mean loss over all rows of the batches; None when `stop` asked to end early."""
-    total, rows = 0.0, 0
+) -> dict[str, float] | None:
+    """Means over all rows of the batches, loss first; None when `stop` asked to end early.
+
+    Of a perplexity the logarithm is averaged: it is e to the power of a mean loss.
+    """
+    total: dict[str, float] = {}
+    rows = 0
     for batch in batches:
         if stop():
             return None
-        size = next(iter(batch.values())).shape[0]
-        total += float(loss(params, rest, batch)) * size
+        size = batch["tokens"].shape[0]
+        for name, value in loss(params, rest, batch).items():
+            number = log(float(value)) if name == "perplexity" else float(value)
+            total[name] = total.get(name, 0.0) + number * size
         rows += size
-    return total / rows
+    means = {name: x / rows for name, x in total.items()}
+    if "perplexity" in means:
+        means["perplexity"] = exp(min(means["perplexity"], 700.0))
+    return {"loss": means.pop("loss"), **means}
 
 
 def report(loss: float, tokens: int, characters: int | None = None) -> dict[str, float]:

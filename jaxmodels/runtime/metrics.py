@@ -34,6 +34,8 @@ class Lines:
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.last: dict[str, Any] = kept[-1] if kept else {}
         """The record of the step that the run continues from."""
+        self.evaluated = [record for record in kept if "valid_loss" in record]
+        """The records up to it that hold an evaluation."""
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -55,6 +57,7 @@ class Silent:
     """Takes records and keeps none: what all processes have but the first."""
 
     last: ClassVar[dict[str, Any]] = {}
+    evaluated: ClassVar[list[dict[str, Any]]] = []
 
     def write(self, *_: Any) -> None:
         """Does nothing."""

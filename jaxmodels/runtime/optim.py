@@ -3,27 +3,36 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime.paths import Arrays, pattern
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
-    """Learning rate by step: init → peak over the warm-up, then a cosine to end at `steps`.
+    """Learning rate by step: init → peak over the warm-up, then a cosine to end at `steps`, or
+    to `least_lr` where it would fall below.
 
     The seeds hand optax `decay_steps = steps − warmup`, which optax takes to include the
     warm-up, so their cosine ends a warm-up early; here it ends with the run.
     """
     warmup = int(optim.warmup * steps) if optim.warmup < 1 else int(optim.warmup)
-    return optax.warmup_cosine_decay_schedule(
-        optim.init_lr, optim.peak_lr, min(warmup, steps - 1), steps, optim.end_lr
+    warmup = min(warmup, steps - 1)
+    rate = optax.warmup_cosine_decay_schedule(
+        optim.init_lr, optim.peak_lr, warmup, steps, optim.end_lr
+    )
+    if not optim.least_lr:
+        return rate
+    return lambda step: jnp.where(
+        step < warmup, rate(step), jnp.maximum(rate(step), optim.least_lr)
     )
 
 
 def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """The recipe's optimiser with clipping by global norm, over parameters as path → array."""
+    """The recipe's optimiser with clipping by global norm, over `trained` parameters."""
 
     def decayed(params):
         return {
@@ -35,8 +44,48 @@ def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTrans
         _direction(optim),
         optax.add_decayed_weights(optim.weight_decay, decayed),
         optax.scale_by_learning_rate(rate),
+        *([_scaled(optim)] if optim.lr_scale else []),
     )
     return optax.chain(optax.clip_by_global_norm(optim.clip), rule) if optim.clip else rule
+
+
+def factor(optim: Optim, path: str) -> float:
+    """What the learning rate is multiplied by for a parameter (`Optim.lr_scale`)."""
+    rows = (scale for text, scale in optim.lr_scale if pattern(text).fullmatch(path))
+    return next(rows, 1.0)
+
+
+def trained(optim: Optim, params: Arrays) -> Arrays:
+    """The parameters that are not frozen: what has gradients, and what the optimiser is for.
+
+    Raises:
+        Problem: (usage) a pattern of `lr_scale` matches no parameter, or all are frozen.
+    """
+    for text, _ in optim.lr_scale:
+        if not any(pattern(text).fullmatch(path) for path in params):
+            raise Problem(
+                f"optim.lr_scale: no parameter has a path like {text!r}",
+                why=f"paths are such as {', '.join(list(params)[:3])}",
+                fix="see `jaxmodels inspect RUN --tensors` for all of them; * stands for anything",
+                exit_code=USAGE,
+            )
+    moving = {path: leaf for path, leaf in params.items() if factor(optim, path)}
+    if not moving:
+        raise Problem(
+            "optim.lr_scale freezes every parameter",
+            fix="leave something to train",
+            exit_code=USAGE,
+        )
+    return moving
+
+
+def _scaled(optim: Optim) -> optax.GradientTransformation:
+    """Updates times each parameter's own factor."""
+
+    def scale(updates: Arrays, _: Any = None) -> Arrays:
+        return {path: factor(optim, path) * update for path, update in updates.items()}
+
+    return optax.stateless(scale)
 
 
 def _direction(optim: Optim) -> optax.GradientTransformation:
@@ -59,7 +108,7 @@ def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:
     Args:
         opt: a state; its count of schedule steps stays.
         count: updates that the moments have seen.
-        mu: path → running mean of the gradient, float32.
+        mu: path → running mean of the gradient, float32; those of frozen parameters are left out.
         nu: path → running mean of its square, float32.
     """
 
@@ -68,6 +117,7 @@ def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:
             return part
         number = np.asarray(count, part.count.dtype)
         seen = jax.make_array_from_callback((), part.count.sharding, number.__getitem__)
-        return part._replace(count=seen, mu=mu, nu=nu)
+        own, squares = ({path: held[path] for path in part.mu} for held in (mu, nu))
+        return part._replace(count=seen, mu=own, nu=squares)
 
     return jax.tree.map(one, opt, is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState))

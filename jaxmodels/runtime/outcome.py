@@ -8,6 +8,9 @@ from pathlib import Path
 
 from jaxmodels.runtime import rundir
 
+EARLY = "stopped early"
+"""The reason of a run that is done before its last step, because nothing improved any more."""
+
 
 @dataclass
 class Outcome:
@@ -23,11 +26,33 @@ class Outcome:
     best_valid_loss: float | None = None
     checkpoint: int | None = None
     tokens_per_second: float = 0.0
+    images_per_second: float | None = None
+    """None where batches hold no images."""
     reserve: float = 0.0
     """Seconds of the granted hours that were kept for the save at the end."""
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("start", "train", "data", "eval", "save"), 0.0)
     )
+
+    step_seconds: float = 0.0
+    """Of a step after the first, smoothed."""
+
+    def smooth(self, speeds: dict[str, float], seconds: float) -> None:
+        """Takes note of the speed of a step: tokens_per_second and the like, and its seconds."""
+        for name, speed in [*speeds.items(), ("step_seconds", seconds)]:
+            before = getattr(self, name)
+            setattr(self, name, 0.9 * before + 0.1 * speed if before else speed)
+
+    @property
+    def speeds(self) -> dict[str, float]:
+        """What is processed in a second, and how many; of images where there are any."""
+        images = {} if self.images_per_second is None else {"images": self.images_per_second}
+        return images | {"tokens": self.tokens_per_second}
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do: the last step is done, or nothing improves."""
+        return self.step >= self.steps or self.reason == EARLY
 
     @property
     def idle(self) -> bool:

@@ -48,16 +48,17 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, step: int, loss: float, speed: float | None, left: float) -> None:
+    def update(self, step: int, loss: float, speeds: dict[str, float], left: float) -> None:
         """Tells that a step is done.
 
         Args:
             step: steps done.
             loss: its loss.
-            speed: tokens a second; None for a step that was mostly compilation.
+            speeds: what → how many a second; empty for a step that was mostly compilation.
             left: seconds that remain.
         """
-        pace = "compiled" if speed is None else f"{speed:,.0f} tokens/s  {duration(left)} left"
+        shown = "  ".join(f"{speed:,.0f} {what}/s" for what, speed in speeds.items())
+        pace = f"{shown}  {duration(left)} left" if speeds else "compiled"
         line = f"step {step}/{self.steps}  loss {loss:.4f}  {pace}"
         if self._bar:
             self._bar.update(self._task, completed=step, description=line)
@@ -71,3 +72,17 @@ class Progress:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             say(text)
+
+
+def amounts(own: dict[str, Any], rows: int) -> dict[str, int]:
+    """Tokens, and images where there are any, of a batch of so many rows.
+
+    Args:
+        own: this process's rows. Of padded ones (`mask`) the real tokens count, of others the
+            targets; where other processes have rows too, they are taken to be like these.
+        rows: of all processes.
+    """
+    tokens, mask = own["tokens"], own.get("mask")
+    count = tokens.shape[0] * (tokens.shape[1] - 1) if mask is None else int(mask.sum())
+    images = {"images": rows} if "images" in own else {}
+    return {"tokens": count * rows // len(tokens), **images}

@@ -84,7 +84,12 @@ def checked(value: Any, hint: Any, name: str, where: str) -> Any:
         if get_origin(option) is Literal and value in get_args(option):
             return value
         if get_origin(option) is tuple and isinstance(value, list | tuple):
-            return tuple(checked(item, get_args(option)[0], name, where) for item in value)
+            hints = get_args(option)
+            if hints[-1] is ...:
+                hints = (hints[0],) * len(value)
+            if len(hints) == len(value):
+                pairs = zip(value, hints, strict=True)
+                return tuple(checked(item, one, name, where) for item, one in pairs)
         if option is float and type(value) in (int, float):
             return float(value)
         if isinstance(option, type) and type(value) is option:
@@ -106,7 +111,9 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
                 old.get(name), new.get(name), f"{prefix}.{name}" if prefix else name
             )
         return found
-    same = (
-        list(old) == list(new) if isinstance(old, tuple | list) and new is not None else old == new
-    )
-    return {} if same else {prefix: (old, new)}
+    return {} if _listed(old) == _listed(new) else {prefix: (old, new)}
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value

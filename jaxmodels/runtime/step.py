@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
+from jaxmodels.runtime.optim import trained
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
 from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
 
@@ -52,7 +53,8 @@ def init(
     def fresh() -> State:
         _, params, rest = split(_model(package, config, recipe))
         key = jax.random.key_data(jax.random.key(recipe.seed + 1))
-        return State(params, rest, tx.init(params), jnp.zeros((), jnp.int32), key)
+        opt = tx.init(trained(recipe.optim, params))
+        return State(params, rest, opt, jnp.zeros((), jnp.int32), key)
 
     skeleton = split(nnx.eval_shape(lambda: _model(package, config, recipe)))[0]
     shapes = jax.eval_shape(fresh)
@@ -83,10 +85,11 @@ def train_step(
     """The compiled step (state, batch, stop=None) → (state, metrics); the old state is donated.
 
     A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
-    float32; what the model stores (`commit`) is stored after each of them. Metrics: loss
-    (mean over micro-batches), grad_norm (before clipping) and lr; with `stats_every` also stats
-    (`stats.measure` in the steps that are due, zeros in the others). With `stop`, int32 [devices]
-    as of `sharding.everywhere`, also stop: its largest, which tells all processes the same.
+    float32; what the model stores (`commit`) is stored after each of them. Metrics: loss and what
+    the loss tells in `aux["metrics"]` (means over micro-batches), grad_norm (before clipping) and
+    lr; with `stats_every` also stats (`stats.measure` in the steps that are due, zeros in the
+    others). With `stop`, int32 [devices] as of `sharding.everywhere`, also stop: its largest,
+    which tells all processes the same.
 
     `abstract` (of `init`) says the mesh, and keeps the state where it was born. Left to choose, XLA
     may place the new state otherwise than the old one, and the second step is then compiled once
@@ -95,23 +98,30 @@ def train_step(
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh
     gradient = _gradient(package, skeleton, recipe, placed.params, mesh)
+    written = getattr(package, "WRITTEN", ())
 
     def step(
         state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
     ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        held = state.rest | {path: state.params[path] for path in written}
         if recipe.accum == 1:
-            (loss, grads), rest = gradient(state.params, state.rest, (batch, key))
+            (loss, told, grads), rest = gradient(state.params, held, (batch, key))
         else:
             pieces = _pieces(recipe.accum, batch, key)
-            (loss, grads), rest = _mean(partial(gradient, state.params), state.rest, pieces)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate(state.step)}
+            (loss, told, grads), rest = _mean(partial(gradient, state.params), held, pieces)
+        before = state.params | {path: rest.pop(path) for path in written}
+        moving = {path: before[path] for path in grads}
+        updates, opt = tx.update(grads, state.opt, moving)
+        params = before | optax.apply_updates(moving, updates)
+        metrics = told | {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate(state.step)}
         if recipe.stats_every:
+            frozen = {
+                path: jnp.zeros_like(leaf) for path, leaf in params.items() if path not in grads
+            }
             metrics["stats"] = jax.lax.cond(
                 stats.due(state.step + 1, recipe.stats_every),
-                lambda: stats.measure(state.params, grads, updates),
+                lambda: stats.measure(state.params, frozen | grads, frozen | updates),
                 lambda: stats.nothing(state.params),
             )
         if stop is not None:
@@ -125,27 +135,37 @@ def train_step(
 def _gradient(
     package: ModuleType, skeleton: Skeleton, recipe: Recipe, placed: Arrays, mesh: Mesh
 ) -> Callable[..., Any]:
-    """(params, rest, (batch, key)) → ((loss, gradients), rest after commit) of a micro-batch.
+    """(params, rest, (batch, key)) → ((loss, metrics, gradients), rest after commit).
 
-    Gradients lie where their parameters do (`placed`): left to choose, XLA may gather them.
+    It takes one micro-batch. Parameters that `commit` writes (`WRITTEN` of the package) travel in
+    `rest`, by their paths: the next micro-batch sees what this one wrote. Gradients are those of
+    the parameters that are not frozen, and lie where their parameters do (`placed`): left to
+    choose, XLA may gather them.
     """
     commit = getattr(package, "commit", None)
+    written = getattr(package, "WRITTEN", ())
     dtype = jnp.dtype(recipe.dtype)
 
     def whole(params: Arrays, rest: Arrays, piece: Any) -> Any:
         batch, key = piece
 
-        def loss(params: Arrays) -> tuple[jax.Array, Any]:
-            cast = {path: leaf.astype(dtype) for path, leaf in params.items()}
+        def loss(moving: Arrays) -> tuple[jax.Array, Any]:
+            cast = {path: leaf.astype(dtype) for path, leaf in (params | moving).items()}
             return package.loss(skeleton.merge(cast, rest), batch, nnx.Rngs(dropout=key))
 
-        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        moving = trained(recipe.optim, params)
+        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(moving)
         if mesh.size > 1:
-            grads = jax.lax.with_sharding_constraint(grads, placed)
-        return (value, grads), aux
+            at = {path: placed[path] for path in grads}
+            grads = jax.lax.with_sharding_constraint(grads, at)
+        told, stored = parted(aux)
+        return (value, told, grads), stored
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
-        slices = recipe.slices or fitting_slices(piece[0], mesh)
+        params = params | {path: rest[path] for path in written}
+        slices = 1
+        if not getattr(package, "WHOLE", False):
+            slices = recipe.slices or fitting_slices(piece[0], mesh)
         if slices == 1:
             result, aux = whole(params, rest, piece)
         else:
@@ -154,10 +174,17 @@ def _gradient(
         if commit is not None:
             model = skeleton.merge(params, rest)
             commit(model, aux)
-            rest = split(model)[2]
+            _, params, rest = split(model)
+            rest |= {path: params[path] for path in written}
         return result, rest
 
     return gradient
+
+
+def parted(aux: dict[str, Any]) -> tuple[Metrics, dict[str, Any]]:
+    """A loss's `aux` as its metrics, float32 scalars by name, and what is for `commit`."""
+    told = {name: jnp.asarray(x, jnp.float32) for name, x in aux.get("metrics", {}).items()}
+    return told, {name: value for name, value in aux.items() if name != "metrics"}
 
 
 def fitting_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
@@ -167,7 +194,7 @@ def fitting_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
     in the caches, and the memory that XLA asks for is used again instead of being mapped page
     by page in every step.
     """
-    rows, columns = jax.tree.leaves(batch)[0].shape[:2]
+    rows, columns = batch["tokens"].shape
     if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return 1
     slices = 1

@@ -16,11 +16,13 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
 from jaxmodels.runtime import processes, rundir
 from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.files import write_text
+from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.metrics import MetricsLog, Silent
 from jaxmodels.runtime.optim import optimiser, schedule
-from jaxmodels.runtime.outcome import Outcome
-from jaxmodels.runtime.progress import Progress
+from jaxmodels.runtime.outcome import EARLY, Outcome
+from jaxmodels.runtime.patience import Patience
+from jaxmodels.runtime.progress import Progress, amounts
+from jaxmodels.runtime.samples import Sample
 from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch, put_whole
 from jaxmodels.runtime.stats import StatsLog
 from jaxmodels.runtime.step import State, init, train_step
@@ -43,8 +45,8 @@ class Job:
     run: Path
     stop: Stop = field(default_factory=Stop)
     """Asked between steps; it hears signals if it was entered."""
-    sampler: Callable[[Any], str] | None = None
-    """Text that the model (a module) writes now; printed as training goes."""
+    sampler: Callable[[Any], Sample] | None = None
+    """What the model (a module) writes now; printed as training goes."""
     begin: Callable[[State], State] = lambda state: state
     """What makes of a fresh state the one that the run begins with."""
 
@@ -88,8 +90,10 @@ class _Loop:
             sizes = {path: leaf.size for path, leaf in self.state.params.items()}
             self.stats = StatsLog(job.run, self.outcome.step, recipe.stats_every, sizes)
         self.outcome.loss = processes.from_first(self.log.last.get("loss"))
+        seen = [record["valid_loss"] for record in self.log.evaluated]
+        self.patience = Patience(recipe.patience).replay(processes.from_first(seen))
         # Numbers of the last step: on the device, then on the host, then in the log.
-        self.pending: tuple[dict[str, Any], int, dict[str, jax.Array]] | None = None
+        self.pending: tuple[dict[str, Any], dict[str, int], dict[str, jax.Array]] | None = None
         self.record: dict[str, Any] | None = None
         self.numbers: jax.Array | None = None
         self.agreed = False  # several processes want to stop
@@ -118,7 +122,7 @@ class _Loop:
         try:
             with Progress(out.step, steps, shown=processes.first()) as self.progress:
                 due = self._due()
-                while out.step < steps and not due:
+                while out.step < steps and not due and not self.patience.over:
                     self._one()
                     due = self.agreed if processes.several() else self._due()
                 self._finish()
@@ -131,14 +135,15 @@ class _Loop:
         """One step, and what is due after it. The loss of a step is read during the next."""
         recipe, out = self.job.recipe, self.outcome
         with self.outcome.timed("data"):
-            batch = put_batch(next(self.job.batches), self.mesh, recipe.batch * recipe.accum)
+            rows = recipe.batch * recipe.accum
+            own = next(self.job.batches)
+            batch = put_batch(own, self.mesh, rows)
             stop = self._flag()
         with self.outcome.timed("start" if out.step in (0, out.resumed_from) else "train"):
             self.state, metrics = self.step_function(self.state, batch, stop)
             self._record()
         out.step += 1
-        tokens = batch["tokens"].shape[0] * (batch["tokens"].shape[1] - 1)
-        self.pending = ({"step": out.step}, tokens, metrics)
+        self.pending = ({"step": out.step}, amounts(own, rows), metrics)
         last = out.step == recipe.steps
         extra = {}
         if last or out.step % recipe.eval_every == 0:
@@ -152,7 +157,7 @@ class _Loop:
         """Waits for the last step's numbers and takes its time."""
         if self.pending is None:
             return
-        (record, tokens, metrics), self.pending = self.pending, None
+        (record, amounts, metrics), self.pending = self.pending, None
         self.agreed |= bool(metrics.pop("stop", False))
         self.numbers = metrics.pop("stats", None)
         record |= {name: float(value) for name, value in metrics.items()}
@@ -160,16 +165,15 @@ class _Loop:
             raise self._diverged(record["step"])
         now, out = time.monotonic(), self.outcome
         self._watch(record["step"], record["loss"])
-        speed, self.ticks = tokens / max(now - self.ticks, 1e-9), now
+        seconds, self.ticks = max(now - self.ticks, 1e-9), now
         out.loss = record["loss"]
-        self.record = record | {"tokens_per_second": round(speed, 1)}
+        speeds = {f"{name}_per_second": count / seconds for name, count in amounts.items()}
+        self.record = record | {name: round(speed, 1) for name, speed in speeds.items()}
         first = record["step"] == (out.resumed_from or 0) + 1
         if not first:
-            smooth = out.tokens_per_second
-            out.tokens_per_second = 0.9 * smooth + 0.1 * speed if smooth else speed
-        left = (out.steps - record["step"]) * tokens / (out.tokens_per_second or speed)
-        shown = None if first else out.tokens_per_second
-        self.progress.update(record["step"], record["loss"], shown, left)
+            out.smooth(speeds, seconds)
+        left = (out.steps - record["step"]) * (out.step_seconds or seconds)
+        self.progress.update(record["step"], record["loss"], {} if first else out.speeds, left)
 
     def _record(self, **extra: float) -> None:
         """Writes the record of the last step, with what an evaluation added."""
@@ -201,22 +205,24 @@ class _Loop:
         )
 
     def _evaluate(self) -> dict[str, float]:
-        """The validation loss of this step; empty when there is none or a stop is due."""
+        """The validation loss and metrics of this step; empty without any, or if a stop is due."""
         self._settle()
         with self.outcome.timed("eval"):
             state, job, out = self.state, self.job, self.outcome
             batches = (put_whole(batch, self.mesh) for batch in job.valid)
-            loss = len(job.valid) and evaluate(
+            found = len(job.valid) and evaluate(
                 self.loss_function, state.params, state.rest, batches, self._due
             )
-        if not loss:
+        if not found:
             return {}
+        loss = found["loss"]
+        self.patience.see(loss)
         out.valid_loss = loss
         if out.best_valid_loss is None or loss < out.best_valid_loss:
             out.best_valid_loss, out.best_step = loss, out.step
         self.progress.say(f"step {out.step}: validation loss {loss:.4f}")
         self.ticks = time.monotonic()
-        return {"valid_loss": loss}
+        return {f"valid_{name}": value for name, value in found.items()}
 
     def _save(self, extra: dict[str, float]) -> None:
         """Saves this step, after its record and all before it are on the disk."""
@@ -233,11 +239,13 @@ class _Loop:
         self._settle()
         with self.outcome.timed("eval"):
             assert self.job.sampler is not None
-            text = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
+            text, png = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
             if processes.first():
                 folder = self.job.run / "samples"
                 folder.mkdir(exist_ok=True)
                 write_text(folder / f"{self.outcome.step}.txt", text + "\n")
+                if png is not None:
+                    write_bytes(folder / f"{self.outcome.step}.png", png)
             self.progress.say(f"--- sample at step {self.outcome.step}\n{text}\n---")
         self.ticks = time.monotonic()
 
@@ -269,7 +277,7 @@ class _Loop:
         out = self.outcome
         if out.step < out.steps:
             reasons = filter(None, processes.exchange(self.stop.reason))
-            out.reason = next(reasons, out.reason)
+            out.reason = next(reasons, EARLY if self.patience.over else out.reason)
         if self.saved != out.step and out.step:
             self._save({})
         with self.outcome.timed("save"):

@@ -1,0 +1,239 @@
+"""The bitgen model: what the card of seed 004 promises, built as the papers say.
+
+An image passes DINOv2's tower and layers of our own; a text passes an encoder. The last layers of
+both look at each other through gated cross-attention (FIBER) when a pair is judged, and not when
+features for retrieval are made, which are unit vectors that can be compared without the other
+side. A causal decoder writes texts; it sees the image's tokens and one token of what the memory
+(Larimar) has at the image's feature. All linears of encoders and decoder are BitNet's
+(`bitlinear`); embeddings, the tower, and the small heads are not. The decoder's head is the
+embedding. The residual stream is always float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmodels.bitgen.blocks import Block, Heads
+from jaxmodels.bitgen.config import Config
+from jaxmodels.bitgen.decoder import Cache, Decoder
+from jaxmodels.bitgen.encoders import (
+    Pooler,
+    everything,
+    lower_image,
+    lower_text,
+    mean,
+    together,
+    upper_image,
+    upper_text,
+)
+from jaxmodels.bitgen.fiber import Queue
+from jaxmodels.bitgen.memory import Memory
+from jaxmodels.bitgen.momentum import Slow, encoders
+from jaxmodels.dinov2.model import Model as Tower
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.layers.head import tied_logits
+from jaxmodels.layers.precision import exact
+
+
+class Output(NamedTuple):
+    """What a call gives."""
+
+    embeddings: Float[Array, "b t d"]
+    """Of each token, in sight of the image if there is one."""
+    text_features: Float[Array, "b d"]
+    """Unit vectors, of the text alone."""
+    image_features: Float[Array, "b d"] | None
+    """Unit vectors, of the image alone; None without images."""
+    decoder_logits: Float[Array, "b t v"] | None
+    """float32; at t, of the target at t, after the targets before it. None without targets."""
+
+
+class Model(nnx.Module):
+    """bitgen. Deterministic unless `rngs` is passed to the call."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.config = cfg
+        self.remat = "none"
+        # Embeddings are not much smaller than what the first layers add to them.
+        small = nnx.initializers.normal(cfg.dim**-0.5)
+        self.embed = nnx.Embed(cfg.vocab, cfg.dim, embedding_init=small, rngs=rngs)
+        self.pos = nnx.Embed(cfg.context, cfg.dim, embedding_init=small, rngs=rngs)
+        self.vision = Tower(cfg.dinov2, rngs=rngs)
+        self.project = nnx.Linear(cfg.merge**2 * cfg.dinov2.dim, cfg.dim, rngs=rngs)
+
+        def blocks(count: int) -> nnx.List:
+            lower = count - cfg.fused
+            return nnx.List([Block(cfg, cross=i >= lower, rngs=rngs) for i in range(count)])
+
+        self.text, self.image = blocks(cfg.layers), blocks(cfg.image_layers)
+        self.text_norm = nnx.RMSNorm(cfg.dim, rngs=rngs)
+        self.image_norm = nnx.RMSNorm(cfg.dim, rngs=rngs)
+        self.text_pool, self.image_pool = Pooler(cfg, rngs=rngs), Pooler(cfg, rngs=rngs)
+        self.temperature = nnx.Param(jnp.full((), cfg.temperature))
+        self.match = nnx.Linear(2 * cfg.dim, 2, rngs=rngs)
+        self.memory = Memory(cfg, rngs=rngs)
+        self.decoder = Decoder(cfg, rngs=rngs)
+        self.queue = Queue(cfg)
+        if cfg.momentum:
+            self.slow = Slow(cfg, encoders(self))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        images: Float[Array, "n h w 3"] | None = None,
+        targets: Int[Array, "b t2"] | None = None,
+        noise: Float[Array, "b m"] | None = None,
+        mask: Int[Array, "b t"] | None = None,
+    ) -> Output:
+        """Features of texts and images, and what the decoder makes of targets.
+
+        Args:
+            tokens: token ids, at most as many as the context.
+            images: float32 in [0, 1], of any size.
+            targets: texts that the decoder is asked for, given the image, or else given what the
+                memory has at the text's feature.
+            noise: standard normal numbers, with which the memory's addresses are drawn; None
+                reads at their mean.
+            mask: 1 for tokens, 0 for padding; all are tokens, if None.
+
+        Raises:
+            Problem: (usage) more tokens than the context, no token at all, or another number of
+                images than of texts.
+        """
+        real = self.real(tokens, mask)
+        x = lower_text(self, tokens, real)
+        alone = upper_text(self, x, real)
+        text_features = self.text_pool(mean(alone, real))
+        image_features, embeddings, seen = None, alone, None
+        if images is not None:
+            if len(images) != len(tokens):
+                raise Problem(
+                    f"{len(images)} images do not go with {len(tokens)} texts",
+                    fix="give one image for each text",
+                    exit_code=USAGE,
+                )
+            y = lower_image(self, images)
+            seen = upper_image(self, y)
+            image_features = self.image_pool(seen.mean(axis=1))
+            embeddings = together(self, x, real, y)[0]
+        logits = None
+        if targets is not None:
+            self.check(targets.shape[1])
+            features = text_features if image_features is None else image_features
+            context, sees = self.context(seen, self.memory.read(features, noise=noise))
+            hidden = self.decoder.hidden(self.inputs(targets), context, sees)
+            logits = tied_logits(hidden, self.embed.embedding[...])
+        return Output(embeddings, text_features, image_features, logits)
+
+    def text_features(
+        self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None = None
+    ) -> Float[Array, "b d"]:
+        """Unit vectors of texts alone."""
+        real = self.real(tokens, mask)
+        return self.text_pool(mean(upper_text(self, lower_text(self, tokens, real), real), real))
+
+    def image_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Unit vectors of images in [0, 1] alone."""
+        return self.image_pool(upper_image(self, lower_image(self, images)).mean(axis=1))
+
+    # What the objectives take one by one.
+
+    def real(self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None) -> Bool[Array, "b t"]:
+        """True for tokens, False for padding; the first of a text always counts."""
+        self.check(tokens.shape[1])
+        real = jnp.ones(tokens.shape, bool) if mask is None else mask == 1
+        return real.at[:, 0].set(True)
+
+    def check(self, t: int) -> None:
+        """Refuses texts that have no token or do not fit."""
+        if not 0 < t <= self.config.context:
+            raise Problem(
+                f"{t} tokens do not fit a context of {self.config.context}",
+                why="positions are learned: there is none beyond the context",
+                fix="give at least one token and at most as many as the context",
+                exit_code=USAGE,
+            )
+
+    def context(
+        self, seen: Float[Array, "b p d"] | None, codes: Float[Array, "b d"]
+    ) -> tuple[list[Heads], Bool[Array, "b s"]]:
+        """What the decoder sees of images and of codes that were read, and where it may look."""
+        token = self.memory.token(codes)
+        both = token if seen is None else jnp.concatenate([seen, token], axis=1)
+        return self.decoder.seen(both), everything(both)
+
+    def placed(self, tokens: Int[Array, "b t"], start: Int[Array, ""] | int = 0):
+        """Embeddings of tokens with their positions, float32."""
+        positions = start + jnp.arange(tokens.shape[1])
+        of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
+        return exact(of_token) + exact(of_place)
+
+    def inputs(self, targets: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """What the decoder reads when it is asked for the targets: start, then all but the last."""
+        return jnp.concatenate(
+            [self.decoder.first(len(targets)), self.placed(targets[:, :-1])], axis=1
+        )
+
+    # Writing: what `generate` calls.
+
+    def prefill(
+        self,
+        tokens: Int[Array, "b t"],
+        length: Int[Array, ""] | int,
+        size: int,
+        images: Float[Array, "b h w 3"] | None = None,
+    ) -> tuple[Float[Array, "b v"], Cache]:
+        """Logits of the token after a text that goes on an image, and the cache to decode from.
+
+        Args:
+            tokens: how the text begins, at least nothing ([b, 0]); padded.
+            length: how many tokens of them count.
+            size: tokens that the cache has room for.
+            images: float32 in [0, 1]; without, nothing but the text is seen.
+        """
+        if images is None:
+            seen, codes = None, jnp.zeros((len(tokens), self.config.dim))
+        else:
+            seen = upper_image(self, lower_image(self, images))
+            codes = self.memory.read(self.image_pool(seen.mean(axis=1)))
+        return self.begin(tokens, length, size, *self.context(seen, codes))
+
+    def recollect(
+        self,
+        images: Float[Array, "b h w 3"] | None = None,
+        size: int = 64,
+        features: Float[Array, "b d"] | None = None,
+    ) -> tuple[Float[Array, "b v"], Cache]:
+        """As `prefill`, of what the memory has for images, which the decoder does not see.
+
+        Args:
+            images: float32 in [0, 1]; or give
+            features: the unit features of images or texts.
+            size: tokens that the cache has room for.
+        """
+        if features is None:
+            assert images is not None, "give images or features"
+            features = self.image_features(images)
+        nothing = jnp.zeros((len(features), 0), jnp.int32)
+        return self.begin(nothing, 0, size, *self.context(None, self.memory.read(features)))
+
+    def begin(
+        self, tokens, length: Int[Array, ""] | int, size: int, seen: list[Heads], sees
+    ) -> tuple[Float[Array, "b v"], Cache]:
+        """As `prefill`, of what the decoder is to see (`context`)."""
+        x = jnp.concatenate([self.decoder.first(len(tokens)), self.placed(tokens)], axis=1)
+        dtype = self.embed.embedding[...].dtype
+        x, cache = self.decoder.step(x, self.decoder.empty(len(tokens), size, dtype, seen, sees))
+        last = jax.lax.dynamic_slice_in_dim(x, length, 1, axis=1)
+        own = cache.own._replace(length=jnp.asarray(length, jnp.int32) + 1)
+        return tied_logits(last, self.embed.embedding[...])[:, 0], cache._replace(own=own)
+
+    def decode(
+        self, tokens: Int[Array, "b t"], cache: Cache
+    ) -> tuple[Float[Array, "b t v"], Cache]:
+        """float32 logits of the token after each of the next tokens, and the cache with them."""
+        x, cache = self.decoder.step(self.placed(tokens, cache.own.length - 1), cache)
+        return tied_logits(x, self.embed.embedding[...]), cache

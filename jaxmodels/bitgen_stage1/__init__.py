@@ -1,0 +1,34 @@
+"""bitgen_stage1: captions and images as Stage 1 of BitGen was published (seed 004)."""
+
+from jaxmodels.bitgen_stage1.config import PRESETS, RECIPES, Config
+from jaxmodels.lazy import lazy
+
+__all__ = [
+    "PRESETS",
+    "RECIPES",
+    "SEED",
+    "SHARDING",
+    "WEIGHTS",
+    "WHOLE",
+    "WRITTEN",
+    "Config",
+    "Model",
+    "commit",
+    "loss",
+    "sizes",
+]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Model": "model",
+        "loss": "objective",
+        "commit": "objective",
+        "WHOLE": "objective",
+        "WRITTEN": "layout",
+        "SHARDING": "layout",
+        "WEIGHTS": "layout",
+        "SEED": "layout",
+        "sizes": "layout",
+    },
+)

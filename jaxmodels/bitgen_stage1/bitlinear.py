@@ -1,0 +1,52 @@
+"""The decoder's linear layer: ternary weights and 8-bit activations, in evaluation only.
+
+Source: seed 004. Unlike BitNet b1.58 (Ma et al. 2024, arXiv:2402.17764), training is in full
+precision, without a straight-through estimator: this is quantisation after training.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxmodels.bitgen_stage1.state import Buffer
+
+
+def ternary(weights: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, ""]]:
+    """Weights as −1, 0 and 1, and their scale γ = mean |w|; below γ/2, and at it, is 0."""
+    scale = jnp.maximum(jnp.abs(weights).mean(), 1e-5)
+    return jnp.sign(weights) * (jnp.abs(weights) > scale / 2), scale
+
+
+def eight_bits(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, ""]]:
+    """Activations as whole numbers from −128 to 127, and their scale max |x| / 127.
+
+    The maximum is over the whole array: what a row becomes depends on the rows beside it (a
+    quirk of the seed).
+    """
+    scale = jnp.maximum(jnp.abs(x).max(), 1e-8) / 127
+    return jnp.clip(jnp.round(x / scale), -128, 127), scale
+
+
+class BitLinear(nnx.Module):
+    """x · kernel + bias; quantised where it is asked for."""
+
+    def __init__(self, fan_in: int, fan_out: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal((2 / fan_in) ** 0.5)
+        self.kernel = nnx.Param(init(rngs.params(), (fan_in, fan_out)))
+        self.bias = nnx.Param(jnp.zeros(fan_out))
+        # The seed registers them, and neither writes nor reads them: its checkpoints hold ones.
+        self.weight_scale = Buffer(jnp.ones(1))
+        self.input_scale = Buffer(jnp.ones(1))
+
+    def __call__(self, x: Float[Array, "*b i"], *, quantised: bool) -> Float[Array, "*b o"]:
+        """[…, in] → […, out]; full precision in training, ternary by 8 bits in evaluation."""
+        kernel, bias = self.kernel[...], self.bias[...]
+        if not quantised:
+            return x.astype(kernel.dtype) @ kernel + bias
+        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        weights, weight_scale = ternary(kernel.astype(wide))
+        values, scale = eight_bits(x.astype(wide))
+        # Whole numbers below 2^24: exact in float32, as the seed's product is.
+        product = jnp.matmul(values, weights, precision=jax.lax.Precision.HIGHEST)
+        return product * weight_scale * scale + bias

@@ -1,0 +1,89 @@
+"""Where image and text meet, and the features that are contrasted.
+
+Source: seed 004, which calls it FIBER's; there is no cross-attention in it and no gate. The image
+is one vector, the mean of its patches. The seed multiplies every patch and averages then; the mean
+is multiplied here, which is the same for a linear layer.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxmodels.bitgen_stage1.config import Config
+from jaxmodels.bitgen_stage1.parts import apply, drop, linear, no_gradient, unit, wide
+from jaxmodels.bitgen_stage1.state import Buffer
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with ReLU between."""
+
+    def __init__(self, fan_in: int, hidden: int, fan_out: int, *, rngs: nnx.Rngs):
+        self.up = linear(fan_in, hidden, rngs=rngs)
+        self.out = linear(hidden, fan_out, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b i"], rate: float, rngs: nnx.Rngs | None):
+        """[…, in] → […, out]; dropout at `rate` between the layers when there are rngs."""
+        return apply(self.out, drop(nnx.relu(apply(self.up, x)), rate, rngs))
+
+
+class Fusion(nnx.Module):
+    """Puts the image into every token; keeps the queues of features to contrast with."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.rate = cfg.dropout
+        d = cfg.dim
+        self.project = linear(cfg.dinov2.dim, d, rngs=rngs)
+        self.text = linear(d, d, rngs=rngs)
+        self.image = linear(d, d, rngs=rngs)
+        self.text_itc = linear(d, d, rngs=rngs)
+        self.image_itc = linear(d, d, rngs=rngs)
+        # The seed makes these two poolers, trains nothing in them and never asks them.
+        self.text_pooler = linear(d, d, rngs=rngs)
+        self.image_pooler = linear(d, d, rngs=rngs)
+        self.text_pooler_itc = linear(d, d, rngs=rngs)
+        self.image_pooler_itc = linear(d, d, rngs=rngs)
+        self.mlp = Mlp(2 * d, 2 * d, d, rngs=rngs)
+        self.temperature = nnx.Param(jnp.full((), 0.07))
+        self.image_queue = Buffer(_columns(rngs, (d, cfg.queue)))
+        self.text_queue = Buffer(_columns(rngs, (d, cfg.queue)))
+        self.queue_ptr = Buffer(jnp.zeros((), jnp.int32))
+
+    def __call__(
+        self, text: Float[Array, "b t d"], image: Float[Array, "b d"], rngs: nnx.Rngs | None
+    ) -> Float[Array, "b t d"]:
+        """The tokens with the image in each; what the text was is not added (a quirk)."""
+        words = apply(self.text, text)
+        seen = jnp.broadcast_to(apply(self.image, image)[:, None], words.shape)
+        return wide(self.mlp(jnp.concatenate([words, seen], axis=-1), self.rate, rngs))
+
+    def text_features(self, text: Float[Array, "b t d"]) -> Float[Array, "b d"]:
+        """Unit features of texts: their first token, before any fusion (a quirk)."""
+        pooled = apply(self.text_pooler_itc, apply(self.text_itc, text[:, 0]))
+        return unit(jnp.tanh(wide(pooled)), 1e-8)
+
+    def image_features(self, image: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """Unit features of images."""
+        pooled = apply(self.image_pooler_itc, apply(self.image_itc, image))
+        return unit(jnp.tanh(wide(pooled)), 1e-8)
+
+    def queued(
+        self, text: Float[Array, "b d"], image: Float[Array, "b d"]
+    ) -> tuple[Float[Array, "d n"], Float[Array, "d n"], Int[Array, ""]]:
+        """The queues of texts and images with these features in place of the oldest, and where
+        the next ones go."""
+        rows, size = len(text), self.image_queue.shape[1]
+        at = (self.queue_ptr[...] + jnp.arange(rows)) % size
+
+        def filled(queue: Buffer, features: Array) -> Array:
+            columns = no_gradient(features).T.astype(queue[...].dtype)
+            return queue[...].at[:, at].set(columns)
+
+        after = (self.queue_ptr[...] + rows) % size
+        return filled(self.text_queue, text), filled(self.image_queue, image), after
+
+
+def _columns(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:
+    """Normal draws, each column of length 1."""
+    drawn = jax.random.normal(rngs.params(), shape)
+    return drawn / jnp.linalg.norm(drawn, axis=0)

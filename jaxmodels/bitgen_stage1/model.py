@@ -1,0 +1,187 @@
+"""Stage 1 of BitGen, quirk for quirk as it was published. Source: seed 004 (euhidaman/BitGen).
+
+Notable: the fused tokens replace the text; the encoder is post-norm, sees padding, and is never
+quantised, while the decoder is quantised in evaluation only; the text's feature is its first
+token's. Deterministic unless noise or rngs are passed: the seed draws noise for the memory in
+evaluation too.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxmodels.bitgen_stage1.config import Config
+from jaxmodels.bitgen_stage1.decoder import Decoder
+from jaxmodels.bitgen_stage1.fusion import Fusion, Mlp
+from jaxmodels.bitgen_stage1.memory import Memory, Recall
+from jaxmodels.bitgen_stage1.parts import apply, drop, embedding, linear, norm, wide
+from jaxmodels.dinov2.model import Model as Tower
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.remat import remat
+from jaxmodels.layers.sharding import product_in_parts, spread
+
+# ImageNet's, which DINOv2 was trained with.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Output(NamedTuple):
+    """What a call gives."""
+
+    embeddings: Float[Array, "b t d"]
+    """What the encoder makes of the tokens."""
+    text_features: Float[Array, "b d"]
+    """Unit vectors to compare with those of images."""
+    image_features: Float[Array, "b d"] | None
+    """Unit vectors to compare with those of texts; None without images."""
+    decoder_logits: Float[Array, "b u v"] | None
+    """Of the targets; None without them."""
+    recall: Recall
+    """What was read in the memory."""
+
+
+class Attention(nnx.Module):
+    """Self-attention of every token to every other, padding included (a quirk)."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.heads, self.rate = cfg.heads, cfg.dropout
+        init = nnx.initializers.xavier_uniform()
+        self.qkv = nnx.Linear(cfg.dim, 3 * cfg.dim, kernel_init=init, rngs=rngs)
+        self.proj = linear(cfg.dim, cfg.dim, rngs=rngs)
+
+    def __call__(self, x, rngs: nnx.Rngs | None):
+        """[b, t, d] → [b, t, d]; weights are dropped when there are rngs."""
+        parts = product_in_parts(self.qkv, x.astype(self.qkv.kernel[...].dtype), 3)
+        q, k, v = rearrange(parts, "n b t (h k) -> n b t h k", h=self.heads)
+        key = None if rngs is None else rngs.dropout()
+        out = self_attention(q, k, v, causal=False, rate=self.rate, key=key)
+        return apply(self.proj, rearrange(out, "b t h k -> b t (h k)"))
+
+
+class Block(nnx.Module):
+    """Post-norm: attention, then feed-forward."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.rate = cfg.dropout
+        self.attn = Attention(cfg, rngs=rngs)
+        self.norm1 = norm(cfg.dim, rngs=rngs)
+        self.mlp = Mlp(cfg.dim, cfg.hidden, cfg.dim, rngs=rngs)
+        self.norm2 = norm(cfg.dim, rngs=rngs)
+
+    def __call__(self, x, rngs: nnx.Rngs | None):
+        """[b, t, d] → [b, t, d]."""
+        x = self.norm1(x + drop(self.attn(x, rngs), self.rate, rngs))
+        x = self.norm2(x + drop(self.mlp(x, self.rate, rngs), self.rate, rngs))
+        return spread(x, "data", ...)
+
+
+class Model(nnx.Module):
+    """BitGen Stage 1. Deterministic unless `noise` or `rngs` are passed to the call."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.config = cfg
+        self.embed = embedding(cfg.vocab, cfg.dim, rngs=rngs)
+        self.pos = embedding(cfg.context, cfg.dim, rngs=rngs)
+        self.vision = Tower(cfg.dinov2, rngs=rngs)
+        self.fusion = Fusion(cfg, rngs=rngs)
+        self.memory = Memory(cfg, rngs=rngs)
+        self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.layers)])
+        self.norm = norm(cfg.dim, rngs=rngs)
+        self.decoder = Decoder(cfg, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"] | None,
+        images: Float[Array, "b y x 3"] | None = None,
+        targets: Int[Array, "b u"] | None = None,
+        noise: Float[Array, "m d"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Output:
+        """Embeddings of texts, features of texts and images, and logits of targets.
+
+        Args:
+            tokens: token ids, at most `context` of them; None is refused.
+            images: one for each text, values in [0, 1]; of any size.
+            targets: token ids that the decoder predicts from those up to and including each.
+            noise: of the memory, standard normal; None reads its mean.
+            rngs: has the stream `dropout`; passing it is training: dropout, and a decoder
+                that is not quantised.
+
+        Raises:
+            Problem: (usage) there is no text, or one that is longer than the context.
+        """
+        text = self.embedded(tokens, rngs)
+        x, image_features = text, None
+        if images is not None:
+            image = self.seen(images)
+            x, image_features = self.fusion(text, image, rngs), self.fusion.image_features(image)
+        x, recall = self.memory(spread(x, "data", ...), noise)
+        block = remat(Block.__call__, self.remat)
+        for layer in self.blocks:
+            x = block(layer, x, rngs)
+        embeddings = self.norm(x)
+        logits = None
+        if targets is not None:
+            decoded = self.decoded(targets, embeddings, rngs)
+            logits = self.decoder.logits(decoded, quantised=rngs is None)
+        features = self.fusion.text_features(text)
+        return Output(embeddings, features, image_features, logits, recall)
+
+    def decoded(
+        self,
+        targets: Int[Array, "b u"],
+        embeddings: Float[Array, "b t d"],
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b u d"]:
+        """What the decoder makes of targets, one step before their logits."""
+        return self.decoder(self.embedded(targets, rngs), embeddings, rngs, self.remat)
+
+    @property
+    def remat(self) -> str:
+        """What is computed again in the backward pass (`layers/remat.py`), the tower included."""
+        return self.vision.remat
+
+    @remat.setter
+    def remat(self, policy: str) -> None:
+        self.vision.remat = policy
+
+    def text_features(self, tokens: Int[Array, "b t"]) -> Float[Array, "b d"]:
+        """Unit features of texts alone; see `Output`."""
+        return self.fusion.text_features(self.embedded(tokens))
+
+    def image_features(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
+        """Unit features of images alone, values in [0, 1]; see `Output`."""
+        return self.fusion.image_features(self.seen(images))
+
+    def embedded(
+        self, tokens: Int[Array, "b t"] | None, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b t d"]:
+        """Tokens and their positions as vectors."""
+        if tokens is None:
+            raise Problem(
+                "bitgen_stage1 reads no image without a text",
+                fix="give tokens too; model.image_features(images) needs none",
+                exit_code=USAGE,
+            )
+        if tokens.shape[1] > self.config.context:
+            raise Problem(
+                f"a text of {tokens.shape[1]} tokens is longer than bitgen_stage1's context of "
+                f"{self.config.context}",
+                fix="cut it",
+                exit_code=USAGE,
+            )
+        rows = self.embed.embedding[...][tokens] + self.pos.embedding[...][: tokens.shape[1]]
+        return drop(spread(wide(rows), "data", ...), self.config.dropout, rngs)
+
+    def seen(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
+        """Images, values in [0, 1], as one vector each: resized, normalised, seen by the tower."""
+        batch, side = len(images), self.config.image_size
+        if images.shape[1:3] != (side, side):
+            images = jax.image.resize(images, (batch, side, side, 3), "linear", antialias=False)
+        images = (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(STD, images.dtype)
+        patches = self.vision(images)[:, 1 + self.config.dinov2.registers :]
+        return wide(apply(self.fusion.project, patches.mean(axis=1)))

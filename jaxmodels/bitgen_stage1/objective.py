@@ -1,0 +1,212 @@
+"""What Stage 1 is trained for, and what training leaves in queues and memory. Source: seed 004.
+
+Contrastive loss, image-text matching, reconstruction of the text and the memory's divergence,
+weighted as on the card.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxmodels.bitgen_stage1.decoder import Decoder
+from jaxmodels.bitgen_stage1.memory import Written
+from jaxmodels.bitgen_stage1.model import Model
+from jaxmodels.bitgen_stage1.parts import no_gradient, wide
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.layers.losses import LOGITS_BYTES
+
+# The loss compares the rows of a batch: it cannot be computed in slices.
+WHOLE = True
+
+CONTRASTIVE, MATCHING, TEXT, DIVERGENCE = 1.0, 0.5, 0.5, 0.1
+SMOOTHING = 0.1  # of the text's targets
+# The perplexity of a loss above this is told as that of this.
+MOST_NATS = 10.0
+
+Metrics = dict[str, Array]
+
+
+def loss(
+    model: Model, batch: dict[str, Any], rngs: nnx.Rngs | None
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """The weighted sum of the seed's losses.
+
+    Args:
+        model: the model; it is read, never changed.
+        batch: `tokens` int32 [b, t], padded at the end. The decoder's targets are the tokens
+            themselves, unshifted, and padding counts (quirks). `images` [b, y, x, 3], uint8, or
+            floats in [0, 1]; without them there is nothing to contrast. `noise` [m, d], if there,
+            stands in for the memory's draw. Other keys are not read.
+        rngs: has the stream `dropout`; None is evaluation: no dropout, a quantised decoder, the
+            memory's mean, queues as they are.
+
+    Returns:
+        the loss, and aux: `metrics` under the card's names, and in training what `commit` stores.
+
+    Raises:
+        Problem: (usage) the batch is larger than the queue.
+    """
+    tokens, images = batch["tokens"], batch.get("images")
+    if images is not None and images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    noise = batch.get("noise")
+    if noise is None and rngs is not None:
+        noise = jax.random.normal(rngs.dropout(), model.memory.mean.shape)
+    out = model(tokens, images, noise=noise, rngs=rngs)
+    store: dict[str, Any] = {}
+    mean = wide(model.memory.mean[...])
+    writes = model.memory.write_count[...]
+    if rngs is not None:
+        store["written"] = written = model.memory.to_write(out.recall)
+        mean = mean + no_gradient(model.memory.after(written) - mean)
+        writes = writes.at[written.slots].add(1)
+    decoded = model.decoded(tokens, out.embeddings, rngs)
+    text, metrics = reconstruction(model.decoder, decoded, tokens, quantised=rngs is None)
+    divergence = model.memory.divergence(mean)
+    total = TEXT * text + DIVERGENCE * divergence
+    metrics |= {
+        "memory_kl_loss": divergence,
+        "memory_utilization": jnp.mean(writes > 0),
+        "memory_quality": jnp.mean(model.memory.quality[...]),
+        "temperature": model.fusion.temperature[...],
+    }
+    if out.image_features is not None:
+        features = out.text_features, out.image_features
+        queues = _queues(model, *features, store, training=rngs is not None)
+        contrast, match, more = contrasted(*features, *queues, model.fusion.temperature[...])
+        total = total + CONTRASTIVE * contrast + MATCHING * match
+        metrics |= more
+    told = {name: no_gradient(value).astype(jnp.float32) for name, value in metrics.items()}
+    return total, {"metrics": told, **store}
+
+
+def commit(model: Model, aux: dict[str, Any]) -> None:
+    """Stores what a training pass found: queues, memory and counters; between gradient and
+    optimiser.
+
+    The memory's mean is a parameter that this writes and the optimiser moves afterwards
+    (`WRITTEN`).
+    """
+    fusion, memory = model.fusion, model.memory
+    if "queued" in aux:
+        fusion.text_queue[...], fusion.image_queue[...], fusion.queue_ptr[...] = aux["queued"]
+    if "written" in aux:
+        written: Written = aux["written"]
+        memory.mean[...] = memory.after(written).astype(memory.mean[...].dtype)
+        memory.write_count[...] = memory.write_count[...].at[written.slots].add(1)
+        memory.read_count[...] += written.hits
+
+
+def contrasted(
+    text: Float[Array, "b d"],
+    image: Float[Array, "b d"],
+    texts: Float[Array, "d n"],
+    images: Float[Array, "d n"],
+    temperature: Float[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""], Metrics]:
+    """The contrastive and the matching loss, and their metrics.
+
+    Args:
+        text: unit features of texts.
+        image: unit features of their images, in the same order.
+        texts: the queue of texts; in training the batch is among them (a quirk).
+        images: the queue of images.
+        temperature: divides cosines.
+    """
+    rows = jnp.arange(len(text))
+    near = _product(text, image.T)  # text by image
+    temperature = wide(temperature)
+    to_image = jnp.concatenate([near, _product(text, images)], axis=1) / temperature
+    to_text = jnp.concatenate([near.T, _product(image, texts)], axis=1) / temperature
+    contrast = (_first(to_image) + _first(to_text)) / 2
+    others = jnp.where(rows[:, None] == rows, -jnp.inf, no_gradient(near))
+    hardest = near[rows, others.argmax(axis=1)]
+    logits, labels = jnp.concatenate([near[rows, rows], hardest]), jnp.repeat(rows < 0, 2)
+    labels = labels.at[: len(rows)].set(True)
+    match = jnp.mean(jax.nn.softplus(jnp.where(labels, -logits, logits)))
+    return (
+        contrast,
+        match,
+        {
+            "contrastive_loss": contrast,
+            "acc_t2i": jnp.mean(near.argmax(axis=1) == rows),
+            "acc_i2t": jnp.mean(near.argmax(axis=0) == rows),
+            "itm_loss": match,
+            "itm_acc": jnp.mean((logits > 0) == labels),
+        },
+    )
+
+
+def reconstruction(
+    decoder: Decoder,
+    decoded: Float[Array, "b t d"],
+    targets: Int[Array, "b t"],
+    *,
+    quantised: bool,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Cross-entropy with smoothed targets, in nats, and its metrics.
+
+    In training positions are taken in parts, whose logits are computed again in the backward pass:
+    all of them are gigabytes for the card's batch. Quantised, they share one scale, and are whole.
+    """
+
+    def part(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+        states, wanted = piece
+        logits = decoder.logits(states, quantised=quantised)
+        logs = jax.nn.log_softmax(logits, axis=-1)
+        picked = jnp.take_along_axis(logs, wanted[:, None], axis=-1)[:, 0]
+        losses = -(1 - SMOOTHING) * picked - SMOOTHING * logs.mean(axis=-1)
+        return losses.mean(), jnp.mean(logits.argmax(axis=-1) == wanted)
+
+    flat = rearrange(decoded, "b t d -> (b t) d"), targets.reshape(-1)
+    count = 1 if quantised else _parts(targets.size, decoder.head.bias.size)
+    if count == 1:
+        loss, right = part(flat)
+    else:
+        cut = jax.tree.map(lambda x: rearrange(x, "(c n) ... -> c n ...", c=count), flat)
+        loss, right = jax.tree.map(jnp.mean, jax.lax.map(jax.checkpoint(part), cut))
+    return loss, {
+        "text_loss": loss,
+        "perplexity": jnp.exp(jnp.minimum(loss, MOST_NATS)),
+        "token_accuracy": right,
+    }
+
+
+def _parts(positions: int, vocab: int) -> int:
+    """The least number of equal parts whose float32 logits fit into `LOGITS_BYTES`."""
+    count = min(-(-positions * vocab * 4 // LOGITS_BYTES), positions)
+    while positions % count:
+        count += 1
+    return count
+
+
+def _queues(
+    model: Model, text: Array, image: Array, store: dict[str, Any], training: bool
+) -> tuple[Array, Array]:
+    """The queues of texts and images to contrast with, in training filled with the batch."""
+    fusion = model.fusion
+    if not training:
+        return fusion.text_queue[...], fusion.image_queue[...]
+    if len(text) > fusion.text_queue.shape[1]:
+        raise Problem(
+            f"a batch of {len(text)} does not fit into a queue of {fusion.text_queue.shape[1]}",
+            fix="change --batch or --model.queue",
+            exit_code=USAGE,
+        )
+    store["queued"] = fusion.queued(text, image)
+    return store["queued"][:2]
+
+
+def _product(a: Array, b: Array) -> Array:
+    """a · b in full precision, also where an accelerator would round: these are few numbers."""
+    return jnp.matmul(a, b.astype(a.dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+def _first(similarities: Array) -> Array:
+    """Cross-entropy of rows whose right column is their own number."""
+    logs = jax.nn.log_softmax(similarities, axis=-1)
+    return -jnp.mean(jnp.diagonal(logs))
