@@ -33,7 +33,7 @@ class Slow(nnx.Module):
 
 def encoders(model: nnx.Module) -> dict[str, Array]:
     """Path with dots → the parameters that are copied."""
-    leaves = jax.tree.flatten_with_path(nnx.state(model, nnx.Param))[0]
+    leaves: Any = jax.tree.flatten_with_path(nnx.state(model, nnx.Param))[0]
     named = ((_name(path), leaf) for path, leaf in leaves)
     return {name: leaf for name, leaf in named if name.partition(".")[0] in ENCODERS}
 
