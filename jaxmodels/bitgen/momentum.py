@@ -40,7 +40,8 @@ def encoders(model: nnx.Module) -> dict[str, Array]:
 
 def following(model: Any) -> Any:
     """The model with its slow copies for parameters; itself before there are any."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = parts
     slow = model.slow
 
     def chosen(path: Any, leaf: Array) -> Array:
