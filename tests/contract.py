@@ -46,8 +46,9 @@ DEAD: dict[str, set[str]] = {
     },
 }
 # Products of a bfloat16 step that are in float32 all the same: resizing images (two), and cosines
-# of features with each other and with two queues.
-EXACT = {"bitgen_stage1": 5}
+# of features with each other and with two queues; of bitgen the same (resizing, and features with
+# a batch and its queue) and the equations of its memory.
+EXACT = {"bitgen_stage1": 5, "bitgen": 2 + 2 + 23}
 # These read a whole window and predict the one token after it.
 WINDOW = {"wigip"}
 # What makes such a model predict after each token, from the tokens before it alone.

@@ -77,15 +77,12 @@ product.defvjp(_forward, _backward)
 
 
 class BitLinear(nnx.Module):
-    """RMS norm with a scale, then the quantised product; no bias, as in BitNet.
+    """RMS norm with a scale, then the quantised product; no bias, as in BitNet."""
 
-    What comes out is about as large as `scale` at first, whatever comes in.
-    """
-
-    def __init__(self, inward: int, outward: int, *, scale: float = 1.0, rngs: nnx.Rngs):
+    def __init__(self, inward: int, outward: int, *, rngs: nnx.Rngs):
         self.norm = nnx.RMSNorm(inward, epsilon=1e-6, rngs=rngs)
         init = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(scale * init(rngs.params(), (inward, outward)))
+        self.kernel = nnx.Param(init(rngs.params(), (inward, outward)))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
         """[… d] → [… f] in the parameters' dtype; the norm is computed in float32."""

@@ -10,15 +10,11 @@ from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import spread
 
 Hidden = Float[Array, "b t d"]
 Heads = tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]
-
-
-def residual(cfg: Config) -> float:
-    """How large what a layer adds to the residual stream is at first (GPT-2's rule)."""
-    return float((2 * cfg.layers) ** -0.5)
 
 
 def _heads(x: Array, parts: int, heads: int) -> Array:
@@ -31,7 +27,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.heads = cfg.heads
         self.qkv = BitLinear(cfg.dim, 3 * cfg.dim, rngs=rngs)
-        self.proj = BitLinear(cfg.dim, cfg.dim, scale=residual(cfg), rngs=rngs)
+        self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
 
     def __call__(self, x, mask, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache).
@@ -53,7 +49,7 @@ class CrossAttention(nnx.Module):
         self.heads = cfg.heads
         self.q = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
         self.kv = BitLinear(cfg.dim, 2 * cfg.dim, rngs=rngs)
-        self.proj = BitLinear(cfg.dim, cfg.dim, scale=residual(cfg), rngs=rngs)
+        self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
 
     def seen(self, other: Float[Array, "b s d"]) -> Heads:
         """Keys and values of the other sequence."""
@@ -72,7 +68,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.up = BitLinear(cfg.dim, cfg.hidden, rngs=rngs)
-        self.out = BitLinear(cfg.hidden, cfg.dim, scale=residual(cfg), rngs=rngs)
+        self.out = BitLinear(cfg.hidden, cfg.dim, rngs=rngs)
 
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
@@ -129,3 +125,20 @@ class Block(nnx.Module):
         return spread(
             x + (out if rngs is None else dropout(out, rate, rngs.dropout())), "data", ...
         )
+
+
+def through(
+    block: Block,
+    policy: str,
+    x: Hidden,
+    mask: Bool[Array, "#b #t all"],
+    seen: Heads | None = None,
+    seen_mask: Bool[Array, "b s"] | None = None,
+    rngs: nnx.Rngs | None = None,
+) -> Hidden:
+    """A block without a cache, whose activations are kept as the policy says (`Recipe.remat`)."""
+    return remat(_run, policy)(block, x, mask, seen, seen_mask, rngs)
+
+
+def _run(block, x, mask, seen, seen_mask, rngs):
+    return block(x, mask, seen, seen_mask, rngs)[0]

@@ -155,7 +155,7 @@ RECIPES = {
         tokenizer="words",
         batch=32,
         accum=1,
-        steps=4000,
+        steps=6000,
         dtype="float32",
         eval_every=500,
         patience=0,
@@ -163,10 +163,10 @@ RECIPES = {
         sample_every=500,
         optim=replace(
             _CARD.optim,
-            peak_lr=1.5e-3,
+            peak_lr=1e-3,
             least_lr=0.0,
             end_lr=1e-5,
-            warmup=150.0,
+            warmup=100.0,
             b2=0.99,
             # A step of Adam is a fortieth of a temperature of 0.06.
             lr_scale=(("temperature", 0.1),),

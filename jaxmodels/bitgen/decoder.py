@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jaxmodels.bitgen.blocks import Block, Heads
+from jaxmodels.bitgen.blocks import Block, Heads, through
 from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import causal_mask
 from jaxmodels.layers.cache import KVCache
@@ -34,7 +34,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
-        self.start = nnx.Param(nnx.initializers.normal(cfg.dim**-0.5)(rngs.params(), (cfg.dim,)))
+        self.start = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (cfg.dim,)))
         self.blocks = nnx.List(
             [Block(cfg, cross=True, gated=False, rngs=rngs) for _ in range(cfg.decoder_layers)]
         )
@@ -55,11 +55,13 @@ class Decoder(nnx.Module):
         seen: list[Heads],
         sees: Bool[Array, "b s"],
         rngs: nnx.Rngs | None = None,
+        policy: str = "none",
     ) -> Float[Array, "b t d"]:
-        """What the head multiplies, in the parameters' dtype, of a whole text."""
+        """What the head multiplies, in the parameters' dtype, of a whole text; `policy` is that
+        of `Recipe.remat`."""
         mask = causal_mask(x.shape[1])[None]
         for block, heads in zip(self.blocks, seen, strict=True):
-            x, _ = block(x, mask, heads, sees, rngs)
+            x = through(block, policy, x, mask, heads, sees, rngs)
         return layer_norm(self.norm, x)
 
     def empty(self, batch: int, size: int, dtype, seen: list[Heads], sees) -> Cache:

@@ -13,11 +13,10 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmodels.bitgen.blocks import Block
+from jaxmodels.bitgen.blocks import through
 from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.precision import exact
-from jaxmodels.layers.remat import remat
 
 # Mean and standard deviation of ImageNet's colours, as DINOv2 wants its images normalised.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,14 +44,14 @@ def lower_text(
     if rngs is not None:
         x = dropout(x, model.config.dropout, rngs.dropout())
     for block in model.text[: model.config.layers - model.config.fused]:
-        x, _ = _run(model, block, x, real[:, None], rngs=rngs)
+        x = through(block, model.remat, x, real[:, None], rngs=rngs)
     return x
 
 
 def upper_text(model: Any, x, real, rngs: nnx.Rngs | None = None) -> Float[Array, "b t d"]:
     """What becomes of `lower_text` alone."""
     for block in model.text[model.config.layers - model.config.fused :]:
-        x, _ = _run(model, block, x, real[:, None], rngs=rngs)
+        x = through(block, model.remat, x, real[:, None], rngs=rngs)
     return model.text_norm(x)
 
 
@@ -71,14 +70,14 @@ def lower_image(
     x = _merged(model, model.vision(normal), side // model.config.dinov2.patch)
     y = exact(model.project(x.astype(model.project.kernel[...].dtype)))
     for block in model.image[: model.config.image_layers - model.config.fused]:
-        y, _ = _run(model, block, y, everything(y)[:, None], rngs=rngs)
+        y = through(block, model.remat, y, everything(y)[:, None], rngs=rngs)
     return y
 
 
 def upper_image(model: Any, y, rngs: nnx.Rngs | None = None) -> Float[Array, "b p d"]:
     """What becomes of `lower_image` alone."""
     for block in model.image[model.config.image_layers - model.config.fused :]:
-        y, _ = _run(model, block, y, everything(y)[:, None], rngs=rngs)
+        y = through(block, model.remat, y, everything(y)[:, None], rngs=rngs)
     return model.image_norm(y)
 
 
@@ -96,8 +95,8 @@ def together(
     whole = everything(y)
     for text, image in pairs:
         of_image, of_text = text.cross.seen(y), image.cross.seen(x)
-        x, _ = _run(model, text, x, real[:, None], of_image, whole, rngs)
-        y, _ = _run(model, image, y, whole[:, None], of_text, real, rngs)
+        x = through(text, model.remat, x, real[:, None], of_image, whole, rngs)
+        y = through(image, model.remat, y, whole[:, None], of_text, real, rngs)
     return model.text_norm(x), model.image_norm(y)
 
 
@@ -120,7 +119,3 @@ def _merged(model: Any, x: Float[Array, "b n d"], rows: int) -> Float[Array, "b 
     )
     cls = jnp.tile(x[:, :1], (1, 1, side**2))
     return jnp.concatenate([cls, patches], axis=1)
-
-
-def _run(model, block, x, mask, seen=None, seen_mask=None, rngs=None):
-    return remat(Block.__call__, model.remat)(block, x, mask, seen, seen_mask, rngs)

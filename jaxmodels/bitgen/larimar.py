@@ -34,7 +34,7 @@ class Evidence(NamedTuple):
     """Sum of wᵀw."""
     total: Float[Array, "*g m c"]
     """Sum of wᵀz."""
-    count: Int[Array, "*g"]
+    number: Int[Array, "*g"]
     """How many codes: those written less those forgotten."""
 
     @classmethod
@@ -103,7 +103,7 @@ def write(
     return Evidence(
         evidence.gram + sign * turned @ w,
         evidence.total + sign * turned @ codes,
-        evidence.count + sign * w.shape[-2],
+        evidence.number + sign * w.shape[-2],
     )
 
 

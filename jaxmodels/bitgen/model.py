@@ -57,8 +57,7 @@ class Model(nnx.Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
         self.remat = "none"
-        # Embeddings are not much smaller than what the first layers add to them.
-        small = nnx.initializers.normal(cfg.dim**-0.5)
+        small = nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(cfg.vocab, cfg.dim, embedding_init=small, rngs=rngs)
         self.pos = nnx.Embed(cfg.context, cfg.dim, embedding_init=small, rngs=rngs)
         self.vision = Tower(cfg.dinov2, rngs=rngs)

@@ -33,14 +33,15 @@ class Slow(nnx.Module):
 
 def encoders(model: nnx.Module) -> dict[str, Array]:
     """Path with dots → the parameters that are copied."""
-    leaves = jax.tree.flatten_with_path(nnx.state(model, nnx.Param))[0]
+    leaves: Any = jax.tree.flatten_with_path(nnx.state(model, nnx.Param))[0]
     named = ((_name(path), leaf) for path, leaf in leaves)
     return {name: leaf for name, leaf in named if name.partition(".")[0] in ENCODERS}
 
 
 def following(model: Any) -> Any:
     """The model with its slow copies for parameters; itself before there are any."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = parts
     slow = model.slow
 
     def chosen(path: Any, leaf: Array) -> Array:

@@ -146,7 +146,7 @@ def _writing(
     context, sees = model.context(seen, codes)
     if seen is not None:
         sees = sees.at[:, :-1].set((kind != 2)[:, None])
-    hidden = model.decoder.hidden(model.inputs(tokens), context, sees, rngs)
+    hidden = model.decoder.hidden(model.inputs(tokens), context, sees, rngs, model.remat)
     head = model.embed.embedding[...]
     plain, accuracy = chunked_scores(hidden, head, tokens, real)
     # −0.9 log p(target) − 0.1 · mean of log p: what is added is a difference of two logits.

@@ -288,7 +288,7 @@ def test_writing_reading_and_forgetting(model):
     tokens, images = texts(12, seed=3), pictures(12, seed=3)
     codes = codes_of(model, tokens)
     evidence = write(model, tokens, images)
-    assert int(evidence.count) == 12
+    assert int(evidence.number) == 12
     assert int(model.memory.count[...]) == 0  # nothing was changed
     found = read(model, images=images, evidence=evidence)
     best, cosine = remember.nearest(found, codes)

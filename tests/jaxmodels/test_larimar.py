@@ -49,7 +49,7 @@ def test_writing_in_parts_equals_batch_least_squares(seed, count, first):
     best = least_squares(prior, w, codes)
     evidence = larimar.write(empty(), w[:first], codes[:first])
     evidence = larimar.write(evidence, w[first:], codes[first:])
-    assert int(evidence.count) == count
+    assert int(evidence.number) == count
     believed = larimar.posterior(prior, evidence, NOISE)
     np.testing.assert_allclose(believed.mean, best, atol=1e-8)
     one_by_one = larimar.kalman(larimar.posterior(prior, empty(), NOISE), w, codes, NOISE)
@@ -66,7 +66,7 @@ def test_forgetting_restores_the_memory(seed, count, kept):
     after = larimar.forget(
         larimar.write(before, w[kept:], codes[kept:]), w[kept:][::-1], codes[kept:][::-1]
     )
-    assert int(after.count) == kept
+    assert int(after.number) == kept
     expected = larimar.posterior(prior, before, NOISE)
     for one, other in zip(larimar.posterior(prior, after, NOISE), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-8)

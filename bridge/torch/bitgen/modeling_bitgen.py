@@ -235,7 +235,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[b, t, d] → [b, t, d]."""
-        return self.proj(attend(*self.qkv(x).chunk(3, -1), self.heads, mask))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(attend(q, k, v, self.heads, mask))
 
 
 class CrossAttention(nn.Module):
@@ -250,7 +251,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
         """[b, t, d] and [b, s, d] → [b, t, d]."""
-        return self.proj(attend(self.q(x), *self.kv(other).chunk(2, -1), self.heads, mask))
+        k, v = self.kv(other).chunk(2, -1)
+        return self.proj(attend(self.q(x), k, v, self.heads, mask))
 
 
 class Mlp(nn.Module):
