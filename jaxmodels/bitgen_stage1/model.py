@@ -95,7 +95,7 @@ class Model(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "b t"],
+        tokens: Int[Array, "b t"] | None,
         images: Float[Array, "b y x 3"] | None = None,
         targets: Int[Array, "b u"] | None = None,
         noise: Float[Array, "m d"] | None = None,
@@ -104,7 +104,7 @@ class Model(nnx.Module):
         """Embeddings of texts, features of texts and images, and logits of targets.
 
         Args:
-            tokens: token ids, at most `context` of them.
+            tokens: token ids, at most `context` of them; None is refused.
             images: one for each text, values in [0, 1]; of any size.
             targets: token ids that the decoder predicts from those up to and including each.
             noise: of the memory, standard normal; None reads its mean.

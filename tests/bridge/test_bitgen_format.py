@@ -5,10 +5,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import bridge
 import jaxmodels
+from bridge import table
+from bridge.formats import bitgen
 from bridge.moments import load as load_moments
+from bridge.ops import OPS
 from jaxmodels.errors import MISMATCH, UNSAFE, USAGE, Problem
 from jaxmodels.runtime.paths import split
 from tests.bridge.helpers import random_params, random_state, write_run
@@ -66,6 +70,28 @@ def refused(exit_code, call, *arguments, **options):
         call(*arguments, **options)
     assert caught.value.exit_code == exit_code
     return "\n".join([caught.value.what, caught.value.where, caught.value.why, caught.value.fix])
+
+
+def test_the_state_dict_of_the_card():
+    """All 387 names in their order, shapes and dtypes; and which of 350 are dead."""
+    package = jaxmodels.arch("bitgen_stage1")
+    model = nnx.eval_shape(lambda: package.Model(package.PRESETS["card"], rngs=nnx.Rngs(0)))
+    _, params, rest = split(model)
+    held = params | rest
+    found = {pair.theirs: pair for pair in table.pairs(package.SEED, held)}
+    rows = []
+    for name in table.in_order(package.SEED, found):
+        leaf, op = held[found[name].ours], OPS[found[name].op]
+        shape, dtype = op.their_shape(leaf.shape), op.their_dtype(leaf.shape, leaf.dtype)
+        kind = "param" if found[name].ours in params else "buffer"
+        rows.append([name, str(tuple(shape)), str(dtype), kind])
+    lines = (GOLDEN / "card_keys.tsv").read_text().splitlines()
+    assert rows == [line.split("\t") for line in lines]
+    assert len(rows) == 387
+    order = list(bitgen.trained(name for name, *_ in rows).values())
+    assert len(order) == 350
+    dead = [4, 236, 237, 238, 239, 322, 323, 342, 343]
+    assert [index for index, alive in enumerate(order) if not alive] == dead
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_outputs_and_gradients_of_training():
     @jax.grad
     def gradient(params):
         out = skeleton.merge(params, rest)(
-            jnp.asarray(tokens), seen, jnp.asarray(tokens), noise, nnx.Rngs(dropout=0)
+            *map(jnp.asarray, (tokens, seen, tokens, noise)), nnx.Rngs(dropout=0)
         )
         return sum(jnp.square(getattr(out, name)).mean() for name in names)
 
