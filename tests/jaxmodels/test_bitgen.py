@@ -11,7 +11,7 @@ from flax import nnx
 
 import jaxmodels
 from jaxmodels import bitgen
-from jaxmodels.bitgen import bitlinear, larimar, objectives, remember
+from jaxmodels.bitgen import bitlinear, encoders, larimar, objectives, remember
 from jaxmodels.bitgen.memory import Written
 from jaxmodels.errors import Problem
 from jaxmodels.runtime.paths import params_of, split
@@ -146,12 +146,24 @@ def test_texts_that_do_not_fit_are_refused(model, t):
         call(model, texts(1), targets=jnp.zeros((1, t), jnp.int32))
 
 
-def test_images_that_do_not_fit_are_refused(model):
-    for count, side in ((1, 56), (2, 50), (2, 49)):  # too few; not patches; not squares of them
-        with pytest.raises(Problem) as caught:
-            call(model, texts(2), images=pictures(count, side))
-        assert caught.value.exit_code == 2
-    call(model, texts(2), images=pictures(2, 28))  # positions are interpolated
+def test_as_many_images_as_texts(model):
+    with pytest.raises(Problem) as caught:
+        model(texts(2), images=pictures(1))
+    assert caught.value.exit_code == 2
+
+
+def test_images_of_another_size_are_resized(model):
+    small = pictures(2, 28)
+    large = jax.image.resize(small, (2, 56, 56, 3), "linear", antialias=False)
+    one, other = (call(model, texts(2), images=x).image_features for x in (small, large))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"image_size": 49}, {"merge": 3}, {"heads": 3}, {"fused": 2}])
+def test_sizes_that_do_not_go_together_are_refused(wrong):
+    with pytest.raises(Problem) as caught:
+        replace(TINY, **wrong)
+    assert caught.value.exit_code == 2
 
 
 def test_loss_and_metrics(model):
@@ -181,7 +193,7 @@ def test_writing_is_smoothed_cross_entropy_without_padding(model):
     metrics = losses(model, batch, None)[1]["metrics"]
     tokens, mask = batch["tokens"], batch["mask"]
     real = model.real(tokens, mask)
-    seen = model.upper_image(model.lower_image(batch["images"] / 255))
+    seen = encoders.upper_image(model, encoders.lower_image(model, batch["images"] / 255))
     keys = model.image_pool(seen.mean(axis=1))
     codes = codes_of(model, tokens, mask)
     # Two memories of the four rows hold them all: their slots are more than rows.
@@ -204,21 +216,21 @@ def test_writing_is_smoothed_cross_entropy_without_padding(model):
 
 
 def test_the_queue_is_filled_after_the_loss():
-    fresh = jaxmodels.create("bitgen:tiny")
-    _, aux = losses(fresh, batch_of(6), None)
-    assert not fresh.queue.filled().any()
-    bitgen.commit(fresh, aux)
-    assert int(fresh.queue.filled().sum()) == 6
-    out = call(
-        fresh, batch_of(6)["tokens"], images=batch_of(6)["images"] / 255, mask=batch_of(6)["mask"]
-    )
-    np.testing.assert_allclose(fresh.queue.text[:6], out.text_features, atol=1e-6)
-    np.testing.assert_allclose(fresh.queue.image[:6], out.image_features, atol=1e-6)
-    np.testing.assert_array_equal(fresh.queue.ids[:6], batch_of(6)["image_id"])
-    other = batch_of(6, seed=1) | {"image_id": jnp.arange(6, 12, dtype=jnp.int32)}
-    with_queue = losses(fresh, other, None)[1]["metrics"]["contrastive_loss"]
-    empty = jaxmodels.create("bitgen:tiny")
-    assert float(with_queue) > float(losses(empty, other, None)[1]["metrics"]["contrastive_loss"])
+    with jax.enable_x64(True):
+        fresh, batch = exact(jaxmodels.create("bitgen:tiny")), batch_of(6)
+        empty, other = exact(jaxmodels.create("bitgen:tiny")), batch_of(6, seed=1)
+        _, aux = losses(fresh, batch, None)
+        assert not fresh.queue.filled().any()
+        bitgen.commit(fresh, aux)
+        assert int(fresh.queue.filled().sum()) == 6
+        images = batch["images"].astype(jnp.float64) / 255
+        out = call(fresh, batch["tokens"], images=images, mask=batch["mask"])
+        np.testing.assert_allclose(fresh.queue.text[:6], out.text_features, atol=1e-5)
+        np.testing.assert_allclose(fresh.queue.image[:6], out.image_features, atol=1e-5)
+        np.testing.assert_array_equal(fresh.queue.ids[:6], batch["image_id"])
+        other["image_id"] += 6
+        value = [losses(made, other, None)[1]["metrics"] for made in (fresh, empty)]
+        assert float(value[0]["contrastive_loss"]) > float(value[1]["contrastive_loss"])
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -311,22 +323,27 @@ def test_what_is_set_is_what_the_decoder_recollects(model):
 
 
 def test_slow_encoders_follow_and_make_the_queue():
-    config = replace(TINY, momentum=0.9)
-    made = bitgen.Model(config, rngs=nnx.Rngs(0))
-    batch = batch_of(4)
-    tokens, images, mask = batch["tokens"], batch["images"] / 255, batch["mask"]
-    _, aux = losses(made, batch, None)
-    bitgen.commit(made, aux)  # the first time they are the encoders
-    own = call(made, tokens, images=images, mask=mask)
-    np.testing.assert_allclose(made.queue.image[:4], own.image_features, atol=1e-6)
-    before = made.project.kernel[...]
-    made.project.kernel[...] = before + 1
-    _, aux = losses(made, batch, None)
-    bitgen.commit(made, aux)
-    np.testing.assert_allclose(made.queue.image[4:8], own.image_features, atol=1e-6)
-    np.testing.assert_allclose(getattr(made.slow, "project.kernel")[...], before + 0.1, atol=1e-6)
-    changed = call(made, tokens, images=images, mask=mask).image_features
-    assert jnp.abs(changed - own.image_features).max() > 1e-3
+    with jax.enable_x64(True):
+        made = exact(bitgen.Model(replace(TINY, momentum=0.9), rngs=nnx.Rngs(0)))
+        batch = batch_of(4)
+        images = batch["images"].astype(jnp.float64) / 255
+
+        def features():
+            return call(made, batch["tokens"], images=images).image_features
+
+        _, aux = losses(made, batch, None)
+        bitgen.commit(made, aux)  # the first time they are the encoders
+        own = features()
+        np.testing.assert_allclose(made.queue.image[:4], own, atol=1e-5)
+        before = made.project.kernel[...]
+        change = jnp.sin(jnp.arange(before.size)).reshape(before.shape)
+        made.project.kernel[...] = before + change
+        _, aux = losses(made, batch, None)
+        bitgen.commit(made, aux)
+        np.testing.assert_allclose(made.queue.image[4:8], own, atol=1e-5)
+        slow = getattr(made.slow, "project.kernel")[...]
+        np.testing.assert_allclose(slow, before + 0.1 * change, atol=1e-6)
+        assert jnp.abs(features() - own).max() > 1e-3
 
 
 def test_the_whole_batch_is_compared():
