@@ -111,6 +111,10 @@ def make_config(package: Any, values: Mapping[str, Any], exit_code: int, where: 
         )
     except Problem as problem:
         problem.exit_code = exit_code
+        # What it says to do is meant for `train`.
+        problem.fix = "give what is right with --set NAME=VALUE"
+        if exit_code != USAGE:
+            problem.fix += ", or fetch the checkpoint again"
         problem.where = problem.where or str(where)
         raise
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from bridge import orbax
 from bridge.contents import Contents, changed
 from bridge.formats import bwetaf, dinov2, gguf, gpt2, model_files, runs, torch_files, wigip
+from bridge.legacy.zip_reader import read_entries
 from bridge.safetensors_reader import looks_like_safetensors
 from jaxmodels.errors import CORRUPT, Problem
 
@@ -54,8 +55,8 @@ def recognise(path: Path) -> Contents:
     """Finds out what lies at a path, without reading the values of tensors.
 
     Raises:
-        Problem: (corrupt) nothing there, nothing known, or damaged; (unsafe) a torch file that
-            asks to run code.
+        Problem: (corrupt) nothing there, nothing known, or damaged; (unsafe) a file that asks
+            to run code, or a zip that is built to mislead.
     """
     if not path.exists():
         raise Problem("no such file or folder", where=str(path), fix="check the path")
@@ -65,8 +66,9 @@ def recognise(path: Path) -> Contents:
         return contents
     if path.is_file():
         start = _start(path)
-        cut = "; a zip file, of which the end is missing" if start.startswith(b"PK") else ""
-        why = f"its first bytes are {start!r}{cut}; it has {path.stat().st_size}"
+        if start.startswith(b"PK"):
+            read_entries(path)  # says what is wrong with it, if something is
+        why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
         names = sorted(file.name for file in path.iterdir())[:10]
         why = f"it holds: {', '.join(names) or 'nothing'}"

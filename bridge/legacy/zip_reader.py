@@ -49,6 +49,8 @@ class _Header(NamedTuple):
     raw_name: bytes
     name: str
     offset: int
+    mode: int
+    """What kind of file it was on Unix; 0 where that is not said."""
 
 
 def names_in(path: Path) -> list[str]:
@@ -70,7 +72,7 @@ def read_entries(path: Path) -> list[Entry]:
     with path.open("rb") as file:
         headers, end = _directory(path, file)
         for header in headers:
-            _check_name(path, header.name)
+            _check(path, header)
         names = [header.name.rstrip("/").casefold() for header in headers]
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             _unsafe(path, "the zip file has a name twice", ", ".join(twice[:5]))
@@ -150,15 +152,10 @@ def _central(path: Path, data: bytes, position: int) -> tuple[_Header, int]:
         data[position + name_size : position + name_size + extra_size],
     )
     sizes = _zip64(path, extra, {"size": size, "compressed": compressed, "offset": offset})
-    name = _text(path, raw_name, flags)
-    if flags & _ENCRYPTED or flags & _HIDDEN:
-        _unsafe(path, f"{name} in the zip file is encrypted", "its content cannot be checked")
-    mode = kind >> 16 & _KIND
-    if mode not in (0, _FOLDER, _REGULAR):
-        _unsafe(path, f"{name} in the zip file is a link or device", f"its mode is {mode:#o}")
     if disk:
         _broken(path, "it is a part of several")
-    header = _Header(flags, method, crc, raw_name=raw_name, name=name, **sizes)
+    name, mode = _text(path, raw_name, flags), kind >> 16 & _KIND
+    header = _Header(flags, method, crc, raw_name=raw_name, name=name, mode=mode, **sizes)
     return header, position + name_size + extra_size + comment_size
 
 
@@ -202,7 +199,8 @@ def _entry(path: Path, file: BinaryIO, header: _Header) -> Entry:
     return Entry(header.name, method, header.crc, header.compressed, header.size, start)
 
 
-def _check_name(path: Path, name: str) -> None:
+def _check(path: Path, header: _Header) -> None:
+    name, mode = header.name, header.mode
     parts = name.rstrip("/").split("/")
     if (
         {"..", ".", ""} & {*parts}
@@ -210,6 +208,10 @@ def _check_name(path: Path, name: str) -> None:
         or re.match(r"[A-Za-z]:", name)
     ):
         _unsafe(path, "a name in the zip file leads outside of it", repr(name)[:200])
+    if header.flags & (_ENCRYPTED | _HIDDEN):
+        _unsafe(path, f"{name} in the zip file is encrypted", "its content cannot be checked")
+    if mode not in (0, _FOLDER, _REGULAR):
+        _unsafe(path, f"{name} in the zip file is a link or device", f"its mode is {mode:#o}")
 
 
 def _text(path: Path, raw: bytes, flags: int) -> str:

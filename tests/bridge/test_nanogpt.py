@@ -202,7 +202,10 @@ def test_arguments_that_contradict_the_tensors(tmp_path, args, said):
 def test_arguments_that_make_no_model(tmp_path):
     value = checkpoint()
     value["model_args"]["n_head"] = 3
-    assert "multiple of heads" in refused(CORRUPT, bridge.load, saved(tmp_path, value))
+    told = refused(CORRUPT, bridge.load, saved(tmp_path, value))
+    assert "multiple of heads" in told
+    assert "--set NAME=VALUE" in told  # and no flag of `train`
+    assert "--model." not in told
     value["model_args"]["n_head"] = "two"
     assert "'heads' cannot be 'two'" in refused(CORRUPT, bridge.load, saved(tmp_path, value))
 

@@ -1,8 +1,10 @@
 """wigip's step_N.zip, read: whatever pickled it, whichever is the newest, whatever broke it."""
 
+import gzip
 import os
 import pickle
 import shutil
+import stat
 import zipfile
 
 import jax
@@ -16,7 +18,7 @@ import bridge
 from bridge.formats import recognise
 from bridge.legacy import inflate
 from data_pipelines.tokenizers import CharTokenizer
-from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 from tests.bridge.helpers import command, flip
 from tests.bridge.zips import GOLDEN, STATE, ZIP, packed, plain_blocks, resaved, unpacked
 
@@ -227,6 +229,39 @@ def test_a_missing_parameter_and_a_missing_state(tmp_path):
     refused(CORRUPT, bridge.open_source, packed(tmp_path / "x.zip", pickles))
 
 
+def _link(archive):
+    info = zipfile.ZipInfo("params/link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive.writestr(info, "/etc/passwd")
+
+
+HOSTILE = {
+    "leads outside": lambda archive: archive.writestr("../x", b""),
+    "a name twice": lambda archive: archive.writestr("PARAMS/POS_EMB.pkl.gz", b""),
+    "a link or device": _link,
+    "too many members": lambda archive: [archive.writestr(f"{n}", b"") for n in range(10_000)],
+    "unpacks to far more": lambda archive: archive.writestr(
+        "params/x.pkl.gz", gzip.compress(pickle.dumps(bytes(300_000_000)), 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_zip_built_to_mislead_is_refused_by_the_command(tmp_path, what, capsys):
+    path = tmp_path / "in" / "step_7.zip"
+    path.parent.mkdir()
+    shutil.copy(ZIP, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        HOSTILE[what](archive)
+    # A folder is not known by a zip whose list is too long to be read.
+    sources = [path] if what == "too many members" else [path, path.parent]
+    for source in sources:
+        code, _, err = command(capsys, "convert", source, tmp_path / "out")
+        assert (code, what in err) == (UNSAFE, True), err
+    assert command(capsys, "inspect", path)[0] == UNSAFE
+    assert os.listdir(tmp_path) == ["in"]
+
+
 @pytest.mark.parametrize("part", range(0, 100, 9))
 def test_cut_anywhere(tmp_path, part, capsys):
     data = ZIP.read_bytes()
@@ -234,6 +269,7 @@ def test_cut_anywhere(tmp_path, part, capsys):
     code, _, err = command(capsys, "convert", tmp_path / "x.zip", tmp_path / "out")
     assert code == CORRUPT
     assert "Traceback" not in err
+    assert part == 0 or "damaged" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import jaxmodels
 from jaxmodels.runtime import tpu
+from tests.contract import writers
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -24,7 +25,7 @@ def _described(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("arch", jaxmodels.ARCHS)
+@writers
 def test_the_step_of_every_architecture_compiles_for_a_slice(arch):
     package = jaxmodels.arch(arch)
     recipe = replace(

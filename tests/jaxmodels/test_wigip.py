@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import time
 import zipfile
 from dataclasses import replace
 
@@ -206,6 +207,18 @@ def test_the_program_does_not_grow_with_depth(objective, policy):
         traced = step.trace(state, batch)
         counts.append((equations(traced.jaxpr.jaxpr), len(jax.tree.leaves(state))))
     assert counts[0] == counts[1]
+
+
+def test_the_largest_step_is_traced_and_lowered_in_five_seconds():
+    recipe = wigip.RECIPES["1.7b"]
+    rate = schedule(recipe.optim, recipe.steps)
+    tx = optimiser(recipe.optim, rate)
+    began = time.process_time()  # the processor's time: other processes do not count
+    skeleton, _, state = init(wigip, wigip.PRESETS["1.7b"], recipe, tx, make_mesh())
+    step = train_step(wigip, skeleton, tx, rate, recipe, state)
+    batch = {"tokens": jax.ShapeDtypeStruct((recipe.batch * recipe.accum, 32_401), jnp.int32)}
+    step.trace(state, batch).lower()
+    assert time.process_time() - began < 5
 
 
 def test_a_run_is_measured_on_what_it_predicts(tmp_path, capsys):
