@@ -54,7 +54,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its records to the results and prints them as a table."""
     options = parse(Memory, argv, "bench memory")
     arch, _, config = jaxmodels.preset(options.preset)
-    full = jaxmodels.arch(arch).RECIPES[options.preset.partition(":")[2]]
+    full = jaxmodels.learner(arch).RECIPES[options.preset.partition(":")[2]]
     full = replace(full, dtype="float32", slices=1)
     small = replace(full, batch=options.batch)
     settings = {

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its records to the results and prints them as a table."""
     options = parse(Step, argv, "bench step")
     arch, _, config = jaxmodels.preset(options.preset)
-    recipe = jaxmodels.arch(arch).RECIPES[options.preset.partition(":")[2]]
+    recipe = jaxmodels.learner(arch).RECIPES[options.preset.partition(":")[2]]
     recipe = replace(
         recipe, batch=options.batch or recipe.batch, accum=1, dtype=options.dtype or recipe.dtype
     )

@@ -18,15 +18,17 @@ class Convert:
 
     src: Positional[Annotated[Path, arg(metavar="SRC")]]
     """Model directory, safetensors file, Orbax folder, run directory or one of its checkpoints;
-    GPT-2 folder of transformers; nanoGPT's ckpt.pt or its folder; bwetaf folder; wigip's step_N.zip
-    or a folder of them (the newest step is taken)."""
+    GPT-2 or DINOv2 folder of transformers; nanoGPT's ckpt.pt or its folder; DINOv2's .pth; bwetaf
+    folder; wigip's step_N.zip or a folder of them (the newest step is taken)."""
     dst: Positional[Annotated[Path, arg(metavar="DST")]]
     """The folder to create."""
     to: str = "safetensors"
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
     the names of the architecture's seed; for wikigpt also gpt2: a GPT-2 folder of transformers,
     and nanogpt: nanoGPT's out_dir, DST/ckpt.pt; for bwetaf also bwetaf: the seed's folder;
-    for wigip also wigip-zip: the seed's DST/step_N.zip."""
+    for wigip also wigip-zip: the seed's DST/step_N.zip; for bitgen_stage1 also bitgen: the seed's
+    DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2 folder of transformers, and dinov2-pth:
+    DST/dinov2_pretrain.pth, which the published code loads."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
@@ -219,7 +221,7 @@ def _show_conversion(report: Any) -> None:
         print(f"largest rounding error: {report.max_rounding_error:.3g}")
     if report.max_abs_logit_diff is not None:
         print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
-    if not report.vocab_present:
+    if report.vocab_present is False:
         print("no vocabulary: token ids work, text does not; give it with --vocab FILE")
     print(f"next: jaxmodels verify {report.output} --against {report.source}")
 

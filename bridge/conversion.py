@@ -9,8 +9,9 @@ from typing import Any
 
 from bridge.configuration import values_of
 from bridge.formats import kind, recognise
+from bridge.model_directory import differences
 from bridge.moments import Moments, required
-from bridge.plan import Plan, make_plan
+from bridge.plan import PYTORCH, Plan, make_plan
 from bridge.progress import show
 from bridge.readback import CHECKS, changed_fields, check_written
 from bridge.report import Report
@@ -18,7 +19,7 @@ from bridge.safetensors_writer import parse_size
 from bridge.sources import Source, bind, open_source
 from bridge.targets import TARGETS, check_target, write_target
 from bridge.tensors import target_dtype
-from bridge.vocabulary import check_size, read_tokenizer
+from bridge.vocabulary import check_size, read_tokenizer, used
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
 
@@ -49,8 +50,10 @@ def convert(
         to: "safetensors", a model directory that PyTorch and JAX load; "orbax", an Orbax
             checkpoint in the names of the architecture's seed (ours, if the seed has none), so
             that the seed's own code restores it. Run directories hold our names already.
-            "gpt2", a GPT-2 folder of transformers; "nanogpt", nanoGPT's `out_dir` with its
-            `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`.
+            "gpt2" or "dinov2", such a folder of transformers; "nanogpt", nanoGPT's `out_dir` with
+            its `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`;
+            "bitgen", `checkpoint-N.pt` of BitGen Stage 1; "dinov2-pth", the state dict of DINOv2's
+            published code.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
@@ -109,10 +112,10 @@ def _with_tokenizer(source: Source, file: Path) -> Source:
 
 
 def _moments(source: Source, to: str) -> Moments:
-    if to == "orbax":
+    if to in ("orbax", "dinov2-pth"):
         raise Problem(
-            "--optimizer cannot be carried to orbax",
-            why="an Orbax checkpoint of the seed holds parameters only",
+            f"--optimizer cannot be carried to {to}",
+            why="such a checkpoint holds parameters only",
             fix="use --to safetensors, or leave --optimizer out",
             exit_code=USAGE,
         )
@@ -123,7 +126,9 @@ def _unsaid(source: Source, written: Source, to: str) -> list[str]:
     """What the target cannot say and a reader would assume otherwise."""
     lost = [name for name in changed_fields(source, written) if name in written.assumed]
     values = values_of(source.config)
-    return [f"{to} cannot say {name} = {values[name]}" for name in lost]
+    notes = [f"{to} cannot say {name} = {values[name]}" for name in lost]
+    unlike = differences(source) if to in PYTORCH else ""
+    return [*notes, unlike] if unlike else notes
 
 
 def _may_write(src: Path, dst: Path, force: bool) -> None:
@@ -189,7 +194,8 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
         parameters=source.parameters,
         bytes=size,
         files=[name for name in plan.shards if name],
-        vocab_present=source.tokenizer is not None,
+        # None where there is no text to write with one.
+        vocab_present=source.tokenizer is not None if used(source.config) else None,
         assumed=source.assumed,
         notes=notes,
         optimizer=moments is not None,

@@ -15,6 +15,7 @@ from bridge.report import Report
 from bridge.sources import Source, bind
 from bridge.tensors import Tensor, digest_of, is_float
 from bridge.verification import digest_problems, told
+from bridge.vocabulary import used
 from jaxmodels.errors import UNSAFE, Problem
 from jaxmodels.runtime.paths import flatten
 
@@ -133,7 +134,7 @@ def _has_moments(contents: Contents) -> bool:
 def _meaning(source: Source) -> dict[str, Any]:
     """What only the model's table tells."""
     notes = list(source.notes)
-    if source.tokenizer is None:
+    if source.tokenizer is None and used(source.config):
         notes.append("no vocabulary: token ids work, text does not until --vocab is given")
     return {
         **_counts(source.tensors),

@@ -23,8 +23,9 @@ def load(
 
     Args:
         path: model directory, safetensors file, Orbax folder, run directory or one of its
-            checkpoints; nanoGPT's `ckpt.pt` or its folder, another torch file of named tensors,
-            transformers' GPT-2 folder, bwetaf's folder, wigip's `step_N.zip` or a folder of them.
+            checkpoints; nanoGPT's `ckpt.pt` or its folder, DINOv2's `.pth`, another torch file
+            of named tensors, transformers' GPT-2 or DINOv2 folder, bwetaf's folder, wigip's
+            `step_N.zip` or a folder of them.
         arch: the architecture, if the files do not say it.
         dtype: "float32", "bfloat16" or "float16" for the parameters; None keeps the file's.
         config: fields that the files cannot say, such as {"heads": 4}.

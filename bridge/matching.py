@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
-from bridge import table
+from bridge import parts, table
 from bridge.contents import Contents
 from bridge.table import Rows
 from bridge.tensors import Tensor, raw
@@ -21,7 +21,7 @@ def own_rows(package: Any) -> Rows:
 
 def tables(package: Any) -> dict[str, Rows]:
     """Every table that a checkpoint of this architecture may follow, by name."""
-    known = {"WEIGHTS": package.WEIGHTS, "SEED": getattr(package, "SEED", ())}
+    known = {name: getattr(package, name, ()) for name in ("WEIGHTS", "SAVED", "SEED")}
     return {name: rows for name, rows in known.items() if rows} | {"own": own_rows(package)}
 
 
@@ -41,7 +41,7 @@ def candidate_tables(
         names = [n.removeprefix(prefix) for n in found if n.removeprefix(prefix) not in ties]
         chosen = contents.table if name == contents.arch else None
         fits[name] = [
-            (table.coverage(rows, names), rows)
+            (table.coverage(rows, parts.names(rows, names)), rows)
             for label, rows in tables(package).items()
             if chosen in (None, label)
         ]

@@ -8,12 +8,15 @@ from typing import Any
 
 import jaxmodels
 from bridge.configuration import values_of
-from bridge.formats import gpt2
+from bridge.formats import dinov2, gpt2
 from bridge.sources import Source
 from bridge.tensors import Fingerprint
 from bridge.torch import twin
-from bridge.vocabulary import generation_config, used, write_tokenizer
+from bridge.vocabulary import generation_config, padding, used, write_tokenizer
 from jaxmodels.runtime.files import MANIFEST, digests
+
+# Targets whose config.json is transformers' own, and what makes it.
+CONFIGS = {"gpt2": gpt2.written_config, "dinov2": dinov2.written_config}
 
 
 def describe_model(folder: Path, source: Source, dtype: str) -> None:
@@ -38,16 +41,18 @@ def describe_model(folder: Path, source: Source, dtype: str) -> None:
 
 
 def complete(folder: Path, source: Source, dtype: str, to: str = "safetensors") -> None:
-    """Writes all of a model directory (or a GPT-2 folder) but its tensors and its manifest."""
+    """Writes all of a model directory (or transformers folder) but tensors and manifest."""
     side = twin(source.arch)
     describe_model(folder, source, dtype)
-    if to == "gpt2":
+    if to in CONFIGS:
         keys = {**side.keys(source.config), "dtype": dtype}
-        _write(folder / "config.json", gpt2.written_config(source.config, keys, source.origin))
+        _write(folder / "config.json", CONFIGS[to](source.config, keys, source.origin))
     if source.tokenizer is not None:
         write_tokenizer(folder, source.tokenizer, source.config.context)
     if generation := generation_config(source.tokenizer, source.config):
         _write(folder / "generation_config.json", generation)
+    for name, values in getattr(side, "BESIDE", {}).items():
+        _write(folder / name, values)
     for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(card(source, dtype), encoding="utf-8")
@@ -75,11 +80,13 @@ def card(source: Source, dtype: str) -> str:
         f"`{name} = {value}` was assumed: the source does not say it."
         for name, value in source.assumed.items()
     ]
-    if source.tokenizer is None:
+    if source.tokenizer is None and used(source.config):
         lacks.append("The vocabulary is missing: token ids work, text does not.")
-    if used(source.config) < source.config.vocab:
+    if unlike := differences(source):
+        lacks.append(f"{unlike[0].upper()}{unlike[1:]}.")
+    if rows := padding(source.config):
         lacks.append(
-            f"Rows {used(source.config)} to {source.config.vocab - 1} of the embedding are "
+            f"Rows {rows[0]} to {rows[-1]} of the embedding are "
             "padding, kept bit for bit; generation_config.json suppresses them."
         )
     return (
@@ -108,6 +115,12 @@ The licence is that of whoever trained it; set the `license` field above before 
 """.rstrip()
         + "\n"
     )
+
+
+def differences(source: Source) -> str:
+    """What the PyTorch class of a model computes otherwise than the model; mostly nothing."""
+    said: str = getattr(twin(source.arch), "unlike", lambda _: "")(source.config)
+    return said
 
 
 def _loading(source: Source) -> str:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jaxmodels
-from bridge import table
-from bridge.formats import bwetaf, nanogpt, wigip
+from bridge import parts, table
+from bridge.formats import bitgen, bwetaf, dinov2_pth, nanogpt, wigip
 from bridge.matching import own_rows
 from bridge.moments import Moments
 from bridge.safetensors_writer import plan_shards
@@ -16,12 +16,14 @@ from bridge.tensors import DTYPES, Tensor, cast, kept_in_float32
 from bridge.zeros import filled
 
 # Targets that PyTorch opens: safetensors in PyTorch's names and layouts.
-PYTORCH = ("safetensors", "gpt2")
+PYTORCH = ("safetensors", "gpt2", "dinov2")
 # The one file of tensors of the others; Orbax has many.
 _FILES: dict[str, Callable[[dict[str, Any]], str]] = {
     "nanogpt": lambda _: nanogpt.FILE,
     "bwetaf": lambda _: bwetaf.WEIGHTS_FILE,
     "wigip-zip": wigip.file_name,
+    "bitgen": bitgen.file_name,
+    "dinov2-pth": lambda _: dinov2_pth.FILE,
     "orbax": lambda _: "",
 }
 
@@ -51,7 +53,9 @@ class Plan:
     def named(self, moments: Moments) -> Moments:
         """AdamW's state under the target's names and in its layout; float32 as it is."""
         return moments.mapped(
-            lambda held: {p.theirs: p.export(held[p.ours]) for p in self.pairs if p.ours in held}
+            lambda held: parts.join(
+                {p.theirs: p.export(held[p.ours]) for p in self.pairs if p.ours in held}
+            )
         )
 
     @property
@@ -77,7 +81,7 @@ def make_plan(
     whole = filled(source.arch, source.config, ours) if to in PYTORCH else ours
     pairs = table.pairs(target, whole)
     out = {pair.theirs: pair.export(whole[pair.ours]) for pair in pairs}
-    tensors = [out[name] for name in table.in_order(target, out)]
+    tensors = list(parts.join({n: out[n] for n in table.in_order(target, out)}).values())
     shards = (
         plan_shards(tensors, max_shard) if to in PYTORCH else {_FILES[to](source.origin): tensors}
     )
@@ -91,7 +95,7 @@ def make_plan(
             "op": _op(steps_in[pair.ours].op if pair.ours in steps_in else "same", pair.op),
             "dtype": str(out[pair.theirs].dtype),
             "shape": list(out[pair.theirs].shape),
-            "shard": shard_of[pair.theirs],
+            "shard": shard_of[parts.whole(pair.theirs)],
             "bytes": out[pair.theirs].nbytes,
         }
         for pair in pairs
@@ -103,7 +107,8 @@ def make_plan(
 def _rows(source: Source, to: str) -> table.Rows:
     package = jaxmodels.arch(source.arch)
     if to in PYTORCH:
-        return package.WEIGHTS
+        rows: table.Rows = getattr(package, "SAVED", package.WEIGHTS)
+        return rows
     return getattr(package, "SEED", None) or own_rows(package)
 
 

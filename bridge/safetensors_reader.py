@@ -1,6 +1,7 @@
 """Reads safetensors files and sharded folders. Nothing in them is believed before it is checked."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -52,8 +53,14 @@ def read_file(path: Path) -> dict[str, Tensor]:
     }
 
 
-def read_sharded(index: Path) -> dict[str, Tensor]:
+def read_sharded(
+    index: Path, read: Callable[[Path], dict[str, Tensor]] | None = None
+) -> dict[str, Tensor]:
     """The tensors of a sharded model, unread; the index is the authority.
+
+    Args:
+        index: the index; shards lie beside it.
+        read: opens a shard; by default `read_file`.
 
     Raises:
         Problem: (corrupt) an index that is damaged or names a file elsewhere, a shard that
@@ -77,7 +84,7 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     complaints = []
     for shard in shards:
-        held = read_file(index.parent / shard)
+        held = (read or read_file)(index.parent / shard)
         promised = {name for name, file in weight_map.items() if file == shard}
         complaints += [f"{name} is not in {shard}" for name in sorted(promised - held.keys())]
         complaints += [f"{name} is in {shard}, stray" for name in sorted(held.keys() - promised)]

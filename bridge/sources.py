@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from bridge import table
+from bridge import parts, table
 from bridge.configuration import fields_of, make_config, overrides_of
 from bridge.contents import Contents
 from bridge.formats import recognise
@@ -18,7 +18,7 @@ from bridge.stacks import apart
 from bridge.state import begun, state_shapes
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
-from bridge.vocabulary import check_size, tokenizer_by_convention, used
+from bridge.vocabulary import check_size, padding, tokenizer_by_convention
 from bridge.zeros import unfilled
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels import sizes
@@ -120,6 +120,7 @@ def _bind(
     """`bind` by one table of one architecture."""
     package = jaxmodels.arch(name)
     found |= {n: t for n, t in contents.state.items() if table.path_of(rows, n)}
+    found = parts.split(rows, found)
     notes = drop_ties(package, rows, found, contents.path)
     overrides = overrides_of(package, name, config)
     known, assumed = fields_of(package, contents, rows, found)
@@ -158,7 +159,9 @@ def _bind(
         tokenizer=tokenizer,
         origin=contents.origin,
         notes=notes,
-        moments=lambda: _moments(contents, [p for p in pairs if p.ours in trained], trained),
+        moments=lambda: _moments(
+            contents, rows, [pair for pair in pairs if pair.ours in trained], trained
+        ),
     )
 
 
@@ -200,17 +203,18 @@ def _parameters(contents: Contents) -> tuple[dict[str, Tensor], list[str]]:
 
 def _padding(config: Any) -> list[str]:
     """What is to be said of rows of the embedding that stand for no token."""
-    if used(config) == config.vocab:
+    if not (rows := padding(config)):
         return []
     return [
-        f"rows {used(config)} to {config.vocab - 1} of the embedding are padding: kept as they "
-        "are, never drawn"
+        f"rows {rows[0]} to {rows[-1]} of the embedding are padding: kept as they are, never drawn"
     ]
 
 
-def _moments(contents: Contents, pairs: list[Pair], shapes: dict[str, Shape]) -> Moments | None:
+def _moments(
+    contents: Contents, rows: Rows, pairs: list[Pair], shapes: dict[str, Shape]
+) -> Moments | None:
     """AdamW's state under our paths."""
     if (moments := contents.moments()) is None:
         return None
-    moments = moments.mapped(lambda held: apart(held, contents.arch))
+    moments = moments.mapped(lambda held: parts.split(rows, apart(held, contents.arch)))
     return moments.bound(pairs, shapes, str(contents.path))

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge import orbax
-from bridge.formats import bwetaf, model_files, nanogpt, wigip
+from bridge.formats import bitgen, bwetaf, dinov2_pth, model_files, nanogpt, wigip
 from bridge.model_directory import complete, describe_model, write_manifest
 from bridge.moments import Moments
 from bridge.plan import PYTORCH, Plan
 from bridge.safetensors_writer import write_safetensors
 from bridge.sources import Source
 from bridge.tensors import FLOATS, Tensor, is_float
+from bridge.torch import twin
 from jaxmodels.errors import USAGE, Problem
 
 # Target → the only architecture that has it; "" where all do.
@@ -21,16 +22,22 @@ TARGETS = {
     "nanogpt": "wikigpt",
     "bwetaf": "bwetaf",
     "wigip-zip": "wigip",
+    "bitgen": "bitgen_stage1",
+    "dinov2": "dinov2",
+    "dinov2-pth": "dinov2",
 }
 WRITERS = {
     "nanogpt": nanogpt.write_nanogpt,
     "bwetaf": bwetaf.write_bwetaf,
     "wigip-zip": wigip.write_wigip,
+    "bitgen": bitgen.write_bitgen,
+    "dinov2-pth": dinov2_pth.write_pth,
 }
 CHECKS = {
     "nanogpt": nanogpt.check_config,
     "bwetaf": bwetaf.check_config,
     "wigip-zip": wigip.check_config,
+    "bitgen": bitgen.check_config,
 }
 
 
@@ -48,6 +55,8 @@ def check_target(to: str, source: Source) -> None:
             fix="use --to safetensors",
             exit_code=USAGE,
         )
+    if to in PYTORCH:
+        twin(source.arch).keys(source.config)  # raises where its class cannot hold the sizes
     if to in CHECKS:
         CHECKS[to](source.config, source.path)
 
@@ -71,7 +80,8 @@ def write_target(
         tell: called after each tensor.
     """
     if to in PYTORCH:
-        dtypes = {str(t.dtype) for t in plan.ours.values() if is_float(t.dtype)}
+        trained = (t for path, t in plan.ours.items() if path not in source.state)
+        dtypes = {str(t.dtype) for t in trained if is_float(t.dtype)}
         digests = write_safetensors(folder, plan.shards, tell)
         complete(folder, source, dtypes.pop() if len(dtypes) == 1 else FLOATS[0], to)
         if moments is not None:

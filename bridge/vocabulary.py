@@ -40,8 +40,15 @@ def tokenizer_by_convention(config: Any) -> Tokenizer | None:
 
 
 def used(config: Any) -> int:
-    """Token ids that a model uses: its vocabulary without the rows that only pad it."""
-    return getattr(config, "tokens", config.vocab)
+    """Token ids that a model uses: its vocabulary without the rows that only pad it; 0 where it
+    reads no text."""
+    count: int = getattr(config, "tokens", getattr(config, "vocab", 0))
+    return count
+
+
+def padding(config: Any) -> range:
+    """Rows of a model's embedding that stand for no token."""
+    return range(used(config), getattr(config, "vocab", 0))
 
 
 def check_size(tokenizer: Tokenizer, config: Any, where: Path) -> None:
@@ -62,7 +69,7 @@ def check_size(tokenizer: Tokenizer, config: Any, where: Path) -> None:
 def generation_config(tokenizer: Tokenizer | None, config: Any) -> dict[str, Any]:
     """What transformers' `generate` must know: ids that are never drawn, and what ends a text."""
     special = tokenizer.special_ids if tokenizer else ()
-    values: dict[str, Any] = {"suppress_tokens": [*special, *range(used(config), config.vocab)]}
+    values: dict[str, Any] = {"suppress_tokens": [*special, *padding(config)]}
     if isinstance(tokenizer, CharTokenizer) and tokenizer.pad_id is not None:
         values["pad_token_id"] = tokenizer.pad_id
     if tokenizer and (end := tokenizer.end_of_text) is not None:

@@ -6,7 +6,8 @@
 
 A model package is its own specification. It exports `Config, PRESETS, RECIPES, Model,
 loss, SHARDING, WEIGHTS` (and `commit`, `SEED`, `TIED` where it has them) and joins the
-workspace by one line in `ARCHS`.
+workspace by one line in `ARCHS`. One that is but a part of others says so in `PART_OF`, and has no
+`RECIPES` and no `loss`.
 """
 
 import difflib
@@ -22,6 +23,7 @@ ARCHS = {
     "bitgen_stage1": "jaxmodels.bitgen_stage1",
     "bwetaf": "jaxmodels.bwetaf",
     "charlm": "jaxmodels.charlm",
+    "dinov2": "jaxmodels.dinov2",
     "wigip": "jaxmodels.wigip",
     "wikigpt": "jaxmodels.wikigpt",
 }
@@ -36,6 +38,23 @@ def arch(name: str) -> ModuleType:
     if name not in ARCHS:
         raise _unknown("architecture", name, ARCHS)
     return import_module(ARCHS[name])
+
+
+def learner(name: str) -> ModuleType:
+    """The package of an architecture that can be trained, measured and sampled by itself.
+
+    Raises:
+        Problem: (usage) as `arch`; or it is a part of other models.
+    """
+    package = arch(name)
+    if wholes := getattr(package, "PART_OF", ()):
+        raise Problem(
+            f"{name} cannot be trained, measured or sampled by itself",
+            why=f"it reads no text and has no loss: it is a part of {' and '.join(wholes)}",
+            fix=f"take one of those, for example {wholes[0]}:tiny",
+            exit_code=USAGE,
+        )
+    return package
 
 
 def package_of(model: Any) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -11,15 +12,46 @@ import pytest
 from flax import nnx
 
 import jaxmodels
+from jaxmodels.recipe import Recipe
 
 archs = pytest.mark.parametrize("arch", jaxmodels.ARCHS)
+# Those that are but a part of others read images and have no loss.
+TOWERS = {name for name in jaxmodels.ARCHS if hasattr(jaxmodels.arch(name), "PART_OF")}
+writers = pytest.mark.parametrize("arch", [name for name in jaxmodels.ARCHS if name not in TOWERS])
+towers = pytest.mark.parametrize("arch", sorted(TOWERS))
 
+# Parameters that get no gradient: dinov2 keeps a token that it never reads.
+DEAD: dict[str, set[str]] = {"dinov2": {"mask"}}
 # These read a whole window and predict the one token after it.
 WINDOW = {"wigip"}
 # What makes such a model predict after each token, from the tokens before it alone.
 CAUSAL: dict[str, dict[str, Any]] = {"wigip": {"objective": "dense"}}
 # The sizes of a model with a context of about 200, and of about 9.
 CONTEXT = {200: {"wigip": {"side": 16}}, 9: {"wigip": {"side": 4, "patch": 2}}}
+
+
+def learner(arch: str) -> ModuleType:
+    """The package of an architecture; a tower's with a loss and a recipe to test it by."""
+    package = jaxmodels.arch(arch)
+    if arch not in TOWERS:
+        return package
+    result = ModuleType(package.__name__)
+    for name in ("PRESETS", "Model", "SHARDING"):
+        setattr(result, name, getattr(package, name))
+    result.loss, result.RECIPES = distance, {"tiny": Recipe(batch=16)}
+    return result
+
+
+def distance(model: Any, batch: dict[str, jax.Array], rngs: Any) -> tuple[jax.Array, dict]:
+    """How far what a tower sees is from a target, as a mean square."""
+    return jnp.square(model(batch["images"]) - batch["targets"]).mean(), {}
+
+
+def images_for(arch: str, batch: int = 2, seed: int = 0) -> jax.Array:
+    """Normalised images of the size that the tiny tower's positions were made for."""
+    size = jaxmodels.arch(arch).PRESETS["tiny"].image_size
+    drawn = np.random.default_rng(seed).normal(size=(batch, size, size, 3))
+    return jnp.asarray(drawn, jnp.float32)
 
 
 @cache
@@ -42,9 +74,9 @@ def after_each(model, tokens: jax.Array) -> jax.Array:
     return model.logits(model.dense(tokens)) if arch in WINDOW else model(tokens)[0]
 
 
-def random_tokens(arch: str, batch: int, length: int) -> jax.Array:
+def random_tokens(arch: str, batch: int, length: int, seed: int = 0) -> jax.Array:
     config = jaxmodels.arch(arch).PRESETS["tiny"]
-    return jnp.asarray(np.random.default_rng(0).integers(0, config.vocab, (batch, length)))
+    return jnp.asarray(np.random.default_rng(seed).integers(0, config.vocab, (batch, length)))
 
 
 def tokens_for(arch: str, batch: int = 2, length: int = 12) -> jax.Array:
@@ -53,7 +85,11 @@ def tokens_for(arch: str, batch: int = 2, length: int = 12) -> jax.Array:
     return random_tokens(arch, batch, context if arch in WINDOW else length)
 
 
-def batch_for(arch: str, batch: int = 2, length: int = 12) -> dict[str, jax.Array]:
-    """What the loss reads: as many tokens, and one more after whole windows."""
+def batch_for(arch: str, batch: int = 2, length: int = 12, seed: int = 0) -> dict[str, jax.Array]:
+    """What the loss reads: as many tokens, and one more after whole windows; images."""
+    if arch in TOWERS:
+        images, width = images_for(arch, batch, seed), jaxmodels.arch(arch).PRESETS["tiny"].dim
+        return {"images": images, "targets": images[:, 0, None, :width, 0]}
     context = jaxmodels.arch(arch).PRESETS["tiny"].context
-    return {"tokens": random_tokens(arch, batch, context + 1 if arch in WINDOW else length)}
+    length = context + 1 if arch in WINDOW else length
+    return {"tokens": random_tokens(arch, batch, length, seed)}

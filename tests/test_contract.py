@@ -18,14 +18,20 @@ from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.paths import match, params_of, split, unstack
 from tests.bridge.helpers import random_params, write_run
 from tests.contract import (
+    DEAD,
+    TOWERS,
     WINDOW,
     after_each,
     archs,
     batch_for,
     causal,
+    images_for,
+    learner,
     random_tokens,
     tiny,
     tokens_for,
+    towers,
+    writers,
 )
 
 # Exact parameter counts, from the sizes in the seeds' documents.
@@ -37,6 +43,18 @@ COUNTS = {
     "charlm:tiny": 25_344,
     "charlm:notebook": 355_682,
     "charlm:base": 6_444_800,
+    # (a + side²) d + layers · (4 d² + 2 d f + 11 d + f) with width d, hidden f, 3 · 14² inputs of a
+    # patch and three single tokens in a; SwiGLU has 3 d f + 10 d + 2 f instead of 2 d f and f.
+    "dinov2:tiny": 45_056,
+    "dinov2:small": 22_056_576,
+    "dinov2:base": 86_580_480,
+    "dinov2:large": 304_368_640,
+    "dinov2:giant": 1_136_480_768,
+    "dinov2:tiny-reg": 45_184,
+    "dinov2:small-reg": 22_058_112,
+    "dinov2:base-reg": 86_583_552,
+    "dinov2:large-reg": 304_372_736,
+    "dinov2:giant-reg": 1_136_486_912,
     # v a + (a² + n + 3) d + layers · (12 d² + 13 d) + (d + 1) v with vocab v, width d, and n
     # patches of a characters.
     "wigip:tiny": 122_752,
@@ -52,9 +70,14 @@ COUNTS = {
 @archs
 def test_exports(arch):
     package = jaxmodels.arch(arch)
-    for name in ("Config", "PRESETS", "RECIPES", "Model", "loss", "SHARDING", "WEIGHTS", "sizes"):
+    for name in ("Config", "PRESETS", "Model", "SHARDING", "WEIGHTS", "sizes"):
         assert hasattr(package, name), name
-    assert set(package.PRESETS) == set(package.RECIPES)
+    if arch in TOWERS:
+        assert not hasattr(package, "loss")
+        assert not hasattr(package, "RECIPES")
+    else:
+        assert hasattr(package, "loss")
+        assert set(package.PRESETS) == set(package.RECIPES)
     assert "tiny" in package.PRESETS
 
 
@@ -77,7 +100,7 @@ def test_the_same_seed_gives_the_same_model(arch):
     assert any((one[path] != other[path]).any() for path in one)
 
 
-@archs
+@writers
 def test_logits(arch):
     model, tokens = tiny(arch), tokens_for(arch)
     logits, cache = model(tokens)
@@ -90,7 +113,18 @@ def test_logits(arch):
     np.testing.assert_allclose(logits[1:], alone, atol=1e-5)
 
 
-@archs
+@towers
+def test_features(arch):
+    model, images = tiny(arch), images_for(arch)
+    out = model(images)
+    cfg = model.config
+    assert out.shape == (2, 1 + cfg.registers + cfg.side**2, cfg.dim)
+    assert out.dtype == jnp.float32
+    assert jnp.isfinite(out).all()
+    np.testing.assert_allclose(out[1:], model(images[1:]), atol=1e-5)
+
+
+@writers
 def test_causality_by_gradient(arch):
     """The logits at t depend on the embeddings of tokens 0 to t, and on no later one."""
     skeleton, params, rest = split(causal(arch))
@@ -109,7 +143,7 @@ def test_causality_by_gradient(arch):
         assert (moved[t + 1 :] == 0).all()
 
 
-@archs
+@writers
 def test_prefill_and_decode_equal_the_full_forward(arch):
     model, tokens = causal(arch), random_tokens(arch, 2, 12)
     full = after_each(model, tokens)
@@ -121,7 +155,7 @@ def test_prefill_and_decode_equal_the_full_forward(arch):
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full, atol=1e-5)
 
 
-@archs
+@writers
 def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
     from jaxmodels.layers.sampling import Sampling
 
@@ -135,7 +169,7 @@ def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
     np.testing.assert_array_equal(drawn, tokens[:, 4:])
 
 
-@archs
+@writers
 def test_pieces_and_a_growing_cache_change_nothing(arch):
     from jaxmodels.layers.sampling import Sampling
 
@@ -147,7 +181,7 @@ def test_pieces_and_a_growing_cache_change_nothing(arch):
     assert one.shape == (2, 150)
 
 
-@archs
+@writers
 def test_generation_goes_on_past_the_context(arch):
     """Pieces change nothing there either; without relative positions, it is the plain rule."""
     from jaxmodels.layers.sampling import Sampling
@@ -187,7 +221,7 @@ def test_tables_are_total(arch):
         for path, leaf in held.items():
             assert len(match(package.SHARDING, path)) <= len(leaf.shape)
         for path in sizes.shapes(arch, preset):
-            for rows in (package.WEIGHTS, getattr(package, "SEED", ())):
+            for rows in (getattr(package, name, ()) for name in ("WEIGHTS", "SAVED", "SEED")):
                 found = [row for row in rows if pattern(row[0]).fullmatch(path)]
                 assert not rows or len(found) == 1, (path, found)
 
@@ -206,7 +240,8 @@ def test_sizes_follow_from_the_shapes(arch):
 def converted(request, tmp_path_factory) -> tuple[str, Path, dict[str, np.ndarray]]:
     """(architecture, model directory, the random parameters that it was made from)."""
     folder = tmp_path_factory.mktemp("converted")
-    run = write_run(folder / "run", {7: None}, spec=f"{request.param}:tiny")
+    text = request.param not in TOWERS
+    run = write_run(folder / "run", {7: None}, vocab=text, spec=f"{request.param}:tiny")
     bridge.convert(run, folder / "model", verify="logits")
     return request.param, folder / "model", random_params(f"{request.param}:tiny", seed=7)
 
@@ -226,27 +261,39 @@ def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
 
 
 def test_the_twin_gives_the_same_logits_and_gradients(converted):
+    arch, folder, _ = converted
+    package, model, module = learner(arch), bridge.load(folder), bridge.torch.load(folder)
+    batch = batch_for(arch, batch=3)
+    ours, theirs, theirs_loss = outputs_on_both_sides(arch, model, module, batch)
+    assert np.abs(ours - theirs.detach().numpy()).max() <= 1e-5
+    skeleton, params, rest = split(model)
+    loss = lambda p: package.loss(skeleton.merge(p, rest), batch, None)[0]  # noqa: E731
+    value, ours = jax.value_and_grad(loss)(params)
+    assert float(value) == pytest.approx(theirs_loss.item(), abs=1e-5)
+    theirs_loss.backward()
+    theirs = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
+    ours = unstack(ours, getattr(jaxmodels.arch(arch), "STACKED", ()))
+    live = [path for path in ours if path not in DEAD.get(arch, ())]
+    pairs = table.pairs(jaxmodels.arch(arch).WEIGHTS, live)
+    assert len(pairs) == len(theirs)
+    for pair in pairs:
+        gradient = OPS[pair.op].inverse(theirs[pair.theirs]).reshape(ours[pair.ours].shape)
+        assert np.abs(gradient - ours[pair.ours]).max() <= 1e-5, pair.ours
+
+
+def outputs_on_both_sides(arch, model, module, batch):
+    """Ours, the twin's, and the twin's loss."""
     import torch
 
-    arch, folder, _ = converted
-    package, model, module = jaxmodels.arch(arch), bridge.load(folder), bridge.torch.load(folder)
-    batch = batch_for(arch, batch=3)
+    if arch in TOWERS:
+        images, targets = (np.array(batch[name]) for name in ("images", "targets"))
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        theirs = module(pixel_values=pixels).last_hidden_state
+        return model(batch["images"]), theirs, (theirs - torch.from_numpy(targets)).square().mean()
     tokens = batch["tokens"]
     ids = torch.tensor(np.asarray(tokens)).long()
     if arch in WINDOW:
         tokens, out = tokens[:, :-1], module(ids[:, :-1], labels=ids[:, -1])
     else:
         out = module(ids, labels=ids)
-    assert np.abs(model(tokens)[0] - out.logits.detach().numpy()).max() <= 1e-5
-    skeleton, params, rest = split(model)
-    loss = lambda p: package.loss(skeleton.merge(p, rest), batch, None)[0]  # noqa: E731
-    value, ours = jax.value_and_grad(loss)(params)
-    assert float(value) == pytest.approx(out.loss.item(), abs=1e-5)
-    out.loss.backward()
-    theirs = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
-    ours = unstack(ours, getattr(package, "STACKED", ()))
-    pairs = table.pairs(package.WEIGHTS, ours)
-    assert len(pairs) == len(theirs)
-    for pair in pairs:
-        gradient = OPS[pair.op].inverse(theirs[pair.theirs]).reshape(ours[pair.ours].shape)
-        assert np.abs(gradient - ours[pair.ours]).max() <= 1e-5, pair.ours
+    return model(tokens)[0], out.logits, out.loss

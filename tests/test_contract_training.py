@@ -17,14 +17,12 @@ from jax.extend.core import jaxprs_in_params
 import jaxmodels
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.step import init
-from tests.contract import archs, batch_for, tiny
-
-DEAD: dict[str, set[str]] = {}  # parameters that get no gradient, by architecture
+from tests.contract import DEAD, archs, batch_for, learner, tiny
 
 
 @archs
 def test_every_parameter_gets_a_gradient(arch):
-    package = jaxmodels.arch(arch)
+    package = learner(arch)
     skeleton, params, rest = split(tiny(arch))
     batch = batch_for(arch, batch=8, length=30)
     grads = jax.grad(lambda p: package.loss(skeleton.merge(p, rest), batch, None)[0])(params)
@@ -35,7 +33,7 @@ def test_every_parameter_gets_a_gradient(arch):
 @pytest.mark.parametrize("policy", ["full", "dots"])
 @archs
 def test_remat_changes_nothing(arch, policy):
-    package, model = jaxmodels.arch(arch), jaxmodels.create(f"{arch}:tiny")
+    package, model = learner(arch), jaxmodels.create(f"{arch}:tiny")
     batch = batch_for(arch)
 
     def loss_and_gradient():
@@ -58,7 +56,7 @@ def test_a_state_is_born_sharded_as_the_layout_says(arch):
 
     from jaxmodels.runtime.sharding import make_mesh
 
-    package = jaxmodels.arch(arch)
+    package = learner(arch)
     recipe = package.RECIPES["tiny"]
     _, fresh, abstract = init(
         package, package.PRESETS["tiny"], recipe, optax.adamw(1e-3), make_mesh()
@@ -75,20 +73,20 @@ def test_a_state_is_born_sharded_as_the_layout_says(arch):
 TEN_STEPS = """
 import json, sys
 import numpy as np
-import jax, jaxmodels
+import jax
 from dataclasses import replace
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
+from tests.contract import batch_for, learner
 
 (arch, _, objective), losses = sys.argv[1].partition(" "), {}
-package = jaxmodels.arch(arch)
+package = learner(arch)
 config = package.PRESETS["tiny"]
 if objective:
     config = replace(config, objective=objective)
 if hasattr(config, "dropout"):
     config = replace(config, dropout=0.1)
-length = config.context + 1 if arch == "wigip" else 33  # it takes whole windows
 for mesh_spec in sys.argv[2:]:
     recipe = replace(package.RECIPES["tiny"], mesh=mesh_spec, accum=2)
     rate = schedule(recipe.optim, recipe.steps)
@@ -96,9 +94,9 @@ for mesh_spec in sys.argv[2:]:
     mesh = make_mesh(mesh_spec)
     skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
     step, state = train_step(package, skeleton, tx, rate, recipe, abstract), fresh()
-    rng, losses[mesh_spec] = np.random.default_rng(0), []
-    for _ in range(10):
-        batch = {"tokens": rng.integers(0, config.vocab, (32, length)).astype(np.int32)}
+    losses[mesh_spec] = []
+    for number in range(10):
+        batch = jax.tree.map(np.asarray, batch_for(arch, 32, 33, seed=number))
         state, metrics = step(state, put_batch(batch, mesh))
         losses[mesh_spec].append(float(metrics["loss"]))
     split = sum(len(set(map(str, p.sharding.devices_indices_map(p.shape).values()))) > 1
@@ -153,7 +151,7 @@ def _products(jaxpr) -> list:
 
 @archs
 def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
-    package = jaxmodels.arch(arch)
+    package = learner(arch)
     skeleton, params, rest = split(tiny(arch))
     cast = {path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}
     batch = batch_for(arch)
@@ -173,7 +171,7 @@ def test_bfloat16_stays_near_float32(arch):
     from jaxmodels.runtime.sharding import make_mesh
     from jaxmodels.runtime.step import train_step
 
-    package = jaxmodels.arch(arch)
+    package = learner(arch)
     batch = batch_for(arch, batch=16, length=33)
     losses = []
     for dtype in ("float32", "bfloat16"):

@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 from bridge import orbax
 from bridge.contents import Contents
-from bridge.formats import bwetaf, gpt2, model_files, runs, torch_files, wigip
+from bridge.formats import bwetaf, dinov2, gpt2, model_files, runs, torch_files, wigip
 from bridge.safetensors_reader import looks_like_safetensors
 from jaxmodels.errors import CORRUPT, Problem
 
 FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
-of `jaxmodels train`, or one of its checkpoints; a GPT-2 folder of transformers; a nanoGPT \
-checkpoint (`ckpt.pt`, or the folder that holds it) or another torch file of named tensors; a \
-bwetaf folder; wigip's `step_N.zip`, or a folder of them"""
+of `jaxmodels train`, or one of its checkpoints; a GPT-2 or DINOv2 folder of transformers; a \
+nanoGPT checkpoint (`ckpt.pt`, or the folder that holds it), BitGen Stage 1's (`checkpoint-N.pt`, \
+`pytorch_model.bin`), DINOv2's `.pth` or another torch file of named tensors; a bwetaf folder; \
+wigip's `step_N.zip`, or a folder of them"""
 
 
 class Format(NamedTuple):
@@ -39,6 +40,7 @@ _FOLDERS = (
     Format("orbax", orbax.is_tree, runs.open_tree),
     Format("bwetaf", bwetaf.is_folder, bwetaf.open_folder),
     Format("gpt2", gpt2.is_folder, gpt2.open_folder),
+    Format("dinov2", dinov2.is_folder, dinov2.open_folder),
     Format("safetensors", model_files.is_folder, model_files.open_folder),
     Format("nanogpt", torch_files.is_folder, torch_files.open_folder),
     Format("wigip-zip", wigip.is_folder, wigip.open_folder),

@@ -1,4 +1,5 @@
-"""Torch files: nanoGPT's checkpoint (the file, or the folder with it), and bare state dicts."""
+"""Torch files: nanoGPT's checkpoint (the file, or the folder with it), and bare state dicts, among
+them DINOv2's."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.contents import Contents, checked, take_tokenizer
-from bridge.formats import nanogpt
+from bridge.formats import bitgen, dinov2_pth, nanogpt
 from bridge.legacy.torch_file import is_old_torch, is_torch_zip, read_torch
 from bridge.tensors import Tensor
 from jaxmodels.errors import CORRUPT, Problem
@@ -33,12 +34,12 @@ def open_folder(folder: Path) -> Contents:
 
 
 def open_file(path: Path) -> Contents:
-    """A torch file: nanoGPT's, or a bare state dict.
+    """A torch file: nanoGPT's, BitGen Stage 1's, DINOv2's, or a bare state dict.
 
     Raises:
         Problem: (corrupt) damaged, or no named tensors in it; (unsafe) it asks to run code.
     """
-    value = read_torch(path)
+    value = read_torch(path, bitgen.RECORDS)
     if nanogpt.is_checkpoint(value):
         tensors, notes = _named(path, value["model"])
         return Contents(
@@ -52,12 +53,26 @@ def open_file(path: Path) -> Contents:
             table="SEED",
             moments=partial(nanogpt.read_moments, path, tensors, value.get("optimizer")),
         )
+    if bitgen.is_checkpoint(value):
+        tensors, notes = _named(path, value.get(bitgen.STATE, value))
+        return bitgen.contents(path, value, tensors, notes)
     state = value
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     tensors, notes = _named(path, state)
+    if dinov2_pth.is_state(tensors):
+        return dinov2_pth.contents(path, tensors, notes)
     return Contents(path, "torch", tensors, notes=notes)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a file that holds a state dict and nothing else, and what is to be said.
+
+    Raises:
+        Problem: as `open_file`.
+    """
+    return _named(path, read_torch(path))
 
 
 def _torch_files(folder: Path) -> list[Path]:

@@ -4,7 +4,8 @@ A package `bridge/torch/<architecture>` says `FILES` (what travels with a model 
 `AUTO_CLASS`, `keys(config)` (transformers' part of config.json), `build(config)` (the module),
 and how the two sides are compared: `example(config)` (random inputs), `jax_outputs(model,
 inputs)`, `torch_outputs(module, inputs)`; `whole(config)` where its class has parameters that a
-model may lack. Code that lies beside a checkpoint is never run: the
+model may lack; `unlike(config)` where it may compute otherwise, and says so; `BESIDE`, further JSON
+files of a model directory. Code that lies beside a checkpoint is never run: the
 module is always our own class, or transformers'.
 """
 

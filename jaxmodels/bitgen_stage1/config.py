@@ -59,6 +59,16 @@ class Config:
                 fix="change --model.dim or --model.heads",
                 exit_code=USAGE,
             )
+        tower = self.dinov2
+        if (tower.mlp, tower.registers, tower.interpolation) != ("gelu", 0, "size"):
+            raise Problem(
+                "bitgen_stage1: its tower is DINOv2 with GELU, without registers, whose positions "
+                "are interpolated by size",
+                why=f"this one has mlp = {tower.mlp}, registers = {tower.registers}, "
+                f"interpolation = {tower.interpolation}",
+                fix="leave those settings out",
+                exit_code=USAGE,
+            )
         if self.image_size % self.dinov2.patch:
             raise Problem(
                 f"bitgen_stage1: an image size of {self.image_size} is not a multiple of the "

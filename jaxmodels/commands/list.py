@@ -32,19 +32,21 @@ def main(argv: list[str]) -> int:
         emit(rows)
         return 0
     for row in rows:
-        print(f"{row['name']:<24} {row['parameters']:>14,} parameters   context {row['context']:,}")
+        context = f"   context {row['context']:,}" if row["context"] else ""
+        print(f"{row['name']:<24} {row['parameters']:>14,} parameters{context}")
     return 0
 
 
 def presets() -> list[dict[str, Any]]:
-    """One row a preset: name, arch, preset, parameters (from shapes alone) and context."""
+    """One row a preset: name, arch, preset, parameters (from shapes alone) and context (None
+    where no text is read)."""
     return [
         {
             "name": f"{arch}:{preset}",
             "arch": arch,
             "preset": preset,
             "parameters": parameter_count(arch, config),
-            "context": config.context,
+            "context": getattr(config, "context", None),
         }
         for arch in jaxmodels.ARCHS
         for preset, config in jaxmodels.arch(arch).PRESETS.items()
@@ -69,7 +71,7 @@ def one(spec: str) -> dict[str, Any]:
         "name": spec,
         "arch": arch,
         "preset": size,
-        "context": config.context,
+        "context": getattr(config, "context", None),
         **sizes.total(layers),
         "config": asdict(config),
         "layers": layers,

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import jaxmodels
 from jaxmodels.cli import say
 
 
 def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tuple[Any, Any]:
-    """The module, and its tokeniser (None when there is none).
+    """The module of a model that works with text, and its tokeniser (None when there is none).
 
     Args:
         path: any source of `bridge.load`.
@@ -15,14 +16,15 @@ def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tup
         settings: config values that the file cannot say, as "name=value".
 
     Raises:
-        Problem: what `bridge.load` raises; (corrupt) `vocab` is no tokeniser; (mismatch) it is
-            not of the model's size.
+        Problem: what `bridge.load` raises; (usage) it is a part of other models;
+            (corrupt) `vocab` is no tokeniser; (mismatch) it is not of the model's size.
     """
     from bridge.loading import model_of
     from bridge.sources import open_source, parse_settings
     from bridge.vocabulary import check_size, read_tokenizer
 
     source = open_source(path, config=parse_settings(settings))
+    jaxmodels.learner(source.arch)
     for note in source.notes:
         say(note)
     tokenizer = source.tokenizer

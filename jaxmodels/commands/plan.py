@@ -85,7 +85,7 @@ def resolve(argv: list[str]) -> tuple[str, Plan[Any]]:
             exit_code=USAGE,
         )
     arch, preset, model = jaxmodels.preset(spec or "charlm:notebook")
-    recipe, file = jaxmodels.arch(arch).RECIPES[preset], config_file(argv)
+    recipe, file = jaxmodels.learner(arch).RECIPES[preset], config_file(argv)
     default: Plan[Any] = Plan(
         recipe=settings.merge(recipe, file.get("recipe", {}), "recipe"),
         model=settings.merge(model, file.get("model", {}), "model"),

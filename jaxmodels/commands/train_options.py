@@ -94,7 +94,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
     source, changes = None, {}
     if (initial := value_of(argv, "--init")) and not begun:
         arch, preset, model, source = open_initial(initial, spec)
-        recipe = jaxmodels.arch(arch).RECIPES[preset]
+        recipe = jaxmodels.learner(arch).RECIPES[preset]
     elif (spec and not initial) or not stored or not stored.exists():
         if not spec and not {"-h", "--help"} & set(argv):
             raise Problem(
@@ -104,12 +104,12 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
                 exit_code=USAGE,
             )
         arch, preset, model = jaxmodels.preset(spec or "charlm:notebook")
-        recipe = jaxmodels.arch(arch).RECIPES[preset]
+        recipe = jaxmodels.learner(arch).RECIPES[preset]
     else:
         changes = settings.read_file(stored)
         arch, preset = changes["arch"], changes["preset"]
         _, _, model = jaxmodels.preset(f"{arch}:{preset}")
-        recipe = jaxmodels.arch(arch).RECIPES[preset]
+        recipe = jaxmodels.learner(arch).RECIPES[preset]
     for file in (changes, config_file(argv)):
         model = settings.merge(model, file.get("model", {}), "model")
         recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")

@@ -4,15 +4,19 @@ from jaxmodels.dinov2.config import PRESETS, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
-    "ORIGINAL",
+    "PART_OF",
     "PRESETS",
     "SAVED",
+    "SEED",
     "SHARDING",
     "WEIGHTS",
     "Config",
     "Model",
     "sizes",
 ]
+
+PART_OF = ("bitgen", "bitgen_stage1")
+"""The architectures that hold it; it has no loss of its own."""
 
 __getattr__ = lazy(
     __name__,
@@ -21,7 +25,7 @@ __getattr__ = lazy(
         "SHARDING": "layout",
         "WEIGHTS": "layout",
         "SAVED": "layout",
-        "ORIGINAL": "layout",
+        "SEED": "layout",
         "sizes": "layout",
     },
 )

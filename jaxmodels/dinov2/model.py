@@ -132,7 +132,7 @@ class Model(nnx.Module):
         """
         grid = self._grid(images.shape[1], images.shape[2])
         x = self._patches(images) + self.positions(*grid)
-        cls = self.cls[...].astype(jnp.float32) + self.pos[0]
+        cls = self.cls[...].astype(x.dtype) + self.pos[0]
         first = [cls[None]]
         if self.config.registers:
             first.append(self.registers[...])
@@ -146,10 +146,12 @@ class Model(nnx.Module):
     def positions(self, rows: int, columns: int) -> Float[Array, "n d"]:
         """float32 positions of a grid of patches, line by line; interpolated unless it is the
         one that they were learned on."""
-        side, grid = self.config.side, self.pos[1:].astype(jnp.float32)
+        wide = jnp.promote_types(self.pos[...].dtype, jnp.float32)
+        side, grid = self.config.side, self.pos[1:].astype(wide)
         if rows == columns == side:
             return grid
-        down, across = (bicubic(side, n, self.config.interpolation) for n in (rows, columns))
+        matrices = (bicubic(side, n, self.config.interpolation) for n in (rows, columns))
+        down, across = (jnp.asarray(matrix, wide) for matrix in matrices)
         square = rearrange(grid, "(r c) d -> r c d", r=side)
         # In whole float32 on a TPU too, whose products round to bfloat16 otherwise.
         resized = jnp.einsum("nr,mc,rcd->nmd", down, across, square, precision="highest")

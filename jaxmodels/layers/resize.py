@@ -16,7 +16,7 @@ _PLAIN, _ANTIALIASED = -0.75, -0.5
 
 
 def bicubic(source: int, target: int, interpolation: Interpolation) -> Float[np.ndarray, "t s"]:
-    """The float32 matrix that resizes `source` samples to `target`, as PyTorch does.
+    """The float64 matrix that resizes `source` samples to `target`, as PyTorch does.
 
     Args:
         source: samples there are.
@@ -34,7 +34,7 @@ def bicubic(source: int, target: int, interpolation: Interpolation) -> Float[np.
         at = np.floor(place) + tap
         near = np.clip(at, 0, source - 1).astype(int)  # the border repeats beyond itself
         matrix[np.arange(target), near] += _cubic(place - at, _PLAIN)
-    return matrix.astype(np.float32)
+    return matrix
 
 
 def _antialiased(source: int, target: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def _antialiased(source: int, target: int) -> np.ndarray:
     centre = (np.arange(target) + 0.5) * step
     distance = (np.arange(source) + 0.5 - centre[:, None]) / width
     matrix = _cubic(distance, _ANTIALIASED)
-    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    return matrix / matrix.sum(axis=1, keepdims=True)
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:

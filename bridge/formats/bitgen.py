@@ -1,0 +1,299 @@
+"""BitGen Stage 1's checkpoints: the trainer's container with model, optimiser and schedule, or the
+model's state dict alone.
+
+Source: seed 004 (euhidaman/BitGen, `train_stage1_vision_language.py`). The container holds a
+pickled `Stage1Config`, a plain dataclass that is read as its fields and never looked up.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridge.contents import Contents, seed_of, with_seed
+from bridge.moments import Moments, count_of
+from bridge.table import path_of
+from bridge.tensors import Fingerprint, Tensor, fingerprint
+from jaxmodels.errors import MISMATCH, Problem
+from jaxmodels.runtime.paths import pattern
+
+STATE = "model_state_dict"
+# Where the class of the configuration lay when it was pickled.
+MODULES = ("__main__", "train_stage1_vision_language", "src.train_stage1_vision_language")
+RECORDS = frozenset(f"{module}.Stage1Config" for module in MODULES)
+# Tensors that no other model has.
+_OWN = {"cross_modal_fusion.queue_ptr", "episodic_memory.gpm.memory_mean"}
+_PARALLEL = "module."  # DistributedDataParallel puts this before every name
+
+# Field of Stage1Config → field of our Config. `queue_size` and `temperature` say nothing: the
+# trainer never reads them.
+FIELDS = {
+    "embed_dim": "dim",
+    "num_layers": "layers",
+    "num_heads": "heads",
+    "ffn_dim": "hidden",
+    "vocab_size": "vocab",
+    "memory_size": "slots",
+    "max_seq_len": "context",
+}
+# transformers 5's names in the tower → transformers 4's, which Stage 1 was written with.
+_FOUR = {
+    "q_proj": "attention.query",
+    "k_proj": "attention.key",
+    "v_proj": "attention.value",
+    "o_proj": "output.dense",
+}
+_FIVE = re.compile(r"(?<=\.attention\.)[qkvo]_proj(?=\.(?:weight|bias)$)")
+_BUFFERS = re.compile(
+    r".*\.(?:(?:image|text)_queue|queue_ptr|(?:weight|input)_scale"
+    r"|memory_(?:read_count|write_count|quality|age))"
+)
+# The trainer's own.
+SETTINGS = {"lr": 2e-4, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.02}
+
+
+def is_checkpoint(value: Any) -> bool:
+    """Whether what a torch file holds is Stage 1's."""
+    state = value.get(STATE, value) if isinstance(value, dict) else None
+    return (
+        isinstance(state, dict)
+        and {name.removeprefix(_PARALLEL) for name in state if isinstance(name, str)} >= _OWN
+    )
+
+
+def contents(
+    path: Path, value: dict[str, Any], tensors: dict[str, Tensor], notes: list[str]
+) -> Contents:
+    """What a checkpoint holds.
+
+    Args:
+        path: the file.
+        value: what it holds.
+        tensors: name → tensor of its state dict.
+        notes: what is to be said already.
+    """
+    found, notes = {}, list(notes)
+    parallel = all(name.startswith(_PARALLEL) for name in tensors)
+    if parallel:
+        notes.append(f"the prefix {_PARALLEL!r}, left by DistributedDataParallel, was removed")
+    for old, tensor in tensors.items():
+        name = old.removeprefix(_PARALLEL) if parallel else old
+        if "dinov2_model." in name:
+            name = _FIVE.sub(lambda found: _FOUR[found[0]], name)
+        found[name] = replace(tensor, name=name)
+    said = _plain(value.get("config"))
+    return Contents(
+        path,
+        "bitgen",
+        found,
+        arch="bitgen_stage1",
+        fields={ours: said[theirs] for theirs, ours in FIELDS.items() if theirs in said},
+        origin=_origin(value, said),
+        notes=notes,
+        table="SEED",
+        moments=partial(_read_moments, path, found, value.get("optimizer_state_dict")),
+    )
+
+
+def _origin(value: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """Where training stood, and what else the container says."""
+    known: dict[str, Any] = with_seed({}, "bitgen", {"config": said}) if said else {}
+    for theirs, ours in (("global_step", "step"), ("epoch", "epoch")):
+        if type(value.get(theirs)) is int:
+            known[ours] = value[theirs]
+    metrics = _plain(value.get("metrics"))
+    numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+    if finite := {k: v for k, v in numbers.items() if math.isfinite(v)}:
+        known["metrics"] = finite
+    return known
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """What of a dict goes into JSON as it is."""
+    items = value.items() if isinstance(value, dict) else ()
+    plain = str | int | float | bool | None
+    return {key: item for key, item in items if isinstance(key, str) and isinstance(item, plain)}
+
+
+def file_name(origin: dict[str, Any]) -> str:
+    """The file's name, as the trainer gives it."""
+    return f"checkpoint-{origin.get('step', 0)}.pt"
+
+
+def check_config(config: Any, where: Path) -> None:
+    """Checks that the seed's code can compute a model; `where` names it in errors.
+
+    Raises:
+        Problem: (mismatch) it cannot.
+    """
+    fixed = {
+        "decoder_layers": (config.decoder_layers, 2),
+        "queue": (config.queue, 4096),
+        "image_size": (config.image_size, 224),
+    }
+    complaints = [
+        f"{name} is {value}; its code has {right}"
+        for name, (value, right) in fixed.items()
+        if value != right
+    ]
+    if complaints:
+        raise Problem(
+            "the code of BitGen Stage 1 cannot compute what this model does",
+            where=str(where),
+            why="; ".join(complaints),
+            fix="use --to safetensors",
+            exit_code=MISMATCH,
+        )
+
+
+def write_bitgen(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    config: Any,
+    origin: dict[str, Any],
+    moments: Moments | None,
+    tell: Callable[[Tensor], None],
+) -> dict[str, Fingerprint]:
+    """Writes `checkpoint-STEP.pt` as the seed's trainer does; holds the whole model in memory.
+
+    Its configuration is a plain dict instead of a pickled class, so that `torch.load` reads the
+    file as it is; the optimiser has not begun where no state is carried.
+
+    Args:
+        folder: an existing folder.
+        tensors: the seed's name → tensor, in the seed's order.
+        config: our Config.
+        origin: what is known of the training.
+        moments: AdamW's state in the seed's names.
+        tell: called after each tensor.
+
+    Returns:
+        name → {"dtype", "shape", "sha256"}.
+    """
+    import torch
+
+    from bridge.torch import to_torch
+
+    state, digests = {}, {}
+    for name, tensor in tensors.items():
+        array = tensor.read()
+        digests[name] = fingerprint(array)
+        state[name] = to_torch(replace(tensor, read=lambda array=array: array))  # type: ignore[misc]
+        tell(tensor)
+    said = seed_of(origin, "bitgen").get("config")
+    fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
+    optimizer, scheduler = _torch_optimiser(tensors, moments, _plain(said))
+    torch.save(
+        {
+            "global_step": origin.get("step", 0),
+            "epoch": origin.get("epoch", 0),
+            STATE: state,
+            "optimizer_state_dict": optimizer,
+            "scheduler_state_dict": scheduler,
+            "config": {**_plain(said), **fields, "head_dim": config.dim // config.heads},
+        },
+        folder / file_name(origin),
+    )
+    return digests
+
+
+def _place(name: str) -> str:
+    """Our path of a tensor of the seed's; the name itself where there is none."""
+    from jaxmodels.bitgen_stage1.layout import SEED
+
+    found = path_of(SEED, name)
+    return found[0] if found else name
+
+
+def _trained(tensors: dict[str, Tensor]) -> dict[str, bool]:
+    """Name of a parameter, in the order of the seed's optimiser → whether it gets a gradient.
+
+    torch's AdamW keeps nothing of a parameter that never got one.
+    """
+    from jaxmodels.bitgen_stage1.config import DEAD
+
+    places = {name: _place(name) for name in tensors if not _BUFFERS.fullmatch(name)}
+    return {
+        name: not any(pattern(dead).fullmatch(path) for dead in DEAD)
+        for name, path in places.items()
+    }
+
+
+def _read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments | None:
+    """AdamW's state; torch numbers the parameters instead of naming them."""
+    if not isinstance(saved, dict) or not saved.get("state"):
+        return None
+    order = _trained(tensors)
+    try:
+        (group,) = saved["param_groups"]
+        numbers, state = dict(zip(order, group["params"], strict=True)), saved["state"]
+        entries = {n: state[i] for n, i in numbers.items() if order[n] or i in state}
+        mu = {n: replace(entry["exp_avg"], name=n) for n, entry in entries.items()}
+        nu = {n: replace(entry["exp_avg_sq"], name=n) for n, entry in entries.items()}
+        (count,) = {count_of(entry["step"], str(path)) for entry in entries.values()}
+        lr = group.get("initial_lr", group["lr"])
+        values = (lr, *group["betas"], group["eps"], group["weight_decay"])
+        settings = {k: float(v) for k, v in zip(SETTINGS, values, strict=True)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Problem(
+            "the optimiser's state is not that of AdamW over these parameters",
+            where=str(path),
+            why=f"{len(saved['state'])} entries for {sum(order.values())} trained parameters "
+            f"({type(error).__name__})",
+            fix="convert without --optimizer, or give the checkpoint that training wrote",
+            exit_code=MISMATCH,
+        ) from error
+    still = {n: _zeros(tensors[n]) for n in order if n not in entries}
+    return Moments(count, mu | still, nu | still, settings)
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    return replace(tensor, read=lambda: np.zeros(tensor.shape, tensor.dtype))
+
+
+def _torch_optimiser(
+    tensors: dict[str, Tensor], moments: Moments | None, config: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`state_dict()` of the trainer's AdamW, and of its schedule over optimiser steps."""
+    import torch
+
+    from bridge.torch import to_torch
+
+    order = _trained(tensors)
+    said = {**SETTINGS, **(moments.settings if moments else {})}
+    count = moments.count if moments else 0
+    warmup = config.get("warmup_steps", 1000)
+    now = said["lr"] * min(1.0, count / max(warmup, 1))
+    optimiser = torch.optim.AdamW(
+        [torch.nn.Parameter(torch.empty(0)) for _ in order],
+        lr=now,
+        betas=(said["b1"], said["b2"]),
+        eps=said["eps"],
+        weight_decay=said["weight_decay"],
+    )
+    saved = optimiser.state_dict()
+    saved["param_groups"][0]["initial_lr"] = said["lr"]
+    if moments is not None:
+        saved["state"] = {
+            number: {
+                "step": torch.tensor(float(count)),
+                "exp_avg": to_torch(moments.mu[name]),
+                "exp_avg_sq": to_torch(moments.nu[name]),
+            }
+            for number, (name, trained) in enumerate(order.items())
+            if trained
+        }
+    scheduler = {
+        "base_lrs": [said["lr"]],
+        "last_epoch": count,
+        "_step_count": count + 1,
+        "_get_lr_called_within_step": False,
+        "_last_lr": [now],
+        "lr_lambdas": [None],
+    }
+    return saved, scheduler
