@@ -6,23 +6,33 @@ meet the same state of the machine; what is compared is the ratio within each ro
 
 import json
 import multiprocessing
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from jaxmodels.errors import INTERNAL, Problem
+from benchmarks.machine import RESULTS, commit, cores, machine, peak_memory, versions
+from jaxmodels.errors import CORRUPT, INTERNAL, USAGE, Problem
 
-RESULTS = Path(__file__).with_name("results")
-_PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
+__all__ = [
+    "RESULTS", "Absent", "Call", "Contestant", "Run", "Timing", "cores", "identity", "race",
+    "ratio", "read", "save", "table",
+]  # fmt: skip
+
+# Settings that make the same case another measurement.
+_SIZES = ("batch", "dtype", "context", "prompt", "new_tokens", "steps")
+
+
+class Absent(Problem):
+    """A suite cannot run here, since something that it needs is not there; the others can."""
+
+    def __init__(self, what: str, fix: str = ""):
+        super().__init__(what, fix=fix, exit_code=USAGE)
+
 
 Call = Callable[[int], Any]
 """Does one unit of work on the inputs of a round, to its end."""
@@ -141,73 +151,6 @@ def _serve(make: Callable[[], Call], pipe: Any) -> None:
             pipe.send(run(index))
 
 
-def peak_memory() -> int:
-    """Bytes of memory that this process held at its peak; 0 where Linux's /proc is missing."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return 0
-
-
-def cores() -> int:
-    """Cores that this process may use; every contestant gets as many threads."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """What the run was measured on."""
-    import jax
-
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cpu": _cpu(),
-        "cores": cores(),
-        "memory_bytes": pages,
-        "platform": platform.platform(),
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-        "load_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what is compared; a package that is missing is left out."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """The commit of this checkout, with "-dirty" when files differ from it; "" outside git.
-
-    Results do not count: a run adds to them.
-    """
-    git = ["git", "-C", str(Path(__file__).parent)]
-    changes = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results"]
-    try:
-        head, changed = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
-            for words in (["rev-parse", "HEAD"], changes)
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.strip() + ("-dirty" if changed.strip() else "")
-
-
 @dataclass(frozen=True)
 class Run:
     """One run of a suite: what all of its records share. Made before anything is timed."""
@@ -223,27 +166,74 @@ class Run:
         self, case: str, timings: list[Timing], extra: Callable[[Timing], dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """One record a contestant: times in ms, ratios to every peer, and what `extra` adds."""
-        shared = asdict(self)
         return [
-            {
-                "suite": shared["suite"],
-                "case": case,
-                "contestant": timing.name,
-                "unit": "ms",
-                "median": 1e3 * median(timing.seconds),
-                "min": 1e3 * min(timing.seconds),
-                "max": 1e3 * max(timing.seconds),
-                "first": 1e3 * timing.first,
-                "rounds": len(timing.seconds),
-                "times_as_fast_as": {
+            self.record(
+                case,
+                timing.name,
+                "ms",
+                1e3 * median(timing.seconds),
+                min=1e3 * min(timing.seconds),
+                max=1e3 * max(timing.seconds),
+                first=1e3 * timing.first,
+                compile_ms=1e3 * max(0.0, timing.first - median(timing.seconds)),
+                rounds=len(timing.seconds),
+                times_ms=[round(1e3 * seconds, 4) for seconds in timing.seconds],
+                times_as_fast_as={
                     peer.name: ratio(timing, peer) for peer in timings if peer is not timing
                 },
-                "peak_bytes": timing.peak_bytes,
+                peak_bytes=timing.peak_bytes,
                 **extra(timing),
-                **{name: value for name, value in shared.items() if name != "suite"},
-            }
+            )
             for timing in timings
         ]
+
+    def record(
+        self, case: str, contestant: str, unit: str, median: float, **more: Any
+    ) -> dict[str, Any]:
+        """One record. `median` is what is compared with other runs, in `unit`: less is better."""
+        shared = asdict(self)
+        return {
+            "suite": shared.pop("suite"),
+            "case": case,
+            "contestant": contestant,
+            "unit": unit,
+            "median": median,
+            **more,
+            **shared,
+        }
+
+
+def identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What a record measures: the same of two records means that they can be compared."""
+    settings = record.get("settings", {})
+    sizes = (str(settings.get(name)) for name in _SIZES)
+    return (record["suite"], record["case"], record["contestant"], *sizes)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, or of every .jsonl file in a folder, the oldest first.
+
+    Raises:
+        Problem: (corrupt) there is none, or a line is no record.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    records = []
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                record = json.loads(line)
+                identity(record)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise Problem(
+                    "this line is no record of a measurement",
+                    where=f"{file}:{number}",
+                    why=repr(error),
+                    exit_code=CORRUPT,
+                ) from error
+            records.append(record)
+    if not records:
+        raise Problem("no records of measurements are there", where=str(path), exit_code=CORRUPT)
+    return sorted(records, key=lambda record: str(record.get("date")))
 
 
 def save(records: list[dict[str, Any]], folder: Path) -> Path:
