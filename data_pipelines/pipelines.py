@@ -143,16 +143,18 @@ def open_data(
 
     TFDS datasets (also as `wikipedia`, `c4`) are tokenised while one trains; nothing is written.
     Their "chars" are those of the first documents, which are read once more whenever they are
-    opened so: who goes on keeps the tokeniser and gives it.
+    opened so: who goes on keeps the tokeniser and gives it. Images with captions are decoded
+    into `folder`, if they are not too many; their captions are tokenised here and now.
 
     Args:
         spec: any form of `sources.SPECS`.
-        folder: prepared tokens; written if it is not there, checked against the text if it is.
-        context: inputs in a window.
-        batch: windows in a batch, over all processes.
+        folder: what is prepared; written if it is not there, checked against the source if it is.
+        context: inputs in a window; tokens of a caption.
+        batch: windows, or images, in a batch, over all processes.
         seed: draws the order.
         valid_fraction: share of the tokens (of a TFDS dataset: of the documents), from the end,
-            that is held out; 1 leaves none to train on.
+            that is held out; 1 leaves none to train on. Of images with captions it is a share
+            that is always drawn alike, and none where the source holds some out itself.
         min_freq: a character must occur this often to enter the vocabulary.
         progress: called as (stage, bytes done, bytes in all).
         tokenizer: "chars" (or None) takes the text's own characters, or what a prepared folder

@@ -153,7 +153,7 @@ def open_text(spec: str) -> Source:
 
 def unknown_spec(spec: str) -> DataProblem:
     """The error for a spec of no known form; suggests near ones."""
-    forms = {form.partition(":")[0]: form for form in SPECS}
+    forms = {form.replace("[", ":").partition(":")[0]: form for form in SPECS}
     kind = spec.partition(":")[0]
     near = difflib.get_close_matches(kind, forms, n=2) or ([kind] if kind in forms else [])
     if spec and Path(spec).exists():

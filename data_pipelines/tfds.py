@@ -83,12 +83,13 @@ def data_source(folder: str, split: str, fields: tuple[str, ...]) -> Any:
 
     builder = builder_of(folder)
     features = builder.info.features
-    encoded = [
-        name
+    nested = tfds.features.Sequence, tfds.features.FeaturesDict  # TFDS cannot skip these
+    skipped = {
+        name: tfds.decode.SkipDecoding()
         for name, feature in features.items()
-        if name not in fields or isinstance(feature, tfds.features.Image)
-    ]
-    skipped = {name: tfds.decode.SkipDecoding() for name in encoded}
+        if isinstance(feature, tfds.features.Image)
+        or (name not in fields and not isinstance(feature, nested))
+    }
     try:
         return builder.as_data_source(split=split, decoders=skipped)
     except NotImplementedError as error:

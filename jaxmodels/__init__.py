@@ -20,6 +20,7 @@ from jaxmodels.errors import USAGE, Problem
 __version__ = "0.1.0"
 
 ARCHS = {
+    "bitgen": "jaxmodels.bitgen",
     "bitgen_stage1": "jaxmodels.bitgen_stage1",
     "bwetaf": "jaxmodels.bwetaf",
     "charlm": "jaxmodels.charlm",

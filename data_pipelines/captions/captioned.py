@@ -43,6 +43,8 @@ class Captioned:
     """Identity of the images and captions, JSON-able."""
     told: tuple[str, ...]
     """Notes on the images."""
+    threads: int
+    """Readers of training batches."""
 
     @property
     def vocab_size(self) -> int:
@@ -117,7 +119,8 @@ class Captioned:
         Args:
             rows: of each batch, in rising order, those that this process wants; None for all.
         """
-        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+        ahead = max(8, self.threads)
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
         drawn = Drawn(self, self._seen, rows)
         return iter(grain.MapDataset.source(drawn).to_iter_dataset(options))
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.captions.examples import Collection, Example, shapes_side
 from data_pipelines.errors import DataProblem
 from data_pipelines.tfds import builder_of, data_source, folder_of
@@ -16,13 +18,14 @@ def has_captions(rest: str) -> bool:
     """Whether the features of `tfds:REST` are an image and captions."""
     import tensorflow_datasets as tfds
 
-    found = builder_of(str(folder_of(rest.partition("#")[0].partition(":")[0]))).info.features
+    found = builder_of(str(folder_of(rest.partition(":")[0]))).info.features
     features = dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {}
     texts = getattr(features.get("captions"), "feature", None)
     if isinstance(texts, tfds.features.FeaturesDict):
         texts = dict(texts.items()).get("text")
     image = features.get("image")
-    return isinstance(image, tfds.features.Image) and isinstance(texts, tfds.features.Text)
+    strings = isinstance(texts, tfds.features.Tensor) and np.dtype(texts.np_dtype).kind == "O"
+    return isinstance(image, tfds.features.Image) and strings
 
 
 def open_dataset(spec: str, rest: str) -> Collection:

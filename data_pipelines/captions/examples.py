@@ -46,7 +46,7 @@ def is_captioned(spec: str) -> bool:
         DataProblem: (corrupt) it names a TFDS dataset that is not there.
     """
     kind, _, rest = spec.partition(":")
-    if kind == "tfds" and rest:
+    if kind == "tfds" and rest and "#" not in rest:  # which names a field of text
         from data_pipelines.captions.dataset import has_captions
 
         return has_captions(rest)

@@ -80,8 +80,8 @@ def _from_json(file: Path, text: str, left: Left) -> dict[str, list[str]]:
     """File name → captions, in the order of the images."""
     try:
         data = json.loads(text)
-        names = [(image["id"], image["file_name"]) for image in data["images"]]
-        said = [(a["image_id"], a["caption"], a.get("id")) for a in data["annotations"]]
+        names = [(_key(image["id"]), image["file_name"]) for image in data["images"]]
+        said = [(_key(a["image_id"]), a["caption"], a.get("id")) for a in data["annotations"]]
     except ValueError as error:
         raise _broken(file, f"it is not JSON: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
@@ -100,11 +100,11 @@ def _from_json(file: Path, text: str, left: Left) -> dict[str, list[str]]:
             raise _broken(file, f"the caption {number} is no text: {caption!r}")
         if image not in captions:
             left.setdefault("captions of images that the file does not list", []).append(caption)
-        elif number is not None and number in seen:
+        elif number is not None and repr(number) in seen:
             left.setdefault("captions whose id another one has", []).append(caption)
         else:
             captions[image].append(caption)
-        seen.add(number)
+        seen.add(repr(number))
     return {_name(file, name): captions[number] for number, name in names}
 
 
@@ -121,8 +121,14 @@ def _from_csv(file: Path, text: str, left: Left) -> dict[str, list[str]]:
                 raise _broken(file, why)
             captions.setdefault(_name(file, row["file"]), []).append(row["caption"])
     except csv.Error as error:
-        raise _broken(file, f"line {rows.line_num}: {error}") from None
+        raise _broken(file, f"line {rows.reader.line_num}: {error}") from None
     return captions
+
+
+def _key(value: Any) -> int | str:
+    if isinstance(value, int | str):
+        return value
+    raise TypeError(f"{value!r} is no id")
 
 
 def _name(file: Path, name: Any) -> str:

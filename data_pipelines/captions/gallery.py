@@ -70,8 +70,10 @@ def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
         if found != expected:
             raise damaged(folder, f"{name} is not the one that the manifest tells")
     lines = (folder / CAPTIONS).read_text(encoding="utf-8").split("\n")[:-1]
-    found = map(json.loads, lines)
-    return [Row(**r | {"size": tuple(r["size"]), "captions": tuple(r["captions"])}) for r in found]
+    each = map(json.loads, lines)
+    return [
+        Row(r["split"], r["index"], r["name"], tuple(r["size"]), tuple(r["captions"])) for r in each
+    ]
 
 
 def images_of(folder: Path, manifest: dict[str, Any]) -> np.ndarray | None:

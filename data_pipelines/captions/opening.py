@@ -1,5 +1,6 @@
 """From a spec to images with captions; the entry of `open_data` for them."""
 
+import os
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -74,6 +75,7 @@ def open_captioned(
         own=manifest["images"]["valid"],
         what={**manifest["source"], **{f"{k}_sha256": v for k, v in manifest["sha256"].items()}},
         told=(*notes, *notes_of(manifest)),
+        threads=2 if IMAGES in manifest["sha256"] else min(16, os.cpu_count() or 1),
         **sizes,
     )
     _refuse_few(data)

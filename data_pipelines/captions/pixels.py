@@ -26,7 +26,7 @@ def squared(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, 
     Bicubic with antialiasing, as DINOv2's own preprocessing does it; but nothing of the square
     is cut off, because a caption may tell of what lies at its border.
     """
-    return fit(pixels, side, side)
+    return np.ascontiguousarray(fit(pixels, side, side))
 
 
 def size_of(image: Path | bytes, name: str) -> tuple[int, int]:

@@ -24,7 +24,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> Any:
         image = tfds.features.Image(shape=(self._side, self._side, 3), encoding_format="png")
-        captions = tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()})
+        captions = tfds.features.Sequence({"id": np.int64, "text": np.str_})
         features = {
             "image": image,
             "image/filename": tfds.features.Text(),

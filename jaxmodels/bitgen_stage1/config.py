@@ -81,7 +81,7 @@ class Config:
 PRESETS = {
     "tiny": Config(
         vocab=64, dim=32, layers=2, heads=2, hidden=64, decoder_layers=1, context=32, slots=8,
-        queue=64, image_size=28, dropout=0.0, dinov2=_tower("tiny"),
+        queue=64, image_size=56, dropout=0.0, dinov2=_tower("tiny"),
     ),
     # The seed's card.
     "card": Config(),

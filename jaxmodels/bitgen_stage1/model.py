@@ -92,7 +92,6 @@ class Model(nnx.Module):
         self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.layers)])
         self.norm = norm(cfg.dim, rngs=rngs)
         self.decoder = Decoder(cfg, rngs=rngs)
-        self.remat = "none"
 
     def __call__(
         self,
@@ -130,6 +129,15 @@ class Model(nnx.Module):
             logits = self.decoder(self.embedded(targets, rngs), embeddings, rngs, self.remat)
         features = self.fusion.text_features(text)
         return Output(embeddings, features, image_features, logits, recall)
+
+    @property
+    def remat(self) -> str:
+        """What is computed again in the backward pass (`layers/remat.py`), the tower included."""
+        return self.vision.remat
+
+    @remat.setter
+    def remat(self, policy: str) -> None:
+        self.vision.remat = policy
 
     def text_features(self, tokens: Int[Array, "b t"]) -> Float[Array, "b d"]:
         """Unit features of texts alone; see `Output`."""

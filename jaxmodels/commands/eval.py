@@ -1,4 +1,4 @@
-"""`jaxmodels eval`: loss, perplexity and bits per character on held-out text."""
+"""`jaxmodels eval`: loss, perplexity and bits per character on held-out text; or retrieval."""
 
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from jaxmodels.errors import MISMATCH, USAGE, Problem, within
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure the model in PATH on the held-out end of a text."""
+    """Measure the model in PATH on the held-out end of a text, or on held-out images."""
 
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
@@ -26,9 +26,15 @@ class Eval:
     """Share of the text, from its end, to measure on; 1 for all. By default as in training, or
     0.05 without a run."""
     batch: int = 32
-    """Sequences in a batch."""
+    """Sequences, or images, in a batch."""
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
+    max_images: int | None = None
+    """Measure on at most so many held-out images, the first; retrieval is among these only."""
+    image: tuple[Path, ...] = ()
+    """With --caption: instead of measuring, tell how similar these image files are to texts."""
+    caption: tuple[str, ...] = ()
+    """The texts that are compared with each --image."""
     vocab: Path | None = None
     """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
     for a checkpoint that came without one."""
@@ -41,18 +47,61 @@ class Eval:
         within("--batch", self.batch, 1)
         within("--max-batches", self.max_batches, 1)
         within("--valid-fraction", self.valid_fraction, 0, 1)
+        within("--max-images", self.max_images, 1)
+        if bool(self.image) != bool(self.caption):
+            raise Problem("--image and --caption go together", exit_code=USAGE)
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    options = parse(Eval, gathered(argv, "--set"), "eval")
+    for option in ("--set", "--image", "--caption"):
+        argv = gathered(argv, option)
+    options = parse(Eval, argv, "eval")
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform
-    from jaxmodels.runtime.evaluate import evaluate, loss_function, report
-    from jaxmodels.runtime.paths import split
+    from jaxmodels.runtime.batches import sees
 
     platform.prepare()
     model, tokenizer = open_model(options.path, options.vocab, options.set)
+    run = _images if sees(model.config) else _text
+    return run(options, model, tokenizer)
+
+
+def _images(options: Eval, model: Any, tokenizer: Any) -> int:
+    import jaxmodels
+    from jaxmodels.commands import eval_images
+
+    if options.image:
+        result = eval_images.compared(model, tokenizer, options.image, options.caption)
+        shown = [f"{r['similarity']:+.4f}  {r['image']}  {r['caption']}" for r in _rows(result)]
+    else:
+        with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
+            data = _open(options, model, tokenizer, Path(folder))
+            package = jaxmodels.package_of(model)
+            limits = options.max_images, options.max_batches
+            result = eval_images.measured(package, model, data, *limits)
+        shown = eval_images.lines(result)
+    emit(result) if options.json else print(*shown, sep="\n")
+    return 0
+
+
+def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The most similar first, of each image."""
+    rows: list[dict[str, Any]] = result["similarities"]
+    return sorted(rows, key=lambda row: (row["image"], -row["similarity"]))
+
+
+def _text(options: Eval, model: Any, tokenizer: Any) -> int:
+    from jaxmodels.runtime.evaluate import evaluate, loss_function, report
+    from jaxmodels.runtime.paths import split
+
+    if options.image or options.max_images:
+        raise Problem(
+            "a language model sees no images",
+            where=str(options.path),
+            fix="leave --image, --caption and --max-images out",
+            exit_code=USAGE,
+        )
     with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
         batches = _batches(options, model, tokenizer, Path(folder))
         skeleton, params, rest = split(model)
@@ -102,18 +151,35 @@ def _measured(
 
 
 def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
+    data = _open(options, model, tokenizer, folder)
+    batches = data.valid(options.max_batches)
+    if next(iter(batches), None) is None:
+        raise Problem(
+            "nothing is held out to measure on",
+            where=data.spec,
+            fix="give --valid-fraction, for example 0.1, or 1 for the whole text",
+            exit_code=USAGE,
+        )
+    return batches
+
+
+def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
+    """The data to measure on, of the kind and with the vocabulary that the model wants."""
+    import jaxmodels
     from data_pipelines.pipelines import open_data
+    from jaxmodels.commands.run_data import refuse_other_kind
 
     recipe = _recipe(options.path)
     spec = options.data or recipe.get("data")
     if spec is None:
         raise Problem(
-            "there is no run that says which text to measure on",
+            "there is no run that says what to measure on",
             where=str(options.path),
             why="this is a model on its own",
             fix="give --data, for example --data text:PATH",
             exit_code=USAGE,
         )
+    refuse_other_kind(spec, model.config, jaxmodels.package_of(model).__name__.rpartition(".")[2])
     fraction = options.valid_fraction
     if fraction is None:
         fraction = recipe.get("valid_fraction", 0.05)
@@ -125,6 +191,7 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
         valid_fraction=fraction,
         tokenizer=tokenizer,
         segments=recipe.get("segments", False),
+        side=getattr(model.config, "image_size", None),
     )
     for note in data.notes:
         say(note)
@@ -136,15 +203,7 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
             + ("" if tokenizer else ", or give that with --vocab FILE"),
             exit_code=MISMATCH,
         )
-    batches = data.valid(options.max_batches)
-    if next(iter(batches), None) is None:
-        raise Problem(
-            "nothing is held out to measure on",
-            where=data.spec,
-            fix="give --valid-fraction, for example 0.1, or 1 for the whole text",
-            exit_code=USAGE,
-        )
-    return batches
+    return data
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -1,16 +1,16 @@
-"""`jaxmodels generate`: continues a prompt, streaming the text as it is drawn."""
+"""`jaxmodels generate`: continues a prompt, or writes of an image; streams text as it is drawn."""
 
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from jaxmodels.cli import emit, gathered, parse, say
-from jaxmodels.errors import LARGEST_SEED, MISMATCH, Problem, within
+from jaxmodels.errors import LARGEST_SEED, MISMATCH, USAGE, Problem, within
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Generate:
 
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
-    prompt: str = "\n"
-    """The text to continue."""
+    prompt: str | None = None
+    """The text to continue; by default a new line, or of an image nothing."""
+    image: Path | None = None
+    """An image file to write about, for a model that sees."""
     max_new_tokens: int = 300
-    """Tokens (characters) to add."""
+    """Tokens (characters) to add; of an image at most as many as fit the model's context."""
     temperature: float = 0.8
     """Divides the logits; 0 always takes the likeliest token."""
     top_k: int | None = None
@@ -56,6 +58,8 @@ class Generate:
 def main(argv: list[str]) -> int:
     """Runs the verb."""
     options = parse(Generate, gathered(argv, "--set"), "generate")
+    import numpy as np
+
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform
 
@@ -68,13 +72,43 @@ def main(argv: list[str]) -> int:
             fix="give its characters.json or tokenizer.json with --vocab FILE",
             exit_code=MISMATCH,
         )
-    ids = _encode(options.prompt or "\n", tokenizer, model)
-    result = _run(options, model, tokenizer, ids)
+    images = _image(options, model)
+    prompt = options.prompt or ("\n" if images is None else "")
+    options = replace(options, prompt=prompt)
+    ids = _encode(prompt, tokenizer, model) if prompt else np.zeros((1, 0), np.int32)
+    result = _run(options, model, tokenizer, ids, images)
     if options.json:
         emit(result)
     elif speed := result["tokens_per_second"]:
         say(f"{speed:,.0f} tokens/s")
     return 0
+
+
+def _image(options: Generate, model: Any) -> Any:
+    """What is written about, float32 [1, h, w, 3] in [0, 1]; None for a language model.
+
+    Raises:
+        Problem: (usage) model and --image do not go together; and as `read_images`.
+    """
+    import jaxmodels
+    from jaxmodels.commands.eval_images import read_images
+    from jaxmodels.runtime.batches import sees
+    from jaxmodels.runtime.samples import captions
+
+    arch = jaxmodels.package_of(model).__name__.rpartition(".")[2]
+    what, fix = "", ""
+    if sees(model.config) and not captions(model):
+        what = f"{arch} writes no text of its own: its decoder repeats the text that it is given"
+        fix = "compare images with texts: jaxmodels eval PATH --image FILE --caption TEXT"
+    elif sees(model.config) and options.image is None:
+        what, fix = f"{arch} writes about images", "give one with --image FILE"
+    elif options.image is not None and not sees(model.config):
+        what, fix = f"{arch} is a language model: it sees no images", "leave --image out"
+    if what:
+        raise Problem(what, where=str(options.path), fix=fix, exit_code=USAGE)
+    if options.image is None:
+        return None
+    return read_images((options.image,), model.config.image_size).astype("float32") / 255
 
 
 def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
@@ -101,16 +135,20 @@ def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
     return ids
 
 
-def _run(options: Generate, model: Any, tokenizer: Any, ids: Any) -> dict[str, Any]:
+def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -> dict[str, Any]:
     """Draws all samples at once; streams when there is one, else prints them one by one."""
     import numpy as np
 
     from data_pipelines.tokenizers import decode_stream
     from jaxmodels.layers.sampling import Sampling
     from jaxmodels.runtime.generate import before, generate
+    from jaxmodels.runtime.samples import last_token
 
     sampling = Sampling(options.temperature or None, options.top_k, options.top_p, options.min_p)
-    end = tokenizer.end_of_text
+    end, count, seen = tokenizer.end_of_text, options.max_new_tokens, None
+    if images is not None:
+        end, count = last_token(tokenizer), min(count, _fitting(model, ids.shape[1]))
+        seen = np.repeat(images, options.num_samples, axis=0)
     pieces: list[Any] = []
     times = [time.monotonic()]
 
@@ -118,7 +156,7 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any) -> dict[str, A
         prompts = np.repeat(ids, options.num_samples, axis=0)
         banned = tuple(tokenizer.special_ids)
         for piece in generate(
-            model, prompts, options.max_new_tokens, sampling, options.seed, banned, end=end
+            model, prompts, count, sampling, options.seed, banned, end=end, images=seen
         ):
             pieces.append(piece)
             times.append(time.monotonic())
@@ -138,6 +176,19 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any) -> dict[str, A
         for index, sample in enumerate(samples, 1):
             sys.stdout.write(f"--- {index}\n{options.prompt}{sample['text']}\n")
     return {"samples": samples, "tokens_per_second": _speed(pieces, times)}
+
+
+def _fitting(model: Any, prompt: int) -> int:
+    """Tokens that fit the context of a model after a prompt of so many."""
+    left: int = model.config.context - prompt
+    if left < 1:
+        raise Problem(
+            f"a prompt of {prompt} tokens leaves no room to write",
+            why=f"with an image, all that is written has to fit {model.config.context} tokens",
+            fix="give a shorter --prompt",
+            exit_code=USAGE,
+        )
+    return left
 
 
 def _speed(pieces: list[Any], times: list[float]) -> float | None:

@@ -16,7 +16,7 @@ from jaxmodels.runtime.progress import duration
 
 
 def conclude(
-    run: Path, outcome: Outcome, argv: list[str], options: Train[Any], seconds: float
+    run: Path, outcome: Outcome, argv: list[str], options: Train[Any], seconds: float, asked: str
 ) -> int:
     """Writes and prints the summary.
 
@@ -26,6 +26,7 @@ def conclude(
         argv: the command, to be repeated if there is no checkpoint.
         options: the command, parsed.
         seconds: since the process began.
+        asked: what `generate` may be asked for, as flags; empty if the model writes nothing.
 
     Returns:
         0 done, 75 stopped, 130 interrupted; 2 if the granted hours were too few for a step
@@ -37,7 +38,7 @@ def conclude(
     hopeless = _idle(outcome.reason, outcome.idle) and _was_idle(run / "summary.json")
     summary = asdict(outcome) | {"idle": outcome.idle, "run": str(run), "command": again}
     write_json(run / "summary.json", summary)
-    _print(run, outcome, again)
+    _print(run, outcome, again, asked)
     if outcome.reason == EARLY:
         say(f"the validation loss was not lower in {options.recipe.patience} evaluations in a row")
     if _idle(outcome.reason, outcome.idle):
@@ -64,7 +65,7 @@ def _was_idle(path: Path) -> bool:
         return False
 
 
-def _print(run: Path, outcome: Outcome, again: str) -> None:
+def _print(run: Path, outcome: Outcome, again: str, asked: str) -> None:
     here, best = shlex.quote(str(run)), outcome.best_valid_loss
     spent = ", ".join(
         f"{part} {duration(time)}" for part, time in outcome.seconds.items() if time >= 1
@@ -84,7 +85,9 @@ def _print(run: Path, outcome: Outcome, again: str) -> None:
         further = "--patience 0" if outcome.reason == EARLY else f"--steps {2 * outcome.steps}"
         say(
             f"longer:    {again} {further}",
-            f"generate:  jaxmodels generate {here} --prompt 'The '",
+            f"generate:  jaxmodels generate {here} {asked}"
+            if asked
+            else f"measure:   jaxmodels eval {here}",
             f"convert:   jaxmodels convert {here} {shlex.quote(f'{run}-pytorch')}",
         )
 

@@ -1,7 +1,6 @@
 """`jaxmodels train`: opens the data, trains, says how to go on."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -13,6 +12,14 @@ import jaxmodels
 from jaxmodels.cli import emit, say
 from jaxmodels.commands import resume, team
 from jaxmodels.commands.initial import refuse_own_characters, starter
+from jaxmodels.commands.run_data import (
+    asked_for,
+    describe,
+    fitting,
+    open_data,
+    refuse_other_kind,
+    sampler,
+)
 from jaxmodels.commands.summary import conclude
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
@@ -21,7 +28,6 @@ from jaxmodels.runtime.processes import begun, exchange, first, part, tell_stop,
 from jaxmodels.runtime.rundir import VOCABULARIES, steps
 from jaxmodels.runtime.stop import Stop, Stopped
 
-_PADDING = 128  # fewer rows than these are taken for padding of the vocabulary
 _BEGUN = time.monotonic()  # a granted session runs since the process started, near enough
 
 
@@ -93,7 +99,8 @@ def _run(
         )
     begun()
     took = time.monotonic() - _BEGUN
-    code = conclude(run, outcome, argv, options, took) if first() else DONE
+    asked = asked_for(jaxmodels.arch(resolved["arch"]), options.model)
+    code = conclude(run, outcome, argv, options, took, asked) if first() else DONE
     return part(code)
 
 
@@ -109,17 +116,18 @@ def _prepare(
     has_checkpoint = resume.check_resume(run, options.resume)
     # Before the data, which may take long to prepare.
     _check_devices(jaxmodels.arch(resolved["arch"]), options)
+    refuse_other_kind(options.recipe.data, options.model, resolved["arch"])
     resume.compare_settings(run, resolved, has_checkpoint)
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
     if source is not None and tokenizer is None:
         refuse_own_characters(options.recipe, source)
-    data = team.in_turn(lambda: _open_data(run, options, tokenizer, has_checkpoint, stop))
+    data = team.in_turn(lambda: open_data(run, options, tokenizer, has_checkpoint, stop))
     team.refuse_other_data(data)
     if source is not None and source.tokenizer is not None:
         resolved["recipe"]["tokenizer"] = str(run / source.tokenizer.FILE)
     sizes = resume.own_sizes(run, has_checkpoint)
     if not sizes and source is None and data.vocab_size:
-        sizes = _fitting(options.model, resolved, data.vocab_size)
+        sizes = fitting(options.model, resolved, data.vocab_size)
     resolved["model"] |= sizes
     options = replace(options, model=replace(options.model, **sizes))
     if data.vocab_needed > options.model.vocab:
@@ -133,29 +141,8 @@ def _prepare(
             exit_code=MISMATCH,
         )
     resume.compare_data(run, data, has_checkpoint)
-    _describe(resolved, data, options)
+    describe(resolved, data, options)
     return data, options
-
-
-def _fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int]:
-    """The sizes of the model that follow from the data's tokens; says which were given otherwise.
-
-    A vocabulary that was given, or of which the preset pads a few rows, may have more rows than
-    tokens, if the model tells the two apart.
-    """
-    preset = jaxmodels.preset(f"{resolved['arch']}:{resolved['preset']}")[2].vocab
-    if not hasattr(model, "tokens"):
-        if model.vocab not in (preset, tokens):
-            say(f"model.vocab is {tokens}, the data's, not {model.vocab}")
-        return {"vocab": tokens}
-    given = model.vocab != preset
-    if model.vocab >= tokens and (given or model.vocab - tokens < _PADDING):
-        if tokens not in (model.vocab, model.tokens):
-            say(f"model.tokens is {tokens}, the data's; model.vocab stays {model.vocab}")
-        return {"vocab": model.vocab, "tokens": tokens}
-    if given:
-        say(f"model.vocab is {tokens}, the data's, which {model.vocab} rows cannot hold")
-    return {"vocab": tokens, "tokens": tokens}
 
 
 def _check_devices(package: ModuleType, options: Train[Any]) -> None:
@@ -191,11 +178,10 @@ def _check_devices(package: ModuleType, options: Train[Any]) -> None:
 
 
 def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, stop: Stop) -> Any:
-    from jaxmodels.runtime.generate import text_sampler
     from jaxmodels.runtime.sharding import make_mesh, own_rows
     from jaxmodels.runtime.train import Job
 
-    recipe, tokenizer = options.recipe, data.tokenizer
+    recipe = options.recipe
     return Job(
         jaxmodels.arch(resolved["arch"]),
         options.model,
@@ -204,46 +190,8 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
         data.valid(recipe.eval_batches),
         run,
         stop,
-        text_sampler(tokenizer, recipe.prompt, recipe.seed) if tokenizer else None,
+        sampler(jaxmodels.arch(resolved["arch"]), options.model, recipe, data),
     )
-
-
-def _open_data(
-    run: Path, options: Train[Any], tokenizer: Any, has_checkpoint: bool, stop: Stop
-) -> Any:
-    """The run's data. Without a checkpoint, what another start prepared is prepared anew."""
-    from data_pipelines.errors import DataProblem
-    from data_pipelines.pipelines import open_data
-
-    recipe, folder = options.recipe, run / "data"
-
-    def opened() -> Any:
-        return open_data(
-            recipe.data,
-            folder=folder,
-            context=options.model.context,
-            batch=recipe.batch * recipe.accum,
-            seed=recipe.seed,
-            valid_fraction=recipe.valid_fraction,
-            min_freq=recipe.min_freq,
-            tokenizer=tokenizer or recipe.tokenizer,
-            progress=stop.check,
-            segments=recipe.segments,
-            vocab_documents=recipe.vocab_documents,
-        )
-
-    try:
-        data = opened()
-    except DataProblem as problem:
-        ours = (folder / "manifest.json").is_file()
-        if has_checkpoint or not ours or problem.where != str(folder) or not first():
-            raise
-        say(f"{problem.what}; no step was done with them, so they are made anew")
-        shutil.rmtree(folder)
-        data = opened()
-    for note in data.notes:
-        say(note)
-    return data
 
 
 def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
@@ -262,23 +210,6 @@ def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
             (run / name).unlink(missing_ok=True)
     if data.tokenizer:
         data.tokenizer.save(run)
-
-
-def _describe(resolved: dict[str, Any], data: Any, options: Train[Any]) -> None:
-    import jax
-
-    from jaxmodels.commands.list import parameter_count
-
-    count = parameter_count(resolved["arch"], options.model)
-    recipe, device = options.recipe, jax.devices()[0]
-    tokens = recipe.batch * recipe.accum * options.model.context
-    say(
-        f"{resolved['arch']}:{resolved['preset']}  {count:,} parameters  "
-        f"{jax.device_count()} × {device.device_kind}  {recipe.dtype}",
-        f"data {data.spec}: {data.train_tokens:,} tokens, and {data.valid_tokens:,} held out"
-        + (f", vocabulary {data.vocab_size}" if data.vocab_size else ""),
-        f"{recipe.steps:,} steps of {tokens:,} tokens",
-    )
 
 
 def _find_lr(

@@ -1,12 +1,13 @@
 """Losses that several models share."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.layers.sharding import axis_size, spread
 
@@ -43,6 +44,16 @@ def chunked_cross_entropy(
     Returns:
         float32 mean of −log softmax(logits)[target] in nats, over positions that count.
     """
+    return chunked_scores(x, head, targets, mask)[0]
+
+
+def chunked_scores(
+    x: Float[Array, "b t d"],
+    head: Float[Array, "v d"],
+    targets: Int[Array, "b t"],
+    mask: Int[Array, "b t"] | Bool[Array, "b t"] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """As `chunked_cross_entropy`, and the share of targets that were the likeliest token."""
     weight = jnp.ones(targets.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
     weight = weight / jnp.maximum(weight.sum(), 1)
     if axis_size("data") == 1 or len(x) % axis_size("data"):
@@ -52,40 +63,42 @@ def chunked_cross_entropy(
     return jax.shard_map(
         lambda *rows: jax.lax.psum(_mean(*rows), "data"),
         in_specs=(P("data"), P(), P("data"), P("data")),
-        out_specs=P(),
+        out_specs=(P(), P()),
         axis_names={"data"},
         check_vma=False,
     )(x, spread(head, "model", None), targets, weight)
 
 
 @jax.custom_vjp
-def _mean(x: Array, head: Array, targets: Array, weight: Array) -> Array:
-    """Sum of weight · cross-entropy."""
+def _mean(x: Array, head: Array, targets: Array, weight: Array) -> tuple[Array, Array]:
+    """Sums of weight · cross-entropy, and of weight where the target was the likeliest."""
 
-    def add(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, None]:
-        return total + _loss(head, *chunk)[0], None
+    def add(totals: tuple[Array, Array], chunk: tuple[Array, ...]) -> tuple[Any, None]:
+        part, hits, _ = _loss(head, *chunk)
+        return (totals[0] + part, totals[1] + hits), None
 
-    return jax.lax.scan(add, jnp.zeros(()), _chunks(head, x, targets, weight))[0]
+    zeros = jnp.zeros(()), jnp.zeros(())
+    return jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))[0]
 
 
 def _mean_and_gradients(
     x: Array, head: Array, targets: Array, weight: Array
-) -> tuple[Array, tuple[Array, Array, Array]]:
-    def add(totals: tuple[Array, Array], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
-        part, of_logits = _loss(head, *chunk)
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def add(totals: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
+        part, hits, of_logits = _loss(head, *chunk)
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        of_head = totals[1] + product("nv,nd->vd", of_logits, chunk[0])
+        of_head = totals[2] + product("nv,nd->vd", of_logits, chunk[0])
         of_x = product("nv,vd->nd", of_logits, head).astype(x.dtype)
-        return (totals[0] + part, of_head), of_x
+        return (totals[0] + part, totals[1] + hits, of_head), of_x
 
-    zeros = jnp.zeros(()), jnp.zeros(head.shape, jnp.float32)
-    (total, of_head), of_x = jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))
+    zeros = jnp.zeros(()), jnp.zeros(()), jnp.zeros(head.shape, jnp.float32)
+    (total, hits, of_head), of_x = jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))
     of_x = rearrange(of_x, "c (b t) d -> b (c t) d", b=len(x))[:, : x.shape[1]]
-    return total, (of_x, of_head.astype(head.dtype), weight)
+    return (total, hits), (of_x, of_head.astype(head.dtype))
 
 
-def _backward(kept: tuple[Array, Array, Array], by: Array) -> tuple[Array | None, ...]:
-    of_x, of_head, _ = kept
+def _backward(kept: tuple[Array, Array], bys: tuple[Array, Array]) -> tuple[Array | None, ...]:
+    (of_x, of_head), by = kept, bys[0]  # a share of hits has no slope
     return of_x * by.astype(of_x.dtype), of_head * by.astype(of_head.dtype), None, None
 
 
@@ -110,8 +123,8 @@ def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
     return tuple(cut(array) for array in (x, *others))
 
 
-def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, Array]:
-    """A chunk's part of the mean, and the gradient of that with respect to its logits."""
+def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """A chunk's parts of the means, and the gradient of the loss with respect to its logits."""
     logits = jnp.einsum("nd,vd->nv", x, head, preferred_element_type=jnp.float32)
     top = logits.max(axis=-1)
     # One exponential for the sum and the gradient: XLA's sum of exponentials is slow on a CPU.
@@ -121,4 +134,7 @@ def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, 
     picked = jnp.sum(x.astype(jnp.float32) * head[targets], axis=-1)
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
     of_logits = powers * (weight / total)[..., None] - weight[..., None] * hot
-    return jnp.sum(weight * (jnp.log(total) + top - picked)), of_logits.astype(x.dtype)
+    # The likeliest is the one whose power is e to 0.
+    hits = jnp.take_along_axis(powers, targets[..., None], axis=-1)[..., 0] == 1
+    loss = jnp.sum(weight * (jnp.log(total) + top - picked))
+    return loss, jnp.sum(weight * hits), of_logits.astype(x.dtype)

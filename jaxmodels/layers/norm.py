@@ -4,7 +4,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-def layer_norm(norm: nnx.LayerNorm, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+def layer_norm(norm: nnx.LayerNorm | nnx.RMSNorm, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """`norm(x)` in the dtype of its parameters, which is that of the products that follow.
 
     Args:

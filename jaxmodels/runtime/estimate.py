@@ -15,7 +15,7 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import flops
 from jaxmodels.runtime.chips import Topology
 from jaxmodels.runtime.plan import Job, held, loss_of, state_of
-from jaxmodels.runtime.sharding import AXES
+from jaxmodels.runtime.sharding import AXES, head_counts
 
 LARGEST_BATCH = 1 << 14
 
@@ -38,11 +38,6 @@ class Setting:
         """The job with this setting; as many sequences a step as before where they fit."""
         accum = max(1, job.recipe.batch * job.recipe.accum // self.batch)
         return job.with_recipe(mesh=self.mesh, batch=self.batch, remat=self.remat, accum=accum)
-
-
-def head_counts(config: Any) -> tuple[int, ...]:
-    """Attention heads of every layer."""
-    return tuple(getattr(config, "heads_by_layer", None) or (config.heads,))
 
 
 def check_heads(config: Any, parts: int) -> None:

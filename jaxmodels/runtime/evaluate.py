@@ -35,7 +35,10 @@ def evaluate(
     batches: Iterable[dict[str, Any]],
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Means over all rows of the batches, loss first; None when `stop` asked to end early."""
+    """Means over all rows of the batches, loss first; None when `stop` asked to end early.
+
+    Of a perplexity the logarithm is averaged: it is e to the power of a mean loss.
+    """
     total: dict[str, float] = {}
     rows = 0
     for batch in batches:
@@ -43,9 +46,13 @@ def evaluate(
             return None
         size = batch["tokens"].shape[0]
         for name, value in loss(params, rest, batch).items():
-            total[name] = total.get(name, 0.0) + float(value) * size
+            number = log(float(value)) if name == "perplexity" else float(value)
+            total[name] = total.get(name, 0.0) + number * size
         rows += size
-    return {"loss": total.pop("loss") / rows, **{name: x / rows for name, x in total.items()}}
+    means = {name: x / rows for name, x in total.items()}
+    if "perplexity" in means:
+        means["perplexity"] = exp(min(means["perplexity"], 700.0))
+    return {"loss": means.pop("loss"), **means}
 
 
 def report(loss: float, tokens: int, characters: int | None = None) -> dict[str, float]:

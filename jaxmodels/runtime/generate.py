@@ -1,6 +1,6 @@
 """The one generation loop: prefill the prompt, then decode in compiled pieces."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ def generate(
     banned: tuple[int, ...] = (),
     chunk: int = 32,
     end: int | None = None,
+    images: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Continues each row of the prompt, yielding int32 [b, n ≤ chunk] as soon as it is there.
 
@@ -35,9 +36,12 @@ def generate(
     Args:
         model: a module with `config.context`, `init_cache(batch, size)` and
             `model(tokens, cache) -> (logits, cache)`; and `prefill(tokens, length, size) ->
-            (logits, cache)` where it reads a prompt in another way. Ids from `config.tokens` on,
-            where the config has it, are padding of the vocabulary and never drawn.
+            (logits, cache)` where it reads a prompt in another way, `decode(tokens, cache) ->
+            (logits, cache)` where it decodes in another way than it is called. Ids from
+            `config.tokens` on, where the config has it, are padding of the vocabulary and never
+            drawn.
         prompt: int [b, t] with t ≥ 1. Of a prompt longer than the context, only the end is read.
+            With images it may be empty.
         max_new_tokens: how many tokens each row gets.
         sampling: temperature and filters; greedy when the temperature is None.
         seed: of the random draws.
@@ -45,10 +49,14 @@ def generate(
         chunk: tokens decoded in one compiled call.
         end: a token that ends a row: once every row has drawn it, no further piece is yielded.
             What follows it in a row is for the caller to cut off.
+        images: float32 [b, h, w, 3] in [0, 1], what each row is written about; for a model whose
+            `prefill` takes `images`. Prompt and new tokens must fit the context: an image is looked
+            at once.
     """
     skeleton, params, rest = split(model)
     fixed = Fixed(skeleton, sampling.top_k, banned, chunk, model.config.context)
-    stretch = partial(_stretch, fixed, params, rest, sampling._replace(top_k=None), seed)
+    sampling = sampling._replace(top_k=None)
+    stretch = partial(_stretch, fixed, params, rest, sampling, seed, images)
     text, drawn = np.asarray(prompt, np.int32), 0
     ended = np.zeros(len(text), bool)
     while drawn < max_new_tokens and not ended.all():
@@ -81,6 +89,7 @@ def _stretch(
     rest: Arrays,
     sampling: Sampling,
     seed: int,
+    images: np.ndarray | None,
     prompt: np.ndarray,
     drawn: int,
     count: int,
@@ -91,7 +100,8 @@ def _stretch(
     """
     filled = prompt.shape[1]
     size = _room(filled + min(fixed.chunk, count), fixed.context)
-    state = _prefill(fixed, params, rest, _pad(prompt, size), filled, drawn, size=size)
+    padded = _pad(prompt, size)
+    state = _prefill(fixed, params, rest, padded, filled, drawn, images, size=size)
     waiting = None
     for left in range(count, 0, -fixed.chunk):
         n = min(left, fixed.chunk)
@@ -139,7 +149,15 @@ def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0, static_argnames="size")
 def _prefill(
-    fixed: Fixed, params: Arrays, rest: Arrays, tokens: Any, length: Any, drawn: Any, *, size: int
+    fixed: Fixed,
+    params: Arrays,
+    rest: Arrays,
+    tokens: Any,
+    length: Any,
+    drawn: Any,
+    images: Any,
+    *,
+    size: int,
 ) -> Any:
     """The state to decode from: next logits, the cache, and how many tokens were drawn.
 
@@ -148,7 +166,8 @@ def _prefill(
     """
     model = fixed.skeleton.merge(params, rest)
     if hasattr(model, "prefill"):
-        last, cache = model.prefill(tokens, length, size)
+        seen = {} if images is None else {"images": images}
+        last, cache = model.prefill(tokens, length, size, **seen)
         return last, cache, jnp.zeros((), jnp.int32) + drawn
     logits, cache = model(tokens, model.init_cache(tokens.shape[0], size))
     last = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
@@ -165,6 +184,7 @@ def _decode(
     n is no constant of the program, so that pieces of all lengths share one compilation.
     """
     model = fixed.skeleton.merge(params, rest)
+    step = getattr(model, "decode", model)
     ids = np.arange(model.config.vocab)
     banned = np.isin(ids, fixed.banned) | (ids >= getattr(model.config, "tokens", len(ids)))
     sampling = sampling._replace(top_k=fixed.top_k)
@@ -174,7 +194,7 @@ def _decode(
     def one(i: jax.Array, carry: Any) -> Any:
         (logits, cache, drawn), tokens = carry
         token = sample(logits, numbers[i], sampling, banned)
-        logits, cache = model(token[:, None], cache)
+        logits, cache = step(token[:, None], cache)
         return (logits[:, 0], cache, drawn + 1), tokens.at[:, i].set(token)
 
     return jax.lax.fori_loop(0, n, one, (state, jnp.zeros((rows, fixed.chunk), jnp.int32)))
@@ -194,16 +214,3 @@ def before(end: int | None, tokens: np.ndarray) -> np.ndarray:
     """The tokens [n] before the first that ends a text."""
     ends = (tokens == end).nonzero()[0]
     return tokens[: ends[0]] if len(ends) else tokens
-
-
-def text_sampler(tokenizer: Any, prompt: str, seed: int, length: int = 200) -> Callable[[Any], str]:
-    """A sampler that continues `prompt` by at most `length` tokens at temperature 0.8."""
-    ids = np.asarray([tokenizer.encode(prompt)], np.int32)
-    banned, end = tuple(tokenizer.special_ids), tokenizer.end_of_text
-
-    def sampler(model: Any) -> str:
-        pieces = generate(model, ids, length, Sampling(0.8), seed, banned, chunk=length, end=end)
-        tokens = np.concatenate([piece[0] for piece in pieces])
-        return prompt + tokenizer.decode(before(end, tokens))
-
-    return sampler

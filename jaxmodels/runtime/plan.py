@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import flops, hlo
+from jaxmodels.runtime.batches import batch_shapes
 from jaxmodels.runtime.chips import Topology
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.paths import Arrays, Skeleton
@@ -38,17 +39,9 @@ class Job:
 
     @property
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays that a step takes, as the data pipelines make them.
-
-        A package whose batches hold more than tokens says what in `batch_shapes(config, rows)`.
-        """
+        """The arrays that a step takes, as the data pipelines make them."""
         rows = self.recipe.batch * self.recipe.accum
-        if hasattr(self.package, "batch_shapes"):
-            shapes: dict[str, jax.ShapeDtypeStruct] = self.package.batch_shapes(self.config, rows)
-            return shapes
-        shape = (rows, self.config.context + 1)
-        names = ("tokens", "segments") if self.recipe.segments else ("tokens",)
-        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
+        return batch_shapes(self.config, rows, self.recipe.segments)
 
     @property
     def tokens(self) -> int:

@@ -5,6 +5,7 @@ moments follow their parameter; batches are split over the data axis.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache, wraps
 from math import gcd, prod
 from typing import Any
@@ -71,13 +72,20 @@ def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str
     return sizes
 
 
+def head_counts(config: Any) -> tuple[int, ...]:
+    """Attention heads of every layer, those of a Config inside of the Config too."""
+    own = getattr(config, "heads_by_layer", None) or (config.heads,)
+    parts = (getattr(config, field.name) for field in fields(config))
+    return (*own, *(n for part in parts if is_dataclass(part) for n in head_counts(part)))
+
+
 def check_heads(config: Any, size: int) -> None:
     """Refuses a model axis of a size that does not divide the attention heads of every block.
 
     Raises:
         Problem: (usage) naming the sizes that do. XLA would compute all heads on every device.
     """
-    heads = getattr(config, "heads_by_layer", None) or (config.heads,)
+    heads = head_counts(config)
     if all(count % size == 0 for count in heads):
         return
     shared = gcd(*heads)

@@ -16,12 +16,13 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
 from jaxmodels.runtime import processes, rundir
 from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.files import write_text
+from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.metrics import MetricsLog, Silent
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.outcome import EARLY, Outcome
 from jaxmodels.runtime.patience import Patience
 from jaxmodels.runtime.progress import Progress, amounts
+from jaxmodels.runtime.samples import Sample
 from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch, put_whole
 from jaxmodels.runtime.stats import StatsLog
 from jaxmodels.runtime.step import State, init, train_step
@@ -44,8 +45,8 @@ class Job:
     run: Path
     stop: Stop = field(default_factory=Stop)
     """Asked between steps; it hears signals if it was entered."""
-    sampler: Callable[[Any], str] | None = None
-    """Text that the model (a module) writes now; printed as training goes."""
+    sampler: Callable[[Any], Sample] | None = None
+    """What the model (a module) writes now; printed as training goes."""
     begin: Callable[[State], State] = lambda state: state
     """What makes of a fresh state the one that the run begins with."""
 
@@ -238,11 +239,13 @@ class _Loop:
         self._settle()
         with self.outcome.timed("eval"):
             assert self.job.sampler is not None
-            text = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
+            text, png = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
             if processes.first():
                 folder = self.job.run / "samples"
                 folder.mkdir(exist_ok=True)
                 write_text(folder / f"{self.outcome.step}.txt", text + "\n")
+                if png is not None:
+                    write_bytes(folder / f"{self.outcome.step}.png", png)
             self.progress.say(f"--- sample at step {self.outcome.step}\n{text}\n---")
         self.ticks = time.monotonic()
 

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import jaxmodels
 from jaxmodels.__main__ import main
 from jaxmodels.runtime.files import digests
-from jaxmodels.runtime.paths import nest, params_of
+from jaxmodels.runtime.paths import nest, params_of, split
 from jaxmodels.runtime.rundir import identity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "charlm"
@@ -44,6 +44,17 @@ def random_params(spec: str = "charlm:tiny", seed: int = 0) -> dict[str, np.ndar
     }
 
 
+def random_state(spec: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """Path → what a model remembers besides its parameters; floats are random."""
+    rng = np.random.default_rng([seed, 1])
+    return {
+        path: rng.random(leaf.shape).astype(np.float32)
+        if leaf.dtype == np.float32
+        else np.full(leaf.shape, 3, leaf.dtype)
+        for path, leaf in split(jaxmodels.create(spec))[2].items()
+    }
+
+
 def save_tree(folder: Path, flat: dict[str, np.ndarray]) -> Path:
     """Orbax checkpoint of path → array."""
     with ocp.PyTreeCheckpointer() as writer:
@@ -66,7 +77,8 @@ def write_run(
         target = folder / "checkpoints" / str(step)
         target.mkdir(parents=True)
         save_tree(target / "params", random_params(spec, seed=step))
-        save_tree(target / "train", {"step": np.asarray(step)})
+        rest = {f"rest/{path}": np.asarray(x) for path, x in random_state(spec, step).items()}
+        save_tree(target / "train", {"step": np.asarray(step), **rest})
         (target / "data.json").write_text("{}")
         metrics = {} if loss is None else {"valid_loss": loss}
         manifest = {"step": step, "metrics": metrics, "run": identity(folder)}

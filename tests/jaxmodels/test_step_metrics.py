@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from types import ModuleType
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from jaxmodels.errors import DONE, USAGE
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.optim import optimiser, schedule
-from jaxmodels.runtime.plan import Job
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
 from tests.jaxmodels.helpers import train
@@ -32,7 +30,8 @@ def telling_loss(model, batch, rngs):
     loss, _ = plain(model, batch, rngs)
     tokens = batch["tokens"]
     rows = jnp.asarray(len(tokens), jnp.int32)
-    return loss, {"metrics": {"mean_token": tokens.mean(), "rows": rows}, "seen": rows}
+    metrics = {"mean_token": tokens.mean(), "rows": rows, "perplexity": jnp.exp(rows / 4)}
+    return loss, {"metrics": metrics, "seen": rows}
 
 
 def package(**changes):
@@ -62,7 +61,7 @@ def test_metrics_are_means_over_micro_batches(accum):
     batch = {"tokens": tokens()}
     recipe = replace(RECIPE, accum=accum, slices=1)
     _, metrics = stepped(package(loss=telling_loss), recipe, batch)
-    assert metrics.keys() == {"loss", "grad_norm", "lr", "mean_token", "rows"}
+    assert metrics.keys() == {"loss", "grad_norm", "lr", "mean_token", "rows", "perplexity"}
     assert metrics["mean_token"] == pytest.approx(batch["tokens"].mean(), rel=1e-6)
     assert metrics["rows"] == 64 / accum
 
@@ -116,18 +115,11 @@ def test_an_evaluation_weighs_metrics_by_rows():
     state, whole = fresh(), tokens(12)
     batches = [{"tokens": whole[:8]}, {"tokens": whole[8:]}]
     found = evaluate(loss_function(made, skeleton), state.params, state.rest, batches)
-    assert list(found) == ["loss", "mean_token", "rows"]
+    assert found.keys() == {"loss", "mean_token", "rows", "perplexity"}
+    assert next(iter(found)) == "loss"
     assert found["mean_token"] == pytest.approx(whole.mean(), rel=1e-6)
     assert found["rows"] == pytest.approx((8 * 8 + 4 * 4) / 12)
-
-
-def test_a_package_says_what_its_batches_hold():
-    def batch_shapes(config, rows):
-        return {"tokens": jax.ShapeDtypeStruct((rows, config.context), jnp.int32)}
-
-    job = Job(package(batch_shapes=batch_shapes), CONFIG, replace(RECIPE, batch=4, accum=2))
-    assert job.batch["tokens"].shape == (8, 32)
-    assert Job(charlm, CONFIG, RECIPE).batch["tokens"].shape == (16, 33)
+    assert found["perplexity"] == pytest.approx(np.exp((8 * 2 + 4 * 1) / 12), rel=1e-6)
 
 
 def test_metrics_reach_the_log_the_board_the_checkpoint_and_a_plot(tmp_path, monkeypatch):

@@ -1,0 +1,38 @@
+"""bitgen: texts and images together, with ternary weights and a memory (seed 004's promises)."""
+
+from jaxmodels.bitgen.config import PRESETS, RECIPES, Config
+from jaxmodels.lazy import lazy
+
+__all__ = [
+    "PRESETS",
+    "RECIPES",
+    "SHARDING",
+    "WEIGHTS",
+    "WHOLE",
+    "Config",
+    "Model",
+    "commit",
+    "forget",
+    "loss",
+    "pack",
+    "read",
+    "sizes",
+    "write",
+]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Model": "model",
+        "loss": "objectives",
+        "commit": "objectives",
+        "pack": "bitlinear",
+        "write": "remember",
+        "read": "remember",
+        "forget": "remember",
+        "WHOLE": "objectives",
+        "SHARDING": "layout",
+        "WEIGHTS": "layout",
+        "sizes": "layout",
+    },
+)

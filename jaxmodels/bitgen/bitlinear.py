@@ -1,0 +1,181 @@
+"""Linear layers of BitNet b1.58: ternary weights, 8-bit activations (Ma et al. 2024,
+arXiv:2402.17764).
+
+    γ = mean |W|,  T = clip(round(W / γ), −1, 1)                    for the whole matrix
+    s = 127 / max |x|,  X = clip(round(x · s), −128, 127)           for each token
+    y = (X · T) · γ / s
+
+x is normalised first (RMS, the layer's own). Rounding goes to the even neighbour. The gradient
+goes through both roundings as if they were not there (straight-through). The products are of
+whole numbers, which are exact in bfloat16 too. Numbers as in transformers' `AutoBitLinear` in its
+online mode.
+
+`pack` gives the model for inference: four weights a byte, in the layout of transformers' BitNet
+integration, so that `packed` is its `weight`: byte [r, j] holds the rows r, R + r, 2R + r, 3R + r
+of the outputs, R a quarter of them, the first in the lowest bits.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int8, UInt8
+
+from jaxmodels.layers.norm import layer_norm
+
+# Least γ and least max |x|, as transformers has them.
+LEAST = 1e-5
+# Weights of two bits in a byte.
+A_BYTE = 4
+
+
+class Packed(nnx.Variable):
+    """Ternary weights, four a byte, and their scale: no gradient reaches them."""
+
+
+def ternary(kernel: Float[Array, "d f"]) -> tuple[Float[Array, "d f"], Float[Array, ""]]:
+    """T, of −1, 0 and 1 in the kernel's dtype, and γ, float32: the kernel is about T · γ."""
+    exact = _exact(kernel)
+    scale = 1 / jnp.maximum(jnp.abs(exact).mean(), LEAST)
+    return jnp.clip(jnp.round(exact * scale), -1, 1).astype(kernel.dtype), 1 / scale
+
+
+def levels(x: Float[Array, "*b d"]) -> tuple[Float[Array, "*b d"], Float[Array, "*b 1"]]:
+    """X, whole numbers of 8 bits in the dtype of x, and 1/s, float32: x is about X · (1/s)."""
+    exact = _exact(x)
+    most = jnp.abs(exact).max(axis=-1, keepdims=True)
+    scale = 127 / jnp.maximum(most, LEAST)
+    return jnp.clip(jnp.round(exact * scale), -128, 127).astype(x.dtype), 1 / scale
+
+
+def _exact(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*b d"], kernel: Float[Array, "d f"]) -> Float[Array, "*b f"]:
+    """The quantised product of x and the kernel, in the dtype of x."""
+    return _forward(x, kernel)[0]
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, Any]:
+    (whole, step), (signs, gamma) = levels(x), ternary(kernel)
+    y = jnp.matmul(whole, signs, preferred_element_type=jnp.float32) * (gamma * step)
+    kept = whole.astype(jnp.int8), step, signs.astype(jnp.int8), gamma
+    return y.astype(x.dtype), kept
+
+
+def _backward(kept: Any, of_y: Array) -> tuple[Array, Array]:
+    whole, step, signs, gamma = kept
+    dtype = of_y.dtype
+    of_x = jnp.matmul(of_y, signs.T.astype(dtype), preferred_element_type=jnp.float32) * gamma
+    rows = (of_y * step).astype(dtype).reshape(-1, of_y.shape[-1])
+    columns = whole.astype(dtype).reshape(-1, whole.shape[-1])
+    of_kernel = jnp.matmul(columns.T, rows, preferred_element_type=jnp.float32)
+    return of_x.astype(dtype), of_kernel.astype(dtype)
+
+
+product.defvjp(_forward, _backward)
+
+
+class BitLinear(nnx.Module):
+    """RMS norm with a scale, then the quantised product; no bias, as in BitNet."""
+
+    def __init__(self, inward: int, outward: int, *, rngs: nnx.Rngs):
+        self.norm = nnx.RMSNorm(inward, epsilon=1e-6, rngs=rngs)
+        init = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (inward, outward)))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
+        """[… d] → [… f] in the parameters' dtype; the norm is computed in float32."""
+        return product(layer_norm(self.norm, x), self.kernel[...])
+
+
+class PackedLinear(nnx.Module):
+    """A BitLinear for inference; it holds a quarter of a byte for each weight."""
+
+    def __init__(self, linear: BitLinear):
+        signs, gamma = ternary(linear.kernel[...])
+        self.outward = signs.shape[1]
+        self.norm = linear.norm
+        self.packed = Packed(pack_rows(signs.T.astype(jnp.int8)))
+        self.scale = Packed(gamma)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
+        """[… d] → [… f], the numbers of the BitLinear."""
+        x = layer_norm(self.norm, x)
+        whole, step = levels(x)
+        signs = unpack_rows(self.packed[...], self.outward).astype(x.dtype)
+        y = jnp.einsum("...d,fd->...f", whole, signs, preferred_element_type=jnp.float32)
+        return (y * (self.scale[...] * step)).astype(x.dtype)
+
+
+def pack_rows(signs: Int8[Array, "f d"]) -> UInt8[Array, "r d"]:
+    """−1, 0, 1 for each output and input → bytes; r = ⌈f/4⌉, what is missing reads as −1."""
+    rows = -(-signs.shape[0] // A_BYTE)
+    codes = jnp.pad((signs + 1).astype(jnp.uint8), ((0, A_BYTE * rows - len(signs)), (0, 0)))
+    parts = (
+        codes.reshape(A_BYTE, rows, -1) << (2 * jnp.arange(A_BYTE, dtype=jnp.uint8))[:, None, None]
+    )
+    return parts.sum(axis=0, dtype=jnp.uint8)
+
+
+def unpack_rows(packed: UInt8[Array, "r d"], outward: int) -> Int8[Array, "f d"]:
+    """The inverse of `pack_rows` for so many outputs."""
+    shifts = (2 * jnp.arange(A_BYTE, dtype=jnp.uint8))[:, None, None]
+    codes = (packed[None] >> shifts) & 3
+    return codes.reshape(-1, packed.shape[1])[:outward].astype(jnp.int8) - 1
+
+
+def pack(model: Any) -> Any:
+    """A copy of a model whose BitLinears are packed, for inference.
+
+    The other parameters are shared with the model. What it gives is what the model gives, but for
+    the last bits of float32.
+    """
+    copy = nnx.merge(*nnx.split(model))
+    for _, node in list(nnx.iter_graph(copy)):
+        if not isinstance(node, nnx.Module):
+            continue
+        for name, child in list(vars(node).items()):
+            if isinstance(child, BitLinear):
+                setattr(node, name, PackedLinear(child))
+    return copy
+
+
+def ternary_size(model: Any) -> tuple[int, int]:
+    """(bytes, weights) of the ternary weights that a model holds, with their scales.
+
+    A model for training holds 4 bytes a weight, a packed one a quarter of a byte and 4 bytes for
+    each matrix.
+    """
+    size = count = 0
+    for _, node in nnx.iter_graph(model):
+        if isinstance(node, BitLinear):
+            size += node.kernel[...].nbytes
+            count += node.kernel[...].size
+        elif isinstance(node, PackedLinear):
+            size += node.packed[...].nbytes + node.scale[...].nbytes
+            count += node.outward * node.packed[...].shape[1]
+    return size, count
+
+
+def exported(model: Any) -> dict[str, Any]:
+    """Path → arrays of every ternary layer, as transformers' packed BitNet files hold them.
+
+    `PATH.weight` is uint8 [⌈f/4⌉, d] and `PATH.weight_scale` float32 [1], the reciprocal 1/γ that
+    transformers' `BitLinear` divides by; `PATH.rms_norm.weight` float32 [d].
+
+    Args:
+        model: packed or not.
+    """
+    arrays: dict[str, Any] = {}
+    for path, node in nnx.iter_graph(pack(model)):
+        if isinstance(node, PackedLinear):
+            name = ".".join(str(part) for part in path)
+            assert node.norm.scale is not None
+            arrays[f"{name}.weight"] = node.packed[...]
+            arrays[f"{name}.weight_scale"] = 1 / node.scale[...].reshape(1)
+            arrays[f"{name}.rms_norm.weight"] = node.norm.scale[...]
+    return arrays

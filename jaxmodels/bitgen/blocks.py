@@ -1,0 +1,126 @@
+"""The blocks of bitgen: every product of theirs is a BitNet linear, normalised by its own norm."""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jaxmodels.bitgen.bitlinear import BitLinear
+from jaxmodels.bitgen.config import Config
+from jaxmodels.layers.attention import attention
+from jaxmodels.layers.cache import KVCache
+from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.sharding import spread
+
+Hidden = Float[Array, "b t d"]
+Heads = tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]
+
+
+def _heads(x: Array, parts: int, heads: int) -> Array:
+    return rearrange(x, "b t (n h k) -> n b t h k", n=parts, h=heads)
+
+
+class Attention(nnx.Module):
+    """Self-attention of any kind."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.heads = cfg.heads
+        self.qkv = BitLinear(cfg.dim, 3 * cfg.dim, rngs=rngs)
+        self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
+
+    def __call__(self, x, mask, cache: KVCache | None, layer: int):
+        """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache).
+
+        The mask, [b, t or 1, s], is True where a query may see a key; a cache has its own.
+        """
+        q, k, v = _heads(self.qkv(x), 3, self.heads)
+        if cache is None:
+            out, kept = attention(q, k, v, jnp.broadcast_to(mask, (*q.shape[:2], k.shape[1]))), None
+        else:
+            out, kept = cache.attend(layer, q, k, v)
+        return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
+
+
+class CrossAttention(nnx.Module):
+    """Attention to another sequence."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.heads = cfg.heads
+        self.q = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
+        self.kv = BitLinear(cfg.dim, 2 * cfg.dim, rngs=rngs)
+        self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
+
+    def seen(self, other: Float[Array, "b s d"]) -> Heads:
+        """Keys and values of the other sequence."""
+        k, v = _heads(self.kv(other), 2, self.heads)
+        return k, v
+
+    def __call__(self, x: Hidden, seen: Heads, mask: Bool[Array, "b s"]) -> Hidden:
+        """[b, t, d] → [b, t, d]; every query sees the keys where the mask is True."""
+        q = _heads(self.q(x), 1, self.heads)[0]
+        everyone = jnp.broadcast_to(mask[:, None], (*q.shape[:2], mask.shape[1]))
+        return self.proj(rearrange(attention(q, *seen, everyone), "b t h k -> b t (h k)"))
+
+
+class Mlp(nnx.Module):
+    """Two layers with a squared ReLU between them, as BitNet b1.58 has it."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.up = BitLinear(cfg.dim, cfg.hidden, rngs=rngs)
+        self.out = BitLinear(cfg.hidden, cfg.dim, rngs=rngs)
+
+    def __call__(self, x):
+        """[b, t, d] → [b, t, d]."""
+        hidden = jnp.square(nnx.relu(self.up(x)))
+        return self.out(spread(hidden, "data", ..., "model"))
+
+
+class Block(nnx.Module):
+    """Attention to itself, to another sequence where the block has `cross`, and feed-forward.
+
+    Attention to another sequence is scaled by a learned gate that begins at 0 (FIBER), so that a
+    fused encoder begins as two encoders. The decoder's has no gate: it knows nothing else.
+    """
+
+    def __init__(self, cfg: Config, *, cross: bool = False, gated: bool = True, rngs: nnx.Rngs):
+        self.config = cfg
+        self.attn = Attention(cfg, rngs=rngs)
+        if cross:
+            self.cross = CrossAttention(cfg, rngs=rngs)
+            if gated:
+                self.gate = nnx.Param(jnp.zeros(()))
+        self.mlp = Mlp(cfg, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Hidden,
+        mask: Bool[Array, "#b #t s"],
+        seen: Heads | None = None,
+        seen_mask: Bool[Array, "b s2"] | None = None,
+        rngs: nnx.Rngs | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ):
+        """float32 [b, t, d] → [b, t, d], and the keys and values to remember.
+
+        Args:
+            x: the residual stream.
+            mask: which keys a query may see; a cache knows by itself.
+            seen: keys and values of another sequence (`cross.seen`); None sees nothing.
+            seen_mask: where the other sequence may be seen.
+            rngs: has the stream `dropout`; None means none.
+            cache: of the decoder.
+            layer: the block's number in the cache.
+        """
+        out, kept = self.attn(x, mask, cache, layer)
+        x = self._add(x, out, rngs)
+        if seen is not None and seen_mask is not None:
+            out = self.cross(x, seen, seen_mask)
+            x = self._add(x, self.gate[...] * out if hasattr(self, "gate") else out, rngs)
+        return self._add(x, self.mlp(x), rngs), kept
+
+    def _add(self, x: Array, out: Array, rngs: nnx.Rngs | None) -> Array:
+        rate = self.config.dropout
+        return spread(
+            x + (out if rngs is None else dropout(out, rate, rngs.dropout())), "data", ...
+        )

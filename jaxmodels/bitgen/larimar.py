@@ -1,0 +1,175 @@
+"""Larimar's episodic memory (Das et al. 2024, arXiv:2403.11901): slots that are written by
+solving, not by training.
+
+A memory has m slots. What is written has a key, by which it is found again, and a code, which is
+remembered. A key is addressed by the learned keys of the slots, A [m, d]: w = key · A⁺. Codes are
+taken as Z = W · M + noise of standard deviation ξ, with a Gaussian prior of the slots M: mean
+M₀ [m, c], variance e^ℓ of each slot. What has been written is then known by two sums alone,
+
+    gram = Σ wᵀw [m, m]      total = Σ wᵀz [m, c],
+
+and the slots have the posterior of Bayesian regression,
+
+    U = (e^−ℓ + gram / ξ²)⁻¹      M = U · (e^−ℓ M₀ + total / ξ²).
+
+So the order of writing does not matter, writing in parts equals writing at once, and to forget
+is to subtract. `kalman` is the paper's recursion over one code after the other, which gives the
+same posterior. Everything is computed in the precision of what it is given; the model gives
+float32.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Addressing = Literal["ridge", "iteration"]
+
+
+class Evidence(NamedTuple):
+    """What was written into a memory."""
+
+    gram: Float[Array, "*g m m"]
+    """Sum of wᵀw."""
+    total: Float[Array, "*g m c"]
+    """Sum of wᵀz."""
+    count: Int[Array, "*g"]
+    """How many codes: those written less those forgotten."""
+
+    @classmethod
+    def nothing(cls, slots: int, width: int, dtype: Any = jnp.float32) -> "Evidence":
+        """An empty memory."""
+        gram, total = jnp.zeros((slots, slots), dtype), jnp.zeros((slots, width), dtype)
+        return cls(gram, total, jnp.zeros((), jnp.int32))
+
+
+class Prior(NamedTuple):
+    """What is believed of the slots before anything is written."""
+
+    mean: Float[Array, "m c"]
+    log_variance: Float[Array, "m"]
+
+
+class Posterior(NamedTuple):
+    """What is believed of the slots: a Gaussian that all columns share the covariance of."""
+
+    mean: Float[Array, "*g m c"]
+    covariance: Float[Array, "*g m m"]
+
+
+def pseudo_inverse(a: Float[Array, "*g m d"], steps: int = 30) -> Float[Array, "*g d m"]:
+    """A⁺ by the iteration of Ben-Israel and Cohen: A⁺ ← 2A⁺ − A⁺AA⁺, from Aᵀ / (|A|₁ |A|∞).
+
+    Started there it converges whatever A is; each step halves what is missing of the logarithm,
+    so that small singular values come last. (Larimar starts from 5e-4 · Aᵀ and takes 3 to 15.)
+    """
+    sums = jnp.abs(a).sum(axis=-2).max(axis=-1), jnp.abs(a).sum(axis=-1).max(axis=-1)
+    start = jnp.swapaxes(a, -1, -2) / (sums[0] * sums[1])[..., None, None]
+
+    def step(_: Array, x: Array) -> Array:
+        return 2 * x - x @ (a @ x)
+
+    # Unrolled by scan, so that it can be differentiated backwards.
+    return jax.lax.scan(lambda x, i: (step(i, x), None), start, jnp.arange(steps))[0]
+
+
+def address(
+    keys: Float[Array, "*b d"],
+    slots: Float[Array, "m d"],
+    noise: float,
+    addressing: Addressing = "ridge",
+) -> Float[Array, "*b m"]:
+    """Where keys lie in the memory: w = key · A⁺.
+
+    Args:
+        keys: of what is written or read.
+        slots: the keys of the slots, A.
+        noise: ξ. The ridge form solves w = key · Aᵀ(AAᵀ + ξ²)⁻¹ exactly; the iteration knows no
+            noise.
+        addressing: which of the two.
+    """
+    if addressing == "iteration":
+        return keys @ pseudo_inverse(slots)
+    gram = slots @ slots.T + noise**2 * jnp.eye(len(slots), dtype=slots.dtype)
+    return keys @ jnp.linalg.solve(gram, slots).T
+
+
+def write(
+    evidence: Evidence, w: Float[Array, "*g n m"], codes: Float[Array, "*g n c"], sign: int = 1
+) -> Evidence:
+    """The memory with n more codes at their addresses, all at once."""
+    turned = jnp.swapaxes(w, -1, -2)
+    return Evidence(
+        evidence.gram + sign * turned @ w,
+        evidence.total + sign * turned @ codes,
+        evidence.count + sign * w.shape[-2],
+    )
+
+
+def forget(
+    evidence: Evidence, w: Float[Array, "*g n m"], codes: Float[Array, "*g n c"]
+) -> Evidence:
+    """The memory without n codes that were written: what it would be had they never been."""
+    return write(evidence, w, codes, sign=-1)
+
+
+def posterior(prior: Prior, evidence: Evidence, noise: float) -> Posterior:
+    """What is believed of the slots after the evidence; see the module."""
+    before = jnp.exp(-prior.log_variance)
+    # Both sides times ξ², so that small noise makes no large numbers.
+    precision = noise**2 * jnp.diag(before) + evidence.gram
+    mean = noise**2 * before[:, None] * prior.mean + evidence.total
+    eye = jnp.broadcast_to(jnp.eye(len(before), dtype=precision.dtype), precision.shape)
+    both = jnp.linalg.solve(precision, jnp.concatenate([mean, noise**2 * eye], axis=-1))
+    return Posterior(both[..., : mean.shape[-1]], both[..., mean.shape[-1] :])
+
+
+def kalman(
+    believed: Posterior,
+    w: Float[Array, "n m"],
+    codes: Float[Array, "n c"],
+    noise: float,
+) -> Posterior:
+    """The posterior after n more codes, written one after the other by their gain.
+
+    Δ = z − wM, g = Uwᵀ / (wUwᵀ + ξ²), M ← M + gΔ, U ← U − g(wU). Backwards, with −ξ², the
+    recursion would forget, and lose digits: it divides by what is left of ξ². The sums do not.
+    """
+
+    def one(state: Posterior, row: tuple[Array, Array]) -> tuple[Posterior, None]:
+        at, code = row
+        reach = state.covariance @ at
+        gain = reach / (at @ reach + noise**2)
+        mean = state.mean + jnp.outer(gain, code - at @ state.mean)
+        return Posterior(mean, state.covariance - jnp.outer(gain, reach)), None
+
+    return jax.lax.scan(one, believed, (w, codes))[0]
+
+
+def read(mean: Float[Array, "*g m c"], w: Float[Array, "*g n m"]) -> Float[Array, "*g n c"]:
+    """The codes at these addresses."""
+    return w @ mean
+
+
+def divergence(prior: Prior, believed: Posterior) -> Float[Array, "*g"]:
+    """KL(posterior ‖ prior) of the slots in nats, for each of their m · c numbers."""
+    m, c = believed.mean.shape[-2:]
+    before = jnp.exp(-prior.log_variance)
+    spread = (before * jnp.diagonal(believed.covariance, axis1=-2, axis2=-1)).sum(axis=-1)
+    volume = prior.log_variance.sum() - jnp.linalg.slogdet(believed.covariance)[1]
+    moved = (before[:, None] * (believed.mean - prior.mean) ** 2).sum(axis=(-2, -1))
+    return (c * (spread - m + volume) + moved) / (2 * m * c)
+
+
+def address_divergence(
+    w: Float[Array, "*b m"], log_variance: Float[Array, "m"]
+) -> Float[Array, "*b"]:
+    """KL of addresses drawn around w from a standard normal, in nats for each slot."""
+    return 0.5 * (jnp.exp(log_variance) + w**2 - 1 - log_variance).mean(axis=-1)
+
+
+def utilization(prior: Prior, believed: Posterior) -> Float[Array, "*g"]:
+    """The share of the slots in use: what writing has removed of the prior's variance, 0 to 1."""
+    left = jnp.diagonal(believed.covariance, axis1=-2, axis2=-1) * jnp.exp(-prior.log_variance)
+    return 1 - left.mean(axis=-1)

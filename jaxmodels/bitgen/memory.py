@@ -1,0 +1,132 @@
+"""The memory of a bitgen model: the learned part of `larimar`, and what was written into it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxmodels.bitgen import larimar
+from jaxmodels.bitgen.config import Config
+from jaxmodels.bitgen.larimar import Evidence, Prior
+
+
+class Written(nnx.Variable):
+    """What was written into the memory: state that is saved with the model, and not trained."""
+
+
+class Episode(NamedTuple):
+    """What comes of writing the rows of a batch and reading them again."""
+
+    codes: Float[Array, "b c"]
+    """What is read, with the noise of training."""
+    divergence: Float[Array, ""]
+    """KL of slots and addresses, nats for each number."""
+    utilization: Float[Array, ""]
+    quality: Float[Array, ""]
+    """Mean cosine of what was written and what is read of it, without noise."""
+
+
+class Memory(nnx.Module):
+    """m slots of a model; features are the keys, codes of texts are what is remembered."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.config = cfg
+        m, d = cfg.slots, cfg.dim
+        # Orthogonal as far as they can be: no key is lost between the slots. So long that
+        # addresses of unit keys are about 1 in each slot, as their prior has it.
+        self.keys = nnx.Param(nnx.initializers.orthogonal(m**-0.5)(rngs.params(), (m, d)))
+        self.mean = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (m, d)))
+        self.log_variance = nnx.Param(jnp.zeros(m))
+        self.address_log_variance = nnx.Param(jnp.full(m, -6.0))
+        self.code = nnx.Linear(d, d, rngs=rngs)
+        self.norm = nnx.LayerNorm(d, use_scale=False, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(d, d, rngs=rngs)
+        self.gram, self.total, self.count = (Written(x) for x in Evidence.nothing(m, d))
+
+    @property
+    def evidence(self) -> Evidence:
+        """What was written into this memory."""
+        return Evidence(self.gram[...], self.total[...], self.count[...])
+
+    def set(self, evidence: Evidence) -> None:
+        """Takes over what `larimar.write` or `forget` made of the evidence."""
+        self.gram[...], self.total[...], self.count[...] = evidence
+
+    @property
+    def prior(self) -> Prior:
+        """What is believed of the slots of an empty memory, float32."""
+        return Prior(_exact(self.mean[...]), _exact(self.log_variance[...]))
+
+    def codes(self, pooled: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """The code of texts, float32 of mean 0 and variance 1, by the mean of their tokens."""
+        return _exact(self.norm(self.code(pooled)))
+
+    def address(self, features: Float[Array, "*b d"]) -> Float[Array, "*b m"]:
+        """Where unit features, the keys, lie in the memory; float32."""
+        cfg = self.config
+        return larimar.address(_exact(features), _exact(self.keys[...]), cfg.noise, cfg.addressing)
+
+    def read(
+        self,
+        features: Float[Array, "b d"],
+        evidence: Evidence | None = None,
+        noise: Float[Array, "b m"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """What lies at these keys.
+
+        Args:
+            features: unit features of texts or images.
+            evidence: what was written; by default that of this memory.
+            noise: standard normal numbers, with which addresses are drawn; None reads at
+                their mean.
+        """
+        believed = larimar.posterior(self.prior, evidence or self.evidence, self.config.noise)
+        w = self.address(features)
+        if noise is not None:
+            w = w + jnp.exp(0.5 * _exact(self.address_log_variance[...])) * noise
+        return larimar.read(believed.mean, w)
+
+    def token(self, codes: Float[Array, "b d"]) -> Float[Array, "b 1 d"]:
+        """A code as the one token that the decoder sees of it."""
+        return self.out(codes.astype(self.out.kernel[...].dtype))[:, None].astype(jnp.float32)
+
+    def episode(
+        self, features: Float[Array, "b d"], codes: Float[Array, "b d"], rngs: nnx.Rngs | None
+    ) -> Episode:
+        """Writes the rows into empty memories, a few in each, and reads them again.
+
+        Each memory gets at most half as many rows as it has slots. With rngs, keys and codes
+        have noise when they are written, and addresses when they are read.
+        """
+        cfg, b = self.config, len(codes)
+        size = next(n for n in range(max(cfg.slots // 2, 1), 0, -1) if b % n == 0)
+        keys, values = (rearrange(x, "(g n) d -> g n d", n=size) for x in (features, codes))
+        at, written = self.address(keys), values
+        if rngs is not None:
+            at = self.address(keys + cfg.noise * _normal(keys.shape, rngs))
+            written = values + cfg.noise * _normal(values.shape, rngs)
+        empty = Evidence.nothing(cfg.slots, cfg.dim)
+        evidence = larimar.write(empty, at, written)
+        believed = larimar.posterior(self.prior, evidence, cfg.noise)
+        mean = self.address(keys)
+        spread = _exact(self.address_log_variance[...])
+        w = mean if rngs is None else mean + jnp.exp(0.5 * spread) * _normal(mean.shape, rngs)
+        divergence = larimar.divergence(self.prior, believed).mean()
+        divergence += larimar.address_divergence(mean, spread).mean()
+        again = larimar.read(believed.mean, mean)
+        lengths = jnp.linalg.norm(again, axis=-1) * jnp.linalg.norm(values, axis=-1)
+        quality = ((again * values).sum(axis=-1) / jnp.maximum(lengths, 1e-6)).mean()
+        utilization = larimar.utilization(self.prior, believed).mean()
+        codes = rearrange(larimar.read(believed.mean, w), "g n d -> (g n) d")
+        return Episode(codes, divergence, utilization, quality)
+
+
+def _exact(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _normal(shape: tuple[int, ...], rngs: Any) -> Array:
+    return jax.random.normal(rngs.dropout(), shape)

@@ -1,0 +1,153 @@
+"""What bitgen is trained for: contrast, matching, writing, and a memory near its prior.
+
+The card's weights: 1.0 ITC, 0.5 ITM, 0.5 text, 0.1 KL.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jaxmodels.bitgen import fiber, larimar
+from jaxmodels.bitgen.memory import Episode
+from jaxmodels.bitgen.model import Model, mean
+from jaxmodels.bitgen.momentum import follow, following
+from jaxmodels.layers.losses import chunked_scores
+
+ITC, ITM, TEXT, KL = 1.0, 0.5, 0.5, 0.1
+SMOOTHING = 0.1
+# The rows of a batch are compared with each other: a micro-batch may not be cut.
+WHOLE = True
+
+
+def loss(
+    model: Model, batch: dict[str, Any], rngs: nnx.Rngs | None
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """The weighted sum of the objectives that the batch allows.
+
+    Args:
+        model: the model; it is read, never changed.
+        batch: `tokens` int32 [b, t], texts from their first token on, closed by an end of text
+            and padded; `mask` int32 [b, t], 1 = token (all, if absent); `images` uint8
+            [b, h, w, 3] and `image_id` int32 [b], or neither: texts alone are encoded, written
+            to memory and read back.
+        rngs: the stream `dropout` draws dropout, hard negatives and the memory's noise; None
+            takes the likeliest negatives and no noise.
+
+    Returns:
+        the loss; and `aux`: `metrics`, the card's, and the features that `commit` queues.
+
+    Raises:
+        Problem: (usage) as the model's call.
+    """
+    tokens = batch["tokens"]
+    real = model.real(tokens, batch.get("mask"))
+    x = model.lower_text(tokens, real, rngs)
+    alone = model.upper_text(x, real, rngs)
+    pooled = mean(alone, real)
+    text = model.text_pool(pooled)
+    codes = model.memory.codes(pooled)
+    total, metrics, aux, seen, keys = jnp.zeros(()), {}, {}, None, text
+    if "images" in batch:
+        y = model.lower_image(batch["images"].astype(jnp.float32) / 255, rngs)
+        seen = model.upper_image(y, rngs)
+        keys = model.image_pool(seen.mean(axis=1))
+        ids = batch["image_id"]
+        same = fiber.alike(ids, tokens)
+        tau = fiber.clamped(model.temperature[...].astype(jnp.float32))
+        both = (text, keys)
+        kept = _slow_features(model, batch) if model.config.momentum else both
+        itc = fiber.contrast(both, kept, model.queue, ids, same, tau)
+        itm, accuracy = _matching(model, (x, real, y), itc, same, rngs)
+        total = ITC * itc.loss + ITM * itm
+        metrics = {
+            "contrastive_loss": itc.loss,
+            "acc_t2i": itc.acc_t2i,
+            "acc_i2t": itc.acc_i2t,
+            "itm_loss": itm,
+            "itm_acc": accuracy,
+            "temperature": tau,
+        }
+        aux = jax.lax.stop_gradient({"text": kept[0], "image": kept[1], "ids": ids})
+    keys = jax.lax.stop_gradient(keys)
+    episode = model.memory.episode(keys, codes, rngs)
+    writing, of_text = _writing(model, tokens, real, seen, keys, episode, rngs)
+    total += TEXT * writing + KL * episode.divergence
+    metrics |= of_text | {
+        "memory_kl_loss": episode.divergence,
+        "memory_utilization": episode.utilization,
+        "memory_quality": episode.quality,
+    }
+    return total, aux | {"metrics": jax.lax.stop_gradient(metrics)}
+
+
+def commit(model: Model, aux: dict[str, Any]) -> None:
+    """Queues the features of a batch, and lets the slow encoders follow; called between gradient
+    and optimiser."""
+    if "ids" in aux:
+        model.queue.push(aux["text"], aux["image"], aux["ids"])
+        if model.config.momentum:
+            follow(model)
+
+
+def _slow_features(model: Model, batch: dict[str, Any]) -> tuple[Array, Array]:
+    """Features of texts and images by the slow encoders, without dropout."""
+    slow = following(model)
+    images = batch["images"].astype(jnp.float32) / 255
+    return slow.text_features(batch["tokens"], batch.get("mask")), slow.image_features(images)
+
+
+def _matching(
+    model: Model, pair: tuple[Array, Array, Array], itc: fiber.Contrast, same: Array, rngs: Any
+) -> tuple[Array, Array]:
+    """Loss and accuracy on 3b pairs: (I, T), (I, a hard T), (a hard I, T)."""
+    x, real, y = pair
+    b = len(x)
+    of_image, some = fiber.negatives(itc.i2t, same, rngs)
+    of_text, _ = fiber.negatives(itc.t2i, same, rngs)
+    own = jnp.arange(b)
+    texts = jnp.concatenate([own, of_image, own])
+    images = jnp.concatenate([own, own, of_text])
+    sides = model.together(x[texts], real[texts], y[images], rngs)
+    judged = jnp.concatenate([mean(sides[0], real[texts]), sides[1].mean(axis=1)], axis=1)
+    logits = model.match(judged.astype(model.match.kernel[...].dtype))
+    labels = jnp.concatenate([jnp.ones(b, jnp.int32), jnp.zeros(2 * b, jnp.int32)])
+    counts = jnp.concatenate([jnp.ones(b, bool), some, some])
+    return fiber.matching(logits, labels, counts)
+
+
+def _writing(
+    model: Model,
+    tokens: Array,
+    real: Bool[Array, "b t"],
+    seen: Array | None,
+    keys: Array,
+    episode: Episode,
+    rngs: Any,
+) -> tuple[Array, dict[str, Array]]:
+    """The smoothed cross-entropy of writing each text, and its metrics.
+
+    Of four rows, two see their image and an empty memory, one only what the memory has of it, and
+    one both; so the decoder learns to caption, to remember, and not to need either.
+    """
+    kind = jnp.arange(len(tokens)) % 4
+    empty = larimar.read(model.memory.prior.mean, model.memory.address(keys))
+    codes = episode.codes if seen is None else jnp.where((kind < 2)[:, None], empty, episode.codes)
+    context, sees = model.context(seen, codes)
+    if seen is not None:
+        sees = sees.at[:, :-1].set((kind != 2)[:, None])
+    hidden = model.decoder.hidden(model.inputs(tokens), context, sees, rngs)
+    head = model.embed.embedding[...]
+    plain, accuracy = chunked_scores(hidden, head, tokens, real)
+    # −0.9 log p(target) − 0.1 · mean of log p: what is added is a difference of two logits.
+    above = head[tokens].astype(jnp.float32) - head.astype(jnp.float32).mean(axis=0)
+    margin = (hidden.astype(jnp.float32) * above).sum(axis=-1)
+    smoothed = plain + SMOOTHING * (margin * real).sum() / real.sum()
+    metrics = {
+        "text_loss": smoothed,
+        "perplexity": jnp.exp(plain),
+        "token_accuracy": accuracy,
+    }
+    return smoothed, metrics

@@ -1,0 +1,155 @@
+"""The data of a run: opened as its model wants it, described, and what is sampled from it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jaxmodels
+from jaxmodels.cli import say
+from jaxmodels.commands.train_options import Train
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.processes import first
+from jaxmodels.runtime.stop import Stop
+
+_PADDING = 128  # fewer rows than these are taken for padding of the vocabulary
+_SAMPLES = 8  # held-out images that are captioned as training goes
+
+
+def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
+    """Refuses text for a model that sees images, and images for a language model.
+
+    Raises:
+        Problem: (usage) naming what goes with the model; and as `data_pipelines`' `open_data`.
+    """
+    from data_pipelines.pipelines import captioned
+    from jaxmodels.runtime.batches import sees
+
+    if captioned(spec) == sees(config):
+        return
+    wants, has, fix = (
+        ("images with captions", "text", "shapes, coco_captions or images:FOLDER")
+        if sees(config)
+        else ("text", "images with captions", "pydoc or text:PATH")
+    )
+    raise Problem(
+        f"{arch} learns from {wants}, and the data is {has}",
+        where=spec,
+        fix=f"give --data {fix}, for example; `jaxmodels data list` tells all",
+        exit_code=USAGE,
+    )
+
+
+def open_data(
+    run: Path, options: Train[Any], tokenizer: Any, has_checkpoint: bool, stop: Stop
+) -> Any:
+    """The run's data. Without a checkpoint, what another start prepared is prepared anew."""
+    from data_pipelines import pipelines
+    from data_pipelines.errors import DataProblem
+
+    recipe, folder = options.recipe, run / "data"
+
+    def opened() -> Any:
+        return pipelines.open_data(
+            recipe.data,
+            folder=folder,
+            context=options.model.context,
+            batch=recipe.batch * recipe.accum,
+            seed=recipe.seed,
+            valid_fraction=recipe.valid_fraction,
+            min_freq=recipe.min_freq,
+            tokenizer=tokenizer or recipe.tokenizer,
+            progress=stop.check,
+            segments=recipe.segments,
+            vocab_documents=recipe.vocab_documents,
+            side=getattr(options.model, "image_size", None),
+        )
+
+    try:
+        data = opened()
+    except DataProblem as problem:
+        ours = (folder / "manifest.json").is_file()
+        if has_checkpoint or not ours or problem.where != str(folder) or not first():
+            raise
+        say(f"{problem.what}; no step was done with them, so they are made anew")
+        shutil.rmtree(folder)
+        data = opened()
+    for note in data.notes:
+        say(note)
+    return data
+
+
+def fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int]:
+    """The sizes of the model that follow from the data's tokens; says which were given otherwise.
+
+    A vocabulary that was given, or of which the preset pads a few rows, may have more rows than
+    tokens, if the model tells the two apart.
+    """
+    preset = jaxmodels.preset(f"{resolved['arch']}:{resolved['preset']}")[2].vocab
+    if not hasattr(model, "tokens"):
+        if model.vocab not in (preset, tokens):
+            say(f"model.vocab is {tokens}, the data's, not {model.vocab}")
+        return {"vocab": tokens}
+    given = model.vocab != preset
+    if model.vocab >= tokens and (given or model.vocab - tokens < _PADDING):
+        if tokens not in (model.vocab, model.tokens):
+            say(f"model.tokens is {tokens}, the data's; model.vocab stays {model.vocab}")
+        return {"vocab": model.vocab, "tokens": tokens}
+    if given:
+        say(f"model.vocab is {tokens}, the data's, which {model.vocab} rows cannot hold")
+    return {"vocab": tokens, "tokens": tokens}
+
+
+def describe(resolved: dict[str, Any], data: Any, options: Train[Any]) -> None:
+    """Says what is trained on what, and where."""
+    import jax
+
+    from jaxmodels.commands.list import parameter_count
+
+    count = parameter_count(resolved["arch"], options.model)
+    recipe, device = options.recipe, jax.devices()[0]
+    rows = recipe.batch * recipe.accum
+    images, a_step = "", f"{rows * options.model.context:,} tokens"
+    if hasattr(data, "train_images"):
+        a_step = f"{rows:,} images"
+        images = f"{data.train_images:,} images, and {data.valid_images:,} held out; "
+    say(
+        f"{resolved['arch']}:{resolved['preset']}  {count:,} parameters  "
+        f"{jax.device_count()} × {device.device_kind}  {recipe.dtype}",
+        f"data {data.spec}: {images}{data.train_tokens:,} tokens, and {data.valid_tokens:,} "
+        "held out" + (f", vocabulary {data.vocab_size}" if data.vocab_size else ""),
+        f"{recipe.steps:,} steps of {a_step}",
+    )
+
+
+def sampler(
+    package: ModuleType, config: Any, recipe: Recipe, data: Any
+) -> Callable[..., Any] | None:
+    """What shows as training goes what the model writes; None if it cannot."""
+    import numpy as np
+
+    from jaxmodels.runtime.batches import sees
+    from jaxmodels.runtime.samples import caption_sampler, captions, text_sampler
+
+    if data.tokenizer is None or not recipe.sample_every:
+        return None
+    if not sees(config):
+        return text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
+    if not captions(package.Model):
+        name = package.__name__.rpartition(".")[2]
+        say(f"{name} writes no captions, so there are no samples")
+        return None
+    images, said = data.retrieval(_SAMPLES)
+    return caption_sampler(data.tokenizer, np.concatenate(list(images)), [one[0] for one in said])
+
+
+def asked_for(package: ModuleType, config: Any) -> str:
+    """What `generate` may be asked for of such a model, as flags; empty if it writes nothing."""
+    from jaxmodels.runtime.batches import sees
+    from jaxmodels.runtime.samples import captions
+
+    if not sees(config):
+        return "--prompt 'The '"
+    return "--image FILE" if captions(package.Model) else ""

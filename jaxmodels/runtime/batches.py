@@ -1,0 +1,41 @@
+"""What a training batch holds, by the sizes of its model."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+
+
+def sees(config: Any) -> bool:
+    """Whether a model of this Config is trained on images with captions, not on text.
+
+    Such a Config says the side of its images, `image_size` in pixels.
+    """
+    return hasattr(config, "image_size") and hasattr(config, "context")
+
+
+def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.ShapeDtypeStruct"]:
+    """The arrays of a batch of so many rows, as the data pipelines make them.
+
+    Args:
+        config: of the model.
+        rows: sequences, or images each with a caption.
+        segments: whether the batch tells the document of each token.
+    """
+
+    import jax
+    import jax.numpy as jnp
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> "jax.ShapeDtypeStruct":
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    if sees(config):
+        side = config.image_size
+        return {
+            "tokens": array(config.context),
+            "mask": array(config.context),
+            "images": array(side, side, 3, dtype=jnp.uint8),
+            "image_id": array(),
+        }
+    names = ("tokens", "segments") if segments else ("tokens",)
+    return {name: array(config.context + 1) for name in names}
