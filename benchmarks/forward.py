@@ -67,7 +67,9 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     size = (options.batch, options.side, options.side, 3)
     contestants = [Contestant(OURS, partial(ours, arch, config, size, options.dtype))]
     device = torch_device()
-    for compiled in (False, True)[: 1 + options.compile] if device else ():
+    for compiled in (False, True)[: 1 + options.compile]:
+        if device is None:
+            break
         make = partial(theirs, arch, config, size, options.dtype, compiled, device)
         contestants.append(Contestant(f"PyTorch {'compiled' if compiled else 'eager'}", make))
     settings = {

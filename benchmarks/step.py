@@ -21,17 +21,16 @@ import numpy as np
 
 import jaxmodels
 from benchmarks import flops
-from benchmarks.batches import BATCHES, counted, shapes, targets, values
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, race, save, table
+from benchmarks.batches import BATCHES, counted, shapes
+from benchmarks.harness import RESULTS, Contestant, Run, Timing, race, save, table
 from benchmarks.machine import cores
-from benchmarks.peers import seed_bwetaf, torch_device, twin_with
+from benchmarks.peers import torch_device
+from benchmarks.trainers import initial, jax_step, seed_step, torch_step
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import USAGE, Problem
-from jaxmodels.recipe import Optim, Recipe
+from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.flops import Product, products
-from jaxmodels.runtime.optim import optimiser, schedule
-from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.step import State, fitting_slices, init, train_step
+from jaxmodels.runtime.sharding import make_mesh
+from jaxmodels.runtime.step import fitting_slices
 
 OURS = "jaxmodels"
 
@@ -127,7 +126,9 @@ def _contestants(
     if device and "images" in shapes(arch, config, recipe):
         say(f"{arch} has no loss in PyTorch: measured without it")
         device = None
-    for compiled in (False, True)[: 1 + options.compile] if device else ():
+    for compiled in (False, True)[: 1 + options.compile]:
+        if device is None:
+            break
         for count in (1, slices)[: 1 + (slices > 1)]:
             name = f"PyTorch {'compiled' if compiled else 'eager'}"
             name += f", {count} slices" if count > 1 else ""
@@ -184,104 +185,12 @@ def _show(options: Step, records: list[dict[str, Any]], work: float, rate: float
 
 def _forward(arch: str, config: Any, recipe: Recipe, batch: dict[str, Any]) -> list[Product]:
     """The matrix products of the loss of one batch, counted without computing it."""
-    skeleton, _, abstract = _init(arch, config, recipe)
+    skeleton, _, abstract = initial(arch, config, recipe)
 
     def loss(params: Any, rest: Any, batch: Any) -> jax.Array:
         return jaxmodels.arch(arch).loss(skeleton.merge(params, rest), batch, None)[0]
 
     return products(loss, abstract.params, abstract.rest, batch)
-
-
-def _init(arch: str, config: Any, recipe: Recipe) -> tuple[Any, Any, State]:
-    tx = optimiser(recipe.optim, schedule(recipe.optim, recipe.steps))
-    return init(jaxmodels.arch(arch), config, recipe, tx, make_mesh(recipe.mesh))
-
-
-def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
-    """Our step, as the training loop calls it; returns the loss of the step."""
-    rate, mesh = schedule(recipe.optim, recipe.steps), make_mesh(recipe.mesh)
-    skeleton, fresh, abstract = _init(arch, config, recipe)
-    tx = optimiser(recipe.optim, rate)
-    step = train_step(jaxmodels.arch(arch), skeleton, tx, rate, recipe, abstract)
-    state, inputs = fresh(), values(shapes(arch, config, recipe), config)
-
-    def call(index: int) -> float:
-        nonlocal state
-        state, metrics = step(state, put_batch(inputs[index % BATCHES], mesh))
-        return float(metrics["loss"])
-
-    return call
-
-
-def seed_step(package: Path, config: Any, recipe: Recipe) -> Call:
-    """The step of bwetaf's own package; returns the loss, of one position less in each row."""
-    params = _init("bwetaf", config, recipe)[1]().params
-    inputs = values(shapes("bwetaf", config, recipe), config)
-    return seed_bwetaf(package, config, recipe, params, [batch["tokens"] for batch in inputs])
-
-
-def torch_step(
-    arch: str, config: Any, recipe: Recipe, slices: int, compiled: bool, device: str
-) -> Call:
-    """The twin's step, under autocast where the recipe computes in bfloat16; returns the loss.
-
-    With slices, gradients add up over that many parts of the batch, one after the other.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    optim = recipe.optim
-    module = twin_with(arch, config, _init(arch, config, recipe)[1]().params, device).train()
-    parameters = list(module.parameters())
-    updater = _torch_optimiser(optim, parameters)
-    rates = np.asarray(jax.vmap(schedule(optim, recipe.steps))(np.arange(recipe.steps)))
-    made = values(shapes(arch, config, recipe), config)
-    inputs = [torch.from_numpy(batch["tokens"]).long().to(device) for batch in made]
-
-    def loss_of(tokens: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-            logits = module(tokens[:, :-1]).logits
-        return cross_entropy(logits.flatten(0, -2).float(), wanted(tokens).flatten())
-
-    wanted = partial(targets, arch, config)
-    loss_function = torch.compile(loss_of, dynamic=False) if compiled else loss_of
-
-    def call(index: int) -> float:
-        updater.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=device)
-        for part in inputs[index % BATCHES].chunk(slices):
-            loss = loss_function(part) / slices
-            loss.backward()
-            total += loss.detach()
-        if optim.clip:
-            torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
-        updater.param_groups[0]["lr"] = float(rates[min(index, len(rates) - 1)])
-        updater.step()
-        return total.item()
-
-    return call
-
-
-def _torch_optimiser(optim: Optim, parameters: list[Any]) -> Any:
-    """The same rule in PyTorch, in its fastest form.
-
-    Raises:
-        Problem: (usage) PyTorch's rule of this name is another one.
-    """
-    import torch
-
-    if optim.name == "adamw":
-        betas = (optim.b1, optim.b2)
-        return torch.optim.AdamW(
-            parameters, optim.peak_lr, betas, optim.eps, optim.weight_decay, fused=True
-        )
-    if optim.name == "sgd" and not optim.weight_decay:
-        return torch.optim.SGD(parameters, optim.peak_lr, optim.momentum, fused=True)
-    raise Problem(
-        f"PyTorch has no optimiser that does what {optim.name} does here",
-        fix="measure a preset that trains with adamw, or with sgd without weight decay",
-        exit_code=USAGE,
-    )
 
 
 if __name__ == "__main__":

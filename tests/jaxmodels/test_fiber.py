@@ -61,7 +61,9 @@ def test_different_images_are_plain_cross_entropy():
     found, (text, image) = contrasted(queue, ids(1, 2, 3, 4))
     t, i = torch.tensor(np.asarray(text)), torch.tensor(np.asarray(image))
     entropy = torch.nn.functional.cross_entropy
-    expected = (entropy(t @ i.T / 0.2, torch.arange(4)) + entropy(i @ t.T / 0.2, torch.arange(4))) / 2
+    expected = (
+        entropy(t @ i.T / 0.2, torch.arange(4)) + entropy(i @ t.T / 0.2, torch.arange(4))
+    ) / 2
     assert float(found.loss) == pytest.approx(expected.item(), abs=1e-5)
     assert float(found.acc_t2i) == pytest.approx(
         ((t @ i.T).argmax(1) == torch.arange(4)).float().mean().item()
