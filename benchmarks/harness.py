@@ -189,7 +189,7 @@ class Run:
     def record(
         self, case: str, contestant: str, unit: str, median: float, **more: Any
     ) -> dict[str, Any]:
-        """One record. `median` is what is compared with other runs, in `unit`: less is better."""
+        """One record. `median` is what is compared with other runs, in `unit`."""
         shared = asdict(self)
         return {
             "suite": shared.pop("suite"),

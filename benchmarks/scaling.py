@@ -65,7 +65,6 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     settings = {"batch": options.batch, "dtype": recipe.dtype, "chip": options.chip}
     run, records = Run("scaling", settings), []
     for kind in ("strong", "weak"):
-        first = None
         for count in options.devices:
             if count == 1 and kind == "weak":
                 continue  # the same as strong
