@@ -133,6 +133,10 @@ class Scorer:
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
         skeleton, self._params, self._rest = split(model)
 
+        ids = np.arange(model.config.vocab)  # those that `generate` never draws
+        never = np.isin(ids, tokenizer.special_ids)
+        never |= ids >= getattr(model.config, "tokens", len(ids))
+
         def score(params: Any, rest: Any, tokens: Any) -> tuple[Any, Any]:
             model = skeleton.merge(params, rest)
             inputs, wanted = tokens[:, :-1], tokens[:, 1:]
@@ -140,7 +144,8 @@ class Scorer:
             logits = model.logits(model.dense(inputs)) if dense else model(inputs)[0]
             every = jax.nn.log_softmax(logits.astype(jnp.float32))
             chosen = jnp.take_along_axis(every, wanted[..., None], axis=-1)[..., 0]
-            return chosen, logits.argmax(-1) == wanted
+            likeliest = jnp.where(never, -jnp.inf, logits).argmax(-1)
+            return chosen, likeliest == wanted
 
         self._score = jax.jit(score)
 

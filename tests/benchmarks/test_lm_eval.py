@@ -39,6 +39,7 @@ def by_logits(scorer, tokens):
     logits = np.asarray(forward(scorer.model, jnp.asarray(padded)), np.float64)[0]
     logits = logits[: len(tokens) - 1]
     every = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    logits[:, list(scorer.tokenizer.special_ids)] = -np.inf  # no generation draws these
     return every[np.arange(len(tokens) - 1), tokens[1:]], logits.argmax(-1) == tokens[1:]
 
 
