@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 import jaxmodels
 from jaxmodels.recipe import Recipe
@@ -43,15 +44,10 @@ def values(wanted: Mapping[str, Any], config: Any, count: int = BATCHES) -> list
 
 def targets(arch: str, config: Any, tokens: Any) -> Any:
     """The tokens [b, n] of [b, t + 1] that a language model's loss predicts."""
-    chosen = getattr(jaxmodels.arch(arch), "targets", None)
-    return tokens[:, 1:] if chosen is None else chosen(_Sized(config), tokens)
-
-
-class _Sized:
-    """What `targets` asks of a model: its sizes."""
-
-    def __init__(self, config: Any):
-        self.config = config
+    package = jaxmodels.arch(arch)
+    if not hasattr(package, "targets"):
+        return tokens[:, 1:]
+    return package.targets(nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0))), tokens)
 
 
 def counted(wanted: Mapping[str, Any]) -> dict[str, int]:

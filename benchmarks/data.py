@@ -53,7 +53,7 @@ class Data:
     """Text that all cores tokenise; one core takes 4 MB of it at most. The embedded text is
     repeated until it is so long."""
     images: int = 6400
-    """Images in a round."""
+    """Images in a round; 0 leaves them out."""
     rounds: int = 7
     """Rounds that count, after one that does not."""
     out: Path = RESULTS
@@ -130,7 +130,7 @@ def _cases(options: Data, folder: Path, text: str) -> list[tuple[str, str, list[
                 Contestant("tiktoken", partial(tiktoken_encoding, _pieces(text), workers)),
             ],
         ),
-        (f"drawn images, {options.batch} at once", "images", _images(options, folder)),
+        *_images(options, folder),
     ]
 
 
@@ -230,21 +230,25 @@ def preparing(folder: Path, workers: int) -> Call:
     return call
 
 
-def _images(options: Data, folder: Path) -> list[Contestant]:
-    """Batches of drawn scenes with captions: by the loader, and without its threads."""
+def _images(options: Data, folder: Path) -> list[tuple[str, str, list[Contestant]]]:
+    """The race of drawn scenes with captions: by the loader, and without its threads."""
+    if not options.images:
+        return []
     data = open_data(
         "shapes", folder=folder / "shapes", context=32, batch=options.batch, valid_fraction=0.05
     )
     assert isinstance(data, Captioned)
     drawn, position = Drawn(data, np.arange(len(data.texts)), None), iter(range(1 << 62))
     times, loader = max(1, options.images // options.batch), data.train()
-    return [
-        Contestant(OURS, partial(repeated, lambda: next(loader), times, options.batch)),
-        Contestant(
-            f"{OURS}, one thread",
-            partial(repeated, lambda: drawn[next(position)], times, options.batch),
-        ),
+    makers: dict[str, Callable[[], Any]] = {
+        OURS: lambda: next(loader),
+        f"{OURS}, one thread": lambda: drawn[next(position)],
+    }
+    much = (times, options.batch)
+    contestants = [
+        Contestant(name, partial(repeated, make, *much)) for name, make in makers.items()
     ]
+    return [(f"drawn images, {options.batch} at once", "images", contestants)]
 
 
 if __name__ == "__main__":

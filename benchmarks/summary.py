@@ -203,9 +203,9 @@ def plot(records: Sequence[Record], path: Path) -> None:
     values = [float(row[3].partition(";")[0]) for row in rows]
     figure = Figure(figsize=(9, 1.2 + 0.3 * len(names)), layout="constrained")
     axes = figure.add_subplot()
-    axes.barh(names, values, color="#4477aa")
+    bars = axes.barh(names, values, color="#4477aa")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.bar_label(axes.containers[0], fmt="%.2f", padding=2)
+    axes.bar_label(bars, fmt="%.2f", padding=2)
     axes.set(xlabel="times as fast as the fastest other in the same run", xscale="log")
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()

@@ -1,6 +1,5 @@
 """Who trains in `benchmarks.step`: our step, the PyTorch twin's, a seed's own."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,11 @@ def torch_step(
     def loss_of(tokens: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
             logits = module(tokens[:, :-1]).logits
-        return cross_entropy(logits.flatten(0, -2).float(), wanted(tokens).flatten())
+        return cross_entropy(logits.flatten(0, -2).float(), tokens[:, wanted].flatten())
 
-    wanted = partial(targets, arch, config)
+    # Their places in a row, looked up once: the compiled loss is PyTorch's alone.
+    wanted = targets(arch, config, np.arange(made[0]["tokens"].shape[1])[None])[0].tolist()
+    wanted = slice(wanted[0], wanted[-1] + 1)
     loss_function = torch.compile(loss_of, dynamic=False) if compiled else loss_of
 
     def call(index: int) -> float:
