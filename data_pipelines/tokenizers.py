@@ -12,7 +12,7 @@ All of them have:
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +113,16 @@ def count_unknown(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> int:
     return int((ids == tokenizer.unk_id).sum()) - meant
 
 
-def decode_stream(tokenizer: Tokenizer, pieces: Iterable[np.ndarray | list[int]]) -> Iterator[str]:
+def decode_stream(
+    tokenizer: Tokenizer, pieces: Iterable[np.ndarray | list[int]], after: Sequence[int] = ()
+) -> Iterator[str]:
     """The text of ids that come in pieces; a character that a piece cuts waits for its rest.
 
-    Joined, it is the text of all ids together.
+    Joined, it is the text of all ids together, where `after` are those of the text before: of a
+    token for each word, whether a space is due is told by what it follows.
     """
-    ids: list[int] = []
-    said = text = ""
+    ids = list(after)
+    said = text = tokenizer.decode(ids)
     for piece in pieces:
         ids.extend(np.asarray(piece).reshape(-1).tolist())
         text = tokenizer.decode(ids)

@@ -18,8 +18,12 @@ VERBS = {
         "jaxmodels.commands.plan:main",
         "does it fit on a TPU, how fast can it be? without a TPU",
     ),
-    "eval": ("jaxmodels.commands.eval:main", "loss, perplexity and bits per character"),
-    "generate": ("jaxmodels.commands.generate:main", "continue a prompt"),
+    "eval": (
+        "jaxmodels.commands.eval:main",
+        "loss, perplexity, bits per character; how well images and captions find each other",
+    ),
+    "generate": ("jaxmodels.commands.generate:main", "continue a prompt, caption an image"),
+    "report": ("jaxmodels.commands.report:main", "a run as one HTML page"),
     "convert": ("bridge.commands:convert_main", "move a checkpoint between formats"),
     "inspect": (
         "bridge.commands:inspect_main",

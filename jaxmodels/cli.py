@@ -20,14 +20,23 @@ def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
     )
 
 
-def gathered(argv: list[str], option: str) -> list[str]:
-    """Joins an option that is repeated into one, with all of its values, at the end."""
+def gathered(argv: list[str], option: str, many: bool = False) -> list[str]:
+    """Joins an option that is repeated into one, with all of its values, at the end.
+
+    With `many` an option takes all words up to the next one.
+    """
     rest: list[str] = []
     values: list[str] = []
+    taking = False
     for word in argv:
+        taking = taking and word[:1] != "-"
         if values and values[-1] == option:
-            values[-1] = word
-        elif word == option or (values and option == "--set" and word[:1] != "-" and "=" in word):
+            values[-1], taking = word, many
+        elif (
+            taking
+            or word == option
+            or (values and option == "--set" and word[:1] != "-" and "=" in word)
+        ):
             values.append(word)
         else:
             rest.append(word)

@@ -38,6 +38,13 @@ from tests.contract import (
 
 # Exact parameter counts, from the sizes in the seeds' documents.
 COUNTS = {
+    # The tower's of width h, and (v + t + 2 m + s² h + 15) d + 6 d² + 2 m + 3 + blocks ·
+    # (4 d² + 2 d f + 3 d + f) + (4 d² + 3 d) for each that sees another sequence, and a gate for
+    # each of these in the encoders, with width d, hidden f, v tokens, t positions, m slots, and
+    # squares of s² patches.
+    "bitgen:tiny": 402_053,
+    "bitgen:card": 94_702_151,
+    "bitgen:edge": 30_260_167,
     # vocab · d + layers · (4 d² + 3 d f + 4 d) with width d, hidden f.
     # The tower's of width h, and (2 v + t + m + h) d + v + 16 d² + 20 d + 2 + encoder layers ·
     # (4 d² + 2 d f + 9 d + f) + decoder layers · (5 d² + 2 d f + 12 d + f) with width d, hidden f,

@@ -34,6 +34,7 @@ MAY_IMPORT = {
             "jaxmodels.errors",
             "jaxmodels.lazy",
             "jaxmodels.recipe",
+            *(("jaxmodels.dinov2",) if arch.startswith("bitgen") else ()),  # their tower
         )
         for arch in jaxmodels.ARCHS
     },

@@ -7,7 +7,7 @@ pickled `Stage1Config`, a plain dataclass that is read as its fields and never l
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,7 @@ STATE = "model_state_dict"
 MODULES = ("__main__", "train_stage1_vision_language", "src.train_stage1_vision_language")
 RECORDS = frozenset(f"{module}.Stage1Config" for module in MODULES)
 # Tensors that no other model has.
-_OWN = {"cross_modal_fusion.queue_ptr", "episodic_memory.gpm.memory_mean"}
-_PARALLEL = "module."  # DistributedDataParallel puts this before every name
+_OWN = ("cross_modal_fusion.queue_ptr", "episodic_memory.gpm.memory_mean")
 
 # Field of Stage1Config → field of our Config. `queue_size` and `temperature` say nothing: the
 # trainer never reads them.
@@ -60,10 +59,8 @@ SETTINGS = {"lr": 2e-4, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0
 def is_checkpoint(value: Any) -> bool:
     """Whether what a torch file holds is Stage 1's."""
     state = value.get(STATE, value) if isinstance(value, dict) else None
-    return (
-        isinstance(state, dict)
-        and {name.removeprefix(_PARALLEL) for name in state if isinstance(name, str)} >= _OWN
-    )
+    names = [name for name in state if isinstance(name, str)] if isinstance(state, dict) else []
+    return all(any(name.endswith(own) for name in names) for own in _OWN)
 
 
 def contents(
@@ -78,11 +75,12 @@ def contents(
         notes: what is to be said already.
     """
     found, notes = {}, list(notes)
-    parallel = all(name.startswith(_PARALLEL) for name in tensors)
-    if parallel:
-        notes.append(f"the prefix {_PARALLEL!r}, left by DistributedDataParallel, was removed")
+    # DistributedDataParallel puts "module." before every name.
+    prefix = next(name for name in tensors if name.endswith(_OWN[0])).removesuffix(_OWN[0])
+    if prefix:
+        notes.append(f"the prefix {prefix!r}, left by a module around this one, was removed")
     for old, tensor in tensors.items():
-        name = old.removeprefix(_PARALLEL) if parallel else old
+        name = old.removeprefix(prefix)
         if "dinov2_model." in name:
             name = _FIVE.sub(lambda found: _FOUR[found[0]], name)
         found[name] = replace(tensor, name=name)
@@ -210,7 +208,7 @@ def _place(name: str) -> str:
     return found[0] if found else name
 
 
-def _trained(tensors: dict[str, Tensor]) -> dict[str, bool]:
+def trained(tensors: Iterable[str]) -> dict[str, bool]:
     """Name of a parameter, in the order of the seed's optimiser → whether it gets a gradient.
 
     torch's AdamW keeps nothing of a parameter that never got one.
@@ -228,7 +226,7 @@ def _read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments
     """AdamW's state; torch numbers the parameters instead of naming them."""
     if not isinstance(saved, dict) or not saved.get("state"):
         return None
-    order = _trained(tensors)
+    order = trained(tensors)
     try:
         (group,) = saved["param_groups"]
         numbers, state = dict(zip(order, group["params"], strict=True)), saved["state"]
@@ -264,7 +262,7 @@ def _torch_optimiser(
 
     from bridge.torch import to_torch
 
-    order = _trained(tensors)
+    order = trained(tensors)
     said = {**SETTINGS, **(moments.settings if moments else {})}
     count = moments.count if moments else 0
     warmup = config.get("warmup_steps", 1000)
@@ -285,8 +283,8 @@ def _torch_optimiser(
                 "exp_avg": to_torch(moments.mu[name]),
                 "exp_avg_sq": to_torch(moments.nu[name]),
             }
-            for number, (name, trained) in enumerate(order.items())
-            if trained
+            for number, (name, alive) in enumerate(order.items())
+            if alive
         }
     scheduler = {
         "base_lrs": [said["lr"]],

@@ -4,6 +4,7 @@ from jaxmodels.bitgen.config import PRESETS, RECIPES, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
+    "CARRIED",
     "PRESETS",
     "RECIPES",
     "SHARDING",
@@ -31,6 +32,7 @@ __getattr__ = lazy(
         "read": "remember",
         "forget": "remember",
         "WHOLE": "objectives",
+        "CARRIED": "layout",
         "SHARDING": "layout",
         "WEIGHTS": "layout",
         "sizes": "layout",

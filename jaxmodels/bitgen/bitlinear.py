@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int8, UInt8
 
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.precision import exact
 
 # Least γ and least max |x|, as transformers has them.
 LEAST = 1e-5
@@ -36,21 +37,17 @@ class Packed(nnx.Variable):
 
 def ternary(kernel: Float[Array, "d f"]) -> tuple[Float[Array, "d f"], Float[Array, ""]]:
     """T, of −1, 0 and 1 in the kernel's dtype, and γ, float32: the kernel is about T · γ."""
-    exact = _exact(kernel)
-    scale = 1 / jnp.maximum(jnp.abs(exact).mean(), LEAST)
-    return jnp.clip(jnp.round(exact * scale), -1, 1).astype(kernel.dtype), 1 / scale
+    wide = exact(kernel)
+    scale = 1 / jnp.maximum(jnp.abs(wide).mean(), LEAST)
+    return jnp.clip(jnp.round(wide * scale), -1, 1).astype(kernel.dtype), 1 / scale
 
 
 def levels(x: Float[Array, "*b d"]) -> tuple[Float[Array, "*b d"], Float[Array, "*b 1"]]:
     """X, whole numbers of 8 bits in the dtype of x, and 1/s, float32: x is about X · (1/s)."""
-    exact = _exact(x)
-    most = jnp.abs(exact).max(axis=-1, keepdims=True)
+    wide = exact(x)
+    most = jnp.abs(wide).max(axis=-1, keepdims=True)
     scale = 127 / jnp.maximum(most, LEAST)
-    return jnp.clip(jnp.round(exact * scale), -128, 127).astype(x.dtype), 1 / scale
-
-
-def _exact(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.clip(jnp.round(wide * scale), -128, 127).astype(x.dtype), 1 / scale
 
 
 @jax.custom_vjp
@@ -80,12 +77,15 @@ product.defvjp(_forward, _backward)
 
 
 class BitLinear(nnx.Module):
-    """RMS norm with a scale, then the quantised product; no bias, as in BitNet."""
+    """RMS norm with a scale, then the quantised product; no bias, as in BitNet.
 
-    def __init__(self, inward: int, outward: int, *, rngs: nnx.Rngs):
+    What comes out is about as large as `scale` at first, whatever comes in.
+    """
+
+    def __init__(self, inward: int, outward: int, *, scale: float = 1.0, rngs: nnx.Rngs):
         self.norm = nnx.RMSNorm(inward, epsilon=1e-6, rngs=rngs)
         init = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (inward, outward)))
+        self.kernel = nnx.Param(scale * init(rngs.params(), (inward, outward)))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
         """[… d] → [… f] in the parameters' dtype; the norm is computed in float32."""

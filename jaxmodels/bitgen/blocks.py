@@ -16,6 +16,11 @@ Hidden = Float[Array, "b t d"]
 Heads = tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]
 
 
+def residual(cfg: Config) -> float:
+    """How large what a layer adds to the residual stream is at first (GPT-2's rule)."""
+    return float((2 * cfg.layers) ** -0.5)
+
+
 def _heads(x: Array, parts: int, heads: int) -> Array:
     return rearrange(x, "b t (n h k) -> n b t h k", n=parts, h=heads)
 
@@ -26,7 +31,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.heads = cfg.heads
         self.qkv = BitLinear(cfg.dim, 3 * cfg.dim, rngs=rngs)
-        self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
+        self.proj = BitLinear(cfg.dim, cfg.dim, scale=residual(cfg), rngs=rngs)
 
     def __call__(self, x, mask, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache).
@@ -48,7 +53,7 @@ class CrossAttention(nnx.Module):
         self.heads = cfg.heads
         self.q = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
         self.kv = BitLinear(cfg.dim, 2 * cfg.dim, rngs=rngs)
-        self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
+        self.proj = BitLinear(cfg.dim, cfg.dim, scale=residual(cfg), rngs=rngs)
 
     def seen(self, other: Float[Array, "b s d"]) -> Heads:
         """Keys and values of the other sequence."""
@@ -67,7 +72,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.up = BitLinear(cfg.dim, cfg.hidden, rngs=rngs)
-        self.out = BitLinear(cfg.hidden, cfg.dim, rngs=rngs)
+        self.out = BitLinear(cfg.hidden, cfg.dim, scale=residual(cfg), rngs=rngs)
 
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
@@ -94,9 +99,9 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Hidden,
-        mask: Bool[Array, "#b #t s"],
+        mask: Bool[Array, "#b #t all"],
         seen: Heads | None = None,
-        seen_mask: Bool[Array, "b s2"] | None = None,
+        seen_mask: Bool[Array, "b s"] | None = None,
         rngs: nnx.Rngs | None = None,
         cache: KVCache | None = None,
         layer: int = 0,

@@ -9,6 +9,11 @@ from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Optim, Recipe
 
 
+def _tower(name: str) -> TowerConfig:
+    """A published tower as transformers computes it: positions are interpolated by size."""
+    return replace(TOWERS[name], interpolation="size")
+
+
 @dataclass(frozen=True)
 class Config:
     """Sizes of one bitgen. The defaults are the card's.
@@ -37,10 +42,13 @@ class Config:
     """Width of the feed-forwards, outside of the tower."""
     context: int = 256
     """Most tokens of a text."""
+    image_size: int = 224
+    """Side in pixels of the images that the tower sees; others are resized to it."""
     dropout: float = 0.1
     """Dropout rate of what is added to the residual stream, outside of the tower."""
     queue: int = 4096
-    """Features of earlier batches that are kept as negatives."""
+    """Features of earlier batches that are kept as negatives. What was made by an encoder that has
+    moved since is no good negative: the faster it learns, the fewer."""
     temperature: float = 0.07
     """Where the learned temperature of similarities begins."""
     momentum: float = 0.0
@@ -48,18 +56,16 @@ class Config:
     of the queue; 0 keeps none (FIBER), 0.995 is usual (ALBEF)."""
     slots: int = 32
     """Slots of the memory."""
-    image_size: int = 224
-    """Side in pixels of the images that it is trained on; a call takes any."""
     noise: float = 0.01
     """Standard deviation of the memory's observation noise."""
     addressing: Literal["ridge", "iteration"] = "ridge"
     """How the slots' keys are inverted: solved with noise, or by iterations without."""
-    dinov2: TowerConfig = field(default_factory=lambda: TOWERS["base"])
+    dinov2: TowerConfig = field(default_factory=lambda: _tower("base"))
     """The image tower."""
 
     def __post_init__(self) -> None:
         names = ("vocab", "dim", "layers", "image_layers", "decoder_layers", "heads", "hidden")
-        for name in (*names, "merge", "context", "queue", "slots", "image_size"):
+        for name in (*names, "merge", "image_size", "context", "queue", "slots", "image_size"):
             within(f"model.{name}", getattr(self, name), 1)
         within("model.fused", self.fused, 0, min(self.layers, self.image_layers))
         within("model.temperature", self.temperature, 0.001, 1)
@@ -70,6 +76,13 @@ class Config:
             raise Problem(
                 f"bitgen: dim {self.dim} is not a multiple of {self.heads} heads",
                 fix="change --model.dim or --model.heads",
+                exit_code=USAGE,
+            )
+        if self.image_size % (self.merge * self.dinov2.patch):
+            raise Problem(
+                f"bitgen: images of {self.image_size} pixels are not filled by squares of "
+                f"{self.merge} patches of {self.dinov2.patch} pixels",
+                fix="change --model.image-size, --model.merge or --model.dinov2.patch",
                 exit_code=USAGE,
             )
 
@@ -87,10 +100,11 @@ PRESETS = {
         heads=4,
         hidden=128,
         context=20,
-        dropout=0.0,
-        queue=1024,
-        slots=64,
         image_size=56,
+        dropout=0.0,
+        # A batch: while features still move fast, older ones pull back instead of pushing apart.
+        queue=32,
+        slots=64,
         dinov2=TowerConfig(dim=64, layers=3, heads=4, hidden=128, patch=7, image_size=56),
     ),
     # The card's.
@@ -102,7 +116,7 @@ PRESETS = {
         merge=2,
         context=128,
         queue=2048,
-        dinov2=TOWERS["small"],
+        dinov2=_tower("small"),
     ),
 }
 
@@ -141,12 +155,22 @@ RECIPES = {
         tokenizer="words",
         batch=32,
         accum=1,
-        steps=3500,
+        steps=4000,
         dtype="float32",
         eval_every=500,
         patience=0,
         save_every=500,
-        optim=replace(_CARD.optim, peak_lr=2e-3, least_lr=0.0, end_lr=1e-5, warmup=100.0, b2=0.99),
+        sample_every=500,
+        optim=replace(
+            _CARD.optim,
+            peak_lr=1.5e-3,
+            least_lr=0.0,
+            end_lr=1e-5,
+            warmup=150.0,
+            b2=0.99,
+            # A step of Adam is a fortieth of a temperature of 0.06.
+            lr_scale=(("temperature", 0.1),),
+        ),
     ),
     "card": _CARD,
     # The tower stays as it was published.

@@ -14,6 +14,7 @@ from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import causal_mask
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.precision import exact
 
 
 class Cache(NamedTuple):
@@ -33,7 +34,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
-        self.start = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (cfg.dim,)))
+        self.start = nnx.Param(nnx.initializers.normal(cfg.dim**-0.5)(rngs.params(), (cfg.dim,)))
         self.blocks = nnx.List(
             [Block(cfg, cross=True, gated=False, rngs=rngs) for _ in range(cfg.decoder_layers)]
         )
@@ -41,7 +42,7 @@ class Decoder(nnx.Module):
 
     def first(self, batch: int) -> Float[Array, "b 1 d"]:
         """The start of each text, float32."""
-        start = self.start[...].astype(jnp.float32)
+        start = exact(self.start[...])
         return jnp.broadcast_to(start, (batch, 1, len(start)))
 
     def seen(self, others: Float[Array, "b s d"]) -> list[Heads]:

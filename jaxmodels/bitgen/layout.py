@@ -91,6 +91,21 @@ def _torch(path: str) -> str:
 WEIGHTS = tuple((ours, _torch(ours), op) for ours, op in _ROWS_OF_MODEL)
 
 
+# What a checkpoint of another architecture gives: its name → rows (our path, theirs; "*" is the
+# same). Encoders and decoder of Stage 1 are other networks: post-norm, with biases, and without
+# the scales that come before each ternary product here.
+CARRIED = {
+    "bitgen_stage1": (
+        ("vision/*", "*"),
+        ("embed/embedding", "*"),
+        ("pos/embedding", "*"),
+        ("project/kernel", "fusion/project/kernel"),
+        ("project/bias", "fusion/project/bias"),
+        ("temperature", "fusion/temperature"),
+    ),
+}
+
+
 def sizes(
     shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
 ) -> tuple[dict[str, object], dict[str, object]]:
@@ -102,8 +117,8 @@ def sizes(
 
     Returns:
         what follows from the shapes, and what is the architecture's convention: the card's 4
-        heads and dropout, and heads of 64 in the tower. Fields of the tower are called
-        `dinov2.heads` and the like.
+        heads, images of 224 and dropout, and heads of 64 in the tower. Fields of the tower are
+        called `dinov2.heads` and the like.
     """
 
     def blocks(of: str, part: str = "") -> int:
@@ -129,12 +144,12 @@ def sizes(
     }
     assumed: dict[str, object] = {
         "heads": 4,
+        "image_size": 224,
         "dropout": 0.1,
         "temperature": 0.07,
         "momentum": 0.0,
         "noise": 0.01,
         "addressing": "ridge",
-        "image_size": 224,
         **{f"dinov2.{name}": value for name, value in guessed.items()},
     }
     queue = shapes.get("queue/ids")

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxmodels.bitgen import larimar
 from jaxmodels.bitgen.config import Config
 from jaxmodels.bitgen.larimar import Evidence, Prior
+from jaxmodels.layers.precision import exact
 
 
 class Written(nnx.Variable):
@@ -58,16 +59,16 @@ class Memory(nnx.Module):
     @property
     def prior(self) -> Prior:
         """What is believed of the slots of an empty memory, float32."""
-        return Prior(_exact(self.mean[...]), _exact(self.log_variance[...]))
+        return Prior(exact(self.mean[...]), exact(self.log_variance[...]))
 
     def codes(self, pooled: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """The code of texts, float32 of mean 0 and variance 1, by the mean of their tokens."""
-        return _exact(self.norm(self.code(pooled)))
+        return self.norm(exact(self.code(pooled.astype(self.code.kernel[...].dtype))))
 
     def address(self, features: Float[Array, "*b d"]) -> Float[Array, "*b m"]:
         """Where unit features, the keys, lie in the memory; float32."""
         cfg = self.config
-        return larimar.address(_exact(features), _exact(self.keys[...]), cfg.noise, cfg.addressing)
+        return larimar.address(exact(features), exact(self.keys[...]), cfg.noise, cfg.addressing)
 
     def read(
         self,
@@ -86,12 +87,12 @@ class Memory(nnx.Module):
         believed = larimar.posterior(self.prior, evidence or self.evidence, self.config.noise)
         w = self.address(features)
         if noise is not None:
-            w = w + jnp.exp(0.5 * _exact(self.address_log_variance[...])) * noise
+            w = w + jnp.exp(0.5 * exact(self.address_log_variance[...])) * noise
         return larimar.read(believed.mean, w)
 
     def token(self, codes: Float[Array, "b d"]) -> Float[Array, "b 1 d"]:
         """A code as the one token that the decoder sees of it."""
-        return self.out(codes.astype(self.out.kernel[...].dtype))[:, None].astype(jnp.float32)
+        return exact(self.out(codes.astype(self.out.kernel[...].dtype)))[:, None]
 
     def episode(
         self, features: Float[Array, "b d"], codes: Float[Array, "b d"], rngs: nnx.Rngs | None
@@ -112,7 +113,7 @@ class Memory(nnx.Module):
         evidence = larimar.write(empty, at, written)
         believed = larimar.posterior(self.prior, evidence, cfg.noise)
         mean = self.address(keys)
-        spread = _exact(self.address_log_variance[...])
+        spread = exact(self.address_log_variance[...])
         w = mean if rngs is None else mean + jnp.exp(0.5 * spread) * _normal(mean.shape, rngs)
         divergence = larimar.divergence(self.prior, believed).mean()
         divergence += larimar.address_divergence(mean, spread).mean()
@@ -122,10 +123,6 @@ class Memory(nnx.Module):
         utilization = larimar.utilization(self.prior, believed).mean()
         codes = rearrange(larimar.read(believed.mean, w), "g n d -> (g n) d")
         return Episode(codes, divergence, utilization, quality)
-
-
-def _exact(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _normal(shape: tuple[int, ...], rngs: Any) -> Array:

@@ -13,24 +13,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.bitgen.blocks import Block, Heads
 from jaxmodels.bitgen.config import Config
 from jaxmodels.bitgen.decoder import Cache, Decoder
+from jaxmodels.bitgen.encoders import (
+    Pooler,
+    everything,
+    lower_image,
+    lower_text,
+    mean,
+    together,
+    upper_image,
+    upper_text,
+)
 from jaxmodels.bitgen.fiber import Queue
 from jaxmodels.bitgen.memory import Memory
 from jaxmodels.bitgen.momentum import Slow, encoders
 from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
-from jaxmodels.layers.remat import remat
-
-# Mean and standard deviation of ImageNet's colours, as DINOv2 wants its images normalised.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from jaxmodels.layers.precision import exact
 
 
 class Output(NamedTuple):
@@ -46,27 +51,14 @@ class Output(NamedTuple):
     """float32; at t, of the target at t, after the targets before it. None without targets."""
 
 
-class Pooler(nnx.Module):
-    """The mean over tokens, through a layer and tanh, to a unit vector."""
-
-    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.dense = nnx.Linear(cfg.dim, cfg.dim, rngs=rngs)
-        self.proj = nnx.Linear(cfg.dim, cfg.dim, rngs=rngs)
-
-    def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """float32 [b, d], of length 1."""
-        dtype = self.dense.kernel[...].dtype
-        x = self.proj(nnx.tanh(self.dense(pooled.astype(dtype)))).astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-12))
-
-
 class Model(nnx.Module):
     """bitgen. Deterministic unless `rngs` is passed to the call."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
         self.remat = "none"
-        small = nnx.initializers.normal(0.02)
+        # Embeddings are not much smaller than what the first layers add to them.
+        small = nnx.initializers.normal(cfg.dim**-0.5)
         self.embed = nnx.Embed(cfg.vocab, cfg.dim, embedding_init=small, rngs=rngs)
         self.pos = nnx.Embed(cfg.context, cfg.dim, embedding_init=small, rngs=rngs)
         self.vision = Tower(cfg.dinov2, rngs=rngs)
@@ -91,7 +83,7 @@ class Model(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "b t"],
-        images: Float[Array, "b h w 3"] | None = None,
+        images: Float[Array, "n h w 3"] | None = None,
         targets: Int[Array, "b t2"] | None = None,
         noise: Float[Array, "b m"] | None = None,
         mask: Int[Array, "b t"] | None = None,
@@ -100,7 +92,7 @@ class Model(nnx.Module):
 
         Args:
             tokens: token ids, at most as many as the context.
-            images: float32 in [0, 1]; height and width are multiples of the tower's patch.
+            images: float32 in [0, 1], of any size.
             targets: texts that the decoder is asked for, given the image, or else given what the
                 memory has at the text's feature.
             noise: standard normal numbers, with which the memory's addresses are drawn; None
@@ -108,12 +100,12 @@ class Model(nnx.Module):
             mask: 1 for tokens, 0 for padding; all are tokens, if None.
 
         Raises:
-            Problem: (usage) more tokens than the context, no token at all, another number of
-                images than of texts, or patches do not fill the images.
+            Problem: (usage) more tokens than the context, no token at all, or another number of
+                images than of texts.
         """
         real = self.real(tokens, mask)
-        x = self.lower_text(tokens, real)
-        alone = self.upper_text(x, real)
+        x = lower_text(self, tokens, real)
+        alone = upper_text(self, x, real)
         text_features = self.text_pool(mean(alone, real))
         image_features, embeddings, seen = None, alone, None
         if images is not None:
@@ -123,10 +115,10 @@ class Model(nnx.Module):
                     fix="give one image for each text",
                     exit_code=USAGE,
                 )
-            y = self.lower_image(images)
-            seen = self.upper_image(y)
+            y = lower_image(self, images)
+            seen = upper_image(self, y)
             image_features = self.image_pool(seen.mean(axis=1))
-            embeddings = self.together(x, real, y)[0]
+            embeddings = together(self, x, real, y)[0]
         logits = None
         if targets is not None:
             self.check(targets.shape[1])
@@ -141,11 +133,11 @@ class Model(nnx.Module):
     ) -> Float[Array, "b d"]:
         """Unit vectors of texts alone."""
         real = self.real(tokens, mask)
-        return self.text_pool(mean(self.upper_text(self.lower_text(tokens, real), real), real))
+        return self.text_pool(mean(upper_text(self, lower_text(self, tokens, real), real), real))
 
     def image_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """Unit vectors of images in [0, 1] alone."""
-        return self.image_pool(self.upper_image(self.lower_image(images)).mean(axis=1))
+        return self.image_pool(upper_image(self, lower_image(self, images)).mean(axis=1))
 
     # What the objectives take one by one.
 
@@ -165,72 +157,19 @@ class Model(nnx.Module):
                 exit_code=USAGE,
             )
 
-    def lower_text(
-        self, tokens: Int[Array, "b t"], real: Bool[Array, "b t"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b t d"]:
-        """Embeddings after the layers that see no image."""
-        x = self.placed(tokens)
-        if rngs is not None:
-            x = dropout(x, self.config.dropout, rngs.dropout())
-        for block in self.text[: self.config.layers - self.config.fused]:
-            x, _ = self._run(block, x, real[:, None], rngs=rngs)
-        return x
-
-    def upper_text(self, x, real, rngs: nnx.Rngs | None = None) -> Float[Array, "b t d"]:
-        """What becomes of `lower_text` alone."""
-        for block in self.text[self.config.layers - self.config.fused :]:
-            x, _ = self._run(block, x, real[:, None], rngs=rngs)
-        return self.text_norm(x)
-
-    def lower_image(
-        self, images: Float[Array, "b h w 3"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b p d"]:
-        """Tokens of images in [0, 1]: the class token and the patches, before any text is seen."""
-        normal = (images - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
-        rows = images.shape[1] // self.config.dinov2.patch
-        x = self._merged(self.vision(normal), rows)
-        y = self.project(x.astype(self.project.kernel[...].dtype)).astype(jnp.float32)
-        for block in self.image[: self.config.image_layers - self.config.fused]:
-            y, _ = self._run(block, y, _everything(y)[:, None], rngs=rngs)
-        return y
-
-    def upper_image(self, y, rngs: nnx.Rngs | None = None) -> Float[Array, "b p d"]:
-        """What becomes of `lower_image` alone."""
-        for block in self.image[self.config.image_layers - self.config.fused :]:
-            y, _ = self._run(block, y, _everything(y)[:, None], rngs=rngs)
-        return self.image_norm(y)
-
-    def together(
-        self, x, real, y, rngs: nnx.Rngs | None = None
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b p d"]]:
-        """What becomes of both in sight of each other: each layer sees the other side's state
-        before it."""
-        cfg = self.config
-        pairs = zip(
-            self.text[cfg.layers - cfg.fused :],
-            self.image[cfg.image_layers - cfg.fused :],
-            strict=True,
-        )
-        whole = _everything(y)
-        for text, image in pairs:
-            of_image, of_text = text.cross.seen(y), image.cross.seen(x)
-            x, _ = self._run(text, x, real[:, None], of_image, whole, rngs)
-            y, _ = self._run(image, y, whole[:, None], of_text, real, rngs)
-        return self.text_norm(x), self.image_norm(y)
-
     def context(
         self, seen: Float[Array, "b p d"] | None, codes: Float[Array, "b d"]
     ) -> tuple[list[Heads], Bool[Array, "b s"]]:
         """What the decoder sees of images and of codes that were read, and where it may look."""
         token = self.memory.token(codes)
         both = token if seen is None else jnp.concatenate([seen, token], axis=1)
-        return self.decoder.seen(both), _everything(both)
+        return self.decoder.seen(both), everything(both)
 
     def placed(self, tokens: Int[Array, "b t"], start: Int[Array, ""] | int = 0):
         """Embeddings of tokens with their positions, float32."""
         positions = start + jnp.arange(tokens.shape[1])
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
-        return of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
+        return exact(of_token) + exact(of_place)
 
     def inputs(self, targets: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """What the decoder reads when it is asked for the targets: start, then all but the last."""
@@ -258,7 +197,7 @@ class Model(nnx.Module):
         if images is None:
             seen, codes = None, jnp.zeros((len(tokens), self.config.dim))
         else:
-            seen = self.upper_image(self.lower_image(images))
+            seen = upper_image(self, lower_image(self, images))
             codes = self.memory.read(self.image_pool(seen.mean(axis=1)))
         return self.begin(tokens, length, size, *self.context(seen, codes))
 
@@ -298,32 +237,3 @@ class Model(nnx.Module):
         """float32 logits of the token after each of the next tokens, and the cache with them."""
         x, cache = self.decoder.step(self.placed(tokens, cache.own.length - 1), cache)
         return tied_logits(x, self.embed.embedding[...]), cache
-
-    def _merged(self, x: Float[Array, "b n d"], rows: int) -> Float[Array, "b p d2"]:
-        """The class token, and squares of patches as one token each; registers are left out."""
-        side, first = self.config.merge, 1 + self.config.dinov2.registers
-        columns = (x.shape[1] - first) // rows
-        if rows % side or columns % side:
-            raise Problem(
-                f"bitgen: {rows} × {columns} patches are not squares of {side} × {side}",
-                fix=f"give images of a multiple of {side * self.config.dinov2.patch} pixels",
-                exit_code=USAGE,
-            )
-        patches = rearrange(
-            x[:, first:], "b (r p c q) d -> b (r c) (p q d)", p=side, q=side, c=columns // side
-        )
-        cls = jnp.tile(x[:, :1], (1, 1, side**2))
-        return jnp.concatenate([cls, patches], axis=1)
-
-    def _run(self, block, x, mask, seen=None, seen_mask=None, rngs=None):
-        return remat(Block.__call__, self.remat)(block, x, mask, seen, seen_mask, rngs)
-
-
-def mean(x: Float[Array, "b t d"], real: Bool[Array, "b t"]) -> Float[Array, "b d"]:
-    """The mean over tokens, float32."""
-    weight = real / real.sum(axis=1, keepdims=True)
-    return (x.astype(jnp.float32) * weight[..., None]).sum(axis=1)
-
-
-def _everything(x: Array) -> Array:
-    return jnp.ones(x.shape[:2], bool)

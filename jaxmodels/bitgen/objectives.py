@@ -11,8 +11,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jaxmodels.bitgen import fiber, larimar
+from jaxmodels.bitgen.encoders import (
+    lower_image,
+    lower_text,
+    mean,
+    together,
+    upper_image,
+    upper_text,
+)
 from jaxmodels.bitgen.memory import Episode
-from jaxmodels.bitgen.model import Model, mean
+from jaxmodels.bitgen.model import Model
 from jaxmodels.bitgen.momentum import follow, following
 from jaxmodels.layers.losses import chunked_scores
 
@@ -44,15 +52,15 @@ def loss(
     """
     tokens = batch["tokens"]
     real = model.real(tokens, batch.get("mask"))
-    x = model.lower_text(tokens, real, rngs)
-    alone = model.upper_text(x, real, rngs)
+    x = lower_text(model, tokens, real, rngs)
+    alone = upper_text(model, x, real, rngs)
     pooled = mean(alone, real)
     text = model.text_pool(pooled)
     codes = model.memory.codes(pooled)
     total, metrics, aux, seen, keys = jnp.zeros(()), {}, {}, None, text
     if "images" in batch:
-        y = model.lower_image(batch["images"].astype(jnp.float32) / 255, rngs)
-        seen = model.upper_image(y, rngs)
+        y = lower_image(model, batch["images"].astype(jnp.float32) / 255, rngs)
+        seen = upper_image(model, y, rngs)
         keys = model.image_pool(seen.mean(axis=1))
         ids = batch["image_id"]
         same = fiber.alike(ids, tokens)
@@ -110,7 +118,7 @@ def _matching(
     own = jnp.arange(b)
     texts = jnp.concatenate([own, of_image, own])
     images = jnp.concatenate([own, own, of_text])
-    sides = model.together(x[texts], real[texts], y[images], rngs)
+    sides = together(model, x[texts], real[texts], y[images], rngs)
     judged = jnp.concatenate([mean(sides[0], real[texts]), sides[1].mean(axis=1)], axis=1)
     logits = model.match(judged.astype(model.match.kernel[...].dtype))
     labels = jnp.concatenate([jnp.ones(b, jnp.int32), jnp.zeros(2 * b, jnp.int32)])

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.bitgen import larimar
+from jaxmodels.bitgen.encoders import lower_text, mean, upper_text
 from jaxmodels.bitgen.larimar import Evidence
-from jaxmodels.bitgen.model import Model, mean
+from jaxmodels.bitgen.model import Model
 
 Tokens = Int[Array, "b t"]
 Images = Float[Array, "b h w 3"]
@@ -76,7 +77,7 @@ def read(
 def codes(model: Model, tokens: Tokens, mask: Tokens | None = None) -> Float[Array, "b d"]:
     """The codes of texts, as they are written."""
     real = model.real(tokens, mask)
-    return model.memory.codes(mean(model.upper_text(model.lower_text(tokens, real), real), real))
+    return model.memory.codes(mean(upper_text(model, lower_text(model, tokens, real), real), real))
 
 
 def nearest(

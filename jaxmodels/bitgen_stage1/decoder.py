@@ -85,10 +85,15 @@ class Decoder(nnx.Module):
         embeddings: Float[Array, "b t d"],
         rngs: nnx.Rngs | None,
         policy: str,
-    ) -> Float[Array, "b u v"]:
-        """Logits, float32, of the embedded targets y; `policy` is that of `layers/remat.py`."""
+    ) -> Float[Array, "b u d"]:
+        """What `head` makes logits of, for the embedded targets y; `policy` is that of
+        `layers/remat.py`."""
         source = embeddings.mean(axis=1)
         block = remat(Block.__call__, policy)
         for layer in self.blocks:
             y = block(layer, y, source, rngs)
-        return wide(self.head(self.norm(y), quantised=rngs is None))
+        return self.norm(y)
+
+    def logits(self, x: Float[Array, "*b d"], *, quantised: bool) -> Float[Array, "*b v"]:
+        """float32 logits of what a call gave."""
+        return wide(self.head(x, quantised=quantised))

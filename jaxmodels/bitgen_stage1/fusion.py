@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.bitgen_stage1.config import Config
-from jaxmodels.bitgen_stage1.parts import apply, drop, linear, unit, wide
+from jaxmodels.bitgen_stage1.parts import apply, drop, linear, no_gradient, unit, wide
 from jaxmodels.bitgen_stage1.state import Buffer
 
 
@@ -74,11 +74,13 @@ class Fusion(nnx.Module):
         the next ones go."""
         rows, size = len(text), self.image_queue.shape[1]
         at = (self.queue_ptr[...] + jnp.arange(rows)) % size
-        queues = (
-            queue[...].at[:, at].set(jax.lax.stop_gradient(features).T.astype(queue.dtype))
-            for queue, features in ((self.text_queue, text), (self.image_queue, image))
-        )
-        return (*queues, (self.queue_ptr[...] + rows) % size)
+
+        def filled(queue: Buffer, features: Array) -> Array:
+            columns = no_gradient(features).T.astype(queue[...].dtype)
+            return queue[...].at[:, at].set(columns)
+
+        after = (self.queue_ptr[...] + rows) % size
+        return filled(self.text_queue, text), filled(self.image_queue, image), after
 
 
 def _columns(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:

@@ -95,7 +95,7 @@ class Model(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "b t"],
+        tokens: Int[Array, "b t"] | None,
         images: Float[Array, "b y x 3"] | None = None,
         targets: Int[Array, "b u"] | None = None,
         noise: Float[Array, "m d"] | None = None,
@@ -104,7 +104,7 @@ class Model(nnx.Module):
         """Embeddings of texts, features of texts and images, and logits of targets.
 
         Args:
-            tokens: token ids, at most `context` of them.
+            tokens: token ids, at most `context` of them; None is refused.
             images: one for each text, values in [0, 1]; of any size.
             targets: token ids that the decoder predicts from those up to and including each.
             noise: of the memory, standard normal; None reads its mean.
@@ -126,9 +126,19 @@ class Model(nnx.Module):
         embeddings = self.norm(x)
         logits = None
         if targets is not None:
-            logits = self.decoder(self.embedded(targets, rngs), embeddings, rngs, self.remat)
+            decoded = self.decoded(targets, embeddings, rngs)
+            logits = self.decoder.logits(decoded, quantised=rngs is None)
         features = self.fusion.text_features(text)
         return Output(embeddings, features, image_features, logits, recall)
+
+    def decoded(
+        self,
+        targets: Int[Array, "b u"],
+        embeddings: Float[Array, "b t d"],
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b u d"]:
+        """What the decoder makes of targets, one step before their logits."""
+        return self.decoder(self.embedded(targets, rngs), embeddings, rngs, self.remat)
 
     @property
     def remat(self) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxmodels.bitgen_stage1.decoder import Decoder
 from jaxmodels.bitgen_stage1.memory import Written
 from jaxmodels.bitgen_stage1.model import Model
 from jaxmodels.bitgen_stage1.parts import no_gradient, wide
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.layers.losses import LOGITS_BYTES
 
 # The loss compares the rows of a batch: it cannot be computed in slices.
 WHOLE = True
@@ -53,7 +56,7 @@ def loss(
     noise = batch.get("noise")
     if noise is None and rngs is not None:
         noise = jax.random.normal(rngs.dropout(), model.memory.mean.shape)
-    out = model(tokens, images, targets=tokens, noise=noise, rngs=rngs)
+    out = model(tokens, images, noise=noise, rngs=rngs)
     store: dict[str, Any] = {}
     mean = wide(model.memory.mean[...])
     writes = model.memory.write_count[...]
@@ -61,8 +64,8 @@ def loss(
         store["written"] = written = model.memory.to_write(out.recall)
         mean = mean + no_gradient(model.memory.after(written) - mean)
         writes = writes.at[written.slots].add(1)
-    assert out.decoder_logits is not None
-    text, metrics = reconstruction(out.decoder_logits, tokens)
+    decoded = model.decoded(tokens, out.embeddings, rngs)
+    text, metrics = reconstruction(model.decoder, decoded, tokens, quantised=rngs is None)
     divergence = model.memory.divergence(mean)
     total = TEXT * text + DIVERGENCE * divergence
     metrics |= {
@@ -139,17 +142,46 @@ def contrasted(
 
 
 def reconstruction(
-    logits: Float[Array, "b t v"], targets: Int[Array, "b t"]
+    decoder: Decoder,
+    decoded: Float[Array, "b t d"],
+    targets: Int[Array, "b t"],
+    *,
+    quantised: bool,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Cross-entropy with smoothed targets, in nats, and its metrics."""
-    logs = jax.nn.log_softmax(logits, axis=-1)
-    picked = jnp.take_along_axis(logs, targets[..., None], axis=-1)
-    loss = -jnp.mean((1 - SMOOTHING) * picked[..., 0] + SMOOTHING * logs.mean(axis=-1))
+    """Cross-entropy with smoothed targets, in nats, and its metrics.
+
+    In training positions are taken in parts, whose logits are computed again in the backward pass:
+    all of them are gigabytes for the card's batch. Quantised, they share one scale, and are whole.
+    """
+
+    def part(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+        states, wanted = piece
+        logits = decoder.logits(states, quantised=quantised)
+        logs = jax.nn.log_softmax(logits, axis=-1)
+        picked = jnp.take_along_axis(logs, wanted[:, None], axis=-1)[:, 0]
+        losses = -(1 - SMOOTHING) * picked - SMOOTHING * logs.mean(axis=-1)
+        return losses.mean(), jnp.mean(logits.argmax(axis=-1) == wanted)
+
+    flat = rearrange(decoded, "b t d -> (b t) d"), targets.reshape(-1)
+    count = 1 if quantised else _parts(targets.size, decoder.head.bias.size)
+    if count == 1:
+        loss, right = part(flat)
+    else:
+        cut = jax.tree.map(lambda x: rearrange(x, "(c n) ... -> c n ...", c=count), flat)
+        loss, right = jax.tree.map(jnp.mean, jax.lax.map(jax.checkpoint(part), cut))
     return loss, {
         "text_loss": loss,
         "perplexity": jnp.exp(jnp.minimum(loss, MOST_NATS)),
-        "token_accuracy": jnp.mean(logits.argmax(axis=-1) == targets),
+        "token_accuracy": right,
     }
+
+
+def _parts(positions: int, vocab: int) -> int:
+    """The least number of equal parts whose float32 logits fit into `LOGITS_BYTES`."""
+    count = min(-(-positions * vocab * 4 // LOGITS_BYTES), positions)
+    while positions % count:
+        count += 1
+    return count
 
 
 def _queues(

@@ -54,8 +54,9 @@ class Eval:
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    for option in ("--set", "--image", "--caption"):
-        argv = gathered(argv, option)
+    argv = gathered(argv, "--set")
+    for option in ("--image", "--caption"):
+        argv = gathered(argv, option, many=True)
     options = parse(Eval, argv, "eval")
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform

@@ -12,8 +12,9 @@ def measured(package: Any, model: Any, data: Any, limit: int | None, batches: in
     """The answer of `eval --json`.
 
     `loss` and all that the loss tells (the card's names: `itm_acc`, `text_loss`, `perplexity`, …)
-    are means over the held-out images, each with one of its captions. `t2i_recall_at_k` and `i2t_recall_at_k` for k of 1, 5 and 10: see
-    `runtime.retrieval.recalls`. `images` and `captions` are how many retrieval was among.
+    are means over the held-out images, each with one of its captions. `t2i_recall_at_k` and
+    `i2t_recall_at_k` for k of 1, 5 and 10: see `runtime.retrieval.recalls`; `images` and
+    `captions` are among how many.
 
     Args:
         package: of the model.

@@ -25,8 +25,8 @@ class Generate:
     """An image file to write about, for a model that sees."""
     max_new_tokens: int = 300
     """Tokens (characters) to add; of an image at most as many as fit the model's context."""
-    temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
+    temperature: float | None = None
+    """Divides the logits; 0 always takes the likeliest token. By default 0.8, and of an image 0."""
     top_k: int | None = None
     """Draw from the k likeliest tokens."""
     top_p: float | None = None
@@ -74,7 +74,9 @@ def main(argv: list[str]) -> int:
         )
     images = _image(options, model)
     prompt = options.prompt or ("\n" if images is None else "")
-    options = replace(options, prompt=prompt)
+    usual = 0.8 if images is None else 0.0
+    temperature = usual if options.temperature is None else options.temperature
+    options = replace(options, prompt=prompt, temperature=temperature)
     ids = _encode(prompt, tokenizer, model) if prompt else np.zeros((1, 0), np.int32)
     result = _run(options, model, tokenizer, ids, images)
     if options.json:
@@ -164,14 +166,17 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
 
     if options.num_samples == 1 and not options.json:
         print(options.prompt, end="", flush=True)
-        for text in decode_stream(tokenizer, (before(end, piece[0]) for piece in drawn())):
+        new = (before(end, piece[0]) for piece in drawn())
+        for text in decode_stream(tokenizer, new, after=ids[0].tolist()):
             print(text, end="", flush=True)
         print()
     else:
         for _ in drawn():
             pass
     rows = [before(end, row) for row in np.concatenate(pieces, axis=1)]
-    samples = [{"text": tokenizer.decode(row), "tokens": row.tolist()} for row in rows]
+    texts = ("".join(decode_stream(tokenizer, [row], after=ids[0].tolist())) for row in rows)
+    pairs = zip(texts, rows, strict=True)
+    samples = [{"text": text, "tokens": row.tolist()} for text, row in pairs]
     if options.num_samples > 1 and not options.json:
         for index, sample in enumerate(samples, 1):
             sys.stdout.write(f"--- {index}\n{options.prompt}{sample['text']}\n")

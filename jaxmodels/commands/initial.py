@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jaxmodels
+from jaxmodels.cli import say
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Recipe
 
@@ -23,10 +25,8 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
     Raises:
         Problem: what `bridge.load` raises; (usage) no preset is given, nor known.
     """
-    from bridge.sources import open_source
-
     given = spec.partition(":")[0] or None
-    source = open_source(Path(path), given)
+    source = _opened(Path(path), given)
     if not spec and source.preset is None:
         raise Problem(
             "ARCH:PRESET is missing",
@@ -36,8 +36,23 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
             exit_code=USAGE,
         )
     arch, preset, model = jaxmodels.preset(spec or f"{source.arch}:{source.preset}")
+    if arch != source.arch:
+        return arch, preset, replace(model, vocab=source.config.vocab), source
     trained = {name: getattr(model, name) for name in source.assumed if name.startswith("dropout")}
     return arch, preset, replace(source.config, **trained), source
+
+
+def _opened(path: Path, arch: str | None) -> Any:
+    """The source, of this architecture or of one that it carries something over from."""
+    from bridge.migration import rows_between
+    from bridge.sources import open_source
+
+    package = jaxmodels.arch(arch) if arch else None
+    if hasattr(package, "CARRIED"):
+        source = open_source(path)
+        if rows_between(package, source):
+            return source
+    return open_source(path, arch)
 
 
 def refuse_own_characters(recipe: Recipe, source: Any) -> None:
@@ -61,6 +76,8 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
 
     The step count, and with it the learning-rate schedule, begins at 0; AdamW's own count goes on.
 
+    Of another architecture what fits is taken, and told.
+
     Raises:
         Problem: (mismatch) the sizes given make another model; there is no optimiser state.
     """
@@ -73,6 +90,9 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     from bridge.stacks import joined
     from jaxmodels.runtime.optim import with_moments as with_adam
 
+    package = import_module(type(config).__module__.rpartition(".")[0])
+    if package is not jaxmodels.arch(source.arch):
+        return _carrier(package, source, config, with_moments)
     if parameter_shapes(source.arch, config) != source.shapes():
         ours, theirs = values_of(config), values_of(source.config)
         changed = [f"{k}: {theirs[k]!r} → {ours[k]!r}" for k in ours if ours[k] != theirs[k]]
@@ -84,8 +104,6 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
             exit_code=MISMATCH,
         )
     moments = required(source.moments(), source.path) if with_moments else None
-
-    package = jaxmodels.arch(source.arch)
 
     def placed(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
         values = joined(tensors, package, lambda tensor: np.asarray(tensor.read()))
@@ -105,5 +123,38 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
         params = {path: t for path, t in source.tensors.items() if path not in kept}
         rest = state.rest | placed(kept, state.rest)
         return state._replace(params=placed(params, state.params), rest=rest, opt=opt)
+
+    return start
+
+
+def _carrier(package: Any, source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:
+    """`starter` from another architecture."""
+    import jax
+    import numpy as np
+
+    from bridge.migration import carried
+    from bridge.sources import parameter_shapes
+
+    if with_moments:
+        raise Problem(
+            f"the optimiser's state of {source.arch} is not that of another architecture",
+            where=str(source.path),
+            fix="leave --init-optimizer out",
+            exit_code=MISMATCH,
+        )
+    arch = package.__name__.rpartition(".")[2]
+    tensors, notes = carried(package, source, parameter_shapes(arch, config))
+    say(*notes)
+
+    def start(state: Any) -> Any:
+        taken = {
+            path: jax.make_array_from_callback(
+                tensor.shape,
+                state.params[path].sharding,
+                np.asarray(tensor.read(), state.params[path].dtype).__getitem__,
+            )
+            for path, tensor in tensors.items()
+        }
+        return state._replace(params=state.params | taken)
 
     return start

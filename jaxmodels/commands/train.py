@@ -195,10 +195,15 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
 
 
 def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
+    from jaxmodels.runtime import platform
     from jaxmodels.runtime.files import write_json
     from jaxmodels.runtime.settings import read_file
 
-    settings = resolved | {"data": data.identity, "version": jaxmodels.__version__}
+    settings = resolved | {
+        "data": data.identity,
+        "version": jaxmodels.__version__,
+        "environment": platform.environment(),
+    }
     if steps(run / "checkpoints") and (run / "config.json").is_file():
         stored = read_file(run / "config.json")
         settings["init"] = stored.get("init")

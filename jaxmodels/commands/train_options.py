@@ -16,6 +16,9 @@ from jaxmodels.runtime import rundir, settings
 
 C = TypeVar("C")
 
+# What config.json of a run holds; model and recipe are taken from it.
+_OF_A_RUN = ("arch", "preset", "model", "recipe", "data", "init", "version", "environment")
+
 
 @dataclass(frozen=True)
 class Train(Generic[C]):
@@ -125,7 +128,7 @@ def config_file(argv: list[str]) -> dict[str, Any]:
         return {}
     content = settings.read_file(Path(path))
     for name in content:
-        if name not in ("arch", "preset", "model", "recipe", "data", "init", "version"):
+        if name not in _OF_A_RUN:
             raise Problem(
                 f"unknown field: {name!r}",
                 where=path,

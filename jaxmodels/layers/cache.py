@@ -90,7 +90,8 @@ class KVCache(NamedTuple):
         next step, and XLA would copy the whole cache for each.
         """
         keys, values = self.keys[layer], self.values[layer]
-        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        product = partial(jnp.einsum, preferred_element_type=wide)
         # The slot that this token will take is not looked at: what it holds is then too old.
         slots = jnp.arange(self.size)
         seen = (slots < self.length) & (slots != self.length % self.size)
@@ -111,7 +112,8 @@ class KVCache(NamedTuple):
 
         Several tokens at once must fit without wrapping: t tokens after length ≤ size − t.
         """
-        start = (0, 0, 0, self.length % self.size)
+        first = jnp.zeros_like(self.length)  # all of one type, in 64 bits too
+        start = (first, first, first, self.length % self.size)
         write = jax.lax.dynamic_update_slice
         return (
             write(self.keys[layer], rearrange(k, "b t h k -> b h k t"), start),

@@ -1,8 +1,9 @@
-"""loss.png, metrics.png and stats.png of a run, drawn from its metrics.jsonl and stats.jsonl."""
+"""Plots of a run, drawn from its metrics.jsonl and stats.jsonl: as files, and for its report."""
 
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,63 @@ from jaxmodels.runtime.stats import FILE as STATS
 
 Record = dict[str, Any]
 
+METRICS = "metrics.jsonl"
+OF_ALL = {"step", "loss", "grad_norm", "lr", "tokens_per_second", "images_per_second"}
+"""What the records of every run hold."""
+
 
 def draw(run: Path) -> None:
-    """Draws what there are numbers for. A plot that fails is said, and fails nothing else."""
-    metrics, stats = run / "metrics.jsonl", run / STATS
-    for plot, source in ((plot_loss, metrics), (plot_metrics, metrics), (plot_stats, stats)):
+    """Draws loss.png, metrics.png and stats.png, where there are numbers for them."""
+    for name, figure in figures(run, {"loss": loss, "metrics": told, "stats": stats}):
+        figure.savefig(run / f"{name}.png", dpi=100)
+
+
+def figures(run: Path, plots: dict[str, Callable[[Path], Any]]) -> Iterator[tuple[str, Any]]:
+    """Names and matplotlib's figures of plots, those that there is something to see in.
+
+    A plot that fails is said, and fails nothing else.
+    """
+    for name, plot in plots.items():
         try:
-            if source.exists():
-                plot(run)
+            if (figure := plot(run)) is not None:
+                yield name, figure
         except Exception as error:
-            say(f"no plot of {source.name}: {type(error).__name__}: {error}")
+            say(f"no plot of {name}: {type(error).__name__}: {error}")
 
 
-def plot_loss(run: Path) -> None:
-    """loss.png: the loss of the steps, its running mean, and the validation losses."""
+def loss(run: Path) -> Any:
+    """The loss of the steps, its running mean, and the validation losses."""
     from matplotlib.figure import Figure
 
-    records, stride = thinned(run / "metrics.jsonl", 4000, always='"valid_loss"')
+    records, stride = thinned(run / METRICS, 4000, always='"valid_loss"')
     if not records:
-        return
+        return None
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     _curve(axes, records, "loss", stride)
     axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=run.absolute().name)
     axes.legend()
-    figure.savefig(run / "loss.png", dpi=120)
+    return figure
 
 
-def plot_metrics(run: Path) -> None:
-    """metrics.png: what the loss tells besides itself, a panel each; no file where it does not."""
+def told(run: Path) -> Any:
+    """What the loss tells besides itself, a panel each; None where it tells nothing."""
+    return _panels(run, lambda name: name not in OF_ALL)
+
+
+def everything(run: Path) -> Any:
+    """All numbers of the steps but the loss, a panel each."""
+    return _panels(run, lambda name: name not in ("step", "loss"))
+
+
+def _panels(run: Path, wanted: Callable[[str], bool]) -> Any:
     from matplotlib.figure import Figure
 
-    records, stride = thinned(run / "metrics.jsonl", 4000, always='"valid_loss"')
-    names = told(records)
+    records, stride = thinned(run / METRICS, 4000, always='"valid_loss"')
+    there = dict.fromkeys(name for record in records for name in record)
+    names = [name for name in there if wanted(name) and not name.startswith("valid_")]
     if not names:
-        return
+        return None
     columns = min(len(names), 3)
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
@@ -61,16 +84,7 @@ def plot_metrics(run: Path) -> None:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(run.absolute().name)
-    figure.savefig(run / "metrics.png", dpi=100)
-
-
-_OF_ALL = {"step", "loss", "grad_norm", "lr", "tokens_per_second", "images_per_second"}
-
-
-def told(records: list[Record]) -> list[str]:
-    """Names of the metrics that a loss tells besides itself, in the order of the records."""
-    names = dict.fromkeys(name for record in records for name in record)
-    return [name for name in names if name not in _OF_ALL and not name.startswith("valid_")]
+    return figure
 
 
 def _curve(axes: Any, records: list[Record], name: str, stride: int) -> None:
@@ -94,14 +108,14 @@ def numbers(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([r["step"] for r in there]), np.array([r[name] for r in there], float)
 
 
-def plot_stats(run: Path) -> None:
-    """stats.png: gradients, updates and parameters of each layer over the run."""
+def stats(run: Path) -> Any:
+    """Gradients, updates and parameters of each layer over the run."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     records, _ = thinned(run / STATS, 200)
     if not records:
-        return
+        return None
     layers = [by_layer(record["params"]) for record in records]
     steps, names = [record["step"] for record in records], list(layers[0])
     figure = Figure(figsize=(14, 8), layout="constrained")
@@ -117,11 +131,11 @@ def plot_stats(run: Path) -> None:
         axes.grid(alpha=0.3)
     figure.suptitle(f"{run.absolute().name}: parameters and gradients by layer")
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    chosen = _spread(len(names), 16)
+    chosen = spread(len(names), 16)
     figure.legend(
         [handles[i] for i in chosen], [labels[i] for i in chosen], loc="outside right upper"
     )
-    figure.savefig(run / "stats.png", dpi=100)
+    return figure
 
 
 _PANELS = (
@@ -178,7 +192,7 @@ def thinned(path: Path, most: int, always: str = "\0") -> tuple[list[Record], in
     The last line, and lines in which `always` occurs, are taken besides. A line that a kill cut
     off is left out.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     stride = math.ceil(len(lines) / most) if lines else 1
     records = []
     for index, line in enumerate(lines):
@@ -190,6 +204,6 @@ def thinned(path: Path, most: int, always: str = "\0") -> tuple[list[Record], in
     return records, stride
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
     """Up to `most` indices below `count`, evenly spaced, with the first and the last."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})

@@ -15,6 +15,7 @@ RANKS = (1, 5, 10)
 """Recall is told at these."""
 
 Features = Float[np.ndarray, "n d"]
+Texts = Float[np.ndarray, "c d"]
 
 
 class Encoder:
@@ -49,8 +50,8 @@ class Encoder:
             lambda b: self._texts(self.params, self.rest, b["tokens"], b["mask"]), batches
         )
 
-    def images(self, batches: Iterable[UInt8[np.ndarray, "b h w 3"]]) -> Features:
-        """Features of images, uint8."""
+    def images(self, batches: Iterable[np.ndarray]) -> Features:
+        """Features of the images in batches, uint8 [b, h, w, 3]."""
         return self._all(lambda b: self._images(self.params, self.rest, b), batches)
 
     def _all(self, one: Callable[[Any], jax.Array], batches: Iterable[Any]) -> Features:
@@ -77,7 +78,7 @@ def similarity(
 
 
 def recalls(
-    images: Features, texts: Features, owner: Int[np.ndarray, "c"], ranks: Sequence[int] = RANKS
+    images: Features, texts: Texts, owner: Int[np.ndarray, "c"], ranks: Sequence[int] = RANKS
 ) -> dict[str, float]:
     """How often the right one is among the k most similar, of all that there are.
 
@@ -104,7 +105,7 @@ def recalls(
 
 
 def _before(
-    queries: Features, others: Features, right: np.ndarray, chunk: int = 256
+    queries: np.ndarray, others: np.ndarray, right: np.ndarray, chunk: int = 256
 ) -> Int[np.ndarray, "q"]:
     """How many wrong ones are at least as similar to each query as the most similar right one."""
     found = []

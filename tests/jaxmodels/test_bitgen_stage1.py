@@ -11,6 +11,7 @@ from flax import nnx
 import jaxmodels
 from bridge.table import pairs
 from jaxmodels.bitgen_stage1.bitlinear import BitLinear, eight_bits, ternary
+from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.paths import split
@@ -77,6 +78,8 @@ def test_evaluation_in_float64(golden, case):
     np.testing.assert_array_equal(out.recall.slots, want["mem_top_k_indices"])
     close(out.recall.scores, want["mem_top_k_scores"])
     close(out.recall.weights, want["mem_weights"])
+    hit = np.isin(np.arange(CONFIG.slots), out.recall.slots)
+    np.testing.assert_array_equal(want["mem_read_count_before"] + hit, want["mem_read_count_after"])
     if seen is None:
         assert out.image_features is None
     else:
@@ -194,3 +197,98 @@ def trainer():
     # Its arrays are given away, and are those of numpy.
     state = jax.tree.map(jnp.copy, state)
     return train_step(PACKAGE, skeleton, tx, rate, recipe, abstract), skeleton, state
+
+
+TINY = PACKAGE.PRESETS["tiny"]
+
+
+def tiny_batch(rows: int, **changes) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(1)
+    batch = {
+        "tokens": rng.integers(0, TINY.vocab, (rows, 7)).astype(np.int32),
+        "images": rng.integers(0, 256, (rows, 20, 33, 3)).astype(np.uint8),
+    }
+    return {k: jnp.asarray(v) for k, v in (batch | changes).items() if v is not None}
+
+
+def test_what_it_cannot_read():
+    model = jaxmodels.create("bitgen_stage1:tiny")
+    tokens, seen = jnp.zeros((1, 33), jnp.int32), jnp.zeros((1, 9, 9, 3))
+    for call, said in (
+        (lambda: model(None, images=seen), "no image without a text"),
+        (lambda: model(tokens), "33 tokens is longer than bitgen_stage1's context of 32"),
+        (lambda: model(tokens[:, :3], targets=tokens), "longer than"),
+        (lambda: PACKAGE.loss(model, tiny_batch(65), nnx.Rngs(dropout=0)), "queue of 64"),
+        (lambda: replace(TINY, heads=5), "not a multiple of 5 heads"),
+        (lambda: replace(TINY, image_size=57), "not a multiple of the tower's patch"),
+        (lambda: replace(TINY, dinov2=replace(TINY.dinov2, registers=4)), "without registers"),
+    ):
+        with pytest.raises(Problem, match=said) as caught:
+            call()
+        assert caught.value.exit_code == USAGE
+    assert model.image_features(seen).shape == model.text_features(tokens[:, :1]).shape == (1, 32)
+
+
+def test_a_batch_of_one_and_a_text_without_images():
+    """One row has no negative but itself; without images there is nothing to contrast."""
+    model = jaxmodels.create("bitgen_stage1:tiny")
+    total, aux = PACKAGE.loss(model, tiny_batch(1), None)
+    told = aux["metrics"]
+    assert jnp.isfinite(total)
+    assert told["acc_t2i"] == 1
+    assert told["itm_acc"] == 0.5
+    total, aux = PACKAGE.loss(model, tiny_batch(2, images=None), nnx.Rngs(dropout=0))
+    told = aux["metrics"]
+    assert "contrastive_loss" not in told
+    close(total, 0.5 * told["text_loss"] + 0.1 * told["memory_kl_loss"], 1e-6)
+    before = model.memory.mean[...]
+    PACKAGE.commit(model, aux)
+    assert (model.memory.mean[...] != before).any()
+    assert model.memory.write_count[...].tolist() == [1] * TINY.slots
+    assert model.fusion.queue_ptr[...] == 0
+
+
+def test_dropout_and_noise_need_keys():
+    """The same key gives the same training loss, another one another; none is deterministic."""
+    model = PACKAGE.Model(replace(TINY, dropout=0.1), rngs=nnx.Rngs(0))
+    batch = tiny_batch(3)
+
+    def total(key: int | None) -> float:
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        return float(PACKAGE.loss(model, batch, rngs)[0])
+
+    assert total(1) == total(1) != total(2)
+    assert total(None) == total(None) != total(1)
+
+
+def test_the_rate_stays_at_a_tenth_of_its_peak():
+    rate = schedule(PACKAGE.RECIPES["card"].optim, 21_850)
+    assert float(rate(0)) == 0
+    assert float(rate(1000)) == pytest.approx(2e-4)
+    flat = 1000 + 0.8 * 20_850  # from 79.5% of the way after the warm-up on
+    assert float(rate(flat)) == float(rate(21_850)) == pytest.approx(2e-5)
+    assert float(rate(1000 + 0.79 * 20_850)) > 2e-5
+
+
+def test_logits_in_parts_change_nothing(monkeypatch):
+    """21 positions in three parts: loss, metrics and gradients."""
+    from jaxmodels.bitgen_stage1 import objective
+
+    skeleton, params, rest = split(jaxmodels.create("bitgen_stage1:tiny"))
+    batch = tiny_batch(3)
+
+    def run() -> tuple:
+        loss = lambda p: PACKAGE.loss(skeleton.merge(p, rest), batch, nnx.Rngs(dropout=0))  # noqa: E731
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (whole, told), grads = run()
+    assert objective._parts(21, TINY.vocab) == 1
+    monkeypatch.setattr(objective, "LOGITS_BYTES", 4 * TINY.vocab * 8)
+    assert objective._parts(21, TINY.vocab) == 3
+    (parted, told_again), grads_again = run()
+    assert parted == pytest.approx(float(whole), abs=1e-6)
+    for name, value in told["metrics"].items():
+        assert told_again["metrics"][name] == pytest.approx(float(value), rel=1e-5), name
+    for path, grad in grads.items():
+        most = max(1.0, float(jnp.abs(grad).max()))
+        close(grads_again[path] / most, grad / most, 1e-6)

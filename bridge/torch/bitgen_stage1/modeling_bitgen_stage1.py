@@ -254,7 +254,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[b, t, d] → [b, t, d]."""
         rate = self.rate if self.training else 0.0
-        return self.proj(attend(*self.qkv(x).chunk(3, -1), self.heads, rate))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(attend(q, k, v, self.heads, rate))
 
 
 class Block(nn.Module):

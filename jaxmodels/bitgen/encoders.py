@@ -1,0 +1,126 @@
+"""The encoders of bitgen: an image through the tower and layers of our own, a text, or both.
+
+The last `fused` layers of both sides are run alone, for features that can be compared without the
+other side, or together, in sight of each other. Below them nothing differs, so it is run once:
+`lower_…`, then `upper_…` or `together`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmodels.bitgen.blocks import Block
+from jaxmodels.bitgen.config import Config
+from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.precision import exact
+from jaxmodels.layers.remat import remat
+
+# Mean and standard deviation of ImageNet's colours, as DINOv2 wants its images normalised.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Pooler(nnx.Module):
+    """The mean over tokens, through a layer and tanh, to a unit vector."""
+
+    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(cfg.dim, cfg.dim, rngs=rngs)
+        self.proj = nnx.Linear(cfg.dim, cfg.dim, rngs=rngs)
+
+    def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """float32 [b, d], of length 1."""
+        dtype = self.dense.kernel[...].dtype
+        x = exact(self.proj(nnx.tanh(self.dense(pooled.astype(dtype)))))
+        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-12))
+
+
+def lower_text(
+    model: Any, tokens: Int[Array, "b t"], real: Bool[Array, "b t"], rngs: nnx.Rngs | None = None
+) -> Float[Array, "b t d"]:
+    """Embeddings after the layers that see no image."""
+    x = model.placed(tokens)
+    if rngs is not None:
+        x = dropout(x, model.config.dropout, rngs.dropout())
+    for block in model.text[: model.config.layers - model.config.fused]:
+        x, _ = _run(model, block, x, real[:, None], rngs=rngs)
+    return x
+
+
+def upper_text(model: Any, x, real, rngs: nnx.Rngs | None = None) -> Float[Array, "b t d"]:
+    """What becomes of `lower_text` alone."""
+    for block in model.text[model.config.layers - model.config.fused :]:
+        x, _ = _run(model, block, x, real[:, None], rngs=rngs)
+    return model.text_norm(x)
+
+
+def lower_image(
+    model: Any, images: Float[Array, "b h w 3"], rngs: nnx.Rngs | None = None
+) -> Float[Array, "b p d"]:
+    """Tokens of images in [0, 1]: the class token and the patches, before any text is seen.
+
+    Images of another size are resized first.
+    """
+    side = model.config.image_size
+    if images.shape[1:3] != (side, side):
+        size = (len(images), side, side, 3)
+        images = jax.image.resize(images, size, "linear", antialias=False)
+    normal = (images - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
+    x = _merged(model, model.vision(normal), side // model.config.dinov2.patch)
+    y = exact(model.project(x.astype(model.project.kernel[...].dtype)))
+    for block in model.image[: model.config.image_layers - model.config.fused]:
+        y, _ = _run(model, block, y, everything(y)[:, None], rngs=rngs)
+    return y
+
+
+def upper_image(model: Any, y, rngs: nnx.Rngs | None = None) -> Float[Array, "b p d"]:
+    """What becomes of `lower_image` alone."""
+    for block in model.image[model.config.image_layers - model.config.fused :]:
+        y, _ = _run(model, block, y, everything(y)[:, None], rngs=rngs)
+    return model.image_norm(y)
+
+
+def together(
+    model: Any, x, real, y, rngs: nnx.Rngs | None = None
+) -> tuple[Float[Array, "b t d"], Float[Array, "b p d"]]:
+    """What becomes of both in sight of each other: each layer sees the other side's state
+    before it."""
+    cfg = model.config
+    pairs = zip(
+        model.text[cfg.layers - cfg.fused :],
+        model.image[cfg.image_layers - cfg.fused :],
+        strict=True,
+    )
+    whole = everything(y)
+    for text, image in pairs:
+        of_image, of_text = text.cross.seen(y), image.cross.seen(x)
+        x, _ = _run(model, text, x, real[:, None], of_image, whole, rngs)
+        y, _ = _run(model, image, y, whole[:, None], of_text, real, rngs)
+    return model.text_norm(x), model.image_norm(y)
+
+
+def mean(x: Float[Array, "b t d"], real: Bool[Array, "b t"]) -> Float[Array, "b d"]:
+    """The mean over tokens, float32."""
+    weight = real / real.sum(axis=1, keepdims=True)
+    return (exact(x) * weight[..., None]).sum(axis=1)
+
+
+def everything(x: Float[Array, "b t d"]) -> Bool[Array, "b t"]:
+    """The mask that hides nothing."""
+    return jnp.ones(x.shape[:2], bool)
+
+
+def _merged(model: Any, x: Float[Array, "b n d"], rows: int) -> Float[Array, "b p d2"]:
+    """The class token, and squares of patches as one token each; registers are left out."""
+    side, first = model.config.merge, 1 + model.config.dinov2.registers
+    patches = rearrange(
+        x[:, first:], "b (r p c q) d -> b (r c) (p q d)", p=side, q=side, r=rows // side
+    )
+    cls = jnp.tile(x[:, :1], (1, 1, side**2))
+    return jnp.concatenate([cls, patches], axis=1)
+
+
+def _run(model, block, x, mask, seen=None, seen_mask=None, rngs=None):
+    return remat(Block.__call__, model.remat)(block, x, mask, seen, seen_mask, rngs)

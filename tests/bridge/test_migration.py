@@ -1,0 +1,63 @@
+"""A run of bitgen that begins from a checkpoint of Stage 1: what fits is carried, the rest told."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import jaxmodels
+from bridge import migration
+from bridge.sources import open_source, parameter_shapes
+from jaxmodels import bitgen
+from jaxmodels.errors import Problem
+from tests.bridge.helpers import random_params, write_run
+
+# Sizes of bitgen:tiny that Stage 1's tiny preset fits.
+LIKE = {
+    "dim": 32,
+    "heads": 2,
+    "merge": 1,
+    "image_size": 28,
+    "context": 32,
+    "dinov2": jaxmodels.arch("bitgen_stage1").PRESETS["tiny"].dinov2,
+}
+
+
+@pytest.fixture(scope="module")
+def stage1(tmp_path_factory):
+    return write_run(
+        tmp_path_factory.mktemp("stage1") / "run", {3: None}, spec="bitgen_stage1:tiny"
+    )
+
+
+def test_what_fits_is_carried(stage1):
+    source = open_source(stage1)
+    config = replace(bitgen.PRESETS["tiny"], vocab=source.config.vocab, **LIKE)
+    shapes = parameter_shapes("bitgen", config)
+    tensors, notes = migration.carried(bitgen, source, shapes)
+    params = random_params("bitgen_stage1:tiny", seed=3)
+    names = {path: path for path in shapes if path.startswith("vision/")}
+    names |= {"embed/embedding": "embed/embedding", "pos/embedding": "pos/embedding"}
+    names |= {f"project/{name}": f"fusion/project/{name}" for name in ("kernel", "bias")}
+    names["temperature"] = "fusion/temperature"
+    assert set(tensors) == set(names)
+    for ours, theirs in names.items():
+        np.testing.assert_array_equal(tensors[ours].read(), params[theirs])
+    assert "left there: blocks, decoder, fusion, memory, norm" in notes
+    assert any(note.startswith("new here: decoder, image") for note in notes)
+
+
+def test_what_has_another_shape_is_left_and_told(stage1):
+    source = open_source(stage1)
+    config = replace(bitgen.PRESETS["tiny"], vocab=source.config.vocab, **LIKE | {"context": 16})
+    tensors, notes = migration.carried(bitgen, source, parameter_shapes("bitgen", config))
+    assert "pos/embedding" not in tensors
+    assert "pos/embedding is (16, 32) here, (32, 32) there" in notes
+
+
+def test_a_model_that_nothing_fits_is_refused(stage1):
+    config = replace(bitgen.PRESETS["card"], vocab=9)
+    shapes = parameter_shapes("bitgen", config) | {"temperature": (1,)}
+    with pytest.raises(Problem) as caught:
+        migration.carried(bitgen, open_source(stage1), shapes)
+    assert caught.value.exit_code == 5
