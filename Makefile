@@ -19,10 +19,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.step --preset wikigpt:base --batch 8 --dtype float32
-	$(BIN)/python -m benchmarks.decode
-	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m jaxmodels bench
 
 # One environment for everything, with the versions that were tested together.
 .venv/ready: pyproject.toml constraints.txt

@@ -1,9 +1,9 @@
 """Generation against transformers' `generate` on the PyTorch twin: `python -m benchmarks.decode`.
 
 Every contestant continues the same prompts by the same number of tokens with its cache: prefill
-and decoding, without compilation. Greedy contestants must agree on the first tokens. Decoding reads
-every weight for every token, so memory bandwidth, measured in the same run, is the limit that it is
-held to at batch 1.
+and decoding, without compilation; and, in the same rounds, by one token, which tells the two
+apart. Greedy contestants must agree on the first tokens. Decoding reads every weight for every
+token, so memory bandwidth, measured in the same run, is the limit that it is held to at batch 1.
 """
 
 import sys
@@ -16,20 +16,27 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, cores, race, save, table
-from benchmarks.peers import twin_with
+from benchmarks.generators import INPUTS, WAYS, ours, torch_loop, transformers
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, race, save, table
+from benchmarks.machine import cores
+from benchmarks.peers import torch_device
 from bridge.sources import parameter_shapes
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem
-from jaxmodels.layers.sampling import Sampling
-from jaxmodels.runtime.generate import generate
-from jaxmodels.runtime.paths import split
 
 OURS = "jaxmodels"
-INPUTS = 4  # different prompts, taken in turn
-STREAM_BYTES = 1 << 28  # read to measure the memory's bandwidth
+STREAM_BYTES = 1 << 28  # read to measure the memory's bandwidth; on an accelerator eight times
+FIRST = "first token"
+RUNS = (
+    ("--presets", "charlm:notebook", "charlm:base", "--batches", "1", "8", "32"),
+    ("--presets", "wikigpt:base", "bwetaf:53m", "--batches", "1", "8", "32", "--new", "96"),
+)
+QUICK = (
+    ("--presets", "charlm:tiny", "wikigpt:tiny", "--batches", "2", "--prompt", "4", "--new", "33",
+     "--rounds", "2"),
+)  # fmt: skip
+
 AGREE = 32  # greedy tokens that must be the same; later ones may part at a near tie
-WAYS = {"greedy": Sampling(None), "sampled": Sampling(0.8, top_k=50)}
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,7 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
     if hasattr(config, "tokens"):  # transformers draws what pads the vocabulary as well
         config = replace(config, tokens=config.vocab)
     size = (batch, options.prompt, options.new)
-    contestants = [
-        Contestant(OURS, partial(ours, arch, config, size, way)),
-        Contestant("transformers generate", partial(transformers, arch, config, size, way)),
-        Contestant("PyTorch loop", partial(torch_loop, arch, config, size, way)),
-    ]
+    contestants = _contestants(arch, config, size, way)
     say(f"{spec}, batch {batch}, {way}")
     settings = {
         "context": config.context,
@@ -87,10 +90,14 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
         "inputs": INPUTS,
     }
     run = Run("decode", settings)
-    stream = min(race([Contestant("read", read_memory)], options.rounds)[0].seconds)
-    read = STREAM_BYTES / stream
+    reading = race([Contestant("read", read_memory)], options.rounds)[0]
+    read = reading.value / min(reading.seconds)
     weights = weight_bytes(arch, config)
-    timings = race(contestants, options.rounds, warmup=1, isolated=options.isolated)
+    raced = race(contestants, options.rounds, warmup=1, isolated=options.isolated)
+    timings, first = (
+        raced[::2],
+        {one.name: two for one, two in zip(raced[::2], raced[1::2], strict=True)},
+    )
     agreed = {timing.name: agreement(timings[0], timing) for timing in timings}
     if way == "greedy" and min(agreed.values()) < min(AGREE, options.new):
         raise Problem(
@@ -101,13 +108,17 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
         )
 
     def extra(timing: Timing) -> dict[str, Any]:
-        rate = batch * options.new / float(np.median(timing.seconds))
+        seconds = float(np.median(timing.seconds))
+        token = per_token(timing, first[timing.name], options.new)
         same = {"greedy_tokens_agreed": agreed[timing.name]} if way == "greedy" else {}
         return {
-            "tokens_per_second": rate,
+            "tokens_per_second": batch * options.new / seconds,
+            "first_token_ms": 1e3 * float(np.median(first[timing.name].seconds)),
+            "ms_per_token": token and 1e3 * token,
             "weight_bytes_per_token": weights,
             "memory_bytes_per_second": read,
-            "share_of_bandwidth": rate / batch * weights / read,
+            "share_of_bandwidth": options.new / seconds * weights / read,
+            "share_of_bandwidth_decoding": token and weights / token / read,
             **same,
         }
 
@@ -119,11 +130,32 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
     )
     columns = {
         "tokens_per_second": "tokens/s",
-        "share_of_bandwidth": "share of bandwidth",
+        "first_token_ms": "first token ms",
+        "ms_per_token": "ms per further token",
+        "share_of_bandwidth_decoding": "share of bandwidth, decoding",
         "peak_bytes": "peak bytes",
     }
     print(table(records, columns), flush=True)
     return records
+
+
+def _contestants(arch: str, config: Any, size: tuple[int, int, int], way: str) -> list[Contestant]:
+    """Each for all tokens and then for the first alone."""
+    found: list[tuple[str, Any]] = [(OURS, partial(ours, arch, config))]
+    if device := torch_device():
+        found.append(("transformers generate", partial(transformers, arch, config, device)))
+        found.append(("PyTorch loop", partial(torch_loop, arch, config, device)))
+    return [
+        Contestant(name if new > 1 else f"{name}, {FIRST}", partial(make, (*size[:2], new), way))
+        for name, make in found
+        for new in (size[2], 1)
+    ]
+
+
+def per_token(all_tokens: Timing, first: Timing, new: int) -> float | None:
+    """Seconds for each token after the first: the median of the rounds; None of one token."""
+    pairs = zip(all_tokens.seconds, first.seconds, strict=True)
+    return float(np.median([max(0.0, a - b) for a, b in pairs])) / (new - 1) if new > 1 else None
 
 
 def agreement(one: Timing, other: Timing) -> int:
@@ -141,112 +173,18 @@ def weight_bytes(arch: str, config: Any) -> int:
 
 
 def read_memory() -> Call:
-    """Reads an array that no cache holds, by a sum over all cores."""
+    """Reads an array that no cache holds, by a sum over all cores; returns its bytes."""
     import jax
     import jax.numpy as jnp
 
-    array, total = jnp.ones(STREAM_BYTES // 4, jnp.float32), jax.jit(jnp.sum)
-    return lambda index: float(total(array))
+    size = STREAM_BYTES * (1 if jax.default_backend() == "cpu" else 8)
+    array, total = jnp.ones(size // 4, jnp.float32), jax.jit(jnp.sum)
 
-
-def _model(arch: str, config: Any) -> Any:
-    """A model whose every matrix has a say in the tokens: the fresh one is almost uniform."""
-    model = jaxmodels.arch(arch).Model(config, rngs=_rngs())
-    skeleton, params, rest = split(model)
-    rng = np.random.default_rng(0)
-    moved = {
-        path: np.asarray(leaf) + 0.1 * rng.standard_normal(leaf.shape, np.float32)
-        for path, leaf in params.items()
-    }
-    return skeleton.merge(moved, rest)
-
-
-def _rngs() -> Any:
-    from flax import nnx
-
-    return nnx.Rngs(0)
-
-
-def _prompts(config: Any, size: tuple[int, int, int]) -> list[np.ndarray]:
-    rng = np.random.default_rng(1)
-    return list(rng.integers(2, config.vocab, (INPUTS, *size[:2]), np.int32))
-
-
-def ours(arch: str, config: Any, size: tuple[int, int, int], way: str) -> Call:
-    """`jaxmodels.runtime.generate`, piece by piece as the command prints it; new tokens [b, n]."""
-    model, prompts = _model(arch, config), _prompts(config, size)
-
-    def call(index: int) -> np.ndarray:
-        pieces = generate(model, prompts[index % INPUTS], size[2], WAYS[way], seed=index)
-        return np.concatenate(list(pieces), axis=1)
+    def call(index: int) -> int:
+        total(array).block_until_ready()
+        return size
 
     return call
-
-
-def transformers(arch: str, config: Any, size: tuple[int, int, int], way: str) -> Call:
-    """transformers' own `generate` on the twin, with its default cache; new tokens [b, n]."""
-    import torch
-
-    module, prompts = _twin(arch, config), _torch_prompts(config, size)
-    sampling = WAYS[way]
-    settings: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature is not None:
-        settings = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-        }
-
-    def call(index: int) -> np.ndarray:
-        torch.manual_seed(index)
-        tokens = prompts[index % INPUTS]
-        out = module.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=size[2],
-            pad_token_id=0,
-            **settings,
-        )
-        return out[:, size[1] :].numpy()
-
-    return call
-
-
-def torch_loop(arch: str, config: Any, size: tuple[int, int, int], way: str) -> Call:
-    """The twin in the plainest loop over its cache, for reference; new tokens [b, n]."""
-    import torch
-
-    module, prompts = _twin(arch, config), _torch_prompts(config, size)
-    sampling = WAYS[way]
-
-    def draw(logits: torch.Tensor) -> torch.Tensor:
-        if sampling.temperature is None:
-            return logits.argmax(-1, keepdim=True)
-        top, ids = (logits / sampling.temperature).topk(min(sampling.top_k or 0, logits.shape[-1]))
-        return ids.gather(-1, torch.multinomial(top.softmax(-1), 1))
-
-    @torch.inference_mode()
-    def call(index: int) -> np.ndarray:
-        torch.manual_seed(index)
-        token, cache, drawn = prompts[index % INPUTS], None, []
-        for _ in range(size[2]):
-            out = module(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            token = draw(out.logits[:, -1])
-            drawn.append(token)
-        return torch.cat(drawn, 1).numpy()
-
-    return call
-
-
-def _twin(arch: str, config: Any) -> Any:
-    return twin_with(arch, config, split(_model(arch, config))[1])
-
-
-def _torch_prompts(config: Any, size: tuple[int, int, int]) -> list[Any]:
-    import torch
-
-    return [torch.from_numpy(prompt).long() for prompt in _prompts(config, size)]
 
 
 if __name__ == "__main__":

@@ -4,25 +4,34 @@ A contestant is built once and then called in turn with the others (A B C A B C 
 meet the same state of the machine; what is compared is the ratio within each round.
 """
 
-import json
 import multiprocessing
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks.machine import RESULTS, commit, cores, machine, peak_memory, versions
+from benchmarks.records import Absent, identity, read, save, table
 from jaxmodels.errors import INTERNAL, Problem
 
-RESULTS = Path(__file__).with_name("results")
-_PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
+__all__ = [
+    "RESULTS",
+    "Absent",
+    "Call",
+    "Contestant",
+    "Run",
+    "Timing",
+    "cores",
+    "identity",
+    "race",
+    "ratio",
+    "read",
+    "save",
+    "table",
+]
 
 Call = Callable[[int], Any]
 """Does one unit of work on the inputs of a round, to its end."""
@@ -141,73 +150,6 @@ def _serve(make: Callable[[], Call], pipe: Any) -> None:
             pipe.send(run(index))
 
 
-def peak_memory() -> int:
-    """Bytes of memory that this process held at its peak; 0 where Linux's /proc is missing."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return 0
-
-
-def cores() -> int:
-    """Cores that this process may use; every contestant gets as many threads."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """What the run was measured on."""
-    import jax
-
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cpu": _cpu(),
-        "cores": cores(),
-        "memory_bytes": pages,
-        "platform": platform.platform(),
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-        "load_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what is compared; a package that is missing is left out."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """The commit of this checkout, with "-dirty" when files differ from it; "" outside git.
-
-    Results do not count: a run adds to them.
-    """
-    git = ["git", "-C", str(Path(__file__).parent)]
-    changes = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results"]
-    try:
-        head, changed = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
-            for words in (["rev-parse", "HEAD"], changes)
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.strip() + ("-dirty" if changed.strip() else "")
-
-
 @dataclass(frozen=True)
 class Run:
     """One run of a suite: what all of its records share. Made before anything is timed."""
@@ -223,53 +165,38 @@ class Run:
         self, case: str, timings: list[Timing], extra: Callable[[Timing], dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """One record a contestant: times in ms, ratios to every peer, and what `extra` adds."""
-        shared = asdict(self)
         return [
-            {
-                "suite": shared["suite"],
-                "case": case,
-                "contestant": timing.name,
-                "unit": "ms",
-                "median": 1e3 * median(timing.seconds),
-                "min": 1e3 * min(timing.seconds),
-                "max": 1e3 * max(timing.seconds),
-                "first": 1e3 * timing.first,
-                "rounds": len(timing.seconds),
-                "times_as_fast_as": {
+            self.record(
+                case,
+                timing.name,
+                "ms",
+                1e3 * median(timing.seconds),
+                min=1e3 * min(timing.seconds),
+                max=1e3 * max(timing.seconds),
+                first=1e3 * timing.first,
+                compile_ms=1e3 * max(0.0, timing.first - median(timing.seconds)),
+                rounds=len(timing.seconds),
+                times_ms=[round(1e3 * seconds, 4) for seconds in timing.seconds],
+                times_as_fast_as={
                     peer.name: ratio(timing, peer) for peer in timings if peer is not timing
                 },
-                "peak_bytes": timing.peak_bytes,
+                peak_bytes=timing.peak_bytes,
                 **extra(timing),
-                **{name: value for name, value in shared.items() if name != "suite"},
-            }
+            )
             for timing in timings
         ]
 
-
-def save(records: list[dict[str, Any]], folder: Path) -> Path:
-    """Appends records to the suite's file, one JSON line each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{records[0]['suite']}.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-    return path
-
-
-def table(records: list[dict[str, Any]], columns: dict[str, str]) -> str:
-    """A Markdown table of one case; the last column compares the first contestant to each.
-
-    Args:
-        records: of one case, ours first.
-        columns: field → heading of what is shown beside the times.
-    """
-    ours = records[0]["times_as_fast_as"]
-    names = [records[0]["contestant"], "median ms", "min", "max", *columns.values()]
-    rows = [["", *names[1:], f"{names[0]} is … times as fast"]]
-    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
-    for record in records:
-        times = [f"{record[name]:,.1f}" for name in ("median", "min", "max")]
-        others = [f"{record[name]:,.4g}" if record[name] else "" for name in columns]
-        against = ours.get(record["contestant"])
-        faster = "" if against is None else f"{against:.2f}"
-        rows.append([record["contestant"], *times, *others, faster])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    def record(
+        self, case: str, contestant: str, unit: str, median: float, **more: Any
+    ) -> dict[str, Any]:
+        """One record. `median` is what is compared with other runs, in `unit`."""
+        shared = asdict(self)
+        return {
+            "suite": shared.pop("suite"),
+            "case": case,
+            "contestant": contestant,
+            "unit": unit,
+            "median": median,
+            **more,
+            **shared,
+        }

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, cores, race, save, table
-from benchmarks.step import jax_step
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, race, save, table
+from benchmarks.machine import cores
+from benchmarks.trainers import jax_step
 from jaxmodels.cli import parse, say
 from jaxmodels.layers import attention, losses
 from jaxmodels.recipe import Recipe
@@ -28,6 +29,9 @@ from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import init, train_step
 
 _ALL = 1 << 62  # a limit that nothing reaches
+RUNS = (("--preset", "bwetaf:53m"),)
+QUICK = (("--preset", "bwetaf:tiny"),)
+
 # Name → (bytes of logits at once, queries at once); None leaves the limit as it is.
 FORMS: dict[str, tuple[int | None, int | None]] = {
     "jaxmodels": (None, None),

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, cores, save
+from benchmarks.harness import RESULTS, Run, save
+from benchmarks.machine import cores
 from data_pipelines.pipelines import Data, open_data
 from jaxmodels.cli import parse, say
 from jaxmodels.layers.losses import cross_entropy
@@ -26,6 +27,9 @@ from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
+
+RUNS = ((),)
+QUICK = (("--seconds", "5", "--steps", "50"),)
 
 TURN = 5.0  # seconds
 WINDOWS = 4096  # held-out windows whose next character both predict
@@ -117,16 +121,11 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
             for trainee in trainees.values():
                 trainee.train(min(TURN, options.seconds))
         windows = _windows(data, config.context)
-        records = [
-            {
-                **{k: v for k, v in asdict(run).items() if k == "suite"},
-                "case": options.preset,
-                "contestant": objective,
-                **trainee.measured(windows, data),
-                **{k: v for k, v in asdict(run).items() if k != "suite"},
-            }
-            for objective, trainee in trainees.items()
-        ]
+        records = []
+        for objective, trainee in trainees.items():
+            measured = trainee.measured(windows, data)
+            bits = measured["bits_per_character"]
+            records.append(run.record(options.preset, objective, "bits", bits, **measured))
     say(f"added to {save(records, options.out)}")
     for record in records:
         print(

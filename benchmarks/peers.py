@@ -1,8 +1,12 @@
-"""Peers: the PyTorch twins, with the same sizes, weights and batches; a seed's own code."""
+"""Peers: the PyTorch twins, with the same sizes, weights and batches; a seed's own code.
+
+They compute where JAX does: on the GPU, where there is one and PyTorch can use it.
+"""
 
 import importlib
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,12 +14,40 @@ from unittest import mock
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import Call, cores
+from benchmarks.harness import Call
+from benchmarks.machine import cores
+from jaxmodels.cli import say
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
 
 
-def twin_with(arch: str, config: Any, params: dict[str, Any]) -> Any:
+def torch_device() -> str | None:
+    """Where PyTorch computes as JAX does: "cpu" or "cuda"; None, and said, where it cannot."""
+    import jax
+
+    if find_spec("torch") is None:
+        say("PyTorch is not installed: measured without it")
+        return None
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "cpu"
+    import torch
+
+    if backend == "gpu" and torch.cuda.is_available():
+        return "cuda"
+    say(f"PyTorch cannot use what JAX computes on ({backend}): measured without it")
+    return None
+
+
+def finished(device: str) -> None:
+    """Waits until what PyTorch was told to do is done."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def twin_with(arch: str, config: Any, params: dict[str, Any], device: str = "cpu") -> Any:
     """The PyTorch twin of a model with these parameters (path → array), in eval mode.
 
     Sets torch's threads to the cores at hand, the number that XLA takes.
@@ -30,7 +62,7 @@ def twin_with(arch: str, config: Any, params: dict[str, Any]) -> Any:
     tensors = {path: _tensor(path, np.asarray(leaf)) for path, leaf in params.items()}
     module = twin(arch).build(config)
     module.load_state_dict(state_dict(arch, config, tensors), strict=True)
-    return module.eval()
+    return module.eval().to(device)
 
 
 def _tensor(path: str, array: np.ndarray) -> Any:

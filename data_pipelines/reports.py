@@ -88,7 +88,7 @@ def time_folder(spec: str, context: int, batch: int) -> dict[str, float]:
         makers = {
             "loader": lambda: next(loader),
             "loader_unthreaded": lambda: windows[next(position)],
-            "numpy": _plain_sampling(stream.tokens, context, batch),
+            "numpy": plain_sampling(stream.tokens, context, batch),
         }
         found = rates(makers, batch * (context + 1), _BATCHES)
     if stream.tokenizer:
@@ -126,7 +126,7 @@ def _encoding(tokenizer: Tokenizer, text: str) -> dict[str, float]:
     return rates({"encoding": lambda: tokenizer.encode(text)}, len(tokenizer.encode(text)), 1)
 
 
-def _plain_sampling(tokens: np.ndarray, context: int, batch: int) -> Callable[[], Any]:
+def plain_sampling(tokens: np.ndarray, context: int, batch: int) -> Callable[[], Any]:
     """Random windows, sliced one by one from the memory map and stacked."""
     rng = np.random.default_rng(0)
 

@@ -37,6 +37,7 @@ VERBS = {
     "push": ("bridge.hub_commands:push_main", "publish a model on the Hugging Face hub"),
     "pull": ("bridge.hub_commands:pull_main", "fetch a checkpoint from the hub, whole and checked"),
     "data": ("data_pipelines.command:main", "list, prepare and inspect training data"),
+    "bench": ("benchmarks.command:main", "measure speed, memory and quality against named peers"),
     "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),
 }
 

@@ -79,6 +79,8 @@ def test_records_say_everything_and_are_added_to_the_file(tmp_path):
     assert lines == [*records, *records]
     first = lines[0]
     assert (first["median"], first["min"], first["max"], first["unit"]) == (2e3, 1e3, 4e3, "ms")
+    assert first["times_ms"] == [1e3, 2e3, 4e3]
+    assert (first["compile_ms"], lines[1]["compile_ms"]) == (0, 0)  # 0.5 s is less than a round
     assert first["times_as_fast_as"] == {"b": 3.0}
     assert lines[1]["times_as_fast_as"] == {"a": pytest.approx(1 / 3)}
     assert first["settings"] == {"size": 1}

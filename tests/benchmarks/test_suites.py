@@ -2,11 +2,15 @@
 
 import json
 from dataclasses import replace
+from math import prod
 
 import pytest
 
 import jaxmodels
-from benchmarks import decode, flops, memory, peers, step
+from benchmarks import data, decode, flops, forward, host, memory, peers, quality, step, trainers
+from benchmarks.batches import counted, shapes, values
+from benchmarks.harness import Timing
+from jaxmodels import sizes
 from jaxmodels.errors import USAGE, Problem
 
 FIELDS = {
@@ -18,9 +22,10 @@ FIELDS = {
     "min",
     "max",
     "first",
+    "compile_ms",
     "rounds",
+    "times_ms",
     "times_as_fast_as",
-    "tokens_per_second",
     "settings",
     "machine",
     "versions",
@@ -38,7 +43,10 @@ def one_thread(monkeypatch):
 
 def written(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(set(line) >= FIELDS for line in lines)
+    for line in lines:
+        assert set(line) >= FIELDS
+        assert len(line["times_ms"]) == line["rounds"]
+        assert line["min"] - 1e-4 <= min(line["times_ms"]) <= line["median"] + 1e-4
     return lines
 
 
@@ -53,6 +61,7 @@ def test_step(tmp_path, capsys):
         [records[0]["first_loss"]] * 3, abs=1e-5
     )
     assert records[0]["gflop_per_step"] == pytest.approx(_gflop(), rel=1e-6)
+    assert records[0]["tokens_per_second"] * records[0]["median"] == pytest.approx(1e3 * 128 * 32)
     assert set(records[0]["times_as_fast_as"]) == set(names[1:])
     assert "| PyTorch eager |" in capsys.readouterr().out
 
@@ -75,7 +84,21 @@ def test_decode(tmp_path, capsys):
     greedy, sampled = records[:3], records[3:]
     assert min(record["greedy_tokens_agreed"] for record in greedy) >= decode.AGREE
     assert all("greedy_tokens_agreed" not in record for record in sampled)
+    for record in records:
+        assert 0 < record["first_token_ms"] < record["median"] + 1e3
+        assert record["weight_bytes_per_token"] == 4 * (_parameters() - 64 * 32)  # no embedding
     assert "charlm:tiny batch 2 sampled" in capsys.readouterr().out
+
+
+def _parameters():
+    shapes = sizes.shapes("charlm", jaxmodels.preset("charlm:tiny")[2])
+    return sum(prod(leaf.shape) for leaf in shapes.values())
+
+
+def test_time_for_each_further_token():
+    whole, first = Timing("a", 0, [5.0, 9.0, 6.0]), Timing("a", 0, [1.0, 1.0, 2.0])
+    assert decode.per_token(whole, first, 5) == 1.0
+    assert decode.per_token(whole, first, 1) is None
 
 
 def test_a_model_that_transformers_has(tmp_path):
@@ -99,6 +122,101 @@ def test_greedy_contestants_that_disagree_are_an_error(tmp_path, monkeypatch):
     with pytest.raises(Problem, match="different tokens"):
         decode.main([*WORDS, "--rounds", "1", "--out", str(tmp_path)])
     assert not (tmp_path / "decode.jsonl").exists()
+
+
+def test_a_loss_of_other_targets_than_every_next_token(tmp_path):
+    words = ["--preset", "wigip:tiny", "--batch", "4", "--rounds", "1", "--no-compile"]
+    records = step.main([*words, "--out", str(tmp_path)])
+    losses = [record["first_loss"] for record in records]
+    assert len(losses) == 2
+    assert losses == pytest.approx([losses[0]] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in jaxmodels.ARCHS if arch != "dinov2"])
+def test_batches_are_what_the_loss_takes(arch):
+    config = jaxmodels.preset(f"{arch}:tiny")[2]
+    recipe = replace(jaxmodels.arch(arch).RECIPES["tiny"], batch=4, accum=2)
+    wanted = shapes(arch, config, recipe)
+    first, second = values(wanted, config, count=2)
+    for name, leaf in wanted.items():
+        assert (first[name].shape, first[name].dtype) == (leaf.shape, leaf.dtype)
+    assert first["tokens"].max() < config.vocab
+    assert (first["tokens"] != second["tokens"]).any()
+    assert counted(wanted)["tokens"] == 4 * config.context
+    assert ("images" in counted(wanted)) == ("images" in wanted)
+    work = sum(product.flops for product in step._forward(arch, config, recipe, wanted))
+    assert work > 0
+
+
+def test_an_optimiser_that_pytorch_has_not_is_refused():
+    lion = replace(jaxmodels.arch("charlm").RECIPES["tiny"].optim, name="lion")
+    with pytest.raises(Problem, match="PyTorch has no optimiser") as caught:
+        trainers._torch_optimiser(lion, [])
+    assert caught.value.exit_code == USAGE
+
+
+def test_forward(tmp_path, capsys):
+    words = ["--preset", "dinov2:tiny", "--side", "56", "--rounds", "1", "--no-compile"]
+    records = forward.main([*words, "--out", str(tmp_path)])
+    assert written(tmp_path / "forward.jsonl") == json.loads(json.dumps(records))
+    assert [record["contestant"] for record in records] == ["jaxmodels", "PyTorch eager"]
+    assert 0 < records[1]["difference"] < 1e-5
+    assert "dinov2:tiny 56 px" in capsys.readouterr().out
+
+
+def test_contestants_that_see_other_features_are_an_error(tmp_path, monkeypatch):
+    honest = forward.theirs
+
+    def wrong(*args):
+        call = honest(*args)
+        return lambda index: 2 * call(index)
+
+    monkeypatch.setattr(forward, "theirs", wrong)
+    words = ["--preset", "dinov2:tiny", "--side", "56", "--rounds", "1", "--no-compile"]
+    with pytest.raises(Problem, match="different features"):
+        forward.main([*words, "--out", str(tmp_path)])
+    assert not (tmp_path / "forward.jsonl").exists()
+
+
+def test_host(tmp_path, capsys):
+    records = host.main(["--steps", "3", "--rounds", "2", "--out", str(tmp_path)])
+    assert written(tmp_path / "host.jsonl") == json.loads(json.dumps(records))
+    medians = {record["contestant"]: record["median"] for record in records}
+    assert list(medians) == ["told", "read", "loop"]
+    assert medians["told"] < medians["read"]
+    assert "charlm:tiny" in capsys.readouterr().out
+
+
+def test_data(tmp_path, capsys):
+    records = data.main([*data.QUICK[0], "--images", "0", "--out", str(tmp_path)])
+    assert written(tmp_path / "data.jsonl") == json.loads(json.dumps(records))
+    cases = list(dict.fromkeys(record["case"] for record in records))
+    assert len(cases) == 3
+    assert min(record["tokens_per_second"] for record in records) > 0
+    assert "nanoGPT" in capsys.readouterr().out
+
+
+def test_contestants_that_make_other_tokens_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "our_encoding", lambda text: lambda index: len(text))
+    with pytest.raises(Problem, match="different numbers of tokens"):
+        data.main([*data.QUICK[0], "--images", "0", "--out", str(tmp_path)])
+
+
+def test_pieces_that_tiktoken_takes_give_the_same_tokens():
+    text = "some words, 12 numbers\n\n  and space " * 40_000
+    pieces = data._pieces(text)
+    assert len(pieces) > 1
+    assert "".join(pieces) == text
+    assert data.tiktoken_encoding(pieces, 2)(0) == data.our_encoding(text)(0)
+
+
+def test_quality(tmp_path, capsys):
+    words = ["--preset", "charlm:tiny", "--steps", "3", "--out", str(tmp_path)]
+    (record,) = quality.main(words)
+    assert json.loads((tmp_path / "quality.jsonl").read_text()) == json.loads(json.dumps(record))
+    assert record["bits_per_token"] == pytest.approx(record["median"] / 0.6931472)
+    assert 3 < record["median"] < 5
+    assert f"{record['median']:.4f} after 3 steps" in capsys.readouterr().out
 
 
 def test_memory(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,130 @@
+"""What a step costs the host, whatever the device does: `python -m benchmarks.host`.
+
+With a model so small that its computation is next to nothing, three ways: the compiled step
+called, until the call returns (`told`: the device may still be working); called and its loss read
+(`read`); and the loop of `jaxmodels train`, with data, log and progress, in a run directory of its
+own (`loop`). Each is the mean over the steps of a round.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxmodels
+from benchmarks.batches import shapes, values
+from benchmarks.harness import RESULTS, Run, Timing, save, table
+from benchmarks.machine import cores
+from jaxmodels.cli import parse, say
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.step import init, train_step
+from jaxmodels.runtime.train import Job, train
+
+RUNS = tuple(
+    ("--preset", f"{arch}:tiny") for arch in jaxmodels.ARCHS if arch != "dinov2"
+)  # it has no loss
+QUICK = (("--preset", "charlm:tiny", "--steps", "20", "--rounds", "2"),)
+
+# Sizes that make a model trivial, where it has them; what divides a width stays divided by it.
+SMALL: dict[str, int] = {"layers": 1, "vocab": 32, "tokens": 32, "context": 8, "queue": 8}
+
+
+@dataclass(frozen=True)
+class Host:
+    """Time what a step costs besides its computation."""
+
+    preset: str = "charlm:tiny"
+    """ARCH:PRESET; made smaller still: one layer, one row, a short context."""
+    steps: int = 100
+    """Steps of a round."""
+    rounds: int = 7
+    """Rounds that count, after one that does not."""
+    out: Path = RESULTS
+    """Folder whose host.jsonl the results are added to."""
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Runs the suite, adds its records to the results and prints them as a table."""
+    options = parse(Host, argv, "bench host")
+    arch, name, config = jaxmodels.preset(options.preset)
+    recipe = replace(jaxmodels.learner(arch).RECIPES[name], batch=1, accum=1, dtype="float32")
+    config = trivial(config)
+    run = Run("host", {"batch": 1, "steps": options.steps, "threads": cores()})
+    say(f"{options.preset}, made trivial: {options.steps} steps a round")
+    timings = [*_steps(arch, config, recipe, options), _loop(arch, config, recipe, options)]
+    records = run.records(options.preset, timings, lambda timing: {})
+    say(f"added to {save(records, options.out)}")
+    print(f"\n### What a step of a trivial {options.preset} costs the host")
+    print(table(records, {"first": "first ms"}), flush=True)
+    return records
+
+
+def trivial(config: Any) -> Any:
+    """The same architecture with as little to compute as it allows."""
+    own = {field.name for field in fields(config)}
+    return replace(config, **{name: size for name, size in SMALL.items() if name in own})
+
+
+def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing]:
+    """The compiled step: until it is told, and until its loss is read."""
+    rate, mesh = schedule(recipe.optim, recipe.steps), make_mesh(recipe.mesh)
+    package, tx = jaxmodels.arch(arch), optimiser(recipe.optim, rate)
+    skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
+    step = train_step(package, skeleton, tx, rate, recipe, abstract)
+    state, inputs = fresh(), values(shapes(arch, config, recipe), config)
+    told, read = Timing("told", 0.0), Timing("read", 0.0)
+    for index in range(1 + options.rounds):
+        returned = finished = 0.0
+        for number in range(options.steps):
+            start = time.perf_counter()
+            state, metrics = step(state, put_batch(inputs[number % len(inputs)], mesh))
+            middle = time.perf_counter()
+            float(metrics["loss"])
+            if index == number == 0:
+                told.first, read.first = middle - start, time.perf_counter() - start
+            returned += middle - start
+            finished += time.perf_counter() - start
+        if index:
+            told.seconds.append(returned / options.steps)
+            read.seconds.append(finished / options.steps)
+    return [told, read]
+
+
+def _loop(arch: str, config: Any, recipe: Recipe, options: Host) -> Timing:
+    """The loop of `train`, from the second step on, in one run that is cut into rounds."""
+    never, rounds = 1 << 30, 1 + options.rounds
+    steps = options.steps * rounds + 1
+    recipe = replace(recipe, steps=steps, eval_every=never, save_every=never, sample_every=0)
+    batches = _Endless(values(shapes(arch, config, recipe), config))
+    with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
+        train(Job(jaxmodels.arch(arch), config, recipe, batches, (), Path(folder)))
+    seconds = np.diff(batches.asked)
+    means = seconds.reshape(rounds, options.steps).mean(axis=1)
+    return Timing("loop", float(seconds[0]), means[1:].tolist())
+
+
+class _Endless(Iterator[Any]):
+    """Batches in turn, as a pipeline gives them; notes when it was asked for each."""
+
+    def __init__(self, inputs: list[Any]):
+        self.inputs = inputs
+        self.asked: list[float] = []
+
+    def __next__(self) -> Any:
+        self.asked.append(time.perf_counter())
+        return self.inputs[len(self.asked) % len(self.inputs)]
+
+    def get_state(self) -> dict[str, int]:
+        """Nothing is resumed."""
+        return {}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

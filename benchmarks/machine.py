@@ -1,0 +1,97 @@
+"""What a measurement was made on and with: the machine, versions, the commit; memory held."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
+_HERE = Path(__file__).parent
+
+# Beside this file in a checkout; where the package is installed, nobody looks there.
+RESULTS = _HERE / "results" if (_HERE.parent / ".git").exists() else Path("bench-results")
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process held at its peak: of the accelerator's, where it used one.
+
+    0 where Linux's /proc is missing.
+    """
+    if on_device := _device_peak():
+        return on_device
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def _device_peak() -> int:
+    """What JAX and PyTorch held together on the first accelerator; 0 without one."""
+    held = 0
+    if (jax := sys.modules.get("jax")) and jax.default_backend() != "cpu":
+        held += (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+        held += torch.cuda.max_memory_allocated()
+    return held
+
+
+def cores() -> int:
+    """Cores that this process may use; every contestant gets as many threads."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """What the run was measured on."""
+    import jax
+
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "memory_bytes": pages,
+        "platform": platform.platform(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what is compared; a package that is missing is left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of this checkout, with "-dirty" when files differ from it; "" outside git.
+
+    Results do not count: a run adds to them.
+    """
+    git = ["git", "-C", str(_HERE)]
+    changes = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results"]
+    try:
+        head, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+            for words in (["rev-parse", "HEAD"], changes)
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.strip() + ("-dirty" if changed.strip() else "")

@@ -1,0 +1,109 @@
+"""Train steps compiled for TPU slices, without a TPU: `python -m benchmarks.plan`.
+
+What `jaxmodels plan` finds of a preset with its own recipe: does it fit, what is the least time
+that a step can take, how much of the peak rate can be useful, how long the compiler took. Needs
+libtpu, which compiles for devices that need not exist.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import jaxmodels
+from benchmarks.harness import RESULTS, Absent, Run, save
+from jaxmodels.cli import parse, say
+from jaxmodels.runtime import tpu
+from jaxmodels.runtime.chips import GIB, topology
+from jaxmodels.runtime.plan import Job, TooLarge, refusal, report
+from jaxmodels.runtime.sharding import check_heads, mesh_sizes
+
+RUNS = (
+    ("--preset", "wikigpt:gpt2-124m", "--topology", "v5e:2x2", "--batch", "64"),
+    ("--preset", "bwetaf:53m", "--topology", "v5e:2x2", "--batch", "32"),
+    ("--preset", "wigip:1.7b", "--topology", "v5e:4x4", "--batch", "64"),
+    ("--preset", "bitgen:card", "--topology", "v5e:2x2", "--batch", "128"),
+)
+QUICK = (("--preset", "charlm:tiny", "--topology", "v5e:2x2", "--batch", "16"),)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compile the train step of a preset for a TPU slice, and record what is known of it."""
+
+    preset: str = "wikigpt:gpt2-124m"
+    """ARCH:PRESET."""
+    topology: str = "v5e:2x2"
+    """The slice, such as v5e:4x4."""
+    mesh: str = ""
+    """Devices by axis, such as data=4,model=4; empty puts all on the data axis."""
+    batch: int = 64
+    """Sequences in a step, over all devices."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the computation."""
+    out: Path = RESULTS
+    """Folder whose plan.jsonl the results are added to."""
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Runs the suite, adds its record to the results and prints it.
+
+    Raises:
+        Absent: libtpu is not installed.
+    """
+    options = parse(Plan, argv, "bench plan")
+    if find_spec("libtpu") is None:
+        raise Absent("libtpu is not installed", "pip install 'jaxmodels[tpu]'")
+    arch, name, config = jaxmodels.preset(options.preset)
+    package, slice_ = jaxmodels.learner(arch), topology(options.topology)
+    recipe = replace(
+        package.RECIPES[name],
+        mesh=options.mesh,
+        batch=options.batch,
+        accum=1,
+        dtype=options.dtype,
+    )
+    check_heads(config, mesh_sizes(recipe.mesh, slice_.devices, slice_.name)["model"])
+    job = Job(package, config, recipe)
+    settings = {
+        "topology": slice_.name,
+        "mesh": recipe.mesh,
+        "batch": recipe.batch,
+        "dtype": recipe.dtype,
+        "remat": recipe.remat,
+        "libtpu": version("libtpu"),
+    }
+    run = Run("plan", settings)
+    say(f"compiling {options.preset} for {slice_.name}")
+    try:
+        with mock.patch.dict(os.environ, tpu.ENVIRONMENT):
+            compiled = tpu.compiled_apart(package.__name__, config, recipe, slice_.name)
+        found = report(job, compiled, slice_)
+    except TooLarge as error:
+        found = refusal(job, error, slice_)
+    case = f"{options.preset} on {slice_.name}" + (f", {recipe.mesh}" if recipe.mesh else "")
+    seconds = found["roofline_step_seconds"]
+    record = run.record(case, "jaxmodels", "ms at least", 1e3 * seconds, **found)
+    say(f"added to {save([record], options.out)}")
+    print(told(record), flush=True)
+    return [record]
+
+
+def told(record: dict[str, Any]) -> str:
+    """A line about a record."""
+    needed, limit = (record[f"hbm_{name}_bytes"] / GIB for name in ("per_device", "limit"))
+    if not record["fits"]:
+        return f"{record['case']}: {needed:.1f} GiB do not fit into {limit:.1f}"
+    return (
+        f"{record['case']}: {needed:.1f} of {limit:.1f} GiB, {record['median']:.1f} ms a step at "
+        f"least ({record['bound']}), {record['mfu_bound']:.0%} of the peak at most, compiled in "
+        f"{record['compile_seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,85 @@
+"""Tables made of records, and README's, which is what the committed records make."""
+
+import pytest
+
+from benchmarks import summary
+from benchmarks.records import read, save
+from benchmarks.summary import BEGIN, END, FOLDER, README, markdown, placed
+from jaxmodels.errors import USAGE, Problem
+
+CPU = {"cpu": "x", "cores": 2, "devices": ["cpu: cpu"]}
+
+
+def record(contestant, median, ratios, date="2026-01-01", machine=CPU, **settings):
+    return {
+        "suite": "step",
+        "case": "charlm:tiny",
+        "contestant": contestant,
+        "unit": "ms",
+        "median": median,
+        "times_as_fast_as": ratios,
+        "settings": {"batch": 8, "dtype": "float32"} | settings,
+        "machine": machine,
+        "versions": {"jax": "1.0"},
+        "date": date,
+    }
+
+
+def pair(ours, theirs, **more):
+    return [
+        record("jaxmodels", ours, {"fast": theirs / ours, "slow": 3 * theirs / ours}, **more),
+        record("fast", theirs, {"jaxmodels": ours / theirs}, **more),
+        record("slow", 3 * theirs, {"jaxmodels": ours / (3 * theirs)}, **more),
+    ]
+
+
+def test_a_row_for_each_case_of_the_newest_run():
+    table = markdown([*pair(5, 5), *pair(10, 20, date="2026-01-02"), *pair(1, 2, batch=9)])
+    assert (
+        "| train step, charlm:tiny, batch 8 | 10 ms | fast 20 ms; slow 60 ms | 2.00; 6.00 |"
+        in table
+    )
+    assert (
+        "| train step, charlm:tiny, batch 9 | 1 ms | fast 2 ms; slow 6 ms | 2.00; 6.00 |" in table
+    )
+    assert table.count("train step") == 2
+    assert "2 cores of x; jax 1.0; 2026-01-01 to 2026-01-02:" in table
+    assert "No record was made on a GPU" in table
+
+
+def test_machines_have_tables_of_their_own():
+    gpu = CPU | {"devices": ["gpu: H100"]}
+    table = markdown([*pair(5, 5), *pair(1, 2, machine=gpu, dtype="bfloat16")])
+    assert "\n\ngpu: H100, 2 cores of x; jax 1.0; 2026-01-01:\n\n" in table
+    assert "batch 8, bfloat16 | 1 ms" in table
+    assert "No record was made" not in table
+
+
+def test_the_table_is_written_between_the_markers(tmp_path, capsys):
+    save(pair(10, 20), tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    words = ["--results", str(tmp_path), "--readme", str(readme)]
+    assert summary.main([*words, "--write"]) == 0
+    text = readme.read_text()
+    assert text == f"before\n{BEGIN}\n{markdown(read(tmp_path))}\n{END}\nafter\n"
+    assert summary.main([*words, "--write"]) == 0  # and again
+    assert readme.read_text() == text
+    first = (tmp_path / summary.PLOT).read_bytes()
+    summary.plot(read(tmp_path), tmp_path / summary.PLOT)
+    assert (tmp_path / summary.PLOT).read_bytes() == first
+    assert summary.main(words) == 0
+    assert "fast 20 ms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, f"{BEGIN}{END}{BEGIN}{END}"])
+def test_without_markers_nothing_is_written(text):
+    with pytest.raises(Problem) as caught:
+        placed(text, "table")
+    assert caught.value.exit_code == USAGE
+
+
+def test_readmes_table_is_what_the_results_make():
+    """After new results: `python -m benchmarks.summary --write`."""
+    text = README.read_text(encoding="utf-8")
+    assert text == placed(text, markdown(read(FOLDER)))
