@@ -76,8 +76,9 @@ def test_there_and_back_is_the_same_file(tmp_path, name, by):
     assert bridge.verify(tmp_path / "back", against=GOLDEN / name).ok
 
 
-def test_keys_that_no_config_has_come_back(folder, tmp_path):
-    keys = {"use_fash_attention": True, "emb_splt": 7, "attn_chunks": 4, "possible_opt_path": "x"}
+@pytest.mark.parametrize("flash", ["use_flash_attention", "use_fash_attention"])
+def test_keys_that_no_config_has_come_back(folder, tmp_path, flash):
+    keys = {flash: True, "emb_splt": 7, "attn_chunks": 4, "possible_opt_path": "x"}
     change(folder, **keys, later_key=[1, {"a": None}])
     said = json.loads((folder / CONFIG).read_text())
     bridge.convert(folder, tmp_path / "between")
