@@ -23,6 +23,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.step --preset wikigpt:base --batch 8 --dtype float32
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.bridge
 
 # One environment for everything, with the versions that were tested together.
 .venv/ready: pyproject.toml constraints.txt

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 import jaxmodels
-from benchmarks import decode, flops, memory, peers, step
+from benchmarks import bridge, decode, flops, memory, peers, step
 from jaxmodels.errors import USAGE, Problem
 
 FIELDS = {
@@ -130,3 +130,16 @@ def test_the_seeds_package_must_be_there(tmp_path):
     with pytest.raises(Problem, match="package is not there") as caught:
         step.main([*words, "--seed-package", str(tmp_path), "--out", str(tmp_path)])
     assert caught.value.exit_code == USAGE
+
+
+def test_bridge(tmp_path, capsys):
+    words = ["--preset", "wigip:tiny", "--rounds", "1", "--out", str(tmp_path)]
+    records = bridge.main([*words, "--work", str(tmp_path)])
+    lines = [json.loads(line) for line in (tmp_path / "bridge.jsonl").read_text().splitlines()]
+    assert lines == json.loads(json.dumps(records))
+    assert [record["contestant"] for record in records] == list(bridge.CONTESTANTS)
+    copied = next(record for record in records if record["contestant"] == "file copy")
+    assert copied["share_of_copy_speed"] == 1
+    assert all(r["peak_bytes"] > r["largest_tensor_bytes"] > 0 for r in records)
+    assert [path.name for path in tmp_path.iterdir()] == ["bridge.jsonl"]
+    assert "| naive torch script |" in capsys.readouterr().out
