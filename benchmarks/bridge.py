@@ -27,6 +27,10 @@ from bridge.sources import parameter_shapes
 from bridge.tensors import Tensor
 from jaxmodels.cli import parse, say
 
+# What `jaxmodels bench` runs; QUICK with --quick.
+RUNS = ((),)
+QUICK = (("--preset", "charlm:tiny", "--rounds", "1"),)
+
 
 @dataclass(frozen=True)
 class Conversion:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +138,7 @@ def run(named: Sequence[str], options: Bench, words: Line = ()) -> Outcome:
 
 def _lines(name: str, quick: bool, words: Line) -> Sequence[Line]:
     """The runs of a suite, as lines of options."""
-    from benchmarks.harness import Absent
-
-    module = SUITES[name][0]
-    if find_spec(module) is None:
-        raise Absent(f"{module} is not there")
-    suite = import_module(module)
+    suite = import_module(SUITES[name][0])
     runs: Sequence[Line] = suite.QUICK if quick else suite.RUNS
     if not words:
         return runs

@@ -245,7 +245,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
         notes=notes,
         optimizer=moments is not None,
         disk_needed=needed,
-        memory_needed=plan.memory(to),
+        memory_needed=plan.memory,
         disk_free=shutil.disk_usage(there).free,
     )
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import jaxmodels
 from bridge.hub_client import HOUSEKEEPING, asking, client, names, repository
+from bridge.kept_shards import kept_beside
 from bridge.report import Report
-from jaxmodels.errors import CORRUPT, EXISTS, UNVERIFIED, USAGE, Problem
+from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.files import (
     MANIFEST,
     digest,
@@ -103,6 +104,8 @@ def pull(
 ) -> Report:
     """Downloads a checkpoint: whole and with the right digests, or not at all.
 
+    A call after one that was cut off goes on with the files, and parts of files, that are there.
+
     Only data is taken. Of code, what a model directory of this version carries is taken, if it
     is that to the byte. Of pickles, those of known names are, for `convert` to read as data.
 
@@ -129,12 +132,17 @@ def pull(
         with asking(source, "read"):
             info = hub.model_info(name, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        with kept_beside(folder, f"{source}@{info.sha}", _is_network) as parts:
+            place = parts or temporary
 
-        def fetch(file: str) -> None:
-            with asking(source, "read"):
-                hub.hf_hub_download(name, file, revision=info.sha, local_dir=temporary)
+            def fetch(file: str) -> None:
+                with asking(source, "read"):  # what is there already is not fetched again
+                    hub.hf_hub_download(name, file, revision=info.sha, local_dir=place)
 
-        taken = _fetch_wanted(temporary, sizes, source, fetch)
+            taken = _fetch_wanted(place, sizes, source, fetch)
+            for file in taken if parts else ():
+                (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+                (place / file).rename(temporary / file)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the hub client's notes
         taken = _without_foreign_code(temporary, taken)
         left_out = sorted(set(sizes) - set(taken) - {HOUSEKEEPING})
@@ -150,6 +158,11 @@ def pull(
         bytes=sum((folder / file).stat().st_size for file in taken),
         digests_ok=digests_ok,
     )
+
+
+def _is_network(error: Exception) -> bool:
+    """Whether it is worth to keep what was fetched: the next call may get the rest."""
+    return isinstance(error, Problem) and error.exit_code == NETWORK
 
 
 def _fetch_wanted(

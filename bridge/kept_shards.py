@@ -1,7 +1,8 @@
 """Shards that a killed conversion had finished, kept beside its target for the next call.
 
 `.NAME.parts` holds each finished shard and, written after it, a record with its sha256. It belongs
-to one plan for one source; one process at a time has it, and it goes when the conversion ends.
+to one plan for one source; one process at a time has it, and it goes when the conversion ends. A
+download keeps its files in the same way.
 """
 
 import fcntl
@@ -25,20 +26,34 @@ PLAN = "plan"
 
 @contextmanager
 def kept_parts(target: Path, source: Path, plan: Plan) -> Iterator[Path | None]:
-    """The folder of finished shards; None where it is of no use, or another process has it.
+    """The folder of finished shards; None where it is of no use, or another process has it."""
+    if len(plan.shards) == 1:
+        yield None
+        return
+    with kept_beside(target, _identity(source, plan)) as folder:
+        yield folder
 
-    It stays when the process is killed or interrupted; an error removes it, as a success does.
+
+@contextmanager
+def kept_beside(
+    target: Path, identity: str, keeps: Callable[[Exception], bool] = lambda error: False
+) -> Iterator[Path | None]:
+    """A folder beside `target` for what a later call can use; None if another process has it.
+
+    It stays when the process is killed or interrupted; success removes it, and so does an error
+    that `keeps` does not tell to be survived. What belongs to another `identity` is cleared.
     """
     folder = target.with_name(f".{target.name}.parts")
-    lock = _locked(folder) if len(plan.shards) > 1 else None
+    lock = _locked(folder)
     if lock is None:
         yield None
         return
     try:
-        _only_of(folder, _identity(source, plan))
+        _only_of(folder, identity)
         yield folder
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
+    except Exception as error:
+        if not keeps(error):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     else:
         shutil.rmtree(folder, ignore_errors=True)
@@ -119,7 +134,7 @@ def _only_of(folder: Path, identity: str) -> None:
         same = False
     if not same:
         for path in folder.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         (folder / PLAN).write_text(identity, encoding="utf-8")
 
 

@@ -53,33 +53,59 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 def write_tree(
     folder: Path, tensors: list[Tensor], progress: Callable[[Tensor], None] = lambda _: None
 ) -> dict[str, Fingerprint]:
-    """Writes tensors as one Orbax checkpoint, nested at the dots of their names.
-
-    Orbax wants all arrays at once, so this holds the whole model in memory.
+    """Writes tensors as one Orbax checkpoint, nested at the dots of their names, one at a time.
 
     Returns:
         tensor name → {"dtype", "shape", "sha256"}.
     """
+    import jax
     import orbax.checkpoint as ocp
+    from orbax.checkpoint import type_handlers
 
-    flat, digests = {}, {}
-    for tensor in tensors:
-        array = np.ascontiguousarray(tensor.read())
-        flat[tensor.name.replace(".", "/")] = array
-        digests[tensor.name] = fingerprint(array)
-        progress(tensor)
+    digests: dict[str, Fingerprint] = {}
+
+    class Handler(type_handlers.NumpyHandler):
+        """Reads each array when its turn comes, and waits until it is written."""
+
+        async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+            for i, (leaf, info) in enumerate(zip(values, infos, strict=True)):
+                array = np.ascontiguousarray(leaf.tensor.read())
+                digests[leaf.tensor.name] = fingerprint(array)
+                for begun in await super().serialize([array], [info], args and [args[i]]):
+                    begun.result()
+                progress(leaf.tensor)
+            return []
+
+        def memory_size(self, values: Any) -> list[tuple[int, int]]:
+            return [(leaf.tensor.nbytes, leaf.tensor.nbytes) for leaf in values]
+
+    registry = type_handlers.create_type_handler_registry(
+        (_Leaf, Handler()),
+        (jax.Array, type_handlers.ArrayHandler()),  # there is none; Orbax warns without
+    )
+    flat = {tensor.name.replace(".", "/"): _Leaf(tensor) for tensor in tensors}
     # Orbax writes beside its target first: a place inside the folder, so that nothing is left
     # outside when it fails.
     inner = folder.absolute() / "tree"
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(inner, nest(flat))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(inner, args=ocp.args.PyTreeSave(nest(flat)))
     except ValueError as error:
         raise as_full_disk(error, folder) from error
     for path in list(inner.iterdir()):
         path.rename(folder / path.name)
     inner.rmdir()
     return digests
+
+
+class _Leaf:
+    """A tensor that Orbax takes for one leaf of the tree."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+        self.shape, self.dtype, self.ndim = tensor.shape, tensor.dtype, len(tensor.shape)
+        self.size, self.nbytes = tensor.size, tensor.nbytes
 
 
 def _without_value(

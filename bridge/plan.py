@@ -40,8 +40,6 @@ _TABLES = {
 }
 
 
-# Targets that a library writes, with the whole model in memory.
-_WHOLE = ("orbax",)
 _LIBRARIES = 300_000_000  # bytes that the process takes before it reads a tensor
 
 
@@ -82,10 +80,10 @@ class Plan:
         """Bytes of all tensors."""
         return sum(row["bytes"] for row in self.rows)
 
-    def memory(self, to: str) -> int:
-        """About how many bytes of memory writing it takes."""
-        sizes = [row["bytes"] for row in self.rows]
-        return _LIBRARIES + (sum(sizes) if to in _WHOLE else max(sizes, default=0))
+    @property
+    def memory(self) -> int:
+        """About how many bytes of memory writing takes: one tensor is held at a time."""
+        return _LIBRARIES + max((row["bytes"] for row in self.rows), default=0)
 
 
 def make_plan(

@@ -66,7 +66,7 @@ def open_folder(folder: Path) -> Contents:
     contents.origin = with_seed(origin_of(folder), "gpt2", config)
     contents.moments = partial(model_files.read_moments, folder)
     rates = {key: config.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
-    if len(set(rates.values())) > 1:
+    if any(rate != rates["resid_pdrop"] for rate in rates.values()):
         contents.notes.append(f"dropout is that of resid_pdrop; the config has {rates}")
     return contents
 
@@ -100,7 +100,7 @@ def _fields(config: dict[str, Any], where: Path) -> dict[str, Any]:
         if (value := config.get(key, only)) != only:
             raise _unsupported(key, value, f"wikigpt computes {only} only", where)
     activation = config.get("activation_function", "gelu_new")
-    if activation not in _GELU:
+    if not isinstance(activation, str) or activation not in _GELU:
         known = f"wikigpt computes {', '.join(_GELU)} only"
         raise _unsupported("activation_function", activation, known, where)
     fields = {field: config.get(key, usual) for key, (field, usual) in FIELDS.items()}

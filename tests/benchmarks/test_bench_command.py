@@ -3,7 +3,6 @@
 import json
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -134,10 +133,7 @@ def test_words_are_told_apart():
 
 @pytest.mark.parametrize("name", SUITES)
 def test_each_suite_says_what_it_runs(name):
-    module = SUITES[name][0]
-    if name == "bridge" and find_spec(module) is None:
-        pytest.xfail("the suite of the bridge is being written")
-    found = import_module(module)
+    found = import_module(SUITES[name][0])
     for lines in (found.RUNS, found.QUICK):
         assert len(lines) > 0
         assert all(isinstance(word, str) for line in lines for word in line)

@@ -7,7 +7,19 @@ from math import prod
 import pytest
 
 import jaxmodels
-from benchmarks import data, decode, flops, forward, host, memory, peers, quality, step, trainers
+from benchmarks import (
+    bridge,
+    data,
+    decode,
+    flops,
+    forward,
+    host,
+    memory,
+    peers,
+    quality,
+    step,
+    trainers,
+)
 from benchmarks.batches import counted, shapes, values
 from benchmarks.harness import Timing
 from jaxmodels import sizes
@@ -248,3 +260,16 @@ def test_the_seeds_package_must_be_there(tmp_path):
     with pytest.raises(Problem, match="package is not there") as caught:
         step.main([*words, "--seed-package", str(tmp_path), "--out", str(tmp_path)])
     assert caught.value.exit_code == USAGE
+
+
+def test_bridge(tmp_path, capsys):
+    words = ["--preset", "wigip:tiny", "--rounds", "1", "--out", str(tmp_path)]
+    records = bridge.main([*words, "--work", str(tmp_path)])
+    lines = [json.loads(line) for line in (tmp_path / "bridge.jsonl").read_text().splitlines()]
+    assert lines == json.loads(json.dumps(records))
+    assert [record["contestant"] for record in records] == list(bridge.CONTESTANTS)
+    copied = next(record for record in records if record["contestant"] == "file copy")
+    assert copied["share_of_copy_speed"] == 1
+    assert all(r["peak_bytes"] > r["largest_tensor_bytes"] > 0 for r in records)
+    assert [path.name for path in tmp_path.iterdir()] == ["bridge.jsonl"]
+    assert "| naive torch script |" in capsys.readouterr().out

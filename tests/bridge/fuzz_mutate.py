@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+MOST = 20_000_000  # bytes: a bomb that is packed anew without compression is larger
 NUMBERS = [
     0,
     1,
@@ -65,7 +66,7 @@ def mutate(path: Path, rng: random.Random) -> tuple[str, Callable[[], None]]:
     changed = way(whole, rng)
     for _ in range(rng.choice([0, 0, 0, 1, 3])):
         changed = rng.choice(BLIND[:2])(changed, rng)
-    file.write_bytes(changed)
+    file.write_bytes(changed[:MOST])
     return f"{way.__name__} {file.name}", lambda: _restore(file, whole)
 
 

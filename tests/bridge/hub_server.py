@@ -22,6 +22,7 @@ class Hub(ThreadingHTTPServer):
         self.commits = 0
         self.branch = "main"  # of the last commit
         self.cut = ""  # a file whose transfer breaks off
+        self.sent: list[tuple[str, int]] = []  # file and first byte of each transfer
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -66,11 +67,18 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Repo-Commit": self.server.sha,
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
         }
+        begin, status = 0, 200
+        if (asked := self.headers.get("range", "")).startswith("bytes=") and self.command == "GET":
+            begin, status = int(asked.removeprefix("bytes=").split("-")[0]), 206
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+            content = content[begin:]
+        if self.command == "GET":
+            self.server.sent.append((file, begin))
         if file == self.server.cut and self.command == "GET":
             self.close_connection = True
             headers |= {"Connection": "close"}
             return self._answer(200, content, headers, sent=len(content) // 2)
-        return self._answer(200, content, headers)
+        return self._answer(status, content, headers)
 
     def do_POST(self):
         body = self._body()

@@ -1,5 +1,6 @@
 """One flipped bit in any file of a model directory or a run directory is found and named."""
 
+import json
 import random
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 import bridge
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, UNVERIFIED
-from jaxmodels.runtime.files import files_below, write_manifest
+from jaxmodels.runtime.files import damage, files_below, write_manifest
 from tests.bridge.helpers import command, flip
 
 FLIPS = 200
@@ -53,9 +54,20 @@ def test_every_bit_of_a_manifest_counts(model_directory, tmp_path):
     folder = shutil.copytree(model_directory, tmp_path / "copy")
     path = folder / "manifest.json"
     whole = path.read_bytes()
-    for at in [*range(0, len(whole), 97), *range(len(whole) - 90, len(whole))]:
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
-        assert "manifest.json is damaged" in bridge.verify(folder).problems[0]
+    tail = [(at, bit) for at in range(len(whole) - 90, len(whole)) for bit in range(8)]
+    for at, bit in [*((at, at % 8) for at in range(0, len(whole), 97)), *tail]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        assert "manifest.json is damaged" in damage(folder)[0], (at, bit)
+
+
+def test_a_manifest_from_before_there_were_seals(model_directory, tmp_path):
+    folder = shutil.copytree(model_directory, tmp_path / "copy")
+    said = json.loads((folder / "manifest.json").read_text())
+    del said["seal"]
+    (folder / "manifest.json").write_text(json.dumps({**said, "tool": said["tool"]}))
+    assert bridge.verify(folder).ok
+    flip(folder / "config.json")
+    assert not bridge.verify(folder).ok
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "data/more.bin", "samples/x", "checkpoints/2/more"])

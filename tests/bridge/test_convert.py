@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from bridge.orbax import read_tree
 from bridge.tensors import DTYPES, digest_of
 from jaxmodels.errors import EXISTS, MISMATCH, NO_SPACE, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.files import damage
-from jaxmodels.runtime.paths import params_of
+from jaxmodels.runtime.paths import flatten, params_of
 from tests.bridge.helpers import HEADS, SEED, assert_same_params, random_params, vocabulary
 
 
@@ -36,6 +37,36 @@ def test_seed_to_jax_to_seed_is_bit_exact(converted, tmp_path):
         assert (tensor.shape, tensor.dtype) == (after[name].shape, after[name].dtype)
         assert digest_of(tensor.read()) == digest_of(after[name].read())
     assert bridge.load(tmp_path / "seed").config.heads == 4
+
+
+def test_an_orbax_folder_opens_with_orbax_and_is_written_array_by_array(
+    converted, tmp_path, monkeypatch
+):
+    import orbax.checkpoint as ocp
+
+    alive, most = set(), 0
+    real = np.ascontiguousarray
+
+    class Watched(np.ndarray):
+        def __array_finalize__(self, other):
+            nonlocal most
+            if other is None or isinstance(other, Watched):
+                return
+            alive.add(id(self))
+            weakref.finalize(self, alive.discard, id(self))
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(
+        "bridge.orbax.np.ascontiguousarray", lambda array: real(array).view(Watched)
+    )
+    bridge.convert(converted, tmp_path / "out", to="orbax")
+    assert 1 <= most <= 2
+    before = {name.replace(".", "/"): t.read() for name, t in read_tree(SEED)[0].items()}
+    for reader in (ocp.StandardCheckpointer(), ocp.PyTreeCheckpointer()):
+        tree = flatten(reader.restore(tmp_path / "out"))
+        assert tree.keys() == before.keys()
+        for name, array in tree.items():
+            np.testing.assert_array_equal(np.asarray(array), before[name])
 
 
 def test_files_of_a_model_directory(run, model_directory):
@@ -149,12 +180,13 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("to", ["safetensors", "orbax"])
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path, to):
+# Orbax has a file for each array.
+@pytest.mark.parametrize(("to", "room"), [("safetensors", 50_000), ("orbax", 5_000)])
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, to, room):
     code = f"""
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
 from jaxmodels.__main__ import main
 sys.exit(main(["convert", {str(SEED)!r}, {str(tmp_path / "out")!r}, "--set", "heads=4",
                "--to", {to!r}]))

@@ -15,7 +15,7 @@ import bridge
 from bridge.vocabulary import write_tokenizer
 from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from tests.bridge.helpers import vocabulary
+from tests.bridge.helpers import vocabulary, write_run
 
 torch.set_num_threads(1)
 SIZES = {"vocab_size": 61, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -171,3 +171,16 @@ def test_a_config_that_changed_is_written_anew(saved, tmp_path):
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert said["activation_function"] == "gelu"
     assert said["summary_type"] == "cls_index"
+
+
+@pytest.mark.parametrize("key", ["activation_function", "embd_pdrop", "n_layer", "model_type"])
+def test_values_of_any_type_are_refused_in_words(tmp_path, key):
+    run = write_run(tmp_path / "run", {1: 2.0}, spec="wikigpt:tiny")
+    bridge.convert(run, tmp_path / "out", to="gpt2")
+    (tmp_path / "out" / "manifest.json").unlink()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {key: ["a", 1]}))
+    report = bridge.inspect(tmp_path / "out")
+    assert report.format in ("gpt2", "safetensors")
+    if key in ("activation_function", "n_layer"):
+        assert report.problems

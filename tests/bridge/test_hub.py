@@ -109,6 +109,7 @@ def test_pull_takes_a_whole_sound_repository_or_nothing(server, model_directory,
     held = server.repositories["someone/model"]["main"]
     server.cut = "model.safetensors"
     refused(NETWORK, bridge.pull, ADDRESS, tmp_path / "new")
+    assert left_behind(tmp_path) == [".new.parts"]
     server.cut = ""
     sound = held["model.safetensors"]
     held["model.safetensors"] = sound[:-1] + bytes([sound[-1] ^ 1])
@@ -123,6 +124,34 @@ def test_pull_takes_a_whole_sound_repository_or_nothing(server, model_directory,
     assert left_behind(tmp_path / "new") == ["mine"]
     bridge.pull(ADDRESS, tmp_path / "new", force=True)
     assert digests(tmp_path / "new") == digests(model_directory)
+
+
+def test_a_pull_that_was_cut_off_goes_on(server, model_directory, tmp_path):
+    bridge.push(model_directory, ADDRESS)
+    server.cut = "model.safetensors"
+    refused(NETWORK, bridge.pull, ADDRESS, tmp_path / "new")
+    first, server.sent, server.cut = server.sent, [], ""
+    report = bridge.pull(ADDRESS, tmp_path / "new")
+    assert report.digests_ok
+    assert digests(tmp_path / "new") == digests(model_directory)
+    assert left_behind(tmp_path) == ["new"]
+    whole = {file for file, _ in first} - {"model.safetensors"}
+    assert len(whole) > 2
+    assert not whole & {file for file, _ in server.sent}
+    # The client goes on within a file by steps of 10 MB; this one is fetched once more.
+    assert [file for file, _ in server.sent].count("model.safetensors") == 1
+
+
+def test_what_was_fetched_of_another_revision_is_not_taken(server, model_directory, tmp_path):
+    bridge.push(model_directory, ADDRESS)
+    server.cut = "model.safetensors"
+    refused(NETWORK, bridge.pull, ADDRESS, tmp_path / "new")
+    server.cut = ""
+    bridge.push(model_directory, ADDRESS, force=True)
+    server.sent = []
+    bridge.pull(ADDRESS, tmp_path / "new")
+    assert ("model.safetensors", 0) in server.sent
+    assert left_behind(tmp_path) == ["new"]
 
 
 def test_foreign_code_is_left_out(server, model_directory, tmp_path):

@@ -19,7 +19,7 @@ from bridge.torch import state_dict, twin
 from jaxmodels.runtime.paths import params_of, split
 from jaxmodels.wikigpt import PRESETS, WEIGHTS, Model, loss
 from tests.bridge.helpers import assert_same_params, save_tree, write_run
-from tests.bridge.twins import check_one_hundred_adamw_steps
+from tests.bridge.twins import alone, check_one_hundred_adamw_steps
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
@@ -150,3 +150,52 @@ def test_biases_that_pytorch_trained_are_kept(without_biases, tmp_path):
     tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
     logits = bridge.load(tmp_path / "tuned")(jnp.asarray(tokens))[0]
     assert np.abs(logits - module(torch.from_numpy(tokens)).logits.detach().numpy()).max() <= 2e-5
+
+
+def test_folders_alone_open_in_transformers_and_generate(tmp_path):
+    text = "a quick fox, äß!"
+    run = write_run(tmp_path / "run", {1: 2.0}, spec="wikigpt:tiny")
+    folders = [tmp_path / to for to in ("safetensors", "gpt2")]
+    for folder in folders:
+        bridge.convert(run, folder, to=folder.name)
+    code = f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+result = []
+for path in {[str(folder) for folder in folders]!r}:
+    model, tokenizer = (
+        kind.from_pretrained(path) for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    ids = tokenizer({text!r}, return_tensors="pt").input_ids
+    new = model.generate(ids, do_sample=False, max_new_tokens=8)
+    result.append([type(model).__name__, ids.tolist(), new.tolist(), model(ids).logits.tolist()])
+"""
+    (tmp_path / "home").mkdir()
+    both = alone(code, tmp_path / "home")
+    model = bridge.load(run)
+    tokenizer = bridge.open_source(run).tokenizer
+    for name, ids, new, logits in both:
+        assert name == "GPT2LMHeadModel"
+        assert ids == [tokenizer.encode(text).tolist()]
+        ours = np.asarray(model(jnp.asarray(ids))[0])
+        assert np.abs(ours - np.asarray(logits)).max() <= 2e-5
+        assert new[0][: len(ids[0])] == ids[0]
+        assert len(new[0]) == len(ids[0]) + 8
+    assert both[0] == both[1]
+
+
+def test_the_card_tells_architecture_numbers_origin_licence_and_loading(tmp_path):
+    run = write_run(tmp_path / "run", {1: 2.0}, spec="wikigpt:tiny")
+    bridge.convert(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    count = sum(tensor.size for tensor in bridge.open_source(run).tensors.values())
+    for told in (
+        "license: unknown",
+        "tags: [wikigpt, jaxmodels]",
+        f"A wikigpt model of {count:,} parameters, float32.",
+        "| layers | 2 |",
+        "from `run`, an orbax checkpoint, step 1, valid_loss 2.0000",
+        "The licence is that of whoever trained it",
+        "AutoModelForCausalLM.from_pretrained(",
+        'bridge.load("PATH")',
+    ):
+        assert told in card, told
