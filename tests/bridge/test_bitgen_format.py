@@ -206,7 +206,7 @@ def test_a_run_and_its_directory_hold_the_state(tmp_path):
     bridge.convert(tmp_path / "run", tmp_path / "model", dtype="bfloat16", verify="roundtrip")
     for path, dtype in (("run", "float32"), ("model", "bfloat16")):
         _, params, rest = split(bridge.load(tmp_path / path))
-        assert all(x.dtype == dtype for x in params.values())
+        assert all(x.dtype == dtype for x in params.values() if x.ndim > 1)
         wanted = random_state(spec, 5)
         assert rest.keys() == wanted.keys()
         for name, array in wanted.items():
