@@ -1,5 +1,6 @@
 """How large a model is, layer by layer, from shapes alone."""
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -14,9 +15,27 @@ def shapes(arch: str, config: Any) -> dict[str, Any]:
     import jaxmodels
     from jaxmodels.runtime.paths import params_of, unstack
 
-    package = jaxmodels.arch(arch)
-    held = params_of(nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0))))
+    package, keys = jaxmodels.arch(arch), _OneKey()
+    held = params_of(nnx.eval_shape(lambda: package.Model(config, rngs=keys)))
     return unstack(held, getattr(package, "STACKED", ()))
+
+
+class _OneKey:
+    """Stands for `nnx.Rngs` where nothing is drawn: the same key whenever one is asked for.
+
+    The counters of the real one, traced, take most of the time of a deep model's shapes: it grows
+    with the square of the number of draws.
+    """
+
+    def __init__(self) -> None:
+        import jax
+
+        self.key = jax.random.key(0)
+
+    def __getattr__(self, stream: str) -> Callable[[], Any]:
+        if stream.startswith("__"):
+            raise AttributeError(stream)
+        return lambda: self.key
 
 
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:
