@@ -1,6 +1,5 @@
 """How large a model is, layer by layer, from shapes alone."""
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -15,27 +14,32 @@ def shapes(arch: str, config: Any) -> dict[str, Any]:
     import jaxmodels
     from jaxmodels.runtime.paths import params_of, unstack
 
-    package, keys = jaxmodels.arch(arch), _OneKey()
+    package, keys = jaxmodels.arch(arch), _one_key()
     held = params_of(nnx.eval_shape(lambda: package.Model(config, rngs=keys)))
     return unstack(held, getattr(package, "STACKED", ()))
 
 
-class _OneKey:
-    """Stands for `nnx.Rngs` where nothing is drawn: the same key whenever one is asked for.
+def _one_key() -> Any:
+    """An `nnx.Rngs` for where nothing is drawn: the same key whenever one is asked for.
 
     The counters of the real one, traced, take most of the time of a deep model's shapes: it grows
     with the square of the number of draws.
     """
+    import jax
+    from flax import nnx
 
-    def __init__(self) -> None:
-        import jax
+    key = jax.random.key(0)
 
-        self.key = jax.random.key(0)
+    class OneKey(nnx.Rngs):
+        def __init__(self) -> None:
+            pass
 
-    def __getattr__(self, stream: str) -> Callable[[], Any]:
-        if stream.startswith("__"):
-            raise AttributeError(stream)
-        return lambda: self.key
+        def __getattr__(self, stream: str) -> Any:
+            if stream.startswith("_"):
+                raise AttributeError(stream)
+            return lambda: key
+
+    return OneKey()
 
 
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:
