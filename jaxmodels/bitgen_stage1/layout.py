@@ -23,6 +23,7 @@ SHARDING = (
     ("blocks/{i}/attn/proj/kernel", _ROWS),
     ("blocks/{i}/mlp/up/kernel", _COLUMNS),
     ("blocks/{i}/mlp/out/kernel", _ROWS),
+    ("*/kernel", P("data")),
     ("*", P()),  # all else is small
 )
 

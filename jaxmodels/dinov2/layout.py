@@ -5,8 +5,8 @@ from jax.sharding import PartitionSpec as P
 _COLUMNS, _ROWS = P("data", "model"), P("model", "data")
 
 SHARDING = (
-    ("patch/kernel", P(None, None, None, "model")),
-    ("pos", P(None, "model")),
+    ("patch/kernel", P(None, None, None, "data")),
+    ("pos", P(None, "data")),
     ("blocks/{i}/attn/q/kernel", _COLUMNS),
     ("blocks/{i}/attn/k/kernel", _COLUMNS),
     ("blocks/{i}/attn/v/kernel", _COLUMNS),

@@ -30,7 +30,7 @@ def test_the_matrices_are_pytorchs_interpolation(source, target, interpolation, 
     down, across = (bicubic(s, t, interpolation) for s, t in zip(source, target, strict=True))
     expected = torchs(grid, *target, interpolation)
     assert expected.shape == target
-    assert down.dtype == np.float32
+    assert down.dtype == np.float64
     assert np.abs(down @ grid.numpy() @ across.T - expected).max() <= 5e-5
 
 

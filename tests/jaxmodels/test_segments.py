@@ -10,12 +10,13 @@ from jaxmodels.errors import USAGE
 from jaxmodels.layers import attention as attention_file
 from jaxmodels.layers.attention import attention, blocked_attention, causal_mask
 from jaxmodels.runtime.paths import split
-from tests.contract import TOWERS
+from tests.contract import PAIRS, TOWERS
 
 SEGMENTS = jnp.asarray([[0] * 9 + [1] * 12, [0] * 4 + [1] * 10 + [2] * 7], jnp.int32)
 
-# A patch of wigip may hold pieces of two documents: it refuses segments. Towers read no text.
-segmented = pytest.mark.parametrize("arch", sorted({*jaxmodels.ARCHS} - {"wigip", *TOWERS}))
+# A patch of wigip may hold pieces of two documents: it refuses segments. Towers read no text, and
+# a caption is a document of its own.
+segmented = pytest.mark.parametrize("arch", sorted({*jaxmodels.ARCHS} - {"wigip"} - TOWERS - PAIRS))
 
 
 def randomised(arch):

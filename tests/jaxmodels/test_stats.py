@@ -128,7 +128,7 @@ def test_plots_are_drawn_and_their_failure_fails_nothing(run, tmp_path, capsys):
     (again / "loss.png").unlink()
     (again / "stats.jsonl").write_text('{"step": 4}\n')
     assert main(["train", "--out", str(again)]) == DONE
-    assert "no plot of stats.jsonl: KeyError" in capsys.readouterr().err
+    assert "no plot of stats: KeyError" in capsys.readouterr().err
     assert (again / "loss.png").exists()
 
 

@@ -69,7 +69,7 @@ def test_a_signal_ends_the_preparation_of_the_data(tmp_path, monkeypatch, capsys
     run = tmp_path / "run"
     assert train(run) == code
     assert "no step was done, so there is no checkpoint" in capsys.readouterr().err
-    assert {path.name for path in run.iterdir()} == {".lock", "summary.json"}
+    assert {path.name for path in run.iterdir()} == {".lock", "summary.json", "digests.json"}
     monkeypatch.undo()
     assert train(run, "--steps", "2") == DONE
 
