@@ -194,7 +194,8 @@ def fitting_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
     in the caches, and the memory that XLA asks for is used again instead of being mapped page
     by page in every step.
     """
-    rows, columns = batch["tokens"].shape
+    read = batch["tokens"] if "tokens" in batch else batch["images"]  # a tower reads no text
+    rows, columns = read.shape[:2]
     if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return 1
     slices = 1
