@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -22,7 +23,7 @@ def _model(arch: str, config: Any) -> Any:
     skeleton, params, rest = split(model)
     rng = np.random.default_rng(0)
     moved = {
-        path: np.asarray(leaf) + 0.1 * rng.standard_normal(leaf.shape, np.float32)
+        path: jnp.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32))
         for path, leaf in params.items()
     }
     return skeleton.merge(moved, rest)

@@ -133,7 +133,11 @@ class Model(nnx.Module):
             Problem: (usage) both a mask and a cache, which remembers no padding.
         """
         x, cache = self.hidden(tokens, cache, rngs, mask)
-        return tied_logits(x, self.embed.embedding[...]), cache
+        return self.logits(x), cache
+
+    def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """The head, in float32, on what `hidden` returns."""
+        return tied_logits(x, self.embed.embedding[...])
 
     def hidden(
         self,

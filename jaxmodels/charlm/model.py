@@ -121,6 +121,21 @@ class Model(nnx.Module):
         Returns:
             float32 logits, and the cache with the tokens added (None if None was given).
         """
+        x, cache = self.hidden(tokens, cache, rngs, segments)
+        return self.logits(x), cache
+
+    def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """The head, in float32, on what `hidden` returns."""
+        return self.head(x)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "b t"],
+        cache: KVCache | None = None,
+        rngs: nnx.Rngs | None = None,
+        segments: Int[Array, "b t"] | None = None,
+    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
+        """What the head multiplies; otherwise as the call."""
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         turn = rotation(positions, self.config.dim // self.config.heads)
@@ -132,11 +147,10 @@ class Model(nnx.Module):
         for i, layer in enumerate(self.blocks):
             x, kv = block(layer, x, turn, segments, cache, i, rate, rngs)
             kept.append(kv)
-        logits = self.head(layer_norm(self.norm, x))
         if cache is not None:
             keys, values = zip(*kept, strict=True)
             cache = KVCache(keys, values, cache.length + t)
-        return logits, cache
+        return layer_norm(self.norm, x), cache
 
     def dropout_rate(self) -> jax.Array | float:
         """The rate now: constant, or (start − end)/(steps/scale + 1) + end."""

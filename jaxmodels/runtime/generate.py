@@ -34,8 +34,9 @@ def generate(
     when that is full, the last half of it is read again as a new prompt.
 
     Args:
-        model: a module with `config.context`, `init_cache(batch, size)` and
-            `model(tokens, cache) -> (logits, cache)`; and `prefill(tokens, length, size) ->
+        model: a module with `config.context`, `init_cache(batch, size)`,
+            `model(tokens, cache) -> (logits, cache)` and its two halves `hidden(tokens, cache) ->
+            (x, cache)` and `logits(x)`; or `prefill(tokens, length, size) ->
             (logits, cache)` where it reads a prompt in another way, `decode(tokens, cache) ->
             (logits, cache)` where it decodes in another way than it is called. Ids from
             `config.tokens` on, where the config has it, are padding of the vocabulary and never
@@ -127,12 +128,14 @@ class Fixed(NamedTuple):
 
 
 def _room(tokens: int, context: int) -> int:
-    """Slots of a cache for so many tokens: a power of two, at most the context.
+    """Slots of a cache for so many tokens: a power of two or three quarters of one.
 
-    Attention reads the whole cache, filled or not, so it grows with the text: by doubling, so
-    that generations of all lengths share few compilations.
+    Attention reads the whole cache, filled or not, so it grows with the text: in two steps to
+    the double, so that generations of all lengths share few compilations.
     """
-    return min(max(1 << (tokens - 1).bit_length(), 64), context)
+    double = max(1 << (tokens - 1).bit_length(), 64)
+    size = double // 4 * 3
+    return min(size if tokens <= size else double, context)
 
 
 @partial(jax.jit, static_argnames="size")
@@ -169,10 +172,10 @@ def _prefill(
         seen = {} if images is None else {"images": images}
         last, cache = model.prefill(tokens, length, size, **seen)
         return last, cache, jnp.zeros((), jnp.int32) + drawn
-    logits, cache = model(tokens, model.init_cache(tokens.shape[0], size))
-    last = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
+    x, cache = model.hidden(tokens, model.init_cache(tokens.shape[0], size))
+    last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)  # the head is the most of it
     zero = jnp.zeros((), jnp.int32)
-    return last, cache._replace(length=zero + length), zero + drawn
+    return model.logits(last)[:, 0], cache._replace(length=zero + length), zero + drawn
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
