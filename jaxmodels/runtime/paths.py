@@ -7,8 +7,9 @@ pass to a compiled function, several times cheaper than an `nnx.State`.
 
 import re
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +18,27 @@ from flax import nnx
 Arrays = dict[str, Any]
 
 
-class Skeleton(NamedTuple):
-    """A model without its arrays: what `merge` needs besides them. Hashable."""
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without its arrays: what `merge` needs besides them.
+
+    Skeletons that `split` gives of models alike are one and the same, with a hash that is
+    counted once: compiled functions take it as a constant, and look it up at every call, for
+    which flax needs milliseconds.
+    """
 
     graph: Any
     params_tree: Any
     param_paths: tuple[str, ...]
     rest_tree: Any
     rest_paths: tuple[str, ...]
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, each.name) for each in fields(self)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def merge(self, params: Arrays, rest: Arrays) -> Any:
         """The module that holds these arrays."""
@@ -41,12 +55,17 @@ def split(model: Any) -> tuple[Skeleton, Arrays, Arrays]:
     params, rest = states
     param_paths, param_leaves, param_def = _flatten(params)
     rest_paths, rest_leaves, rest_def = _flatten(rest)
-    skeleton = Skeleton(graph, param_def, param_paths, rest_def, rest_paths)
+    skeleton = _same(Skeleton(graph, param_def, param_paths, rest_def, rest_paths))
     return (
         skeleton,
         dict(zip(param_paths, param_leaves, strict=True)),
         dict(zip(rest_paths, rest_leaves, strict=True)),
     )
+
+
+@cache
+def _same(skeleton: Skeleton) -> Skeleton:
+    return skeleton
 
 
 def params_of(model: Any) -> Arrays:
