@@ -27,6 +27,7 @@ SUITES = {
     "memory": ("benchmarks.memory", "what chunks save of a train step's memory"),
     "objectives": ("benchmarks.objectives", "wigip's two objectives after equal time"),
     "quality": ("benchmarks.quality", "validation loss after a fixed budget of steps"),
+    "scenes": ("benchmarks.scenes", "what bitgen:tiny learns of drawn scenes in minutes"),
     "plan": ("benchmarks.plan", "steps compiled for TPU slices: memory, bounds, traffic"),
     "scaling": ("benchmarks.scaling", "1, 2, 4 and 8 devices: traffic, strong and weak scaling"),
 }

@@ -58,7 +58,7 @@ def product(x: Float[Array, "*b d"], kernel: Float[Array, "d f"]) -> Float[Array
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, Any]:
     (whole, step), (signs, gamma) = levels(x), ternary(kernel)
-    y = jnp.matmul(whole, signs, preferred_element_type=jnp.float32) * (gamma * step)
+    y = _matmul(whole, signs) * (gamma * step)
     kept = whole.astype(jnp.int8), step, signs.astype(jnp.int8), gamma
     return y.astype(x.dtype), kept
 
@@ -66,11 +66,16 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, Any]:
 def _backward(kept: Any, of_y: Array) -> tuple[Array, Array]:
     whole, step, signs, gamma = kept
     dtype = of_y.dtype
-    of_x = jnp.matmul(of_y, signs.T.astype(dtype), preferred_element_type=jnp.float32) * gamma
+    of_x = _matmul(of_y, signs.T.astype(dtype)) * gamma
     rows = (of_y * step).astype(dtype).reshape(-1, of_y.shape[-1])
     columns = whole.astype(dtype).reshape(-1, whole.shape[-1])
-    of_kernel = jnp.matmul(columns.T, rows, preferred_element_type=jnp.float32)
+    of_kernel = _matmul(columns.T, rows)
     return of_x.astype(dtype), of_kernel.astype(dtype)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    """Summed in float32, or in float64 what is in float64."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
 product.defvjp(_forward, _backward)

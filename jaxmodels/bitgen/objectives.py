@@ -137,15 +137,17 @@ def _writing(
 ) -> tuple[Array, dict[str, Array]]:
     """The smoothed cross-entropy of writing each text, and its metrics.
 
-    Of four rows, two see their image and an empty memory, one only what the memory has of it, and
-    one both; so the decoder learns to caption, to remember, and not to need either.
+    Of eight rows, five see their image and an empty memory, two only what the memory has of it,
+    and one both; so the decoder learns to caption, to remember, and not to need either.
     """
-    kind = jnp.arange(len(tokens)) % 4
+    row = jnp.arange(len(tokens))
+    recalls, both = row % 4 == 1, row % 8 == 3
     empty = larimar.read(model.memory.prior.mean, model.memory.address(keys))
-    codes = episode.codes if seen is None else jnp.where((kind < 2)[:, None], empty, episode.codes)
+    told = (recalls | both)[:, None]
+    codes = episode.codes if seen is None else jnp.where(told, episode.codes, empty)
     context, sees = model.context(seen, codes)
     if seen is not None:
-        sees = sees.at[:, :-1].set((kind != 2)[:, None])
+        sees = sees.at[:, :-1].set(~recalls[:, None])
     hidden = model.decoder.hidden(model.inputs(tokens), context, sees, rngs, model.remat)
     head = model.embed.embedding[...]
     plain, accuracy = chunked_scores(hidden, head, tokens, real)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bridge
+from benchmarks.scenes import measured, things
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, USAGE
 from jaxmodels.runtime.metrics import read
@@ -62,6 +63,19 @@ def test_a_run_tells_the_cards_metrics_and_its_speed_in_images(name, request):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["images_per_second"] > 0
     assert (run / "metrics.png").is_file()
+
+
+def test_what_a_run_learned_of_scenes_is_measured(bitgen, data):
+    learned = measured(bitgen, data, valid_fraction=0.3)
+    assert len(learned) == 6
+    assert all(0 <= share <= 1 for share in learned.values())
+    assert learned["captions recalled by their images"] > 0
+
+
+def test_a_caption_names_things_where_colour_and_shape_stand_together():
+    said = "a small red circle is left of a large green cross"
+    assert things(said) == {("red", "circle"), ("green", "cross")}
+    assert things("circle red green a cross") == set()
 
 
 def test_samples_are_captions_of_held_out_images(bitgen):

@@ -1,0 +1,162 @@
+"""What bitgen learns of drawn scenes in minutes: `python -m benchmarks.scenes`.
+
+Trains `bitgen:tiny` with its own recipe, as `jaxmodels train bitgen:tiny` does, and measures what
+it can do with the 256 scenes held out, whose combinations of things it never saw: find each other's
+image and caption, tell a caption that is nearly right, write what there is to see, and remember
+captions that were written into its memory.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.harness import RESULTS, Run, save
+from benchmarks.machine import cores
+from data_pipelines.captions.shapes import COLOURS, SHAPES
+from jaxmodels.cli import parse, say
+
+RUNS = ((),)
+QUICK = (("--steps", "20"),)
+
+REMEMBERED = 32  # captions written into the memory at once
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Train bitgen:tiny on drawn scenes, and measure what it learned."""
+
+    steps: int | None = None
+    """Optimiser steps; by default the recipe's."""
+    run: Path | None = None
+    """Measure this run instead of training one."""
+    out: Path = RESULTS
+    """Folder whose scenes.jsonl the results are added to."""
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Runs the suite, adds its records to the results and prints them."""
+    options = parse(Scenes, argv, "bench scenes")
+    with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
+        path, seconds = options.run, None
+        if path is None:
+            path, seconds = _trained(Path(folder) / "run", options.steps)
+        learned = measured(path)
+    settings = {"threads": cores(), "steps": options.steps, "train_seconds": seconds}
+    run = Run("scenes", settings)
+    records = [
+        run.record(f"bitgen:tiny, {name}", "jaxmodels", "share", value)
+        for name, value in learned.items()
+    ]
+    say(f"added to {save(records, options.out)}")
+    for name, value in learned.items():
+        print(f"{name:<40} {value:.3f}")
+    if seconds:
+        print(f"{'seconds of training, start and all':<40} {seconds:.0f}")
+    return records
+
+
+def _trained(path: Path, steps: int | None) -> tuple[Path, float]:
+    """A run of the command, and how long it took altogether."""
+    words = [sys.executable, "-m", "jaxmodels", "train", "bitgen:tiny", "--out", str(path)]
+    began = time.monotonic()
+    more = [] if steps is None else ["--steps", str(steps)]
+    subprocess.run([*words, *more], check=True, stdout=sys.stderr, env=os.environ)
+    return path, time.monotonic() - began
+
+
+def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, float]:
+    """Shares of the held-out scenes with which a run's model does right.
+
+    Args:
+        path: the run.
+        spec: the scenes.
+        options: of `open_data`.
+    """
+    from data_pipelines.pipelines import open_data
+    from jaxmodels.commands.open import open_model
+
+    model, tokenizer = open_model(path, None, ())
+    with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
+        data = open_data(
+            spec,
+            folder=Path(folder) / "data",
+            context=model.config.context,
+            batch=REMEMBERED,
+            tokenizer=tokenizer,
+            side=model.config.image_size,
+            **options,
+        )
+        batches = list(data.valid())
+    return {
+        **_found(model, batches),
+        **_written(model, tokenizer, batches),
+        "captions recalled by their images": _recalled(model, batches[0]),
+    }
+
+
+def _found(model: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
+    """R@1 among all pairs, and the accuracy of matching, with the likeliest negative of 32."""
+    import jaxmodels
+    from jaxmodels.runtime.evaluate import evaluate, loss_function
+    from jaxmodels.runtime.paths import split
+    from jaxmodels.runtime.retrieval import Encoder
+
+    encoder = Encoder(model)
+    similar = encoder.texts(batches) @ encoder.images(b["images"] for b in batches).T
+    own = np.arange(len(similar))
+    skeleton, params, rest = split(model)
+    function = loss_function(jaxmodels.package_of(model), skeleton)
+    told = evaluate(function, params, rest, batches)
+    assert told is not None
+    return {
+        "R@1 text to image": float((similar.argmax(axis=1) == own).mean()),
+        "R@1 image to text": float((similar.argmax(axis=0) == own).mean()),
+        "image-text matching right": float(told["itm_acc"]),
+    }
+
+
+def _written(model: Any, tokenizer: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
+    """How often a greedy caption names a thing that is there, and both of them."""
+    from jaxmodels.runtime.samples import caption
+
+    hits = []
+    for batch in batches:
+        for row, mask, ids in zip(
+            batch["tokens"], batch["mask"], caption(model, tokenizer, batch["images"]), strict=True
+        ):
+            there = things(tokenizer.decode(row[mask == 1]))
+            hits.append(len(there & things(tokenizer.decode(ids))) / len(there))
+    return {
+        "things named with colour and shape": float(np.mean(hits)),
+        "captions that name both things": float(np.mean(np.equal(hits, 1))),
+    }
+
+
+def things(text: str) -> set[tuple[str, str]]:
+    """The (colour, shape) that a caption names, wherever they stand in it."""
+    return {(a, b) for a, b in pairwise(text.split()) if a in COLOURS and b in SHAPES}
+
+
+def _recalled(model: Any, batch: dict[str, Any]) -> float:
+    """How many of 32 captions, written with their images, the memory gives back by the image."""
+    from jaxmodels.bitgen import remember
+
+    tokens, mask = jnp.asarray(batch["tokens"]), jnp.asarray(batch["mask"])
+    images = jnp.asarray(batch["images"], jnp.float32) / 255
+    evidence = remember.write(model, tokens, images, mask)
+    found = remember.read(model, images=images, evidence=evidence)
+    index, _ = remember.nearest(found, remember.codes(model, tokens, mask))
+    return float((index == jnp.arange(len(tokens))).mean())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
