@@ -3,7 +3,6 @@
 import fnmatch
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -108,18 +107,14 @@ def digest_of(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(array: np.ndarray, write: Callable[[Any], object] | None = None) -> Fingerprint:
-    """What a manifest says of a tensor; its bytes are given to `write` on the way."""
-    code, shape = DTYPE_CODES[array.dtype], list(array.shape)
-    if write is None:
-        return {"dtype": code, "shape": shape, "sha256": digest_of(array)}
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(1) as other:  # hashing and writing leave Python to others
-        for piece in pieces(array):
-            hashed = other.submit(digest.update, piece.data)
-            write(piece.data)
-            hashed.result()
-    return {"dtype": code, "shape": shape, "sha256": digest.hexdigest()}
+def fingerprint(array: np.ndarray) -> Fingerprint:
+    """What a manifest says of a tensor."""
+    return entry(array.dtype, array.shape, digest_of(array))
+
+
+def entry(dtype: np.dtype, shape: tuple[int, ...], sha256: str) -> Fingerprint:
+    """What a manifest says of a tensor whose digest is known."""
+    return {"dtype": DTYPE_CODES[dtype], "shape": list(shape), "sha256": sha256}
 
 
 def cast(
