@@ -36,7 +36,10 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
     try:
         checkpointer = ocp.PyTreeCheckpointer()
-        tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
+        metadata = checkpointer.metadata(folder.absolute()).item_metadata
+        if metadata is None:  # Orbax logs why, and raises nothing
+            raise ValueError("what it says of its arrays cannot be read")
+        tree = metadata.tree
     except Exception as error:
         raise _unreadable(folder, error) from error
     tensors, notes = {}, []

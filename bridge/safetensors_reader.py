@@ -55,6 +55,22 @@ def read_file(path: Path) -> dict[str, Tensor]:
     }
 
 
+def promised(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype, bool]]:
+    """Name → shape, dtype, and whether the file is long enough for it, as the header says.
+
+    Raises:
+        Problem: (corrupt) the header itself is cut off, or not what the format says.
+    """
+    size = path.stat().st_size
+    header, base = _header(path)
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, entry) for name, entry in header.items()}
+    return {
+        name: (shape, dtype, base + stop <= size)
+        for name, (shape, dtype, _, stop) in entries.items()
+    }
+
+
 def read_sharded(
     index: Path, read: Callable[[Path], dict[str, Tensor]] | None = None
 ) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 FLOATS = ("float32", "bfloat16", "float16")
 
 # Norms, gates, temperatures and other scales: numbers that everything is multiplied by, and few.
-DELICATE = ("*norm*", "*gate*", "*alpha*", "*temperature*", "*gamma*", "*scale*")
+# ls1 and ls2 are LayerScale's, gates of what a block adds.
+DELICATE = ("*norm*", "*gate*", "*alpha*", "*temperature*", "*gamma*", "*scale*", "*/ls[12]")
 NO_LIST = "none"
 
 TILE = 512, 32
