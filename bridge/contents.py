@@ -94,10 +94,14 @@ def with_seed(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[s
     return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: said}}
 
 
-def changed(folder: Path) -> list[str]:
-    """What our manifest says otherwise of itself and of the JSON files in a folder.
+# Endings of files that say what the tensors mean; a checksum inside can be made to fit a change.
+MEANING = (".json", ".pt", ".pth", ".zip", ".gguf")
 
-    They say what the tensors mean; tensors are compared one by one, see `checked`.
+
+def changed(folder: Path) -> list[str]:
+    """What our manifest says otherwise of itself and of the files that say what the tensors mean.
+
+    The tensors of others are compared one by one, see `checked`.
     """
     manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     promised = manifest.get("files")
@@ -107,7 +111,7 @@ def changed(folder: Path) -> list[str]:
         read_sealed(folder / MANIFEST)
     except ValueError:
         return [f"{MANIFEST} is damaged"]
-    told = {name: entry for name, entry in promised.items() if name.endswith(".json")}
+    told = {name: entry for name, entry in promised.items() if name.endswith(MEANING)}
     return differing(told, digests(folder, lambda name: name in told))
 
 
