@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from jaxmodels.cli import emit, gathered, parse, say
 from jaxmodels.errors import CORRUPT, DONE, UNSAFE, UNVERIFIED
+from jaxmodels.runtime.platform import silence_storage
 
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")]
 
@@ -122,6 +123,7 @@ class Diff:
 def convert_main(argv: list[str]) -> int:
     """Runs `jaxmodels convert`."""
     options = parse(Convert, gathered(gathered(argv, "--set"), "--keep-fp32"), "convert")
+    silence_storage()
     import bridge
     from bridge.sources import parse_settings
 
@@ -155,6 +157,7 @@ def convert_main(argv: list[str]) -> int:
 def inspect_main(argv: list[str]) -> int:
     """Runs `jaxmodels inspect`."""
     options = parse(Inspect, gathered(argv, "--set"), "inspect")
+    silence_storage()
     import bridge
     from bridge.sources import parse_settings
 
@@ -169,6 +172,7 @@ def inspect_main(argv: list[str]) -> int:
 def verify_main(argv: list[str]) -> int:
     """Runs `jaxmodels verify`."""
     options = parse(Verify, argv, "verify")
+    silence_storage()
     import bridge
 
     report = bridge.verify(
@@ -196,6 +200,7 @@ def verify_main(argv: list[str]) -> int:
 def diff_main(argv: list[str]) -> int:
     """Runs `jaxmodels diff`."""
     options = parse(Diff, argv, "diff")
+    silence_storage()
     import bridge
 
     report = bridge.diff(options.a, options.b)
@@ -263,7 +268,8 @@ def _show_inspection(report: Any, tensors: bool) -> None:
     for field, value in report.config.items():
         print(f"  {field} = {value}{'  (assumed)' if field in report.assumed else ''}")
     for row in report.listing if tensors else []:
-        print(f"  {row['name']}  {tuple(row['shape'])}  {row['dtype']}")
+        cut = "  cut off" if row.get("cut_off") else ""
+        print(f"  {row['name']}  {tuple(row['shape'])}  {row['dtype']}{cut}")
     for kind in ("notes", "problems"):
         for line in report[kind]:
             print(f"{kind[:-1]}: {line}")

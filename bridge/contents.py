@@ -3,6 +3,7 @@
 Nothing here knows of models; `bridge/sources.py` gives the names their meaning.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bridge.moments import Moments
-from bridge.safetensors_reader import parse_json
+from bridge.safetensors_reader import Stored, parse_json
 from bridge.tensors import Tensor, digest_of
 from bridge.vocabulary import tokenizer_beside
 from data_pipelines.tokenizers import Tokenizer
@@ -93,10 +94,14 @@ def with_seed(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[s
     return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: said}}
 
 
-def changed(folder: Path) -> list[str]:
-    """What our manifest says otherwise of itself and of the JSON files in a folder.
+# Endings of files that say what the tensors mean; a checksum inside can be made to fit a change.
+MEANING = (".json", ".pt", ".pth", ".zip", ".gguf")
 
-    They say what the tensors mean; tensors are compared one by one, see `checked`.
+
+def changed(folder: Path) -> list[str]:
+    """What our manifest says otherwise of itself and of the files that say what the tensors mean.
+
+    The tensors of others are compared one by one, see `checked`.
     """
     manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     promised = manifest.get("files")
@@ -106,7 +111,7 @@ def changed(folder: Path) -> list[str]:
         read_sealed(folder / MANIFEST)
     except ValueError:
         return [f"{MANIFEST} is damaged"]
-    told = {name: entry for name, entry in promised.items() if name.endswith(".json")}
+    told = {name: entry for name, entry in promised.items() if name.endswith(MEANING)}
     return differing(told, digests(folder, lambda name: name in told))
 
 
@@ -117,24 +122,50 @@ def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     promised = parse_json(folder / MANIFEST).get("tensors")
     entries = promised if isinstance(promised, dict) else {}
     return {
-        name: replace(tensor, read=_reader(folder, tensor, entries[name]["sha256"]))
+        name: replace(tensor, read=_Checked(folder, tensor, entries[name]["sha256"]))
         if isinstance(entries.get(name), dict) and "sha256" in entries[name]
         else tensor
         for name, tensor in tensors.items()
     }
 
 
-def _reader(folder: Path, tensor: Tensor, promised: str) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        array = tensor.read()
-        if digest_of(array) != promised:
+def check(tensor: Tensor) -> None:
+    """Reads the values and lets them go; raises what reading raises."""
+    if isinstance(tensor.read, _Checked):
+        tensor.read.check()
+    else:
+        tensor.read()
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Reads a tensor and compares it with the digest that a manifest promises."""
+
+    folder: Path
+    tensor: Tensor
+    promised: str
+
+    def __call__(self) -> np.ndarray:
+        array = self.tensor.read()
+        self._compare(digest_of(array))
+        return array
+
+    def check(self) -> None:
+        """The same, in pieces where the file can be read so; nothing is kept."""
+        if not isinstance(self.tensor.read, Stored):
+            self()
+            return
+        digest = hashlib.sha256()
+        for piece in self.tensor.read.pieces():
+            digest.update(piece.data)
+        self._compare(digest.hexdigest())
+
+    def _compare(self, found: str) -> None:
+        if found != self.promised:
             raise Problem(
-                f"the tensor {tensor.name!r} is damaged",
-                where=str(folder),
+                f"the tensor {self.tensor.name!r} is damaged",
+                where=str(self.folder),
                 why=f"its sha256 is not the one in {MANIFEST}",
                 fix="fetch or convert the model again",
                 exit_code=CORRUPT,
             )
-        return array
-
-    return read

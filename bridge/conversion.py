@@ -113,10 +113,11 @@ def convert(
         shown as tell,
     ):
         report["notes"] += write_target(folder, source, to, plan, carried, tell, parts)
-        written = bind(recognise(folder))
+        contents = recognise(folder)
+        written = bind(contents)
         report["files"] = [str(path.relative_to(folder)) for path in files_below(folder)]
         wishes = text, gradients
-        found = check_written(folder, source, plan, written, moments, verify, wishes)
+        found = check_written(contents, source, plan, written, moments, verify, wishes)
     report |= said_of(found)
     report["notes"] = [*report.notes, *_unsaid(source, written, to)]
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)

@@ -12,7 +12,9 @@ from bridge.configuration import types_of, values_of
 from bridge.contents import Contents
 from bridge.formats import kind, recognise
 from bridge.report import Report
+from bridge.safetensors_reader import promised
 from bridge.sources import Source, bind
+from bridge.table import listing
 from bridge.tensors import DTYPES, Tensor, digest_of, is_float
 from bridge.verification import but_for_the_card, digest_problems, told
 from jaxmodels.errors import UNSAFE, Problem
@@ -49,7 +51,8 @@ def inspect(
         `vocab_present` (whether a vocabulary lies beside it); `config` and `assumed` (fields);
         `problems` and `notes` (sentences); `optimizer` (whether AdamW's state lies there too);
         `unsafe` (it asks to run code, and was not read further);
-        `listing` (name, shape and dtype of each tensor, in the file's names).
+        `listing` (name, shape and dtype of each tensor, in the file's names; of a truncated
+        safetensors file, those in its header, and whether each is `cut_off`).
 
     Raises:
         Problem: (corrupt) there is nothing at `path`.
@@ -63,6 +66,8 @@ def inspect(
         contents = recognise(path)
     except Problem as problem:
         report["problems"].append(told(problem))
+        if report.format == "safetensors" and path.is_file():
+            _promised(report, path)
         return Report(report, unsafe=problem.exit_code == UNSAFE, damaged=True)
     report |= _said(contents)
     tokenizer = contents.tokenizer
@@ -110,6 +115,22 @@ def _empty(path: Path) -> Report:
         notes=[],
         listing=[],
     )
+
+
+def _promised(report: Report, file: Path) -> None:
+    """Adds what the header of a damaged safetensors file says, and which tensors are cut off."""
+    try:
+        tensors = promised(file)
+    except Problem:
+        return
+    report["tensors"] = len(tensors)
+    report["listing"] = [
+        {"name": name, "shape": list(shape), "dtype": str(dtype), "cut_off": not whole}
+        for name, (shape, dtype, whole) in tensors.items()
+    ]
+    if lost := [row["name"] for row in report.listing if row["cut_off"]]:
+        heading = f"cut off, {len(lost)} of {len(tensors)} tensors"
+        report["problems"].append(f"{heading}:\n{listing(lost)}")
 
 
 def _counts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def kept_beside(
 
 def write_shards(
     folder: Path, parts: Path | None, plan: Plan, tell: Callable[[Tensor], None]
-) -> tuple[dict[str, Fingerprint], int]:
+) -> tuple[dict[str, Fingerprint], dict[str, str], int]:
     """Writes the shards of a plan, and their index when there are several.
 
     Args:
@@ -73,9 +73,11 @@ def write_shards(
         tell: called after each tensor.
 
     Returns:
-        tensor name → {"dtype", "shape", "sha256"}, and how many shards were there already.
+        tensor name → {"dtype", "shape", "sha256"}; shard → sha256, as it was to be written; and how
+        many shards were there already.
     """
     found: dict[str, Fingerprint] = {}
+    files: dict[str, str] = {}
     there = 0
     for name, tensors in plan.shards.items():
         held = _finished(parts, name) if parts else None
@@ -85,21 +87,19 @@ def write_shards(
             for tensor in tensors:
                 tell(tensor)
             found |= held["tensors"]
+            files[name] = held["sha256"]
             continue
-        written = write_file((parts or folder) / name, tensors, tell)
+        written, files[name] = write_file((parts or folder) / name, tensors, tell)
         found |= written
         if parts:
-            _record(parts, name, {"tensors": written, "errors": plan.errors})
+            sync(parts / name)
+            said = {"sha256": files[name], "tensors": written, "errors": plan.errors}
+            write_json(parts / f"{name}.json", said)
     if parts:
         for name in plan.shards:
             (parts / name).rename(folder / name)
     write_index(folder, plan.shards)
-    return found, there
-
-
-def _record(parts: Path, name: str, said: dict[str, Any]) -> None:
-    sync(parts / name)
-    write_json(parts / f"{name}.json", {"sha256": digest(parts / name), **said})
+    return found, files, there
 
 
 def _finished(parts: Path, name: str) -> dict[str, Any] | None:

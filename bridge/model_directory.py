@@ -58,8 +58,17 @@ def complete(folder: Path, source: Source, dtype: str, to: str = "safetensors") 
     (folder / "README.md").write_text(card(source, dtype), encoding="utf-8")
 
 
-def promise(folder: Path, source: Source, tensors: dict[str, Fingerprint]) -> None:
-    """Writes manifest.json: digests of every tensor and file, source and tool; the last file."""
+def promise(
+    folder: Path, source: Source, tensors: dict[str, Fingerprint], files: dict[str, str]
+) -> None:
+    """Writes manifest.json: digests of every tensor and file, source and tool; the last file.
+
+    Args:
+        folder: all else that is to be in it.
+        source: the model.
+        tensors: tensor name → digest.
+        files: file → sha256, of those that need not be read for it.
+    """
     write_manifest(
         folder,
         {
@@ -71,6 +80,7 @@ def promise(folder: Path, source: Source, tensors: dict[str, Fingerprint]) -> No
             },
             "tool": f"jaxmodels {jaxmodels.__version__}",
         },
+        files,
     )
 
 

@@ -4,8 +4,10 @@ Arrays are named by their place in the tree, joined with dots: `layers.0.attn.qk
 """
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,10 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
     try:
         checkpointer = ocp.PyTreeCheckpointer()
-        tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
+        metadata = checkpointer.metadata(folder.absolute()).item_metadata
+        if metadata is None:  # Orbax logs why, and raises nothing
+            raise ValueError("what it says of its arrays cannot be read")
+        tree = metadata.tree
     except Exception as error:
         raise _unreadable(folder, error) from error
     tensors, notes = {}, []
@@ -45,7 +50,7 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
             notes.append(f"left aside: {name}, which is no array")
             continue
         dtype = np.dtype(leaf.dtype)
-        read = partial(_read, checkpointer, folder, keys, tuple(shape), dtype)
+        read = Stored(checkpointer, folder, keys, tuple(shape), dtype)
         tensors[name] = Tensor(name, tuple(shape), dtype, read)
     return _without_value(tensors, notes)
 
@@ -118,26 +123,66 @@ def _without_value(
     return {n: Tensor(n, t.shape, t.dtype, t.read) for n, t in short}, notes
 
 
-def _read(
-    checkpointer: Any, folder: Path, keys: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype
-) -> np.ndarray:
-    import orbax.checkpoint as ocp
+@dataclass(frozen=True)
+class Stored:
+    """How one array of a checkpoint is read: whole, or one row of its first axis."""
 
-    item: Any = 0
-    restore: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-    for key in reversed(keys):
-        item, restore = {key: item}, {key: restore}
-    args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
-    try:
-        found = checkpointer.restore(folder.absolute(), args=args)
-        for key in keys:
-            found = found[key]
-    except Exception as error:
-        raise _unreadable(folder, error, ".".join(keys)) from error
-    array = np.asarray(found)
-    if (array.shape, array.dtype) != (shape, dtype):
-        raise _unreadable(folder, ValueError(f"{array.shape} {array.dtype}"), ".".join(keys))
-    return array
+    checkpointer: Any
+    folder: Path
+    keys: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __call__(self) -> np.ndarray:
+        """The whole array."""
+        import orbax.checkpoint as ocp
+
+        item: Any = 0
+        restore: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        for key in reversed(self.keys):
+            item, restore = {key: item}, {key: restore}
+        args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+        with self._telling():
+            found = self.checkpointer.restore(self.folder.absolute(), args=args)
+            for key in self.keys:
+                found = found[key]
+        return self._sound(np.asarray(found), self.shape)
+
+    def row(self, i: int) -> np.ndarray:
+        """Row `i`, in a checkpoint that `in_rows`."""
+        with self._telling():
+            array = self._store[i].read().result()
+        return self._sound(array, self.shape[1:])
+
+    @cached_property
+    def in_rows(self) -> bool:
+        """Whether the rows are stored one by one, as runs do with stacked blocks that are large."""
+        try:
+            return self._store.chunk_layout.read_chunk.shape[0] == 1 and self.shape[0] > 1
+        except Exception:  # stored otherwise, or damaged, of which reading the whole tells
+            return False
+
+    @cached_property
+    def _store(self) -> Any:
+        import tensorstore
+
+        # As Orbax's default is; whatever else it can write is read whole.
+        place = {"driver": "ocdbt", "base": self.folder.absolute().as_uri()}
+        kvstore = place | {"path": ".".join(self.keys) + "/"}
+        return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True).result()
+
+    def _sound(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if (array.shape, array.dtype) != (shape, self.dtype):
+            found = ValueError(f"{array.shape} {array.dtype}")
+            raise _unreadable(self.folder, found, ".".join(self.keys))
+        return array
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise _unreadable(self.folder, error, ".".join(self.keys)) from error
 
 
 def _unreadable(folder: Path, error: Exception, name: str = "") -> Problem:

@@ -1,12 +1,13 @@
 """Reads back what a conversion wrote, before it gets its name."""
 
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 from bridge import table
 from bridge.configuration import values_of
+from bridge.contents import Contents, check
 from bridge.moments import Moments, required
 from bridge.outputs import Agreement, agreement
-from bridge.plan import Plan
+from bridge.plan import PYTORCH, Plan
 from bridge.sources import Source
 from bridge.tensors import digest_of
 from bridge.verification import Wishes
@@ -14,10 +15,12 @@ from jaxmodels.errors import UNVERIFIED, Problem
 
 CHECKS = ("none", "digest", "roundtrip", "logits")
 ATOL = 1e-4
+# How many tensors are checked at once, of formats that are read in small pieces.
+_READERS = dict.fromkeys(PYTORCH, 2)
 
 
 def check_written(
-    folder: Path,
+    contents: Contents,
     source: Source,
     plan: Plan,
     written: Source,
@@ -28,10 +31,10 @@ def check_written(
     """Checks a new folder before it gets its name.
 
     Args:
-        folder: what was written.
+        contents: what was written.
         source: what it was made from.
         plan: how.
-        written: the folder, opened.
+        written: the same as a model.
         moments: the optimiser's state that was carried along, under our paths.
         level: one of `CHECKS`; see `bridge.convert`.
         wishes: text and gradients; see `bridge.verify`.
@@ -46,13 +49,17 @@ def check_written(
         return None
     problems: list[str] = []
     found = None
-    for path, tensor in written.tensors.items():
-        array = tensor.read()  # compares it with its digest
-        if level != "digest" and digest_of(array) != digest_of(plan.ours[path].read()):
-            problems.append(f"{path} does not come back as it was")
-        del array  # before the next one is read
+    if level == "digest":
+        with ThreadPoolExecutor(_READERS.get(contents.format, 1)) as readers:
+            list(readers.map(check, contents.tensors.values()))
+    else:
+        problems += [
+            f"{path} does not come back as it was"
+            for path, tensor in written.tensors.items()
+            if digest_of(tensor.read()) != digest_of(plan.ours[path].read())
+        ]
     if moments is not None:
-        problems += _moment_problems(moments, required(written.moments(), folder))
+        problems += _moment_problems(moments, required(written.moments(), contents.path))
     if level in ("roundtrip", "logits"):
         problems += [
             f"the config does not come back as it was: {name}"

@@ -1,8 +1,8 @@
 """Reads safetensors files and sharded folders. Nothing in them is believed before it is checked."""
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +16,7 @@ from jaxmodels.errors import CORRUPT, Problem
 # The format allows 100 MB; read as JSON they could fill gigabytes. 100,000 tensors take 10 MB.
 MAX_HEADER = 30_000_000
 MAX_DIMS = 32
+PIECE = 2**18  # bytes that stay in the caches while they are hashed
 
 
 def looks_like_safetensors(path: Path) -> bool:
@@ -49,8 +50,24 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if size > base + end:
         _refuse(path, "there is data after the last tensor", _sizes(base + end, size))
     return {
-        name: Tensor(name, shape, dtype, partial(_read, path, base + start, shape, dtype))
+        name: Tensor(name, shape, dtype, Stored(path, base + start, shape, dtype))
         for name, shape, dtype, start, _ in layout
+    }
+
+
+def promised(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype, bool]]:
+    """Name → shape, dtype, and whether the file is long enough for it, as the header says.
+
+    Raises:
+        Problem: (corrupt) the header itself is cut off, or not what the format says.
+    """
+    size = path.stat().st_size
+    header, base = _header(path)
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, entry) for name, entry in header.items()}
+    return {
+        name: (shape, dtype, base + stop <= size)
+        for name, (shape, dtype, _, stop) in entries.items()
     }
 
 
@@ -176,15 +193,42 @@ def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
-def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    # Plain reads, not a memory map: a file that shrinks meanwhile is an error, not a crash.
-    buffer = np.empty(prod(shape) * dtype.itemsize, np.uint8)
-    with path.open("rb") as file:
-        file.seek(start)
-        count = file.readinto(buffer.data) if buffer.size else 0
-    if count != buffer.size:
-        _refuse(path, "the file is truncated", _sizes(start + buffer.size, start + count))
-    return buffer.view(dtype).reshape(shape)
+@dataclass(frozen=True)
+class Stored:
+    """How the values of a tensor are read: whole, or in pieces that take no memory to speak of."""
+
+    path: Path
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __call__(self) -> np.ndarray:
+        """The values, in memory of their own."""
+        # Plain reads, not a memory map: a file that shrinks meanwhile is an error, not a crash.
+        buffer = np.empty(prod(self.shape) * self.dtype.itemsize, np.uint8)
+        for _ in self._read(buffer.size, lambda done: buffer[done:]):
+            pass
+        return buffer.view(self.dtype).reshape(self.shape)
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The values as `tensors.raw` gives them; a piece is overwritten by the next one."""
+        buffer = np.empty(PIECE, np.uint8)
+        size = prod(self.shape) * self.dtype.itemsize
+        for count in self._read(size, lambda done: buffer[: size - done]):
+            yield buffer[:count]
+
+    def _read(self, size: int, place: Callable[[int], np.ndarray]) -> Iterator[int]:
+        """Reads `size` bytes, those after the first n into `place(n)`; tells how many at once."""
+        done = 0
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            while done < size:
+                count = file.readinto(place(done).data)
+                if not count:
+                    found = _sizes(self.start + size, self.start + done)
+                    _refuse(self.path, "the file is truncated", found)
+                done += count
+                yield count
 
 
 def _sizes(expected: int, actual: int) -> str:

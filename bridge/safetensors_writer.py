@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bridge.tensors import DTYPE_CODES, Fingerprint, Tensor, fingerprint
+from bridge.tensors import DTYPE_CODES, Fingerprint, Tensor
+from bridge.writing import writing
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
 SINGLE = "model.safetensors"
@@ -63,7 +64,7 @@ def write_file(
     tensors: list[Tensor],
     progress: Callable[[Tensor], None] = lambda _: None,
     metadata: dict[str, str] | None = None,
-) -> dict[str, Fingerprint]:
+) -> tuple[dict[str, Fingerprint], str]:
     """Writes one safetensors file, each tensor read, written and let go before the next.
 
     Args:
@@ -73,7 +74,8 @@ def write_file(
         metadata: added to its header.
 
     Returns:
-        tensor name → {"dtype", "shape", "sha256"}, of the values as they were in memory.
+        tensor name → {"dtype", "shape", "sha256"}, of the values as they were in memory; and the
+        sha256 of the file as it was to be written.
 
     Raises:
         Problem: (corrupt) a dtype that safetensors has no name for.
@@ -81,17 +83,17 @@ def write_file(
     # Widest items first, so that every offset is a multiple of its item size, as readers that
     # map the file need.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-    digests: dict[str, Fingerprint] = {}
-    with path.open("wb") as file:
-        file.write(_header(ordered, metadata or {}))
+    told: dict[str, Callable[[], Fingerprint]] = {}
+    with writing(path) as output:
+        output.bytes(_header(ordered, metadata or {}))
         for tensor in ordered:
             array = tensor.read()
             if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
                 raise RuntimeError(f"{tensor} was read as {array.shape} {array.dtype}")
-            digests[tensor.name] = fingerprint(array, file.write)
+            told[tensor.name] = output.tensor(array)
             del array  # before the next one is read
             progress(tensor)
-    return digests
+    return {name: tell() for name, tell in told.items()}, output.sha256()
 
 
 def _header(tensors: list[Tensor], metadata: dict[str, str]) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
+from bridge.orbax import Stored
 from bridge.tensors import Tensor
 from jaxmodels.runtime.paths import stack, unstack
 
@@ -64,7 +65,8 @@ def _named(name: str, tensor: Tensor) -> Tensor:
 
 
 class _Whole:
-    """A tensor of all blocks: read once, kept until every block was taken from it."""
+    """A tensor of all blocks: read block by block where it lies so, else read once and kept until
+    every block was taken from it."""
 
     def __init__(self, tensor: Tensor):
         self.tensor, self.shape = tensor, tensor.shape
@@ -77,6 +79,9 @@ class _Whole:
         return Tensor(tensor.name, tensor.shape[1:], tensor.dtype, lambda: self._read(i))
 
     def _read(self, i: int) -> np.ndarray:
+        stored = self.tensor.read
+        if isinstance(stored, Stored) and stored.in_rows:
+            return stored.row(i)
         array = self.tensor.read() if self._array is None else self._array
         self._taken.add(i)
         done = len(self._taken) == self.shape[0]

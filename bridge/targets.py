@@ -88,15 +88,16 @@ def write_target(
         what is to be said of it.
     """
     notes = []
+    files: dict[str, str] = {}  # those whose sha256 is known
     if to in PYTORCH:
         trained = (t for path, t in plan.ours.items() if path not in source.state)
         dtypes = {str(t.dtype) for t in trained if is_float(t.dtype)}
-        digests, there = write_shards(folder, parts, plan, tell)
+        digests, files, there = write_shards(folder, parts, plan, tell)
         if there:
             notes.append(f"{there} of {len(plan.shards)} shards were finished by an earlier call")
         complete(folder, source, dtypes.pop() if len(dtypes) == 1 else FLOATS[0], to)
         if moments is not None:
-            model_files.write_moments(folder, moments)
+            files |= model_files.write_moments(folder, moments)
     elif to == "orbax":
         digests = orbax.write_tree(folder, plan.shards[""], tell)
         describe_model(folder, source, "")
@@ -111,5 +112,5 @@ def write_target(
         digests = write(folder, plan.tensors, source.config, source.origin, moments, tell)
         if source.tokenizer is not None:
             source.tokenizer.save(folder)
-    promise(folder, source, digests)
+    promise(folder, source, digests, files)
     return notes

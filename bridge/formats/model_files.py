@@ -92,12 +92,15 @@ def read_moments(folder: Path) -> Moments | None:
     return Moments(count, mu, nu, settings)
 
 
-def write_moments(folder: Path, moments: Moments) -> None:
+def write_moments(folder: Path, moments: Moments) -> dict[str, str]:
     """Writes AdamW's state beside a model: the model's names, each with torch's ending.
 
     Args:
         folder: the model directory.
         moments: under the model's names, in its layout.
+
+    Returns:
+        file → sha256, as it was to be written.
     """
     said = {"step": str(moments.count), **{k: repr(v) for k, v in moments.settings.items()}}
     tensors = [
@@ -105,4 +108,4 @@ def write_moments(folder: Path, moments: Moments) -> None:
         for name in moments.mu
         for held, end in ((moments.mu, _MEAN), (moments.nu, _SQUARE))
     ]
-    write_file(folder / OPTIMIZER, tensors, metadata=said)
+    return {OPTIMIZER: write_file(folder / OPTIMIZER, tensors, metadata=said)[1]}

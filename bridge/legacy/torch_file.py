@@ -19,7 +19,7 @@ from bridge.legacy.zip_reader import STORED, names_in, read_entries
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
-MAX_PICKLE = 200_000_000  # bytes; the largest seen are a few million
+MAX_PICKLE = 50_000_000  # bytes; the largest seen are a few million
 MAX_DIMS = 32
 _PIECE = 2**20  # bytes that are read at once
 

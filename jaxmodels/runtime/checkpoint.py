@@ -35,6 +35,8 @@ from jaxmodels.runtime.paths import flatten, nest
 from jaxmodels.runtime.rundir import around_jumps, best, identity, steps
 from jaxmodels.runtime.step import State
 
+BLOCK = 2**20  # bytes of a block from which on it is stored on its own; Orbax warns of less
+
 
 class Restored(NamedTuple):
     """What a checkpoint held."""
@@ -75,6 +77,18 @@ def _read(folder: Path, abstract: Any) -> Any:
         wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(item=abstract, restore_args=wanted)
         return reader.restore(folder.absolute(), args=args)
+
+
+def _saved(tree: Any) -> ocp.args.PyTreeSave:
+    """What to write of a tree of arrays. Large ones of three axes and more are all blocks of a
+    model, stored so that one block can be read on its own."""
+
+    def how(leaf: Any) -> ocp.SaveArgs:
+        if leaf.ndim < 3 or leaf.nbytes < BLOCK * leaf.shape[0]:
+            return ocp.SaveArgs()
+        return ocp.SaveArgs(chunk_byte_size=leaf.nbytes // leaf.shape[0], shard_axes=(0,))
+
+    return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(how, tree))
 
 
 def _orbax(name: str) -> ocp.Checkpointer:
@@ -156,9 +170,9 @@ class Checkpoints:
         with self._temporary(step, name) as temporary:
             try:
                 with _orbax(f"{name}/params") as writer:
-                    writer.save(temporary / "params", args=ocp.args.PyTreeSave(nest(state.params)))
+                    writer.save(temporary / "params", args=_saved(nest(state.params)))
                 with _orbax(f"{name}/train") as writer:
-                    writer.save(temporary / "train", args=ocp.args.PyTreeSave(_train_tree(state)))
+                    writer.save(temporary / "train", args=_saved(_train_tree(state)))
             except Exception as error:
                 raise as_full_disk(error, self.folder) from error
             processes.exchange(name=f"{name}/written")

@@ -10,9 +10,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jaxmodels.errors import EXISTS, Problem
@@ -115,19 +116,29 @@ def digest(path: Path) -> str:
 
 
 def digests(
-    folder: Path, wanted: Callable[[str], bool] = lambda name: name != MANIFEST
+    folder: Path,
+    wanted: Callable[[str], bool] = lambda name: name != MANIFEST,
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, dict[str, Any]]:
-    """Relative path → bytes and sha256 of every file in a folder, but for its manifest."""
+    """Relative path → bytes and sha256 of every file in a folder, but for its manifest.
+
+    Files whose sha256 is `known` are not read.
+    """
     return {
-        name: {"bytes": path.stat().st_size, "sha256": digest(path)}
+        name: {"bytes": path.stat().st_size, "sha256": known.get(name) or digest(path)}
         for path in files_below(folder)
         if wanted(name := str(path.relative_to(folder)))
     }
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Writes a folder's manifest: `content`, the digests of all files, and a seal on itself."""
-    write_sealed(folder / MANIFEST, {**content, "files": digests(folder)})
+def write_manifest(
+    folder: Path, content: dict[str, Any], known: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Writes a folder's manifest: `content`, the digests of all files, and a seal on itself.
+
+    What is `known` as in `digests` was hashed while it was written.
+    """
+    write_sealed(folder / MANIFEST, {**content, "files": digests(folder, known=known)})
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:

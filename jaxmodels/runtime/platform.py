@@ -17,7 +17,7 @@ def prepare() -> None:
     """
     import jax
 
-    _silence_storage()
+    silence_storage()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "jaxmodels" / "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
     return found | {"devices": devices, "processes": str(jax.process_count())}
 
 
-def _silence_storage() -> None:
+def silence_storage() -> None:
     """Orbax, and what is below it, log tracebacks of errors that they raise too.
 
     The error is shown as ours. When a write fails, tensorstore also calls back into an event

@@ -215,6 +215,9 @@ def test_bfloat16_and_a_dry_run(pth, tmp_path):
     assert bridge.load(tmp_path / "half").pos.dtype == "bfloat16"
     # Norms and gates stay float32, and with a gate's bias the other part of the same tensor.
     bridge.convert(pth("dinov2_reg"), tmp_path / "most", dtype="bfloat16", verify="roundtrip")
+    kept = [row for row in bridge.inspect(tmp_path / "most").listing if "scale" in row["name"]]
+    assert len(kept) == 2 * bridge.load(tmp_path / "most").config.layers
+    assert {row["dtype"] for row in kept} == {"float32"}
     plan = bridge.convert(tmp_path / "dinov2_reg.pth", tmp_path / "no", dry_run=True).plan
     rows = {(row["from"], row["to"], tuple(row["shape"])) for row in plan}
     assert (

@@ -10,6 +10,7 @@ import pytest
 import bridge
 from bridge.formats import model_files
 from bridge.moments import Moments
+from bridge.safetensors_reader import read_file
 from bridge.safetensors_writer import write_file
 from bridge.tensors import DTYPES
 from jaxmodels.errors import CORRUPT, DONE
@@ -85,6 +86,27 @@ def test_inspect_of_a_truncated_file(converted, tmp_path, capsys, percent):
     code, text, _ = command(capsys, "inspect", path)
     assert code == CORRUPT
     assert f"expected {len(data):,} bytes" in text or "expected" in text
+    whole = read_file(converted / "model.safetensors")
+    kept = {row["name"]: not row["cut_off"] for row in bridge.inspect(path).listing}
+    assert list(kept) == ([] if percent == 1 else sorted(kept, key=list(whole).index))
+    if percent > 1:  # the header is whole
+        assert kept.keys() == whole.keys()
+        ends = {name: tensor.read.start + tensor.nbytes for name, tensor in whole.items()}
+        assert kept == {name: end <= path.stat().st_size for name, end in ends.items()}
+        lost = [name for name in kept if not kept[name]]
+        assert f"cut off, {len(lost)} of {len(whole)} tensors" in report["problems"][1]
+        assert lost[0] in report["problems"][1]
+
+
+def test_a_broken_orbax_folder_is_told_in_one_block(tmp_path, capsys, caplog):
+    folder = save_tree(tmp_path / "own", random_params())
+    (folder / "manifest.ocdbt").write_bytes(b"xx")
+    code, _, err = command(capsys, "convert", folder, tmp_path / "out")
+    assert code == CORRUPT
+    assert err.startswith("error: the Orbax checkpoint cannot be read")
+    assert len(err.strip().splitlines()) == 4  # what, where, why, fix
+    assert not caplog.records  # Orbax logs too, with tracebacks
+    assert not (tmp_path / "out").exists()
 
 
 def test_inspect_names_a_damaged_tensor(converted, tmp_path, capsys):

@@ -185,6 +185,7 @@ def test_absent_moments_are_a_problem(tmp_path):
         MISMATCH, bridge.convert, GOLDEN / "nanogpt_bias", tmp_path / "out", optimizer=True
     )
     assert "no optimiser state" in told
+    assert "sgd" in told
     assert not (tmp_path / "out").exists()
     assert "no optimiser state" in refused(MISMATCH, moments.load, SEED)
     refused(USAGE, bridge.convert, SEED, tmp_path / "out", to="orbax", optimizer=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -262,3 +263,19 @@ def test_a_flipped_bit(tmp_path):
 @pytest.mark.parametrize("value", [[1, 2], {"model": "x", "model_args": {}}, {}, {"a": 1}])
 def test_torch_files_without_a_model(tmp_path, value):
     assert "no named tensors" in refused(CORRUPT, bridge.load, saved(tmp_path, value))
+
+
+def test_settings_changed_inside_with_fitting_checksums_are_seen(tmp_path):
+    """The manifest beside it is asked too (input 3658 of the fuzzer)."""
+    bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "out", to="nanogpt")
+    path = tmp_path / "out" / "ckpt.pt"
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    pickled = next(name for name in members if name.endswith("data.pkl"))
+    dropout, other = (b"G" + struct.pack(">d", value) for value in (0.1, 0.0))
+    assert dropout in members[pickled]
+    members[pickled] = members[pickled].replace(dropout, other)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    assert "ckpt.pt is damaged" in refused(CORRUPT, bridge.open_source, tmp_path / "out")

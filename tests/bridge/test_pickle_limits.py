@@ -1,6 +1,9 @@
 """Pickles that are broken, endless or built to be: refused in bounded time and memory."""
 
 import gzip
+import json
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 
@@ -206,7 +209,44 @@ def test_no_change_of_a_pickle_crashes_the_machine(tmp_path_factory, data):
 
 def test_the_limits_are_what_they_say():
     assert inflate.FREE + inflate.HELD <= 2**29
-    assert unpickle.MAX_STEPS <= 20_000_000
+    assert unpickle.MAX_STEPS <= 2_000_000
+
+
+# What a reader may take at most, in a process that the system holds to it.
+LIMITED = """
+import json, resource, sys
+from bridge.formats import recognise
+from jaxmodels.errors import Problem
+pages = int(open("/proc/self/statm").read().split()[0])
+most = pages * resource.getpagesize() + 300_000_000
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+resource.setrlimit(resource.RLIMIT_CPU, (spent + 10, spent + 10))
+from pathlib import Path
+try:
+    recognise(Path(sys.argv[1]))
+except Problem as problem:
+    print(json.dumps([problem.exit_code, problem.why]))
+"""
+
+
+@pytest.mark.parametrize("name", ["dicts.pt", "marks.pt", "numbers.pt", "packed.zip"])
+def test_the_longest_pickles_are_refused_within_limits_of_the_system(tmp_path, name):
+    instruction = {"dicts.pt": b"}", "marks.pt": b"(", "numbers.pt": b"K\x01"}.get(name, b"}")
+    pickled = b"\x80\x04" + instruction * 20_000_000
+    path = tmp_path / name
+    if path.suffix == ".zip":
+        checkpoint(path, pickled)
+    else:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("x/data.pkl", pickled)
+    command = [sys.executable, "-c", LIMITED, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    code, why = json.loads(done.stdout)
+    # What unpacks to a thousand times its size is not looked at further.
+    assert code == (UNSAFE if path.suffix == ".zip" else CORRUPT)
+    assert code == UNSAFE or "more than 2,000,000 steps" in why
 
 
 def test_nothing_else_is_read(tmp_path):

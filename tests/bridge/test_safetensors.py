@@ -17,6 +17,7 @@ from bridge.safetensors_reader import read_file, read_sharded
 from bridge.safetensors_writer import INDEX, parse_size, plan_shards, write_file, write_index
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, USAGE, Problem
+from jaxmodels.runtime.files import digest
 
 LAYOUTS = {
     "plain": lambda x: x,
@@ -31,7 +32,7 @@ LAYOUTS = {
 def write_safetensors(folder, shards):
     digests = {}
     for name, tensors in shards.items():
-        digests |= write_file(folder / name, tensors)
+        digests |= write_file(folder / name, tensors)[0]
     write_index(folder, shards)
     return digests
 
@@ -275,6 +276,7 @@ def test_large_arrays_are_turned_round_in_pieces_and_tiles(tmp_path, monkeypatch
         "backwards": array[::-1, :, 0].T,
     }.items():
         path = tmp_path / name
-        told = write_file(path, [lazy("x", view)])
+        told, sha256 = write_file(path, [lazy("x", view)])
         np.testing.assert_array_equal(load_file(path)["x"], view)
         assert told["x"]["sha256"] == tensors.digest_of(np.ascontiguousarray(view))
+        assert sha256 == digest(path)

@@ -5,9 +5,12 @@ import shutil
 import numpy as np
 
 import bridge
+from bridge.orbax import Stored, read_tree
 from bridge.stacks import apart
 from bridge.tensors import Tensor
+from jaxmodels.runtime import checkpoint
 from jaxmodels.runtime.paths import params_of
+from jaxmodels.runtime.step import State
 from tests.bridge.helpers import assert_same_params, random_params, write_run
 
 
@@ -31,6 +34,25 @@ def test_a_stacked_tensor_is_read_once_for_all_of_its_blocks():
             np.testing.assert_array_equal(cut[f"blocks.{i}.norm.scale"].read(), array[i])
     assert reads == ["blocks.norm.scale"] * 2
     assert apart(held, "charlm") == held
+
+
+def test_large_stacks_of_a_run_are_read_block_by_block(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", {}, spec="wigip:tiny")
+    params = random_params("wigip:tiny", seed=7)
+    step = np.int32(7)
+    monkeypatch.setattr(checkpoint, "BLOCK", 10_000)
+    keeper = checkpoint.Checkpoints(run / "checkpoints", keep=1)
+    keeper.save(State(params, {}, {"mu": params}, step, np.zeros(2, np.uint32)), {}, {})
+    keeper.wait()
+    held = {t.name: t for t in read_tree(run / "checkpoints" / "7" / "params")[0].values()}
+    alone = [name for name, tensor in held.items() if tensor.read.in_rows and "blocks" in name]
+    kernels = [f"attn.{name}" for name in ("k", "proj", "q", "v")] + ["mlp.out", "mlp.up"]
+    assert sorted(alone) == [f"blocks.{name}.kernel" for name in kernels]
+    rows: list[int] = []
+    row = Stored.row
+    monkeypatch.setattr(Stored, "row", lambda self, i: rows.append(i) or row(self, i))
+    assert_same_params(bridge.load(run), params)
+    assert sorted(rows) == sorted([0, 1] * len(alone))
 
 
 def test_a_run_and_its_bare_parameters_open(tmp_path):
