@@ -29,7 +29,7 @@ RACES: dict[str, Callable[[Record], str]] = {
     "forward": lambda r: f"features, {r['case']}, batch {r['settings']['batch']}{_dtype(r)}",
     "decode": lambda r: f"{r['settings']['new_tokens']} new tokens, {r['case']}",
     "data": lambda r: str(r["case"]),
-    "bridge": lambda r: str(r["case"]),
+    "bridge": lambda r: f"convert, {r['case']}",
 }
 
 
