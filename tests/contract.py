@@ -13,6 +13,7 @@ from flax import nnx
 
 import jaxmodels
 from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.paths import split
 
 archs = pytest.mark.parametrize("arch", jaxmodels.ARCHS)
 # Those that are but a part of others read images and have no loss.
@@ -84,6 +85,12 @@ def images_for(arch: str, batch: int = 2, seed: int = 0) -> jax.Array:
 def training(arch: str) -> nnx.Rngs | None:
     """What a loss takes to have a gradient: seed 004's is quantised without."""
     return nnx.Rngs(dropout=0) if arch in PAIRS else None
+
+
+def exact(model):
+    """The model in float64: 8-bit levels are then the same whatever the order of sums."""
+    skeleton, params, rest = split(model)
+    return skeleton.merge({p: x.astype(jnp.float64) for p, x in params.items()}, rest)
 
 
 @cache

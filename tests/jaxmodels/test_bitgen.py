@@ -15,6 +15,7 @@ from jaxmodels.bitgen import bitlinear, encoders, larimar, objectives, remember
 from jaxmodels.bitgen.memory import Written
 from jaxmodels.errors import Problem
 from jaxmodels.runtime.paths import params_of, split
+from tests.contract import exact
 
 TINY = bitgen.PRESETS["tiny"]
 
@@ -63,12 +64,6 @@ def batch_of(rows: int, seed: int = 0):
     images = jnp.asarray(255 * pictures(rows, seed=seed), jnp.uint8)
     ids = jnp.arange(rows, dtype=jnp.int32)
     return {"tokens": tokens, "mask": mask, "images": images, "image_id": ids}
-
-
-def exact(made):
-    """The model in float64: 8-bit levels are then the same whatever the order of sums."""
-    skeleton, params, rest = split(made)
-    return skeleton.merge({p: x.astype(jnp.float64) for p, x in params.items()}, rest)
 
 
 def test_a_call(model):
@@ -188,19 +183,20 @@ def test_loss_and_metrics(model):
 
 
 def test_writing_is_smoothed_cross_entropy_without_padding(model):
-    """Rows of kinds 0 to 3: image, image, memory alone, both."""
-    batch = batch_of(4)
+    """Of eight rows, two write from the memory alone, one from both, the others from the image."""
+    batch = batch_of(8)
     metrics = losses(model, batch, None)[1]["metrics"]
     tokens, mask = batch["tokens"], batch["mask"]
     real = model.real(tokens, mask)
     seen = encoders.upper_image(model, encoders.lower_image(model, batch["images"] / 255))
     keys = model.image_pool(seen.mean(axis=1))
     codes = codes_of(model, tokens, mask)
-    # Two memories of the four rows hold them all: their slots are more than rows.
+    # One memory holds all rows: its slots are more than they.
     evidence = larimar.write(model.memory.evidence, model.memory.address(keys), codes)
     both = [model.memory.read(keys), model.memory.read(keys, evidence)]
-    logits = []
-    for row, (image, code) in enumerate([(True, 0), (True, 0), (False, 1), (True, 1)]):
+    logits, alone, recalled = [], (True, 0), (False, 1)
+    kinds = [alone, recalled, alone, (True, 1), alone, recalled, alone, alone]
+    for row, (image, code) in enumerate(kinds):
         part = slice(row, row + 1)
         context, sees = model.context(seen[part] if image else None, both[code][part])
         hidden = model.decoder.hidden(model.inputs(tokens[part]), context, sees)

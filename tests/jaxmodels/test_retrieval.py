@@ -1,11 +1,13 @@
 """Images and texts compared: features of each alone, ranks, recall."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmodels
 from jaxmodels.runtime.retrieval import Encoder, recalls, similarity
+from tests.contract import exact
 
 ARCHS = ("bitgen", "bitgen_stage1")
 
@@ -43,8 +45,9 @@ def test_a_model_that_sees_no_differences_finds_nothing():
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+@jax.enable_x64(True)
 def test_features_alone_are_those_of_a_call_with_both(arch):
-    model = jaxmodels.create(f"{arch}:tiny")
+    model = exact(jaxmodels.create(f"{arch}:tiny"))
     rng, side = np.random.default_rng(0), model.config.image_size
     images = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
     tokens = rng.integers(0, model.config.vocab, (3, 12)).astype(np.int32)
