@@ -24,7 +24,8 @@ def generate(
     end: int | None = None,
     images: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Continues each row of the prompt, yielding int32 [b, n ≤ chunk] as soon as it is there.
+    """Continues each row of the prompt, yielding int32 [b, n ≤ chunk] as soon as it is there: the
+    first token alone, then pieces.
 
     A row's tokens depend on the seed, its index and its prompt only, not on how many rows
     there are or on `chunk`.
@@ -100,19 +101,19 @@ def _stretch(
     `drawn` tokens were drawn before. A piece is read while the next is decoded.
     """
     filled = prompt.shape[1]
-    size = _room(filled + min(fixed.chunk, count), fixed.context)
+    size = _room(filled + min(fixed.chunk, count - 1), fixed.context)
     padded = _pad(prompt, size)
-    state = _prefill(fixed, params, rest, padded, filled, drawn, images, size=size)
-    waiting = None
-    for left in range(count, 0, -fixed.chunk):
+    draw = seed, sampling
+    state = _prefill(fixed, params, rest, padded, filled, drawn, images, *draw, size=size)
+    waiting, n = state[0][:, None], 1
+    for left in range(count - 1, 0, -fixed.chunk):
         n = min(left, fixed.chunk)
         if filled + n > size < fixed.context:
             size = _room(filled + n, fixed.context)
             state = _grow(state, size=size)
-        state, tokens = _decode(fixed, params, rest, state, seed, sampling, n)
+        state, tokens = _decode(fixed, params, rest, state, *draw, n)
         filled += n
-        if waiting is not None:
-            yield fetch(waiting)
+        yield fetch(waiting)
         waiting = tokens
     yield fetch(waiting)[:, :n]  # only the last piece may be short
 
@@ -140,8 +141,8 @@ def _room(tokens: int, context: int) -> int:
 
 @partial(jax.jit, static_argnames="size")
 def _grow(state: Any, *, size: int) -> Any:
-    logits, cache, drawn = state
-    return logits, cache.grown(size), drawn
+    token, cache, drawn = state
+    return token, cache.grown(size), drawn
 
 
 def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
@@ -159,23 +160,28 @@ def _prefill(
     length: Any,
     drawn: Any,
     images: Any,
+    seed: Any,
+    sampling: Sampling,
     *,
     size: int,
 ) -> Any:
-    """The state to decode from: next logits, the cache, and how many tokens were drawn.
+    """The state to decode from: the first token, the cache before it, how many tokens were drawn.
 
     What the padding writes into the cache lies after `length`, where no query looks before it
     is overwritten.
     """
     model = fixed.skeleton.merge(params, rest)
+    drawn = jnp.zeros((), jnp.int32) + drawn
     if hasattr(model, "prefill"):
         seen = {} if images is None else {"images": images}
-        last, cache = model.prefill(tokens, length, size, **seen)
-        return last, cache, jnp.zeros((), jnp.int32) + drawn
-    x, cache = model.hidden(tokens, model.init_cache(tokens.shape[0], size))
-    last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)  # the head is the most of it
-    zero = jnp.zeros((), jnp.int32)
-    return model.logits(last)[:, 0], cache._replace(length=zero + length), zero + drawn
+        logits, cache = model.prefill(tokens, length, size, **seen)
+    else:
+        x, cache = model.hidden(tokens, model.init_cache(tokens.shape[0], size))
+        last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)  # the head is the most of it
+        logits = model.logits(last)[:, 0]
+        cache = cache._replace(length=jnp.zeros((), jnp.int32) + length)
+    number = _numbers(seed, jnp.arange(len(tokens)), drawn[None])[0]
+    return _draw(fixed, model, logits, number, sampling), cache, drawn + 1
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -188,19 +194,25 @@ def _decode(
     """
     model = fixed.skeleton.merge(params, rest)
     step = getattr(model, "decode", model)
-    ids = np.arange(model.config.vocab)
-    banned = np.isin(ids, fixed.banned) | (ids >= getattr(model.config, "tokens", len(ids)))
-    sampling = sampling._replace(top_k=fixed.top_k)
-    rows = state[0].shape[0]
+    rows = len(state[0])
     numbers = _numbers(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
 
     def one(i: jax.Array, carry: Any) -> Any:
-        (logits, cache, drawn), tokens = carry
-        token = sample(logits, numbers[i], sampling, banned)
+        (token, cache, drawn), tokens = carry
         logits, cache = step(token[:, None], cache)
-        return (logits[:, 0], cache, drawn + 1), tokens.at[:, i].set(token)
+        token = _draw(fixed, model, logits[:, 0], numbers[i], sampling)
+        return (token, cache, drawn + 1), tokens.at[:, i].set(token)
 
     return jax.lax.fori_loop(0, n, one, (state, jnp.zeros((rows, fixed.chunk), jnp.int32)))
+
+
+def _draw(
+    fixed: Fixed, model: Any, logits: jax.Array, numbers: jax.Array, sampling: Sampling
+) -> jax.Array:
+    """The next token of each row, int32 [b]; never one that is banned or padding."""
+    ids = np.arange(model.config.vocab)
+    banned = np.isin(ids, fixed.banned) | (ids >= getattr(model.config, "tokens", len(ids)))
+    return sample(logits, numbers, sampling._replace(top_k=fixed.top_k), banned)
 
 
 def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
