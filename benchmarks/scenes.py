@@ -6,7 +6,6 @@ image and caption, tell a caption that is nearly right, write what there is to s
 captions that were written into its memory.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,10 +18,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+import jaxmodels
 from benchmarks.harness import RESULTS, Run, save
 from benchmarks.machine import cores
 from data_pipelines.captions.shapes import COLOURS, SHAPES
 from jaxmodels.cli import parse, say
+from jaxmodels.errors import INTERNAL, USAGE, Problem
 
 RUNS = ((),)
 QUICK = (("--steps", "20"),)
@@ -37,7 +38,7 @@ class Scenes:
     steps: int | None = None
     """Optimiser steps; by default the recipe's."""
     run: Path | None = None
-    """Measure this run instead of training one."""
+    """Measure this run of a bitgen instead of training one; nothing is recorded."""
     out: Path = RESULTS
     """Folder whose scenes.jsonl the results are added to."""
 
@@ -45,32 +46,48 @@ class Scenes:
 def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its records to the results and prints them."""
     options = parse(Scenes, argv, "bench scenes")
+    if options.run is not None:
+        return _told(measured(options.run), [])
+    steps = (
+        jaxmodels.arch("bitgen").RECIPES["tiny"].steps if options.steps is None else options.steps
+    )
     with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
-        path, seconds = options.run, None
-        if path is None:
-            path, seconds = _trained(Path(folder) / "run", options.steps)
+        run = Run("scenes", {"threads": cores(), "steps": steps})
+        path, seconds = Path(folder) / "run", _train(Path(folder) / "run", steps)
         learned = measured(path)
-    settings = {"threads": cores(), "steps": options.steps, "train_seconds": seconds}
-    run = Run("scenes", settings)
     records = [
-        run.record(f"bitgen:tiny, {name}", "jaxmodels", "share", value)
+        run.record(f"bitgen:tiny, {name}", "jaxmodels", "share", value, train_seconds=seconds)
         for name, value in learned.items()
     ]
     say(f"added to {save(records, options.out)}")
-    for name, value in learned.items():
-        print(f"{name:<40} {value:.3f}")
-    if seconds:
-        print(f"{'seconds of training, start and all':<40} {seconds:.0f}")
+    return _told(learned | {"seconds of training, start and all": seconds}, records)
+
+
+def _told(values: dict[str, float], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for name, value in values.items():
+        print(f"{name:<40} {value:.3f}", flush=True)
     return records
 
 
-def _trained(path: Path, steps: int | None) -> tuple[Path, float]:
-    """A run of the command, and how long it took altogether."""
-    words = [sys.executable, "-m", "jaxmodels", "train", "bitgen:tiny", "--out", str(path)]
+def _train(path: Path, steps: int) -> float:
+    """Trains with the command; the seconds that it took altogether.
+
+    Raises:
+        Problem: it ended without a model, with its exit code; the command has told why.
+    """
+    words = ["train", "bitgen:tiny", "--out", str(path), "--steps", str(steps)]
     began = time.monotonic()
-    more = [] if steps is None else ["--steps", str(steps)]
-    subprocess.run([*words, *more], check=True, stdout=sys.stderr, env=os.environ)
-    return path, time.monotonic() - began
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxmodels", *words], stdout=sys.stderr, check=False
+    )
+    if done.returncode:
+        raise Problem(
+            "training ended early",
+            where=f"jaxmodels {' '.join(words)}",
+            fix="see what it said above",
+            exit_code=done.returncode if done.returncode > 0 else INTERNAL,
+        )
+    return round(time.monotonic() - began, 1)
 
 
 def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, float]:
@@ -85,6 +102,13 @@ def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, floa
     from jaxmodels.commands.open import open_model
 
     model, tokenizer = open_model(path, None, ())
+    if jaxmodels.package_of(model) is not jaxmodels.arch("bitgen"):
+        raise Problem(
+            "only a bitgen is measured on scenes",
+            where=str(path),
+            fix="give the run of a bitgen with --run, or leave it out",
+            exit_code=USAGE,
+        )
     with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
         data = open_data(
             spec,
@@ -105,7 +129,6 @@ def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, floa
 
 def _found(model: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
     """R@1 among all pairs, and the accuracy of matching, with the likeliest negative of 32."""
-    import jaxmodels
     from jaxmodels.runtime.evaluate import evaluate, loss_function
     from jaxmodels.runtime.paths import split
     from jaxmodels.runtime.retrieval import Encoder

@@ -1,6 +1,10 @@
 """A run of a model whose blocks are one array, opened by a bridge that names each block."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +57,48 @@ def test_large_stacks_of_a_run_are_read_block_by_block(tmp_path, monkeypatch):
     monkeypatch.setattr(Stored, "row", lambda self, i: rows.append(i) or row(self, i))
     assert_same_params(bridge.load(run), params)
     assert sorted(rows) == sorted([0, 1] * len(alone))
+
+
+# Run in its own process, because the number of devices is fixed when JAX starts.
+ON_A_MESH = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from bridge.orbax import read_tree
+from jaxmodels.runtime import checkpoint
+from jaxmodels.runtime.sharding import make_mesh
+from jaxmodels.runtime.step import State
+
+checkpoint.BLOCK, mesh = 1024, make_mesh("data=4,model=2")
+specs = {"a": P(None, "data", "model"), "b": P(None, None, ("data", "model")), "c": P("model"),
+         "d": P()}
+rng = np.random.default_rng(0)
+values = {name: rng.standard_normal((6, 32, 48), np.float32) for name in specs}
+put = lambda x, spec=P(): jax.device_put(x, NamedSharding(mesh, spec))
+params = {name: put(values[name], spec) for name, spec in specs.items()}
+keeper = checkpoint.Checkpoints(Path(sys.argv[1]), keep=1)
+step, key = put(np.int32(7)), put(np.zeros(2, np.uint32))
+keeper.save(State(params, {}, {"mu": params}, step, key), {}, {})
+keeper.wait()
+for name, tensor in read_tree(Path(sys.argv[1]) / "7" / "params")[0].items():
+    assert tensor.read.in_rows, name
+    np.testing.assert_array_equal(tensor.read(), values[name])
+    np.testing.assert_array_equal([tensor.read.row(i) for i in range(6)], values[name])
+"""
+
+
+def test_stacks_that_a_mesh_shares_are_read_block_by_block_too(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH, str(tmp_path)],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_run_and_its_bare_parameters_open(tmp_path):
