@@ -197,6 +197,9 @@ def _fitting(model: Any, prompt: int) -> int:
 
 
 def _speed(pieces: list[Any], times: list[float]) -> float | None:
-    """Tokens a second after the first piece, which waits for compilation; None without others."""
-    tokens = sum(piece.size for piece in pieces[1:])
+    """At least so many tokens a second after the first piece; None without a third.
+
+    The first piece waits for compilation; the second may be there when the first is read.
+    """
+    tokens = sum(piece.size for piece in pieces[2:])
     return tokens / max(times[-1] - times[1], 1e-9) if tokens else None
