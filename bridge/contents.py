@@ -3,7 +3,6 @@
 Nothing here knows of models; `bridge/sources.py` gives the names their meaning.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from bridge.moments import Moments
 from bridge.safetensors_reader import Stored, parse_json
-from bridge.tensors import Tensor, digest_of
+from bridge.tensors import DIGESTS, Tensor, digest_of
 from bridge.vocabulary import tokenizer_beside
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, Problem
@@ -122,11 +121,17 @@ def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     promised = parse_json(folder / MANIFEST).get("tensors")
     entries = promised if isinstance(promised, dict) else {}
     return {
-        name: replace(tensor, read=_Checked(folder, tensor, entries[name]["sha256"]))
-        if isinstance(entries.get(name), dict) and "sha256" in entries[name]
+        name: replace(tensor, read=_Checked(folder, tensor, *told))
+        if (told := _told(entries.get(name)))
         else tensor
         for name, tensor in tensors.items()
     }
+
+
+def _told(entry: Any) -> tuple[str, Any] | None:
+    """The name of the digest that an entry of a manifest has, and the digest."""
+    known = DIGESTS.keys() & (entry.keys() if isinstance(entry, dict) else ())
+    return next(((name, entry[name]) for name in sorted(known)), None)
 
 
 def check(tensor: Tensor) -> None:
@@ -143,11 +148,12 @@ class _Checked:
 
     folder: Path
     tensor: Tensor
+    name: str  # of the digest
     promised: str
 
     def __call__(self) -> np.ndarray:
         array = self.tensor.read()
-        self._compare(digest_of(array))
+        self._compare(digest_of(array, self.name))
         return array
 
     def check(self) -> None:
@@ -155,7 +161,7 @@ class _Checked:
         if not isinstance(self.tensor.read, Stored):
             self()
             return
-        digest = hashlib.sha256()
+        digest = DIGESTS[self.name]()
         for piece in self.tensor.read.pieces():
             digest.update(piece.data)
         self._compare(digest.hexdigest())
@@ -165,7 +171,7 @@ class _Checked:
             raise Problem(
                 f"the tensor {self.tensor.name!r} is damaged",
                 where=str(self.folder),
-                why=f"its sha256 is not the one in {MANIFEST}",
+                why=f"its {self.name} is not the one in {MANIFEST}",
                 fix="fetch or convert the model again",
                 exit_code=CORRUPT,
             )

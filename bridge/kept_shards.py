@@ -73,7 +73,7 @@ def write_shards(
         tell: called after each tensor.
 
     Returns:
-        tensor name → {"dtype", "shape", "sha256"}; shard → sha256, as it was to be written; and how
+        tensor name → {"dtype", "shape", digest}; shard → sha256, as it was to be written; and how
         many shards were there already.
     """
     found: dict[str, Fingerprint] = {}

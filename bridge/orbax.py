@@ -61,7 +61,7 @@ def write_tree(
     """Writes tensors as one Orbax checkpoint, nested at the dots of their names, one at a time.
 
     Returns:
-        tensor name → {"dtype", "shape", "sha256"}.
+        tensor name → {"dtype", "shape", digest}.
     """
     import jax
     import orbax.checkpoint as ocp

@@ -7,7 +7,7 @@ many as the table has rows of it.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -66,12 +66,15 @@ def join(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _parts(rows: Rows, name: str) -> list[str]:
     """NAME[0], NAME[1], …; NAME alone where the rows do not know it in parts."""
-    numbers = [
-        int(found[2])
-        for _, theirs, _ in rows
-        if (found := _PART.fullmatch(theirs)) and pattern(found[1]).fullmatch(name)
-    ]
-    return [f"{name}[{number}]" for number in sorted(numbers)] or [name]
+    numbers = sorted(number for of, number in _cut_rows(rows) if of.fullmatch(name))
+    return [f"{name}[{number}]" for number in numbers] or [name]
+
+
+@cache
+def _cut_rows(rows: Rows) -> list[tuple[re.Pattern[str], int]]:
+    """Which tensors in a file the rows know a part of, and its number."""
+    found = (_PART.fullmatch(theirs) for _, theirs, _ in rows)
+    return [(pattern(part[1]), int(part[2])) for part in found if part]
 
 
 def _number(name: str) -> int:

@@ -74,7 +74,7 @@ def write_file(
         metadata: added to its header.
 
     Returns:
-        tensor name → {"dtype", "shape", "sha256"}, of the values as they were in memory; and the
+        tensor name → {"dtype", "shape", digest}, of the values as they were in memory; and the
         sha256 of the file as it was to be written.
 
     Raises:

@@ -1,5 +1,6 @@
 """How large a model is, layer by layer, from shapes alone."""
 
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -9,6 +10,11 @@ def shapes(arch: str, config: Any) -> dict[str, Any]:
 
     Blocks are named one by one, also where the model holds them in one array (`STACKED`).
     """
+    return dict(_shapes(arch, config))
+
+
+@lru_cache(8)
+def _shapes(arch: str, config: Any) -> dict[str, Any]:
     from flax import nnx
 
     import jaxmodels

@@ -171,7 +171,7 @@ def write_bitgen(
         tell: called after each tensor.
 
     Returns:
-        name → {"dtype", "shape", "sha256"}.
+        name → {"dtype", "shape", digest}.
     """
     import torch
 

@@ -121,7 +121,7 @@ def write_bwetaf(
         tell: called after each tensor.
 
     Returns:
-        name → {"dtype", "shape", "sha256"}.
+        name → {"dtype", "shape", digest}.
     """
     digests = write_msgpack(folder / WEIGHTS_FILE, {"params": _nest(tensors)}, tell)
     said = written_config(config, origin)

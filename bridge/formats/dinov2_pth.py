@@ -79,7 +79,7 @@ def write_pth(
         tell: called after each tensor.
 
     Returns:
-        name → {"dtype", "shape", "sha256"}.
+        name → {"dtype", "shape", digest}.
     """
     import torch
 

@@ -178,7 +178,7 @@ def write_gguf(
         tell: called after each tensor.
 
     Returns:
-        name → {"dtype", "shape", "sha256"}, of the values as they will be read.
+        name → {"dtype", "shape", digest}, of the values as they will be read.
     """
     gguf = library()
     path, digests = folder / FILE, {}

@@ -101,7 +101,7 @@ def write_nanogpt(
         tell: called after each tensor.
 
     Returns:
-        name → {"dtype", "shape", "sha256"}.
+        name → {"dtype", "shape", digest}.
     """
     digests: dict[str, Fingerprint] = {}
 

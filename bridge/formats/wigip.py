@@ -158,7 +158,7 @@ def write_wigip(
         tell: called after each tensor.
 
     Returns:
-        name → {"dtype", "shape", "sha256"}.
+        name → {"dtype", "shape", digest}.
     """
     digests: dict[str, Fingerprint] = {}
 

@@ -23,7 +23,7 @@ def write_msgpack(
     The bytes are those of `flax.serialization.to_bytes` for a tree with keys in this order.
 
     Returns:
-        tensor name → {"dtype", "shape", "sha256"}.
+        tensor name → {"dtype", "shape", digest}.
     """
     digests = {}
     with path.open("wb") as file:

@@ -1,5 +1,6 @@
 """One flipped bit in any file of a model directory or a run directory is found and named."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -7,8 +8,10 @@ import shutil
 import pytest
 
 import bridge
+from bridge.safetensors_reader import read_file
+from bridge.tensors import DIGEST, raw
 from jaxmodels.__main__ import main
-from jaxmodels.errors import DONE, UNVERIFIED
+from jaxmodels.errors import DONE, UNVERIFIED, Problem
 from jaxmodels.runtime.files import damage, files_below, write_manifest
 from tests.bridge.helpers import command, flip
 
@@ -58,6 +61,23 @@ def test_every_bit_of_a_manifest_counts(model_directory, tmp_path):
     for at, bit in [*((at, at % 8) for at in range(0, len(whole), 97)), *tail]:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
         assert "manifest.json is damaged" in damage(folder)[0], (at, bit)
+
+
+def test_a_manifest_with_sha256_of_its_tensors(model_directory, tmp_path):
+    folder = shutil.copytree(model_directory, tmp_path / "copy")
+    file = folder / "model.safetensors"
+    said = json.loads((folder / "manifest.json").read_text())
+    for name, tensor in read_file(file).items():
+        digest = hashlib.sha256(raw(tensor.read()).data).hexdigest()
+        said["tensors"][name] = {**said["tensors"][name], "sha256": digest}
+        del said["tensors"][name][DIGEST]
+    del said["seal"]
+    (folder / "manifest.json").write_text(json.dumps(said))
+    assert bridge.load(folder).config
+    flip(file)
+    with pytest.raises(Problem, match="is damaged") as caught:
+        bridge.load(folder)
+    assert "sha256" in caught.value.why
 
 
 def test_a_manifest_from_before_there_were_seals(model_directory, tmp_path):
