@@ -149,9 +149,12 @@ CONTESTANTS: dict[str, Callable[[Path], Call]] = {
 
 
 def _anew(target: Path, write: Callable[[Path], None]) -> Call:
+    """Writes, and removes what was written: four outputs would push the source out of the system's
+    cache of files."""
+
     def call(index: int) -> None:
-        shutil.rmtree(target, ignore_errors=True)
         write(target)
+        shutil.rmtree(target)
 
     return call
 

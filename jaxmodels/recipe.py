@@ -14,9 +14,10 @@ class Optim:
         Problem: (usage) a value is out of its range.
     """
 
-    name: Literal["adamw", "sgd", "lion", "adafactor"] = "adamw"
-    """The optimiser. In bytes for each parameter: adamw remembers 8, lion 4, sgd nothing (with
-    momentum 4), adafactor next to nothing."""
+    name: Literal["adamw", "muon", "sgd", "lion", "adafactor"] = "adamw"
+    """The optimiser. In bytes for each parameter: adamw remembers 8, lion 4, muon 4
+    for a matrix and 8 for what it leaves to adamw, sgd nothing (with momentum 4), adafactor next to
+    nothing."""
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
     init_lr: float = 0.0
@@ -33,6 +34,11 @@ class Optim:
     """adamw: decay of the second moment; lion: of its only one."""
     eps: float = 1e-8
     """adamw: added to the root of the second moment."""
+    muon_rms: float = 0.2
+    """muon: root mean square of a step at a learning rate of 1. With 0.2, about adamw's, adamw's
+    rates and decay can be kept (Liu et al. 2025, arXiv:2502.16982)."""
+    muon_skip: tuple[str, ...] = ("head/*", "match/*")
+    """muon: path patterns of kernels that are left to adamw, as all is that is no kernel."""
     momentum: float = 0.0
     """sgd: decay of the running sum of gradients; 0 keeps none."""
     weight_decay: float = 1e-4
@@ -48,7 +54,7 @@ class Optim:
 
     def __post_init__(self) -> None:
         rates = ("peak_lr", "init_lr", "end_lr", "least_lr")
-        for name in (*rates, "warmup", "eps", "weight_decay", "clip"):
+        for name in (*rates, "warmup", "eps", "muon_rms", "weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
         for name in ("b1", "b2", "momentum"):
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)

@@ -112,6 +112,8 @@ def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | N
     if isinstance(optim, dict) and any(scale == 0 for _, scale in optim.get("lr_scale", ())):
         for moment in ("mu", "nu"):
             held[moment] = {name: _zeros(tensor) for name, tensor in tensors.items()} | held[moment]
+    if isinstance(optim, dict) and optim.get("name", "adamw") != "adamw":
+        return None
     stated = {"lr": optim.get("peak_lr"), **optim} if isinstance(optim, dict) else {}
     settings = {k: stated[k] for k in SETTINGS if isinstance(stated.get(k), int | float)}
     return Moments(count, held["mu"], held["nu"], settings)

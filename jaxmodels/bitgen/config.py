@@ -54,6 +54,8 @@ class Config:
     momentum: float = 0.0
     """How slowly a second, untrained copy of the encoders follows, which then makes the features
     of the queue; 0 keeps none (FIBER), 0.995 is usual (ALBEF)."""
+    weights: tuple[float, float, float, float] = (1.0, 0.5, 0.5, 0.1)
+    """What contrast, matching, writing and the memory's divergence count in the loss."""
     slots: int = 32
     """Slots of the memory."""
     noise: float = 0.01
@@ -70,6 +72,8 @@ class Config:
         within("model.fused", self.fused, 0, min(self.layers, self.image_layers))
         within("model.temperature", self.temperature, 0.001, 1)
         within("model.noise", self.noise, 1e-6)
+        for weight in self.weights:
+            within("model.weights", weight, 0)
         for name in ("dropout", "momentum"):
             within(f"model.{name}", getattr(self, name), 0, 1, below=True)
         if self.dim % self.heads:
@@ -104,6 +108,9 @@ PRESETS = {
         dropout=0.0,
         # A batch: while features still move fast, older ones pull back instead of pushing apart.
         queue=32,
+        # Writing is the only objective that needs to know every shape, and contrast's gradient is
+        # many times as large.
+        weights=(1.0, 0.5, 3.0, 0.1),
         slots=64,
         dinov2=TowerConfig(dim=64, layers=3, heads=4, hidden=128, patch=7, image_size=56),
     ),
@@ -155,7 +162,7 @@ RECIPES = {
         tokenizer="words",
         batch=32,
         accum=1,
-        steps=6000,
+        steps=5000,
         dtype="float32",
         eval_every=500,
         patience=0,
@@ -163,6 +170,8 @@ RECIPES = {
         sample_every=500,
         optim=replace(
             _CARD.optim,
+            name="muon",
+            muon_rms=0.5,
             peak_lr=1e-3,
             least_lr=0.0,
             end_lr=1e-5,

@@ -148,6 +148,7 @@ def sizes(
         "dropout": 0.1,
         "temperature": 0.07,
         "momentum": 0.0,
+        "weights": (1.0, 0.5, 0.5, 0.1),
         "noise": 0.01,
         "addressing": "ridge",
         **{f"dinov2.{name}": value for name, value in guessed.items()},

@@ -1,6 +1,6 @@
 """What bitgen is trained for: contrast, matching, writing, and a memory near its prior.
 
-The card's weights: 1.0 ITC, 0.5 ITM, 0.5 text, 0.1 KL.
+What each counts is `Config.weights`.
 """
 
 from typing import Any
@@ -24,7 +24,6 @@ from jaxmodels.bitgen.model import Model
 from jaxmodels.bitgen.momentum import follow, following
 from jaxmodels.layers.losses import chunked_scores
 
-ITC, ITM, TEXT, KL = 1.0, 0.5, 0.5, 0.1
 SMOOTHING = 0.1
 # The rows of a batch are compared with each other: a micro-batch may not be cut.
 WHOLE = True
@@ -50,6 +49,7 @@ def loss(
     Raises:
         Problem: (usage) as the model's call.
     """
+    of_itc, of_itm, of_writing, of_kl = model.config.weights
     tokens = batch["tokens"]
     real = model.real(tokens, batch.get("mask"))
     x = lower_text(model, tokens, real, rngs)
@@ -69,7 +69,7 @@ def loss(
         kept = _slow_features(model, batch) if model.config.momentum else both
         itc = fiber.contrast(both, kept, model.queue, ids, same, tau)
         itm, accuracy = _matching(model, (x, real, y), itc, same, rngs)
-        total = ITC * itc.loss + ITM * itm
+        total = of_itc * itc.loss + of_itm * itm
         metrics = {
             "contrastive_loss": itc.loss,
             "acc_t2i": itc.acc_t2i,
@@ -82,7 +82,7 @@ def loss(
     keys = jax.lax.stop_gradient(keys)
     episode = model.memory.episode(keys, codes, rngs)
     writing, of_text = _writing(model, tokens, real, seen, keys, episode, rngs)
-    total += TEXT * writing + KL * episode.divergence
+    total += of_writing * writing + of_kl * episode.divergence
     metrics |= of_text | {
         "memory_kl_loss": episode.divergence,
         "memory_utilization": episode.utilization,

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
-from jaxmodels.recipe import Recipe
+from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime import rundir, settings
 from jaxmodels.runtime.files import make_folder
 
@@ -100,7 +100,10 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
     absent = {"segments": False, "vocab_documents": Recipe.vocab_documents, "patience": 0}
     stored["recipe"] = absent | stored.get("recipe", {})
     optim = {"name": "adamw", "momentum": 0.0, "least_lr": 0.0, "lr_scale": ()}
+    optim |= {"muon_rms": Optim().muon_rms, "muon_skip": Optim().muon_skip}
     stored["recipe"]["optim"] = optim | stored["recipe"].get("optim", {})
+    if stored.get("arch") == "bitgen":
+        stored["model"] = {"weights": (1.0, 0.5, 0.5, 0.1)} | stored.get("model", {})
     changed = settings.differences(
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
         {name: resolved[name] for name in ("arch", "model", "recipe")},

@@ -44,6 +44,7 @@ class BitGenConfig(PretrainedConfig):
         queue: int = 4096,
         temperature: float = 0.07,
         momentum: float = 0.0,
+        weights: tuple[float, ...] = (1.0, 0.5, 0.5, 0.1),
         slots: int = 32,
         noise: float = 0.01,
         addressing: str = "ridge",
@@ -65,6 +66,7 @@ class BitGenConfig(PretrainedConfig):
         self.queue = queue
         self.temperature = temperature
         self.momentum = momentum
+        self.weights = weights
         self.slots = slots
         self.noise = noise
         self.addressing = addressing

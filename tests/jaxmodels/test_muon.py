@@ -1,0 +1,119 @@
+"""Muon: orthogonal steps for kernels, Adam's for all else, for every architecture."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmodels
+from jaxmodels.__main__ import main
+from jaxmodels.errors import DONE, MISMATCH, USAGE
+from jaxmodels.recipe import Optim
+from jaxmodels.runtime.optim import optimiser
+from jaxmodels.runtime.paths import split
+
+MUON = Optim("muon", weight_decay=0.0, clip=0.0)
+
+
+def steps_of(optim, params, count=3):
+    """What the optimiser adds in each of a few steps at a rate of 1, and the gradients."""
+    tx = optimiser(optim, 1.0)
+    state, told = tx.init(params), []
+    rng = np.random.default_rng(0)
+    update = jax.jit(tx.update)
+    for _ in range(count):
+        grads = {p: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for p, x in params.items()}
+        updates, state = update(grads, state, params)
+        told.append((grads, updates))
+    return told
+
+
+def orthogonal(g, times=5):
+    """Newton and Schulz's iteration as Jordan et al. publish it, float64."""
+    x = g / np.linalg.norm(g)
+    x = x.T if (wide := g.shape[0] > g.shape[1]) else x
+    for _ in range(times):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    return x.T if wide else x
+
+
+def test_a_step_is_that_of_the_formula():
+    params = {"a/kernel": jnp.zeros((8, 20)), "b/kernel": jnp.zeros((20, 8))}
+    held, beta = dict.fromkeys(params, 0.0), 0.95
+    for i, (grads, updates) in enumerate(steps_of(MUON, params), start=1):
+        for path, g in grads.items():
+            g = np.asarray(g, np.float64)
+            held[path] = beta * held[path] + (1 - beta) * g
+            # Nesterov, each corrected for its start at zero.
+            mixed = beta * held[path] / (1 - beta ** (i + 1)) + (1 - beta) * g / (1 - beta**i)
+            expected = -0.2 * 20**0.5 * orthogonal(mixed)
+            np.testing.assert_allclose(updates[path], expected, atol=2e-5)
+        assert np.sqrt(np.square(updates["a/kernel"]).mean()) == pytest.approx(0.2, rel=0.25)
+
+
+@pytest.mark.parametrize("arch", jaxmodels.ARCHS)
+def test_what_is_no_kernel_and_heads_are_adams(arch):
+    _, params, _ = split(jaxmodels.create(f"{arch}:tiny"))
+    ours, adams = (
+        steps_of(optim, params, 1)[0][1] for optim in (MUON, Optim(weight_decay=0.0, clip=0.0))
+    )
+    for path in params:
+        same = not path.endswith("/kernel") or path.startswith(("head/", "match/"))
+        assert np.allclose(ours[path], adams[path], atol=1e-6) == same, path
+
+
+def test_heads_and_stacks_are_matrices_of_their_own():
+    """wigip's blocks in one array, heads in axes of their own: each block a plain matrix."""
+    rng = np.random.default_rng(1)
+    kernels = {
+        "blocks/attn/q/kernel": ((2, 12, 3, 4), (12, 12)),
+        "blocks/attn/proj/kernel": ((2, 3, 4, 12), (12, 12)),
+        "blocks/mlp/up/kernel": ((2, 12, 24), (12, 24)),
+    }
+    grads = {p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, (s, _) in kernels.items()}
+    tx = optimiser(MUON, 1.0)
+    stacked, _ = tx.update(grads, tx.init(grads), grads)
+    for path, (shape, flat) in kernels.items():
+        for i in range(2):
+            alone = {"x/kernel": grads[path][i].reshape(flat)}
+            step, _ = tx.update(alone, tx.init(alone), alone)
+            np.testing.assert_allclose(
+                stacked[path][i], step["x/kernel"].reshape(shape[1:]), atol=1e-5
+            )
+
+
+def test_it_is_optaxs_own():
+    params = {"a/kernel": jnp.ones((6, 10))}
+    peer = optax.contrib.muon(1.0, consistent_rms=0.2, adam_b2=0.999)
+    state = peer.init(params)
+    for grads, updates in steps_of(MUON, params):
+        expected, state = peer.update(grads, state, params)
+        # Its Adam, for the rest, looks ahead as Nesterov does; ours is AdamW's.
+        np.testing.assert_allclose(updates["a/kernel"], expected["a/kernel"], atol=1e-6)
+
+
+def test_a_run_goes_on_and_has_no_moments_of_adamw(tmp_path, capsys):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    words = ["train", "charlm:tiny", "--optim.name", "muon", "--sample-every", "0", "--batch", "4"]
+    assert main([*words, "--steps", "6", "--out", str(once)]) == DONE
+    assert main([*words, "--steps", "6", "--max-steps", "3", "--out", str(twice)]) == 75
+    assert main(["train", "--out", str(twice)]) == DONE
+    a, b = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (once, twice)
+    )
+    assert [row["loss"] for row in a if "loss" in row] == [
+        row["loss"] for row in b if "loss" in row
+    ]
+    capsys.readouterr()
+    code = main(["convert", str(once), str(tmp_path / "out"), "--optimizer"])
+    assert code == MISMATCH
+    assert "no moments of AdamW" in capsys.readouterr().err
+    assert (
+        main([*words, "--init", str(once), "--init-optimizer", "--out", str(tmp_path / "x")])
+        == USAGE
+    )
