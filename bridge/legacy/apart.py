@@ -5,6 +5,7 @@ tensor when it is asked for, both checked once more. The process sees nothing of
 can write no file and start no other, and ends with the last tensor that could be asked of it.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -30,7 +31,8 @@ from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 MEMORY, SECONDS, BYTES_PER_SECOND = 2**30, 60, 5_000_000
 MAX_ANSWER = 2**25  # bytes of JSON; 1,000 tensors with their optimiser take 400,000
 MAX_TEXT = 10_000  # characters that a problem may say
-_PIPE = 2**20
+DISTRUST = "use it only if you trust it: save its tensors alone, as safetensors, elsewhere"
+PIPE = 2**20  # bytes on their way; with the usual 2**16 large tensors take twice as long
 
 _BEGIN = """
 import sys
@@ -38,15 +40,19 @@ sys.path += sys.argv[2:]
 from bridge.legacy.child import serve
 serve(sys.argv[1])
 """
-# Where it finds our packages and the two that they need; no other folder of packages is looked at.
-_FOLDERS = [Path(__file__).parents[2], *(Path(m.__path__[0]).parent for m in (np, ml_dtypes))]
+# Where it finds our packages and the two that they need; it looks into no other folder of packages.
+FOLDERS = [
+    str(Path(__file__).parents[2]),
+    *{str(Path(module.__path__[0]).parent) for module in (np, ml_dtypes)},
+]
+_NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # by some Pythons, to begin
 
 
 def read(kind: str, path: Path, options: Any = None) -> Any:
     """What a file holds: plain values, and a `Tensor`, unread, for each tensor or array.
 
     Args:
-        kind: "torch", "pickles", "msgpack", or of a zip "names" and "check"; `child` says more.
+        kind: "torch", "pickles" or "msgpack"; of a zip "names" and "check"; see `child.reader`.
         path: the file.
         options: what the reader of that kind takes besides.
 
@@ -54,28 +60,28 @@ def read(kind: str, path: Path, options: Any = None) -> Any:
         Problem: what the reader raised; (unsafe) it took more memory or time than it should;
             (corrupt) it ended without an answer.
     """
-    child = _Child(kind, path)
-    size = path.stat().st_size
-    request = {"path": os.fsencode(path).decode("utf-8", "surrogateescape"), "options": options}
-    answer = child.ask(request, work=size)
+    size, name = path.stat().st_size, os.fsencode(path).decode("utf-8", "surrogateescape")
+    child = Child(kind, path)
+    answer = child.ask({"path": name, "options": options}, work=size)
     try:
-        return decode(answer["value"], child.tensor, FREE + RATIO * size)
-    except (Garbled, KeyError) as error:
-        raise child.garbled(str(error)) from error
+        return decode(answer.get("value"), child.tensor, FREE + RATIO * size)
+    except Garbled as error:
+        raise child.nonsense(error) from error
 
 
 def names(path: Path) -> list[str]:
     """The names that a zip's directory lists, unchecked; empty where it cannot be read."""
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            return []
-    stat = path.stat()
-    return _names(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(2) == b"PK":
+            stat = path.stat()
+            version = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+            return _names(path, version)
+    return []
 
 
 @lru_cache(maxsize=16)
 def _names(path: Path, version: tuple[int, ...]) -> list[str]:
-    """`names` of one version of a file: whether it is of a format is asked for each of them."""
+    """`names` of one version of a file, which is looked at once for each format."""
     try:
         found = read("names", path)
     except Problem:
@@ -83,70 +89,71 @@ def _names(path: Path, version: tuple[int, ...]) -> list[str]:
     return found if all(isinstance(name, str) for name in found) else []
 
 
-class _Child:
-    """A process that reads one file."""
+class Child:
+    """A process that reads one file.
+
+    Raises:
+        Problem: (corrupt) it cannot be started.
+    """
 
     def __init__(self, kind: str, path: Path):
         self.path, self.lock = path, Lock()  # one question at a time
-        known = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some Pythons need them to begin
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BEGIN, kind, *map(str, _FOLDERS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"OPENBLAS_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k in known},
-            start_new_session=True,  # Ctrl-C is ours
-            pipesize=_PIPE,
-        )
+        environment = {name: os.environ[name] for name in _NEEDED if name in os.environ}
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BEGIN, kind, *FOLDERS],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={"OPENBLAS_NUM_THREADS": "1", **environment},
+                start_new_session=True,  # Ctrl-C is ours
+            )
+        except OSError as error:
+            what = "the process that is to read the file cannot be started"
+            fix = "free memory and processes, and try again"
+            raise Problem(what, where=str(path), why=str(error), fix=fix) from error
         self.end = weakref.finalize(self, _end, self.process)
+        with suppress(OSError, AttributeError):  # Linux only, and not for many at once
+            fcntl.fcntl(self.process.stdout or -1, fcntl.F_SETPIPE_SZ, PIPE)
 
     def tensor(self, number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Reads the values of a tensor."""
+        """Reads the values of a tensor; raises as `read`."""
         data = np.empty(prod(shape) * dtype.itemsize, np.uint8)
         self.ask({"tensor": number}, memory=3 * data.nbytes, work=data.nbytes, into=data)
         return data.view(dtype).reshape(shape)
 
     def ask(
-        self,
-        request: dict[str, Any],
-        memory: int = 0,
-        work: int = 0,
-        into: np.ndarray | None = None,
+        self, request: Any, memory: int = 0, work: int = 0, into: np.ndarray | None = None
     ) -> dict[str, Any]:
         """The answer to a request.
 
         Args:
             request: see `child`.
-            memory: bytes that it may take more than `MEMORY`.
-            work: bytes that it has to go through.
-            into: where the bytes go that follow the answer (uint8 [n]); there must be so many.
+            memory: bytes that it may take, besides `MEMORY`.
+            work: bytes that it goes through.
+            into: uint8 [n], for the n bytes that follow the answer.
 
         Raises:
             Problem: as `read`.
         """
         seconds = SECONDS + work // BYTES_PER_SECOND
-        request = {**request, "memory": MEMORY + memory, "seconds": seconds}
+        limits = {"memory": MEMORY + memory, "seconds": seconds}
         with self.lock:
             try:
-                answer = self.exchange(request)
-                if "problem" not in answer and into is not None:
-                    if answer != {"bytes": into.nbytes}:
-                        raise Garbled("a tensor of another size")
-                    if self.process.stdout.readinto(into) != into.nbytes:  # type: ignore[union-attr]
-                        raise EOFError
-            except (EOFError, BrokenPipeError) as error:
-                raise self.died(seconds) from error
+                answer = self.exchange({**request, **limits}, into)
+            except (EOFError, OSError):
+                raise self.died(seconds) from None
             except (ValueError, RecursionError) as error:
-                raise self.garbled(str(error)) from error
-            except BaseException:  # Ctrl-C: what comes next would be the answer to this request
+                raise self.nonsense(error) from error
+            except BaseException:  # Ctrl-C: the next answer would be that to this request
                 self.end()
                 raise
         if "problem" in answer:
             raise self.problem(answer["problem"])
         return answer
 
-    def exchange(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Sends a line and receives one; raises EOFError, BrokenPipeError or ValueError."""
+    def exchange(self, request: dict[str, Any], into: np.ndarray | None) -> dict[str, Any]:
+        """Sends a line and takes what comes; raises EOFError, OSError, ValueError."""
         requests, answers = self.process.stdin, self.process.stdout
         assert requests is not None
         assert answers is not None
@@ -157,52 +164,60 @@ class _Child:
         line = answers.readline(MAX_ANSWER)
         if not line:
             raise EOFError
+        if len(line) == MAX_ANSWER:
+            raise Garbled(f"{MAX_ANSWER:,} bytes of names and settings, and more")
         answer = json.loads(line)
         if not isinstance(answer, dict):
             raise Garbled("no answer")
+        if into is not None and "problem" not in answer:
+            if answer != {"bytes": into.nbytes}:
+                raise Garbled("a tensor of another size")
+            if answers.readinto(into) != into.nbytes:  # type: ignore[attr-defined]
+                raise EOFError
         return answer
 
     def problem(self, said: Any) -> Problem:
         """The problem that the process told."""
         said = said if isinstance(said, dict) else {}
         what, where, why, fix = (
-            str(said.get(key) or "")[:MAX_TEXT] for key in ("what", "where", "why", "fix")
+            str(said.get(key, ""))[:MAX_TEXT] for key in ("what", "where", "why", "fix")
         )
         code = said.get("exit_code")
         known = code if code in (CORRUPT, UNSAFE, MISMATCH) else CORRUPT
         return Problem(what, where=where or str(self.path), why=why, fix=fix, exit_code=known)
 
-    def garbled(self, why: str) -> Problem:
-        """The problem when it answers what it should not."""
+    def nonsense(self, error: Exception) -> Problem:
+        """Ends the process; the problem when it answers what it should not."""
         self.end()
         return Problem(
-            "the process that reads the file answered nonsense",
+            "the process that reads the file answers nonsense",
             where=str(self.path),
-            why=why,
-            fix="fetch or save the file again",
+            why=str(error)[:MAX_TEXT],
+            fix=DISTRUST,
             exit_code=UNSAFE,
         )
 
     def died(self, seconds: int) -> Problem:
-        """The problem when it ended."""
-        try:
-            code = self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            code = 0
+        """Ends the process; the problem when it was ended before."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        self.process.kill()
+        code, log = self.process.wait(), self.process.stderr
+        said = log.read(MAX_TEXT).decode(errors="replace") if log and not log.closed else ""
         self.end()
         if code == -signal.SIGXCPU:
             return Problem(
                 "reading the file takes longer than it should",
                 where=str(self.path),
                 why=f"more than {seconds} s of the processor",
-                fix="use it only if you trust it: save its tensors alone, as safetensors, elsewhere",
+                fix=DISTRUST,
                 exit_code=UNSAFE,
             )
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return Problem(
             "the process that reads the file ended before it was done",
             where=str(self.path),
-            why=how,
+            why="\n".join([how, *said.strip().splitlines()[-1:]]),
             fix="try again; if it ends each time, fetch or save the file again",
             exit_code=CORRUPT,
         )
@@ -211,7 +226,7 @@ class _Child:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in (process.stdin, process.stdout, process.stderr):
         with suppress(OSError):
             if pipe is not None:
                 pipe.close()

@@ -30,7 +30,7 @@ def serve(kind: str) -> None:
     os.dup2(2, 1)  # what prints does not answer
     read = reader(kind)
     tensors: list[Any] = []
-    _confine()
+    confine()
     for line in requests:
         said, data = _answer(json.loads(line), read, tensors)
         answers.write(json.dumps(said).encode() + b"\n")
@@ -103,7 +103,7 @@ def _told(problem: Problem) -> Answer:
     return {"problem": vars(problem)}, ()
 
 
-def _confine() -> None:
+def confine() -> None:
     """Ends what reading does not need: files that are written, processes, sockets, core dumps."""
     for name, most in (("FSIZE", 0), ("CORE", 0), ("NPROC", 0), ("NOFILE", 16)):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))

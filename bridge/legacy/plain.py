@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from bridge.legacy.array_pickle import Array
+from bridge.legacy.array_pickle import MAX_DIMS, Array
 from bridge.legacy.unpickle import Named, Record, brief, natural
 from bridge.tensors import DTYPE_CODES, DTYPES, Tensor
 
-MAX_DIMS = 32
 Read = Callable[[int, tuple[int, ...], np.dtype], np.ndarray]
 _SCALARS = (type(None), bool, int, float, str)
 

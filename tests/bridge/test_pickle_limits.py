@@ -27,7 +27,6 @@ from tests.bridge.zips import (
     write_zip,
 )
 
-
 pytestmark = pytest.mark.usefixtures("readers_here")
 
 
