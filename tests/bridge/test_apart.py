@@ -97,7 +97,7 @@ def test_too_much_memory(monkeypatch, tmp_path, capsys):
 
 def test_too_much_time(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(apart, "SECONDS", 0)
-    # A key of 300,000 numbers, looked at 5,000 times, takes a minute.
+    # A key of 300,000 numbers, looked at 5,000 times, takes minutes.
     pickled = b"}(" + b"K\x01" * 300_000 + b"tq\x000" + b"h\x00Ns" * 5_000
     long = saved(tmp_path / "long.pt", pickled)
     code, _, err = command(capsys, "convert", long, tmp_path / "out")
