@@ -74,7 +74,7 @@ def write_tree(
 
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
             for i, (leaf, info) in enumerate(zip(values, infos, strict=True)):
-                array = np.ascontiguousarray(leaf.tensor.read())
+                array = np.asarray(leaf.tensor.read(), order="C")  # keeps scalars without axes
                 digests[leaf.tensor.name] = fingerprint(array)
                 for begun in await super().serialize([array], [info], args and [args[i]]):
                     begun.result()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from bridge import orbax
 from bridge.contents import Contents, changed
 from bridge.formats import bwetaf, dinov2, gguf, gpt2, model_files, runs, torch_files, wigip
-from bridge.legacy.zip_reader import read_entries
+from bridge.legacy import apart
 from bridge.safetensors_reader import looks_like_safetensors
 from jaxmodels.errors import CORRUPT, Problem
 
@@ -67,7 +67,7 @@ def recognise(path: Path) -> Contents:
     if path.is_file():
         start = _start(path)
         if start.startswith(b"PK"):
-            read_entries(path)  # says what is wrong with it, if something is
+            apart.read("check", path)  # says what is wrong with it, if something is
         why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
         names = sorted(file.name for file in path.iterdir())[:10]

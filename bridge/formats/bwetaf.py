@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from bridge.contents import Contents, checked, origin_of, seed_of, with_seed
-from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree, read_msgpack
+from bridge.legacy import apart
+from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree
 from bridge.legacy.msgpack_writer import write_msgpack
 from bridge.moments import Moments, count_of
 from bridge.safetensors_reader import parse_json
@@ -61,7 +62,7 @@ def is_file(path: Path) -> bool:
 
 def open_file(path: Path) -> Contents:
     """The parameters alone; sizes are told by the shapes or must be given."""
-    return Contents(path, "bwetaf", _tensors(path, read_msgpack(path)))
+    return Contents(path, "bwetaf", _tensors(path, apart.read("msgpack", path)))
 
 
 def open_folder(folder: Path) -> Contents:
@@ -72,7 +73,7 @@ def open_folder(folder: Path) -> Contents:
     """
     said = parse_json(folder / CONFIG)
     path = folder / WEIGHTS_FILE
-    tensors = _tensors(path, read_msgpack(path))
+    tensors = _tensors(path, apart.read("msgpack", path))
     return Contents(
         folder,
         "bwetaf",
@@ -200,7 +201,7 @@ def _moments(path: Path) -> Moments | None:
     """AdamW's state, wherever in optax's chain it stands."""
     if not path.is_file():
         return None
-    node = _adam(read_msgpack(path))
+    node = _adam(apart.read("msgpack", path))
     if node is None:
         raise Problem(
             "the optimiser is not AdamW",

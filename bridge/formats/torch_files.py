@@ -8,7 +8,8 @@ from typing import Any
 
 from bridge.contents import Contents, checked, take_tokenizer
 from bridge.formats import bitgen, dinov2_pth, nanogpt
-from bridge.legacy.torch_file import is_old_torch, is_torch_zip, read_torch
+from bridge.legacy import apart
+from bridge.legacy.torch_file import is_old_torch, is_pickle
 from bridge.tensors import Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
@@ -17,7 +18,7 @@ COMPILED = "_orig_mod."  # torch.compile puts this before every name
 
 def is_file(path: Path) -> bool:
     """Whether a file was written by `torch.save`."""
-    return is_torch_zip(path) or is_old_torch(path)
+    return any(map(is_pickle, apart.names(path))) or is_old_torch(path)
 
 
 def is_folder(folder: Path) -> bool:
@@ -39,7 +40,7 @@ def open_file(path: Path) -> Contents:
     Raises:
         Problem: (corrupt) damaged, or no named tensors in it; (unsafe) it asks to run code.
     """
-    value = read_torch(path, bitgen.RECORDS)
+    value = apart.read("torch", path, sorted(bitgen.RECORDS))
     if nanogpt.is_checkpoint(value):
         tensors, notes = _named(path, value["model"])
         return Contents(
@@ -72,7 +73,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         Problem: as `open_file`.
     """
-    return _named(path, read_torch(path))
+    return _named(path, apart.read("torch", path, []))
 
 
 def _torch_files(folder: Path) -> list[Path]:

@@ -18,10 +18,9 @@ import numpy as np
 
 from bridge.contents import Contents, checked, origin_of, seed_of, with_seed
 from bridge.formats import wigip_optimizer as optimizer
-from bridge.legacy.array_pickle import read_arrays, tensors_of
-from bridge.legacy.inflate import Allowance, GzipStream
+from bridge.legacy import apart
+from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.pickle_writer import write_array, write_pickle
-from bridge.legacy.zip_reader import names_in, read_entries
 from bridge.moments import Moments, count_of
 from bridge.safetensors_reader import parse_json
 from bridge.tensors import Fingerprint, Tensor, fingerprint
@@ -40,7 +39,7 @@ _LEVEL = 1  # weights do not compress; higher levels only take longer
 
 def is_file(path: Path) -> bool:
     """Whether a file is a zip of pickled parameters."""
-    return any(_MEMBER.fullmatch(name) for name in names_in(path))
+    return any(_MEMBER.fullmatch(name) for name in apart.names(path))
 
 
 def is_folder(folder: Path) -> bool:
@@ -79,17 +78,12 @@ def open_file(path: Path) -> Contents:
         Problem: (unsafe) it asks to run code, is built to mislead, or unpacks to far more than its
             size; (corrupt) damaged, or not what the seed writes.
     """
-    allowance = Allowance.of(path)
+    found = apart.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
+    state = found["values"].pop(STATE, None)
     tensors: dict[str, Tensor] = {}
-    state, strangers = None, []
-    for entry in read_entries(path):
-        if entry.name == STATE:
-            state = read_arrays(GzipStream(allowance, entry), path)
-        elif member := _MEMBER.fullmatch(entry.name):
-            value = read_arrays(GzipStream(allowance, entry), path)
-            tensors |= tensors_of(value, member[1], f"{path}: {entry.name}")
-        else:
-            strangers.append(entry.name)
+    for name, value in found["values"].items():
+        key = name.removeprefix(PARAMS).removesuffix(END)
+        tensors |= tensors_of(value, key, f"{path}: {name}")
     where = f"{path}: {STATE}"
     if type(state) is not dict or not {"step", "opt_state"} <= state.keys():
         raise Problem(
@@ -100,11 +94,11 @@ def open_file(path: Path) -> Contents:
             exit_code=CORRUPT,
         )
     blocks = PLAIN if _first_words(tensors) & {REMAT, PLAIN} == {PLAIN} else REMAT
-    step = count_of(optimizer.as_count(state["step"]), where)
+    step = count_of(state["step"], where)
     said, notes = optimizer.said(state["opt_state"], where)
     if (numbered := _FILE.fullmatch(path.name)) and int(numbered[1]) != step:
         notes.append(f"the file is called {path.name}, and holds step {step}")
-    notes += [f"left aside: {name}" for name in strangers[:10]]
+    notes += [f"left aside: {name}" for name in found["others"][:10]]
     return Contents(
         path,
         FORMAT,

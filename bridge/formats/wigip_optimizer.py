@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge.legacy.array_pickle import Array, tensors_of
+from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.unpickle import Record
 from bridge.moments import Moments, count_of
 from bridge.tensors import Tensor
@@ -72,9 +72,9 @@ def _described(part: Any, where: str, left: list[int], depth: int) -> Plain:
     if isinstance(part, Record):
         name, values = part.name.rpartition(".")[2], part.values_in_order
         if name == ADAM and len(values) == 3:
-            return {name: [_count(values[0], where), *_MOMENTS]}
+            return {name: [count_of(values[0], where), *_MOMENTS]}
         if name == SCHEDULE and len(values) == 1:
-            return {name: [_count(values[0], where)]}
+            return {name: [count_of(values[0], where)]}
         if name == "EmptyState" and not values:
             return {name: []}
         raise Unknown(f"it has a {name}")
@@ -96,7 +96,7 @@ def moments_of(state: Any, where: str) -> Moments | None:
             if part.name.endswith(f".{ADAM}") and len(part.values_in_order) == 3:
                 count, *trees = part.values_in_order
                 mu, nu = (tensors_of(tree, "", where) for tree in trees)
-                return Moments(_count(count, where), mu, nu)
+                return Moments(count_of(count, where), mu, nu)
             parts += part.values_in_order[:left]
         elif isinstance(part, tuple | list):
             parts += part[:left]
@@ -130,15 +130,6 @@ def number(value: int) -> Tensor:
     """A number as jax keeps it in a state: an int32 array without axes."""
     array = np.asarray(value, np.int32)
     return Tensor("", (), array.dtype, lambda: array)
-
-
-def as_count(value: Any) -> Any:
-    """A number that numpy or jax wrote, for `count_of`."""
-    return value.tensor("count") if isinstance(value, Array) else value
-
-
-def _count(value: Any, where: str) -> int:
-    return count_of(as_count(value), where)
 
 
 def _record(name: str, *values: Any) -> Record:

@@ -8,14 +8,14 @@ Source: numpy's `__reduce__` and `__reduce_ex__`, old and new module paths; jax 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from bridge.legacy.inflate import GzipStream, Span
+from bridge.legacy.inflate import Allowance, GzipStream, Span
 from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.unpickle import (
     Building,
@@ -25,6 +25,7 @@ from bridge.legacy.unpickle import (
     natural,
     read_pickle,
 )
+from bridge.legacy.zip_reader import read_entries
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 
@@ -124,6 +125,21 @@ def read_arrays(stream: GzipStream, path: Path) -> Any:
     return value
 
 
+def read_members(path: Path, names: str) -> dict[str, Any]:
+    """`read_arrays` of the members of a zip whose names match, in full.
+
+    Returns:
+        `values` (name → value), and `others` (the names of the other members).
+    """
+    allowance, values, others = Allowance.of(path), {}, []
+    for entry in read_entries(path):
+        if re.fullmatch(names, entry.name):
+            values[entry.name] = read_arrays(GzipStream(allowance, entry), path)
+        else:
+            others.append(entry.name)
+    return {"values": values, "others": others}
+
+
 def tensors_of(value: Any, name: str, where: str) -> dict[str, Tensor]:
     """The arrays of a tree of dicts by name, keys joined with dots, `name` before them.
 
@@ -134,8 +150,8 @@ def tensors_of(value: Any, name: str, where: str) -> dict[str, Tensor]:
     seen: set[int] = set()
 
     def walk(node: Any, name: str, depth: int) -> None:
-        if isinstance(node, Array):
-            found[name] = node.tensor(name)
+        if isinstance(node, Tensor):
+            found[name] = replace(node, name=name)
             return
         if type(node) is not dict or id(node) in seen or depth > MAX_DEPTH:
             raise BrokenPickle(f"{name or 'it'} is no tree of arrays: {brief(node)}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.unpickle import Named, as_dict, brief, natural, read_pickle
-from bridge.legacy.zip_reader import STORED, names_in, read_entries
+from bridge.legacy.zip_reader import STORED, read_entries
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
@@ -55,9 +55,9 @@ class Storage(NamedTuple):
     """How many numbers."""
 
 
-def is_torch_zip(path: Path) -> bool:
-    """Whether a file is a zip of `torch.save`."""
-    return any(_is_pickle(name) for name in names_in(path))
+def is_pickle(name: str) -> bool:
+    """Whether a member of a zip is the pickle of `torch.save`."""
+    return name.endswith("/data.pkl") and name.count("/") == 1
 
 
 def is_old_torch(path: Path) -> bool:
@@ -91,7 +91,7 @@ class _Archive:
     def __init__(self, path: Path):
         self.path = path
         self.members = {entry.name: entry for entry in read_entries(path)}
-        pickles = [name for name in self.members if _is_pickle(name)]
+        pickles = [name for name in self.members if is_pickle(name)]
         if len(pickles) != 1:
             _refuse(path, "this is no file of torch.save", "it needs one data.pkl")
         self.pickle, self.root = pickles[0], pickles[0].removesuffix("data.pkl")
@@ -182,10 +182,6 @@ class _Archive:
         if crc != entry.crc:
             _refuse(self.path, f"{name} in the file is damaged", "its CRC is another")
         return wanted
-
-
-def _is_pickle(name: str) -> bool:
-    return name.endswith("/data.pkl") and name.count("/") == 1
 
 
 def _device(*names: Any) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
 import bridge
-from tests.bridge.helpers import HEADS, SEED, write_run
+from tests.bridge.helpers import HEADS, SEED, in_this_process, write_run
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +24,10 @@ def model_directory(run, tmp_path_factory):
     target = tmp_path_factory.mktemp("directory") / "model"
     bridge.convert(run, target)
     return target
+
+
+@pytest.fixture(scope="module")
+def readers_here():
+    """Legacy files are read in this process, so that tests can watch the readers."""
+    with in_this_process():
+        yield

@@ -2,9 +2,9 @@
 
     python -m tests.bridge.fuzz --count 20000 --seed 0
 
-Each input is made from the seed and its number alone (`--first N --count 1` repeats one). Readers
-run in a process of their own, with limits: 10 s for an input, 2 GB of memory more than at rest, no
-file larger than 200 MB. Failures are printed; exit code 1 if there are any.
+Each input is made from the seed and its number alone (`--first N --count 1` repeats one). Readers,
+those of legacy files too, run in one process with limits: 10 s for an input, 2 GB of memory more
+than at rest, no file larger than 200 MB. Failures are printed; exit code 1 if there are any.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from bridge.tensors import digest_of
 from jaxmodels.errors import CORRUPT, MISMATCH, NO_SPACE, UNSAFE, UNVERIFIED, USAGE, Problem
 from tests.bridge import fuzz_corpus
 from tests.bridge.fuzz_mutate import mutate
+from tests.bridge.helpers import in_this_process
 
 SECONDS, MEMORY, LARGEST = 10, 2_000_000_000, 200_000_000
 CODES = {USAGE, CORRUPT, UNSAFE, MISMATCH, NO_SPACE, UNVERIFIED}
@@ -226,7 +227,8 @@ def main() -> int:
     parser.add_argument("--child", type=Path)
     options = parser.parse_args()
     if options.child:
-        child(options.seed, options.first, options.count, options.child.resolve())
+        with in_this_process():
+            child(options.seed, options.first, options.count, options.child.resolve())
         return 0
     outcomes, failures = run(options.seed, options.first, options.count)
     for name, number in sorted(outcomes.items()):

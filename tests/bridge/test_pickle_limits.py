@@ -27,6 +27,8 @@ from tests.bridge.zips import (
     write_zip,
 )
 
+pytestmark = pytest.mark.usefixtures("readers_here")
+
 
 def test_the_made_up_array_is_sound_otherwise(tmp_path):
     path = checkpoint(tmp_path / "x.zip", numpy_pickle((2, 2), np.arange(4, dtype="<f4").tobytes()))
@@ -217,6 +219,7 @@ LIMITED = """
 import json, resource, sys
 from bridge.formats import recognise
 from jaxmodels.errors import Problem
+from tests.bridge.helpers import in_this_process
 pages = int(open("/proc/self/statm").read().split()[0])
 most = pages * resource.getpagesize() + 300_000_000
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -224,7 +227,8 @@ spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
 resource.setrlimit(resource.RLIMIT_CPU, (spent + 10, spent + 10))
 from pathlib import Path
 try:
-    recognise(Path(sys.argv[1]))
+    with in_this_process():
+        recognise(Path(sys.argv[1]))
 except Problem as problem:
     print(json.dumps([problem.exit_code, problem.why]))
 """

@@ -11,6 +11,8 @@ from jaxmodels.errors import UNSAFE
 from tests.bridge.helpers import command
 from tests.bridge.zips import PLAIN_STATE, by_global, by_stack, checkpoint, refused, text
 
+pytestmark = pytest.mark.usefixtures("readers_here")
+
 TEXT = "echo hello > HERE"
 
 

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.legacy.torch_file import OLD_FORMAT, is_torch_zip, read_torch
+from bridge.formats import torch_files
+from bridge.legacy.torch_file import OLD_FORMAT, read_torch
 from bridge.legacy.unpickle import MAX_STEPS
 from bridge.tensors import Tensor
 from bridge.torch import to_torch
@@ -62,7 +63,7 @@ def test_what_torch_saved_is_read(tmp_path, protocol):
     }
     path = tmp_path / "any name"
     torch.save(saved, path, pickle_protocol=protocol)
-    assert is_torch_zip(path)
+    assert torch_files.is_file(path)
     found, expected = plain(read_torch(path)), saved
     assert list(found) == list(expected)
     for name, tensor in saved["dtypes"].items():
