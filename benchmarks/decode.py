@@ -4,6 +4,7 @@ Every contestant continues the same prompts by the same number of tokens with it
 and decoding, without compilation; and, in the same rounds, by one token, which tells the two
 apart. Greedy contestants must agree on the first tokens. Decoding reads every weight for every
 token, so memory bandwidth, measured in the same run, is the limit that it is held to at batch 1.
+A bitgen is timed with its ternary weights packed, against the same in float32.
 """
 
 import sys
@@ -25,11 +26,13 @@ from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem
 
 OURS = "jaxmodels"
+UNPACKED = "jaxmodels, not packed"
 STREAM_BYTES = 1 << 28  # read to measure the memory's bandwidth; on an accelerator eight times
 FIRST = "first token"
 RUNS = (
     ("--presets", "charlm:notebook", "charlm:base", "--batches", "1", "8", "32"),
     ("--presets", "wikigpt:base", "bwetaf:53m", "--batches", "1", "8", "32", "--new", "96"),
+    ("--presets", "bitgen:card", "--batches", "1", "8", "--new", "96"),
 )
 QUICK = (
     ("--presets", "charlm:tiny", "wikigpt:tiny", "--batches", "2", "--prompt", "4", "--new", "33",
@@ -92,7 +95,6 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
     run = Run("decode", settings)
     reading = race([Contestant("read", read_memory)], options.rounds)[0]
     read = reading.value / min(reading.seconds)
-    weights = weight_bytes(arch, config)
     raced = race(contestants, options.rounds, warmup=1, isolated=options.isolated)
     timings, first = (
         raced[::2],
@@ -110,6 +112,7 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
     def extra(timing: Timing) -> dict[str, Any]:
         seconds = float(np.median(timing.seconds))
         token = per_token(timing, first[timing.name], options.new)
+        weights = weight_bytes(arch, config, packed=timing.name != UNPACKED)
         same = {"greedy_tokens_agreed": agreed[timing.name]} if way == "greedy" else {}
         return {
             "tokens_per_second": batch * options.new / seconds,
@@ -126,7 +129,8 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
     say(f"added to {save(records, options.out)}")
     print(f"\n### {records[0]['case']}: {options.prompt} + {options.new} tokens, {cores()} threads")
     print(
-        f"memory is read at {read / 1e9:.1f} GB/s; a token reads {weights / 1e6:.1f} MB of weights"
+        f"memory is read at {read / 1e9:.1f} GB/s; a token reads "
+        f"{weight_bytes(arch, config) / 1e6:.1f} MB of weights"
     )
     columns = {
         "tokens_per_second": "tokens/s",
@@ -142,7 +146,9 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
 def _contestants(arch: str, config: Any, size: tuple[int, int, int], way: str) -> list[Contestant]:
     """Each for all tokens and then for the first alone."""
     found: list[tuple[str, Any]] = [(OURS, partial(ours, arch, config))]
-    if device := torch_device():
+    if arch == "bitgen":
+        found.append((UNPACKED, partial(ours, arch, config, packed=False)))
+    elif device := torch_device():
         found.append(("transformers generate", partial(transformers, arch, config, device)))
         found.append(("PyTorch loop", partial(torch_loop, arch, config, device)))
     return [
@@ -164,9 +170,19 @@ def agreement(one: Timing, other: Timing) -> int:
     return int(np.where(same.all(axis=1), same.shape[1], same.argmin(axis=1)).min())
 
 
-def weight_bytes(arch: str, config: Any) -> int:
-    """Bytes of float32 weights that every token needs: all but tables of which it reads a row."""
+def weight_bytes(arch: str, config: Any, packed: bool = True) -> int:
+    """Bytes of weights that every token needs: all but tables of which it reads a row, in float32.
+
+    A bitgen reads its decoder and the head, and of ternary weights a quarter of a byte if packed.
+    """
     shapes = parameter_shapes(arch, config)
+    if arch == "bitgen":
+        head = 4 * prod(shapes["embed/embedding"])
+        decoder = {path: shape for path, shape in shapes.items() if path.startswith("decoder/")}
+        return head + sum(
+            prod(shape) // 4 if packed and path.endswith("/kernel") else 4 * prod(shape)
+            for path, shape in decoder.items()
+        )
     tied = not any(path.startswith("head/") for path in shapes)
     rows = {"pos/embedding"} | (set() if tied else {"embed/embedding"})
     return sum(4 * prod(shape) for path, shape in shapes.items() if path not in rows)

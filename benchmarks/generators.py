@@ -34,9 +34,14 @@ def _prompts(config: Any, size: tuple[int, int, int]) -> list[np.ndarray]:
     return list(rng.integers(2, config.vocab, (INPUTS, *size[:2]), np.int32))
 
 
-def ours(arch: str, config: Any, size: tuple[int, int, int], way: str) -> Call:
-    """`jaxmodels.runtime.generate`, piece by piece as the command prints it; new tokens [b, n]."""
+def ours(arch: str, config: Any, size: tuple[int, int, int], way: str, packed: bool = True) -> Call:
+    """`jaxmodels.runtime.generate`, piece by piece as the command prints it; new tokens [b, n].
+
+    Ternary weights are packed first, unless told otherwise.
+    """
     model, prompts = _model(arch, config), _prompts(config, size)
+    if packed and hasattr(jaxmodels.arch(arch), "pack"):
+        model = jaxmodels.arch(arch).pack(model)
 
     def call(index: int) -> np.ndarray:
         pieces = generate(model, prompts[index % INPUTS], size[2], WAYS[way], seed=index)

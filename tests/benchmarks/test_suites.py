@@ -102,6 +102,22 @@ def test_decode(tmp_path, capsys):
     assert "charlm:tiny batch 2 sampled" in capsys.readouterr().out
 
 
+def test_packed_weights_are_timed_against_float32(tmp_path):
+    words = ["--presets", "bitgen:tiny", "--batches", "2", "--prompt", "4", "--new", "8"]
+    records = decode.main([*words, "--rounds", "1", "--out", str(tmp_path)])
+    packed, plain = records[:2]
+    assert [packed["contestant"], plain["contestant"]] == [decode.OURS, decode.UNPACKED]
+    assert packed["greedy_tokens_agreed"] == plain["greedy_tokens_agreed"] == 8
+    shapes = sizes.shapes("bitgen", jaxmodels.preset("bitgen:tiny")[2])
+    kernels = sum(
+        prod(leaf.shape)
+        for path, leaf in shapes.items()
+        if path.startswith("decoder/") and path.endswith("/kernel")
+    )
+    saved = plain["weight_bytes_per_token"] - packed["weight_bytes_per_token"]
+    assert saved == 4 * kernels - kernels // 4
+
+
 def _parameters():
     shapes = sizes.shapes("charlm", jaxmodels.preset("charlm:tiny")[2])
     return sum(prod(leaf.shape) for leaf in shapes.values())
