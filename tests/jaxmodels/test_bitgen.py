@@ -170,11 +170,11 @@ def test_loss_and_metrics(model):
         "token_accuracy", "memory_kl_loss", "memory_utilization", "memory_quality", "temperature",
     }  # fmt: skip
     assert all(x.dtype == jnp.float32 and jnp.isfinite(x) for x in metrics.values())
-    total = (
-        metrics["contrastive_loss"]
-        + 0.5 * metrics["itm_loss"]
-        + 0.5 * metrics["text_loss"]
-        + 0.1 * metrics["memory_kl_loss"]
+    names = ("contrastive_loss", "itm_loss", "text_loss", "memory_kl_loss")
+    assert model.config.weights == (1.0, 0.5, 3.0, 0.1)
+    assert bitgen.PRESETS["card"].weights == (1.0, 0.5, 0.5, 0.1)
+    total = sum(
+        weight * metrics[name] for weight, name in zip(model.config.weights, names, strict=True)
     )
     assert float(value) == pytest.approx(float(total), rel=1e-6)
     assert float(value) == float(losses(model, batch, None)[0])  # nothing is drawn
