@@ -14,6 +14,7 @@ import sys
 import weakref
 from contextlib import suppress
 from functools import lru_cache
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -22,6 +23,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from bridge.legacy.child import DISTRUST
 from bridge.legacy.inflate import FREE, RATIO
 from bridge.legacy.plain import Garbled, decode
 from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
@@ -31,7 +33,6 @@ from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 MEMORY, SECONDS, BYTES_PER_SECOND = 2**30, 60, 5_000_000
 MAX_ANSWER = 2**25  # bytes of JSON; 1,000 tensors with their optimiser take 400,000
 MAX_TEXT = 10_000  # characters that a problem may say
-DISTRUST = "use it only if you trust it: save its tensors alone, as safetensors, elsewhere"
 PIPE = 2**20  # bytes on their way; with the usual 2**16 large tensors take twice as long
 
 _BEGIN = """
@@ -156,7 +157,7 @@ class Child:
         """Sends a line and takes what comes; raises EOFError, OSError, ValueError."""
         requests, answers = self.process.stdin, self.process.stdout
         assert requests is not None
-        assert answers is not None
+        assert isinstance(answers, BufferedReader)
         if not self.end.alive:
             raise EOFError
         requests.write(json.dumps(request).encode() + b"\n")
@@ -172,7 +173,7 @@ class Child:
         if into is not None and "problem" not in answer:
             if answer != {"bytes": into.nbytes}:
                 raise Garbled("a tensor of another size")
-            if answers.readinto(into) != into.nbytes:  # type: ignore[attr-defined]
+            if answers.readinto(into.data) != into.nbytes:
                 raise EOFError
         return answer
 

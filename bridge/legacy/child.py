@@ -20,6 +20,8 @@ from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 _FORBIDDEN = ("socket.", "subprocess.", "ctypes.", "shutil.", "os.")
 _HARMLESS = "os.listdir"  # imports do it
 
+DISTRUST = "use it only if you trust it: save its tensors alone, as safetensors, elsewhere"
+
 Answer = tuple[dict[str, Any], Iterable[Any]]
 """The line, and the bytes that follow it, in pieces."""
 
@@ -93,7 +95,7 @@ def _answer(request: dict[str, Any], read: Any, tensors: list[Any]) -> Answer:
         Problem(
             "reading the file takes more memory than it should",
             why=f"more than {memory:,} bytes",
-            fix="use it only if you trust it: save its tensors alone, as safetensors, elsewhere",
+            fix=DISTRUST,
             exit_code=UNSAFE,
         )
     )
