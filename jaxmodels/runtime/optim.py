@@ -136,12 +136,10 @@ def _muon(optim: Optim) -> optax.GradientTransformation:
     def update(grads: Arrays, state: Any, params: Any = None) -> tuple[Arrays, Any]:
         kernels, others = parts(grads)
         steps, first = muon.update(kernels, state[0])
-        axes = matrices(kernels)
-        steps = {
-            path: optim.muon_rms * _side(x, axes[path]) ** 0.5 * x for path, x in steps.items()
-        }
         rest, second = adam.update(others, state[1])
-        return {path: (steps | rest)[path] for path in grads}, (first, second)
+        for path, axes in matrices(kernels).items():
+            steps[path] *= optim.muon_rms * _side(kernels[path].shape, axes) ** 0.5
+        return steps | rest, (first, second)
 
     return optax.GradientTransformation(init, update)
 
@@ -157,15 +155,10 @@ def _matrix(path: str, ndim: int) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers(axes[:first], axes[first:])
 
 
-def _side(kernel: Any, axes: MuonDimensionNumbers) -> int:
+def _side(shape: tuple[int, ...], axes: MuonDimensionNumbers) -> int:
     """The longer side of a kernel seen as a matrix: an orthogonal one has numbers of an rms of
     1 / √side."""
-    sides = (
-        prod(kernel.shape[i] for i in held)
-        for held in (axes.reduction_axis, axes.output_axis)
-        if isinstance(held, tuple)
-    )
-    return max(sides)
+    return max(prod(shape[i] for i in held) for held in axes)
 
 
 def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:
