@@ -5,9 +5,11 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+import jaxmodels
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
 from jaxmodels.recipe import Optim, Recipe
@@ -91,19 +93,22 @@ def check_resume(run: Path, resume: str) -> bool:
     return found
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """A run's config.json. What an earlier version did not write has its default, which for a new
+    field is what was done before there was one; a preset may say otherwise."""
+    stored = settings.read_file(path)
+    if (arch := stored.get("arch")) in jaxmodels.ARCHS:
+        stored["model"] = asdict(jaxmodels.arch(arch).Config()) | stored.get("model", {})
+    stored["recipe"] = asdict(Recipe()) | stored.get("recipe", {})
+    stored["recipe"]["optim"] = asdict(Optim()) | stored["recipe"]["optim"]
+    return stored
+
+
 def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) -> None:
     """Refuses to continue a run with settings that would make it another run."""
     if not has_checkpoint or not (run / "config.json").exists():
         return
-    stored = settings.read_file(run / "config.json")
-    # What the run was begun without, by an earlier version, is off, or as it is by default.
-    absent = {"segments": False, "vocab_documents": Recipe.vocab_documents, "patience": 0}
-    stored["recipe"] = absent | stored.get("recipe", {})
-    optim = {"name": "adamw", "momentum": 0.0, "least_lr": 0.0, "lr_scale": ()}
-    optim |= {"muon_rms": Optim().muon_rms, "muon_skip": Optim().muon_skip}
-    stored["recipe"]["optim"] = optim | stored["recipe"].get("optim", {})
-    if stored.get("arch") == "bitgen":
-        stored["model"] = {"weights": (1.0, 0.5, 0.5, 0.1)} | stored.get("model", {})
+    stored = read_settings(run / "config.json")
     changed = settings.differences(
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
         {name: resolved[name] for name in ("arch", "model", "recipe")},

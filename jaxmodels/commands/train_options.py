@@ -10,6 +10,7 @@ from tyro.conf import arg
 import jaxmodels
 from jaxmodels.cli import parse
 from jaxmodels.commands.initial import open_initial
+from jaxmodels.commands.resume import read_settings
 from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import rundir, settings
@@ -109,7 +110,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
         arch, preset, model = jaxmodels.preset(spec or "charlm:notebook")
         recipe = jaxmodels.learner(arch).RECIPES[preset]
     else:
-        changes = settings.read_file(stored)
+        changes = read_settings(stored)
         arch, preset = changes["arch"], changes["preset"]
         _, _, model = jaxmodels.preset(f"{arch}:{preset}")
         recipe = jaxmodels.learner(arch).RECIPES[preset]
