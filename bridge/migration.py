@@ -1,7 +1,8 @@
 """What a checkpoint of one architecture gives to a model of another.
 
-A package says it in `CARRIED`: architecture → rows (our path pattern, their path pattern). What has
-the same shape on both sides is carried, and everything else of the new model begins as it would.
+A package says it in `CARRIED`: architecture → rows (our path pattern, their path pattern). A star
+that ends theirs stands for what the star at the end of ours does. What has the same shape on both
+sides is carried, and everything else of the new model begins as it would.
 """
 
 from collections.abc import Mapping
@@ -67,5 +68,5 @@ def carried(
 def _theirs(rows: tuple[tuple[str, str], ...], path: str) -> str | None:
     for ours, theirs in rows:
         if match := pattern(ours).fullmatch(path):
-            return path if theirs == "*" else fill(theirs, match.groupdict())
+            return fill(theirs, match.groupdict()).replace("*", path[ours.find("*") :])
     return None

@@ -96,13 +96,14 @@ WEIGHTS = tuple((ours, _torch(ours), op) for ours, op in _ROWS_OF_MODEL)
 # the scales that come before each ternary product here.
 CARRIED = {
     "bitgen_stage1": (
-        ("vision/*", "*"),
-        ("embed/embedding", "*"),
-        ("pos/embedding", "*"),
+        ("vision/*", "vision/*"),
+        ("embed/embedding", "embed/embedding"),
+        ("pos/embedding", "pos/embedding"),
         ("project/kernel", "fusion/project/kernel"),
         ("project/bias", "fusion/project/bias"),
         ("temperature", "fusion/temperature"),
     ),
+    "dinov2": (("vision/*", "*"),),
 }
 
 

@@ -4,6 +4,7 @@ from jaxmodels.bitgen_stage1.config import PRESETS, RECIPES, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
+    "CARRIED",
     "PRESETS",
     "RECIPES",
     "SEED",
@@ -26,6 +27,7 @@ __getattr__ = lazy(
         "commit": "objective",
         "WHOLE": "objective",
         "WRITTEN": "layout",
+        "CARRIED": "layout",
         "SHARDING": "layout",
         "WEIGHTS": "layout",
         "SEED": "layout",

@@ -138,6 +138,9 @@ def _torch(path: str) -> str:
 
 
 # Our path, the PyTorch twin's name, op (bridge/ops.py).
+
+CARRIED = {"dinov2": (("vision/*", "*"),)}
+
 WEIGHTS = tuple((ours, _torch(ours), op) for ours, _, op in SEED)
 
 

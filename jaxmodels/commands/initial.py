@@ -16,7 +16,8 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
     """Architecture, preset of the recipe, Config and opened checkpoint (`bridge.sources.Source`).
 
     Fields that only matter in training (dropout), which a checkpoint of another program need not
-    say, are the preset's.
+    say, are the preset's. Of another architecture the vocabulary is taken, where it has words; what
+    is but a part of the model (dinov2) brings its Config.
 
     Args:
         path: any source of `bridge.load`.
@@ -37,7 +38,9 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
         )
     arch, preset, model = jaxmodels.preset(spec or f"{source.arch}:{source.preset}")
     if arch != source.arch:
-        return arch, preset, replace(model, vocab=source.config.vocab), source
+        is_part = hasattr(model, source.arch)
+        taken = {source.arch: source.config} if is_part else {"vocab": source.config.vocab}
+        return arch, preset, replace(model, **taken), source
     trained = {name: getattr(model, name) for name in source.assumed if name.startswith("dropout")}
     return arch, preset, replace(source.config, **trained), source
 

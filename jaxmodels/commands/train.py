@@ -108,6 +108,7 @@ def _prepare(
     run: Path, options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any
 ) -> tuple[Any, Train[Any]]:
     """The data, and the options with its vocabulary; refuses what does not go together."""
+    from bridge.vocabulary import used
     from jaxmodels.runtime import platform
 
     stop.check()
@@ -118,6 +119,8 @@ def _prepare(
     _check_devices(jaxmodels.arch(resolved["arch"]), options)
     refuse_other_kind(options.recipe.data, options.model, resolved["arch"])
     resume.compare_settings(run, resolved, has_checkpoint)
+    if source is not None and not used(source.config):
+        source = None  # a tower alone knows no words: they are the data's
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
     if source is not None and tokenizer is None:
         refuse_own_characters(options.recipe, source)

@@ -1,4 +1,4 @@
-"""A run of bitgen that begins from a checkpoint of Stage 1: what fits is carried, the rest told."""
+"""A run that begins from another architecture: what fits is carried, the rest told."""
 
 from dataclasses import replace
 
@@ -9,8 +9,11 @@ import jaxmodels
 from bridge import migration
 from bridge.sources import open_source, parameter_shapes
 from jaxmodels import bitgen
+from jaxmodels.commands.initial import open_initial
 from jaxmodels.errors import Problem
-from tests.bridge.helpers import random_params, write_run
+from tests.bridge.helpers import GOLDEN, random_params, write_run
+
+TOWER = GOLDEN.parent / "dinov2" / "hf"
 
 # Sizes of bitgen:tiny that Stage 1's tiny preset fits.
 LIKE = {
@@ -61,3 +64,16 @@ def test_a_model_that_nothing_fits_is_refused(stage1):
     with pytest.raises(Problem) as caught:
         migration.carried(bitgen, open_source(stage1), shapes)
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("arch", ["bitgen", "bitgen_stage1"])
+def test_a_published_tower_is_carried_whole(arch):
+    """Its Config comes along: sizes, and how positions are interpolated."""
+    _, _, config, source = open_initial(str(TOWER), f"{arch}:tiny")
+    assert config.dinov2 == source.config != jaxmodels.preset(f"{arch}:tiny")[2].dinov2
+    assert config.vocab == jaxmodels.preset(f"{arch}:tiny")[2].vocab
+    tensors, notes = migration.carried(jaxmodels.arch(arch), source, parameter_shapes(arch, config))
+    assert tensors.keys() == {f"vision/{path}" for path in source.tensors}
+    assert notes[1] == "left there: nothing"
+    for path, tensor in source.tensors.items():
+        np.testing.assert_array_equal(tensors[f"vision/{path}"].read(), tensor.read())

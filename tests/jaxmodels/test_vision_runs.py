@@ -18,6 +18,7 @@ from jaxmodels.runtime.sharding import head_counts
 from tests.jaxmodels import scenes
 from tests.jaxmodels.helpers import losses, params, same, train
 
+TOWER = Path(__file__).parents[1] / "golden" / "dinov2" / "hf"
 CARD = {"contrastive_loss", "acc_t2i", "acc_i2t", "itm_loss", "itm_acc", "text_loss", "perplexity"}
 CARD |= {"token_accuracy", "memory_kl_loss", "memory_utilization", "memory_quality", "temperature"}
 
@@ -39,6 +40,34 @@ def stage1(data, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("stage1") / "run"
     assert scenes.train("bitgen_stage1", data, run) == DONE
     return run
+
+
+def test_a_run_begins_with_a_published_tower_which_may_be_frozen(data, tmp_path):
+    run, sizes = tmp_path / "run", scenes.SIZES["bitgen"]
+    words = ["train", "bitgen:tiny", "--data", data, "--out", str(run), *scenes.FLAGS]
+    words += sizes[: sizes.index("--model.dinov2.dim")]  # the tower brings its own
+    assert main([*words, "--init", str(TOWER), "--optim.lr-scale", "vision/*", "0"]) == DONE
+    tower = bridge.open_source(TOWER)
+    begun = {f"vision/{path}": tensor.read() for path, tensor in tower.tensors.items()}
+    ended = params(run, 4)
+    assert same({path: ended[path] for path in begun}, begun)
+    assert main(["train", "--out", str(run), "--steps", "5"]) == DONE
+    config = bridge.load(run).config
+    assert config.dinov2 == tower.config
+    assert config.vocab == len(ended["embed/embedding"]) < 64  # of the words in the captions
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(data, tmp_path):
+    """It said nothing of Muon and of weights; what the preset says of them now is not for it."""
+    run = tmp_path / "run"
+    flags = ["--optim.name", "adamw", "--optim.muon-rms", "0.2"]
+    flags += ["--model.weights", "1", "0.5", "0.5", "0.1"]
+    assert scenes.train("bitgen", data, run, *flags) == DONE
+    config = json.loads((run / "config.json").read_text())
+    del config["model"]["weights"], config["recipe"]["optim"]["muon_rms"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["train", "--out", str(run), "--steps", "5"]) == DONE
+    assert bridge.load(run).config.weights == (1.0, 0.5, 0.5, 0.1)
 
 
 def answer(capsys, *words: str) -> dict:
