@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int8, UInt8
 
 from jaxmodels.layers.norm import layer_norm
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import exact, wide
 
 # Least γ and least max |x|, as transformers has them.
 LEAST = 1e-5
@@ -75,7 +75,7 @@ def _backward(kept: Any, of_y: Array) -> tuple[Array, Array]:
 
 def _matmul(a: Array, b: Array) -> Array:
     """Summed in float32, or in float64 what is in float64."""
-    return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+    return jnp.matmul(a, b, preferred_element_type=wide(a.dtype))
 
 
 product.defvjp(_forward, _backward)

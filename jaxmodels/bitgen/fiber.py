@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import HIDDEN
+from jaxmodels.layers.precision import exact, wide
 
 # FIBER keeps the temperature between these.
 COLDEST, WARMEST = 0.001, 1.0
@@ -108,7 +109,7 @@ def contrast(
             "bd,nd->bn",
             query,
             jax.lax.stop_gradient(everything),
-            preferred_element_type=jnp.float32,
+            preferred_element_type=wide(query.dtype),
         )
         sims = product / temperature
         allowed = jnp.concatenate([jnp.ones(b, bool), filled])
@@ -141,7 +142,7 @@ def matching(
     logits: Float[Array, "n 2"], labels: Int[Array, "n"], counts: Bool[Array, "n"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy and accuracy of "does the text tell of the image", over pairs that count."""
-    logits = logits.astype(jnp.float32)
+    logits = exact(logits)
     scores = jax.nn.log_softmax(logits, axis=1)
     weight = counts / counts.sum()
     loss = -(weight * jnp.take_along_axis(scores, labels[:, None], axis=1)[:, 0]).sum()

@@ -23,6 +23,7 @@ from jaxmodels.bitgen.memory import Episode
 from jaxmodels.bitgen.model import Model
 from jaxmodels.bitgen.momentum import follow, following
 from jaxmodels.layers.losses import chunked_scores
+from jaxmodels.layers.precision import exact
 
 SMOOTHING = 0.1
 # The rows of a batch are compared with each other: a micro-batch may not be cut.
@@ -64,7 +65,7 @@ def loss(
         keys = model.image_pool(seen.mean(axis=1))
         ids = batch["image_id"]
         same = fiber.alike(ids, tokens)
-        tau = fiber.clamped(model.temperature[...].astype(jnp.float32))
+        tau = fiber.clamped(exact(model.temperature[...]))
         both = (text, keys)
         kept = _slow_features(model, batch) if model.config.momentum else both
         itc = fiber.contrast(both, kept, model.queue, ids, same, tau)
@@ -152,8 +153,8 @@ def _writing(
     head = model.embed.embedding[...]
     plain, accuracy = chunked_scores(hidden, head, tokens, real)
     # −0.9 log p(target) − 0.1 · mean of log p: what is added is a difference of two logits.
-    above = head[tokens].astype(jnp.float32) - head.astype(jnp.float32).mean(axis=0)
-    margin = (hidden.astype(jnp.float32) * above).sum(axis=-1)
+    above = exact(head[tokens]) - exact(head).mean(axis=0)
+    margin = (exact(hidden) * above).sum(axis=-1)
     smoothed = plain + SMOOTHING * (margin * real).sum() / real.sum()
     metrics = {
         "text_loss": smoothed,

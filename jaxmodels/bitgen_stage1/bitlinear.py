@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxmodels.bitgen_stage1.state import Buffer
+from jaxmodels.layers.precision import exact
 
 
 def ternary(weights: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, ""]]:
@@ -44,9 +45,8 @@ class BitLinear(nnx.Module):
         kernel, bias = self.kernel[...], self.bias[...]
         if not quantised:
             return x.astype(kernel.dtype) @ kernel + bias
-        wide = jnp.promote_types(kernel.dtype, jnp.float32)
-        weights, weight_scale = ternary(kernel.astype(wide))
-        values, scale = eight_bits(x.astype(wide))
+        weights, weight_scale = ternary(exact(kernel))
+        values, scale = eight_bits(x.astype(weights.dtype))
         # Whole numbers below 2^24: exact in float32, as the seed's product is.
         product = jnp.matmul(values, weights, precision=jax.lax.Precision.HIGHEST)
         return product * weight_scale * scale + bias

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 
 from jaxmodels.bitgen_stage1.bitlinear import BitLinear
 from jaxmodels.bitgen_stage1.config import Config
-from jaxmodels.bitgen_stage1.parts import drop, norm, wide
+from jaxmodels.bitgen_stage1.parts import drop, norm
 from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
 
 
@@ -96,4 +97,4 @@ class Decoder(nnx.Module):
 
     def logits(self, x: Float[Array, "*b d"], *, quantised: bool) -> Float[Array, "*b v"]:
         """float32 logits of what a call gave."""
-        return wide(self.head(x, quantised=quantised))
+        return exact(self.head(x, quantised=quantised))

@@ -18,10 +18,11 @@ from jaxmodels.bitgen_stage1.config import Config
 from jaxmodels.bitgen_stage1.decoder import Decoder
 from jaxmodels.bitgen_stage1.fusion import Fusion, Mlp
 from jaxmodels.bitgen_stage1.memory import Memory, Recall
-from jaxmodels.bitgen_stage1.parts import apply, drop, embedding, linear, norm, wide
+from jaxmodels.bitgen_stage1.parts import apply, drop, embedding, linear, norm
 from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import product_in_parts, spread
 
@@ -175,7 +176,7 @@ class Model(nnx.Module):
                 exit_code=USAGE,
             )
         rows = self.embed.embedding[...][tokens] + self.pos.embedding[...][: tokens.shape[1]]
-        return drop(spread(wide(rows), "data", ...), self.config.dropout, rngs)
+        return drop(spread(exact(rows), "data", ...), self.config.dropout, rngs)
 
     def seen(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
         """Images, values in [0, 1], as one vector each: resized, normalised, seen by the tower."""
@@ -184,4 +185,4 @@ class Model(nnx.Module):
             images = jax.image.resize(images, (batch, side, side, 3), "linear", antialias=False)
         images = (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(STD, images.dtype)
         patches = self.vision(images)[:, 1 + self.config.dinov2.registers :]
-        return wide(apply(self.fusion.project, patches.mean(axis=1)))
+        return exact(apply(self.fusion.project, patches.mean(axis=1)))

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, Int
 from jaxmodels.bitgen_stage1.decoder import Decoder
 from jaxmodels.bitgen_stage1.memory import Written
 from jaxmodels.bitgen_stage1.model import Model
-from jaxmodels.bitgen_stage1.parts import no_gradient, wide
+from jaxmodels.bitgen_stage1.parts import no_gradient
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.losses import LOGITS_BYTES
+from jaxmodels.layers.precision import exact
 
 # The loss compares the rows of a batch: it cannot be computed in slices.
 WHOLE = True
@@ -58,7 +59,7 @@ def loss(
         noise = jax.random.normal(rngs.dropout(), model.memory.mean.shape)
     out = model(tokens, images, noise=noise, rngs=rngs)
     store: dict[str, Any] = {}
-    mean = wide(model.memory.mean[...])
+    mean = exact(model.memory.mean[...])
     writes = model.memory.write_count[...]
     if rngs is not None:
         store["written"] = written = model.memory.to_write(out.recall)
@@ -119,7 +120,7 @@ def contrasted(
     """
     rows = jnp.arange(len(text))
     near = _product(text, image.T)  # text by image
-    temperature = wide(temperature)
+    temperature = exact(temperature)
     to_image = jnp.concatenate([near, _product(text, images)], axis=1) / temperature
     to_text = jnp.concatenate([near.T, _product(image, texts)], axis=1) / temperature
     contrast = (_first(to_image) + _first(to_text)) / 2

@@ -32,11 +32,6 @@ def apply(layer: nnx.Linear, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
     return layer(x.astype(layer.kernel[...].dtype))
 
 
-def wide(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """x in float32, or in float64 where it is that."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def drop(x: Float[Array, "*s"], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "*s"]:
     """x with dropout when there are rngs."""
     return x if rngs is None else dropout(x, rate, rngs.dropout())

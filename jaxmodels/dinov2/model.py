@@ -18,6 +18,7 @@ from jaxmodels.dinov2.config import Config
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.precision import exact, wide
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.resize import bicubic
 from jaxmodels.layers.sharding import spread
@@ -147,12 +148,11 @@ class Model(nnx.Module):
     def positions(self, rows: int, columns: int) -> Float[Array, "n d"]:
         """float32 positions of a grid of patches, line by line; interpolated unless it is the
         one that they were learned on."""
-        wide = jnp.promote_types(self.pos[...].dtype, jnp.float32)
-        side, grid = self.config.side, self.pos[1:].astype(wide)
+        side, grid = self.config.side, exact(self.pos[1:])
         if rows == columns == side:
             return grid
         matrices = (bicubic(side, n, self.config.interpolation) for n in (rows, columns))
-        down, across = (jnp.asarray(matrix, wide) for matrix in matrices)
+        down, across = (jnp.asarray(matrix, grid.dtype) for matrix in matrices)
         square = rearrange(grid, "(r c) d -> r c d", r=side)
         # In whole float32 on a TPU too, whose products round to bfloat16 otherwise.
         resized = jnp.einsum("nr,mc,rcd->nmd", down, across, square, precision="highest")
@@ -167,7 +167,7 @@ class Model(nnx.Module):
             "bne,ed->bnd",
             pieces.astype(kernel.dtype),
             rearrange(kernel, "p q k d -> (p q k) d"),
-            preferred_element_type=jnp.promote_types(kernel.dtype, jnp.float32),
+            preferred_element_type=wide(kernel.dtype),
         )
         return product + self.patch.bias[...]
 

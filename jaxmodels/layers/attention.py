@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.kernels import fused
+from jaxmodels.layers.precision import wide
 from jaxmodels.layers.sharding import spread
 
 # `blocked_attention` takes so many queries at a time.
@@ -41,8 +42,7 @@ def attention(
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped.
     """
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide)
+    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide(q.dtype))
     scores = scores * q.shape[-1] ** -0.5
     allowed = mask if mask.ndim == 2 else mask[:, None]
     weights = jax.nn.softmax(jnp.where(allowed, scores, HIDDEN), axis=-1).astype(q.dtype)

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.layers.attention import HIDDEN, attention
+from jaxmodels.layers.precision import wide
 
 
 class KVCache(NamedTuple):
@@ -90,8 +91,7 @@ class KVCache(NamedTuple):
         next step, and XLA would copy the whole cache for each.
         """
         keys, values = self.keys[layer], self.values[layer]
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        product = partial(jnp.einsum, preferred_element_type=wide)
+        product = partial(jnp.einsum, preferred_element_type=wide(q.dtype))
         # The slot that this token will take is not looked at: what it holds is then too old.
         slots = jnp.arange(self.size)
         seen = (slots < self.length) & (slots != self.length % self.size)

@@ -9,6 +9,7 @@ from einops import rearrange
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxmodels.layers.precision import exact, wide
 from jaxmodels.layers.sharding import axis_size, spread
 
 # Most bytes of float32 logits that `chunked_cross_entropy` holds at once.
@@ -17,7 +18,7 @@ LOGITS_BYTES = 1 << 26
 
 def cross_entropy(logits: Float[Array, "*b v"], targets: Int[Array, "*b"]) -> Float[Array, ""]:
     """Mean of −log softmax(logits)[target] in nats, computed in float32."""
-    logits = logits.astype(jnp.float32)
+    logits = exact(logits)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
 
@@ -54,7 +55,8 @@ def chunked_scores(
     mask: Int[Array, "b t"] | Bool[Array, "b t"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """As `chunked_cross_entropy`, and the share of targets that were the likeliest token."""
-    weight = jnp.ones(targets.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    weight = jnp.ones(targets.shape) if mask is None else mask
+    weight = weight.astype(wide(x.dtype))
     weight = weight / jnp.maximum(weight.sum(), 1)
     if axis_size("data") == 1 or len(x) % axis_size("data"):
         return _mean(x, head, targets, weight)
@@ -77,7 +79,7 @@ def _mean(x: Array, head: Array, targets: Array, weight: Array) -> tuple[Array, 
         part, hits, _ = _loss(head, *chunk)
         return (totals[0] + part, totals[1] + hits), None
 
-    zeros = jnp.zeros(()), jnp.zeros(())
+    zeros = jnp.zeros((), weight.dtype), jnp.zeros((), weight.dtype)
     return jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))[0]
 
 
@@ -86,12 +88,12 @@ def _mean_and_gradients(
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     def add(totals: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
         part, hits, of_logits = _loss(head, *chunk)
-        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        product = partial(jnp.einsum, preferred_element_type=weight.dtype)
         of_head = totals[2] + product("nv,nd->vd", of_logits, chunk[0])
         of_x = product("nv,vd->nd", of_logits, head).astype(x.dtype)
         return (totals[0] + part, totals[1] + hits, of_head), of_x
 
-    zeros = jnp.zeros(()), jnp.zeros(()), jnp.zeros(head.shape, jnp.float32)
+    zeros = tuple(jnp.zeros(shape, weight.dtype) for shape in ((), (), head.shape))
     (total, hits, of_head), of_x = jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))
     of_x = rearrange(of_x, "c (b t) d -> b (c t) d", b=len(x))[:, : x.shape[1]]
     return (total, hits), (of_x, of_head.astype(head.dtype))
@@ -125,13 +127,13 @@ def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
 
 def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, Array, Array]:
     """A chunk's parts of the means, and the gradient of the loss with respect to its logits."""
-    logits = jnp.einsum("nd,vd->nv", x, head, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("nd,vd->nv", x, head, preferred_element_type=weight.dtype)
     top = logits.max(axis=-1)
     # One exponential for the sum and the gradient: XLA's sum of exponentials is slow on a CPU.
     powers = jnp.exp(logits - top[..., None])
     total = powers.sum(axis=-1)
     # Once more, so that the logits need not be kept beside their powers.
-    picked = jnp.sum(x.astype(jnp.float32) * head[targets], axis=-1)
+    picked = jnp.sum(exact(x) * head[targets], axis=-1)
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
     of_logits = powers * (weight / total)[..., None] - weight[..., None] * hot
     # The likeliest is the one whose power is e to 0.
