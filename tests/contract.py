@@ -14,6 +14,7 @@ from flax import nnx
 import jaxmodels
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.paths import split
+from jaxmodels.runtime.step import State
 
 archs = pytest.mark.parametrize("arch", jaxmodels.ARCHS)
 # Those that are but a part of others read images and have no loss.
@@ -91,6 +92,29 @@ def exact(model):
     """The model in float64: 8-bit levels are then the same whatever the order of sums."""
     skeleton, params, rest = split(model)
     return skeleton.merge({p: x.astype(jnp.float64) for p, x in params.items()}, rest)
+
+
+def in_float64(recipe: Recipe, state: State) -> tuple[Recipe, State, State]:
+    """A recipe, a state and its abstract form in float64, with scales of norms away from 1.
+
+    With scales of 1 and dropped neighbours, two activations may be whole numbers of one unit, and
+    the one lie exactly between two of the 8-bit levels that the other spans.
+    """
+    drawn = np.random.default_rng(0)
+    params = {
+        path: leaf * (1 + 0.1 * drawn.normal(size=leaf.shape)) if "norm" in path else leaf
+        for path, leaf in sorted(state.params.items())
+    }
+
+    def wide(leaf: jax.Array) -> jax.Array:
+        dtype = jnp.float64 if leaf.dtype == jnp.float32 else leaf.dtype
+        return jax.device_put(leaf.astype(dtype), leaf.sharding)
+
+    wider = jax.tree.map(wide, state._replace(params=params))
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), wider
+    )
+    return replace(recipe, dtype="float64"), wider, abstract
 
 
 @cache
