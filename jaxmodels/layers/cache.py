@@ -95,11 +95,15 @@ class KVCache(NamedTuple):
         # The slot that this token will take is not looked at: what it holds is then too old.
         slots = jnp.arange(self.size)
         seen = (slots < self.length) & (slots != self.length % self.size)
-        before = jnp.where(seen, product("bthk,bhks->bhts", q, keys), HIDDEN)
-        scores = jnp.concatenate([before, product("bthk,bthk->bht", q, k)[..., None]], axis=-1)
-        weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
-        out = jnp.einsum("bhts,bhks->bthk", weights[..., :-1], values)
-        out = out + rearrange(weights[..., -1], "b h t -> b t h 1") * v
+        scale = q.shape[-1] ** -0.5
+        before = jnp.where(seen, scale * product("bthk,bhks->bhts", q, keys), HIDDEN)
+        own = scale * product("bthk,bthk->bht", q, k)
+        top = jnp.maximum(before.max(axis=-1), own)
+        weights, its = jnp.exp(before - top[..., None]), jnp.exp(own - top)
+        total = weights.sum(axis=-1) + its
+        out = product("bhts,bhks->bthk", weights.astype(q.dtype), values)
+        out = out + rearrange(its, "b h t -> b t h 1") * v
+        out = (out / rearrange(total, "b h t -> b t h 1")).astype(q.dtype)
         # Nothing of what is written depends on what was read. That it seems to makes XLA write
         # after it has read, in place; free to choose, it copies.
         after = 0 * out[:1, :1, :1, :1]

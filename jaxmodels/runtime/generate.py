@@ -1,7 +1,7 @@
 """The one generation loop: prefill the prompt, then decode in compiled pieces."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -105,13 +105,13 @@ def _stretch(
     padded = _pad(prompt, size)
     draw = seed, sampling
     state = _prefill(fixed, params, rest, padded, filled, drawn, images, *draw, size=size)
-    waiting, n = state[0][:, None], 1
+    waiting, n, decode = state[0][:, None], 1, _decoder(params, rest, len(prompt))
     for left in range(count - 1, 0, -fixed.chunk):
         n = min(left, fixed.chunk)
         if filled + n > size < fixed.context:
             size = _room(filled + n, fixed.context)
             state = _grow(state, size=size)
-        state, tokens = _decode(fixed, params, rest, state, *draw, n)
+        state, tokens = decode(fixed, params, rest, state, *draw, n)
         filled += n
         yield fetch(waiting)
         waiting = tokens
@@ -184,8 +184,7 @@ def _prefill(
     return _draw(fixed, model, logits, number, sampling), cache, drawn + 1
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _decode(
+def _pieces(
     fixed: Fixed, params: Arrays, rest: Arrays, state: Any, seed: Any, sampling: Sampling, n: Any
 ) -> tuple[Any, jax.Array]:
     """Draws n ≤ chunk tokens for each row: the state after them, and int32 [b, chunk].
@@ -204,6 +203,33 @@ def _decode(
         return (token, cache, drawn + 1), tokens.at[:, i].set(token)
 
     return jax.lax.fori_loop(0, n, one, (state, jnp.zeros((rows, fixed.chunk), jnp.int32)))
+
+
+# On a CPU, XLA cuts the weights of each product into blocks (YNNPACK) unless it is told not to. So
+# many rows do not pay for that (`benchmarks/LOG.md`).
+UNCUT = range(8, 32)
+_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+_decode = jax.jit(_pieces, static_argnums=0, donate_argnums=3)
+_decode_uncut = jax.jit(_pieces, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS)
+
+
+def _decoder(params: Arrays, rest: Arrays, rows: int) -> Callable[..., tuple[Any, jax.Array]]:
+    """`_pieces`, compiled for so many rows; only products of float32 have the choice."""
+    kinds = {leaf.dtype.name for leaf in (*params.values(), *rest.values())}
+    uncut = rows in UNCUT and not kinds & {"bfloat16", "float16", "uint8"} and _optional()
+    return _decode_uncut if uncut else _decode
+
+
+@cache
+def _optional() -> bool:
+    """Whether this XLA knows the option, which is an experiment of its authors."""
+    if jax.default_backend() != "cpu":
+        return False
+    try:
+        jax.jit(lambda: 0, compiler_options=_OPTIONS)()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _draw(
