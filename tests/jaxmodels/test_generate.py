@@ -1,0 +1,33 @@
+"""Which program decodes; what it writes is in tests/test_contract.py."""
+
+import jax.numpy as jnp
+import pytest
+
+from jaxmodels.runtime import generate
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "uncut"),
+    [
+        (1, "float32", False),
+        (8, "float32", True),
+        (31, "float32", True),
+        (32, "float32", False),
+        (8, "bfloat16", False),
+        (8, "uint8", False),
+    ],
+)
+def test_products_of_some_rows_of_float32_are_not_cut(rows, kind, uncut):
+    leaves = {"a": jnp.zeros(1), "b": jnp.zeros(1, kind)}
+    found = generate._decoder(leaves, {}, rows)
+    assert found is (generate._decode_uncut if uncut else generate._decode)
+
+
+def test_an_xla_without_the_option_decodes_as_usual(monkeypatch):
+    monkeypatch.setattr(generate, "_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    generate._optional.cache_clear()
+    try:
+        assert generate._decoder({"a": jnp.zeros(1)}, {}, 8) is generate._decode
+    finally:
+        monkeypatch.undo()
+        generate._optional.cache_clear()
