@@ -15,6 +15,7 @@ from tyro.conf import Positional
 from benchmarks.machine import RESULTS
 from jaxmodels.cli import emit, fail, parse, say
 from jaxmodels.errors import DONE, INTERNAL, USAGE, Problem
+from jaxmodels.runtime import platform
 
 # suite → (module with `main(words)`, RUNS and QUICK, what it measures)
 SUITES = {
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> int:
     for name in named:
         _known(name)
     options = parse(Bench, [*named, *own, *(() if one else rest)], "bench")
+    platform.keep_memory()  # as the verbs that compute do; in one process, peers have it too
     # Both sides may use one GPU: neither may take it whole at the start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     before = _read(options.compare)

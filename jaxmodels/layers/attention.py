@@ -10,7 +10,7 @@ from jaxmodels.layers.kernels import fused
 from jaxmodels.layers.precision import wide
 from jaxmodels.layers.sharding import spread
 
-# `blocked_attention` takes so many queries at a time.
+# `blocked_attention` takes at most so many queries at a time.
 QUERIES = 128
 # Its blocks are grouped into so many loops; blocks of one loop meet the same keys.
 LOOPS = 4
@@ -159,10 +159,11 @@ def _loop(
     if t <= QUERIES:
         return (block if s <= QUERIES else jax.checkpoint(block))((q, positions, own))
     count = -(-t // QUERIES)
+    size = -(-t // count)
 
     def cut(x: Array) -> Array:
         """[b, t, …] → [n, b, t/n, …]"""
-        more = [(0, 0), (0, count * QUERIES - t)] + [(0, 0)] * (x.ndim - 2)
+        more = [(0, 0), (0, count * size - t)] + [(0, 0)] * (x.ndim - 2)
         return rearrange(jnp.pad(x, more), "b (n t) ... -> n b t ...", n=count)
 
     parts = cut(q), cut(positions[None])[:, 0], None if own is None else cut(own)

@@ -1,5 +1,6 @@
-"""The process: where compiled programs are kept, and who may write to the terminal."""
+"""The process: its memory, where compiled programs are kept, who may write to the terminal."""
 
+import ctypes
 import logging
 import os
 import platform
@@ -13,16 +14,38 @@ def prepare() -> None:
     """What every verb that runs JAX does first.
 
     Keeps compiled programs on disk, so that the second start of a run is quick; they live in
-    `$JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder.
+    `$JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder. Keeps memory (`keep_memory`).
     """
     import jax
 
+    keep_memory()
     silence_storage()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "jaxmodels" / "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def keep_memory() -> None:
+    """Makes the process keep memory that it frees for the next step, up to half a gigabyte.
+
+    On a CPU, XLA takes its temporary memory anew for every step. Pieces of some megabytes the C
+    library of Linux gives back to the system each time, which then clears the same memory again,
+    page by page: up to an eighth of a train step, and half of a forward pass
+    (`benchmarks/LOG.md`). Does nothing where that library is not glibc, or where the
+    environment says how it is to be done (`MALLOC_…`).
+    """
+    known = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    if not known or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_MMAP_THRESHOLD, 64 << 20)  # larger ones are mapped and given back as before
+    library.mallopt(_TRIM_THRESHOLD, 512 << 20)
+
+
+# Of malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def environment() -> dict[str, str]:
