@@ -49,8 +49,9 @@ class Scaling:
     """Numbers of devices, 1 first."""
     chip: Literal["v4", "v5e", "v5p", "v6e"] = "v5e"
     """The chip whose peak rate, memory and links bound the time."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of the computation."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation. XLA's compiler for a CPU ends when parts of it are bfloat16
+    and summed across devices (jaxlib 0.10.2): float32 by default."""
     out: Path = RESULTS
     """Folder whose scaling.jsonl the results are added to."""
 
