@@ -92,13 +92,13 @@ def markdown(records: Sequence[Record]) -> str:
 
 def _sections(machine: str, records: list[Record]) -> list[str]:
     order = list(RACES)
+    # Greedy decoding stands for both: drawing takes peers longer still. The records have both.
     raced = [r for r in records if r["suite"] in RACES and not r["case"].endswith(" sampled")]
     raced.sort(key=lambda r: order.index(r["suite"]))
     rows = [row for record in raced if (row := _race(record, records))]
     parts = []
     if rows:
         head = ["", OURS, "others in the same run", "times as fast"]
-        # Sampled as they are, tokens take peers longer than greedy ones: the records have both.
         parts += [f"{machine}; {_origin(raced)}:", _table(head, rows)]
     if host := [_host(record) for record in records if _is(record, "host", "loop")]:
         parts.append(_table(["what a step costs the host", "ms"], host))

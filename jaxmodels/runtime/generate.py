@@ -184,7 +184,7 @@ def _prefill(
     return _draw(fixed, model, logits, number, sampling), cache, drawn + 1
 
 
-def _pieces(
+def _piece(
     fixed: Fixed, params: Arrays, rest: Arrays, state: Any, seed: Any, sampling: Sampling, n: Any
 ) -> tuple[Any, jax.Array]:
     """Draws n ≤ chunk tokens for each row: the state after them, and int32 [b, chunk].
@@ -209,12 +209,12 @@ def _pieces(
 # many rows do not pay for that (`benchmarks/LOG.md`).
 UNCUT = range(8, 32)
 _OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-_decode = jax.jit(_pieces, static_argnums=0, donate_argnums=3)
-_decode_uncut = jax.jit(_pieces, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS)
+_decode = jax.jit(_piece, static_argnums=0, donate_argnums=3)
+_decode_uncut = jax.jit(_piece, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS)
 
 
 def _decoder(params: Arrays, rest: Arrays, rows: int) -> Callable[..., tuple[Any, jax.Array]]:
-    """`_pieces`, compiled for so many rows; only products of float32 have the choice."""
+    """`_piece`, compiled for so many rows; only products of float32 have the choice."""
     kinds = {leaf.dtype.name for leaf in (*params.values(), *rest.values())}
     uncut = rows in UNCUT and not kinds & {"bfloat16", "float16", "uint8"} and _optional()
     return _decode_uncut if uncut else _decode

@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+# Of malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
 
 def prepare() -> None:
     """What every verb that runs JAX does first.
@@ -32,7 +35,7 @@ def keep_memory() -> None:
 
     On a CPU, XLA takes its temporary memory anew for every step. Pieces of some megabytes the C
     library of Linux gives back to the system each time, which then clears the same memory again,
-    page by page: up to an eighth of a train step, and half of a forward pass
+    page by page: up to a tenth of a train step, and 40% of a forward pass
     (`benchmarks/LOG.md`). Does nothing where that library is not glibc, or where the
     environment says how it is to be done (`MALLOC_…`).
     """
@@ -42,10 +45,6 @@ def keep_memory() -> None:
     library = ctypes.CDLL(None)
     library.mallopt(_MMAP_THRESHOLD, 64 << 20)  # larger ones are mapped and given back as before
     library.mallopt(_TRIM_THRESHOLD, 512 << 20)
-
-
-# Of malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def environment() -> dict[str, str]:
