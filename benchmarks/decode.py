@@ -23,7 +23,7 @@ from benchmarks.machine import cores
 from benchmarks.peers import torch_device
 from bridge.sources import parameter_shapes
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import UNVERIFIED, Problem
+from jaxmodels.errors import UNVERIFIED, Problem, within
 
 OURS = "jaxmodels"
 UNPACKED = "jaxmodels, not packed"
@@ -60,6 +60,12 @@ class Decode:
     """Give each contestant a process of its own; also tells its peak memory."""
     out: Path = RESULTS
     """Folder whose decode.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        for batch in self.batches:
+            within("--batches", batch, 1)
+        for name in ("prompt", "new", "rounds"):
+            within(f"--{name}", getattr(self, name), 1)
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

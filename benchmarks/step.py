@@ -27,6 +27,7 @@ from benchmarks.machine import cores
 from benchmarks.peers import torch_device
 from benchmarks.trainers import initial, jax_step, seed_step, torch_step
 from jaxmodels.cli import parse, say
+from jaxmodels.errors import within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.flops import Product, products
 from jaxmodels.runtime.sharding import make_mesh
@@ -77,6 +78,10 @@ class Step:
     """Give each contestant a process of its own; also tells its peak memory."""
     out: Path = RESULTS
     """Folder whose step.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        within("--batch", self.batch, 1)
+        within("--rounds", self.rounds, 1)
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -138,3 +138,13 @@ def test_each_suite_says_what_it_runs(name):
         assert len(lines) > 0
         assert all(isinstance(word, str) for line in lines for word in line)
     assert callable(found.main)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("step", "--batch", "0"), ("step", "--rounds", "0"), ("decode", "--batches", "8", "0")],
+)
+def test_nothing_is_not_measured(words, tmp_path, capsys):
+    assert main(["bench", *words, "--out", str(tmp_path)]) == USAGE
+    assert "must be at least 1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
