@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.characters import CHARACTERS, CharTokenizer
+from data_pipelines.encoding import Shard, encode
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
 from data_pipelines.files import digest, refuse_existing, whole_folder
 from data_pipelines.gpt2 import GPT2Tokenizer
-from data_pipelines.shards import SHARD, Shard, encode, encode_all, join, locked, shards_of
+from data_pipelines.shards import SHARD, encode_all, join, locked, shards_of
 from data_pipelines.sources import Progress, Reading, Source, fingerprint, open_text
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 

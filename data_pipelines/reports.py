@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.characters import CharTokenizer
+from data_pipelines.encoding import encode
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.loader import Windows, batches
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import read_manifest
-from data_pipelines.shards import encode
 from data_pipelines.sources import Progress, Reading, Source, fingerprint, open_text
 from data_pipelines.streaming import Streamed, open_streamed
 from data_pipelines.streams import open_bin

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int32
 
-from data_pipelines.shards import separator
+from data_pipelines.encoding import separator
 from data_pipelines.tokenizers import Tokenizer, count_unknown
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 import data_pipelines
+from data_pipelines import encoding, records, shards, sources
 from data_pipelines import prepare as preparing
-from data_pipelines import records, shards, sources
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
@@ -49,7 +49,7 @@ def expected(tokenizer, texts):
     parts = []
     for text in texts:
         if text:
-            parts += [tokenizer.encode(text), shards.separator(tokenizer)]
+            parts += [tokenizer.encode(text), encoding.separator(tokenizer)]
     return np.concatenate(parts[:-1])
 
 
@@ -97,9 +97,9 @@ def test_reading_in_small_pieces_changes_no_token(tmp_path_factory, texts, size)
     if not any(texts):
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "CHUNK", size)
+        patch.setattr(encoding, "CHUNK", size)
         for tokenizer in (GPT2, CharTokenizer.build(texts)):
-            made = shards.encode(source.parts, tokenizer, "<i4", folder / "tokens")
+            made = encoding.encode(source.parts, tokenizer, "<i4", folder / "tokens")
             found = np.fromfile(folder / "tokens", "<i4")
             assert np.array_equal(found, expected(tokenizer, texts))
             assert (made.tokens, made.documents) == (len(found), sum(map(bool, texts)))
