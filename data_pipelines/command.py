@@ -63,7 +63,7 @@ def prepare_(
         folder: where to write.
         tokenizer: chars (those of the text), gpt2, or the PATH of a tokenizer.json or
             characters.json.
-        workers: processes that encode; 0 takes one for each core.
+        workers: processes that encode, or threads of one file; 0 takes one for each core.
         min_freq: of chars: how often a character must occur to enter the vocabulary.
         dtype: size of a token on disk; auto takes the smaller that fits.
         side: width and height of images in pixels, a multiple of 14; by default as shapes are

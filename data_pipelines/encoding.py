@@ -1,15 +1,23 @@
 """Documents to a file of tokens, in bounded memory."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
 from data_pipelines.sources import CHUNK, Part
 from data_pipelines.tokenizers import Tokenizer, count_unknown
+
+A = TypeVar("A")
+B = TypeVar("B")
+Piece = tuple[str, bool]
+"""A text, and whether it begins a document."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ def encode(
     dtype: str,
     path: Path,
     tick: Callable[[int], None] = lambda done: None,
+    threads: int = 1,
 ) -> Shard:
     """Writes the tokens of some parts, with separators between their documents.
 
@@ -72,26 +81,75 @@ def encode(
         dtype: of the file, in numpy's letters.
         path: the file; written anew.
         tick: called with the bytes done, of those that the parts tell.
+        threads: pieces that are encoded at once; tiktoken and tokenizers let threads run.
     """
-    with path.open("wb") as file:
+    encode = partial(_encode, tokenizer)
+    tokenizer.encode("")  # its tables are read once, not by each thread
+    with path.open("wb") as file, ThreadPoolExecutor(threads) as pool:
         writer, documents, before = Writer(file, tokenizer, dtype), 0, 0
         for part in parts:
             read = 0
-            for text, begins in _pieces(part, tokenizer):
-                if begins:
-                    if documents:
-                        writer.separate()
-                    documents += 1
-                ids = tokenizer.encode(text)
-                writer.add(ids, count_unknown(tokenizer, text, ids))
-                read += len(text.encode("utf-8", "surrogatepass"))
+            for batch in _in_order(pool, threads, encode, _batches(_pieces(part, tokenizer))):
+                for piece in batch:
+                    if piece.begins:
+                        if documents:
+                            writer.separate()
+                        documents += 1
+                    writer.add(piece.ids, piece.unknown)
+                    read += piece.bytes
                 tick(before + min(read, part.bytes))
             before += part.bytes
     return writer.done(documents)
 
 
-def _pieces(part: Part, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """(text, whether it begins a document), cut where it changes no token; no empty ones."""
+class Encoded(NamedTuple):
+    """Tokens of a text, or of a piece of it."""
+
+    ids: np.ndarray
+    unknown: int
+    begins: bool
+    """Whether it begins a document."""
+    bytes: int
+
+
+def _encode(tokenizer: Tokenizer, pieces: list[Piece]) -> list[Encoded]:
+    made = []
+    for text, begins in pieces:
+        ids = tokenizer.encode(text)
+        size = len(text.encode("utf-8", "surrogatepass"))
+        made.append(Encoded(ids, count_unknown(tokenizer, text, ids), begins, size))
+    return made
+
+
+def _in_order(
+    pool: Executor, threads: int, function: Callable[[A], B], arguments: Iterable[A]
+) -> Iterator[B]:
+    """The function's results in order, of which no more than one a thread wait to be taken."""
+    ahead: deque[Future[B]] = deque()
+    for argument in arguments:
+        if len(ahead) > threads:
+            yield ahead.popleft().result()
+        ahead.append(pool.submit(function, argument))
+    while ahead:
+        yield ahead.popleft().result()
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces put together, so that each batch is worth a thread's while."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[0])
+        if size >= CHUNK:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _pieces(part: Part, tokenizer: Tokenizer) -> Iterator[Piece]:
+    """The texts, cut where it changes no token; no empty ones."""
     held, fresh = "", True
     for text, begins in part.read(CHUNK):
         if begins:

@@ -62,7 +62,7 @@ def prepare(
         dtype: of tokens.bin, little-endian: uint16 or uint32; None takes the smaller that fits.
         progress: called as (stage, bytes done, bytes in all).
         force: replace the prepared folder that is there.
-        workers: processes that encode.
+        workers: processes that encode; threads where the text is one file, or short.
 
     Returns:
         the manifest.
@@ -158,7 +158,7 @@ def _write(
             if progress:
                 progress("encoding", done, source.bytes)
 
-        whole = encode(shards[0], tokenizer, DTYPES[dtype], new / TOKENS, tick)
+        whole = encode(shards[0], tokenizer, DTYPES[dtype], new / TOKENS, tick, workers)
         return [whole], whole
     plan = {"source": identity, "tokenizer": tokenizer.digest, "dtype": dtype, "shard": SHARD}
     work = folder.with_name(f".{folder.name}.parts")

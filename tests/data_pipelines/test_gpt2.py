@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -215,3 +216,13 @@ def test_damaged_ranks_are_refused(tmp_path, monkeypatch):
     path.unlink()
     with pytest.raises(DataProblem, match="damaged"):
         gpt2.ranks()
+
+
+def test_threads_share_nothing_and_agree():
+    """Each has its own object of tiktoken's: one that another thread began is slower."""
+    text = "the quick brown fox, ünï 123\n" * 50
+    with ThreadPoolExecutor(1) as pool:
+        own = pool.submit(gpt2._encoding).result()
+        assert own is pool.submit(gpt2._encoding).result()
+        assert own is not gpt2._encoding()
+        assert np.array_equal(pool.submit(GPT2.encode, text).result(), GPT2.encode(text))

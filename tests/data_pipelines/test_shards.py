@@ -88,8 +88,12 @@ def test_characters_in_shards_are_those_of_the_whole(tmp_path, lines, monkeypatc
     assert tokenizer.decode(tokens_of(tmp_path / "one")) == "\n\n".join(filter(None, TEXTS))
 
 
-@given(texts=st.lists(st.text("ab \n'sé", max_size=40), min_size=1), size=st.integers(1, 9))
-def test_reading_in_small_pieces_changes_no_token(tmp_path_factory, texts, size):
+@given(
+    texts=st.lists(st.text("ab \n'sé", max_size=40), min_size=1),
+    size=st.integers(1, 9),
+    threads=st.integers(1, 3),
+)
+def test_small_pieces_and_threads_change_no_token(tmp_path_factory, texts, size, threads):
     folder = tmp_path_factory.mktemp("texts")
     for i, text in enumerate(texts):
         (folder / f"{i:03d}.txt").write_bytes(text.encode())
@@ -99,10 +103,49 @@ def test_reading_in_small_pieces_changes_no_token(tmp_path_factory, texts, size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "CHUNK", size)
         for tokenizer in (GPT2, CharTokenizer.build(texts)):
-            made = encoding.encode(source.parts, tokenizer, "<i4", folder / "tokens")
+            made = encoding.encode(
+                source.parts, tokenizer, "<i4", folder / "tokens", threads=threads
+            )
             found = np.fromfile(folder / "tokens", "<i4")
             assert np.array_equal(found, expected(tokenizer, texts))
             assert (made.tokens, made.documents) == (len(found), sum(map(bool, texts)))
+
+
+def test_one_long_text_is_encoded_by_several_threads(tmp_path, monkeypatch):
+    """Two pieces are encoded at the same time, or the barrier breaks; no more than four wait."""
+    barrier, begun, written = threading.Barrier(2, timeout=30), [], []
+    monkeypatch.setattr(encoding, "CHUNK", 100)
+    encode, add = encoding._encode, encoding.Writer.add
+
+    def together(tokenizer, pieces):
+        begun.append(len(pieces))
+        if len(begun) <= 2:
+            barrier.wait()
+        assert len(begun) - len(written) <= 4
+        return encode(tokenizer, pieces)
+
+    def counted(self, ids, unknown):
+        add(self, ids, unknown)
+        written.append(len(ids))
+
+    monkeypatch.setattr(encoding, "_encode", together)
+    monkeypatch.setattr(encoding.Writer, "add", counted)
+    text = "the quick brown fox\n" * 100
+    (tmp_path / "text.txt").write_text(text)
+    made = prepare(f"text:{tmp_path / 'text.txt'}", tmp_path / "out", tokenizer=GPT2, workers=2)
+    assert np.array_equal(tokens_of(tmp_path / "out"), GPT2.encode(text))
+    assert made["documents"] == 1
+    assert len(begun) > 10
+
+
+def test_an_error_in_a_later_piece_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "CHUNK", 100)
+    (tmp_path / "text.txt").write_bytes(b"the quick brown fox\n" * 100 + b"\xff")
+    with pytest.raises(DataProblem, match="not UTF-8") as caught:
+        encoding.encode(
+            sources.open_text(f"text:{tmp_path}").parts, GPT2, "<u2", tmp_path / "tokens", threads=2
+        )
+    assert caught.value.where == f"{tmp_path / 'text.txt'}, byte 2000"
 
 
 def test_a_users_tokenizer_is_sent_to_other_processes(tmp_path, lines):
@@ -121,11 +164,11 @@ def interrupted(monkeypatch, after):
     """Lets the encoding of shard `after` fail, as a full disk would; counts what is encoded."""
     encode, done = shards.encode, []
 
-    def limited(*arguments):
+    def limited(*arguments, **options):
         if len(done) == after:
             raise OSError(28, "No space left on device")
         done.append(arguments)
-        return encode(*arguments)
+        return encode(*arguments, **options)
 
     monkeypatch.setattr(shards, "encode", limited)
     return done
@@ -192,10 +235,10 @@ def test_parts_of_another_plan_are_not_used(tmp_path, lines, monkeypatch, change
 def test_a_text_that_changes_meanwhile_is_refused(tmp_path, lines, monkeypatch):
     path, encode = Path(lines.removeprefix("jsonl:")), shards.encode
 
-    def late(*arguments):
+    def late(*arguments, **options):
         with path.open("a") as file:
             file.write('{"text": "more"}\n')
-        return encode(*arguments)
+        return encode(*arguments, **options)
 
     monkeypatch.setattr(shards, "encode", late)
     with pytest.raises(DataProblem, match="changed while it was read") as caught:
