@@ -20,7 +20,18 @@ import numpy as np
 
 import bridge
 import jaxmodels
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, cores, race, save, table
+from benchmarks.harness import (
+    RESULTS,
+    Call,
+    Contestant,
+    Run,
+    Timing,
+    cores,
+    counts,
+    race,
+    save,
+    table,
+)
 from bridge import table as weights
 from bridge.safetensors_writer import SINGLE, write_file
 from bridge.sources import parameter_shapes
@@ -44,6 +55,9 @@ class Conversion:
     """Folder whose bridge.jsonl the results are added to."""
     work: Path | None = None
     """Folder for the files, twice as large as the weights and more; a temporary one by default."""
+
+    def __post_init__(self) -> None:
+        counts(self, "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, race, save, table
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.machine import cores
 from data_pipelines.captions.captioned import Captioned, Drawn
 from data_pipelines.gpt2 import GPT2Tokenizer, ranks
@@ -29,7 +29,7 @@ from data_pipelines.reports import plain_sampling
 from data_pipelines.sources import open_text
 from data_pipelines.streams import open_bin
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import UNVERIFIED, Problem
+from jaxmodels.errors import UNVERIFIED, Problem, within
 
 OURS = "jaxmodels"
 RUNS = ((),)
@@ -58,6 +58,10 @@ class Data:
     """Rounds that count, after one that does not."""
     out: Path = RESULTS
     """Folder whose data.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        counts(self, "context", "batch", "times", "megabytes", "rounds")
+        within("--images", self.images, 0)
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -18,12 +18,12 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.generators import INPUTS, WAYS, ours, torch_loop, transformers
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, race, save, table
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.machine import cores
 from benchmarks.peers import torch_device
 from bridge.sources import parameter_shapes
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import UNVERIFIED, Problem, within
+from jaxmodels.errors import UNVERIFIED, Problem
 
 OURS = "jaxmodels"
 UNPACKED = "jaxmodels, not packed"
@@ -62,10 +62,7 @@ class Decode:
     """Folder whose decode.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        for batch in self.batches:
-            within("--batches", batch, 1)
-        for name in ("prompt", "new", "rounds"):
-            within(f"--{name}", getattr(self, name), 1)
+        counts(self, "batches", "prompt", "new", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

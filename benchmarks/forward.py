@@ -17,7 +17,7 @@ from flax import nnx
 
 import jaxmodels
 from benchmarks.batches import BATCHES
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, race, save, table
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.machine import cores
 from benchmarks.peers import torch_device, twin_with
 from jaxmodels.cli import parse, say
@@ -55,6 +55,9 @@ class Forward:
     """Give each contestant a process of its own; also tells its peak memory."""
     out: Path = RESULTS
     """Folder whose forward.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        counts(self, "batch", "side", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.machine import RESULTS, commit, cores, machine, peak_memory, versions
 from benchmarks.records import Absent, identity, read, save, table
-from jaxmodels.errors import INTERNAL, Problem
+from jaxmodels.errors import INTERNAL, Problem, within
 
 __all__ = [
     "RESULTS",
@@ -25,6 +25,7 @@ __all__ = [
     "Run",
     "Timing",
     "cores",
+    "counts",
     "identity",
     "race",
     "ratio",
@@ -32,6 +33,19 @@ __all__ = [
     "save",
     "table",
 ]
+
+
+def counts(options: Any, *names: str) -> None:
+    """Refuses options that count nothing: each number must be at least 1.
+
+    Raises:
+        Problem: (usage) one is not.
+    """
+    for name in names:
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            within(f"--{name}", number, 1)
+
 
 Call = Callable[[int], Any]
 """Does one unit of work on the inputs of a round, to its end."""

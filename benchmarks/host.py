@@ -18,7 +18,7 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.batches import shapes, values
-from benchmarks.harness import RESULTS, Run, Timing, save, table
+from benchmarks.harness import RESULTS, Run, Timing, counts, save, table
 from benchmarks.machine import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
@@ -48,6 +48,9 @@ class Host:
     """Rounds that count, after one that does not."""
     out: Path = RESULTS
     """Folder whose host.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        counts(self, "steps", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

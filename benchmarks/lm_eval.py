@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional, arg
 
-from benchmarks.harness import RESULTS, Absent, Run, save
+from benchmarks.harness import RESULTS, Absent, Run, counts, save
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
@@ -52,6 +52,9 @@ class Evaluate:
     """What the checkpoint cannot say, such as heads=4."""
     out: Path = RESULTS
     """Folder whose lm_eval.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        counts(self, "limit", "batch")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

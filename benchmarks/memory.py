@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, race, save, table
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.machine import cores
 from benchmarks.trainers import jax_step
 from jaxmodels.cli import parse, say
@@ -52,6 +52,9 @@ class Memory:
     """Steps that count, after one that does not."""
     out: Path = RESULTS
     """Folder whose memory.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        counts(self, "batch", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, save
+from benchmarks.harness import RESULTS, Run, counts, save
 from benchmarks.machine import cores
 from data_pipelines.pipelines import Data, open_data
 from jaxmodels.cli import parse, say
@@ -47,6 +47,9 @@ class Objectives:
     """The learning rate is warmed up over a tenth of this and stays."""
     out: Path = RESULTS
     """Folder whose objectives.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        counts(self, "seconds", "steps")
 
 
 class Trainee:

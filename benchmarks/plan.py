@@ -15,12 +15,12 @@ from typing import Any, Literal
 from unittest import mock
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Absent, Run, save
+from benchmarks.harness import RESULTS, Absent, Run, counts, save
 from jaxmodels.cli import parse, say
 from jaxmodels.runtime import tpu
 from jaxmodels.runtime.chips import GIB, topology
 from jaxmodels.runtime.plan import Job, TooLarge, refusal, report
-from jaxmodels.runtime.sharding import check_heads, mesh_sizes
+from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
 RUNS = (
     ("--preset", "wikigpt:gpt2-124m", "--topology", "v5e:2x2", "--batch", "64"),
@@ -48,6 +48,9 @@ class Plan:
     out: Path = RESULTS
     """Folder whose plan.jsonl the results are added to."""
 
+    def __post_init__(self) -> None:
+        counts(self, "batch")
+
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its record to the results and prints it.
@@ -67,7 +70,9 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         accum=1,
         dtype=options.dtype,
     )
-    check_heads(config, mesh_sizes(recipe.mesh, slice_.devices, slice_.name)["model"])
+    sizes = mesh_sizes(recipe.mesh, slice_.devices, slice_.name)
+    check_heads(config, sizes["model"])
+    check_rows(recipe.batch, sizes["data"])
     job = Job(package, config, recipe)
     settings = {
         "topology": slice_.name,

@@ -19,13 +19,15 @@ from typing import Any, Literal
 from unittest import mock
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, save
+from benchmarks.harness import RESULTS, Run, counts, save
 from jaxmodels.cli import parse, say
+from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import hlo
 from jaxmodels.runtime.apart import apart
 from jaxmodels.runtime.chips import CHIPS, Topology
 from jaxmodels.runtime.plan import Compiled, roofline
+from jaxmodels.runtime.sharding import check_rows
 
 RUNS = (
     ("--preset", "wikigpt:base", "--batch", "16"),
@@ -45,14 +47,21 @@ class Scaling:
     """ARCH:PRESET."""
     batch: int = 16
     """Sequences in a step: of all devices (strong), and of each (weak)."""
-    devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of devices, 1 first."""
+    devices: tuple[Literal[1, 2, 4, 8], ...] = (1, 2, 4, 8)
+    """Numbers of devices, 1 first: the others are told as shares of it."""
     chip: Literal["v4", "v5e", "v5p", "v6e"] = "v5e"
     """The chip whose peak rate, memory and links bound the time."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the computation."""
     out: Path = RESULTS
     """Folder whose scaling.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        counts(self, "batch")
+        if self.devices[:1] != (1,):
+            raise Problem("--devices must begin with 1", exit_code=USAGE)
+        for count in self.devices:
+            check_rows(self.batch, count)
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, save
+from benchmarks.harness import RESULTS, Run, counts, save
 from benchmarks.machine import cores
 from data_pipelines.captions.shapes import COLOURS, SHAPES
 from jaxmodels.cli import parse, say
@@ -41,6 +41,9 @@ class Scenes:
     """Measure this run of a bitgen instead of training one; nothing is recorded."""
     out: Path = RESULTS
     """Folder whose scenes.jsonl the results are added to."""
+
+    def __post_init__(self) -> None:
+        counts(self, "steps")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -22,12 +22,11 @@ import numpy as np
 import jaxmodels
 from benchmarks import flops
 from benchmarks.batches import BATCHES, counted, shapes
-from benchmarks.harness import RESULTS, Contestant, Run, Timing, race, save, table
+from benchmarks.harness import RESULTS, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.machine import cores
 from benchmarks.peers import torch_device
 from benchmarks.trainers import initial, jax_step, seed_step, torch_step
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.flops import Product, products
 from jaxmodels.runtime.sharding import make_mesh
@@ -80,8 +79,7 @@ class Step:
     """Folder whose step.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        within("--batch", self.batch, 1)
-        within("--rounds", self.rounds, 1)
+        counts(self, "batch", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

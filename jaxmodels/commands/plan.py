@@ -52,9 +52,8 @@ def main(argv: list[str]) -> int:
     spec, options = resolve(argv)
     slice_ = topology(options.topology)
     tpu.prepare()  # before JAX is imported
-    from jaxmodels.runtime.estimate import check_heads
     from jaxmodels.runtime.plan import Job
-    from jaxmodels.runtime.sharding import mesh_sizes
+    from jaxmodels.runtime.sharding import check_heads, mesh_sizes
 
     arch, preset, _ = jaxmodels.preset(spec)
     package = jaxmodels.arch(arch)
@@ -100,6 +99,8 @@ def divided(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
     Raises:
         Problem: (usage) a batch that was given cannot be split, so `train` would refuse it.
     """
+    from jaxmodels.runtime.sharding import check_rows
+
     if recipe.batch % parts == 0:
         return recipe
     if recipe.batch == default.batch:
@@ -110,12 +111,7 @@ def divided(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
             f"{parts} devices: planned with --batch {batch} --accum {accum}"
         )
         return replace(recipe, batch=batch, accum=accum)
-    if recipe.batch * recipe.accum % parts:
-        raise Problem(
-            f"{recipe.batch * recipe.accum} sequences cannot be split over {parts} devices",
-            fix=f"make --batch a multiple of {parts}, or give another --mesh",
-            exit_code=USAGE,
-        )
+    check_rows(recipe.batch * recipe.accum, parts)
     return recipe
 
 

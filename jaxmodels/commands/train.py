@@ -152,7 +152,7 @@ def _check_devices(package: ModuleType, options: Train[Any]) -> None:
     import jax
 
     from jaxmodels.runtime import processes
-    from jaxmodels.runtime.sharding import check_heads, make_mesh
+    from jaxmodels.runtime.sharding import check_heads, check_rows, make_mesh
 
     if jax.process_count() != processes.count():
         raise Problem(
@@ -171,13 +171,7 @@ def _check_devices(package: ModuleType, options: Train[Any]) -> None:
         )
     mesh = make_mesh(recipe.mesh)
     check_heads(options.model, mesh.shape["model"])
-    devices = mesh.shape["data"]
-    if recipe.batch * recipe.accum % devices:
-        raise Problem(
-            f"{recipe.batch * recipe.accum} sequences cannot be split over {devices} devices",
-            fix=f"make --batch times --accum a multiple of {devices}, or give another --mesh",
-            exit_code=USAGE,
-        )
+    check_rows(recipe.batch * recipe.accum, mesh.shape["data"])
 
 
 def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, stop: Stop) -> Any:

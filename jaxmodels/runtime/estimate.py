@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import flops
 from jaxmodels.runtime.chips import Topology
@@ -38,21 +37,6 @@ class Setting:
         """The job with this setting; as many sequences a step as before where they fit."""
         accum = max(1, job.recipe.batch * job.recipe.accum // self.batch)
         return job.with_recipe(mesh=self.mesh, batch=self.batch, remat=self.remat, accum=accum)
-
-
-def check_heads(config: Any, parts: int) -> None:
-    """Refuses a model axis of a size that cuts through a head.
-
-    Raises:
-        Problem: (usage) some layer's heads cannot be split evenly.
-    """
-    if wrong := sorted({count for count in head_counts(config) if count % parts}):
-        raise Problem(
-            f"{parts} devices on the axis `model` cannot share "
-            f"{' or '.join(map(str, wrong))} heads",
-            fix="give --mesh with a size of `model` that divides the heads",
-            exit_code=USAGE,
-        )
 
 
 def policies() -> tuple[str, ...]:

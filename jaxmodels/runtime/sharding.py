@@ -99,6 +99,20 @@ def check_heads(config: Any, size: int) -> None:
     )
 
 
+def check_rows(rows: int, parts: int) -> None:
+    """Refuses a step's rows that do not spread evenly over the mesh's data axis.
+
+    Raises:
+        Problem: (usage) they do not.
+    """
+    if rows % parts:
+        raise Problem(
+            f"{rows} sequences cannot be split over {parts} devices",
+            fix=f"make --batch (times --accum) a multiple of {parts}, or give another --mesh",
+            exit_code=USAGE,
+        )
+
+
 def placement(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
     """Path → NamedSharding for every parameter.
 

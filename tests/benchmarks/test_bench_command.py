@@ -142,9 +142,35 @@ def test_each_suite_says_what_it_runs(name):
 
 @pytest.mark.parametrize(
     "words",
-    [("step", "--batch", "0"), ("step", "--rounds", "0"), ("decode", "--batches", "8", "0")],
+    [
+        "step --batch 0",
+        "step --rounds 0",
+        "decode --batches 8 0",
+        "host --steps 0",
+        "forward --side 0",
+        "data --times 0",
+        "bridge --rounds 0",
+        "memory --rounds 0",
+        "objectives --seconds 0",
+        "scenes --steps 0",
+        "plan --batch 0",
+        "scaling --batch 0",
+    ],
 )
 def test_nothing_is_not_measured(words, tmp_path, capsys):
-    assert main(["bench", *words, "--out", str(tmp_path)]) == USAGE
+    assert main(["bench", *words.split(), "--out", str(tmp_path)]) == USAGE
     assert "must be at least 1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--devices 2 4", "must begin with 1"),
+        ("--devices 1 2 --batch 3", "3 sequences cannot be split over 2 devices"),
+    ],
+)
+def test_scaling_that_cannot_be_told_is_refused(words, why, tmp_path, capsys):
+    assert main(["bench", "scaling", *words.split(), "--out", str(tmp_path)]) == USAGE
+    assert why in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

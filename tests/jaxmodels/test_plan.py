@@ -116,7 +116,10 @@ def test_a_small_preset_batch_is_raised_and_told(invented, capsys):
         (["--topology", "v9:2x2"], ["v2, v3, v4"]),
         ([], ["--topology is missing"]),
         (["--topology", "v5e:2x2", "--mesh", "data=3"], ["3 devices", "v5e:2x2 has 4"]),
-        (["--topology", "v5e:2x4", "--mesh", "model=8"], ["cannot share", "heads"]),
+        (
+            ["--topology", "v5e:2x4", "--mesh", "model=8"],
+            ["heads cannot be split over 8", "--mesh"],
+        ),
         (["--topology", "v5e:2x2", "--batch", "6"], ["6 sequences", "multiple of 4"]),
         (["--topology", "v5e:2x2", "--hours", "-1"], ["--hours"]),
     ],
