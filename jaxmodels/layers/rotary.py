@@ -15,13 +15,23 @@ class Rotation(NamedTuple):
 
 
 def rotation(positions: Int[Array, "*b t"], width: int, base: float = 10_000.0) -> Rotation:
-    """Cosine and sine of the angles `position · base^(-2j/width)`, in float32.
-
-    The barrier keeps XLA from computing them again for every row and head.
-    """
+    """Cosine and sine of the angles `position · base^(-2j/width)`, in float32."""
     rate = base ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angle = positions[..., None].astype(jnp.float32) * rate
-    return Rotation(*jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle))))
+    return jax.lax.platform_dependent(angle, cpu=_once, default=_turns)
+
+
+def _turns(angle: Array) -> Rotation:
+    return Rotation(jnp.cos(angle), jnp.sin(angle))
+
+
+def _once(angle: Array) -> Rotation:
+    """The same in a branch of its own, always taken: XLA does not look through it.
+
+    It would else compute them again for every row, head and layer, as it drops
+    `optimization_barrier` on a CPU before it decides what to join.
+    """
+    return jax.lax.cond(angle.ravel()[0] > -1, _turns, lambda x: Rotation(x, x), angle)
 
 
 def rotate_interleaved(x: Float[Array, "b t h k"], by: Rotation) -> Float[Array, "b t h k"]:

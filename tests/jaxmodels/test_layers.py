@@ -156,6 +156,15 @@ def test_rotation_turns_neighbouring_pairs():
     np.testing.assert_allclose(turned, [np.cos(1), np.sin(1), 0, 0], atol=1e-6)
 
 
+def test_cosines_are_computed_once_for_all_rows_and_heads():
+    """What XLA compiles for a CPU has them in a computation of their own."""
+    turned = jax.jit(lambda x, start: rotate_interleaved(x, rotation(start + jnp.arange(1), 8)))
+    compiled = turned.lower(jnp.zeros((3, 1, 2, 8)), 5).compile().as_text()
+    parts = [part for part in compiled.split("\n\n") if " cosine(" in part]
+    assert parts
+    assert not any("[3,1,2" in part for part in parts)
+
+
 def test_cross_entropy_is_torchs():
     import torch
 
