@@ -22,7 +22,7 @@ from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, r
 from benchmarks.machine import cores
 from benchmarks.trainers import jax_step
 from jaxmodels.cli import parse, say
-from jaxmodels.layers import attention, losses
+from jaxmodels.layers import blocks, losses
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh
@@ -98,7 +98,7 @@ def form(name: str) -> Iterator[None]:
     logits, queries = FORMS[name]
     with (
         mock.patch.object(losses, "LOGITS_BYTES", logits or losses.LOGITS_BYTES),
-        mock.patch.object(attention, "QUERIES", queries or attention.QUERIES),
+        mock.patch.object(blocks, "QUERIES", queries or blocks.QUERIES),
     ):
         yield
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.bitgen.config import Config
-from jaxmodels.layers.attention import HIDDEN
+from jaxmodels.layers.blocks import HIDDEN
 from jaxmodels.layers.precision import exact, wide
 
 # FIBER keeps the temperature between these.

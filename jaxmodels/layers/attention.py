@@ -2,20 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxmodels.layers.blocks import HIDDEN, blocked_attention
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.kernels import fused
 from jaxmodels.layers.precision import wide
 from jaxmodels.layers.sharding import spread
-
-# `blocked_attention` takes at most so many queries at a time.
-QUERIES = 128
-# Its blocks are grouped into so many loops; blocks of one loop meet the same keys.
-LOOPS = 4
-# The score of a key that a query may not see.
-HIDDEN = -1e9
 
 
 def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array, "*b t t"]:
@@ -95,77 +88,3 @@ def _mask(t: int, causal: bool, segments: Array | None) -> Array:
         return causal_mask(t, segments)
     whole = jnp.ones((t, t), bool)
     return whole if segments is None else segments[:, :, None] == segments[:, None]
-
-
-def blocked_attention(
-    q: Float[Array, "b t h k"],
-    k: Float[Array, "b t h k"],
-    v: Float[Array, "b t h k"],
-    real: Int[Array, "b t"] | None = None,
-    segments: Int[Array, "b t"] | None = None,
-    causal: bool = True,
-) -> Float[Array, "b t h k"]:
-    """Attention of a whole sequence to itself, in blocks of queries when it is long.
-
-    Causal blocks are taken in a few loops, each over the keys up to its end only, which saves
-    nearly half of the products. A block's scores are computed again in the backward pass, so
-    that memory grows with the length instead of its square.
-
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        real: 1 for tokens, 0 for padding. No token sees padding; padding attends to all
-            positions alike, later ones too (seed 003).
-        segments: the document of each token; a query sees keys of its own only.
-        causal: a query sees no later key.
-    """
-    t = q.shape[1]
-    if t <= QUERIES and real is None:
-        return attention(q, k, v, _mask(t, causal, segments))
-    blocks = -(-t // QUERIES)
-    group = -(-blocks // LOOPS) * QUERIES if causal else t
-    out = []
-    for at in range(0, t, group):
-        end = min(at + group, t)
-        masks = _until(end, real), _until(end, segments)
-        out.append(_loop(q[:, at:end], k[:, :end], v[:, :end], causal, *masks))
-    whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
-    if real is None:
-        return whole
-    return jnp.where(real[:, :, None, None] == 1, whole, v.mean(axis=1, keepdims=True))
-
-
-def _until(end: int, x: Array | None) -> Array | None:
-    return None if x is None else x[:, :end]
-
-
-def _loop(
-    q: Array, k: Array, v: Array, causal: bool, real: Array | None, segments: Array | None
-) -> Array:
-    """Attention of the last queries, [b, t, h, k], to all keys up to the end of them."""
-    t, s = q.shape[1], k.shape[1]
-
-    def block(part: tuple[Array, Array, Array | None]) -> Array:
-        queries, positions, own = part
-        mask = (jnp.arange(s) <= positions[:, None]) | (not causal)
-        if real is not None:
-            mask = mask & (real == 1)[:, None]
-        if own is not None and segments is not None:
-            mask = mask & (own[:, :, None] == segments[:, None])
-        return attention(queries, k, v, mask)
-
-    positions, own = jnp.arange(s - t, s), None if segments is None else segments[:, s - t :]
-    if t <= QUERIES:
-        return (block if s <= QUERIES else jax.checkpoint(block))((q, positions, own))
-    count = -(-t // QUERIES)
-    size = -(-t // count)
-
-    def cut(x: Array) -> Array:
-        """[b, t, …] → [n, b, t/n, …]"""
-        more = [(0, 0), (0, count * size - t)] + [(0, 0)] * (x.ndim - 2)
-        return rearrange(jnp.pad(x, more), "b (n t) ... -> n b t ...", n=count)
-
-    parts = cut(q), cut(positions[None])[:, 0], None if own is None else cut(own)
-    out = jax.lax.map(jax.checkpoint(block), parts)
-    return rearrange(out, "n b t h k -> b (n t) h k")[:, :t]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmodels.layers.attention import HIDDEN, attention
+from jaxmodels.layers.attention import attention
+from jaxmodels.layers.blocks import HIDDEN
 from jaxmodels.layers.precision import wide
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from jaxmodels.layers.attention import HIDDEN
+from jaxmodels.layers.blocks import HIDDEN
 from jaxmodels.layers.sharding import spread
 
 # `attend` takes so many states at a time.

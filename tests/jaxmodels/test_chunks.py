@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmodels.layers import attention as attention_file
+from jaxmodels.layers import blocks as blocks_file
 from jaxmodels.layers import losses
-from jaxmodels.layers.attention import attention, blocked_attention, causal_mask
+from jaxmodels.layers.attention import attention, causal_mask
+from jaxmodels.layers.blocks import blocked_attention
 from jaxmodels.layers.losses import chunked_cross_entropy, cross_entropy
 
 
@@ -100,7 +101,7 @@ PAIR = (plain_attention, blocked_attention)
 @pytest.mark.parametrize("queries", [1, 2, 3, 5, 12])
 @pytest.mark.parametrize("padded", [False, True])
 def test_blocked_attention_in_blocks_is_the_plain_one(monkeypatch, queries, padded):
-    monkeypatch.setattr(attention_file, "QUERIES", queries)
+    monkeypatch.setattr(blocks_file, "QUERIES", queries)
     inputs, real = attention_inputs(), None
     if padded:
         real = jnp.ones((2, 12), jnp.int32).at[0, :4].set(0).at[1, 7:].set(0)
@@ -118,7 +119,7 @@ def test_blocked_attention_in_blocks_is_the_plain_one(monkeypatch, queries, padd
 
 
 def test_blocks_of_queries_take_less_memory(monkeypatch):
-    monkeypatch.setattr(attention_file, "QUERIES", 32)
+    monkeypatch.setattr(blocks_file, "QUERIES", 32)
     inputs = attention_inputs(t=512, batch=1)
     sums = [partial(lambda f, *a: f(*a).sum(), f) for f in PAIR]
     plain, blocks = (temporary_bytes(f, *inputs) for f in sums)

@@ -7,8 +7,9 @@ import pytest
 import jaxmodels
 from jaxmodels.__main__ import main
 from jaxmodels.errors import USAGE
-from jaxmodels.layers import attention as attention_file
-from jaxmodels.layers.attention import attention, blocked_attention, causal_mask
+from jaxmodels.layers import blocks as blocks_file
+from jaxmodels.layers.attention import attention, causal_mask
+from jaxmodels.layers.blocks import blocked_attention
 from jaxmodels.runtime.paths import split
 from tests.contract import PAIRS, TOWERS
 
@@ -41,7 +42,7 @@ def logits(model, tokens, segments):
 @segmented
 def test_a_document_sees_nothing_of_the_others(arch, blocks, monkeypatch):
     if blocks:
-        monkeypatch.setattr(attention_file, "QUERIES", 2)
+        monkeypatch.setattr(blocks_file, "QUERIES", 2)
     model = randomised(arch)
     rng = np.random.default_rng(0)
     one, two = (jnp.asarray(rng.integers(0, 64, (2, 21), np.int32)) for _ in range(2))
@@ -72,7 +73,7 @@ def test_the_loss_heeds_segments(arch):
 
 @pytest.mark.parametrize("queries", [2, 3, 8, 64])
 def test_blocks_of_attention_within_segments(monkeypatch, queries):
-    monkeypatch.setattr(attention_file, "QUERIES", queries)
+    monkeypatch.setattr(blocks_file, "QUERIES", queries)
     rng = np.random.default_rng(2)
     q, k, v = (jnp.asarray(rng.standard_normal((2, 21, 2, 4), np.float32)) for _ in range(3))
     expected = attention(q, k, v, causal_mask(21, SEGMENTS))
