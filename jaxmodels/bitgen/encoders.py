@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmodels.bitgen.blocks import through
 from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.precision import exact
 
 # Mean and standard deviation of ImageNet's colours, as DINOv2 wants its images normalised.
@@ -26,8 +27,8 @@ class Pooler(nnx.Module):
     """The mean over tokens, through a layer and tanh, to a unit vector."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.dense = nnx.Linear(cfg.dim, cfg.dim, rngs=rngs)
-        self.proj = nnx.Linear(cfg.dim, cfg.dim, rngs=rngs)
+        self.dense = Linear(cfg.dim, cfg.dim, rngs=rngs)
+        self.proj = Linear(cfg.dim, cfg.dim, rngs=rngs)
 
     def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b d"]:
         """float32 [b, d], of length 1."""

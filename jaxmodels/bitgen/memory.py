@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxmodels.bitgen import larimar
 from jaxmodels.bitgen.config import Config
 from jaxmodels.bitgen.larimar import Evidence, Prior
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.precision import exact
 
 
@@ -42,9 +43,9 @@ class Memory(nnx.Module):
         self.mean = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (m, d)))
         self.log_variance = nnx.Param(jnp.zeros(m))
         self.address_log_variance = nnx.Param(jnp.full(m, -6.0))
-        self.code = nnx.Linear(d, d, rngs=rngs)
+        self.code = Linear(d, d, rngs=rngs)
         self.norm = nnx.LayerNorm(d, use_scale=False, use_bias=False, rngs=rngs)
-        self.out = nnx.Linear(d, d, rngs=rngs)
+        self.out = Linear(d, d, rngs=rngs)
         self.gram, self.total, self.count = (Written(x) for x in Evidence.nothing(m, d))
 
     @property

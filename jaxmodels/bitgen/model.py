@@ -35,6 +35,7 @@ from jaxmodels.bitgen.momentum import Slow, encoders
 from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.head import tied_logits
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.precision import exact
 
 
@@ -61,7 +62,7 @@ class Model(nnx.Module):
         self.embed = nnx.Embed(cfg.vocab, cfg.dim, embedding_init=small, rngs=rngs)
         self.pos = nnx.Embed(cfg.context, cfg.dim, embedding_init=small, rngs=rngs)
         self.vision = Tower(cfg.dinov2, rngs=rngs)
-        self.project = nnx.Linear(cfg.merge**2 * cfg.dinov2.dim, cfg.dim, rngs=rngs)
+        self.project = Linear(cfg.merge**2 * cfg.dinov2.dim, cfg.dim, rngs=rngs)
 
         def blocks(count: int) -> nnx.List:
             lower = count - cfg.fused
@@ -72,7 +73,7 @@ class Model(nnx.Module):
         self.image_norm = nnx.RMSNorm(cfg.dim, rngs=rngs)
         self.text_pool, self.image_pool = Pooler(cfg, rngs=rngs), Pooler(cfg, rngs=rngs)
         self.temperature = nnx.Param(jnp.full((), cfg.temperature))
-        self.match = nnx.Linear(2 * cfg.dim, 2, rngs=rngs)
+        self.match = Linear(2 * cfg.dim, 2, rngs=rngs)
         self.memory = Memory(cfg, rngs=rngs)
         self.decoder = Decoder(cfg, rngs=rngs)
         self.queue = Queue(cfg)

@@ -22,6 +22,7 @@ from jaxmodels.bitgen_stage1.parts import apply, drop, embedding, linear, norm
 from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import product_in_parts, spread
@@ -51,7 +52,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.heads, self.rate = cfg.heads, cfg.dropout
         init = nnx.initializers.xavier_uniform()
-        self.qkv = nnx.Linear(cfg.dim, 3 * cfg.dim, kernel_init=init, rngs=rngs)
+        self.qkv = Linear(cfg.dim, 3 * cfg.dim, kernel_init=init, rngs=rngs)
         self.proj = linear(cfg.dim, cfg.dim, rngs=rngs)
 
     def __call__(self, x, rngs: nnx.Rngs | None):

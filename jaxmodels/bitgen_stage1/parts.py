@@ -6,15 +6,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.linear import Linear
 
 EPS = 1e-5  # of every LayerNorm outside of the tower
 
 _INIT = nnx.initializers.normal(0.02)
 
 
-def linear(fan_in: int, fan_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(fan_in: int, fan_out: int, *, rngs: nnx.Rngs) -> Linear:
     """A linear layer as the seed begins it: N(0, 0.02²), no bias yet."""
-    return nnx.Linear(fan_in, fan_out, kernel_init=_INIT, rngs=rngs)
+    return Linear(fan_in, fan_out, kernel_init=_INIT, rngs=rngs)
 
 
 def embedding(rows: int, dim: int, *, rngs: nnx.Rngs) -> nnx.Embed:

@@ -19,6 +19,7 @@ from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
+from jaxmodels.layers.linear import Linear, for_rows
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import Rotation, rotate_interleaved, rotation
@@ -37,7 +38,7 @@ class Norm(nnx.Module):
         """float32 [b, t, d] → [b, t, d] in the parameters' dtype."""
         scale = self.scale[...]
         root = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
-        return (x * root * scale).astype(scale.dtype)
+        return (x * root * for_rows(scale, x.shape)).astype(scale.dtype)
 
 
 class Attention(nnx.Module):
@@ -47,8 +48,8 @@ class Attention(nnx.Module):
         self.layer, self.heads = layer, cfg.heads_by_layer[layer]
         self.rotate = cfg.rotate_qk
 
-        def linear(bias: bool) -> nnx.Linear:
-            return nnx.Linear(cfg.dim, cfg.dim, use_bias=bias, kernel_init=_INIT, rngs=rngs)
+        def linear(bias: bool) -> Linear:
+            return Linear(cfg.dim, cfg.dim, use_bias=bias, kernel_init=_INIT, rngs=rngs)
 
         self.q, self.k, self.v, self.proj = (linear(bias) for bias in (False, False, False, True))
 
@@ -72,8 +73,8 @@ class Mlp(nnx.Module):
     """SwiGLU, value first: w · silu(v) with (w | v) = wv(x)."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.wv = nnx.Linear(cfg.dim, 2 * cfg.hidden, use_bias=False, kernel_init=_INIT, rngs=rngs)
-        self.out = nnx.Linear(cfg.hidden, cfg.dim, kernel_init=_INIT, rngs=rngs)
+        self.wv = Linear(cfg.dim, 2 * cfg.hidden, use_bias=False, kernel_init=_INIT, rngs=rngs)
+        self.out = Linear(cfg.hidden, cfg.dim, kernel_init=_INIT, rngs=rngs)
 
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""

@@ -17,6 +17,7 @@ from jaxmodels.charlm.config import Config
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
@@ -34,8 +35,8 @@ class Attention(nnx.Module):
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         init = nnx.initializers.variance_scaling(1e-3, "fan_avg", "uniform")
         self.heads = cfg.heads
-        self.qkv = nnx.Linear(cfg.dim, 3 * cfg.dim, use_bias=False, kernel_init=init, rngs=rngs)
-        self.proj = nnx.Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
+        self.qkv = Linear(cfg.dim, 3 * cfg.dim, use_bias=False, kernel_init=init, rngs=rngs)
+        self.proj = Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
 
     def __call__(self, x, turn, segments, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
@@ -53,8 +54,8 @@ class Mlp(nnx.Module):
     """SwiGLU, value first: w · silu(v) with (w | v) = wv(x)."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.wv = nnx.Linear(cfg.dim, 2 * cfg.hidden, rngs=rngs)
-        self.out = nnx.Linear(cfg.hidden, cfg.dim, rngs=rngs)
+        self.wv = Linear(cfg.dim, 2 * cfg.hidden, rngs=rngs)
+        self.out = Linear(cfg.hidden, cfg.dim, rngs=rngs)
 
     def __call__(self, x, rate, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]; dropout at `rate` when there are rngs."""
@@ -94,7 +95,7 @@ class Model(nnx.Module):
         self.embed = nnx.Embed(cfg.vocab, cfg.dim, rngs=rngs)
         self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.layers)])
         self.norm = nnx.LayerNorm(cfg.dim, rngs=rngs)
-        self.head = nnx.Linear(
+        self.head = Linear(
             cfg.dim,
             cfg.vocab,
             kernel_init=nnx.initializers.uniform(1e-3),

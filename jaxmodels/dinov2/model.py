@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxmodels.dinov2.config import Config
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.precision import exact, wide
 from jaxmodels.layers.remat import remat
@@ -30,10 +31,10 @@ _UNIT = nnx.initializers.lecun_normal()
 _ADDED = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
 
 
-def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, added: bool = False) -> nnx.Linear:
+def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, added: bool = False) -> Linear:
     """Begins as wide as its inputs ask for, not at 0.02 as published: a tower of 64 numbers that
     begins so small tells images apart only after a thousand steps, and contrast collapses."""
-    return nnx.Linear(inputs, outputs, kernel_init=_ADDED if added else _UNIT, rngs=rngs)
+    return Linear(inputs, outputs, kernel_init=_ADDED if added else _UNIT, rngs=rngs)
 
 
 class Attention(nnx.Module):

@@ -61,8 +61,8 @@ def blocked_attention(
     for at in range(0, t, group):
         end = min(at + group, t)
         last = jnp.arange(at, end) if causal else jnp.full(end - at, t - 1)
-        masks = last, *(None if x is None else x[:, :end] for x in (segments, real))
-        out.append(_loop(q[:, at:end], k[:, :end], v[:, :end], *masks))
+        own, seen = (None if x is None else x[:, :end] for x in (segments, real))
+        out.append(_loop(q[:, at:end], k[:, :end], v[:, :end], last, own, seen))
     whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
     if real is None:
         return whole
@@ -109,8 +109,8 @@ def _forward(q: Array, k: Array, v: Array, sight: Sight) -> tuple[Array, Any]:
     turned = rearrange(k, "b h s k -> b h k s")
 
     def block(part: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array]:
-        queries, *seen = part
-        scores = _scores(queries, turned, _mask(k.shape[2], *seen, sight))
+        queries, last, own = part
+        scores = _scores(queries, turned, _mask(k.shape[2], last, own, sight))
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
@@ -126,8 +126,8 @@ def _backward(kept: Any, given: Array) -> tuple[Array, Array, Array, None]:
     keys, values = (rearrange(x, "b h s k -> b h k s") for x in (k, v))
 
     def block(sums: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], Array]:
-        queries, given, out, top, total, *seen = part
-        mask = _mask(k.shape[2], *seen, sight)
+        queries, given, out, top, total, last, own = part
+        mask = _mask(k.shape[2], last, own, sight)
         weights = jnp.exp(_scores(queries, keys, mask) - top) / total
         of_weights = _product("bhtk,bhks->bhts", given, values)
         inner = (given.astype(total.dtype) * out).sum(axis=-1, keepdims=True)
@@ -154,13 +154,13 @@ def _scores(q: Array, keys: Array, mask: Array) -> Array:
     return jnp.where(mask, scores, HIDDEN)
 
 
-def _mask(s: int, last: Array, segments: Array | None, sight: Sight) -> Array:
+def _mask(s: int, last: Array, own: Array | None, sight: Sight) -> Array:
     """What the queries of a block see of s keys: bool, [b or 1, 1, t, s]."""
     mask = (jnp.arange(s) <= last[:, None])[None]
     if sight.real is not None:
         mask = mask & (sight.real == 1)[:, None]
-    if segments is not None and sight.keys is not None:
-        mask = mask & (segments[:, :, None] == sight.keys[:, None])
+    if own is not None and sight.keys is not None:
+        mask = mask & (own[:, :, None] == sight.keys[:, None])
     return mask[:, None]
 
 

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.sharding import spread
 from jaxmodels.wigip.config import Config
@@ -35,8 +36,8 @@ class Mlp(nnx.Module):
     """Two layers with a GELU between them."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.up = nnx.Linear(cfg.dim, 4 * cfg.dim, rngs=rngs)
-        self.out = nnx.Linear(4 * cfg.dim, cfg.dim, rngs=rngs)
+        self.up = Linear(cfg.dim, 4 * cfg.dim, rngs=rngs)
+        self.out = Linear(4 * cfg.dim, cfg.dim, rngs=rngs)
 
     def __call__(self, x):
         """[… d] → [… d]."""

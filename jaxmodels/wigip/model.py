@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
@@ -43,7 +44,7 @@ class Model(nnx.Module):
         self.pos = nnx.Embed(cfg.patches, cfg.dim, embedding_init=place, rngs=rngs)
         self.blocks = stacked(cfg, rngs)
         self.norm = nnx.LayerNorm(cfg.dim, rngs=rngs)
-        self.head = nnx.Linear(cfg.dim, cfg.vocab, rngs=rngs)
+        self.head = Linear(cfg.dim, cfg.vocab, rngs=rngs)
 
     @property
     def relative(self) -> bool:

@@ -17,6 +17,7 @@ from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
+from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
@@ -24,11 +25,11 @@ from jaxmodels.layers.sharding import product_in_parts, spread
 from jaxmodels.wikigpt.config import Config
 
 
-def _linear(cfg: Config, inward: int, outward: int, rngs: nnx.Rngs, residual: bool) -> nnx.Linear:
+def _linear(cfg: Config, inward: int, outward: int, rngs: nnx.Rngs, residual: bool) -> Linear:
     """nanoGPT's initialisation: 0.02, over sqrt(2 · layers) where it adds to the residual."""
     std = 0.02 * ((2 * cfg.layers) ** -0.5 if residual else 1)
     init = nnx.initializers.normal(std)
-    return nnx.Linear(inward, outward, use_bias=cfg.bias, kernel_init=init, rngs=rngs)
+    return Linear(inward, outward, use_bias=cfg.bias, kernel_init=init, rngs=rngs)
 
 
 def _embed(cfg: Config, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
