@@ -42,14 +42,13 @@ def _forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, A
 def _backward(dtype: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = kept
     rows = tuple(range(x.ndim - 1))
-    of_x = jax.lax.dot_general(
-        g, kernel, (((g.ndim - 1,), (1,)), ((), ())), preferred_element_type=x.dtype
-    )
-    first, second = (x, g) if x.shape[-1] <= g.shape[-1] else (g, x)
-    of_kernel = jax.lax.dot_general(
-        first, second, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype
-    )
-    return of_x, of_kernel if first is x else of_kernel.T
+    dot = partial(jax.lax.dot_general, preferred_element_type=dtype)
+    of_x = dot(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
+    if x.shape[-1] <= g.shape[-1]:
+        of_kernel = dot(x, g, ((rows, rows), ((), ())))
+    else:
+        of_kernel = dot(g, x, ((rows, rows), ((), ()))).T
+    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
 
 
 product.defvjp(_forward, _backward)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.serialization import msgpack_restore
+from jax.extend.core import jaxprs_in_params
 
 import jaxmodels
 from bridge.ops import OPS
@@ -146,13 +147,24 @@ def test_dropout_is_off_without_rngs_and_on_with():
     assert not jnp.allclose(plain, model(tokens, rngs=nnx.Rngs(dropout=0))[0], atol=1e-7)
 
 
+def dots(jaxpr):
+    """Every matrix product of a program, in order, with those of what it calls."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(equation)
+        for inner in jaxprs_in_params(equation.params):
+            found += dots(inner)
+    return found
+
+
 def test_the_residual_stream_stays_float32_in_bfloat16():
     skeleton, params, rest = split(jaxmodels.create("bwetaf:tiny"))
     half = skeleton.merge({path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}, rest)
     # So many rows that the head is a product.
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (3, 12)))
     jaxpr = jax.make_jaxpr(lambda model, ids: model(ids)[0])(half, tokens)
-    products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "dot_general"]
+    products = dots(jaxpr.jaxpr)
     assert len(products) == 1 + 2 * 8
     assert all(v.aval.dtype == jnp.bfloat16 for e in products[:-1] for v in e.invars)
     assert half(tokens)[0].dtype == jnp.float32
