@@ -13,6 +13,9 @@ INTERPOLATIONS = ("scale_offset", "size", "antialias")
 def torchs(grid: torch.Tensor, rows: int, columns: int, interpolation: str) -> np.ndarray:
     """PyTorch's, as DINOv2's code and transformers call it; [r, c] → [rows, columns]."""
     given = {"size": (rows, columns), "antialias": interpolation == "antialias"}
+    if interpolation == "antialias" and columns == 1 < rows:
+        # PyTorch 2.13 writes the first row of a single column into all others.
+        return torchs(grid.T, columns, rows, interpolation).T
     if interpolation == "scale_offset":
         height, width = grid.shape
         given = {"scale_factor": ((rows + 0.1) / height, (columns + 0.1) / width)}
