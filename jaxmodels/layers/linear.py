@@ -17,7 +17,7 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Array:
         """`inputs · kernel + bias` [… o], in `preferred_element_type` or what both promote to."""
         assert out_sharding is None
-        x, kernel = nnx.nn.dtypes.promote_dtype((inputs, self.kernel[...]))
+        x, kernel = self.promote_dtype((inputs, self.kernel[...]), dtype=self.dtype)
         out = product(x, kernel, self.preferred_element_type)
         return out if self.bias is None else out + for_rows(self.bias[...], out.shape)
 
