@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 import jaxmodels
 from jaxmodels.recipe import Recipe
@@ -166,3 +167,14 @@ def batch_for(arch: str, batch: int = 2, length: int = 12, seed: int = 0) -> dic
         }
     length = context + 1 if arch in WINDOW else length
     return {"tokens": random_tokens(arch, batch, length, seed)}
+
+
+def products(jaxpr: Any) -> list[Any]:
+    """Every matrix product of a program, in order, those of loops and calls included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(equation)
+        for inner in jaxprs_in_params(equation.params):
+            found += products(inner)
+    return found

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 
 import jaxmodels
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.step import init
-from tests.contract import DEAD, EXACT, archs, batch_for, learner, tiny, training
+from tests.contract import DEAD, EXACT, archs, batch_for, learner, products, tiny, training
 
 
 @archs
@@ -145,17 +144,6 @@ def test_tree_mode_of_nnx_equals_graph_mode(arch):
     np.testing.assert_array_equal(tree, graph)
 
 
-def _products(jaxpr) -> list:
-    """The operands' dtypes of every matrix product in a program, loops and calls included."""
-    found = []
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            found.append({str(operand.aval.dtype) for operand in equation.invars})
-        for inner in jaxprs_in_params(equation.params):
-            found += _products(inner)
-    return found
-
-
 @archs
 def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
     package = learner(arch)
@@ -167,7 +155,8 @@ def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
         return package.loss(skeleton.merge(params, rest), batch, nnx.Rngs(dropout=0))[0]
 
     assert jax.eval_shape(loss, cast).dtype == jnp.float32
-    forward = _products(jax.make_jaxpr(loss)(cast).jaxpr)
+    found = products(jax.make_jaxpr(loss)(cast).jaxpr)
+    forward = [{str(operand.aval.dtype) for operand in one.invars} for one in found]
     assert len(forward) > 4 * package.PRESETS["tiny"].layers
     assert sum(dtypes != {"bfloat16"} for dtypes in forward) == EXACT.get(arch, 0)
 

@@ -10,7 +10,6 @@ import optax
 import pytest
 from flax import nnx
 from flax.serialization import msgpack_restore
-from jax.extend.core import jaxprs_in_params
 
 import jaxmodels
 from bridge.ops import OPS
@@ -19,6 +18,7 @@ from jaxmodels.bwetaf.model import rotated, sinusoid
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.rotary import rotation
 from jaxmodels.runtime.paths import flatten, pattern, split
+from tests.contract import products
 
 TINY = bwetaf.PRESETS["tiny"]
 
@@ -147,26 +147,15 @@ def test_dropout_is_off_without_rngs_and_on_with():
     assert not jnp.allclose(plain, model(tokens, rngs=nnx.Rngs(dropout=0))[0], atol=1e-7)
 
 
-def dots(jaxpr):
-    """Every matrix product of a program, in order, with those of what it calls."""
-    found = []
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            found.append(equation)
-        for inner in jaxprs_in_params(equation.params):
-            found += dots(inner)
-    return found
-
-
 def test_the_residual_stream_stays_float32_in_bfloat16():
     skeleton, params, rest = split(jaxmodels.create("bwetaf:tiny"))
     half = skeleton.merge({path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}, rest)
     # So many rows that the head is a product.
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (3, 12)))
     jaxpr = jax.make_jaxpr(lambda model, ids: model(ids)[0])(half, tokens)
-    products = dots(jaxpr.jaxpr)
-    assert len(products) == 1 + 2 * 8
-    assert all(v.aval.dtype == jnp.bfloat16 for e in products[:-1] for v in e.invars)
+    found = products(jaxpr.jaxpr)
+    assert len(found) == 1 + 2 * 8
+    assert all(v.aval.dtype == jnp.bfloat16 for e in found[:-1] for v in e.invars)
     assert half(tokens)[0].dtype == jnp.float32
     np.testing.assert_allclose(half(tokens)[0], skeleton.merge(params, rest)(tokens)[0], atol=2e-3)
 
