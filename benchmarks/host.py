@@ -1,9 +1,11 @@
 """What a step costs the host, whatever the device does: `python -m benchmarks.host`.
 
-With a model so small that its computation is next to nothing, three ways: the compiled step
+With a model so small that its computation is next to nothing, in three ways: the compiled step
 called, until the call returns (`told`: the device may still be working); called and its loss read
 (`read`); and the loop of `jaxmodels train`, with data, log and progress, in a run directory of its
-own (`loop`). Each is the mean over the steps of a round.
+own (`loop`). What is left to compute is timed too: the same steps as one program that the host
+calls once (`computed`). A loop costs the host what it takes beyond that, its `overhead`. Each is
+the mean over the steps of a round.
 """
 
 import sys
@@ -11,20 +13,23 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.batches import shapes, values
+from benchmarks.batches import Batch, shapes, values
 from benchmarks.harness import RESULTS, Run, Timing, counts, save, table
 from benchmarks.machine import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.step import init, train_step
+from jaxmodels.runtime.step import State, init, train_step
 from jaxmodels.runtime.train import Job, train
 
 RUNS = tuple(
@@ -32,8 +37,12 @@ RUNS = tuple(
 )  # it has no loss
 QUICK = (("--preset", "charlm:tiny", "--steps", "20", "--rounds", "2"),)
 
-# Sizes that make a model trivial, where it has them; what divides a width stays divided by it.
-SMALL: dict[str, int] = {"layers": 1, "vocab": 32, "tokens": 32, "context": 8, "queue": 8}
+# Sizes that make a model trivial, where it or its tower has them; what divides a width stays
+# divided by it. Tokens are taken out of an image in squares of `merge` patches: one is left.
+SMALL: dict[str, int] = {
+    "layers": 1, "image_layers": 1, "decoder_layers": 1, "fused": 1, "merge": 1, "hidden": 32,
+    "vocab": 32, "tokens": 32, "context": 8, "queue": 8, "slots": 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,28 +71,52 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     run = Run("host", {"batch": 1, "steps": options.steps, "threads": cores()})
     say(f"{options.preset}, made trivial: {options.steps} steps a round")
     timings = [*_steps(arch, config, recipe, options), _loop(arch, config, recipe, options)]
-    records = run.records(options.preset, timings, lambda timing: {})
+    beyond = median(timings[-1].seconds) - median(timings[0].seconds)
+    extra = lambda one: {"overhead_ms": 1e3 * beyond if one.name == "loop" else None}  # noqa: E731
+    records = run.records(options.preset, timings, extra)
     say(f"added to {save(records, options.out)}")
     print(f"\n### What a step of a trivial {options.preset} costs the host")
-    print(table(records, {"first": "first ms"}), flush=True)
+    print(table(records, {"first": "first ms", "overhead_ms": "beyond computed, ms"}), flush=True)
     return records
 
 
 def trivial(config: Any) -> Any:
     """The same architecture with as little to compute as it allows."""
     own = {field.name for field in fields(config)}
-    return replace(config, **{name: size for name, size in SMALL.items() if name in own})
+    sizes: dict[str, Any] = {name: size for name, size in SMALL.items() if name in own}
+    if "dinov2" in own:
+        patch = config.dinov2.patch
+        tower = replace(trivial(config.dinov2), image_size=patch)
+        sizes |= {"dinov2": tower, "image_size": patch}
+    return replace(config, **sizes)
 
 
 def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing]:
-    """The compiled step: until it is told, and until its loss is read."""
+    """The steps as one program; the compiled step: until it is told, and until its loss is read."""
     rate, mesh = schedule(recipe.optim, recipe.steps), make_mesh(recipe.mesh)
     package, tx = jaxmodels.arch(arch), optimiser(recipe.optim, rate)
     skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
     step = train_step(package, skeleton, tx, rate, recipe, abstract)
     state, inputs = fresh(), values(shapes(arch, config, recipe), config)
-    told, read = Timing("told", 0.0), Timing("read", 0.0)
+    computed, told, read = (Timing(name, 0.0) for name in ("computed", "told", "read"))
+
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=placed)
+    def program(state: State, batches: Batch) -> State:
+        batch = lambda i: jax.tree.map(lambda leaf: leaf[i % len(inputs)], batches)  # noqa: E731
+        one = lambda i, state: step(state, batch(i))[0]  # noqa: E731
+        return jax.lax.fori_loop(0, options.steps, one, state)
+
+    batches = jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
     for index in range(1 + options.rounds):
+        start = time.perf_counter()
+        state = jax.block_until_ready(program(state, batches))
+        whole = time.perf_counter() - start
+        if index:
+            computed.seconds.append(whole / options.steps)
+        else:
+            computed.first = whole
         returned = finished = 0.0
         for number in range(options.steps):
             start = time.perf_counter()
@@ -97,7 +130,7 @@ def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing
         if index:
             told.seconds.append(returned / options.steps)
             read.seconds.append(finished / options.steps)
-    return [told, read]
+    return [computed, told, read]
 
 
 def _loop(arch: str, config: Any, recipe: Recipe, options: Host) -> Timing:

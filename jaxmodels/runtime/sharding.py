@@ -201,6 +201,8 @@ def put_batch(batch: dict[str, Any], mesh: Mesh, rows: int | None = None) -> dic
         rows: of the whole batch, over all processes; None if this process has all of them.
     """
     at = NamedSharding(mesh, P("data"))
+    if not mesh.is_multi_process:
+        return jax.device_put(batch, at)  # all arrays at once, in half of the time
 
     def put(part: np.ndarray) -> jax.Array:
         shape = (rows or len(part), *part.shape[1:])
