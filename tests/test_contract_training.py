@@ -103,6 +103,7 @@ for mesh_spec in sys.argv[2:]:
         batch = jax.tree.map(np.asarray, batch_for(arch, 32, 33, seed=number))
         state, metrics = step(state, put_batch(batch, mesh))
         losses[mesh_spec].append(float(metrics["loss"]))
+    assert step._cache_size() == 1, "a state of another type or place than a fresh one's"
     split = sum(len(set(map(str, p.sharding.devices_indices_map(p.shape).values()))) > 1
                 for p in state.params.values())
     losses[mesh_spec + " split"] = split

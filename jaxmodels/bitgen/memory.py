@@ -42,7 +42,7 @@ class Memory(nnx.Module):
         self.keys = nnx.Param(nnx.initializers.orthogonal(m**-0.5)(rngs.params(), (m, d)))
         self.mean = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (m, d)))
         self.log_variance = nnx.Param(jnp.zeros(m))
-        self.address_log_variance = nnx.Param(jnp.full(m, -6.0))
+        self.address_log_variance = nnx.Param(jnp.full(m, -6.0, jnp.float32))
         self.code = Linear(d, d, rngs=rngs)
         self.norm = nnx.LayerNorm(d, use_scale=False, use_bias=False, rngs=rngs)
         self.out = Linear(d, d, rngs=rngs)

@@ -72,7 +72,7 @@ class Model(nnx.Module):
         self.text_norm = nnx.RMSNorm(cfg.dim, rngs=rngs)
         self.image_norm = nnx.RMSNorm(cfg.dim, rngs=rngs)
         self.text_pool, self.image_pool = Pooler(cfg, rngs=rngs), Pooler(cfg, rngs=rngs)
-        self.temperature = nnx.Param(jnp.full((), cfg.temperature))
+        self.temperature = nnx.Param(jnp.full((), cfg.temperature, jnp.float32))
         self.match = Linear(2 * cfg.dim, 2, rngs=rngs)
         self.memory = Memory(cfg, rngs=rngs)
         self.decoder = Decoder(cfg, rngs=rngs)

@@ -45,7 +45,7 @@ class Fusion(nnx.Module):
         self.text_pooler_itc = linear(d, d, rngs=rngs)
         self.image_pooler_itc = linear(d, d, rngs=rngs)
         self.mlp = Mlp(2 * d, 2 * d, d, rngs=rngs)
-        self.temperature = nnx.Param(jnp.full((), 0.07))
+        self.temperature = nnx.Param(jnp.full((), 0.07, jnp.float32))
         self.image_queue = Buffer(_columns(rngs, (d, cfg.queue)))
         self.text_queue = Buffer(_columns(rngs, (d, cfg.queue)))
         self.queue_ptr = Buffer(jnp.zeros((), jnp.int32))
