@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxmodels.runtime.files import write_text
+
+SECONDS = 10.0  # after so many, numbers are put on the disk for those who watch a run
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -70,7 +73,7 @@ class Silent:
 
 
 class MetricsLog(Lines):
-    """metrics.jsonl of a run, and TensorBoard's files.
+    """metrics.jsonl of a run, and TensorBoard's files; both are on the disk within seconds.
 
     Args:
         run: the run directory.
@@ -78,28 +81,39 @@ class MetricsLog(Lines):
     """
 
     def __init__(self, run: Path, step: int):
-        from tensorboardX import SummaryWriter
-        from tensorboardX.proto.summary_pb2 import Summary
+        # The writer that waits for the disk itself: `SummaryWriter` hands each number to two
+        # threads, which took the host longer than calling the step did.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
 
         super().__init__(run / "metrics.jsonl", step)
-        self._summary = Summary
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        folder = run / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Names hold the second: a run that resumes within one takes another all the same.
+        self._board = EventsWriter(str(folder / "events"), f".{step}")
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        # TensorBoard drops what files before this one say of the steps to come.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._show(step + 1, session_log=start)
+        self._flushed = time.monotonic()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds the record of one step; its numbers other than `step` go to TensorBoard.
-
-        They go there as one event: `add_scalar` makes one of each number, which cost the host more
-        than calling the step did.
-        """
+        """Adds the record of one step; its numbers other than `step` go to TensorBoard."""
         super().write(record)
         value = self._summary.Value
         values = [value(tag=name, simple_value=x) for name, x in record.items() if name != "step"]
-        self._board.file_writer.add_summary(self._summary(value=values), record["step"])
+        self._show(record["step"], summary=self._summary(value=values))
+        if time.monotonic() - self._flushed > SECONDS:
+            self.flush()
+
+    def _show(self, step: int, **what: Any) -> None:
+        self._board.write_event(self._event(wall_time=time.time(), step=step, **what))
 
     def flush(self) -> None:
         """Puts everything on the disk."""
         super().flush()
         self._board.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes."""

@@ -49,6 +49,8 @@ def test_what_came_after_the_checkpoint_is_taken_back(tmp_path):
     log.write({"step": 3, "loss": 0.125})
     log.close()
     assert [record["loss"] for record in read(tmp_path / "metrics.jsonl")] == [1.0, 0.5, 0.125]
+    told = [event.step for event in events(tmp_path / "tensorboard") if event.HasField("summary")]
+    assert told == [1, 2, 3, 3]
     purged = [e.step for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
     assert (
         purged[-1] == 3
