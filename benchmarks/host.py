@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.batches import Batch, shapes, values
+from benchmarks.batches import BATCHES, Batch, shapes, values
 from benchmarks.harness import RESULTS, Run, Timing, counts, save, table
 from benchmarks.machine import cores
 from jaxmodels.cli import parse, say
@@ -71,9 +72,13 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     run = Run("host", {"batch": 1, "steps": options.steps, "threads": cores()})
     say(f"{options.preset}, made trivial: {options.steps} steps a round")
     timings = [*_steps(arch, config, recipe, options), _loop(arch, config, recipe, options)]
-    beyond = median(timings[-1].seconds) - median(timings[0].seconds)
-    extra = lambda one: {"overhead_ms": 1e3 * beyond if one.name == "loop" else None}  # noqa: E731
-    records = run.records(options.preset, timings, extra)
+    computed = median(timings[0].seconds)
+
+    def overhead(timing: Timing) -> dict[str, float | None]:
+        beyond = 1e3 * (median(timing.seconds) - computed)
+        return {"overhead_ms": beyond if timing.name == "loop" else None}
+
+    records = run.records(options.preset, timings, overhead)
     say(f"added to {save(records, options.out)}")
     print(f"\n### What a step of a trivial {options.preset} costs the host")
     print(table(records, {"first": "first ms", "overhead_ms": "beyond computed, ms"}), flush=True)
@@ -100,15 +105,18 @@ def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing
     state, inputs = fresh(), values(shapes(arch, config, recipe), config)
     computed, told, read = (Timing(name, 0.0) for name in ("computed", "told", "read"))
 
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-    @partial(jax.jit, donate_argnums=0, out_shardings=placed)
+    @partial(
+        jax.jit, donate_argnums=0, out_shardings=jax.tree.map(attrgetter("sharding"), abstract)
+    )
     def program(state: State, batches: Batch) -> State:
-        batch = lambda i: jax.tree.map(lambda leaf: leaf[i % len(inputs)], batches)  # noqa: E731
-        one = lambda i, state: step(state, batch(i))[0]  # noqa: E731
+        def one(number: jax.Array, state: State) -> State:
+            return step(state, {name: array[number % BATCHES] for name, array in batches.items()})[
+                0
+            ]
+
         return jax.lax.fori_loop(0, options.steps, one, state)
 
-    batches = jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
+    batches = {name: np.stack([batch[name] for batch in inputs]) for name in inputs[0]}
     for index in range(1 + options.rounds):
         start = time.perf_counter()
         state = jax.block_until_ready(program(state, batches))
@@ -120,7 +128,7 @@ def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing
         returned = finished = 0.0
         for number in range(options.steps):
             start = time.perf_counter()
-            state, metrics = step(state, put_batch(inputs[number % len(inputs)], mesh))
+            state, metrics = step(state, put_batch(inputs[number % BATCHES], mesh))
             middle = time.perf_counter()
             float(metrics["loss"])
             if index == number == 0:

@@ -73,7 +73,7 @@ class Silent:
 
 
 class MetricsLog(Lines):
-    """metrics.jsonl of a run, and TensorBoard's files; both are on the disk within seconds.
+    """metrics.jsonl of a run, and TensorBoard's files; both are put on the disk every `SECONDS`.
 
     Args:
         run: the run directory.

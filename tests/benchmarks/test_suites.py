@@ -13,7 +13,6 @@ from benchmarks import (
     decode,
     flops,
     forward,
-    host,
     memory,
     peers,
     quality,
@@ -204,27 +203,6 @@ def test_contestants_that_see_other_features_are_an_error(tmp_path, monkeypatch)
     with pytest.raises(Problem, match="different features"):
         forward.main([*words, "--out", str(tmp_path)])
     assert not (tmp_path / "forward.jsonl").exists()
-
-
-def test_host(tmp_path, capsys):
-    records = host.main(["--steps", "3", "--rounds", "2", "--out", str(tmp_path)])
-    assert written(tmp_path / "host.jsonl") == json.loads(json.dumps(records))
-    medians = {record["contestant"]: record["median"] for record in records}
-    assert list(medians) == ["computed", "told", "read", "loop"]
-    assert medians["told"] < medians["read"]
-    assert records[-1]["overhead_ms"] == pytest.approx(medians["loop"] - medians["computed"])
-    assert "charlm:tiny" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arch", [arch for arch in jaxmodels.ARCHS if arch != "dinov2"])
-def test_trivial_models_have_one_layer_of_each_kind_and_their_towers_see_one_patch(arch):
-    config = host.trivial(jaxmodels.preset(f"{arch}:tiny")[2])
-    towers = [config.dinov2] if hasattr(config, "dinov2") else []
-    for part in (config, *towers):
-        layers = [name for name in vars(part) if name.endswith("layers")]
-        assert {getattr(part, name) for name in layers} == {1}
-    for tower in towers:
-        assert config.image_size == tower.image_size == tower.patch
 
 
 def test_data(tmp_path, capsys):

@@ -52,6 +52,4 @@ def test_what_came_after_the_checkpoint_is_taken_back(tmp_path):
     told = [event.step for event in events(tmp_path / "tensorboard") if event.HasField("summary")]
     assert told == [1, 2, 3, 3]
     purged = [e.step for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
-    assert (
-        purged[-1] == 3
-    )  # TensorBoard drops what an earlier file says of this step and later ones
+    assert purged[-1] == 3  # of this step and later ones TensorBoard drops what was told before
