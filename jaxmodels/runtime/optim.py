@@ -1,20 +1,16 @@
 """The optimiser of a recipe: clipping, the rule, linear warm-up and cosine decay (optax)."""
 
-import re
-from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim
+from jaxmodels.runtime.muon import scale_by_muon
 from jaxmodels.runtime.paths import Arrays, pattern
-
-_STACK = re.compile(r"blocks/(?!\d)")  # blocks that lie in one array
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
@@ -105,60 +101,8 @@ def _direction(optim: Optim) -> optax.GradientTransformation:
         factored = optax.scale_by_factored_rms(min_dim_size_to_factor=64)
         return optax.chain(factored, optax.clip_by_block_rms(1.0))
     if optim.name == "muon":
-        return _muon(optim)
+        return scale_by_muon(optim)
     return optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
-
-
-def _muon(optim: Optim) -> optax.GradientTransformation:
-    """Steps along the nearest orthogonal matrix of each kernel's momentum (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon), and Adam's for all else."""
-
-    def matrices(tree: Arrays) -> dict[str, MuonDimensionNumbers]:
-        found = {path: _matrix(path, leaf.ndim) for path, leaf in tree.items()}
-        skipped = [pattern(text) for text in optim.muon_skip]
-        return {
-            path: axes
-            for path, axes in found.items()
-            if axes and not any(skip.fullmatch(path) for skip in skipped)
-        }
-
-    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
-    muon = scale_by_muon(weight_dimension_numbers=matrices)
-
-    def parts(tree: Arrays) -> tuple[Arrays, Arrays]:
-        ours = matrices(tree)
-        return {p: tree[p] for p in ours}, {p: x for p, x in tree.items() if p not in ours}
-
-    def init(params: Arrays) -> Any:
-        kernels, others = parts(params)
-        return muon.init(kernels), adam.init(others)
-
-    def update(grads: Arrays, state: Any, params: Any = None) -> tuple[Arrays, Any]:
-        kernels, others = parts(grads)
-        steps, first = muon.update(kernels, state[0])
-        rest, second = adam.update(others, state[1])
-        for path, axes in matrices(kernels).items():
-            steps[path] *= optim.muon_rms * _side(kernels[path].shape, axes) ** 0.5
-        return steps | rest, (first, second)
-
-    return optax.GradientTransformation(init, update)
-
-
-def _matrix(path: str, ndim: int) -> MuonDimensionNumbers | None:
-    """Which axes of a kernel are summed over, and which come out; the first of a stack of blocks is
-    neither. None for what is no kernel."""
-    axes = tuple(range(ndim))[_STACK.match(path) is not None :]
-    if not path.endswith("/kernel") or len(axes) < 2:
-        return None
-    to_heads = path.endswith(("/q/kernel", "/k/kernel", "/v/kernel"))
-    first = 1 if to_heads else len(axes) - 1
-    return MuonDimensionNumbers(axes[:first], axes[first:])
-
-
-def _side(shape: tuple[int, ...], axes: MuonDimensionNumbers) -> int:
-    """The longer side of a kernel seen as a matrix: an orthogonal one has numbers of an rms of
-    1 / √side."""
-    return max(prod(shape[i] for i in held) for held in axes)
 
 
 def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:

@@ -1,0 +1,95 @@
+"""Muon: steps along the nearest orthogonal matrix of each kernel's momentum (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon; optax), and Adam's for all else.
+
+Small kernels that are matrices of one shape go through it together: a few products of many
+matrices instead of many products.
+"""
+
+import re
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from jaxmodels.recipe import Optim
+from jaxmodels.runtime.paths import Arrays, pattern
+
+_STACK = re.compile(r"blocks/(?!\d)")  # blocks that lie in one array
+_SMALL = 2**18  # numbers; the products of a larger kernel fill a processor by themselves
+
+
+def scale_by_muon(optim: Optim) -> optax.GradientTransformation:
+    """Gradients → the step at a learning rate of 1: path → an update in the kernel's shape.
+
+    Its state is optax's for the kernels, whose `mu` is path → momentum, and Adam's for the rest.
+    """
+    skipped = [pattern(text) for text in optim.muon_skip]
+    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+    muon = contrib.scale_by_muon(
+        weight_dimension_numbers=lambda groups: dict.fromkeys(
+            groups, contrib.MuonDimensionNumbers(1, 2)
+        )
+    )
+
+    def parts(tree: Arrays) -> tuple[Arrays, Arrays]:
+        others = {
+            path: leaf
+            for path, leaf in tree.items()
+            if not _is_kernel(path, leaf.shape) or any(skip.fullmatch(path) for skip in skipped)
+        }
+        return {path: leaf for path, leaf in tree.items() if path not in others}, others
+
+    def init(params: Arrays) -> Any:
+        kernels, others = parts(params)
+        return muon.init(kernels), adam.init(others)
+
+    def update(grads: Arrays, state: Any, params: Any = None) -> tuple[Arrays, Any]:
+        kernels, others = parts(grads)
+        steps, first = muon.update(_joined(kernels), state[0]._replace(mu=_joined(state[0].mu)))
+        # The numbers of an orthogonal matrix have an rms of 1 / √(its longer side).
+        steps = {name: optim.muon_rms * max(x.shape[1:]) ** 0.5 * x for name, x in steps.items()}
+        rest, second = adam.update(others, state[1])
+        first = first._replace(mu=_parted(first.mu, kernels))
+        return _parted(steps, kernels) | rest, (first, second)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_kernel(path: str, shape: tuple[int, ...]) -> bool:
+    return path.endswith("/kernel") and len(shape) >= (3 if _STACK.match(path) else 2)
+
+
+def _matrices(path: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """A kernel's shape as matrices: how many (a stack of blocks holds several), inputs, outputs."""
+    count, axes = (shape[0], shape[1:]) if _STACK.match(path) else (1, shape)
+    to_heads = path.endswith(("/q/kernel", "/k/kernel", "/v/kernel"))
+    first = 1 if to_heads else len(axes) - 1
+    return count, prod(axes[:first]), prod(axes[first:])
+
+
+def _group(path: str, shape: tuple[int, ...]) -> str:
+    """The name under which a kernel goes with others, or a large one alone."""
+    _, *sides = _matrices(path, shape)
+    return f"{sides[0]} x {sides[1]}" if prod(sides) <= _SMALL else path
+
+
+def _joined(kernels: Arrays) -> Arrays:
+    """Group → its matrices [matrices, inputs, outputs]."""
+    groups: dict[str, list[jax.Array]] = {}
+    for path, kernel in kernels.items():
+        matrices = kernel.reshape(_matrices(path, kernel.shape))
+        groups.setdefault(_group(path, kernel.shape), []).append(matrices)
+    return {name: jnp.concatenate(group) for name, group in groups.items()}
+
+
+def _parted(groups: Arrays, kernels: Arrays) -> Arrays:
+    """What `_joined` put together, each by its path and in its shape again."""
+    found, taken = {}, dict.fromkeys(groups, 0)
+    for path, kernel in kernels.items():
+        name, (count, *_) = _group(path, kernel.shape), _matrices(path, kernel.shape)
+        found[path] = groups[name][taken[name] : taken[name] + count].reshape(kernel.shape)
+        taken[name] += count
+    return found
