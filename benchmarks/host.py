@@ -28,9 +28,8 @@ from benchmarks.harness import RESULTS, Run, Timing, counts, save, table
 from benchmarks.machine import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.step import State, init, train_step
+from jaxmodels.runtime.step import State, training
 from jaxmodels.runtime.train import Job, train
 
 RUNS = tuple(
@@ -98,10 +97,8 @@ def trivial(config: Any) -> Any:
 
 def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing]:
     """The steps as one program; the compiled step: until it is told, and until its loss is read."""
-    rate, mesh = schedule(recipe.optim, recipe.steps), make_mesh(recipe.mesh)
-    package, tx = jaxmodels.arch(arch), optimiser(recipe.optim, rate)
-    skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
-    step = train_step(package, skeleton, tx, rate, recipe, abstract)
+    mesh = make_mesh(recipe.mesh)
+    _, fresh, abstract, step = training(jaxmodels.arch(arch), config, recipe, mesh)
     state, inputs = fresh(), values(shapes(arch, config, recipe), config)
     computed, told, read = (Timing(name, 0.0) for name in ("computed", "told", "read"))
 

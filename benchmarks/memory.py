@@ -24,9 +24,8 @@ from benchmarks.trainers import jax_step
 from jaxmodels.cli import parse, say
 from jaxmodels.layers import blocks, losses
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh
-from jaxmodels.runtime.step import init, train_step
+from jaxmodels.runtime.step import training
 
 _ALL = 1 << 62  # a limit that nothing reaches
 RUNS = (("--preset", "bwetaf:53m"),)
@@ -105,13 +104,10 @@ def form(name: str) -> Iterator[None]:
 
 def compiled_bytes(arch: str, config: Any, recipe: Recipe, name: str) -> int:
     """Bytes of temporary memory of the compiled step, on one device."""
-    package, rate = jaxmodels.arch(arch), schedule(recipe.optim, recipe.steps)
-    tx, mesh = optimiser(recipe.optim, rate), make_mesh(recipe.mesh)
-    skeleton, _, abstract = init(package, config, recipe, tx, mesh)
+    planned: Any = training(jaxmodels.arch(arch), config, recipe, make_mesh(recipe.mesh))
     batch = {"tokens": jax.ShapeDtypeStruct((recipe.batch, config.context + 1), np.int32)}
     with form(name):
-        step: Any = train_step(package, skeleton, tx, rate, recipe, abstract)
-        lowered = step.lower(abstract, batch)
+        lowered = planned.step.lower(planned.abstract, batch)
     return int(lowered.compile().memory_analysis().temp_size_in_bytes)
 
 

@@ -24,9 +24,8 @@ from data_pipelines.pipelines import Data, open_data
 from jaxmodels.cli import parse, say
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.step import init, train_step
+from jaxmodels.runtime.step import training
 
 RUNS = ((),)
 QUICK = (("--seconds", "5", "--steps", "50"),)
@@ -63,11 +62,10 @@ class Trainee:
         rate = options.steps / 10
         # The end is not known beforehand: no decay.
         optim = replace(recipe.optim, warmup=rate, end_lr=recipe.optim.peak_lr)
-        self.recipe = replace(recipe, optim=optim)
-        rule = schedule(optim, 10**9)
-        tx, self.mesh = optimiser(optim, rule), make_mesh()
-        self.skeleton, fresh, abstract = init(self.package, self.config, self.recipe, tx, self.mesh)
-        self.step = train_step(self.package, self.skeleton, tx, rule, self.recipe, abstract)
+        self.recipe, self.mesh = replace(recipe, optim=optim, steps=10**9), make_mesh()
+        self.skeleton, fresh, _, self.step = training(
+            self.package, self.config, self.recipe, self.mesh
+        )
         self.batches = iter(data.train())
         self.state, self.steps, self.seconds = fresh(), 0, 0.0
         self.state, metrics = self.step(fresh(), put_batch(next(self.batches), self.mesh))

@@ -25,12 +25,12 @@ from benchmarks.batches import BATCHES, counted, shapes
 from benchmarks.harness import RESULTS, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.machine import cores
 from benchmarks.peers import torch_device
-from benchmarks.trainers import initial, jax_step, seed_step, torch_step
+from benchmarks.trainers import jax_step, seed_step, torch_step
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.flops import Product, products
 from jaxmodels.runtime.sharding import make_mesh
-from jaxmodels.runtime.step import fitting_slices
+from jaxmodels.runtime.step import fitting_slices, training
 
 OURS = "jaxmodels"
 
@@ -188,10 +188,11 @@ def _show(options: Step, records: list[dict[str, Any]], work: float, rate: float
 
 def _forward(arch: str, config: Any, recipe: Recipe, batch: dict[str, Any]) -> list[Product]:
     """The matrix products of the loss of one batch, counted without computing it."""
-    skeleton, _, abstract = initial(arch, config, recipe)
+    package = jaxmodels.arch(arch)
+    skeleton, _, abstract, _ = training(package, config, recipe, make_mesh(recipe.mesh))
 
     def loss(params: Any, rest: Any, batch: Any) -> jax.Array:
-        return jaxmodels.arch(arch).loss(skeleton.merge(params, rest), batch, None)[0]
+        return package.loss(skeleton.merge(params, rest), batch, None)[0]
 
     return products(loss, abstract.params, abstract.rest, batch)
 

@@ -12,23 +12,16 @@ from benchmarks.harness import Call
 from benchmarks.peers import seed_bwetaf, twin_with
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim, Recipe
-from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.optim import schedule
+from jaxmodels.runtime.paths import Arrays
 from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.step import State, init, train_step
-
-
-def initial(arch: str, config: Any, recipe: Recipe) -> tuple[Any, Any, State]:
-    """What `runtime.step.init` makes of a recipe: skeleton, fresh state, its shapes."""
-    tx = optimiser(recipe.optim, schedule(recipe.optim, recipe.steps))
-    return init(jaxmodels.arch(arch), config, recipe, tx, make_mesh(recipe.mesh))
+from jaxmodels.runtime.step import training
 
 
 def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
     """Our step, as the training loop calls it; returns the loss of the step."""
-    rate, mesh = schedule(recipe.optim, recipe.steps), make_mesh(recipe.mesh)
-    skeleton, fresh, abstract = initial(arch, config, recipe)
-    tx = optimiser(recipe.optim, rate)
-    step = train_step(jaxmodels.arch(arch), skeleton, tx, rate, recipe, abstract)
+    mesh = make_mesh(recipe.mesh)
+    _, fresh, _, step = training(jaxmodels.arch(arch), config, recipe, mesh)
     state, inputs = fresh(), values(shapes(arch, config, recipe), config)
 
     def call(index: int) -> float:
@@ -39,9 +32,14 @@ def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
     return call
 
 
+def fresh_parameters(arch: str, config: Any, recipe: Recipe) -> Arrays:
+    """Those that our step begins with: path → array."""
+    return training(jaxmodels.arch(arch), config, recipe, make_mesh(recipe.mesh)).fresh().params
+
+
 def seed_step(package: Path, config: Any, recipe: Recipe) -> Call:
     """The step of bwetaf's own package; returns the loss, of one position less in each row."""
-    params = initial("bwetaf", config, recipe)[1]().params
+    params = fresh_parameters("bwetaf", config, recipe)
     inputs = values(shapes("bwetaf", config, recipe), config)
     return seed_bwetaf(package, config, recipe, params, [batch["tokens"] for batch in inputs])
 
@@ -57,7 +55,7 @@ def torch_step(
     from torch.nn.functional import cross_entropy
 
     optim = recipe.optim
-    module = twin_with(arch, config, initial(arch, config, recipe)[1]().params, device).train()
+    module = twin_with(arch, config, fresh_parameters(arch, config, recipe), device).train()
     parameters = list(module.parameters())
     updater = _torch_optimiser(optim, parameters)
     rates = np.asarray(jax.vmap(schedule(optim, recipe.steps))(np.arange(recipe.steps)))

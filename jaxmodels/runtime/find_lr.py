@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.step import init, train_step
+from jaxmodels.runtime.step import training
 
 
 def find_lr(
@@ -33,10 +32,8 @@ def find_lr(
     def rate(step: Any) -> Any:
         return low * (high / low) ** (step / (steps - 1))
 
-    tx = optimiser(recipe.optim, rate)
     mesh = make_mesh(recipe.mesh)
-    skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
-    step = train_step(package, skeleton, tx, rate, recipe, abstract)
+    _, fresh, _, step = training(package, config, recipe, mesh, rate)
     state, smooth = fresh(), 0.0
     rates: list[float] = []
     losses: list[float] = []

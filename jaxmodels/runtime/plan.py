@@ -16,10 +16,10 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import flops, hlo
 from jaxmodels.runtime.batches import batch_shapes
 from jaxmodels.runtime.chips import Topology
-from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.paths import Arrays, Skeleton
 from jaxmodels.runtime.sharding import AnyMesh, make_mesh
-from jaxmodels.runtime.step import State, init, train_step
+from jaxmodels.runtime.step import State, init, training
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
@@ -130,13 +130,10 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
 
 def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
     """The step of `train`, and the shapes that it is called with."""
-    recipe = job.recipe
-    rate = schedule(recipe.optim, recipe.steps)
-    tx = optimiser(recipe.optim, rate)
-    skeleton, _, state = init(job.package, job.config, recipe, tx, mesh)
+    _, _, state, step = training(job.package, job.config, job.recipe, mesh)
     rows = NamedSharding(mesh, P("data"))
     batch = {name: leaf.update(sharding=rows) for name, leaf in job.batch.items()}
-    return train_step(job.package, skeleton, tx, rate, recipe, state), state, batch
+    return step, state, batch
 
 
 def state_of(job: Job, mesh: AnyMesh) -> tuple[Skeleton, State]:

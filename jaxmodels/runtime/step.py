@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
-from jaxmodels.runtime.optim import trained
+from jaxmodels.runtime.optim import optimiser, schedule, trained
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
 from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
 
@@ -35,6 +35,30 @@ class State(NamedTuple):
     """int32: optimiser steps done."""
     key: jax.Array
     """uint32 data of the PRNG key; the key of a step is folded from it and the step."""
+
+
+class Training(NamedTuple):
+    """What trains a model by its recipe."""
+
+    skeleton: Skeleton
+    fresh: Callable[[], State]
+    abstract: State
+    step: Callable[..., tuple[State, Metrics]]
+
+
+def training(
+    package: ModuleType,
+    config: Any,
+    recipe: Recipe,
+    mesh: AnyMesh,
+    rate: optax.Schedule | None = None,
+) -> Training:
+    """`init` and `train_step` with the recipe's optimiser, at its own learning rate or another."""
+    rate = rate or schedule(recipe.optim, recipe.steps)
+    tx = optimiser(recipe.optim, rate)
+    skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
+    step = train_step(package, skeleton, tx, rate, recipe, abstract)
+    return Training(skeleton, fresh, abstract, step)
 
 
 def init(

@@ -18,14 +18,13 @@ from jaxmodels.runtime import processes, rundir
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.metrics import MetricsLog, Silent
-from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.outcome import EARLY, Outcome
 from jaxmodels.runtime.patience import Patience
 from jaxmodels.runtime.progress import Progress, amounts
 from jaxmodels.runtime.samples import Sample
 from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch, put_whole
 from jaxmodels.runtime.stats import StatsLog
-from jaxmodels.runtime.step import State, init, train_step
+from jaxmodels.runtime.step import State, training
 from jaxmodels.runtime.stop import Stop
 
 
@@ -73,11 +72,10 @@ class _Loop:
     def __init__(self, job: Job):
         self.job, self.stop = job, job.stop
         recipe = job.recipe
-        rate = schedule(recipe.optim, recipe.steps)
-        tx = optimiser(recipe.optim, rate)
         self.mesh = make_mesh(recipe.mesh)
-        self.skeleton, fresh, abstract = init(job.package, job.config, recipe, tx, self.mesh)
-        self.step_function = train_step(job.package, self.skeleton, tx, rate, recipe, abstract)
+        self.skeleton, fresh, abstract, self.step_function = training(
+            job.package, job.config, recipe, self.mesh
+        )
         self.loss_function = loss_function(job.package, self.skeleton, self.mesh)
         self.checkpoints = ckpt.Checkpoints(job.run / "checkpoints", recipe.keep)
         self.outcome = Outcome(steps=recipe.steps)
