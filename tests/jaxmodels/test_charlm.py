@@ -64,10 +64,10 @@ def test_the_cache_is_a_sliding_window():
     config = replace(charlm.PRESETS["tiny"], layers=1)  # one layer: no memory beyond the window
     model = charlm.Model(config, rngs=nnx.Rngs(1))
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, config.vocab, (2, 20)))
-    cache = model.init_cache(2, size=8)
+    cache, call = model.init_cache(2, size=8), nnx.jit(charlm.Model.__call__)
     for t in range(20):
-        logits, cache = model(tokens[:, t : t + 1], cache)
-        window, _ = model(tokens[:, max(0, t - 7) : t + 1])
+        logits, cache = call(model, tokens[:, t : t + 1], cache)
+        window, _ = call(model, tokens[:, max(0, t - 7) : t + 1])
         np.testing.assert_allclose(logits[:, 0], window[:, -1], atol=1e-5)
 
 

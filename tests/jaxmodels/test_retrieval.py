@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxmodels
 from jaxmodels.runtime.retrieval import Encoder, recalls, similarity
@@ -52,7 +53,8 @@ def test_features_alone_are_those_of_a_call_with_both(arch):
     images = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
     tokens = rng.integers(0, model.config.vocab, (3, 12)).astype(np.int32)
     mask = np.ones_like(tokens)
-    out = model(jnp.asarray(tokens), images=jnp.asarray(images, jnp.float32) / 255)
+    both = nnx.jit(type(model).__call__)
+    out = both(model, jnp.asarray(tokens), images=jnp.asarray(images, jnp.float32) / 255)
     encoder = Encoder(model)
     texts = encoder.texts([{"tokens": tokens, "mask": mask}])
     np.testing.assert_allclose(texts, out.text_features, atol=1e-5)
