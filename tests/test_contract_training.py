@@ -24,8 +24,13 @@ def test_every_parameter_gets_a_gradient(arch):
     package = learner(arch)
     skeleton, params, rest = split(tiny(arch))
     batch = batch_for(arch, batch=8, length=30)
-    loss = lambda p: package.loss(skeleton.merge(p, rest), batch, training(arch))[0]  # noqa: E731
-    grads = jax.jit(jax.grad(loss))(params)
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        return package.loss(skeleton.merge(params, rest), batch, training(arch))[0]
+
+    grads = gradients(params)
     dead = {path for path, grad in grads.items() if not jnp.abs(grad).max() > 0}
     assert dead == DEAD.get(arch, set())
 
