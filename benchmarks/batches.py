@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 import jaxmodels
+from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.plan import Job
 
@@ -47,7 +48,9 @@ def targets(arch: str, config: Any, tokens: Any) -> Any:
     package = jaxmodels.arch(arch)
     if not hasattr(package, "targets"):
         return tokens[:, 1:]
-    return package.targets(nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0))), tokens)
+    return package.targets(
+        nnx.eval_shape(lambda: package.Model(config, rngs=keys(default=0))), tokens
+    )
 
 
 def counted(wanted: Mapping[str, Any]) -> dict[str, int]:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import jaxmodels
 from benchmarks.batches import BATCHES
@@ -22,6 +21,7 @@ from benchmarks.machine import cores
 from benchmarks.peers import torch_device, twin_with
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem
+from jaxmodels.layers.keys import keys
 from jaxmodels.runtime.paths import split
 
 OURS = "jaxmodels"
@@ -119,7 +119,7 @@ def _images(size: tuple[int, int, int, int]) -> list[np.ndarray]:
 
 def _parts(arch: str, config: Any) -> Any:
     """The skeleton and the parameters of a fresh model, which both sides take."""
-    skeleton, params, rest = split(jaxmodels.arch(arch).Model(config, rngs=nnx.Rngs(0)))
+    skeleton, params, rest = split(jaxmodels.arch(arch).Model(config, rngs=keys(default=0)))
     return skeleton, params, rest
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import jaxmodels
 from benchmarks.harness import Call
 from benchmarks.peers import twin_with
+from jaxmodels.layers.keys import keys
 from jaxmodels.layers.sampling import Sampling
 from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.paths import split
@@ -19,7 +19,7 @@ WAYS = {"greedy": Sampling(None), "sampled": Sampling(0.8, top_k=50)}
 
 def _model(arch: str, config: Any) -> Any:
     """A model whose every matrix has a say in the tokens: the fresh one is almost uniform."""
-    model = jaxmodels.arch(arch).Model(config, rngs=nnx.Rngs(0))
+    model = jaxmodels.arch(arch).Model(config, rngs=keys(default=0))
     skeleton, params, rest = split(model)
     rng = np.random.default_rng(0)
     moved = {

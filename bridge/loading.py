@@ -44,10 +44,11 @@ def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
     import jax.numpy as jnp
     from flax import nnx
 
+    from jaxmodels.layers.keys import keys
     from jaxmodels.runtime.paths import split
 
     package = jaxmodels.arch(source.arch)
-    model = nnx.eval_shape(lambda: package.Model(source.config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: package.Model(source.config, rngs=keys(default=0)))
     skeleton, _, rest = split(model)
     state = {path: source.tensors[path].read() for path in source.state}
     if rest.keys() - state.keys():

@@ -32,11 +32,12 @@ def begun(arch: str, config: Any) -> dict[str, Tensor]:
 def fresh_state(arch: str, config: Any) -> dict[str, Any]:
     """Our path → array of all state of a new model, whose parameters are never drawn."""
     import jax
-    from flax import nnx
+
+    from jaxmodels.layers.keys import keys
 
     package = jaxmodels.arch(arch)
     # Compiled, so that what nobody asks for is left out.
-    values = jax.jit(lambda: split(package.Model(config, rngs=nnx.Rngs(0)))[2])()
+    values = jax.jit(lambda: split(package.Model(config, rngs=keys(default=0)))[2])()
     return {path: np.asarray(value) for path, value in values.items()}
 
 
@@ -44,7 +45,9 @@ def fresh_state(arch: str, config: Any) -> dict[str, Any]:
 def _kept(arch: str, config: Any) -> dict[str, Any]:
     from flax import nnx
 
+    from jaxmodels.layers.keys import keys
+
     package = jaxmodels.arch(arch)
-    rest = split(nnx.eval_shape(lambda: package.Model(config, rngs=nnx.Rngs(0))))[2]
+    rest = split(nnx.eval_shape(lambda: package.Model(config, rngs=keys(default=0))))[2]
     rows = [ours for ours, _, _ in package.WEIGHTS]
     return {p: leaf for p, leaf in rest.items() if any(pattern(row).fullmatch(p) for row in rows)}

@@ -88,10 +88,10 @@ def create(spec: str, seed: int = 0) -> Any:
 
     The same seed gives the same parameters. Calls are deterministic unless `rngs` is passed.
     """
-    from flax import nnx
+    from jaxmodels.layers.keys import keys
 
     name, _, config = preset(spec)
-    return arch(name).Model(config, rngs=nnx.Rngs(seed))
+    return arch(name).Model(config, rngs=keys(default=seed))
 
 
 def summary(model: Any) -> str:

@@ -18,34 +18,12 @@ def _shapes(arch: str, config: Any) -> dict[str, Any]:
     from flax import nnx
 
     import jaxmodels
+    from jaxmodels.layers.keys import keys
     from jaxmodels.runtime.paths import params_of, unstack
 
-    package, keys = jaxmodels.arch(arch), _one_key()
-    held = params_of(nnx.eval_shape(lambda: package.Model(config, rngs=keys)))
+    package = jaxmodels.arch(arch)
+    held = params_of(nnx.eval_shape(lambda: package.Model(config, rngs=keys(default=0))))
     return unstack(held, getattr(package, "STACKED", ()))
-
-
-def _one_key() -> Any:
-    """An `nnx.Rngs` for where nothing is drawn: the same key whenever one is asked for.
-
-    The counters of the real one, traced, take most of the time of a deep model's shapes: it grows
-    with the square of the number of draws.
-    """
-    import jax
-    from flax import nnx
-
-    key = jax.random.key(0)
-
-    class OneKey(nnx.Rngs):
-        def __init__(self) -> None:
-            pass
-
-        def __getattr__(self, stream: str) -> Any:
-            if stream.startswith("_"):
-                raise AttributeError(stream)
-            return lambda: key
-
-    return OneKey()
 
 
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:

@@ -106,6 +106,19 @@ def test_torch_is_not_loaded_by_training_and_generation():
     assert done.stdout.strip() == "[]"
 
 
+def test_torch_is_not_loaded_for_tensorboard_either(tmp_path):
+    """tensorboardX would import it, which takes longer than the rest of a tiny preset's start."""
+    code = (
+        "import sys, pathlib; from jaxmodels.runtime.metrics import MetricsLog;"
+        "MetricsLog(pathlib.Path(sys.argv[1]), 0).close(); loaded = 'torch' in sys.modules;"
+        "import torch; print(loaded, torch.ones(2).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False [1.0, 1.0]"
+
+
 def test_help_needs_no_jax():
     """`--help` answers in a fraction of a second because it imports neither JAX nor torch."""
     from jaxmodels.__main__ import VERBS

@@ -46,13 +46,13 @@ class Queue(nnx.Module):
         n = len(self.ids)
         text, image, ids = text[-n:], image[-n:], ids[-n:]
         places = (self.total[...] + jnp.arange(len(ids))) % n
-        self.text[...] = self.text[...].at[places].set(text.astype(jnp.float32))
-        self.image[...] = self.image[...].at[places].set(image.astype(jnp.float32))
-        self.ids[...] = self.ids[...].at[places].set(ids)
+        self.text.set_value(self.text[...].at[places].set(text.astype(jnp.float32)))
+        self.image.set_value(self.image[...].at[places].set(image.astype(jnp.float32)))
+        self.ids.set_value(self.ids[...].at[places].set(ids))
         # Counted up to 2n only, so that it never overflows: what matters is the place and whether
         # all are filled.
         total = self.total[...] + len(ids)
-        self.total[...] = jnp.where(total >= 2 * n, n + total % n, total)
+        self.total.set_value(jnp.where(total >= 2 * n, n + total % n, total))
 
 
 class Contrast(NamedTuple):

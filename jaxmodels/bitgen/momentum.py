@@ -59,8 +59,8 @@ def follow(model: Any) -> None:
     rate = jnp.where(slow.steps[...] > 0, slow.momentum, 0.0)
     for name, value in encoders(model).items():
         copy = getattr(slow, name)
-        copy[...] = rate * copy[...] + (1 - rate) * value.astype(copy[...].dtype)
-    slow.steps[...] = slow.steps[...] + 1
+        copy.set_value(rate * copy[...] + (1 - rate) * value.astype(copy[...].dtype))
+    slow.steps.set_value(slow.steps[...] + 1)
 
 
 def _name(path: Any) -> str:

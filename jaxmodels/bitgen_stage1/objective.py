@@ -97,9 +97,9 @@ def commit(model: Model, aux: dict[str, Any]) -> None:
         fusion.text_queue[...], fusion.image_queue[...], fusion.queue_ptr[...] = aux["queued"]
     if "written" in aux:
         written: Written = aux["written"]
-        memory.mean[...] = memory.after(written).astype(memory.mean[...].dtype)
-        memory.write_count[...] = memory.write_count[...].at[written.slots].add(1)
-        memory.read_count[...] += written.hits
+        memory.mean.set_value(memory.after(written).astype(memory.mean[...].dtype))
+        memory.write_count.set_value(memory.write_count[...].at[written.slots].add(1))
+        memory.read_count.set_value(memory.read_count[...] + written.hits)
 
 
 def contrasted(

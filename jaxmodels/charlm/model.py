@@ -193,4 +193,4 @@ def loss(
 
 def commit(model: Model, aux: dict[str, Any]) -> None:
     """Counts one training pass; called between gradient and optimiser."""
-    model.steps[...] += 1
+    model.steps.set_value(model.steps[...] + 1)

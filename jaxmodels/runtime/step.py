@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import stats
 from jaxmodels.runtime.optim import optimiser, schedule, trained
@@ -93,7 +94,7 @@ def init(
 
 
 def _model(package: ModuleType, config: Any, recipe: Recipe) -> Any:
-    model = package.Model(config, rngs=nnx.Rngs(recipe.seed))
+    model = package.Model(config, rngs=keys(default=recipe.seed))
     model.remat = recipe.remat
     return model
 
@@ -175,7 +176,7 @@ def _gradient(
 
         def loss(moving: Arrays) -> tuple[jax.Array, Any]:
             cast = {path: leaf.astype(dtype) for path, leaf in (params | moving).items()}
-            return package.loss(skeleton.merge(cast, rest), batch, nnx.Rngs(dropout=key))
+            return package.loss(skeleton.merge(cast, rest), batch, keys(dropout=key))
 
         moving = trained(recipe.optim, params)
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(moving)

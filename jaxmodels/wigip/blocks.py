@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from jaxmodels.layers.keys import keys
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.sharding import spread
@@ -63,9 +64,9 @@ class Block(nnx.Module):
 
 def stacked(cfg: Config, rngs: nnx.Rngs) -> Block:
     """All blocks as one, each parameter with a leading axis [layers]; every layer drawn anew."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: Block(cfg, rngs=nnx.Rngs(0))))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Block(cfg, rngs=keys(default=0))))
 
     def one(key: Array) -> Any:
-        return nnx.split(Block(cfg, rngs=nnx.Rngs(key)))[1]
+        return nnx.split(Block(cfg, rngs=keys(default=key)))[1]
 
     return nnx.merge(graph, jax.vmap(one)(jax.random.split(rngs.params(), cfg.layers)))
