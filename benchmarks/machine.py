@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
+_KIND = {"family": "cpu family", "model": "model"}  # names in /proc/cpuinfo
 _HERE = Path(__file__).parent
 
 # Beside this file in a checkout; where the package is installed, nobody looks there.
@@ -62,11 +63,16 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
+    """The processor's name, with family and model: a cloud's "AMD EPYC" is any of five kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
+    except OSError:
+        lines = []
+    told = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    if "model name" not in told:
         return platform.processor() or platform.machine()
+    kind = [f"{name} {told[key]}" for name, key in _KIND.items() if key in told]
+    return f"{told['model name']} ({', '.join(kind)})" if kind else told["model name"]
 
 
 def versions() -> dict[str, str]:

@@ -26,8 +26,8 @@ def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
 
     def call(index: int) -> float:
         nonlocal state
-        state, metrics = step(state, put_batch(inputs[index % BATCHES], mesh))
-        return float(metrics["loss"])
+        state, told = step(state, put_batch(inputs[index % BATCHES], mesh))
+        return told.read()["loss"]
 
     return call
 

@@ -1,11 +1,7 @@
 """What every architecture promises when it is trained: gradients, remat, meshes, precision."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +12,7 @@ from flax import nnx
 import jaxmodels
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.step import init
+from tests.children import printed, simulated
 from tests.contract import DEAD, EXACT, archs, batch_for, learner, products, tiny, training
 
 
@@ -73,8 +70,7 @@ def test_a_state_is_born_sharded_as_the_layout_says(arch):
     assert all(jax.tree.leaves(same))
 
 
-# Ten steps on a mesh of eight simulated devices, printed as JSON; run in its own process,
-# because the number of devices is fixed when JAX starts.
+# Ten steps on meshes of simulated devices, printed as JSON.
 TEN_STEPS = """
 import json, sys
 import numpy as np
@@ -105,8 +101,8 @@ for mesh_spec in sys.argv[2:]:
     losses[mesh_spec] = []
     for number in range(10):
         batch = jax.tree.map(np.asarray, batch_for(arch, 32, 33, seed=number))
-        state, metrics = step(state, put_batch(batch, mesh))
-        losses[mesh_spec].append(float(metrics["loss"]))
+        state, told = step(state, put_batch(batch, mesh))
+        losses[mesh_spec].append(told.read()["loss"])
     assert step._cache_size() == 1, "a state of another type or place than a fresh one's"
     split = sum(len(set(map(str, p.sharding.devices_indices_map(p.shape).values()))) > 1
                 for p in state.params.values())
@@ -117,17 +113,7 @@ print(json.dumps(losses))
 
 def _ten_steps(case: str, devices: int, *meshes: str, **env: str) -> dict[str, list[float]]:
     """Mesh → losses, of an architecture or, as "wigip dense", of it with another objective."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
-        [sys.executable, "-c", TEN_STEPS, case, *meshes],
-        env={**os.environ, "XLA_FLAGS": flags, **env},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(printed(TEN_STEPS, case, *meshes, env=simulated(devices, **env)))
 
 
 @pytest.mark.parametrize("case", [*jaxmodels.ARCHS, "wigip dense"])
@@ -183,10 +169,10 @@ def test_bfloat16_stays_near_float32(arch):
         skeleton, fresh, abstract = init(package, package.PRESETS["tiny"], recipe, tx, mesh)
         step, state = train_step(package, skeleton, tx, rate, recipe, abstract), fresh()
         for _ in range(5):
-            state, metrics = step(state, batch)
+            state, told = step(state, batch)
         assert all(leaf.dtype == jnp.float32 for leaf in state.params.values())
-        losses.append(float(metrics["loss"]))
-        norms.append(float(metrics["grad_norm"]))
+        losses.append(told.read()["loss"])
+        norms.append(told.read()["grad_norm"])
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
     # Logits of a fresh bwetaf are so small that its loss may be the same to the bit.
     assert norms[0] == pytest.approx(norms[1], rel=5e-2)

@@ -38,8 +38,8 @@ def find_lr(
     rates: list[float] = []
     losses: list[float] = []
     for index in range(steps):
-        state, metrics = step(state, put_batch(next(batches), mesh))
-        loss = float(metrics["loss"])
+        state, told = step(state, put_batch(next(batches), mesh))
+        loss = told.read()["loss"]
         if not np.isfinite(loss) or (losses and loss > 4 * min(losses)):
             break
         smooth = 0.9 * smooth + 0.1 * loss

@@ -24,7 +24,7 @@ from jaxmodels.runtime.progress import Progress, amounts
 from jaxmodels.runtime.samples import Sample
 from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch, put_whole
 from jaxmodels.runtime.stats import StatsLog
-from jaxmodels.runtime.step import State, training
+from jaxmodels.runtime.step import State, Told, training
 from jaxmodels.runtime.stop import Stop
 
 
@@ -91,7 +91,7 @@ class _Loop:
         seen = [record["valid_loss"] for record in self.log.evaluated]
         self.patience = Patience(recipe.patience).replay(processes.from_first(seen))
         # Numbers of the last step: on the device, then on the host, then in the log.
-        self.pending: tuple[dict[str, Any], dict[str, int], dict[str, jax.Array]] | None = None
+        self.pending: tuple[dict[str, Any], dict[str, int], Told] | None = None
         self.record: dict[str, Any] | None = None
         self.numbers: jax.Array | None = None
         self.agreed = False  # several processes want to stop
@@ -138,10 +138,10 @@ class _Loop:
             batch = put_batch(own, self.mesh, rows)
             stop = self._flag()
         with self.outcome.timed("start" if out.step in (0, out.resumed_from) else "train"):
-            self.state, metrics = self.step_function(self.state, batch, stop)
+            self.state, told = self.step_function(self.state, batch, stop)
             self._record()
         out.step += 1
-        self.pending = ({"step": out.step}, amounts(own, rows), metrics)
+        self.pending = ({"step": out.step}, amounts(own, rows), told)
         last = out.step == recipe.steps
         extra = {}
         if last or out.step % recipe.eval_every == 0:
@@ -155,10 +155,10 @@ class _Loop:
         """Waits for the last step's numbers and takes its time."""
         if self.pending is None:
             return
-        (record, amounts, metrics), self.pending = self.pending, None
-        self.agreed |= bool(metrics.pop("stop", False))
-        self.numbers = metrics.pop("stats", None)
-        record |= {name: float(value) for name, value in metrics.items()}
+        (record, amounts, told), self.pending = self.pending, None
+        record |= told.read()
+        self.agreed |= told.stop is not None and bool(told.stop)
+        self.numbers = told.stats
         if not math.isfinite(record["loss"]):
             raise self._diverged(record["step"])
         now, out = time.monotonic(), self.outcome

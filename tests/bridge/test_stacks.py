@@ -1,10 +1,6 @@
 """A run of a model whose blocks are one array, opened by a bridge that names each block."""
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +12,7 @@ from jaxmodels.runtime import checkpoint
 from jaxmodels.runtime.paths import params_of
 from jaxmodels.runtime.step import State
 from tests.bridge.helpers import assert_same_params, random_params, write_run
+from tests.children import printed, simulated
 
 
 def tensor(name, array, reads):
@@ -90,15 +87,7 @@ for name, tensor in read_tree(Path(sys.argv[1]) / "7" / "params")[0].items():
 
 
 def test_stacks_that_a_mesh_shares_are_read_block_by_block_too(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", ON_A_MESH, str(tmp_path)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    printed(ON_A_MESH, str(tmp_path), env=simulated(8))
 
 
 def test_a_run_and_its_bare_parameters_open(tmp_path):

@@ -1,10 +1,6 @@
 """What jaxmodels plan counts: operations, collectives, memory, times; and chips."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +11,8 @@ from jaxmodels.runtime import flops, hlo
 from jaxmodels.runtime.chips import CHIPS, GIB, topology
 from jaxmodels.runtime.plan import Job, report, roofline, useful_flops
 from jaxmodels.runtime.plan import _needed as needed
+from tests import children
+from tests.children import printed
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 
 
@@ -114,17 +112,7 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def simulated():
     """The report of a step compiled for eight simulated devices, on two meshes."""
-    flags = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", SIMULATED, "wikigpt"],
-        env={**os.environ, "XLA_FLAGS": flags},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(printed(SIMULATED, "wikigpt", env=children.simulated(8)))
 
 
 def test_report_of_a_real_compilation(simulated):

@@ -1,6 +1,5 @@
 """Two real processes on this machine train one model; one is lost, stopped, or never comes."""
 
-import os
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ from jaxmodels.runtime.files import damage
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.rendezvous import meet
 from jaxmodels.runtime.rundir import steps
+from tests.children import simulated
 from tests.jaxmodels.helpers import command, losses
 
 RUN = ["charlm:tiny", "--model.layers", "1", "--steps", "40", "--save-every", "4", "--keep", "20"]
@@ -33,8 +33,7 @@ def free_port() -> int:
 
 
 def environment(devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"}
+    return simulated(devices, OMP_NUM_THREADS="1")
 
 
 def two(*outs: Path, flags: tuple[str, ...] = ()) -> list:

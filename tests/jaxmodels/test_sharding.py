@@ -1,11 +1,7 @@
 """What lies where on a mesh: parameters, optimiser, and what is sent in a step."""
 
 import json
-import os
-import subprocess
-import sys
 from math import prod
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +16,7 @@ from jaxmodels.layers.sharding import spread
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import AXES, check_heads, placement
 from jaxmodels.runtime.step import init
+from tests.children import printed, simulated
 from tests.contract import archs, learner, writers
 
 
@@ -132,16 +129,7 @@ print(json.dumps(result))
 @writers
 def test_weights_are_fetched_and_activations_stay(arch):
     specs = ("data=8", "data=4,model=2")
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, arch, *specs],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(printed(COMPILED, arch, *specs, env=simulated(8)))
     assert result.pop("refused") == USAGE
     assert "heads cannot be split over 8 devices" in done.stderr
     for spec in specs:

@@ -43,12 +43,13 @@ def package(**changes):
 
 
 def stepped(package, recipe, batch):
-    """The state and the metrics of one step."""
+    """The state after one step and its metrics."""
     rate = schedule(recipe.optim, recipe.steps)
     tx, mesh = optimiser(recipe.optim, rate), make_mesh()
     skeleton, fresh, abstract = init(package, CONFIG, recipe, tx, mesh)
     step = train_step(package, skeleton, tx, rate, recipe, abstract)
-    return step(fresh(), put_batch(batch, mesh))
+    state, told = step(fresh(), put_batch(batch, mesh))
+    return state, told.read()
 
 
 def tokens(rows=64, length=33):

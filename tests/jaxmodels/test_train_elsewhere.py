@@ -1,13 +1,13 @@
 """A run on other data and on other devices: what may change, what is refused."""
 
 import json
-import os
 import shutil
 
 import numpy as np
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE
+from tests.children import simulated
 from tests.jaxmodels.helpers import command, losses, params, same, train
 
 
@@ -47,7 +47,7 @@ def test_resuming_is_exact_on_a_mesh_with_accumulation_and_bfloat16(tmp_path):
     flags = ["--mesh", "data=2,model=2", "--accum", "2", "--dtype", "bfloat16"]
     flags += ["--model.dropout", "0.1", "--save-every", "10", "--steps", "20"]
     flags += ["--sample-every", "0", "--eval-every", "20"]
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = simulated(4)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     first = command("train", "charlm:tiny", "--out", str(whole), *flags, env=env)
     assert first.wait() == DONE, first.stderr.read()
@@ -64,7 +64,7 @@ def test_resuming_is_exact_on_a_mesh_with_accumulation_and_bfloat16(tmp_path):
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = simulated(4)
     words = ["train", "charlm:tiny", "--out", str(tmp_path / "run"), "--batch", "6"]
     process = command(*words, env=env)
     _, said = process.communicate()
