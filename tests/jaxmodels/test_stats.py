@@ -26,7 +26,7 @@ RATE = 0.5
 
 
 def two_steps(mesh_spec: str = ""):
-    """(parameters before, after, statistics, norm of the gradient) of two steps of plain SGD; the second is measured."""
+    """Parameters before and after, statistics and gradient norm of two steps of plain SGD."""
     recipe, config = Recipe(stats_every=2, accum=2, mesh=mesh_spec), charlm.PRESETS["tiny"]
     tx, mesh = optax.sgd(RATE), make_mesh(mesh_spec)
     skeleton, fresh, abstract = init(charlm, config, recipe, tx, mesh)
