@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmodels.layers.precision import wide
 
@@ -18,17 +18,27 @@ QUERIES = 128
 LOOPS = 4
 
 
-class Sight(NamedTuple):
-    """What decides which keys the queries of a loop see; the first two by blocks."""
+class Loop(NamedTuple):
+    """Blocks of queries that meet the same keys."""
 
+    queries: Float[Array, "n b h t k"]
     last: Int[Array, "n t"]
     """The last key that a query may see."""
     segments: Int[Array, "n b t"] | None
     """The documents of the queries, if there are any."""
-    keys: Int[Array, "b s"] | None
-    """Those of the keys."""
+
+
+class Keys(NamedTuple):
+    """What decides, besides their places, which keys are seen."""
+
+    segments: Int[Array, "b s"] | None
+    """Their documents."""
     real: Int[Array, "b s"] | None
     """1 for keys that may be seen at all."""
+
+    def until(self, end: int) -> "Keys":
+        """Those before a place."""
+        return Keys(*(None if x is None else x[:, :end] for x in self))
 
 
 def blocked_attention(
@@ -57,93 +67,125 @@ def blocked_attention(
     t = q.shape[1]
     blocks = -(-t // QUERIES)
     group = -(-blocks // LOOPS) * QUERIES if causal else t
-    out = []
-    for at in range(0, t, group):
-        end = min(at + group, t)
-        last = jnp.arange(at, end) if causal else jnp.full(end - at, t - 1)
-        own, seen = (None if x is None else x[:, :end] for x in (segments, real))
-        out.append(_loop(q[:, at:end], k[:, :end], v[:, :end], last, own, seen))
-    whole = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+    starts = range(0, t, group)
+    ends = tuple(min(at + group, t) for at in starts)
+    last = jnp.arange(t) if causal else jnp.full(t, t - 1)
+    loops = tuple(
+        Loop(
+            rearrange(_cut(q[:, at:end]), "n b t h k -> n b h t k"),
+            _cut(last[None, at:end])[:, 0],
+            None if segments is None else _cut(segments[:, at:end]),
+        )
+        for at, end in zip(starts, ends, strict=True)
+    )
+    k, by_head = (_once(rearrange(x, "b s h k -> b h s k")) for x in (k, v))
+    out = _attend(ends, loops, k, by_head, Keys(segments, real))
+    rows = [
+        rearrange(x, "n b h t k -> b (n t) h k")[:, : end - at]
+        for x, at, end in zip(out, starts, ends, strict=True)
+    ]
+    whole = jnp.concatenate(rows, axis=1)
     if real is None:
         return whole
     return jnp.where(real[:, :, None, None] == 1, whole, v.mean(axis=1, keepdims=True))
 
 
-def _loop(
-    q: Array, k: Array, v: Array, last: Array, segments: Array | None, real: Array | None
-) -> Array:
-    """Attention of the last queries, [b, t, h, k], to all keys up to the end of them."""
-    t, s = q.shape[1], k.shape[1]
+def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b t/n *d"]:
+    """As few blocks as there may be, of one size; the last is filled up."""
+    t = x.shape[1]
     count = -(-t // QUERIES)
-    size = -(-t // count)
-
-    def cut(x: Array) -> Array:
-        """[b, t, …] → [n, b, t/n, …]"""
-        more = [(0, 0), (0, count * size - t)] + [(0, 0)] * (x.ndim - 2)
-        return rearrange(jnp.pad(x, more), "b (n t) ... -> n b t ...", n=count)
-
-    own = None if segments is None else cut(segments[:, s - t :])
-    sight = Sight(cut(last[None])[:, 0], own, segments, real)
-    heads = partial(rearrange, pattern="... t h k -> ... h t k")
-    out = _attend(heads(cut(q)), heads(k), heads(v), sight)
-    return rearrange(out, "n b h t k -> b (n t) h k")[:, :t]
+    more = [(0, 0), (0, -t % count)] + [(0, 0)] * (x.ndim - 2)
+    return rearrange(jnp.pad(x, more), "b (n t) ... -> n b t ...", n=count)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    q: Float[Array, "n b h t k"],
+    ends: tuple[int, ...],
+    loops: tuple[Loop, ...],
     k: Float[Array, "b h s k"],
     v: Float[Array, "b h s k"],
-    sight: Sight,
-) -> Float[Array, "n b h t k"]:
-    """Softmax attention of blocks of queries at scale 1/sqrt(k).
+    seen: Keys,
+) -> list[Float[Array, "n b h t k"]]:
+    """Softmax attention of loops of queries, each to the keys before its end, at 1/sqrt(k).
 
     Its backward pass is written out for the sake of layouts: what is as large as the scores is
     never turned round, as XLA would for the gradients of keys and values; keys and values are,
     once. Nor are the softmax's sums taken again.
     """
-    return _forward(q, k, v, sight)[0]
+    return _forward(ends, loops, k, v, seen)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, sight: Sight) -> tuple[Array, Any]:
-    turned = rearrange(k, "b h s k -> b h k s")
+def _forward(
+    ends: tuple[int, ...], loops: tuple[Loop, ...], k: Array, v: Array, seen: Keys
+) -> tuple[list[Array], Any]:
+    turned = _once(rearrange(k, "b h s k -> b h k s"))
+    kept = [
+        _forward_loop(loop, turned[..., :end], v[:, :, :end], seen.until(end))
+        for end, loop in zip(ends, loops, strict=True)
+    ]
+    return [out for out, _, _ in kept], (loops, k, v, seen, kept)
 
-    def block(part: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array]:
-        queries, last, own = part
-        scores = _scores(queries, turned, _mask(k.shape[2], last, own, sight))
+
+def _forward_loop(loop: Loop, keys: Array, v: Array, seen: Keys) -> tuple[Array, Array, Array]:
+    """What the queries find, and of the softmax the largest score and the sum."""
+
+    def block(part: Loop) -> tuple[Array, Array, Array]:
+        scores = _scores(part.queries, keys, _mask(part, keys.shape[-1], seen))
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
-        out = _product("bhts,bhsk->bhtk", weights.astype(q.dtype), v) / total
-        return out.astype(q.dtype), top, total
+        out = _product("bhts,bhsk->bhtk", weights.astype(v.dtype), v) / total
+        return out.astype(v.dtype), top, total
 
-    out, top, total = jax.lax.map(block, (q, sight.last, sight.segments))
-    return out, (q, k, v, sight, out, top, total)
+    return jax.lax.map(block, loop)
 
 
-def _backward(kept: Any, given: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, sight, out, top, total = kept
-    keys, values = (rearrange(x, "b h s k -> b h k s") for x in (k, v))
+def _backward(
+    ends: tuple[int, ...], saved: Any, given: list[Array]
+) -> tuple[tuple[Loop, ...], Array, Array, None]:
+    loops, k, v, seen, kept = saved
+    keys, values = (_once(rearrange(x, "b h s k -> b h k s")) for x in (k, v))
+    sums = (jnp.zeros(keys.shape, wide(k.dtype)),) * 2
+    of_loops, done = [], []
+    # From the last loop to the first: keys that the loops before do not meet are done.
+    for i in reversed(range(len(loops))):
+        start, end = ends[i - 1] if i else 0, ends[i]
+        turned = keys[..., :end], values[..., :end], k[:, :, :end]
+        sums, of_queries = _backward_loop(
+            loops[i], kept[i], given[i], turned, seen.until(end), sums
+        )
+        of_loops.append(Loop(of_queries, None, None))
+        done.append([x[..., start:] for x in sums])
+        sums = tuple(x[..., :start] for x in sums)
+    of_keys, of_values = (
+        rearrange(jnp.concatenate(parts[::-1], -1), "b h k s -> b h s k").astype(k.dtype)
+        for parts in zip(*done, strict=True)
+    )
+    return tuple(of_loops[::-1]), of_keys, of_values, None
+
+
+def _backward_loop(
+    loop: Loop, kept: Any, given: Array, turned: tuple[Array, Array, Array], seen: Keys, sums: Any
+) -> tuple[Any, Array]:
+    """The sums of the gradients of keys and values with this loop's, and that of its queries."""
+    keys, values, k = turned
+    dtype = k.dtype
 
     def block(sums: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], Array]:
-        queries, given, out, top, total, last, own = part
-        mask = _mask(k.shape[2], last, own, sight)
-        weights = jnp.exp(_scores(queries, keys, mask) - top) / total
+        loop, (out, top, total), given = part
+        mask = _mask(loop, keys.shape[-1], seen)
+        weights = jnp.exp(_scores(loop.queries, keys, mask) - top) / total
         of_weights = _product("bhtk,bhks->bhts", given, values)
         inner = (given.astype(total.dtype) * out).sum(axis=-1, keepdims=True)
-        of_scores = jnp.where(mask, weights * (of_weights - inner), 0) * q.shape[-1] ** -0.5
-        of_scores, weights = of_scores.astype(q.dtype), weights.astype(q.dtype)
+        of_scores = jnp.where(mask, weights * (of_weights - inner), 0) * k.shape[-1] ** -0.5
+        of_scores, weights = of_scores.astype(dtype), weights.astype(dtype)
         sums = (
-            sums[0] + _product("bhtk,bhts->bhks", queries, of_scores),
+            sums[0] + _product("bhtk,bhts->bhks", loop.queries, of_scores),
             sums[1] + _product("bhtk,bhts->bhks", given, weights),
         )
-        return sums, _product("bhts,bhsk->bhtk", of_scores, k).astype(q.dtype)
+        return sums, _product("bhts,bhsk->bhtk", of_scores, k).astype(dtype)
 
-    zeros = jnp.zeros(keys.shape, wide(q.dtype))
-    parts = (q, given, out, top, total, sight.last, sight.segments)
-    sums, of_queries = jax.lax.scan(block, (zeros, zeros), parts)
-    of_keys, of_values = (rearrange(x, "b h k s -> b h s k").astype(q.dtype) for x in sums)
-    return of_queries, of_keys, of_values, None
+    return jax.lax.scan(block, sums, (loop, kept, given))
 
 
 _attend.defvjp(_forward, _backward)
@@ -154,14 +196,19 @@ def _scores(q: Array, keys: Array, mask: Array) -> Array:
     return jnp.where(mask, scores, HIDDEN)
 
 
-def _mask(s: int, last: Array, own: Array | None, sight: Sight) -> Array:
-    """What the queries of a block see of s keys: bool, [b or 1, 1, t, s]."""
-    mask = (jnp.arange(s) <= last[:, None])[None]
-    if sight.real is not None:
-        mask = mask & (sight.real == 1)[:, None]
-    if own is not None and sight.keys is not None:
-        mask = mask & (own[:, :, None] == sight.keys[:, None])
+def _mask(part: Loop, s: int, seen: Keys) -> Bool[Array, "#b 1 t s"]:
+    """Which of s keys the queries of a block see."""
+    mask = (jnp.arange(s) <= part.last[:, None])[None]
+    if seen.real is not None:
+        mask = mask & (seen.real == 1)[:, None]
+    if part.segments is not None and seen.segments is not None:
+        mask = mask & (part.segments[:, :, None] == seen.segments[:, None])
     return mask[:, None]
+
+
+def _once(x: Array) -> Array:
+    """The array as it is; XLA would turn it round again for each loop that takes a part of it."""
+    return jax.lax.optimization_barrier(x)
 
 
 def _product(form: str, a: Array, b: Array) -> Array:
