@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxmodels.layers.precision import wide
 
@@ -18,27 +18,17 @@ QUERIES = 128
 LOOPS = 4
 
 
-class Loop(NamedTuple):
-    """Blocks of queries that meet the same keys."""
+class Sight(NamedTuple):
+    """What decides which keys the queries of a loop see; the first two by blocks."""
 
-    queries: Float[Array, "n b h t k"]
     last: Int[Array, "n t"]
     """The last key that a query may see."""
     segments: Int[Array, "n b t"] | None
     """The documents of the queries, if there are any."""
-
-
-class Keys(NamedTuple):
-    """What decides, besides their places, which keys are seen."""
-
-    segments: Int[Array, "b s"] | None
-    """Their documents."""
+    keys: Int[Array, "b s"] | None
+    """Those of the keys."""
     real: Int[Array, "b s"] | None
     """1 for keys that may be seen at all."""
-
-    def until(self, end: int) -> "Keys":
-        """Those before a place."""
-        return Keys(*(None if x is None else x[:, :end] for x in self))
 
 
 def blocked_attention(
@@ -70,16 +60,14 @@ def blocked_attention(
     starts = range(0, t, group)
     ends = tuple(min(at + group, t) for at in starts)
     last = jnp.arange(t) if causal else jnp.full(t, t - 1)
-    loops = tuple(
-        Loop(
-            rearrange(_cut(q[:, at:end]), "n b t h k -> n b h t k"),
-            _cut(last[None, at:end])[:, 0],
-            None if segments is None else _cut(segments[:, at:end]),
-        )
-        for at, end in zip(starts, ends, strict=True)
-    )
+    queries, sights = [], []
+    for at, end in zip(starts, ends, strict=True):
+        own = None if segments is None else _cut(segments[:, at:end])
+        keys, seen = (None if x is None else x[:, :end] for x in (segments, real))
+        queries.append(rearrange(_cut(q[:, at:end]), "n b t h k -> n b h t k"))
+        sights.append(Sight(_cut(last[None, at:end])[:, 0], own, keys, seen))
     k, by_head = (_once(rearrange(x, "b s h k -> b h s k")) for x in (k, v))
-    out = _attend(ends, loops, k, by_head, Keys(segments, real))
+    out = _attend(ends, queries, k, by_head, sights)
     rows = [
         rearrange(x, "n b h t k -> b (n t) h k")[:, : end - at]
         for x, at, end in zip(out, starts, ends, strict=True)
@@ -90,7 +78,7 @@ def blocked_attention(
     return jnp.where(real[:, :, None, None] == 1, whole, v.mean(axis=1, keepdims=True))
 
 
-def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b t/n *d"]:
+def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b _ *d"]:
     """As few blocks as there may be, of one size; the last is filled up."""
     t = x.shape[1]
     count = -(-t // QUERIES)
@@ -101,10 +89,10 @@ def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b t/n *d"]:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
     ends: tuple[int, ...],
-    loops: tuple[Loop, ...],
+    queries: list[Float[Array, "n b h t k"]],
     k: Float[Array, "b h s k"],
     v: Float[Array, "b h s k"],
-    seen: Keys,
+    sights: list[Sight],
 ) -> list[Float[Array, "n b h t k"]]:
     """Softmax attention of loops of queries, each to the keys before its end, at 1/sqrt(k).
 
@@ -112,80 +100,79 @@ def _attend(
     never turned round, as XLA would for the gradients of keys and values; keys and values are,
     once. Nor are the softmax's sums taken again.
     """
-    return _forward(ends, loops, k, v, seen)[0]
+    return _forward(ends, queries, k, v, sights)[0]
 
 
 def _forward(
-    ends: tuple[int, ...], loops: tuple[Loop, ...], k: Array, v: Array, seen: Keys
+    ends: tuple[int, ...], queries: list[Array], k: Array, v: Array, sights: list[Sight]
 ) -> tuple[list[Array], Any]:
     turned = _once(rearrange(k, "b h s k -> b h k s"))
-    kept = [
-        _forward_loop(loop, turned[..., :end], v[:, :, :end], seen.until(end))
-        for end, loop in zip(ends, loops, strict=True)
+    found = [
+        _forward_loop(q, turned[..., :end], v[:, :, :end], sight)
+        for q, end, sight in zip(queries, ends, sights, strict=True)
     ]
-    return [out for out, _, _ in kept], (loops, k, v, seen, kept)
+    return [out for out, _, _ in found], (queries, k, v, sights, found)
 
 
-def _forward_loop(loop: Loop, keys: Array, v: Array, seen: Keys) -> tuple[Array, Array, Array]:
+def _forward_loop(q: Array, keys: Array, v: Array, sight: Sight) -> tuple[Array, Array, Array]:
     """What the queries find, and of the softmax the largest score and the sum."""
 
-    def block(part: Loop) -> tuple[Array, Array, Array]:
-        scores = _scores(part.queries, keys, _mask(part, keys.shape[-1], seen))
+    def block(part: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array]:
+        queries, last, own = part
+        scores = _scores(queries, keys, _mask(keys.shape[-1], last, own, sight))
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
-        out = _product("bhts,bhsk->bhtk", weights.astype(v.dtype), v) / total
-        return out.astype(v.dtype), top, total
+        out = _product("bhts,bhsk->bhtk", weights.astype(q.dtype), v) / total
+        return out.astype(q.dtype), top, total
 
-    return jax.lax.map(block, loop)
+    return jax.lax.map(block, (q, sight.last, sight.segments))
 
 
 def _backward(
-    ends: tuple[int, ...], saved: Any, given: list[Array]
-) -> tuple[tuple[Loop, ...], Array, Array, None]:
-    loops, k, v, seen, kept = saved
+    ends: tuple[int, ...], kept: Any, given: list[Array]
+) -> tuple[list[Array], Array, Array, None]:
+    queries, k, v, sights, found = kept
     keys, values = (_once(rearrange(x, "b h s k -> b h k s")) for x in (k, v))
     sums = (jnp.zeros(keys.shape, wide(k.dtype)),) * 2
-    of_loops, done = [], []
+    of_queries, done = [], []
     # From the last loop to the first: keys that the loops before do not meet are done.
-    for i in reversed(range(len(loops))):
+    for i in reversed(range(len(ends))):
         start, end = ends[i - 1] if i else 0, ends[i]
-        turned = keys[..., :end], values[..., :end], k[:, :, :end]
-        sums, of_queries = _backward_loop(
-            loops[i], kept[i], given[i], turned, seen.until(end), sums
-        )
-        of_loops.append(Loop(of_queries, None, None))
+        parts = (queries[i], *found[i], given[i], sights[i].last, sights[i].segments)
+        meets = keys[..., :end], values[..., :end], k[:, :, :end]
+        sums, of_loop = _backward_loop(parts, *meets, sights[i], sums)
+        of_queries.append(of_loop)
         done.append([x[..., start:] for x in sums])
         sums = tuple(x[..., :start] for x in sums)
     of_keys, of_values = (
         rearrange(jnp.concatenate(parts[::-1], -1), "b h k s -> b h s k").astype(k.dtype)
         for parts in zip(*done, strict=True)
     )
-    return tuple(of_loops[::-1]), of_keys, of_values, None
+    return of_queries[::-1], of_keys, of_values, None
 
 
 def _backward_loop(
-    loop: Loop, kept: Any, given: Array, turned: tuple[Array, Array, Array], seen: Keys, sums: Any
+    parts: Any, keys: Array, values: Array, k: Array, sight: Sight, sums: Any
 ) -> tuple[Any, Array]:
     """The sums of the gradients of keys and values with this loop's, and that of its queries."""
-    keys, values, k = turned
     dtype = k.dtype
 
     def block(sums: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], Array]:
-        loop, (out, top, total), given = part
-        mask = _mask(loop, keys.shape[-1], seen)
-        weights = jnp.exp(_scores(loop.queries, keys, mask) - top) / total
+        queries, out, top, total, given, last, own = part
+        mask = _mask(keys.shape[-1], last, own, sight)
+        weights = jnp.exp(_scores(queries, keys, mask) - top) / total
         of_weights = _product("bhtk,bhks->bhts", given, values)
         inner = (given.astype(total.dtype) * out).sum(axis=-1, keepdims=True)
         of_scores = jnp.where(mask, weights * (of_weights - inner), 0) * k.shape[-1] ** -0.5
         of_scores, weights = of_scores.astype(dtype), weights.astype(dtype)
         sums = (
-            sums[0] + _product("bhtk,bhts->bhks", loop.queries, of_scores),
+            sums[0] + _product("bhtk,bhts->bhks", queries, of_scores),
             sums[1] + _product("bhtk,bhts->bhks", given, weights),
         )
         return sums, _product("bhts,bhsk->bhtk", of_scores, k).astype(dtype)
 
-    return jax.lax.scan(block, sums, (loop, kept, given))
+    return jax.lax.scan(block, sums, parts)
 
 
 _attend.defvjp(_forward, _backward)
@@ -196,13 +183,13 @@ def _scores(q: Array, keys: Array, mask: Array) -> Array:
     return jnp.where(mask, scores, HIDDEN)
 
 
-def _mask(part: Loop, s: int, seen: Keys) -> Bool[Array, "#b 1 t s"]:
-    """Which of s keys the queries of a block see."""
-    mask = (jnp.arange(s) <= part.last[:, None])[None]
-    if seen.real is not None:
-        mask = mask & (seen.real == 1)[:, None]
-    if part.segments is not None and seen.segments is not None:
-        mask = mask & (part.segments[:, :, None] == seen.segments[:, None])
+def _mask(s: int, last: Array, own: Array | None, sight: Sight) -> Array:
+    """What the queries of a block see of s keys: bool, [b or 1, 1, t, s]."""
+    mask = (jnp.arange(s) <= last[:, None])[None]
+    if sight.real is not None:
+        mask = mask & (sight.real == 1)[:, None]
+    if own is not None and sight.keys is not None:
+        mask = mask & (own[:, :, None] == sight.keys[:, None])
     return mask[:, None]
 
 
