@@ -89,12 +89,12 @@ def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b _ *d"]:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
     ends: tuple[int, ...],
-    queries: list[Float[Array, "n b h t k"]],
+    queries: list[Float[Array, "_ b h _ k"]],
     k: Float[Array, "b h s k"],
     v: Float[Array, "b h s k"],
     sights: list[Sight],
-) -> list[Float[Array, "n b h t k"]]:
-    """Softmax attention of loops of queries, each to the keys before its end, at 1/sqrt(k).
+) -> list[Float[Array, "_ b h _ k"]]:
+    """Attention of loops of queries, [n b h t k] each, to the keys before their ends, at 1/√k.
 
     Its backward pass is written out for the sake of layouts: what is as large as the scores is
     never turned round, as XLA would for the gradients of keys and values; keys and values are,
