@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -111,12 +112,18 @@ print(json.dumps(losses))
 """
 
 
+@cache
 def _ten_steps(case: str, devices: int, *meshes: str, **env: str) -> dict[str, list[float]]:
     """Mesh → losses, of an architecture or, as "wigip dense", of it with another objective."""
     return json.loads(printed(TEN_STEPS, case, *meshes, env=simulated(devices, **env)))
 
 
-@pytest.mark.parametrize("case", [*jaxmodels.ARCHS, "wigip dense"])
+# Both tests of an architecture run in one worker, which keeps what one device gave.
+def _by_worker(*cases: str):
+    return [pytest.param(case, marks=pytest.mark.xdist_group(f"steps {case}")) for case in cases]
+
+
+@pytest.mark.parametrize("case", _by_worker(*jaxmodels.ARCHS, "wigip dense"))
 def test_sharded_training_equals_one_device(case):
     # Another order of sums flips 8-bit roundings of a bitgen's activations in float32.
     env = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if case == "bitgen" else {}
@@ -128,7 +135,7 @@ def test_sharded_training_equals_one_device(case):
         np.testing.assert_allclose(eight[mesh], one, atol=1e-5)
 
 
-@archs
+@pytest.mark.parametrize("arch", _by_worker(*jaxmodels.ARCHS))
 def test_tree_mode_of_nnx_equals_graph_mode(arch):
     graph = _ten_steps(arch, 1, "data=1")["data=1"]
     tree = _ten_steps(arch, 1, "data=1", NNX_GRAPH_MODE="false")["data=1"]

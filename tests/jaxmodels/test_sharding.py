@@ -87,9 +87,10 @@ def test_without_a_mesh_nothing_is_spread():
 # The step of a small model, compiled for eight simulated devices: what is gathered, and whether
 # the new state lies where the old one does. Its activations are larger than its weights.
 COMPILED = """
-import json, re, sys
+import io, json, re, sys
 import numpy as np
 import jax, jaxmodels
+from contextlib import redirect_stderr
 from dataclasses import replace
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxmodels.__main__ import main
@@ -121,7 +122,9 @@ for spec in sys.argv[2:]:
             lambda leaf, at: at.is_equivalent_to(leaf.sharding, leaf.ndim),
             state, compiled.output_shardings[0])),
     }
-result["refused"] = main(["train", f"{arch}:tiny", "--mesh", "model=8", "--out", "nowhere"])
+with redirect_stderr(io.StringIO()) as said:
+    code = main(["train", f"{arch}:tiny", "--mesh", "model=8", "--out", "nowhere"])
+result["refused"] = [code, said.getvalue()]
 print(json.dumps(result))
 """
 
@@ -130,8 +133,9 @@ print(json.dumps(result))
 def test_weights_are_fetched_and_activations_stay(arch):
     specs = ("data=8", "data=4,model=2")
     result = json.loads(printed(COMPILED, arch, *specs, env=simulated(8)))
-    assert result.pop("refused") == USAGE
-    assert "heads cannot be split over 8 devices" in done.stderr
+    code, said = result.pop("refused")
+    assert code == USAGE
+    assert "heads cannot be split over 8 devices" in said
     for spec in specs:
         assert result[spec]["sent"] <= result[spec]["largest"], spec
         assert result[spec]["stays"], spec
