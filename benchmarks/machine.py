@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
-_KIND = {"family": "cpu family", "model": "model"}  # names in /proc/cpuinfo
 _HERE = Path(__file__).parent
 
 # Beside this file in a checkout; where the package is installed, nobody looks there.
@@ -71,8 +70,9 @@ def _cpu() -> str:
     told = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
     if "model name" not in told:
         return platform.processor() or platform.machine()
-    kind = [f"{name} {told[key]}" for name, key in _KIND.items() if key in told]
-    return f"{told['model name']} ({', '.join(kind)})" if kind else told["model name"]
+    if "cpu family" not in told:  # none but x86 has one
+        return told["model name"]
+    return f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
 
 
 def versions() -> dict[str, str]:

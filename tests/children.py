@@ -12,7 +12,7 @@ def simulated(devices: int, **changes: str) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": flags, **changes}
 
 
-def printed(code: str, *words: str, env: dict[str, str]) -> str:
+def printed(code: str, *words: str, env: dict[str, str] | None = None) -> str:
     """The last line that a Python program prints, which must end well."""
     done = subprocess.run(
         [sys.executable, "-c", code, *words],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import jaxmodels
+from tests.children import printed
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("jaxmodels", "bridge", "data_pipelines", "benchmarks")
@@ -102,8 +103,7 @@ def test_torch_is_not_loaded_by_training_and_generation():
         "jaxmodels.runtime.generate, bridge, bridge.loading, data_pipelines.pipelines;"
         "print([m for m in ('torch', 'tensorflow', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 def test_torch_is_not_loaded_for_tensorboard_either(tmp_path):
@@ -113,10 +113,7 @@ def test_torch_is_not_loaded_for_tensorboard_either(tmp_path):
         "MetricsLog(pathlib.Path(sys.argv[1]), 0).close(); loaded = 'torch' in sys.modules;"
         "import torch; print(loaded, torch.ones(2).tolist())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "False [1.0, 1.0]"
+    assert printed(code, str(tmp_path)) == "False [1.0, 1.0]"
 
 
 def test_help_needs_no_jax():

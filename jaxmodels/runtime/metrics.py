@@ -131,11 +131,12 @@ def _without_torch() -> Iterator[None]:
 
     That import was half of the time from the command to the first step of a tiny preset.
     """
-    if "torch" in sys.modules:
+    modules: dict[str, Any] = sys.modules
+    if "torch" in modules:
         yield
         return
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    modules["torch"] = None  # what makes an import fail, says the language reference
     try:
         yield
     finally:
-        del sys.modules["torch"]
+        del modules["torch"]
