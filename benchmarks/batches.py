@@ -5,12 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 import jaxmodels
-from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.plan import Job
+from jaxmodels.sizes import outline
 
 Batch = dict[str, np.ndarray]
 
@@ -48,9 +47,7 @@ def targets(arch: str, config: Any, tokens: Any) -> Any:
     package = jaxmodels.arch(arch)
     if not hasattr(package, "targets"):
         return tokens[:, 1:]
-    return package.targets(
-        nnx.eval_shape(lambda: package.Model(config, rngs=keys(default=0))), tokens
-    )
+    return package.targets(outline(package, config), tokens)
 
 
 def counted(wanted: Mapping[str, Any]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Conversion beside a plain copy of the file and a naive script: `python -m benchmarks.bridge`.
+"""Conversion beside a plain copy of the file and a naive script: `jaxmodels bench bridge`.
 
 The source is a safetensors file of random weights under our own names, so that every kernel must
 be turned round for PyTorch. All contestants read it and write as many bytes, synced to the disk.
@@ -7,7 +7,6 @@ be turned round for PyTorch. All contestants read it and write as many bytes, sy
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -177,7 +176,3 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Batches and tokenising, against numpy and tiktoken: `python -m benchmarks.data`.
+"""Batches and tokenising, against numpy and tiktoken: `jaxmodels bench data`.
 
 Four races. Batches from a file of tokens: the loader of training, the same without its threads,
 numpy's plain sampling, and that of nanoGPT (inputs and targets as int64). GPT-2's BPE on one core:
@@ -8,7 +8,6 @@ contestants of a race must make the same number of tokens.
 """
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -253,7 +252,3 @@ def _images(options: Data, folder: Path) -> list[tuple[str, str, list[Contestant
         Contestant(name, partial(repeated, make, *much)) for name, make in makers.items()
     ]
     return [(f"drawn images, {options.batch} at once", "images", contestants)]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Generation against transformers' `generate` on the PyTorch twin: `python -m benchmarks.decode`.
+"""Generation against transformers' `generate` on the PyTorch twin: `jaxmodels bench decode`.
 
 Every contestant continues the same prompts by the same number of tokens with its cache: prefill
 and decoding, without compilation; and, in the same rounds, by one token, which tells the two
@@ -7,7 +7,6 @@ token, so memory bandwidth, measured in the same run, is the limit that it is he
 A bitgen is timed with its ternary weights packed, against the same in float32.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -204,7 +203,3 @@ def read_memory() -> Call:
         return size
 
     return call
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,10 +1,9 @@
-"""Images through DINOv2, against transformers' own class: `python -m benchmarks.forward`.
+"""Images through DINOv2, against transformers' own class: `jaxmodels bench forward`.
 
 Same weights, same images of the size that the positions were learned on or any other that both
 interpolate alike, float32 or bfloat16 on both sides; the first outputs must agree.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,7 +155,3 @@ def theirs(
         return features
 
     return call
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What a step costs the host, whatever the device does: `python -m benchmarks.host`.
+"""What a step costs the host, whatever the device does: `jaxmodels bench host`.
 
 With a model so small that its computation is next to nothing, in three ways: the compiled step
 called, until the call returns (`told`: the device may still be working); called and its loss read
@@ -8,7 +8,6 @@ calls once (`computed`). A loop costs the host what it takes beyond that, its `o
 the mean over the steps of a round.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -165,7 +164,3 @@ class _Endless(Iterator[Any]):
     def get_state(self) -> dict[str, int]:
         """Nothing is resumed."""
         return {}
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -22,12 +22,14 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from benchmarks.harness import RESULTS, Absent, Run, counts, save
+from jaxmodels.__main__ import guarded
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import USAGE, Problem
+from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
 from jaxmodels.runtime.batches import sees
 from jaxmodels.runtime.generate import before, generate
 from jaxmodels.runtime.paths import split
+from jaxmodels.runtime.platform import prepare
 
 _MOST = 256  # tokens of an answer, where a task does not say
 
@@ -57,8 +59,8 @@ class Evaluate:
         counts(self, "limit", "batch")
 
 
-def main(argv: list[str]) -> list[dict[str, Any]]:
-    """Runs the tasks, adds a record for each metric to the results and prints them.
+def main(argv: list[str]) -> int:
+    """Runs the tasks, adds a record for each metric to the results and prints them; 0.
 
     Raises:
         Absent: lm-eval is not installed.
@@ -67,6 +69,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     options = parse(Evaluate, argv, "bench lm_eval")
     if find_spec("lm_eval") is None:
         raise Absent("lm-eval is not installed", "pip install 'jaxmodels[lm-eval]'")
+    prepare()
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -90,7 +93,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     say(f"added to {save(records, options.out)}")
     for record in records:
         print(f"{record['case']:<24} {record['unit']:<24} {record['median']:.4f}")
-    return records
+    return DONE
 
 
 class Window(NamedTuple):
@@ -248,4 +251,4 @@ def _generated(scorer: Scorer, context: str, asked: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(guarded(main, sys.argv[1:]))

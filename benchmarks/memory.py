@@ -1,11 +1,10 @@
-"""What chunks save of a train step's memory: `python -m benchmarks.memory`.
+"""What chunks save of a train step's memory: `jaxmodels bench memory`.
 
 The same step three ways: as it is, with the logits whole, and with the scores of attention whole
 too. Two numbers each: what XLA sets aside for the step at the recipe's full batch (compiled from
 shapes, never run), and the peak of a process that runs it at a size that a small machine holds.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -120,7 +119,3 @@ def step_in_form(arch: str, config: Any, recipe: Recipe, name: str) -> Call:
             return step(index)
 
     return call
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

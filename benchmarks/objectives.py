@@ -1,4 +1,4 @@
-"""wigip's two objectives after equal time: `python -m benchmarks.objectives`.
+"""wigip's two objectives after equal time: `jaxmodels bench objectives`.
 
 Both begin from the same parameters and take turns of a few seconds of training, so that a busy
 machine slows both alike; compilation and data are not counted. Measured are bits per character
@@ -6,7 +6,6 @@ of the same held-out characters, each predicted from the whole window before it,
 every held-out character, whose windows are on average half full, by the dense one.
 """
 
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -142,7 +141,3 @@ def _windows(data: Data, context: int) -> np.ndarray:
     text = rows[:, :-1].reshape(-1)
     starts = np.random.default_rng(0).integers(0, len(text) - context, WINDOWS)
     return np.asarray(text[starts[:, None] + np.arange(context + 1)])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -86,9 +86,6 @@ def seed_bwetaf(
         recipe: the optimiser's settings, and the precision of parameters.
         params: path → array to start from.
         inputs: batches of tokens [b, t+1], of which the seed takes the first t.
-
-    Raises:
-        Problem: (usage) the package is not there.
     """
     import jax
     import jax.numpy as jnp
@@ -119,10 +116,19 @@ def seed_bwetaf(
     return call
 
 
-def _seed_package(folder: Path, config: Any, recipe: Recipe) -> tuple[Any, Any]:
-    """The seed's model of these sizes and its loss."""
-    import jax.numpy as jnp
+def check_seed(preset: str, folder: Path) -> None:
+    """Refuses what `seed_bwetaf` cannot build.
 
+    Raises:
+        Problem: (usage) the folder does not hold the package, or the preset is of another model.
+    """
+    if not preset.startswith("bwetaf:"):
+        raise Problem(
+            "the seed's package trains bwetaf alone",
+            where=preset,
+            fix="leave --seed-package out, or take --preset bwetaf:53m",
+            exit_code=USAGE,
+        )
     if not (folder / "BwETAF" / "__init__.py").is_file():
         raise Problem(
             "the seed's package is not there",
@@ -130,6 +136,12 @@ def _seed_package(folder: Path, config: Any, recipe: Recipe) -> tuple[Any, Any]:
             fix="unpack BwETAF 0.5.1 from PyPI, and give the folder that holds BwETAF/",
             exit_code=USAGE,
         )
+
+
+def _seed_package(folder: Path, config: Any, recipe: Recipe) -> tuple[Any, Any]:
+    """The seed's model of these sizes and its loss."""
+    import jax.numpy as jnp
+
     sys.path.insert(0, str(folder))
     # It fetches GPT-2's tokeniser when it is imported, which a train step has no use for.
     with mock.patch("tiktoken.get_encoding"):

@@ -1,4 +1,4 @@
-"""Train steps compiled for TPU slices, without a TPU: `python -m benchmarks.plan`.
+"""Train steps compiled for TPU slices, without a TPU: `jaxmodels bench plan`.
 
 What `jaxmodels plan` finds of a preset with its own recipe: does it fit, what is the least time
 that a step can take, how much of the peak rate can be useful, how long the compiler took. Needs
@@ -6,7 +6,6 @@ libtpu, which compiles for devices that need not exist.
 """
 
 import os
-import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -108,7 +107,3 @@ def told(record: dict[str, Any]) -> str:
         f"least ({record['bound']}), {record['mfu_bound']:.0%} of the peak at most, compiled in "
         f"{record['compile_seconds']:.0f} s"
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,11 +1,10 @@
-"""Validation loss after a fixed budget of steps: `python -m benchmarks.quality`.
+"""Validation loss after a fixed budget of steps: `jaxmodels bench quality`.
 
 The loop of `jaxmodels train` with a preset's own recipe, on the embedded text, or on drawn scenes
 for models of images and captions; nothing but the number of steps is changed. The same seed gives
 the same loss, so a difference between commits is one of what is computed.
 """
 
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -92,7 +91,3 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         flush=True,
     )
     return [record]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The step on 1, 2, 4 and 8 devices: what they send, how it scales: `python -m benchmarks.scaling`.
+"""The step on 1, 2, 4 and 8 devices: what they send, how it scales: `jaxmodels bench scaling`.
 
 No such devices are needed: XLA compiles the step for as many parts of this CPU, in a process for
 each number. The program tells operations, memory and collectives; the time is the bound that
@@ -11,7 +11,6 @@ is the share of what one device does that each of them does.
 """
 
 import os
-import sys
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -154,7 +153,3 @@ def shown(records: list[dict[str, Any]]) -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What bitgen learns of drawn scenes in minutes: `python -m benchmarks.scenes`.
+"""What bitgen learns of drawn scenes in minutes: `jaxmodels bench scenes`.
 
 Trains `bitgen:tiny` with its own recipe, as `jaxmodels train bitgen:tiny` does, and measures what
 it can do with the 256 scenes held out, whose combinations of things it never saw: find each other's
@@ -182,7 +182,3 @@ def _recalled(model: Any, batch: dict[str, Any]) -> float:
     found = remember.read(model, images=images, evidence=evidence)
     index, _ = remember.nearest(found, remember.codes(model, tokens, mask))
     return float((index == jnp.arange(len(tokens))).mean())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The train step against the PyTorch twin: `python -m benchmarks.step`.
+"""The train step against the PyTorch twin: `jaxmodels bench step`.
 
 Ours is the very step of `jaxmodels train`. The twin is trained as a PyTorch user would: a fused
 optimiser, clipping by global norm, gradients set to None, eager and compiled, and also taking the
@@ -10,7 +10,6 @@ every step. What a step costs is held to the rate of its largest matrix product,
 same run (on a CPU in float32, on an accelerator in the precision of the step).
 """
 
-import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from benchmarks import flops
 from benchmarks.batches import BATCHES, counted, shapes
 from benchmarks.harness import RESULTS, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.machine import cores
-from benchmarks.peers import torch_device
+from benchmarks.peers import check_seed, torch_device
 from benchmarks.trainers import jax_step, seed_step, torch_step
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
@@ -80,6 +79,8 @@ class Step:
 
     def __post_init__(self) -> None:
         counts(self, "batch", "rounds")
+        if self.seed_package is not None:
+            check_seed(self.preset, self.seed_package)
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -195,7 +196,3 @@ def _forward(arch: str, config: Any, recipe: Recipe, batch: dict[str, Any]) -> l
         return package.loss(skeleton.merge(params, rest), batch, None)[0]
 
     return products(loss, abstract.params, abstract.rest, batch)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.compare import latest
 from benchmarks.plan import told
 from benchmarks.records import read
+from jaxmodels.__main__ import guarded
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
 
@@ -80,17 +81,20 @@ def placed(text: str, table: str) -> str:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """Tables of the newest record of each thing, machine by machine; the oldest record first."""
-    newest = latest(records)
-    machines = dict.fromkeys(_machine(record) for record in newest)
-    parts = [
-        part
-        for machine in machines
-        for part in _sections(machine, [one for one in newest if _machine(one) == machine])
-    ]
-    if not any(_accelerated(record) for record in newest):
+    """Tables of each machine's newest record of each thing; machines as they first appear."""
+    machines = _newest(records)
+    parts = [part for machine, newest in machines.items() for part in _sections(machine, newest)]
+    if not any(_accelerated(record) for record in records):
         parts.append("No record was made on a GPU or a TPU yet, so there is no table of one.")
     return "\n\n".join(parts)
+
+
+def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Machine → its newest record of each thing."""
+    machines = dict.fromkeys(_machine(record) for record in records)
+    return {
+        machine: latest(one for one in records if _machine(one) == machine) for machine in machines
+    }
 
 
 def _sections(machine: str, records: list[Record]) -> list[str]:
@@ -216,4 +220,4 @@ def plot(records: Sequence[Record], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -42,14 +42,12 @@ def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
     """The `nnx.Module` of an opened source; see `load`."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
-    from jaxmodels.layers.keys import keys
     from jaxmodels.runtime.paths import split
+    from jaxmodels.sizes import outline
 
     package = jaxmodels.arch(source.arch)
-    model = nnx.eval_shape(lambda: package.Model(source.config, rngs=keys(default=0)))
-    skeleton, _, rest = split(model)
+    skeleton, _, rest = split(outline(package, source.config))
     state = {path: source.tensors[path].read() for path in source.state}
     if rest.keys() - state.keys():
         state = fresh_state(source.arch, source.config) | state

@@ -13,6 +13,7 @@ import jaxmodels
 from bridge.table import Shape
 from bridge.tensors import Tensor
 from jaxmodels.runtime.paths import pattern, split
+from jaxmodels.sizes import outline
 
 
 def state_shapes(arch: str, config: Any) -> dict[str, Shape]:
@@ -43,11 +44,7 @@ def fresh_state(arch: str, config: Any) -> dict[str, Any]:
 
 @cache
 def _kept(arch: str, config: Any) -> dict[str, Any]:
-    from flax import nnx
-
-    from jaxmodels.layers.keys import keys
-
     package = jaxmodels.arch(arch)
-    rest = split(nnx.eval_shape(lambda: package.Model(config, rngs=keys(default=0))))[2]
+    rest = split(outline(package, config))[2]
     rows = [ours for ours, _, _ in package.WEIGHTS]
     return {p: leaf for p, leaf in rest.items() if any(pattern(row).fullmatch(p) for row in rows)}

@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TypeGuard
 
@@ -57,11 +58,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code (0 done, 2 usage, …: jaxmodels/errors.py)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    return guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def guarded(run: Callable[[list[str]], int], argv: Sequence[str]) -> int:
+    """Runs a command; what goes wrong is told in our words, and by the exit code.
+
+    Args:
+        run: takes the words, returns an exit code.
+        argv: the words; `--debug` among them lets errors through, with their traceback.
+    """
     try:
-        code = _run(argv)
+        code = run([word for word in argv if word != "--debug"])
         sys.stdout.flush()  # what cannot be written is an error here, not after the end
         return code
     except KeyboardInterrupt:
@@ -71,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         _drop_output()
         return 0
     except Exception as error:
-        if debug:
+        if "--debug" in argv:
             raise
         if _is_full(error) and not error.filename:
             _drop_output()

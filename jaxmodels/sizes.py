@@ -2,7 +2,17 @@
 
 from functools import lru_cache
 from math import prod
+from types import ModuleType
 from typing import Any
+
+
+def outline(package: ModuleType, config: Any) -> Any:
+    """A model of an architecture's package with shapes and dtypes where its arrays would be."""
+    from flax import nnx
+
+    from jaxmodels.layers.keys import keys
+
+    return nnx.eval_shape(lambda: package.Model(config, rngs=keys(default=0)))
 
 
 def shapes(arch: str, config: Any) -> dict[str, Any]:
@@ -15,15 +25,11 @@ def shapes(arch: str, config: Any) -> dict[str, Any]:
 
 @lru_cache(8)
 def _shapes(arch: str, config: Any) -> dict[str, Any]:
-    from flax import nnx
-
     import jaxmodels
-    from jaxmodels.layers.keys import keys
     from jaxmodels.runtime.paths import params_of, unstack
 
     package = jaxmodels.arch(arch)
-    held = params_of(nnx.eval_shape(lambda: package.Model(config, rngs=keys(default=0))))
-    return unstack(held, getattr(package, "STACKED", ()))
+    return unstack(params_of(outline(package, config)), getattr(package, "STACKED", ()))
 
 
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:

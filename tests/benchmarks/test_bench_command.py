@@ -166,11 +166,13 @@ def test_nothing_is_not_measured(words, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("--devices 2 4", "must begin with 1"),
-        ("--devices 1 2 --batch 3", "3 sequences cannot be split over 2 devices"),
+        ("scaling --devices 2 4", "must begin with 1"),
+        ("scaling --devices 1 2 --batch 3", "3 sequences cannot be split over 2 devices"),
+        ("step --preset bwetaf:tiny --seed-package .", "the seed's package is not there"),
+        ("step --preset charlm:tiny --seed-package .", "trains bwetaf alone"),
     ],
 )
-def test_scaling_that_cannot_be_told_is_refused(words, why, tmp_path, capsys):
-    assert main(["bench", "scaling", *words.split(), "--out", str(tmp_path)]) == USAGE
+def test_what_cannot_be_measured_is_refused(words, why, tmp_path, capsys):
+    assert main(["bench", *words.split(), "--out", str(tmp_path)]) == USAGE
     assert why in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

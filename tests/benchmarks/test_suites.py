@@ -261,13 +261,6 @@ def test_chunks_take_less_memory_than_whole_logits_and_scores():
     assert logits < scores
 
 
-def test_the_seeds_package_must_be_there(tmp_path):
-    words = ["--preset", "bwetaf:tiny", "--batch", "2", "--rounds", "1", "--no-compile"]
-    with pytest.raises(Problem, match="package is not there") as caught:
-        step.main([*words, "--seed-package", str(tmp_path), "--out", str(tmp_path)])
-    assert caught.value.exit_code == USAGE
-
-
 def test_bridge(tmp_path, capsys):
     words = ["--preset", "wigip:tiny", "--rounds", "1", "--out", str(tmp_path)]
     records = bridge.main([*words, "--work", str(tmp_path)])

@@ -5,7 +5,8 @@ import pytest
 from benchmarks import summary
 from benchmarks.records import read, save
 from benchmarks.summary import BEGIN, END, FOLDER, README, markdown, placed
-from jaxmodels.errors import USAGE, Problem
+from jaxmodels.__main__ import guarded
+from jaxmodels.errors import CORRUPT, USAGE, Problem
 
 CPU = {"cpu": "x", "cores": 2, "devices": ["cpu: cpu"]}
 
@@ -53,6 +54,20 @@ def test_machines_have_tables_of_their_own():
     assert "\n\ngpu: H100, 2 cores of x; jax 1.0; 2026-01-01:\n\n" in table
     assert "batch 8, bfloat16 | 1 ms" in table
     assert "No record was made" not in table
+
+
+def test_each_machine_keeps_its_newest_record():
+    other = CPU | {"cpu": "y"}
+    table = markdown([*pair(5, 5), *pair(1, 2, machine=other, date="2026-01-02"), *pair(3, 6)])
+    assert "2 cores of x; jax 1.0; 2026-01-01:" in table
+    assert "2 cores of y; jax 1.0; 2026-01-02:" in table
+    assert table.count("train step") == 2
+    assert "| 3 ms | fast 6 ms; slow 18 ms | 2.00; 6.00 |" in table
+
+
+def test_what_goes_wrong_is_told(tmp_path, capsys):
+    assert guarded(summary.main, ["--results", str(tmp_path)]) == CORRUPT
+    assert capsys.readouterr().err.startswith("error: no records of measurements are there")
 
 
 def test_the_table_is_written_between_the_markers(tmp_path, capsys):

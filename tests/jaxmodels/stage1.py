@@ -8,13 +8,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import jaxmodels
 from bridge.ops import OPS
 from bridge.table import pairs
 from jaxmodels.dinov2.config import Config as Tower
 from jaxmodels.runtime.paths import split
+from jaxmodels.sizes import outline
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bitgen_stage1"
 TOWER = Tower(dim=48, layers=2, heads=4, hidden=192, image_size=224, interpolation="size")
@@ -45,7 +45,7 @@ def state_dict() -> dict[str, np.ndarray]:
 def parts(dtype: type = np.float32) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Skeleton, parameters and other state of the golden model; floats in this dtype."""
     package = jaxmodels.arch("bitgen_stage1")
-    skeleton, params, rest = split(nnx.eval_shape(lambda: package.Model(CONFIG, rngs=nnx.Rngs(0))))
+    skeleton, params, rest = split(outline(package, CONFIG))
     state, values = dict(state_dict()), {}
     for pair in pairs(package.SEED, [*params, *rest]):
         shape = (params | rest)[pair.ours].shape
