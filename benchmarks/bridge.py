@@ -25,7 +25,6 @@ from benchmarks.harness import (
     Contestant,
     Run,
     Timing,
-    cores,
     counts,
     race,
     save,
@@ -35,6 +34,7 @@ from bridge import table as weights
 from bridge.safetensors_writer import SINGLE, write_file
 from bridge.sources import parameter_shapes
 from bridge.tensors import Tensor
+from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 
 # What `jaxmodels bench` runs; QUICK with --quick.

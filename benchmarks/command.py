@@ -78,6 +78,7 @@ def main(argv: list[str]) -> int:
         _known(name)
     options = parse(Bench, [*named, *own, *(() if one else rest)], "bench")
     platform.keep_memory()  # as the verbs that compute do; in one process, peers have it too
+    platform.compute_inline()
     # Both sides may use one GPU: neither may take it whole at the start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     before = _read(options.compare)

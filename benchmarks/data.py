@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
-from benchmarks.machine import cores
 from data_pipelines.captions.captioned import Captioned, Drawn
+from data_pipelines.cores import cores
 from data_pipelines.gpt2 import GPT2Tokenizer, ranks
 from data_pipelines.loader import Windows, batches
 from data_pipelines.pipelines import open_data

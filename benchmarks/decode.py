@@ -18,9 +18,9 @@ import numpy as np
 import jaxmodels
 from benchmarks.generators import INPUTS, WAYS, ours, torch_loop, transformers
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
-from benchmarks.machine import cores
 from benchmarks.peers import torch_device
 from bridge.sources import parameter_shapes
+from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem
 

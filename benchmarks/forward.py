@@ -16,8 +16,8 @@ import numpy as np
 import jaxmodels
 from benchmarks.batches import BATCHES
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
-from benchmarks.machine import cores
 from benchmarks.peers import torch_device, twin_with
+from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.layers.keys import keys

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.machine import RESULTS, commit, cores, machine, peak_memory, versions
+from benchmarks.machine import RESULTS, commit, machine, peak_memory, versions
 from benchmarks.records import Absent, identity, read, save, table
 from jaxmodels.errors import INTERNAL, Problem, within
-from jaxmodels.runtime.platform import keep_memory
+from jaxmodels.runtime.platform import compute_inline, keep_memory
 
 __all__ = [
     "RESULTS",
@@ -25,7 +25,6 @@ __all__ = [
     "Contestant",
     "Run",
     "Timing",
-    "cores",
     "counts",
     "identity",
     "race",
@@ -34,18 +33,6 @@ __all__ = [
     "save",
     "table",
 ]
-
-
-def counts(options: Any, *names: str) -> None:
-    """Refuses options that count nothing: each number must be at least 1.
-
-    Raises:
-        Problem: (usage) one is not.
-    """
-    for name in names:
-        value = getattr(options, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            within(f"--{name}", number, 1)
 
 
 Call = Callable[[int], Any]
@@ -112,6 +99,18 @@ def ratio(timing: Timing, peer: Timing) -> float:
     return median(theirs / ours for ours, theirs in pairs)
 
 
+def counts(options: Any, *names: str) -> None:
+    """Refuses options that count nothing: each number must be at least 1.
+
+    Raises:
+        Problem: (usage) one is not.
+    """
+    for name in names:
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            within(f"--{name}", number, 1)
+
+
 @contextmanager
 def _here(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, Any, int]]]:
     call = make()
@@ -156,6 +155,7 @@ def _process(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, 
 
 def _serve(make: Callable[[], Call], pipe: Any) -> None:
     keep_memory()  # as the verb does, for contestants that share its process
+    compute_inline()
     with _here(make) as run:
         pipe.send("built")
         while True:

@@ -24,7 +24,7 @@ import numpy as np
 import jaxmodels
 from benchmarks.batches import BATCHES, Batch, shapes, values
 from benchmarks.harness import RESULTS, Run, Timing, counts, save, table
-from benchmarks.machine import cores
+from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.sharding import make_mesh, put_batch

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.cores import cores
+
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
 _HERE = Path(__file__).parent
 
@@ -37,13 +39,6 @@ def _device_peak() -> int:
     if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
         held += torch.cuda.max_memory_allocated()
     return held
-
-
-def cores() -> int:
-    """Cores that this process may use; every contestant gets as many threads."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:

@@ -18,8 +18,8 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
-from benchmarks.machine import cores
 from benchmarks.trainers import jax_step
+from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.layers import blocks, losses
 from jaxmodels.recipe import Recipe

@@ -18,7 +18,7 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, counts, save
-from benchmarks.machine import cores
+from data_pipelines.cores import cores
 from data_pipelines.pipelines import Data, open_data
 from jaxmodels.cli import parse, say
 from jaxmodels.layers.losses import cross_entropy

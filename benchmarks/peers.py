@@ -15,7 +15,7 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.harness import Call
-from benchmarks.machine import cores
+from data_pipelines.cores import cores
 from jaxmodels.cli import say
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe

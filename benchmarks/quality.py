@@ -14,7 +14,7 @@ from typing import Any
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, save
-from benchmarks.machine import cores
+from data_pipelines.cores import cores
 from data_pipelines.pipelines import open_data
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import within

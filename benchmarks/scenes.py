@@ -20,8 +20,8 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, counts, save
-from benchmarks.machine import cores
 from data_pipelines.captions.shapes import COLOURS, SHAPES
+from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import INTERNAL, USAGE, Problem
 

@@ -22,9 +22,9 @@ import jaxmodels
 from benchmarks import flops
 from benchmarks.batches import BATCHES, counted, shapes
 from benchmarks.harness import RESULTS, Contestant, Run, Timing, counts, race, save, table
-from benchmarks.machine import cores
 from benchmarks.peers import check_seed, torch_device
 from benchmarks.trainers import jax_step, seed_step, torch_step
+from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.flops import Product, products

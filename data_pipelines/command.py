@@ -1,12 +1,12 @@
 """The verb `jaxmodels data`: list, prepare, inspect, bench."""
 
 import json as jsonlib
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from data_pipelines.cores import cores
 from data_pipelines.progress import ProgressBar
 
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -80,9 +80,9 @@ def prepare_(
         return _prepare_images(spec, folder, side, given, force, json)
     chosen = None if tokenizer == CHARS else open_tokenizer(tokenizer)
     wanted = None if dtype == "auto" else dtype
-    cores = workers or os.cpu_count() or 1
+    threads = workers or cores()
     with ProgressBar() as progress:
-        made = prepare(spec, folder, min_freq, chosen, wanted, progress, force, cores)
+        made = prepare(spec, folder, min_freq, chosen, wanted, progress, force, threads)
     if json:
         _emit({"folder": str(folder), **made})
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.characters import CharTokenizer
+from data_pipelines.cores import cores
 from data_pipelines.encoding import encode
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.loader import Windows, batches
@@ -70,8 +71,7 @@ def of_text(spec: str, name: str, progress: Progress | None = None) -> dict[str,
         if progress:
             progress("counting tokens", done, source.bytes)
 
-    cores = os.cpu_count() or 1
-    found = encode(source.parts, tokenizer, "<u4", Path(os.devnull), tick, cores)
+    found = encode(source.parts, tokenizer, "<u4", Path(os.devnull), tick, cores())
     return report | {
         "documents": found.documents,
         "unknown": found.unknown,

@@ -1,6 +1,5 @@
 """From a spec to images with captions; the entry of `open_data` for them."""
 
-import os
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ from data_pipelines.captions.gallery import (
 from data_pipelines.captions.prepare import prepare_images
 from data_pipelines.captions.tokens import Captions
 from data_pipelines.characters import CharTokenizer
+from data_pipelines.cores import cores
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
 from data_pipelines.sources import Progress
 from data_pipelines.tokenizers import WORDS, Tokenizer
@@ -75,7 +75,7 @@ def open_captioned(
         own=manifest["images"]["valid"],
         what={**manifest["source"], **{f"{k}_sha256": v for k, v in manifest["sha256"].items()}},
         told=(*notes, *notes_of(manifest)),
-        threads=2 if IMAGES in manifest["sha256"] else min(16, os.cpu_count() or 1),
+        threads=2 if IMAGES in manifest["sha256"] else min(16, cores()),
         **sizes,
     )
     _refuse_few(data)

@@ -23,6 +23,7 @@ from data_pipelines.captions.examples import (
 )
 from data_pipelines.captions.gallery import CAPTIONS, IMAGES, Row
 from data_pipelines.captions.pixels import decoded, size_of, squared
+from data_pipelines.cores import cores
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import digest, whole_folder
 from data_pipelines.prepare import MANIFEST, refuse_foreign
@@ -144,7 +145,7 @@ def _read(
         return example, row, squared(pixels, side)
 
     splits = {"train": collection.train, "valid": collection.valid}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for split, examples in splits.items():
             for start in range(0, len(examples), _CHUNK):
                 indices = range(start, min(len(examples), start + _CHUNK))

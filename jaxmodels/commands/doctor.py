@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from data_pipelines.cores import cores
 from jaxmodels.cli import emit, parse
 
 _PACKAGES = (
@@ -58,9 +59,7 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "devices": devices,
         "matmul": matmul,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "memory": f"{pages / 2**30:.1f} GB",
         "disk": f"{disk.free / 2**30:.1f} GB free here",
         "packages": packages,

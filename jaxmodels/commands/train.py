@@ -113,6 +113,7 @@ def _prepare(
 
     stop.check()
     platform.prepare()
+    platform.compute_inline()
     team.refuse_apart(run)
     has_checkpoint = resume.check_resume(run, options.resume)
     # Before the data, which may take long to prepare.

@@ -11,6 +11,7 @@ from typing import Any
 
 # Of malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_MOST = 2**31 - 1  # an int is all that it takes
 
 
 def prepare() -> None:
@@ -31,20 +32,34 @@ def prepare() -> None:
 
 
 def keep_memory() -> None:
-    """Makes the process keep memory that it frees for the next step, up to half a gigabyte.
+    """Makes the process keep memory that it frees for the next step, up to an eighth of all.
 
     On a CPU, XLA takes its temporary memory anew for every step. Pieces of some megabytes the C
     library of Linux gives back to the system each time, which then clears the same memory again,
-    page by page: up to a tenth of a train step, and 40% of a forward pass
+    page by page: up to a fifth of a train step, and 40% of a forward pass
     (`benchmarks/LOG.md`). Does nothing where that library is not glibc, or where the
     environment says how it is to be done (`MALLOC_…`).
     """
     known = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
     if not known or any(name.startswith("MALLOC_") for name in os.environ):
         return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    kept = min(memory // 8, _MOST)
     library = ctypes.CDLL(None)
-    library.mallopt(_MMAP_THRESHOLD, 64 << 20)  # larger ones are mapped and given back as before
-    library.mallopt(_TRIM_THRESHOLD, 512 << 20)
+    library.mallopt(_MMAP_THRESHOLD, kept)  # larger ones are mapped and given back as before
+    library.mallopt(_TRIM_THRESHOLD, kept)
+
+
+def compute_inline() -> None:
+    """Makes a thread that calls a program on a CPU compute it, where XLA would take one of its own.
+
+    For training: a step's temporary memory is one piece of up to gigabytes, and glibc keeps those
+    of the first thread alone, as the heaps of others end at 64 MB. Not for what reads one result
+    while the next is computed. To be called before JAX looks for its devices.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def environment() -> dict[str, str]:

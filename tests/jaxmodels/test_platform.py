@@ -3,18 +3,27 @@
 import ctypes
 import os
 import platform
-import subprocess
 import sys
 
 import pytest
 
 from jaxmodels.runtime.platform import keep_memory
+from tests.children import printed
 
-# Takes and frees 48 MB ten times, as XLA does at each step, and tells the pages cleared meanwhile.
+# Does something ten times, and tells the pages of memory that the system cleared meanwhile.
 PAGES = """
-import ctypes, resource
-from jaxmodels.runtime.platform import keep_memory
+import ctypes, resource, sys
+from jaxmodels.runtime.platform import compute_inline, keep_memory
 keep_memory()
+{work}
+once()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    once()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+# Takes and frees 48 MB.
+PIECE = """
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -22,26 +31,33 @@ def once():
     piece = libc.malloc(48 << 20)
     libc.memset(piece, 1, 48 << 20)
     libc.free(piece)
-once()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    once()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+# Runs a program whose temporary memory is 144 MB.
+STEP = """
+import jax, jax.numpy as jnp
+if sys.argv[1:]:
+    compute_inline()
+x = jnp.ones(6000)
+step = jax.jit(lambda x: jax.lax.cumsum(jnp.outer(x, x), 1)[-1].sum())
+def once():
+    step(x).block_until_ready()
 """
 
 
-def _pages(**env: str) -> int:
+def _pages(work: str, *words: str, **env: str) -> int:
     own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run(
-        [sys.executable, "-c", PAGES], env=own | env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return int(printed(PAGES.format(work=work), *words, env=own | env))
 
 
 def test_what_is_freed_is_kept_unless_told_otherwise():
-    assert _pages() < 1000
-    assert _pages(MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072") > 10_000
+    assert _pages(PIECE) < 1000
+    given_back = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    assert _pages(PIECE, **given_back) > 10_000
+
+
+def test_what_a_step_takes_is_kept_for_the_next_if_the_caller_computes():
+    assert _pages(STEP, "inline") < 10_000
+    assert _pages(STEP) > 100_000
 
 
 @pytest.mark.parametrize(("system", "library"), [("darwin", ""), ("linux", "musl")])
