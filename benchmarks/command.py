@@ -78,7 +78,6 @@ def main(argv: list[str]) -> int:
         _known(name)
     options = parse(Bench, [*named, *own, *(() if one else rest)], "bench")
     platform.keep_memory()  # as the verbs that compute do; in one process, peers have it too
-    platform.compute_inline()
     # Both sides may use one GPU: neither may take it whole at the start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     before = _read(options.compare)
@@ -120,6 +119,8 @@ def run(named: Sequence[str], options: Bench, words: Line = ()) -> Outcome:
         options: what all of them are told.
         words: a suite's own options, for one run with these instead of its usual ones.
     """
+    from jax.extend.backend import clear_backends
+
     from benchmarks.harness import Absent
 
     outcome = Outcome()
@@ -128,6 +129,7 @@ def run(named: Sequence[str], options: Bench, words: Line = ()) -> Outcome:
             for line in _lines(name, options.quick, words):
                 say(f"--- {' '.join((name, *line))}")
                 suite = import_module(SUITES[name][0])
+                clear_backends()  # each chooses its threads anew
                 outcome.records += suite.main([*line, "--out", str(options.out)])
         except Absent as absent:
             outcome.absent[name] = absent.what

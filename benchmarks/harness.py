@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from benchmarks.machine import RESULTS, commit, machine, peak_memory, versions
 from benchmarks.records import Absent, identity, read, save, table
 from jaxmodels.errors import INTERNAL, Problem, within
-from jaxmodels.runtime.platform import compute_inline, keep_memory
+from jaxmodels.runtime.platform import keep_memory
 
 __all__ = [
     "RESULTS",
@@ -155,7 +155,6 @@ def _process(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, 
 
 def _serve(make: Callable[[], Call], pipe: Any) -> None:
     keep_memory()  # as the verb does, for contestants that share its process
-    compute_inline()
     with _here(make) as run:
         pipe.send("built")
         while True:

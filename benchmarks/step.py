@@ -28,8 +28,10 @@ from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.flops import Product, products
+from jaxmodels.runtime.platform import choose_thread
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import fitting_slices, training
+from jaxmodels.sizes import parameters
 
 OURS = "jaxmodels"
 
@@ -87,6 +89,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its records to the results and prints them as a table."""
     options = parse(Step, argv, "bench step")
     arch, name, config = jaxmodels.preset(options.preset)
+    choose_thread(parameters(arch, config))
     recipe = jaxmodels.learner(arch).RECIPES[name]
     recipe = replace(
         recipe, batch=options.batch or recipe.batch, accum=1, dtype=options.dtype or recipe.dtype

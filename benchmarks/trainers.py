@@ -10,16 +10,19 @@ import jaxmodels
 from benchmarks.batches import BATCHES, shapes, targets, values
 from benchmarks.harness import Call
 from benchmarks.peers import seed_bwetaf, twin_with
+from jaxmodels import sizes
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime.optim import schedule
 from jaxmodels.runtime.paths import Arrays
+from jaxmodels.runtime.platform import choose_thread
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import training
 
 
 def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
     """Our step, as the training loop calls it; returns the loss of the step."""
+    choose_thread(sizes.parameters(arch, config))  # which counts in a process of its own
     mesh = make_mesh(recipe.mesh)
     _, fresh, _, step = training(jaxmodels.arch(arch), config, recipe, mesh)
     state, inputs = fresh(), values(shapes(arch, config, recipe), config)

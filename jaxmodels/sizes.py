@@ -32,6 +32,11 @@ def _shapes(arch: str, config: Any) -> dict[str, Any]:
     return unstack(params_of(outline(package, config)), getattr(package, "STACKED", ()))
 
 
+def parameters(arch: str, config: Any) -> int:
+    """How many parameters a model has."""
+    return sum(prod(leaf.shape) for leaf in _shapes(arch, config).values())
+
+
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a layer, sorted: layer, tensors, parameters and bytes."""
     from jaxmodels.runtime.paths import layer_of

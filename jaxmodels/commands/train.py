@@ -110,10 +110,11 @@ def _prepare(
     """The data, and the options with its vocabulary; refuses what does not go together."""
     from bridge.vocabulary import used
     from jaxmodels.runtime import platform
+    from jaxmodels.sizes import parameters
 
     stop.check()
     platform.prepare()
-    platform.compute_inline()
+    platform.choose_thread(parameters(resolved["arch"], options.model))
     team.refuse_apart(run)
     has_checkpoint = resume.check_resume(run, options.resume)
     # Before the data, which may take long to prepare.

@@ -13,6 +13,9 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MOST = 2**31 - 1  # an int is all that it takes
 
+LARGE = 1_000_000
+"""Parameters of a model whose train steps take so long that the host's share does not count."""
+
 
 def prepare() -> None:
     """What every verb that runs JAX does first.
@@ -50,16 +53,19 @@ def keep_memory() -> None:
     library.mallopt(_TRIM_THRESHOLD, kept)
 
 
-def compute_inline() -> None:
-    """Makes a thread that calls a program on a CPU compute it, where XLA would take one of its own.
+def choose_thread(parameters: int) -> None:
+    """Who computes a train step on a CPU: one of XLA's threads, or, for LARGE models, the caller's.
 
-    For training: a step's temporary memory is one piece of up to gigabytes, and glibc keeps those
-    of the first thread alone, as the heaps of others end at 64 MB. Not for what reads one result
-    while the next is computed. To be called before JAX looks for its devices.
+    A step's temporary memory is one piece of up to gigabytes, and glibc keeps those of the first
+    thread alone, as the heaps of others end at 64 MB. But the host's own work is then not done
+    meanwhile, which only a small model feels. To be called before JAX looks for its devices.
+
+    Args:
+        parameters: how many the model has.
     """
     import jax
 
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.config.update("jax_cpu_enable_async_dispatch", parameters < LARGE)
 
 
 def environment() -> dict[str, str]:

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from jaxmodels.runtime.platform import keep_memory
+from jaxmodels.runtime.platform import LARGE, keep_memory
 from tests.children import printed
 
 # Does something ten times, and tells the pages of memory that the system cleared meanwhile.
 PAGES = """
 import ctypes, resource, sys
-from jaxmodels.runtime.platform import compute_inline, keep_memory
+from jaxmodels.runtime.platform import choose_thread, keep_memory
 keep_memory()
 {work}
 once()
@@ -35,8 +35,7 @@ def once():
 # Runs a program whose temporary memory is 144 MB.
 STEP = """
 import jax, jax.numpy as jnp
-if sys.argv[1:]:
-    compute_inline()
+choose_thread(int(sys.argv[1]))
 x = jnp.ones(6000)
 step = jax.jit(lambda x: jax.lax.cumsum(jnp.outer(x, x), 1)[-1].sum())
 def once():
@@ -55,9 +54,9 @@ def test_what_is_freed_is_kept_unless_told_otherwise():
     assert _pages(PIECE, **given_back) > 10_000
 
 
-def test_what_a_step_takes_is_kept_for_the_next_if_the_caller_computes():
-    assert _pages(STEP, "inline") < 10_000
-    assert _pages(STEP) > 100_000
+def test_what_a_large_models_step_takes_is_kept_for_the_next():
+    assert _pages(STEP, str(LARGE)) < 10_000
+    assert _pages(STEP, str(LARGE - 1)) > 100_000
 
 
 @pytest.mark.parametrize(("system", "library"), [("darwin", ""), ("linux", "musl")])
