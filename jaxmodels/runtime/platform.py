@@ -68,6 +68,13 @@ def choose_thread(parameters: int) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", parameters < LARGE)
 
 
+def computes_inline(parameters: int) -> bool:
+    """Whether a call of a train step, as `choose_thread` has it, ends when the step is computed."""
+    import jax
+
+    return jax.default_backend() == "cpu" and parameters >= LARGE
+
+
 def environment() -> dict[str, str]:
     """Versions and devices that a run is computed with."""
     import jax

@@ -14,7 +14,7 @@ from jaxmodels.cli import say
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import processes, rundir
+from jaxmodels.runtime import platform, processes, rundir
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.metrics import MetricsLog, Silent
@@ -81,11 +81,12 @@ class _Loop:
         self.outcome = Outcome(steps=recipe.steps)
         self.state = self._start(fresh, abstract)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+        sizes = {path: leaf.size for path, leaf in self.state.params.items()}
+        self.inline = platform.computes_inline(sum(sizes.values()))
         self.log: MetricsLog | Silent = Silent()
         self.stats: StatsLog | Silent = Silent()
         if processes.first():
             self.log = MetricsLog(job.run, self.outcome.step)
-            sizes = {path: leaf.size for path, leaf in self.state.params.items()}
             self.stats = StatsLog(job.run, self.outcome.step, recipe.stats_every, sizes)
         self.outcome.loss = processes.from_first(self.log.last.get("loss"))
         seen = [record["valid_loss"] for record in self.log.evaluated]
@@ -130,7 +131,9 @@ class _Loop:
         return out
 
     def _one(self) -> None:
-        """One step, and what is due after it. The loss of a step is read during the next."""
+        """One step, and what is due after it. The loss of a step is read during the next, unless
+        it is there already.
+        """
         recipe, out = self.job.recipe, self.outcome
         with self.outcome.timed("data"):
             rows = recipe.batch * recipe.accum
@@ -142,6 +145,8 @@ class _Loop:
             self._record()
         out.step += 1
         self.pending = ({"step": out.step}, amounts(own, rows), told)
+        if self.inline:
+            self._settle()
         last = out.step == recipe.steps
         extra = {}
         if last or out.step % recipe.eval_every == 0:

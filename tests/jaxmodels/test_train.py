@@ -24,9 +24,11 @@ from jaxmodels.errors import (
     UNVERIFIED,
 )
 from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import rundir
+from jaxmodels.runtime import platform, rundir
+from jaxmodels.runtime import train as loop
 from jaxmodels.runtime.files import damage
 from jaxmodels.runtime.metrics import read
+from jaxmodels.runtime.progress import Progress
 from tests.jaxmodels.helpers import SMALL, command, losses, params, same, train
 
 
@@ -61,6 +63,19 @@ def test_a_run_leaves_what_the_design_says(unbroken):
         }
     summary = json.loads((unbroken / "summary.json").read_text())
     assert (summary["reason"], summary["step"], summary["best_step"]) == ("done", 30, 30)
+
+
+def test_a_large_models_step_is_told_before_the_next_begins(unbroken, tmp_path, monkeypatch):
+    """Its caller computes it, so there is nothing to wait for; the run is the same to the bit."""
+    seen = []
+    monkeypatch.setattr(platform, "LARGE", 0)
+    monkeypatch.setattr(Progress, "update", lambda self, step, *_: seen.append(step))
+    put = loop.put_batch
+    monkeypatch.setattr(loop, "put_batch", lambda *args: seen.append("begins") or put(*args))
+    assert train(tmp_path / "run") == DONE
+    assert seen == [event for step in range(1, 31) for event in ("begins", step)]
+    assert losses(tmp_path / "run") == losses(unbroken)
+    assert same(params(tmp_path / "run", 30), params(unbroken, 30))
 
 
 def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
