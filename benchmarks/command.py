@@ -23,6 +23,7 @@ SUITES = {
     "host": ("benchmarks.host", "what a step costs the host besides its computation"),
     "forward": ("benchmarks.forward", "features of images against transformers"),
     "decode": ("benchmarks.decode", "prompt and new tokens against transformers' generate"),
+    "ternary": ("benchmarks.ternary", "a layer of ternary weights against transformers' BitNet"),
     "data": ("benchmarks.data", "batches and tokenising against numpy and tiktoken"),
     "bridge": ("benchmarks.bridge", "converting and loading checkpoints"),
     "memory": ("benchmarks.memory", "what chunks save of a train step's memory"),

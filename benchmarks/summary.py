@@ -32,6 +32,7 @@ RACES: dict[str, Callable[[Record], str]] = {
     "step": lambda r: f"train step, {r['case']}, batch {r['settings']['batch']}{_dtype(r)}",
     "forward": lambda r: f"features, {r['case']}, batch {r['settings']['batch']}{_dtype(r)}",
     "decode": lambda r: f"{r['settings']['new_tokens']} new tokens, {r['case']}",
+    "ternary": lambda r: f"ternary layer, {r['case']}, {r['settings']['times']} calls",
     "data": lambda r: str(r["case"]),
     "bridge": lambda r: f"convert, {r['case']}",
 }

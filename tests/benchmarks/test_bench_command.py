@@ -148,6 +148,7 @@ def test_each_suite_says_what_it_runs(name):
         "decode --batches 8 0",
         "host --steps 0",
         "forward --side 0",
+        "ternary --rows 1 0",
         "data --times 0",
         "bridge --rounds 0",
         "memory --rounds 0",

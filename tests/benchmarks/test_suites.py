@@ -17,6 +17,7 @@ from benchmarks import (
     peers,
     quality,
     step,
+    ternary,
     trainers,
 )
 from benchmarks.batches import counted, shapes, values
@@ -226,6 +227,25 @@ def test_pieces_that_tiktoken_takes_give_the_same_tokens():
     assert len(pieces) > 1
     assert "".join(pieces) == text
     assert data.tiktoken_encoding(pieces, 2)(0) == data.our_encoding(text)(0)
+
+
+def test_ternary(tmp_path, capsys):
+    words = ["--inward", "32", "--outward", "48", "--rows", "2", "--rounds", "1", "--no-compile"]
+    records = ternary.main([*words, "--out", str(tmp_path)])
+    names = ["jaxmodels", "jaxmodels, as trained", "transformers BitLinear"]
+    assert [record["contestant"] for record in records] == [*names, "transformers AutoBitLinear"]
+    assert all(record["difference"] < ternary.APART for record in records)
+    assert "A ternary layer of 32 × 48, 2 rows" in capsys.readouterr().out
+    lines = (tmp_path / "ternary.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(json.dumps(records))
+
+
+def test_ternary_layers_that_differ_are_no_race(tmp_path, monkeypatch):
+    words = ["--inward", "32", "--outward", "48", "--rows", "2", "--rounds", "1", "--no-compile"]
+    monkeypatch.setattr(ternary, "APART", -1.0)
+    with pytest.raises(Problem, match="different numbers"):
+        ternary.main([*words, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_quality(tmp_path, capsys):
