@@ -35,7 +35,7 @@ def prepare() -> None:
 
 
 def keep_memory() -> None:
-    """Makes the process keep memory that it frees for the next step, up to an eighth of all.
+    """Makes the process keep memory that it frees for the next step, in pieces of up to a 16th of all.
 
     On a CPU, XLA takes its temporary memory anew for every step. Pieces of some megabytes the C
     library of Linux gives back to the system each time, which then clears the same memory again,
@@ -47,7 +47,7 @@ def keep_memory() -> None:
     if not known or any(name.startswith("MALLOC_") for name in os.environ):
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    kept = min(memory // 8, _MOST)
+    kept = min(memory // 16, _MOST)  # other data may come to lie between: up to three such pieces
     library = ctypes.CDLL(None)
     library.mallopt(_MMAP_THRESHOLD, kept)  # larger ones are mapped and given back as before
     library.mallopt(_TRIM_THRESHOLD, kept)

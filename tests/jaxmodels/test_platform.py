@@ -10,13 +10,15 @@ import pytest
 from jaxmodels.runtime.platform import LARGE, keep_memory
 from tests.children import printed
 
-# Does something ten times, and tells the pages of memory that the system cleared meanwhile.
+# Does something ten times, and tells the pages of memory that the system cleared meanwhile. The
+# heap finds its size in some calls before.
 PAGES = """
 import ctypes, resource, sys
 from jaxmodels.runtime.platform import choose_thread, keep_memory
 keep_memory()
 {work}
-once()
+for _ in range(5):
+    once()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     once()
@@ -55,8 +57,7 @@ def test_what_is_freed_is_kept_unless_told_otherwise():
 
 
 def test_what_a_large_models_step_takes_is_kept_for_the_next():
-    assert _pages(STEP, str(LARGE)) < 10_000
-    assert _pages(STEP, str(LARGE - 1)) > 100_000
+    assert _pages(STEP, str(LARGE)) < _pages(STEP, str(LARGE - 1)) / 5
 
 
 @pytest.mark.parametrize(("system", "library"), [("darwin", ""), ("linux", "musl")])
