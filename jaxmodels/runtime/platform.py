@@ -35,7 +35,7 @@ def prepare() -> None:
 
 
 def keep_memory() -> None:
-    """Makes the process keep memory that it frees for the next step, in pieces of up to a 16th of all.
+    """Makes the process keep what it frees for the next step: pieces of up to a 16th of all.
 
     On a CPU, XLA takes its temporary memory anew for every step. Pieces of some megabytes the C
     library of Linux gives back to the system each time, which then clears the same memory again,
