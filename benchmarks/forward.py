@@ -15,11 +15,21 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.batches import BATCHES
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
+from benchmarks.harness import (
+    RESULTS,
+    Call,
+    Contestant,
+    Run,
+    Timing,
+    apart,
+    counts,
+    race,
+    save,
+    table,
+)
 from benchmarks.peers import torch_device, twin_with
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.layers.keys import keys
 from jaxmodels.runtime.paths import split
 
@@ -86,18 +96,12 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     run = Run("forward", settings)
     say(f"{options.preset}, {options.batch} images of {options.side} × {options.side}")
     timings = race(contestants, options.rounds, isolated=options.isolated)
-    apart = {timing.name: _apart(timings[0].value, timing.value) for timing in timings}
-    if max(apart.values()) > APART[options.dtype]:
-        raise Problem(
-            "the contestants compute different features",
-            where=f"{options.preset}: {apart}",
-            exit_code=UNVERIFIED,
-        )
+    differences = apart(timings, APART[options.dtype], "features")
 
     def extra(timing: Timing) -> dict[str, Any]:
         return {
             "images_per_second": options.batch / float(np.median(timing.seconds)),
-            "difference": apart[timing.name],
+            "difference": differences[timing.name],
         }
 
     records = run.records(f"{options.preset} {options.side} px", timings, extra)
@@ -106,10 +110,6 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     columns = {"images_per_second": "images/s", "compile_ms": "compile ms"}
     print(table(records, columns), flush=True)
     return records
-
-
-def _apart(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).max() / np.abs(one).max())
 
 
 def _images(size: tuple[int, int, int, int]) -> list[np.ndarray]:

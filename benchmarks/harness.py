@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.machine import RESULTS, commit, machine, peak_memory, versions
 from benchmarks.records import Absent, identity, read, save, table
-from jaxmodels.errors import INTERNAL, Problem, within
+from jaxmodels.errors import INTERNAL, UNVERIFIED, Problem, within
 from jaxmodels.runtime.platform import keep_memory
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Contestant",
     "Run",
     "Timing",
+    "apart",
     "counts",
     "identity",
     "race",
@@ -97,6 +98,28 @@ def ratio(timing: Timing, peer: Timing) -> float:
     """How many times as fast as the peer: the median of the ratios of each round."""
     pairs = zip(timing.seconds, peer.seconds, strict=True)
     return median(theirs / ours for ours, theirs in pairs)
+
+
+def apart(timings: Sequence[Timing], most: float, what: str) -> dict[str, float]:
+    """Contestant → how far its first value is from that of the first one, over its largest number.
+
+    Args:
+        timings: their values are arrays.
+        most: that may be.
+        what: the values are, such as "features".
+
+    Raises:
+        Problem: (verification) one is further away: they do not do the same work.
+    """
+    ours = timings[0].value
+    found = {one.name: float(abs(ours - one.value).max() / abs(ours).max()) for one in timings}
+    if max(found.values()) > most:
+        raise Problem(
+            f"the contestants compute different {what}",
+            where=f"{found}, at most {most} apart",
+            exit_code=UNVERIFIED,
+        )
+    return found
 
 
 def counts(options: Any, *names: str) -> None:

@@ -16,12 +16,22 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.batches import BATCHES
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
+from benchmarks.harness import (
+    RESULTS,
+    Call,
+    Contestant,
+    Run,
+    Timing,
+    apart,
+    counts,
+    race,
+    save,
+    table,
+)
 from benchmarks.peers import finished, torch_device
 from data_pipelines.cores import cores
 from jaxmodels.bitgen.bitlinear import BitLinear, PackedLinear
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.layers.keys import keys
 
 OURS = "jaxmodels"
@@ -71,7 +81,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its records to the results and prints a table for each number of rows.
 
     Raises:
-        Problem: (verification) the contestants give different numbers.
+        Problem: (verification) the contestants give different outputs.
     """
     options = parse(Ternary, argv, "bench ternary")
     made = []
@@ -79,22 +89,17 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         settings = {"batch": rows, "dtype": "float32", "times": options.times, "threads": cores()}
         run = Run("ternary", settings)
         timings = race(_contestants(options, rows), options.rounds)
-        apart = {timing.name: _apart(timings[0].value, timing.value) for timing in timings}
-        if max(apart.values()) > APART:
-            raise Problem(
-                "the contestants give different numbers", where=f"{apart}", exit_code=UNVERIFIED
-            )
-        made += _records(options, run, timings, apart)
+        made += _records(options, run, timings, apart(timings, APART, "outputs"))
     say(f"added to {save(made, options.out)}")
     return made
 
 
 def _records(
-    options: Ternary, run: Run, timings: list[Timing], apart: dict[str, float]
+    options: Ternary, run: Run, timings: list[Timing], differences: dict[str, float]
 ) -> list[dict[str, Any]]:
     def extra(timing: Timing) -> dict[str, Any]:
         seconds = float(np.median(timing.seconds)) / options.times
-        return {"us_per_call": 1e6 * seconds, "difference": apart[timing.name]}
+        return {"us_per_call": 1e6 * seconds, "difference": differences[timing.name]}
 
     rows, case = run.settings["batch"], f"{options.inward} × {options.outward}"
     records = run.records(f"{case}, {rows} rows", timings, extra)
@@ -109,8 +114,11 @@ def _contestants(options: Ternary, rows: int) -> list[Contestant]:
         Contestant(OURS, partial(ours, size, True)),
         Contestant(f"{OURS}, as trained", partial(ours, size, False)),
     ]
-    # Where rows of a quarter do not come out even, transformers leaves out some.
-    if (device := torch_device()) and options.outward % 4 == 0:
+    device = torch_device()
+    if device and options.outward % 4:
+        say("transformers packs outputs by fours only: measured without it")
+        device = None
+    if device:
         for name in ("BitLinear", "AutoBitLinear"):
             make = partial(theirs, size, name, options.compile, device)
             found.append(Contestant(f"transformers {name}", make))
@@ -124,10 +132,6 @@ def _layer(size: Size) -> BitLinear:
 def _inputs(size: Size) -> list[np.ndarray]:
     shape = (BATCHES, size.rows, size.inward)
     return list(np.random.default_rng(0).normal(size=shape).astype(np.float32))
-
-
-def _apart(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).max() / np.abs(one).max())
 
 
 def ours(size: Size, packed: bool) -> Call:

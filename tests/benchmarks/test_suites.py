@@ -243,7 +243,7 @@ def test_ternary(tmp_path, capsys):
 def test_ternary_layers_that_differ_are_no_race(tmp_path, monkeypatch):
     words = ["--inward", "32", "--outward", "48", "--rows", "2", "--rounds", "1", "--no-compile"]
     monkeypatch.setattr(ternary, "APART", -1.0)
-    with pytest.raises(Problem, match="different numbers"):
+    with pytest.raises(Problem, match="different outputs"):
         ternary.main([*words, "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
