@@ -10,6 +10,7 @@ from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.once import once
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import spread
 
@@ -121,10 +122,9 @@ class Block(nnx.Module):
         return self._add(x, self.mlp(x), rngs), kept
 
     def _add(self, x: Array, out: Array, rngs: nnx.Rngs | None) -> Array:
-        rate = self.config.dropout
-        return spread(
-            x + (out if rngs is None else dropout(out, rate, rngs.dropout())), "data", ...
-        )
+        if rngs is not None:
+            out = dropout(out, self.config.dropout, rngs.dropout())
+        return once(spread(x + out, "data", ...))
 
 
 def through(

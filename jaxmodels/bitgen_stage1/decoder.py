@@ -10,6 +10,7 @@ from jaxmodels.bitgen_stage1.bitlinear import BitLinear
 from jaxmodels.bitgen_stage1.config import Config
 from jaxmodels.bitgen_stage1.parts import drop, norm
 from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.once import once
 from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
 
@@ -66,10 +67,10 @@ class Block(nnx.Module):
     def __call__(self, y, source, rngs: nnx.Rngs | None):
         """y [b, t, d] and the mean of the encoder's output [b, d] → [b, t, d]."""
         quantised = rngs is None
-        y = y + drop(self.attn(self.norm1(y), quantised), self.rate, rngs)
+        y = once(y + drop(self.attn(self.norm1(y), quantised), self.rate, rngs))
         context = self.context(source, quantised=quantised)[:, None]
         y = y + drop(jnp.broadcast_to(context, y.shape), self.rate, rngs)
-        return y + drop(self.mlp(self.norm3(y), rngs), self.rate, rngs)
+        return once(y + drop(self.mlp(self.norm3(y), rngs), self.rate, rngs))
 
 
 class Decoder(nnx.Module):

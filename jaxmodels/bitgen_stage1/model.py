@@ -23,6 +23,7 @@ from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.linear import Linear
+from jaxmodels.layers.once import once
 from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import product_in_parts, spread
@@ -76,8 +77,8 @@ class Block(nnx.Module):
 
     def __call__(self, x, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]."""
-        x = self.norm1(x + drop(self.attn(x, rngs), self.rate, rngs))
-        x = self.norm2(x + drop(self.mlp(x, self.rate, rngs), self.rate, rngs))
+        x = once(self.norm1(x + drop(self.attn(x, rngs), self.rate, rngs)))
+        x = once(self.norm2(x + drop(self.mlp(x, self.rate, rngs), self.rate, rngs)))
         return spread(x, "data", ...)
 
 

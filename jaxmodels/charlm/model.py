@@ -20,6 +20,7 @@ from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.once import once
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import rotate_interleaved, rotation
 from jaxmodels.layers.sharding import product_in_parts, spread
@@ -78,9 +79,9 @@ class Block(nnx.Module):
     def __call__(self, x, turn, segments, cache, layer, rate, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
         out, kv = self.attn(layer_norm(self.norm1, x), turn, segments, cache, layer)
-        x = spread(x + out, "data", ...)
+        x = once(spread(x + out, "data", ...))
         x = x + self.mlp(layer_norm(self.norm2, x), rate, rngs)
-        return spread(x, "data", ...), kv
+        return once(spread(x, "data", ...)), kv
 
 
 class Model(nnx.Module):

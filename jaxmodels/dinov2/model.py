@@ -7,8 +7,10 @@ while the published models learn, is kept so that checkpoints are whole; nothing
 The residual stream is always float32.
 """
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -19,6 +21,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.once import once
 from jaxmodels.layers.precision import exact, wide
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.resize import bicubic
@@ -66,7 +69,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
-        hidden = nnx.gelu(self.fc1(x), approximate=False)
+        # Of the GELU only what goes in is kept for the backward pass: JAX would keep four arrays.
+        hidden = jax.checkpoint(partial(nnx.gelu, approximate=False))(self.fc1(x))
         return self.fc2(spread(hidden, "data", ..., "model"))
 
 
@@ -97,8 +101,8 @@ class Block(nnx.Module):
 
     def __call__(self, x):
         """float32 [b, t, d] → [b, t, d]."""
-        x = spread(x + self.ls1[...] * self.attn(layer_norm(self.norm1, x)), "data", ...)
-        return spread(x + self.ls2[...] * self.mlp(layer_norm(self.norm2, x)), "data", ...)
+        x = once(spread(x + self.ls1[...] * self.attn(layer_norm(self.norm1, x)), "data", ...))
+        return once(spread(x + self.ls2[...] * self.mlp(layer_norm(self.norm2, x)), "data", ...))
 
 
 class Model(nnx.Module):

@@ -20,6 +20,7 @@ from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.once import once
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import product_in_parts, spread
 from jaxmodels.wikigpt.config import Config
@@ -96,8 +97,8 @@ class Block(nnx.Module):
     def __call__(self, x, segments, cache, layer, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
         out, kv = self.attn(layer_norm(self.norm1, x), segments, cache, layer, rngs)
-        x = spread(x + out, "data", ...)
-        return spread(x + self.mlp(layer_norm(self.norm2, x), rngs), "data", ...), kv
+        x = once(spread(x + out, "data", ...))
+        return once(spread(x + self.mlp(layer_norm(self.norm2, x), rngs), "data", ...)), kv
 
 
 class Model(nnx.Module):

@@ -1,0 +1,41 @@
+"""Values that XLA computes once, however many use them."""
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array, Float
+
+# Numbers below which a call costs as much as it saves: the rows of a step of decoding.
+_FEW = 2**15
+
+
+def once(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """x itself, which a CPU computes once, and its gradient too.
+
+    There XLA joins a sum to all that use it. The residual stream's gradient, a sum over all blocks
+    behind, would be computed anew, from the last block on, for every product that it goes into.
+    XLA does not look through a call that it is told to keep. (It removes an
+    `optimization_barrier` before it joins.)
+    """
+    return x if x.size < _FEW else _both_ways(x)
+
+
+@jax.custom_vjp
+def _both_ways(x: Array) -> Array:
+    return _settled(x)
+
+
+_both_ways.defvjp(lambda x: (_settled(x), None), lambda _, g: (_settled(g),))
+
+
+def _settled(x: Array) -> Array:
+    return jax.lax.platform_dependent(x, cpu=_called, default=lambda x: x)
+
+
+def _called(x: Array) -> Array:
+    with set_xla_metadata(inlineable="false"):
+        return _itself(x)
+
+
+@jax.jit
+def _itself(x: Array) -> Array:
+    return jax.lax.optimization_barrier(x)  # else JAX drops a call that does nothing
