@@ -47,7 +47,19 @@ def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTrans
         optax.scale_by_learning_rate(rate),
         *([_scaled(optim)] if optim.lr_scale else []),
     )
-    return optax.chain(optax.clip_by_global_norm(optim.clip), rule) if optim.clip else rule
+    return optax.chain(_clip(optim.clip), rule) if optim.clip else rule
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """Gradients whose global norm is at most this: `optax.clip_by_global_norm` by a product, which
+    XLA joins to what comes after. Its division is written to memory for every parameter."""
+
+    def clip(grads: Arrays, _: Any = None) -> Arrays:
+        norm = optax.tree.norm(grads)
+        by = jnp.where(norm < most, 1.0, most / norm)
+        return {path: by.astype(grad.dtype) * grad for path, grad in grads.items()}
+
+    return optax.stateless(clip)
 
 
 def factor(optim: Optim, path: str) -> float:
