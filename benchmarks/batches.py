@@ -35,7 +35,7 @@ def values(wanted: Mapping[str, Any], config: Any, count: int = BATCHES) -> list
         if name == "images":
             return rng.integers(0, 256, shape, np.uint8)
         if name == "image_id":
-            return np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+            return np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
         return np.full(shape, name == "mask", np.int32)  # segments: one document
 
     whole = {name: array(name, (count, *leaf.shape)) for name, leaf in wanted.items()}

@@ -47,8 +47,8 @@ def finished(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def twin_with(arch: str, config: Any, params: dict[str, Any], device: str = "cpu") -> Any:
-    """The PyTorch twin of a model with these parameters (path → array), in eval mode.
+def twin_with(arch: str, config: Any, arrays: dict[str, Any], device: str = "cpu") -> Any:
+    """The PyTorch twin of a model with these arrays (path → array), in eval mode.
 
     Sets torch's threads to the cores at hand, the number that XLA takes.
     """
@@ -57,9 +57,9 @@ def twin_with(arch: str, config: Any, params: dict[str, Any], device: str = "cpu
     from bridge.torch import state_dict, twin
     from jaxmodels.runtime.paths import unstack
 
-    params = unstack(params, getattr(jaxmodels.arch(arch), "STACKED", ()))
+    arrays = unstack(arrays, getattr(jaxmodels.arch(arch), "STACKED", ()))
     torch.set_num_threads(cores())
-    tensors = {path: _tensor(path, np.asarray(leaf)) for path, leaf in params.items()}
+    tensors = {path: _tensor(path, np.asarray(leaf)) for path, leaf in arrays.items()}
     module = twin(arch).build(config)
     module.load_state_dict(state_dict(arch, config, tensors), strict=True)
     return module.eval().to(device)

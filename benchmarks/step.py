@@ -3,8 +3,7 @@
 Ours is the very step of `jaxmodels train`. The twin is trained as a PyTorch user would: a fused
 optimiser, clipping by global norm, gradients set to None, eager and compiled, and also taking the
 batch in the slices that ours takes on a CPU, to tell what slicing gains from what XLA gains.
-For bwetaf, the seed's own package joins when its folder is given. Models of images and captions
-have no loss in PyTorch, and are timed alone.
+For bwetaf, the seed's own package joins when its folder is given.
 All start from the same weights, take the same batches with dropout on, and read the loss of
 every step. What a step costs is held to the rate of its largest matrix product, measured in the
 same run (on a CPU in float32, on an accelerator in the precision of the step).
@@ -43,10 +42,10 @@ RUNS = (
     ("--preset", "bwetaf:53m", "--batch", "1", "--dtype", "float32", "--rounds", "6"),
     ("--preset", "wigip:125m", "--batch", "2", "--dtype", "float32", "--rounds", "6"),
     *(
-        ("--preset", f"{arch}:tiny", "--rounds", "20")
-        for arch in jaxmodels.ARCHS
-        if arch.startswith("bitgen")
+        ("--preset", f"{arch}:card", "--batch", "4", "--dtype", "float32", "--rounds", "6")
+        for arch in ("bitgen", "bitgen_stage1")
     ),
+    *(("--preset", f"{arch}:tiny", "--rounds", "20") for arch in ("bitgen", "bitgen_stage1")),
 )
 QUICK = tuple(
     ("--preset", f"{arch}:tiny", "--batch", "8", "--rounds", "3", "--no-compile")
@@ -130,9 +129,6 @@ def _contestants(
 ) -> list[Contestant]:
     found = [Contestant(OURS, partial(jax_step, arch, config, recipe))]
     device = torch_device()
-    if device and "images" in shapes(arch, config, recipe):
-        say(f"{arch} has no loss in PyTorch: measured without it")
-        device = None
     for compiled in (False, True)[: 1 + options.compile]:
         if device is None:
             break

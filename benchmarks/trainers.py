@@ -1,5 +1,6 @@
 """Who trains in `benchmarks.step`: our step, the PyTorch twin's, a seed's own."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import jaxmodels
 from benchmarks.batches import BATCHES, shapes, targets, values
 from benchmarks.harness import Call
 from benchmarks.peers import seed_bwetaf, twin_with
+from bridge import table
+from bridge.state import state_shapes
 from jaxmodels import sizes
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime.optim import schedule
-from jaxmodels.runtime.paths import Arrays
+from jaxmodels.runtime.paths import Arrays, pattern
 from jaxmodels.runtime.platform import choose_thread
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import training
@@ -35,14 +38,15 @@ def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
     return call
 
 
-def fresh_parameters(arch: str, config: Any, recipe: Recipe) -> Arrays:
-    """Those that our step begins with: path → array."""
-    return training(jaxmodels.arch(arch), config, recipe, make_mesh(recipe.mesh)).fresh().params
+def fresh_arrays(arch: str, config: Any, recipe: Recipe) -> Arrays:
+    """What our step begins with and the twin holds too: path → array."""
+    state = training(jaxmodels.arch(arch), config, recipe, make_mesh(recipe.mesh)).fresh()
+    return state.params | {path: state.rest[path] for path in state_shapes(arch, config)}
 
 
 def seed_step(package: Path, config: Any, recipe: Recipe) -> Call:
     """The step of bwetaf's own package; returns the loss, of one position less in each row."""
-    params = fresh_parameters("bwetaf", config, recipe)
+    params = fresh_arrays("bwetaf", config, recipe)
     inputs = values(shapes("bwetaf", config, recipe), config)
     return seed_bwetaf(package, config, recipe, params, [batch["tokens"] for batch in inputs])
 
@@ -55,59 +59,104 @@ def torch_step(
     With slices, gradients add up over that many parts of the batch, one after the other.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     optim = recipe.optim
-    module = twin_with(arch, config, fresh_parameters(arch, config, recipe), device).train()
+    module = twin_with(arch, config, fresh_arrays(arch, config, recipe), device).train()
     parameters = list(module.parameters())
-    updater = _torch_optimiser(optim, parameters)
+    updaters = _torch_optimisers(arch, config, optim, module)
     rates = np.asarray(jax.vmap(schedule(optim, recipe.steps))(np.arange(recipe.steps)))
     made = values(shapes(arch, config, recipe), config)
-    inputs = [torch.from_numpy(batch["tokens"]).long().to(device) for batch in made]
+    inputs = [
+        {name: torch.tensor(array, device=device) for name, array in batch.items()}
+        | {"tokens": torch.from_numpy(batch["tokens"]).long().to(device)}
+        for batch in made
+    ]
+    objective, commit = _torch_objective(arch, config, made[0]["tokens"].shape[1])
 
-    def loss_of(tokens: torch.Tensor) -> torch.Tensor:
+    def loss_of(batch: Any) -> Any:
         with torch.autocast(device, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-            logits = module(tokens[:, :-1]).logits
-        return cross_entropy(logits.flatten(0, -2).float(), tokens[:, wanted].flatten())
+            return objective(module, batch)
 
-    # Their places in a row, looked up once: the compiled loss is PyTorch's alone.
-    wanted = targets(arch, config, np.arange(made[0]["tokens"].shape[1])[None])[0].tolist()
-    wanted = slice(wanted[0], wanted[-1] + 1)
     loss_function = torch.compile(loss_of, dynamic=False) if compiled else loss_of
 
     def call(index: int) -> float:
-        updater.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
-        for part in inputs[index % BATCHES].chunk(slices):
-            loss = loss_function(part) / slices
-            loss.backward()
-            total += loss.detach()
+        whole = inputs[index % BATCHES]
+        for part in zip(*(leaf.chunk(slices) for leaf in whole.values()), strict=True):
+            loss, kept = loss_function(dict(zip(whole, part, strict=True)))
+            (loss / slices).backward()
+            total += loss.detach() / slices
+            commit(module, kept)
         if optim.clip:
             torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
-        updater.param_groups[0]["lr"] = float(rates[min(index, len(rates) - 1)])
-        updater.step()
+        for updater in updaters:
+            for group in updater.param_groups:
+                group["lr"] = group["scale"] * float(rates[min(index, len(rates) - 1)])
+            updater.step()
         return total.item()
 
     return call
 
 
-def _torch_optimiser(optim: Optim, parameters: list[Any]) -> Any:
-    """The same rule in PyTorch, in its fastest form.
+def _torch_objective(arch: str, config: Any, length: int) -> tuple[Any, Any]:
+    """What PyTorch trains for: (module, batch) → the loss and what is kept of it, which the second
+    function stores in the module."""
+    if arch.startswith("bitgen"):
+        named = import_module(f"benchmarks.torch_{arch}")
+        return named.loss, named.commit
+    from torch.nn.functional import cross_entropy
+
+    # Their places in a row, looked up once: the compiled loss is PyTorch's alone.
+    wanted = targets(arch, config, np.arange(length)[None])[0].tolist()
+    first, end = wanted[0], wanted[-1] + 1
+
+    def loss(module: Any, batch: Any) -> tuple[Any, None]:
+        tokens = batch["tokens"]
+        logits = module(tokens[:, :-1]).logits
+        return cross_entropy(logits.flatten(0, -2).float(), tokens[:, first:end].flatten()), None
+
+    return loss, lambda module, kept: None
+
+
+def _torch_optimisers(arch: str, config: Any, optim: Optim, module: Any) -> list[Any]:
+    """The same rule in PyTorch, in its fastest form; each group's `scale` is what its learning
+    rate is multiplied by.
 
     Raises:
         Problem: (usage) PyTorch's rule of this name is another one.
     """
     import torch
 
-    if optim.name == "adamw":
-        betas = (optim.b1, optim.b2)
-        return torch.optim.AdamW(
-            parameters, optim.peak_lr, betas, optim.eps, optim.weight_decay, fused=True
+    betas, parameters = (optim.b1, optim.b2), dict(module.named_parameters())
+    if optim.name == "muon":
+        kernels = [parameters.pop(name) for name in _kernels(arch, config, optim)]
+        # Theirs scales to an rms of 0.2, and decays by the rate before that.
+        scale = optim.muon_rms / 0.2
+        group = {"params": kernels, "scale": scale, "weight_decay": optim.weight_decay / scale}
+        muon = torch.optim.Muon([group], optim.peak_lr, adjust_lr_fn="match_rms_adamw")
+    others = {"params": list(parameters.values()), "scale": 1.0}
+    if optim.name in ("adamw", "muon"):
+        adamw = torch.optim.AdamW(
+            [others], optim.peak_lr, betas, optim.eps, optim.weight_decay, fused=True
         )
+        return [adamw] if optim.name == "adamw" else [muon, adamw]
     if optim.name == "sgd" and not optim.weight_decay:
-        return torch.optim.SGD(parameters, optim.peak_lr, optim.momentum, fused=True)
+        return [torch.optim.SGD([others], optim.peak_lr, optim.momentum, fused=True)]
     raise Problem(
         f"PyTorch has no optimiser that does what {optim.name} does here",
-        fix="measure a preset that trains with adamw, or with sgd without weight decay",
+        fix="measure a preset that trains with adamw or muon, or with sgd without weight decay",
         exit_code=USAGE,
     )
+
+
+def _kernels(arch: str, config: Any, optim: Optim) -> list[str]:
+    """The twin's names of the kernels that Muon moves here, but for those that are no matrix there
+    (the weight of a convolution): AdamW moves them."""
+    skipped = [pattern(text) for text in optim.muon_skip]
+    flat = {path: leaf for path, leaf in sizes.shapes(arch, config).items() if leaf.ndim == 2}
+    return [
+        pair.theirs
+        for pair in table.pairs(jaxmodels.arch(arch).WEIGHTS, flat)
+        if pair.ours.endswith("/kernel") and not any(skip.fullmatch(pair.ours) for skip in skipped)
+    ]

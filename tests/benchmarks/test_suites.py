@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import prod
 
 import pytest
+import torch
 
 import jaxmodels
 from benchmarks import (
@@ -160,6 +161,16 @@ def test_a_loss_of_other_targets_than_every_next_token(tmp_path):
     assert losses == pytest.approx([losses[0]] * 2, abs=1e-5)
 
 
+@pytest.mark.parametrize("arch", ["bitgen", "bitgen_stage1"])
+def test_images_and_captions_are_trained_in_pytorch_too(arch, tmp_path):
+    words = ["--preset", f"{arch}:tiny", "--batch", "8", "--rounds", "1", "--no-compile"]
+    records = step.main([*words, "--out", str(tmp_path)])
+    assert [record["contestant"] for record in records] == ["jaxmodels", "PyTorch eager"]
+    # Each side draws its own noise (`test_torch_objectives` compares them without).
+    losses = [record["first_loss"] for record in records]
+    assert losses == pytest.approx([losses[0]] * 2, rel=0.01)
+
+
 @pytest.mark.parametrize("arch", [arch for arch in jaxmodels.ARCHS if arch != "dinov2"])
 def test_batches_are_what_the_loss_takes(arch):
     config = jaxmodels.preset(f"{arch}:tiny")[2]
@@ -179,7 +190,7 @@ def test_batches_are_what_the_loss_takes(arch):
 def test_an_optimiser_that_pytorch_has_not_is_refused():
     lion = replace(jaxmodels.arch("charlm").RECIPES["tiny"].optim, name="lion")
     with pytest.raises(Problem, match="PyTorch has no optimiser") as caught:
-        trainers._torch_optimiser(lion, [])
+        trainers._torch_optimisers("charlm", None, lion, torch.nn.Linear(1, 1))
     assert caught.value.exit_code == USAGE
 
 

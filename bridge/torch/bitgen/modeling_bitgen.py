@@ -372,12 +372,13 @@ class Decoder(nn.Module):
         )
         self.norm = nn.RMSNorm(config.dim, EPS)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Embedded text [b, t, d], and what is seen [b, s, d] → [b, t + 1, d]."""
+    def forward(self, x: Tensor, context: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Embedded text [b, t, d], and context [b, s, d], of which the mask `seen` [b, 1, 1, s]
+        tells what is seen (all, if None) → [b, t + 1, d]."""
         x = torch.cat([self.start.expand(len(x), 1, -1), x], 1)
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         for block in self.blocks:
-            x = block(x, mask[None, None], context)
+            x = block(x, mask[None, None], context, seen)
         return self.norm(x)
 
 
@@ -449,7 +450,8 @@ class BitGenModel(PreTrainedModel):
         real[:, 0] = 1
         real = real == 1
         mask = real[:, None, None]
-        x = self.run(self.text, self.embedded(input_ids), mask, upper=False)
+        x = F.dropout(self.embedded(input_ids), self.config.dropout, self.training)
+        x = self.run(self.text, x, mask, upper=False)
         alone = self.text_norm(self.run(self.text, x, mask, upper=True))
         weight = (real / real.sum(1, keepdim=True)).to(alone)
         text_features = self.text_pool((alone * weight[..., None]).sum(1))
@@ -510,8 +512,7 @@ class BitGenModel(PreTrainedModel):
         """Tokens [b, t] and their positions as vectors [b, t, d]."""
         if tokens.shape[1] > self.config.context:
             raise ValueError(f"a text is longer than the context of {self.config.context}")
-        x = self.embed(tokens) + self.pos.weight[: tokens.shape[1]]
-        return F.dropout(x, self.config.dropout, self.training)
+        return self.embed(tokens) + self.pos.weight[: tokens.shape[1]]
 
     def seen(self, images: Tensor) -> Tensor:
         """Images [b, 3, y, x] with values in [0, 1] as tokens [b, p, d]: the class token, then

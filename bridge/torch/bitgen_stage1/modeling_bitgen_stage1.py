@@ -234,12 +234,16 @@ class Memory(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """[b, t, d] → [b, t, d]; noise [m, d] is drawn by the caller, None reads the mean."""
+        return self.recall(x, noise)[0]
+
+    def recall(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`; also the queries [b, t, d], and the slots that were read [b, t, k]."""
         queries = self.query(x)
         memory = self.mean if noise is None else self.mean + (self.logvar / 2).exp() * noise
         near = F.normalize(queries, dim=-1) @ F.normalize(memory, dim=-1).T
         scores, slots = (near * self.quality).topk(min(READ, len(memory)))
         found = (scores.softmax(-1)[..., None] * memory[slots]).sum(-2)
-        return self.norm(x + self.out(queries + 0.5 * found))
+        return self.norm(x + self.out(queries + 0.5 * found)), queries, slots
 
 
 class Attention(nn.Module):

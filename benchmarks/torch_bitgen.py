@@ -1,0 +1,164 @@
+"""What bitgen is trained for, in PyTorch: the objectives of `jaxmodels.bitgen.objectives` on the
+twin, as `benchmarks.step` trains it. Without momentum's slow encoders, which no preset has."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMOOTHING = 0.1  # of the targets of writing
+COLDEST, WARMEST = 0.001, 1.0  # bounds of the temperature
+# What has no place in the queue yet; and what cross-entropy does not count.
+HIDDEN, UNCOUNTED = -1e9, -100
+
+Batch = dict[str, Tensor]
+
+
+def loss(module: Any, batch: Batch, draws: bool = True) -> tuple[Tensor, Any]:
+    """The weighted sum of contrast, matching, writing and the memory's divergence.
+
+    Args:
+        module: the twin, in training mode.
+        batch: `tokens` int64 and `mask` [b, t], `images` uint8 [b, y, x, 3], `image_id` [b].
+        draws: draw hard negatives and the memory's noise; without, the likeliest and none.
+
+    Returns:
+        the loss; and the features that `commit` queues.
+    """
+    tokens, ids, real = batch["tokens"], batch["image_id"], batch["mask"] == 1
+    real[:, 0] = True
+    mask = real[:, None, None]
+    x = F.dropout(module.embedded(tokens), module.config.dropout, module.training)
+    x = module.run(module.text, x, mask, upper=False)
+    pooled = _mean(module.text_norm(module.run(module.text, x, mask, upper=True)), real)
+    text = module.text_pool(pooled)
+    y = module.seen(batch["images"].permute(0, 3, 1, 2).to(module.embed.weight) / 255)
+    y = module.run(module.image, y, None, upper=False)
+    seen = module.image_norm(module.run(module.image, y, None, upper=True))
+    image = module.image_pool(seen.mean(1))
+    same = (ids[:, None] == ids) | (tokens[:, None] == tokens).all(-1)
+    contrast, t2i, i2t = _contrast(module, text, image, ids, same)
+    matching = _matching(module, (x, real, y), (t2i, i2t), same, draws)
+    keys = _exact(image.detach())
+    with torch.autocast(tokens.device.type, enabled=False):  # solving wants float32
+        codes = module.memory.codes(_exact(pooled))
+        codes, divergence = _episode(module.memory, keys, codes, draws)
+        empty = module.memory.address(keys) @ module.memory.mean
+    writing = _writing(module, tokens, real, seen, codes, empty)
+    parts = (contrast, matching, writing, divergence)
+    total = sum(weight * part for weight, part in zip(module.config.weights, parts, strict=True))
+    return total, (text.detach(), image.detach(), ids)
+
+
+@torch.no_grad()
+def commit(module: Any, kept: Any) -> None:
+    """Queues the features of a batch, in the places of the oldest."""
+    queue, n = module.queue, len(module.queue.ids)
+    text, image, ids = (rows[-n:] for rows in kept)
+    places = (queue.total + torch.arange(len(ids), device=ids.device)) % n
+    queue.text[places], queue.image[places] = text.to(queue.text), image.to(queue.image)
+    queue.ids[places] = ids.to(queue.ids)
+    total = queue.total + len(ids)
+    queue.total.copy_(torch.where(total >= 2 * n, n + total % n, total))
+
+
+def _contrast(
+    module: Any, text: Tensor, image: Tensor, ids: Tensor, same: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy over batch and queue, and the similarities within the batch: texts in rows,
+    and images in rows."""
+    queue, b = module.queue, len(ids)
+    filled = torch.arange(len(queue.ids), device=ids.device) < queue.total
+    positive = torch.cat([same, (ids[:, None] == queue.ids) & filled], 1)
+    target = positive / positive.sum(1, keepdim=True)
+    empty = torch.cat([torch.zeros_like(filled[:1]).expand(b), ~filled])
+    # Within bounds, and with a gradient also beyond them.
+    warmth = module.temperature
+    warmth = warmth + (warmth.clamp(COLDEST, WARMEST) - warmth).detach()
+
+    def compared(query: Tensor, key: Tensor, held: Tensor) -> Tensor:
+        return _exact(query @ torch.cat([key.detach(), held.to(key)]).T / warmth)
+
+    t2i, i2t = compared(text, image, queue.image), compared(image, text, queue.text)
+    losses = [F.cross_entropy(sims.masked_fill(empty, HIDDEN), target) for sims in (t2i, i2t)]
+    return (losses[0] + losses[1]) / 2, t2i[:, :b].detach(), i2t[:, :b].detach()
+
+
+def _matching(
+    module: Any,
+    pair: tuple[Tensor, Tensor, Tensor],
+    sims: tuple[Tensor, Tensor],
+    same: Tensor,
+    draws: bool,
+) -> Tensor:
+    """Cross-entropy on 3b pairs: (I, T), (I, a hard T), (a hard I, T)."""
+
+    def negatives(scores: Tensor) -> Tensor:
+        scores = scores.masked_fill(same, -torch.inf)
+        if draws:  # Gumbel noise: the largest is a draw from the softmax
+            scores = scores - torch.empty_like(scores).exponential_().log()
+        return scores.argmax(1)
+
+    x, real, y = pair
+    own, some = torch.arange(len(x), device=x.device), ~same.all(1)
+    texts = torch.cat([own, negatives(sims[1]), own])
+    images = torch.cat([own, own, negatives(sims[0])])
+    real = real[texts]
+    text, image = module.together(x[texts], real[:, None, None], y[images])
+    logits = module.match(torch.cat([_mean(text, real), image.mean(1)], 1))
+    labels = torch.cat([torch.ones_like(own), torch.zeros_like(own).repeat(2)])
+    counts = torch.cat([torch.ones_like(some), some, some])
+    return F.cross_entropy(_exact(logits), labels.masked_fill(~counts, UNCOUNTED))
+
+
+def _episode(memory: Any, keys: Tensor, codes: Tensor, draws: bool) -> tuple[Tensor, Tensor]:
+    """Rows written into empty memories and read again: their codes, and the divergence."""
+    m, d = memory.mean.shape
+    size = next(n for n in range(max(m // 2, 1), 0, -1) if len(codes) % n == 0)
+    keys, codes = (x.unflatten(0, (-1, size)) for x in (keys, codes))
+    mean = memory.address(keys)
+    at, written, w = mean, codes, mean
+    if draws:
+        at = memory.address(keys + memory.noise * torch.randn_like(keys))
+        written = codes + memory.noise * torch.randn_like(codes)
+        w = mean + (memory.address_log_variance / 2).exp() * torch.randn_like(mean)
+    before = (-memory.log_variance).exp()
+    precision = memory.noise**2 * before.diag() + at.mT @ at
+    total = memory.noise**2 * before[:, None] * memory.mean + at.mT @ written
+    eye = memory.noise**2 * torch.eye(m).to(keys).expand_as(precision)
+    slots, covariance = torch.linalg.solve(precision, torch.cat([total, eye], -1)).split([d, m], -1)
+    spread = (before * covariance.diagonal(dim1=-2, dim2=-1)).sum(-1)
+    volume = memory.log_variance.sum() - torch.linalg.slogdet(covariance).logabsdet
+    moved = (before[:, None] * (slots - memory.mean) ** 2).sum((-2, -1))
+    of_slots = (d * (spread - m + volume) + moved) / (2 * m * d)
+    log = memory.address_log_variance
+    of_addresses = 0.5 * (log.exp() + mean**2 - 1 - log).mean(-1)
+    return (w @ slots).flatten(0, 1), of_slots.mean() + of_addresses.mean()
+
+
+def _writing(
+    module: Any, tokens: Tensor, real: Tensor, seen: Tensor, codes: Tensor, empty: Tensor
+) -> Tensor:
+    """Cross-entropy of writing each text: of eight rows five see their image and an empty memory,
+    two what the memory has of it, and one both."""
+    row = torch.arange(len(tokens), device=tokens.device)
+    recalls, both = row % 4 == 1, row % 8 == 3
+    token = module.memory.out(torch.where((recalls | both)[:, None], codes, empty))
+    context = torch.cat([seen, token[:, None]], 1)
+    sees = (~recalls[:, None]).repeat(1, context.shape[1])
+    sees[:, -1] = True
+    hidden = module.decoder(module.embedded(tokens[:, :-1]), context, sees[:, None, None])
+    logits = _exact(F.linear(hidden, module.embed.weight).flatten(0, 1))
+    targets = tokens.masked_fill(~real, UNCOUNTED).flatten()
+    return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
+
+
+def _mean(x: Tensor, real: Tensor) -> Tensor:
+    """The mean of [b, t, d] over tokens."""
+    return (x * (real / real.sum(1, keepdim=True))[..., None]).sum(1)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float32, or in float64 what is in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

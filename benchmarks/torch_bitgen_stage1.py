@@ -1,0 +1,102 @@
+"""What bitgen_stage1 is trained for, in PyTorch: the losses of `jaxmodels.bitgen_stage1.objective`
+on the twin, as `benchmarks.step` trains it. Source: seed 004."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONTRASTIVE, MATCHING, TEXT, DIVERGENCE = 1.0, 0.5, 0.5, 0.1
+SMOOTHING = 0.1  # of the text's targets
+KEPT = 0.9  # of a slot, when it is written
+
+Batch = dict[str, Tensor]
+
+
+def loss(module: Any, batch: Batch, draws: bool = True) -> tuple[Tensor, Any]:
+    """The weighted sum of the seed's losses.
+
+    Args:
+        module: the twin, in training mode.
+        batch: `tokens` int64 [b, t], `images` uint8 [b, y, x, 3].
+        draws: draw the memory's noise; without, its mean is read.
+
+    Returns:
+        the loss; and the queues, the memory and its counters, which `commit` stores.
+    """
+    fusion, memory, tokens = module.fusion, module.memory, batch["tokens"]
+    words = module.embedded(tokens)
+    seen = module.seen(batch["images"].permute(0, 3, 1, 2).to(module.embed.weight) / 255)
+    noise = torch.randn_like(memory.mean) if draws else None
+    x, queries, slots = memory.recall(fusion(words, seen), noise)
+    for block in module.blocks:
+        x = block(x)
+    logits = module.decoder(module.embedded(tokens), module.norm(x))
+    logits = _exact(logits.flatten(0, 1))
+    text = F.cross_entropy(logits, tokens.flatten(), label_smoothing=SMOOTHING)
+    written = _written(memory, _exact(queries.detach().flatten(0, 1)), slots)
+    # The value of the memory as it is written, the gradient of the one that was read.
+    mean = memory.mean + (written[0] - memory.mean).detach()
+    log = memory.logvar[0]
+    divergence = 0.5 * (log.exp() + (mean**2).mean() - 1 - log)
+    features = fusion.text_features(words), fusion.image_features(seen)
+    queued = _queued(fusion, *(rows.detach() for rows in features))
+    contrast, matching = _contrasted(*features, *queued[:2], fusion.temperature)
+    total = CONTRASTIVE * contrast + MATCHING * matching + TEXT * text + DIVERGENCE * divergence
+    return total, (written, queued)
+
+
+@torch.no_grad()
+def commit(module: Any, kept: Any) -> None:
+    """Stores queues, memory and counters, between gradient and optimiser."""
+    fusion, memory = module.fusion, module.memory
+    held = (memory.mean, memory.write_count, memory.read_count)
+    queues = (fusion.text_queue, fusion.image_queue, fusion.queue_ptr)
+    for place, value in zip(held + queues, kept[0] + kept[1], strict=True):
+        place.copy_(value)
+
+
+@torch.no_grad()
+def _written(memory: Any, queries: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The memory once the longest queries [n, d] lie over the slots written least; how often each
+    slot was written, and read: once for all tokens of a batch."""
+    count = min(len(queries), len(memory.mean))
+    longest = queries.norm(dim=-1).topk(count).indices
+    least = memory.write_count.argsort(stable=True)[:count]
+    mean = memory.mean.clone()
+    mean[least] = KEPT * mean[least] + (1 - KEPT) * queries[longest]
+    writes = memory.write_count.clone()
+    writes[least] += 1
+    hits = torch.zeros_like(writes)
+    hits[slots.flatten()] = 1
+    return mean, writes, memory.read_count + hits
+
+
+def _queued(fusion: Any, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The queues of texts and images with these features in place of the oldest, and where the
+    next ones go."""
+    size = fusion.text_queue.shape[1]
+    at = (fusion.queue_ptr + torch.arange(len(text), device=text.device)) % size
+    texts, images = fusion.text_queue.clone(), fusion.image_queue.clone()
+    texts[:, at], images[:, at] = text.T.to(texts), image.T.to(images)
+    return texts, images, (fusion.queue_ptr + len(text)) % size
+
+
+def _contrasted(
+    text: Tensor, image: Tensor, texts: Tensor, images: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The contrastive loss with batch and queues, and the matching loss with hard negatives."""
+    own = torch.arange(len(text), device=text.device)
+    near = text @ image.T
+    to_image = _exact(torch.cat([near, text @ images.to(text)], 1) / temperature)
+    to_text = _exact(torch.cat([near.T, image @ texts.to(image)], 1) / temperature)
+    contrast = (F.cross_entropy(to_image, own) + F.cross_entropy(to_text, own)) / 2
+    hardest = near.detach().clone().fill_diagonal_(-torch.inf).argmax(1)
+    matching = F.softplus(-near[own, own]).mean() + F.softplus(near[own, hardest]).mean()
+    return contrast, matching / 2
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float32, or in float64 what is in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
