@@ -18,21 +18,24 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime.optim import schedule
 from jaxmodels.runtime.paths import Arrays, pattern
-from jaxmodels.runtime.platform import choose_thread
+from jaxmodels.runtime.platform import choose_thread, computes_inline
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import training
 
 
 def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
     """Our step, as the training loop calls it; returns the loss of the step."""
-    choose_thread(sizes.parameters(arch, config))  # which counts in a process of its own
+    parameters = sizes.parameters(arch, config)
+    choose_thread(parameters)  # which counts in a process of its own
     mesh = make_mesh(recipe.mesh)
     _, fresh, _, step = training(jaxmodels.arch(arch), config, recipe, mesh)
     state, inputs = fresh(), values(shapes(arch, config, recipe), config)
 
+    wait = computes_inline(parameters)
+
     def call(index: int) -> float:
         nonlocal state
-        state, told = step(state, put_batch(inputs[index % BATCHES], mesh))
+        state, told = step(state, put_batch(inputs[index % BATCHES], mesh, wait=wait))
         return told.read()["loss"]
 
     return call

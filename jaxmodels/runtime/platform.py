@@ -13,8 +13,9 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MOST = 2**31 - 1  # an int is all that it takes
 
-LARGE = 1_000_000
-"""Parameters of a model whose train steps take so long that the host's share does not count."""
+LARGE = 250_000
+"""Parameters of a model whose train steps take so long, 60 ms or more, that the host's share does
+not count."""
 
 
 def prepare() -> None:
@@ -35,7 +36,7 @@ def prepare() -> None:
 
 
 def keep_memory() -> None:
-    """Makes the process keep what it frees for the next step: pieces of up to a 16th of all.
+    """Makes the process keep what it frees for the next step: pieces of up to an eighth.
 
     On a CPU, XLA takes its temporary memory anew for every step. Pieces of some megabytes the C
     library of Linux gives back to the system each time, which then clears the same memory again,
@@ -47,7 +48,7 @@ def keep_memory() -> None:
     if not known or any(name.startswith("MALLOC_") for name in os.environ):
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    kept = min(memory // 16, _MOST)  # other data may come to lie between: up to three such pieces
+    kept = min(memory // 8, _MOST)  # other data may come to lie between: up to three such pieces
     library = ctypes.CDLL(None)
     library.mallopt(_MMAP_THRESHOLD, kept)  # larger ones are mapped and given back as before
     library.mallopt(_TRIM_THRESHOLD, kept)

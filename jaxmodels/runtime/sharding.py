@@ -192,17 +192,22 @@ def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
     return np.unique([np.arange(rows)[part] for part in index.values()])
 
 
-def put_batch(batch: dict[str, Any], mesh: Mesh, rows: int | None = None) -> dict[str, jax.Array]:
+def put_batch(
+    batch: dict[str, Any], mesh: Mesh, rows: int | None = None, *, wait: bool = False
+) -> dict[str, jax.Array]:
     """Arrays of a batch, their first axis split over the data axis of the mesh.
 
     Args:
         batch: this process's rows (`own_rows`) of each array.
         mesh: the devices.
         rows: of the whole batch, over all processes; None if this process has all of them.
+        wait: until the arrays are there. A step whose caller is to compute it (`computes_inline`)
+            goes to one of XLA's threads as long as they are not.
     """
     at = NamedSharding(mesh, P("data"))
     if not mesh.is_multi_process:
-        return jax.device_put(batch, at)  # all arrays at once, in half of the time
+        placed = jax.device_put(batch, at)  # all arrays at once, in half of the time
+        return jax.block_until_ready(placed) if wait else placed
 
     def put(part: np.ndarray) -> jax.Array:
         shape = (rows or len(part), *part.shape[1:])

@@ -138,7 +138,7 @@ class _Loop:
         with self.outcome.timed("data"):
             rows = recipe.batch * recipe.accum
             own = next(self.job.batches)
-            batch = put_batch(own, self.mesh, rows)
+            batch = put_batch(own, self.mesh, rows, wait=self.inline)
             stop = self._flag()
         with self.outcome.timed("start" if out.step in (0, out.resumed_from) else "train"):
             self.state, told = self.step_function(self.state, batch, stop)

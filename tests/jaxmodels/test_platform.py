@@ -34,14 +34,20 @@ def once():
     libc.memset(piece, 1, 48 << 20)
     libc.free(piece)
 """
-# Runs a program whose temporary memory is 144 MB.
+# Runs a program whose temporary memory is 144 MB, on images that XLA copies in the background.
 STEP = """
-import jax, jax.numpy as jnp
+import jax, jax.numpy as jnp, numpy as np
+from jaxmodels.runtime.platform import computes_inline
+from jaxmodels.runtime.sharding import make_mesh, put_batch
 choose_thread(int(sys.argv[1]))
-x = jnp.ones(6000)
-step = jax.jit(lambda x: jax.lax.cumsum(jnp.outer(x, x), 1)[-1].sum())
+mesh, images = make_mesh(), np.ones((6000, 200), np.uint8)
+wait = computes_inline(int(sys.argv[1]))
+@jax.jit
+def step(images):
+    x = images.max(axis=1).astype(jnp.float32)
+    return jax.lax.cumsum(jnp.outer(x, x), 1)[-1].sum()
 def once():
-    step(x).block_until_ready()
+    step(put_batch({"images": images}, mesh, wait=wait)["images"]).block_until_ready()
 """
 
 

@@ -71,7 +71,9 @@ def test_a_large_models_step_is_told_before_the_next_begins(unbroken, tmp_path, 
     monkeypatch.setattr(platform, "LARGE", 0)
     monkeypatch.setattr(Progress, "update", lambda self, step, *_: seen.append(step))
     put = loop.put_batch
-    monkeypatch.setattr(loop, "put_batch", lambda *args: seen.append("begins") or put(*args))
+    monkeypatch.setattr(
+        loop, "put_batch", lambda *args, **more: seen.append("begins") or put(*args, **more)
+    )
     assert train(tmp_path / "run") == DONE
     assert seen == [event for step in range(1, 31) for event in ("begins", step)]
     assert losses(tmp_path / "run") == losses(unbroken)
