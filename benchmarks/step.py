@@ -165,7 +165,9 @@ def _settings(options: Step, recipe: Recipe, slices: int) -> dict[str, Any]:
         "isolated": options.isolated,
         "warmup": 2,
         "inputs": BATCHES,
-        "torch_optimiser": f"{recipe.optim.name}, fused",
+        "torch_optimiser": {"muon": "Muon, and fused AdamW"}.get(
+            recipe.optim.name, f"{recipe.optim.name}, fused"
+        ),
     }
 
 

@@ -7,15 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMOOTHING = 0.1  # of the targets of writing
-COLDEST, WARMEST = 0.001, 1.0  # bounds of the temperature
-# What has no place in the queue yet; and what cross-entropy does not count.
-HIDDEN, UNCOUNTED = -1e9, -100
+from jaxmodels.bitgen.fiber import COLDEST, WARMEST
+from jaxmodels.bitgen.objectives import SMOOTHING
+from jaxmodels.layers.blocks import HIDDEN
 
-Batch = dict[str, Tensor]
+UNCOUNTED = -100  # a target that cross-entropy leaves out
 
 
-def loss(module: Any, batch: Batch, draws: bool = True) -> tuple[Tensor, Any]:
+def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Tensor, Any]:
     """The weighted sum of contrast, matching, writing and the memory's divergence.
 
     Args:
@@ -40,9 +39,9 @@ def loss(module: Any, batch: Batch, draws: bool = True) -> tuple[Tensor, Any]:
     same = (ids[:, None] == ids) | (tokens[:, None] == tokens).all(-1)
     contrast, t2i, i2t = _contrast(module, text, image, ids, same)
     matching = _matching(module, (x, real, y), (t2i, i2t), same, draws)
-    keys = _exact(image.detach())
+    keys = exact(image.detach())
     with torch.autocast(tokens.device.type, enabled=False):  # solving wants float32
-        codes = module.memory.codes(_exact(pooled))
+        codes = module.memory.codes(exact(pooled))
         codes, divergence = _episode(module.memory, keys, codes, draws)
         empty = module.memory.address(keys) @ module.memory.mean
     writing = _writing(module, tokens, real, seen, codes, empty)
@@ -78,7 +77,7 @@ def _contrast(
     warmth = warmth + (warmth.clamp(COLDEST, WARMEST) - warmth).detach()
 
     def compared(query: Tensor, key: Tensor, held: Tensor) -> Tensor:
-        return _exact(query @ torch.cat([key.detach(), held.to(key)]).T / warmth)
+        return exact(query @ torch.cat([key.detach(), held.to(key)]).T / warmth)
 
     t2i, i2t = compared(text, image, queue.image), compared(image, text, queue.text)
     losses = [F.cross_entropy(sims.masked_fill(empty, HIDDEN), target) for sims in (t2i, i2t)]
@@ -109,7 +108,7 @@ def _matching(
     logits = module.match(torch.cat([_mean(text, real), image.mean(1)], 1))
     labels = torch.cat([torch.ones_like(own), torch.zeros_like(own).repeat(2)])
     counts = torch.cat([torch.ones_like(some), some, some])
-    return F.cross_entropy(_exact(logits), labels.masked_fill(~counts, UNCOUNTED))
+    return F.cross_entropy(exact(logits), labels.masked_fill(~counts, UNCOUNTED))
 
 
 def _episode(memory: Any, keys: Tensor, codes: Tensor, draws: bool) -> tuple[Tensor, Tensor]:
@@ -149,7 +148,7 @@ def _writing(
     sees = (~recalls[:, None]).repeat(1, context.shape[1])
     sees[:, -1] = True
     hidden = module.decoder(module.embedded(tokens[:, :-1]), context, sees[:, None, None])
-    logits = _exact(F.linear(hidden, module.embed.weight).flatten(0, 1))
+    logits = exact(F.linear(hidden, module.embed.weight).flatten(0, 1))
     targets = tokens.masked_fill(~real, UNCOUNTED).flatten()
     return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
 
@@ -159,6 +158,6 @@ def _mean(x: Tensor, real: Tensor) -> Tensor:
     return (x * (real / real.sum(1, keepdim=True))[..., None]).sum(1)
 
 
-def _exact(x: Tensor) -> Tensor:
+def exact(x: Tensor) -> Tensor:
     """In float32, or in float64 what is in float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONTRASTIVE, MATCHING, TEXT, DIVERGENCE = 1.0, 0.5, 0.5, 0.1
-SMOOTHING = 0.1  # of the text's targets
-KEPT = 0.9  # of a slot, when it is written
-
-Batch = dict[str, Tensor]
+from benchmarks.torch_bitgen import exact
+from jaxmodels.bitgen_stage1.memory import KEPT
+from jaxmodels.bitgen_stage1.objective import CONTRASTIVE, DIVERGENCE, MATCHING, SMOOTHING, TEXT
 
 
-def loss(module: Any, batch: Batch, draws: bool = True) -> tuple[Tensor, Any]:
-    """The weighted sum of the seed's losses.
+def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Tensor, Any]:
+    """The weighted sum of the seed's losses; the batch is queued before it is contrasted.
 
     Args:
         module: the twin, in training mode.
@@ -23,7 +21,7 @@ def loss(module: Any, batch: Batch, draws: bool = True) -> tuple[Tensor, Any]:
         draws: draw the memory's noise; without, its mean is read.
 
     Returns:
-        the loss; and the queues, the memory and its counters, which `commit` stores.
+        the loss; and the memory and its counters, which `commit` stores.
     """
     fusion, memory, tokens = module.fusion, module.memory, batch["tokens"]
     words = module.embedded(tokens)
@@ -33,27 +31,28 @@ def loss(module: Any, batch: Batch, draws: bool = True) -> tuple[Tensor, Any]:
     for block in module.blocks:
         x = block(x)
     logits = module.decoder(module.embedded(tokens), module.norm(x))
-    logits = _exact(logits.flatten(0, 1))
+    logits = exact(logits.flatten(0, 1))
     text = F.cross_entropy(logits, tokens.flatten(), label_smoothing=SMOOTHING)
-    written = _written(memory, _exact(queries.detach().flatten(0, 1)), slots)
+    written = _written(memory, exact(queries.detach().flatten(0, 1)), slots)
     # The value of the memory as it is written, the gradient of the one that was read.
     mean = memory.mean + (written[0] - memory.mean).detach()
     log = memory.logvar[0]
     divergence = 0.5 * (log.exp() + (mean**2).mean() - 1 - log)
     features = fusion.text_features(words), fusion.image_features(seen)
-    queued = _queued(fusion, *(rows.detach() for rows in features))
-    contrast, matching = _contrasted(*features, *queued[:2], fusion.temperature)
+    _queue(fusion, *(rows.detach() for rows in features))
+    contrast, matching = _contrasted(
+        *features, fusion.text_queue, fusion.image_queue, fusion.temperature
+    )
     total = CONTRASTIVE * contrast + MATCHING * matching + TEXT * text + DIVERGENCE * divergence
-    return total, (written, queued)
+    return total, written
 
 
 @torch.no_grad()
 def commit(module: Any, kept: Any) -> None:
-    """Stores queues, memory and counters, between gradient and optimiser."""
-    fusion, memory = module.fusion, module.memory
-    held = (memory.mean, memory.write_count, memory.read_count)
-    queues = (fusion.text_queue, fusion.image_queue, fusion.queue_ptr)
-    for place, value in zip(held + queues, kept[0] + kept[1], strict=True):
+    """Stores the memory and its counters, between gradient and optimiser."""
+    memory = module.memory
+    places = (memory.mean, memory.write_count, memory.read_count)
+    for place, value in zip(places, kept, strict=True):
         place.copy_(value)
 
 
@@ -73,14 +72,12 @@ def _written(memory: Any, queries: Tensor, slots: Tensor) -> tuple[Tensor, Tenso
     return mean, writes, memory.read_count + hits
 
 
-def _queued(fusion: Any, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The queues of texts and images with these features in place of the oldest, and where the
-    next ones go."""
-    size = fusion.text_queue.shape[1]
-    at = (fusion.queue_ptr + torch.arange(len(text), device=text.device)) % size
-    texts, images = fusion.text_queue.clone(), fusion.image_queue.clone()
+def _queue(fusion: Any, text: Tensor, image: Tensor) -> None:
+    """Puts features in place of the oldest."""
+    texts, images, start = fusion.text_queue, fusion.image_queue, fusion.queue_ptr
+    at = (start + torch.arange(len(text), device=text.device)) % texts.shape[1]
     texts[:, at], images[:, at] = text.T.to(texts), image.T.to(images)
-    return texts, images, (fusion.queue_ptr + len(text)) % size
+    start.copy_((start + len(text)) % texts.shape[1])
 
 
 def _contrasted(
@@ -89,14 +86,9 @@ def _contrasted(
     """The contrastive loss with batch and queues, and the matching loss with hard negatives."""
     own = torch.arange(len(text), device=text.device)
     near = text @ image.T
-    to_image = _exact(torch.cat([near, text @ images.to(text)], 1) / temperature)
-    to_text = _exact(torch.cat([near.T, image @ texts.to(image)], 1) / temperature)
+    to_image = exact(torch.cat([near, text @ images.to(text)], 1) / temperature)
+    to_text = exact(torch.cat([near.T, image @ texts.to(image)], 1) / temperature)
     contrast = (F.cross_entropy(to_image, own) + F.cross_entropy(to_text, own)) / 2
     hardest = near.detach().clone().fill_diagonal_(-torch.inf).argmax(1)
     matching = F.softplus(-near[own, own]).mean() + F.softplus(near[own, hardest]).mean()
     return contrast, matching / 2
-
-
-def _exact(x: Tensor) -> Tensor:
-    """In float32, or in float64 what is in float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

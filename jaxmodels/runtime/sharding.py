@@ -207,13 +207,14 @@ def put_batch(
     at = NamedSharding(mesh, P("data"))
     if not mesh.is_multi_process:
         placed = jax.device_put(batch, at)  # all arrays at once, in half of the time
-        return jax.block_until_ready(placed) if wait else placed
+    else:
 
-    def put(part: np.ndarray) -> jax.Array:
-        shape = (rows or len(part), *part.shape[1:])
-        return jax.make_array_from_process_local_data(at, part, shape)
+        def put(part: np.ndarray) -> jax.Array:
+            shape = (rows or len(part), *part.shape[1:])
+            return jax.make_array_from_process_local_data(at, part, shape)
 
-    return jax.tree.map(put, batch)
+        placed = jax.tree.map(put, batch)
+    return jax.block_until_ready(placed) if wait else placed
 
 
 def put_whole(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
