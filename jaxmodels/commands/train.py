@@ -28,8 +28,6 @@ from jaxmodels.runtime.processes import begun, exchange, first, part, tell_stop,
 from jaxmodels.runtime.rundir import VOCABULARIES, steps, unseal
 from jaxmodels.runtime.stop import Stop, Stopped
 
-_BEGUN = time.monotonic()  # a granted session runs since the process started, near enough
-
 
 def main(argv: list[str]) -> int:
     """Runs the verb; 0 done, 75 stopped but resumable, 130 interrupted (also resumable)."""
@@ -50,7 +48,7 @@ def main(argv: list[str]) -> int:
         if options.out is None:
             raise Problem("--out is missing", fix="give a folder for the run", exit_code=USAGE)
         if options.max_hours is not None:
-            stop.deadline = _BEGUN + 3600 * options.max_hours
+            stop.deadline = stop.began + 3600 * options.max_hours
         try:
             team.join(options, resolved, stop, source)
         except Stopped:
@@ -95,10 +93,10 @@ def _run(
             run / "checkpoints",
             options.recipe.steps,
             stop.reason or "",
-            time.monotonic() - _BEGUN,
+            time.monotonic() - stop.began,
         )
     begun()
-    took = time.monotonic() - _BEGUN
+    took = time.monotonic() - stop.began
     asked = asked_for(jaxmodels.arch(resolved["arch"]), options.model)
     code = conclude(run, outcome, argv, options, took, asked) if first() else DONE
     return part(code)

@@ -26,6 +26,8 @@ class Stop:
         self.reason: str | None = None
         """None, "SIGTERM", "interrupted" or "time is up"."""
         self.deadline = deadline
+        self.began = time.monotonic()
+        """When the call began: of a command near enough the process, of a call in a notebook not."""
         self._before: dict[int, object] = {}
 
     def due(self, reserve: float = 0.0) -> bool:
