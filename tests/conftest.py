@@ -13,9 +13,28 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A test's program runs a few times: LLVM optimises it less, which saves a fifth of the time. XLA's
-# own passes stay. Level 0 would save a third, but adds numbers one by one, less exactly.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# A test's program runs a few times and mostly compiles: without LLVM's optimisations and XLA's newer
+# code generator it compiles in a quarter of the time. XLA's own passes stay. Sums are then taken one
+# number after another, less exactly: what must agree closely is compared in float64.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+
+
+def pytest_configure(config):
+    """Both workers write to one cache, at the same time."""
+    from jaxmodels.runtime.platform import share_cache
+
+    share_cache()
+
+
+def pytest_collection_modifyitems(items):
+    """A module's tests share what its fixtures made, in one worker; those that take long begin."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")

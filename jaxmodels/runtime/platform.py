@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,46 @@ def prepare() -> None:
 
     keep_memory()
     silence_storage()
+    share_cache()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "jaxmodels" / "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def share_cache() -> None:
+    """Makes the cache of compiled programs safe for several processes that write to it.
+
+    JAX (0.10 to 0.12) writes an entry in place: another process that reads it meanwhile warns of a
+    truncated stream and compiles again, and a full disk leaves half an entry for ever. Here an
+    entry appears whole or not at all. Does nothing where JAX keeps its cache in another way.
+    """
+    from jax._src import lru_cache
+
+    cache: Any = getattr(lru_cache, "LRUCache", None)
+    suffix = getattr(lru_cache, "_CACHE_SUFFIX", None)
+    if cache is None or suffix is None or getattr(cache.put, "whole", False):
+        return
+    put = cache.put
+
+    def whole(self: Any, key: str, value: bytes) -> None:
+        folder = Path(str(self.path))
+        if self.eviction_enabled or not folder.is_dir():  # it locks, or is no local folder
+            put(self, key, value)
+            return
+        entry = folder / f"{key}{suffix}"
+        if entry.exists():
+            return
+        begun = folder / f".{os.getpid()}-{threading.get_ident()}.tmp"
+        try:
+            begun.write_bytes(value)
+            begun.replace(entry)
+        finally:
+            begun.unlink(missing_ok=True)
+
+    whole.whole = True  # type: ignore[attr-defined]
+    cache.put = whole
 
 
 def keep_memory() -> None:
