@@ -28,6 +28,7 @@ def pytest_configure(config):
     share_cache()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist takes the groups
 def pytest_collection_modifyitems(items):
     """A module's tests share what its fixtures made, in one worker; those that take long begin."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
