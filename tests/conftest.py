@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,12 +14,16 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A test's program runs a few times and mostly compiles: without LLVM's optimisations and XLA's newer
-# code generator it compiles in a quarter of the time. XLA's own passes stay. Sums are then taken one
-# number after another, less exactly: what must agree closely is compared in float64.
+# A test's program runs a few times and mostly compiles: without LLVM's optimisations and XLA's
+# newer code generator it compiles in a quarter of the time. XLA's own passes stay. Sums are then
+# taken one number after another, less exactly: what must agree closely is compared in float64.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+# Checkpoints are synced to the disk, which takes longer than all else that a small one needs.
+_MEMORY = Path("/dev/shm")
+if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4e9:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 
 def pytest_configure(config):

@@ -96,11 +96,6 @@ def images_for(arch: str, batch: int = 2, seed: int = 0) -> jax.Array:
     return jnp.asarray(drawn, jnp.float32)
 
 
-def training(arch: str) -> nnx.Rngs | None:
-    """What a loss takes to have a gradient: seed 004's is quantised without."""
-    return nnx.Rngs(dropout=0) if arch in PAIRS else None
-
-
 def exact(model):
     """The model in float64: 8-bit levels are then the same whatever the order of sums."""
     skeleton, params, rest = split(model)

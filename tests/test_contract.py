@@ -254,9 +254,9 @@ def converted(request, tmp_path_factory) -> tuple[str, Path, dict[str, np.ndarra
     """(architecture, model directory, the random parameters that it was made from)."""
     folder = tmp_path_factory.mktemp("converted")
     text = request.param not in TOWERS
-    run = write_run(folder / "run", {7: None}, vocab=text, spec=f"{request.param}:tiny")
+    run = write_run(folder / "run", {7: None}, vocab=text, spec=f"{request.param}:smallest")
     bridge.convert(run, folder / "model", verify="logits")
-    return request.param, folder / "model", random_params(f"{request.param}:tiny", seed=7)
+    return request.param, folder / "model", random_params(f"{request.param}:smallest", seed=7)
 
 
 def test_the_way_to_pytorch_and_back_is_bit_exact(converted):

@@ -4,6 +4,7 @@ import json
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -15,6 +16,8 @@ from jaxmodels.__main__ import main
 from jaxmodels.runtime.files import write_manifest
 from jaxmodels.runtime.paths import nest, params_of, split
 from jaxmodels.runtime.rundir import identity
+from jaxmodels.sizes import outline
+from tests.contract import smallest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "charlm"
 SEED = GOLDEN / "orbax"
@@ -38,23 +41,31 @@ def vocabulary(size: int = 64) -> dict:
     }
 
 
+def sizes_of(spec: str) -> Any:
+    """The Config that a spec such as "charlm:tiny" means; "bitgen:smallest" is `smallest`'s."""
+    arch, _, preset = spec.partition(":")
+    return smallest(arch) if preset == "smallest" else jaxmodels.preset(spec)[2]
+
+
 def random_params(spec: str = "charlm:tiny", seed: int = 0) -> dict[str, np.ndarray]:
     """Path → random values: large enough that every mistake shows in the outputs."""
     rng = np.random.default_rng(seed)
+    model = outline(jaxmodels.arch(spec.partition(":")[0]), sizes_of(spec))
     return {
         path: (rng.standard_normal(leaf.shape) * 0.2).astype(np.float32)
-        for path, leaf in params_of(jaxmodels.create(spec)).items()
+        for path, leaf in params_of(model).items()
     }
 
 
 def random_state(spec: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Path → what a model remembers besides its parameters; floats are random."""
     rng = np.random.default_rng([seed, 1])
+    model = outline(jaxmodels.arch(spec.partition(":")[0]), sizes_of(spec))
     return {
         path: rng.random(leaf.shape).astype(np.float32)
         if leaf.dtype == np.float32
         else np.full(leaf.shape, 3, leaf.dtype)
-        for path, leaf in split(jaxmodels.create(spec))[2].items()
+        for path, leaf in split(model)[2].items()
     }
 
 
@@ -69,9 +80,9 @@ def write_run(
     folder: Path, losses: dict[int, float | None], vocab: bool = True, spec: str = "charlm:tiny"
 ) -> Path:
     """A run directory as `train` writes it; the parameters of step n are drawn with seed n."""
-    arch, preset, config = jaxmodels.preset(spec)
+    arch, config = spec.partition(":")[0], sizes_of(spec)
     folder.mkdir()
-    described = {"arch": arch, "preset": preset, "model": asdict(config), "recipe": {}}
+    described = {"arch": arch, "preset": "tiny", "model": asdict(config), "recipe": {}}
     (folder / "config.json").write_text(json.dumps(described))
     if vocab:
         text = json.dumps(vocabulary(config.vocab), ensure_ascii=True)

@@ -200,7 +200,7 @@ def test_the_optimisers_state_is_carried(tmp_path, monkeypatch):
 
 
 def test_a_run_and_its_directory_hold_the_state(tmp_path):
-    spec = "bitgen_stage1:tiny"
+    spec = "bitgen_stage1:smallest"
     write_run(tmp_path / "run", {5: None}, spec=spec)
     bridge.convert(tmp_path / "run", tmp_path / "model", dtype="bfloat16", verify="roundtrip")
     for path, dtype in (("run", "float32"), ("model", "bfloat16")):

@@ -71,7 +71,7 @@ def sources(tmp_path_factory):
         if (arch, source) not in made:
             first, config = (None, {}) if source == "run" else seed(arch)
             if source == "run":
-                write_run(path, {1: 2.0}, spec=f"{arch}:tiny")
+                write_run(path, {1: 2.0}, spec=f"{arch}:smallest")
             elif source == "shards":
                 bridge.convert(first, path, config=config, max_shard_size="30KB")
                 assert len(list(path.glob("*-of-*"))) > 1

@@ -95,7 +95,7 @@ def test_a_kill_at_any_moment_leaves_the_old_output_or_the_new_one(
     assert (code, left(tmp_path)) == (0, ["out"])
     new = digests(target)
     assert new.keys() != old.keys() or new != old
-    moments = range(1, events + 1, max(1, events // 12))
+    moments = range(1, events + 1, max(1, events // 8))
     seen = set()
     for moment in moments:
         bridge.convert(converted, target, force=True)

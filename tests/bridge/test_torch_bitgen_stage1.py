@@ -19,7 +19,7 @@ from bridge.torch import twin
 from jaxmodels.runtime.paths import split
 from tests.bridge.helpers import random_params, write_run
 from tests.bridge.twins import alone
-from tests.contract import DEAD
+from tests.contract import DEAD, small, smallest
 from tests.jaxmodels.stage1 import CONFIG, images, load, parts
 
 torch.set_num_threads(1)
@@ -59,10 +59,9 @@ def test_golden_outputs():
 
 def test_outputs_and_gradients_of_training():
     """In training the decoder is not quantised: everything that is asked has the same gradient."""
-    config = PACKAGE.PRESETS["tiny"]
-    model = jaxmodels.create("bitgen_stage1:tiny")
-    skeleton, _, rest = split(model)
-    params = random_params("bitgen_stage1:tiny", 3)
+    config = smallest("bitgen_stage1")
+    skeleton, _, rest = split(small("bitgen_stage1"))
+    params = random_params("bitgen_stage1:smallest", 3)
     module = built(config, params | rest).train()
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab, (3, 9))
@@ -97,7 +96,7 @@ def test_outputs_and_gradients_of_training():
 
 def test_a_directory_stands_alone(tmp_path):
     """transformers opens it without any of our packages, and gives the same."""
-    write_run(tmp_path / "run", {1: None}, spec="bitgen_stage1:tiny")
+    write_run(tmp_path / "run", {1: None}, spec="bitgen_stage1:smallest")
     bridge.convert(tmp_path / "run", tmp_path / "model", verify="logits")
     found = alone(
         """
