@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-fast lint bench clean
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
@@ -12,6 +12,10 @@ test: .venv/ready .venv/tpu/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH="$(CURDIR)/.venv/tpu" $(BIN)/python -m pytest
+
+# What is quick, after each change: two minutes.
+test-fast: .venv/ready
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -23,7 +23,7 @@ def shapes(arch: str, config: Any) -> dict[str, Any]:
     return dict(_shapes(arch, config))
 
 
-@lru_cache(8)
+@lru_cache(64)
 def _shapes(arch: str, config: Any) -> dict[str, Any]:
     import jaxmodels
     from jaxmodels.runtime.paths import params_of, unstack

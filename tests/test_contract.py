@@ -95,6 +95,7 @@ def test_exports(arch):
     assert "tiny" in package.PRESETS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preset", [f"{a}:{p}" for a in jaxmodels.ARCHS for p in jaxmodels.arch(a).PRESETS]
 )
@@ -103,6 +104,7 @@ def test_parameter_count(preset):
     assert parameter_count(arch, config) == COUNTS[preset]
 
 
+@pytest.mark.slow
 @archs
 def test_the_same_seed_gives_the_same_model(arch):
     one, two = (
@@ -114,6 +116,7 @@ def test_the_same_seed_gives_the_same_model(arch):
     assert any((one[path] != other[path]).any() for path in one)
 
 
+@pytest.mark.slow
 @writers
 def test_logits(arch):
     model, tokens = tiny(arch), tokens_for(arch)
@@ -127,6 +130,7 @@ def test_logits(arch):
     np.testing.assert_allclose(logits[1:], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @towers
 def test_features(arch):
     model, images = tiny(arch), images_for(arch)
@@ -138,6 +142,7 @@ def test_features(arch):
     np.testing.assert_allclose(out[1:], call(model, images[1:]), atol=1e-5)
 
 
+@pytest.mark.slow
 @writers
 def test_causality_by_gradient(arch):
     """The logits at t depend on the embeddings of tokens 0 to t, and on no later one."""
@@ -158,6 +163,7 @@ def test_causality_by_gradient(arch):
         assert (moved[t + 1 :] == 0).all()
 
 
+@pytest.mark.slow
 @writers
 def test_prefill_and_decode_equal_the_full_forward(arch):
     model, tokens = causal(arch), random_tokens(arch, 2, 12)
@@ -170,6 +176,7 @@ def test_prefill_and_decode_equal_the_full_forward(arch):
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full, atol=1e-5)
 
 
+@pytest.mark.slow
 @writers
 def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
     from jaxmodels.layers.sampling import Sampling
@@ -182,6 +189,7 @@ def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
     np.testing.assert_array_equal(drawn, logits[:, 3:].argmax(-1))
 
 
+@pytest.mark.slow
 @writers
 def test_pieces_and_a_growing_cache_change_nothing(arch):
     from jaxmodels.layers.sampling import Sampling
@@ -194,6 +202,7 @@ def test_pieces_and_a_growing_cache_change_nothing(arch):
     assert one.shape == (2, 150)
 
 
+@pytest.mark.slow
 @writers
 def test_generation_goes_on_past_the_context(arch):
     """Pieces change nothing there either; without relative positions, it is the plain rule."""
@@ -224,6 +233,7 @@ def test_generation_goes_on_past_the_context(arch):
         np.testing.assert_array_equal(found, jnp.concatenate(expected, axis=1))
 
 
+@pytest.mark.slow
 @archs
 def test_tables_are_total(arch):
     from jaxmodels.runtime.paths import pattern
@@ -239,6 +249,7 @@ def test_tables_are_total(arch):
                 assert not rows or len(found) == 1, (path, found)
 
 
+@pytest.mark.slow
 @archs
 def test_sizes_follow_from_the_shapes(arch):
     package = jaxmodels.arch(arch)
@@ -259,6 +270,7 @@ def converted(request, tmp_path_factory) -> tuple[str, Path, dict[str, np.ndarra
     return request.param, folder / "model", random_params(f"{request.param}:smallest", seed=7)
 
 
+@pytest.mark.slow
 def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
     arch, folder, params = converted
     back = params_of(bridge.load(folder))
@@ -273,6 +285,7 @@ def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
         np.testing.assert_array_equal(OPS[pair.op].inverse(tensor).reshape(ours.shape), ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "converted", [arch for arch in jaxmodels.ARCHS if arch not in PAIRS], indirect=True
 )

@@ -48,6 +48,7 @@ def _gradients(arch: str, policy: str = "none"):
         return jax.tree.map(np.asarray, gradients(params))
 
 
+@pytest.mark.slow
 @archs
 def test_every_parameter_gets_a_gradient(arch):
     _, grads = _gradients(arch)
@@ -55,6 +56,7 @@ def test_every_parameter_gets_a_gradient(arch):
     assert dead == DEAD.get(arch, set())
 
 
+@pytest.mark.slow
 @archs
 @pytest.mark.parametrize("policy", ["full", "dots"])
 def test_remat_changes_nothing(arch, policy):
@@ -65,6 +67,7 @@ def test_remat_changes_nothing(arch, policy):
         np.testing.assert_allclose(grad / most, grads_again[path] / most, atol=1e-6)
 
 
+@pytest.mark.slow
 @archs
 def test_a_state_is_born_sharded_as_the_layout_says(arch):
     import optax
@@ -73,9 +76,7 @@ def test_a_state_is_born_sharded_as_the_layout_says(arch):
 
     package = learner(arch)
     recipe = package.RECIPES["tiny"]
-    _, fresh, abstract = init(
-        package, smallest(arch), recipe, optax.adamw(1e-3), make_mesh()
-    )
+    _, fresh, abstract = init(package, smallest(arch), recipe, optax.adamw(1e-3), make_mesh())
     state = fresh()
     same = jax.tree.map(
         lambda a, b: a.sharding == b.sharding and a.dtype == b.dtype, state, abstract
@@ -136,6 +137,7 @@ def _by_worker(*cases: str):
     return [pytest.param(case, marks=pytest.mark.xdist_group(f"steps {case}")) for case in cases]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", _by_worker(*jaxmodels.ARCHS, "wigip dense"))
 def test_sharded_training_equals_one_device(case):
     # Another order of sums flips 8-bit roundings of a bitgen's activations in float32.
@@ -148,6 +150,7 @@ def test_sharded_training_equals_one_device(case):
         np.testing.assert_allclose(eight[mesh], one, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", _by_worker(*jaxmodels.ARCHS))
 def test_tree_mode_of_nnx_equals_graph_mode(arch):
     graph = _steps(arch, 1, "data=1")["data=1"]
@@ -172,6 +175,7 @@ def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
     assert sum(dtypes != {"bfloat16"} for dtypes in forward) == EXACT.get(arch, 0)
 
 
+@pytest.mark.slow
 @archs
 def test_bfloat16_stays_near_float32(arch):
     from jaxmodels.runtime.optim import optimiser, schedule

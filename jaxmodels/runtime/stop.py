@@ -27,7 +27,7 @@ class Stop:
         """None, "SIGTERM", "interrupted" or "time is up"."""
         self.deadline = deadline
         self.began = time.monotonic()
-        """When the call began: of a command near enough the process, of a call in a notebook not."""
+        """When the call began, by `time.monotonic()`; a notebook may be hours older."""
         self._before: dict[int, object] = {}
 
     def due(self, reserve: float = 0.0) -> bool:

@@ -8,6 +8,7 @@ import jaxmodels
 from benchmarks import host
 
 
+@pytest.mark.slow
 def test_host(tmp_path, capsys):
     records = host.main(["--steps", "3", "--rounds", "2", "--out", str(tmp_path)])
     lines = (tmp_path / "host.jsonl").read_text().splitlines()

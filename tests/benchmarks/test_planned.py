@@ -76,6 +76,7 @@ def test_efficiency_of_a_program_that_does_not_get_smaller(tmp_path, capsys, mon
     assert "all-reduce × 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_devices_exchange_gradients():
     """Compiled for two parts of this CPU, in a process that has two."""
     config = jaxmodels.preset("charlm:tiny")[2]

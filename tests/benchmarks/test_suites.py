@@ -63,6 +63,7 @@ def written(path):
     return lines
 
 
+@pytest.mark.slow
 def test_step(tmp_path, capsys):
     words = ["--preset", "charlm:tiny", "--batch", "128", "--rounds", "2", "--no-compile"]
     records = step.main([*words, "--out", str(tmp_path)])
@@ -89,6 +90,7 @@ def _gflop():
 WORDS = ["--presets", "charlm:tiny", "--batches", "2", "--prompt", "4", "--new", "40"]
 
 
+@pytest.mark.slow
 def test_decode(tmp_path, capsys):
     records = decode.main([*WORDS, "--rounds", "2", "--out", str(tmp_path)])
     assert written(tmp_path / "decode.jsonl") == json.loads(json.dumps(records))
@@ -103,6 +105,7 @@ def test_decode(tmp_path, capsys):
     assert "charlm:tiny batch 2 sampled" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_packed_weights_are_timed_against_float32(tmp_path):
     words = ["--presets", "bitgen:tiny", "--batches", "2", "--prompt", "4", "--new", "8"]
     records = decode.main([*words, "--rounds", "1", "--out", str(tmp_path)])
@@ -130,6 +133,7 @@ def test_time_for_each_further_token():
     assert decode.per_token(whole, first, 1) is None
 
 
+@pytest.mark.slow
 def test_a_model_that_transformers_has(tmp_path):
     """GPT-2 is its own peer, with a vocabulary that may be padded."""
     words = ["--presets", "wikigpt:tiny", "--batches", "2", "--prompt", "4", "--new", "33"]
@@ -153,6 +157,7 @@ def test_greedy_contestants_that_disagree_are_an_error(tmp_path, monkeypatch):
     assert not (tmp_path / "decode.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_of_other_targets_than_every_next_token(tmp_path):
     words = ["--preset", "wigip:tiny", "--batch", "4", "--rounds", "1", "--no-compile"]
     records = step.main([*words, "--out", str(tmp_path)])
@@ -161,6 +166,7 @@ def test_a_loss_of_other_targets_than_every_next_token(tmp_path):
     assert losses == pytest.approx([losses[0]] * 2, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["bitgen", "bitgen_stage1"])
 def test_images_and_captions_are_trained_in_pytorch_too(arch, tmp_path):
     words = ["--preset", f"{arch}:tiny", "--batch", "8", "--rounds", "1", "--no-compile"]
@@ -171,6 +177,7 @@ def test_images_and_captions_are_trained_in_pytorch_too(arch, tmp_path):
     assert losses == pytest.approx([losses[0]] * 2, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [arch for arch in jaxmodels.ARCHS if arch != "dinov2"])
 def test_batches_are_what_the_loss_takes(arch):
     config = jaxmodels.preset(f"{arch}:tiny")[2]
@@ -217,6 +224,7 @@ def test_contestants_that_see_other_features_are_an_error(tmp_path, monkeypatch)
     assert not (tmp_path / "forward.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_data(tmp_path, capsys):
     records = data.main([*data.QUICK[0], "--images", "0", "--out", str(tmp_path)])
     assert written(tmp_path / "data.jsonl") == json.loads(json.dumps(records))
@@ -240,6 +248,7 @@ def test_pieces_that_tiktoken_takes_give_the_same_tokens():
     assert data.tiktoken_encoding(pieces, 2)(0) == data.our_encoding(text)(0)
 
 
+@pytest.mark.slow
 def test_ternary(tmp_path, capsys):
     words = ["--inward", "32", "--outward", "48", "--rows", "2", "--rounds", "1", "--no-compile"]
     records = ternary.main([*words, "--out", str(tmp_path)])
@@ -251,6 +260,7 @@ def test_ternary(tmp_path, capsys):
     assert [json.loads(line) for line in lines] == json.loads(json.dumps(records))
 
 
+@pytest.mark.slow
 def test_ternary_layers_that_differ_are_no_race(tmp_path, monkeypatch):
     words = ["--inward", "32", "--outward", "48", "--rows", "2", "--rounds", "1", "--no-compile"]
     monkeypatch.setattr(ternary, "APART", -1.0)
@@ -268,6 +278,7 @@ def test_quality(tmp_path, capsys):
     assert f"{record['median']:.4f} after 3 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory(tmp_path, capsys, monkeypatch):
     words = ["--preset", "bwetaf:tiny", "--batch", "2", "--out", str(tmp_path)]
     records = memory.main(words)
@@ -281,6 +292,7 @@ def test_memory(tmp_path, capsys, monkeypatch):
     assert [json.loads(line) for line in lines] == json.loads(json.dumps(records))
 
 
+@pytest.mark.slow
 def test_chunks_take_less_memory_than_whole_logits_and_scores():
     _, _, config = jaxmodels.preset("bwetaf:tiny")
     recipe = replace(jaxmodels.arch("bwetaf").RECIPES["tiny"], batch=8, slices=1)
@@ -292,6 +304,7 @@ def test_chunks_take_less_memory_than_whole_logits_and_scores():
     assert logits < scores
 
 
+@pytest.mark.slow
 def test_bridge(tmp_path, capsys):
     words = ["--preset", "wigip:tiny", "--rounds", "1", "--out", str(tmp_path)]
     records = bridge.main([*words, "--work", str(tmp_path)])

@@ -41,6 +41,7 @@ def batches(arch, config):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["bitgen", "bitgen_stage1"])
 def test_losses_gradients_and_what_is_stored_agree(arch):
     """In float64, where no number lies between two that it could be rounded to."""
@@ -101,6 +102,7 @@ def test_losses_gradients_and_what_is_stored_agree(arch):
                 np.testing.assert_allclose(found, mine, atol=1e-6, err_msg=pair.ours)
 
 
+@pytest.mark.slow
 def test_muon_moves_the_same_kernels_as_far():
     """PyTorch's Muon orthogonalises in bfloat16, and moves no convolution; all else is Adam's."""
     package = jaxmodels.arch("bitgen")

@@ -214,6 +214,7 @@ def outcome(path):
         return vars(problem)
 
 
+@pytest.mark.slow
 def test_it_makes_of_a_file_what_the_readers_make_here(tmp_path):
     fuzz_corpus.hostile(tmp_path / "hostile")
     paths = sorted((tmp_path / "hostile").iterdir())[::6]

@@ -37,6 +37,7 @@ def places(folder, rng):
     return [(path, rng.randrange(path.stat().st_size), rng.randrange(8)) for path in chosen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model_directory", "trained"])
 def test_any_flipped_bit_is_found(name, request, tmp_path):
     folder = shutil.copytree(request.getfixturevalue(name), tmp_path / "copy")
@@ -90,6 +91,7 @@ def test_a_manifest_from_before_there_were_seals(model_directory, tmp_path):
     assert not bridge.verify(folder).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["notes.txt", "data/more.bin", "samples/x", "checkpoints/2/more"])
 def test_files_that_a_run_does_not_list(trained, tmp_path, name, capsys):
     folder = shutil.copytree(trained, tmp_path / "copy")
@@ -108,6 +110,7 @@ def test_files_that_a_run_lost(trained, tmp_path, name):
     assert any(f"{name} is missing" in problem for problem in bridge.verify(folder).problems)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_sealed_anew(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "copy")
     assert main(["train", "--out", str(folder), "--steps", "3"]) == DONE

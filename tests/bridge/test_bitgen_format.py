@@ -127,6 +127,7 @@ def test_every_tensor_becomes_the_models(checkpoint):
     assert rest["memory/write_count"].tolist()[:3] == [3, 10, 17]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
 def test_a_bare_state_dict_with_the_names_of_transformers_5(tmp_path, prefix):
     five = {
@@ -160,6 +161,7 @@ def test_there_and_back_is_bit_exact(directory, tmp_path):
     optimiser.load_state_dict(value["optimizer_state_dict"])
 
 
+@pytest.mark.slow
 def test_the_optimisers_state_is_carried(tmp_path, monkeypatch):
     """torch numbers parameters in the module's order, and has nothing of the nine dead ones."""
     rng, held = np.random.default_rng(0), tensors()
@@ -199,6 +201,7 @@ def test_the_optimisers_state_is_carried(tmp_path, monkeypatch):
     assert "1 entries for 161" in refused(MISMATCH, load_moments, path, config=HEADS)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_directory_hold_the_state(tmp_path):
     spec = "bitgen_stage1:smallest"
     write_run(tmp_path / "run", {5: None}, spec=spec)

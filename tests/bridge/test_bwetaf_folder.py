@@ -55,6 +55,7 @@ def test_impossible_sizes_are_refused(folder, field, value, named):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDENS)
 def test_golden_logits(name):
     model, golden = bridge.load(GOLDEN / name), np.load(GOLDEN / name / "io.npz")
@@ -66,6 +67,7 @@ def test_golden_logits(name):
     assert report.assumed == {"tokens": 101}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDENS)
 @pytest.mark.parametrize("by", ["safetensors", "orbax", "bwetaf"])
 def test_there_and_back_is_the_same_file(tmp_path, name, by):
@@ -184,6 +186,7 @@ def seed_optimizer(folder, scale=1.0):
     return tx.init(params), state
 
 
+@pytest.mark.slow
 def test_moments_cross_and_come_back_byte_for_byte(folder, tmp_path):
     fresh, state = seed_optimizer(folder)
     found = moments.load(folder)
@@ -198,6 +201,7 @@ def test_moments_cross_and_come_back_byte_for_byte(folder, tmp_path):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), restored, state))
 
 
+@pytest.mark.slow
 def test_the_optimiser_of_another_model(folder, tmp_path):
     bridge.convert(
         save_tree(tmp_path / "own", random_params("bwetaf:tiny")),

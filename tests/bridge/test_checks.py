@@ -12,6 +12,7 @@ from jaxmodels.runtime import rundir
 from tests.bridge.helpers import HEADS, SEED, command, flip, random_params, save_tree
 
 
+@pytest.mark.slow
 def test_verify_against_the_source(converted, capsys):
     code, report, _ = command(capsys, "verify", converted, "--against", SEED, "--json")
     assert code == DONE
@@ -46,6 +47,7 @@ def test_verify_of_missing_and_additional_files(converted, tmp_path):
     assert problems == ["README.md is missing", "NOTES.md is not in the manifest"]
 
 
+@pytest.mark.slow
 def test_verify_of_a_run_names_the_checkpoint(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     assert bridge.verify(copy).digests_ok
@@ -62,6 +64,7 @@ def test_verify_without_manifest_still_compares_outputs():
     assert report.max_abs_logit_diff <= 1e-5
 
 
+@pytest.mark.slow
 def test_verify_tells_both_differences_apart(run, tmp_path, capsys):
     narrow = tmp_path / "narrow"
     bridge.convert(run, narrow, dtype="bfloat16")

@@ -112,6 +112,7 @@ def test_shards(run, tmp_path):
     assert_same_params(bridge.load(tmp_path / "out"), random_params(seed=200))
 
 
+@pytest.mark.slow
 def test_dtypes_and_what_stays_in_float32(run, tmp_path):
     report = bridge.convert(
         run, tmp_path / "out", dtype="bfloat16", keep_fp32=["*/norm?/*", "norm/*"], verify="logits"
@@ -181,6 +182,7 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
 
 
 # Orbax has a file for each array.
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "room"), [("safetensors", 50_000), ("orbax", 5_000)])
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path, to, room):
     code = f"""
@@ -214,6 +216,7 @@ def test_unknown_choices(tmp_path, option):
     assert "known:" in refused(USAGE, SEED, tmp_path / "out", config=HEADS, **option)
 
 
+@pytest.mark.slow
 def test_names_are_functions_whatever_is_imported_first():
     code = """
 import bridge, bridge.conversion, bridge.inspection, bridge.verification, bridge.difference

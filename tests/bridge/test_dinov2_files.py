@@ -55,6 +55,7 @@ def same(a: dict, b: dict) -> None:
         np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.slow
 @both
 def test_the_published_file_comes_back_as_it_was(golden, pth, tmp_path, name):
     source = pth(name)
@@ -69,6 +70,7 @@ def test_the_published_file_comes_back_as_it_was(golden, pth, tmp_path, name):
         assert report.notes == ["dinov2-pth cannot say heads = 4"]
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("to", ["dinov2", "safetensors"])
 def test_transformers_opens_what_is_written(golden, tmp_path, name, to):
@@ -130,6 +132,7 @@ def test_transformers_5_names_and_torch_files_are_the_same_model(golden, tmp_pat
     assert caught.value.exit_code == CORRUPT
 
 
+@pytest.mark.slow
 @both
 def test_chunks_and_teachers_are_the_same_model(golden, pth, tmp_path, name):
     params = {p: np.asarray(a) for p, a in params_of(bridge.load(pth(name), config=HEADS)).items()}
@@ -176,6 +179,7 @@ def test_what_a_file_does_not_say_is_told(golden, pth, tmp_path, capsys):
     assert bridge.load(tmp_path / "two").config.heads == 4
 
 
+@pytest.mark.slow
 def test_another_interpolation_survives_a_transformers_folder(pth, tmp_path):
     bridge.convert(pth("dinov2"), tmp_path / "hf", to="dinov2", config=HEADS, verify="logits")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -188,6 +192,7 @@ def test_another_interpolation_survives_a_transformers_folder(pth, tmp_path):
     assert bridge.load(tmp_path / "hf").config.interpolation == "size"
 
 
+@pytest.mark.slow
 @both
 def test_verify_inspect_and_diff(golden, pth, tmp_path, name):
     source = pth(name)
@@ -275,6 +280,7 @@ def test_missing_and_strange_tensors_are_named(golden, tmp_path):
         assert name in caught.value.why
 
 
+@pytest.mark.slow
 def test_a_width_that_transformers_cannot_hold(tmp_path):
     odd = Model(replace(PRESETS["tiny"], hidden=100), rngs=nnx.Rngs(0))
     folder = save_tree(tmp_path / "tree", {p: np.asarray(a) for p, a in params_of(odd).items()})

@@ -83,6 +83,7 @@ def sources(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "source", "target"), WAYS)
 def test_every_source_goes_to_every_target(sources, tmp_path, arch, source, target):
     path, config = sources(arch, source)

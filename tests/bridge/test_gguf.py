@@ -127,6 +127,7 @@ def test_llama_cpp_runs_the_other_precisions(folder, dtype):
     assert ids[0] == ours(path, [5, 6, 7, 8], 1)[0]
 
 
+@pytest.mark.slow
 def test_gpt2s_vocabulary_and_padding(tmp_path):
     from tests.bridge.llama import greedy
 

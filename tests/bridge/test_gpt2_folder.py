@@ -60,6 +60,7 @@ def same_outputs(path, module):
     return np.abs(np.asarray(found) - expected).max() <= 2e-5
 
 
+@pytest.mark.slow
 def test_a_folder_opens(saved):
     source = bridge.open_source(saved[0])
     assert (source.format, source.arch, source.config.gelu) == ("gpt2", "wikigpt", "tanh")

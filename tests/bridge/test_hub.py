@@ -178,6 +178,7 @@ def test_what_a_run_was_converted_to_is_no_run(server, run, tmp_path):
     assert bridge.pull(ADDRESS, tmp_path / "new").digests_ok
 
 
+@pytest.mark.slow
 def test_text_from_a_repository_of_seed_003(server, tmp_path, capfd):
     """What its `SetUpAPI(prompt, repo)` does, on a small model with its vocabulary."""
     golden = GOLDEN.parent / "bwetaf_rope"
@@ -228,6 +229,7 @@ def test_the_token_is_never_shown(monkeypatch):
     assert "illegal header" in refused(NETWORK, ask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["push", "pull"])
 def test_without_network(verb, model_directory, tmp_path):
     """The real client, and nobody at the other end."""

@@ -33,6 +33,7 @@ def stage1(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_what_fits_is_carried(stage1):
     source = open_source(stage1)
     config = replace(bitgen.PRESETS["tiny"], vocab=source.config.vocab, **LIKE)
@@ -58,6 +59,7 @@ def test_what_has_another_shape_is_left_and_told(stage1):
     assert "pos/embedding is (16, 32) here, (32, 32) there" in notes
 
 
+@pytest.mark.slow
 def test_a_model_that_nothing_fits_is_refused(stage1):
     config = replace(bitgen.PRESETS["card"], vocab=9)
     shapes = parameter_shapes("bitgen", config) | {"temperature": (1,)}

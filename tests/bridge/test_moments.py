@@ -95,6 +95,7 @@ def assert_same(found, state):
             np.testing.assert_array_equal(tensor.read(), theirs[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_directory_has_them(run):
     folder, _, state = run
     found = moments.load(folder)
@@ -110,6 +111,7 @@ def test_a_run_directory_has_them(run):
     assert bridge.inspect(folder).optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["safetensors", "gpt2", "nanogpt"])
 def test_they_cross_and_come_back(run, tmp_path, to):
     folder, _, state = run
@@ -135,6 +137,7 @@ def nanogpt_optimiser(module, settings):
     return torch.optim.AdamW(groups, lr=0.5, betas=(0.5, 0.5))
 
 
+@pytest.mark.slow
 def test_one_step_more_is_the_same_on_both_sides(run, tmp_path):
     folder, params, state = run
     bridge.convert(folder, tmp_path / "out", to="nanogpt", optimizer=True)

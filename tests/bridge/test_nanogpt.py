@@ -62,6 +62,7 @@ def test_what_the_file_says():
     assert not report.optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDENS)
 @pytest.mark.parametrize("by", ["safetensors", "gpt2", "orbax", "nanogpt"])
 def test_there_and_back_is_bit_exact(tmp_path, name, by):

@@ -234,6 +234,7 @@ except Problem as problem:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dicts.pt", "marks.pt", "numbers.pt", "packed.zip"])
 def test_the_longest_pickles_are_refused_within_limits_of_the_system(tmp_path, name):
     instruction = {"dicts.pt": b"}", "marks.pt": b"(", "numbers.pt": b"K\x01"}.get(name, b"}")

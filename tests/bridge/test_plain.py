@@ -46,6 +46,7 @@ def test_values_cross_as_they_are():
     assert crossed(b"bytes").name == "b'bytes'"
 
 
+@pytest.mark.slow
 def test_what_is_built_to_grow_does_not(tmp_path):
     laughs, deep = (), []
     for _ in range(60):

@@ -20,6 +20,7 @@ def trained(request, tmp_path_factory):
     return write_run(folder / "run", {1: 2.0}, spec=f"{request.param}:tiny")
 
 
+@pytest.mark.slow
 def test_both_sides_agree_on_everything(trained, tmp_path):
     report = bridge.convert(trained, tmp_path / "out", verify="logits", text=TEXT, gradients=True)
     assert 0 < report.max_abs_logit_diff <= 1e-4
@@ -28,6 +29,7 @@ def test_both_sides_agree_on_everything(trained, tmp_path):
     assert report.argmax_agreement == 1
 
 
+@pytest.mark.slow
 def test_a_wrong_number_shows_in_outputs_and_gradients(trained, monkeypatch):
     source = bridge.open_source(trained)
     side = twin(source.arch)
@@ -51,6 +53,7 @@ def test_a_wrong_number_shows_in_outputs_and_gradients(trained, monkeypatch):
     assert len(found.complaints("them", 1e-4)) == 3
 
 
+@pytest.mark.slow
 def test_the_verify_verb_tells_all_of_it(model_directory, run, capsys):
     words = ["verify", model_directory, "--against", run, "--text", TEXT, "--gradients"]
     code, report, _ = command(capsys, *words, "--json")
@@ -88,6 +91,7 @@ def test_an_empty_text_is_none(model_directory):
         bridge.verify(model_directory, text="")
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_compared_in_jax(run):
     source, other = (bridge.open_source(run / "checkpoints" / step) for step in ("100", "300"))
     assert agreement(source, source).random == 0

@@ -83,6 +83,7 @@ def left(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [(), ("--max-shard-size", "30KB")], ids=["one", "many"])
 def test_a_kill_at_any_moment_leaves_the_old_output_or_the_new_one(
     server, run, converted, tmp_path, shards
@@ -173,6 +174,7 @@ def test_a_disk_that_fills_up_leaves_nothing(server, tmp_path, name):
         assert left(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "orbax"])
 def test_the_same_conversion_gives_the_same_bytes(tmp_path, name):
     source, options = TARGETS[name]
@@ -186,6 +188,7 @@ def test_the_same_conversion_gives_the_same_bytes(tmp_path, name):
     assert "manifest.json" in files
 
 
+@pytest.mark.slow
 def test_two_conversions_at_once(server, run, tmp_path):
     target = tmp_path / "out"
     for options in ([], ["--max-shard-size", "30KB"]):
@@ -212,6 +215,7 @@ def test_a_target_that_cannot_be_written(tmp_path, capsys, place):
     assert left(tmp_path) == ["file"]
 
 
+@pytest.mark.slow
 def test_a_source_is_never_changed(run, tmp_path):
     before = digests(run, lambda name: True)
     bridge.convert(run, tmp_path / "out", verify="logits")

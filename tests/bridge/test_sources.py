@@ -37,6 +37,7 @@ def refused(exit_code, path, **options):
     return "\n".join([caught.value.what, caught.value.where, caught.value.why, caught.value.fix])
 
 
+@pytest.mark.slow
 def test_seed_gives_the_golden_logits():
     model = bridge.load(SEED, config=HEADS)
     golden = np.load(GOLDEN / "io.npz")

@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pytest
 
 import bridge
 from bridge.orbax import Stored, read_tree
@@ -86,10 +87,12 @@ for name, tensor in read_tree(Path(sys.argv[1]) / "7" / "params")[0].items():
 """
 
 
+@pytest.mark.slow
 def test_stacks_that_a_mesh_shares_are_read_block_by_block_too(tmp_path):
     printed(ON_A_MESH, str(tmp_path), env=simulated(8))
 
 
+@pytest.mark.slow
 def test_a_run_and_its_bare_parameters_open(tmp_path):
     run = write_run(tmp_path / "run", {7: None}, spec="wigip:tiny")
     params = random_params("wigip:tiny", seed=7)
@@ -101,6 +104,7 @@ def test_a_run_and_its_bare_parameters_open(tmp_path):
     assert_same_params(bridge.load(tmp_path / "bare"), params)
 
 
+@pytest.mark.slow
 def test_the_way_through_every_format_is_bit_exact(tmp_path):
     """Run → the seed's names → model directory → the seed's names: the same numbers."""
     run = write_run(tmp_path / "run", {7: None}, spec="wigip:tiny")
@@ -115,6 +119,7 @@ def test_the_way_through_every_format_is_bit_exact(tmp_path):
     assert all(leaf.dtype == "bfloat16" for leaf in half.values())
 
 
+@pytest.mark.slow
 def test_heads_that_nothing_tells_are_assumed_and_can_be_given(tmp_path):
     run = write_run(tmp_path / "run", {7: None}, spec="wigip:tiny")
     bridge.convert(run, tmp_path / "model")

@@ -57,6 +57,7 @@ def test_golden_outputs():
         assert (out.image_features is None) == case.startswith("C")
 
 
+@pytest.mark.slow
 def test_outputs_and_gradients_of_training():
     """In training the decoder is not quantised: everything that is asked has the same gradient."""
     config = smallest("bitgen_stage1")
@@ -94,6 +95,7 @@ def test_outputs_and_gradients_of_training():
         assert np.abs(mine - grads[pair.ours]).max() / most <= 1e-5, pair.ours
 
 
+@pytest.mark.slow
 def test_a_directory_stands_alone(tmp_path):
     """transformers opens it without any of our packages, and gives the same."""
     write_run(tmp_path / "run", {1: None}, spec="bitgen_stage1:smallest")

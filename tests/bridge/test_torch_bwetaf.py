@@ -56,6 +56,7 @@ def tokens():
     return torch.from_numpy(np.random.default_rng(1).integers(0, 64, (3, 11)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -149,6 +150,7 @@ def test_head_counts_of_each_block_survive_the_folder(tmp_path, tokens):
     np.testing.assert_array_equal(back(ids)[0], skeleton.merge(params, rest)(ids)[0])
 
 
+@pytest.mark.slow
 def test_a_folder_alone_opens_in_transformers(folder, module, tokens, tmp_path):
     code = f"""
 from transformers import AutoModelForCausalLM
@@ -164,6 +166,7 @@ result = [model(ids).logits.tolist(), again(ids).logits.tolist(), model.training
     assert not training
 
 
+@pytest.mark.slow
 def test_one_hundred_adamw_steps():
     model, module = both(scale=0.05)
     settings = {"b1": 0.87, "b2": 0.94, "eps": 1e-6, "weight_decay": 0.1}

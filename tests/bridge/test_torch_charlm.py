@@ -49,6 +49,7 @@ def test_golden_logits_loss_and_gradient():
     assert norm.item() == pytest.approx(float(golden["gradnorm"]), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [1, 11])
 def test_generate_is_the_same_with_and_without_cache(module, tokens, prompt):
     check_generation(module, tokens[:, :prompt], 25)
@@ -163,6 +164,7 @@ def test_bfloat16_survives(run, tmp_path):
     np.testing.assert_array_equal(found, torch.from_numpy(expected.copy()).bfloat16().float())
 
 
+@pytest.mark.slow
 def test_a_folder_alone_opens_in_transformers(model_directory, module, tokens, tmp_path):
     text = "hello, wörld! 漢\n\n<UNK> <PAD> 🎉 §"
     code = f"""
@@ -215,6 +217,7 @@ def test_tokenizer_equals_the_vocabulary_on_random_text(tmp_path):
         assert tokenizer.decode(encoded, skip_special_tokens=False) == known
 
 
+@pytest.mark.slow
 def test_one_hundred_adamw_steps(tmp_path):
     spec = jaxmodels.create("charlm:tiny", seed=3)
     skeleton, params, rest = split(spec)

@@ -49,6 +49,7 @@ def folder(tmp_path_factory):
     return folder / "model"
 
 
+@pytest.mark.slow
 def test_dense_logits_of_any_length_and_their_loss():
     (skeleton, params, rest), module = both("dense")
     model = skeleton.merge(params, rest)
@@ -68,6 +69,7 @@ def test_dense_logits_of_any_length_and_their_loss():
     )
 
 
+@pytest.mark.slow
 def test_dense_gradients_are_the_same():
     from bridge import table
     from bridge.ops import OPS
@@ -118,6 +120,7 @@ def test_what_pytorch_trained_comes_back(folder, tmp_path):
     assert not bridge.open_source(tmp_path / "tuned").assumed
 
 
+@pytest.mark.slow
 def test_a_folder_alone_opens_in_transformers(folder, tmp_path):
     tokens = np.random.default_rng(1).integers(0, 64, (2, 256))
     logits, again, training = alone(
@@ -146,6 +149,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "rule"), [("next_char", "sgd"), ("dense", "adamw")])
 def test_one_hundred_steps(objective, rule):
     """The same weights and batches give the same losses on both sides."""

@@ -44,6 +44,7 @@ def module_with(config, params):
     return module.eval()
 
 
+@pytest.mark.slow
 def test_logits_loss_and_gradients(sides):
     skeleton, params, rest, module = sides
     tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
@@ -65,6 +66,7 @@ def test_logits_loss_and_gradients(sides):
         assert np.abs(gradient - grads[pair.ours]).max() <= 1e-5, pair.ours
 
 
+@pytest.mark.slow
 def test_the_forms_of_gelu_are_told_apart(sides):
     skeleton, params, rest, module = sides
     other = {"exact": "tanh", "tanh": "exact"}[skeleton.merge(params, rest).config.gelu]
@@ -74,6 +76,7 @@ def test_the_forms_of_gelu_are_told_apart(sides):
     assert np.abs(logits - module(torch.from_numpy(tokens)).logits.detach().numpy()).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_one_hundred_adamw_steps(sides):
     skeleton, params, rest, _ = sides
     module = module_with(skeleton.merge(params, rest).config, params)
@@ -152,6 +155,7 @@ def test_biases_that_pytorch_trained_are_kept(without_biases, tmp_path):
     assert np.abs(logits - module(torch.from_numpy(tokens)).logits.detach().numpy()).max() <= 2e-5
 
 
+@pytest.mark.slow
 def test_folders_alone_open_in_transformers_and_generate(tmp_path):
     text = "a quick fox, äß!"
     run = write_run(tmp_path / "run", {1: 2.0}, spec="wikigpt:tiny")

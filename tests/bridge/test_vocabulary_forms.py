@@ -14,6 +14,7 @@ from tests.bridge.helpers import HEADS, SEED, command, vocabulary
 FORMS = {"ours": vocabulary(53), "list": sorted(["\t", *vocabulary(54)["chars"]])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_convert_and_generate_take_it(form, tmp_path, capsys):
     file, out = tmp_path / "vocab.json", tmp_path / "out"

@@ -54,6 +54,7 @@ def test_there_and_back(tmp_path, by):
     assert type(ours[STATE]["opt_state"]) is tuple
 
 
+@pytest.mark.slow
 def test_verify_compares_it_with_the_source(tmp_path):
     bridge.convert(ZIP, tmp_path / "out", to="wigip-zip")
     report = bridge.verify(tmp_path / "out", against=ZIP)
@@ -83,6 +84,7 @@ def test_old_numpy_would_find_its_names(tmp_path):
         assert b"numpy._core" not in data
 
 
+@pytest.mark.slow
 def test_the_seeds_optimiser_goes_on(tmp_path):
     bridge.convert(ZIP, tmp_path / "out", to="wigip-zip")
     values = seeds_loader(tmp_path / "out" / "step_7.zip", tmp_path / "a")
@@ -120,6 +122,7 @@ def adam_zip(path, updates=3, blocks=lambda v: v):
     return resaved(path, change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [lambda v: v, plain_blocks])
 def test_adams_moments_cross_and_come_back(tmp_path, blocks):
     path = adam_zip(tmp_path / "x.zip", blocks=blocks)
@@ -137,6 +140,7 @@ def test_adams_moments_cross_and_come_back(tmp_path, blocks):
     same_tree(ours, theirs)
 
 
+@pytest.mark.slow
 def test_moments_are_left_behind_unless_asked_for(tmp_path):
     path = adam_zip(tmp_path / "x.zip")
     bridge.convert(path, tmp_path / "out", to="wigip-zip")
@@ -173,6 +177,7 @@ def test_other_optimisers_are_named(tmp_path, tx, said):
     same_tree(values[STATE]["opt_state"][1][1].count, np.asarray(9, np.int32))
 
 
+@pytest.mark.slow
 def test_a_manifest_cannot_make_the_output_name_anything(tmp_path):
     bridge.convert(ZIP, tmp_path / "between")
     file = tmp_path / "between" / "manifest.json"
@@ -196,6 +201,7 @@ def test_a_manifest_cannot_make_the_output_name_anything(tmp_path):
         assert "params/CheckpointAttentionBlock_0.pkl.gz" in values
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_checkpoint_of_the_seed(tmp_path):
     run = write_run(tmp_path / "run", {100: 2.0, 200: 1.5}, spec="wigip:tiny")
     report = bridge.convert(run, tmp_path / "out", to="wigip-zip", verify="roundtrip")

@@ -113,6 +113,7 @@ def test_an_epoch_takes_each_image_once_and_captions_take_turns(folder):
     assert not np.array_equal(other["image_id"], first["image_id"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1, 9])
 def test_a_fresh_process_goes_on_where_this_one_stopped(folder, steps, tmp_path):
     data = opened(folder, seed=5)
@@ -307,6 +308,7 @@ def test_usage(tmp_path, spec, changes, says):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_same_rows_when_decoded_as_they_come(folder, few, tmp_path, monkeypatch):
     """Of a collection over the budget nothing is kept, and the batches are the same."""
     monkeypatch.setattr("data_pipelines.captions.prepare.BUDGET", 0)

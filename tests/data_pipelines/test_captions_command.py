@@ -102,6 +102,7 @@ def test_bench(images, prepared, tmp_path, capsys):
     assert "images/s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_drawing_prints_nothing_and_needs_no_tensorflow(tmp_path):
     code = (
         "import sys\n"

@@ -130,6 +130,7 @@ def test_wrong_usage_exits_with_2(argv, capsys):
     assert caught.value.code == 2
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
 
@@ -167,6 +168,7 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     assert "encoding" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named(tmp_path):
     limited = f"trap '' XFSZ; ulimit -f 50; exec {sys.executable} -m jaxmodels data prepare pydoc"
     full = subprocess.run(

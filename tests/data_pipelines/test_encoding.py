@@ -17,6 +17,7 @@ from tests.data_pipelines.test_shards import expected, tokens_of
 GPT2 = GPT2Tokenizer()
 
 
+@pytest.mark.slow
 @given(
     texts=st.lists(st.text("ab \n'sé", max_size=40), min_size=1),
     size=st.integers(1, 9),

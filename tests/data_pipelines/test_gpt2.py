@@ -105,6 +105,7 @@ def test_any_ids_give_text_and_both_agree(theirs, ids):
     assert GPT2.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
 
 
+@pytest.mark.slow
 def test_transformers_opens_the_folder(written):
     # In a process of its own: transformers takes seconds to import.
     code = (
@@ -144,6 +145,7 @@ def test_the_file_is_recognised(tmp_path, change):
     assert load_tokenizer(tmp_path) == GPT2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["prefix", "merge", "added", "lower"])
 def test_a_file_that_maps_otherwise_is_not_taken_for_gpt2(tmp_path, change):
     data = json.loads(json.dumps(tokenizer_json()))

@@ -228,6 +228,7 @@ def test_transparency_is_as_in_transformers():
     )
 
 
+@pytest.mark.slow
 def test_a_thread_of_pixels_takes_no_gigabytes():
     thread = picture(3, 3_000_000)  # would be 256 × 256,000,000
     middle = thread[:, 1_499_976:1_500_024]

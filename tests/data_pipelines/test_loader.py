@@ -126,6 +126,7 @@ for state in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_resume_is_exact_after_every_batch_in_a_fresh_process():
     it = batches(TOKENS, context=16, batch=8, seed=7)
     states, seen = [it.get_state()], []

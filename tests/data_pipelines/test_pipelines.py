@@ -240,6 +240,7 @@ def test_tokens_that_were_overwritten_are_refused(folder, spec):
     assert "tokens.bin is not the one" in caught.value.why
 
 
+@pytest.mark.slow
 def test_subwords_are_prepared_into_the_folder(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"text number {i}"}) + "\n" for i in range(200)))

@@ -55,6 +55,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_documents_are_separated_and_in_order(tmp_path, lines, workers):
     made = prepare(lines, tmp_path / "out", tokenizer=GPT2, workers=workers)
@@ -112,6 +113,7 @@ def interrupted(monkeypatch, after):
     return done
 
 
+@pytest.mark.slow
 def test_what_was_done_is_used_again(tmp_path, lines, monkeypatch):
     whole = prepare(lines, tmp_path / "whole", tokenizer=GPT2)
     with monkeypatch.context() as patch:
@@ -131,6 +133,7 @@ def test_what_was_done_is_used_again(tmp_path, lines, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out", "whole"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "cut", "journal", "gone"])
 def test_a_damaged_part_is_made_again(tmp_path, lines, monkeypatch, damage):
     whole = prepare(lines, tmp_path / "whole", tokenizer=GPT2)
@@ -154,6 +157,7 @@ def test_a_damaged_part_is_made_again(tmp_path, lines, monkeypatch, damage):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["text", "tokenizer", "dtype"])
 def test_parts_of_another_plan_are_not_used(tmp_path, lines, monkeypatch, change):
     with monkeypatch.context() as patch:
@@ -193,6 +197,7 @@ def test_an_error_in_another_process_is_told(tmp_path, lines):
     assert caught.value.where == f"{path}, line 201"
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(tmp_path):
     """SIGKILL in the middle; the same command again gives what an undisturbed one gives."""
     lines = (json.dumps({"text": f"{i} the quick brown fox " * 300}) + "\n" for i in range(6000))
@@ -226,6 +231,7 @@ def test_a_killed_command_goes_on(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out"]
 
 
+@pytest.mark.slow
 def test_a_stop_waits_for_no_more_than_what_runs(tmp_path, lines, monkeypatch):
     monkeypatch.setattr(preparing, "SHARD", 500)
     stopped = []

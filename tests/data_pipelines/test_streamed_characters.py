@@ -110,6 +110,7 @@ def test_a_saved_position_gives_the_next_batch(steps, rows):
     assert all(np.array_equal(next(restored)["tokens"], batch) for batch in expected)
 
 
+@pytest.mark.slow
 def test_memory_holds_what_is_read_ahead_and_no_more(monkeypatch):
     monkeypatch.setattr(streaming, "_AHEAD", 8)
     alive, made = weakref.WeakSet(), []

@@ -252,6 +252,7 @@ def test_a_tokenizer_of_the_user_without_an_end(tmp_path):
         open_data("wikipedia", segments=True, **sizes)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported():
     code = (
         "import sys\nfrom data_pipelines.pipelines import open_data\n"

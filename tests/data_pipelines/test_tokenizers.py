@@ -54,6 +54,7 @@ def test_no_end_of_text_in_the_file(tmp_path):
     assert (made.end_of_text, made.special_ids) == (None, (0, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chars", "gpt2", "words"])
 def test_saved_and_loaded(tmp_path, words, kind):
     tokenizer = {"chars": CHARS, "gpt2": GPT2Tokenizer(), "words": words}[kind]

@@ -180,6 +180,7 @@ def test_a_process_that_fails_takes_the_other_along(calls, monkeypatch):
     assert len(calls("jaxmodels")) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_train_stop_and_go_on(tmp_path, monkeypatch):
     """No stand-ins: the real command, told to stop, and called again."""
     (tmp_path / "jaxmodels").write_text(f'#!/bin/sh\nexec {sys.executable} -m jaxmodels "$@"\n')

@@ -69,6 +69,7 @@ def of_training(cells):
     return next(i for i, cell in enumerate(cells) if cell.startswith("!jaxmodels train"))
 
 
+@pytest.mark.slow
 def test_two_sessions(cells, tmp_path, monkeypatch, capfd):
     """The first is ended early; the second goes on from its output, which lies elsewhere."""
     flags = "--eval-every 1000000 --save-every 1000000 --sample-every 0 --batch 4 --steps "
@@ -92,6 +93,7 @@ def test_two_sessions(cells, tmp_path, monkeypatch, capfd):
     assert (tmp_path / "second-pytorch" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_stops_the_notebook(cells, tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path / "run"))
     monkeypatch.setenv("MORE", "--mesh nonsense")

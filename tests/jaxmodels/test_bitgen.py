@@ -72,6 +72,7 @@ def batch_of(rows: int, seed: int = 0):
     return {"tokens": tokens, "mask": mask, "images": images, "image_id": ids}
 
 
+@pytest.mark.slow
 def test_a_call(model):
     tokens, images = texts(3), pictures(3)
     out = call(model, tokens, images=images, targets=tokens)
@@ -87,6 +88,7 @@ def test_a_call(model):
     assert jnp.abs(alone.embeddings - out.embeddings).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_fused_encoder_begins_as_two():
     fresh = fresh_model()
     tokens, images = texts(2), pictures(2)
@@ -94,6 +96,7 @@ def test_a_fused_encoder_begins_as_two():
     np.testing.assert_allclose(out.embeddings, call(fresh, tokens).embeddings, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_and_padding_do_not_matter(model):
     with jax.enable_x64(True):
         real, tokens, images = exact(model), texts(3), pictures(3).astype(jnp.float64)
@@ -106,6 +109,7 @@ def test_rows_and_padding_do_not_matter(model):
         np.testing.assert_allclose(row.decoder_logits, out.decoder_logits[1:2, :4], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_decoder_sees_no_later_token(model):
     tokens, images = texts(1), pictures(1)
     changed = tokens.at[:, 5].add(1) % TINY.vocab
@@ -115,6 +119,7 @@ def test_the_decoder_sees_no_later_token(model):
     assert jnp.abs(one[:, 6:] - other[:, 6:]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_writing_token_by_token_is_the_whole_forward(model):
     """With the prompt padded, and with none at all; the cache grows on the way."""
     with jax.enable_x64(True):
@@ -130,6 +135,7 @@ def test_writing_token_by_token_is_the_whole_forward(model):
                 np.testing.assert_allclose(logits[:, 0], whole[:, t + 1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_full_context_is_written(model):
     tokens, images = texts(1, TINY.context), pictures(1)
     whole = call(model, tokens, images=images, targets=tokens).decoder_logits
@@ -147,12 +153,14 @@ def test_texts_that_do_not_fit_are_refused(model, t):
         call(model, texts(1), targets=jnp.zeros((1, t), jnp.int32))
 
 
+@pytest.mark.slow
 def test_as_many_images_as_texts(model):
     with pytest.raises(Problem) as caught:
         model(texts(2), images=pictures(1))
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.slow
 def test_images_of_another_size_are_resized(model):
     small = pictures(2, 28)
     large = jax.image.resize(small, (2, 56, 56, 3), "linear", antialias=False)
@@ -167,6 +175,7 @@ def test_sizes_that_do_not_go_together_are_refused(wrong):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.slow
 def test_loss_and_metrics(model):
     batch = batch_of(8)
     value, aux = losses(model, batch, None)
@@ -188,6 +197,7 @@ def test_loss_and_metrics(model):
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.slow
 def test_writing_is_smoothed_cross_entropy_without_padding(model):
     """Of eight rows, two write from the memory alone, one from both, the others from the image."""
     with jax.enable_x64(True):  # in float32 a row's 8-bit levels depend on its neighbours
@@ -219,6 +229,7 @@ def test_writing_is_smoothed_cross_entropy_without_padding(model):
     assert float(metrics["token_accuracy"]) == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_the_queue_is_filled_after_the_loss():
     with jax.enable_x64(True):
         fresh, batch = exact(fresh_model()), batch_of(6)
@@ -237,6 +248,7 @@ def test_the_queue_is_filled_after_the_loss():
         assert float(value[0]["contrastive_loss"]) > float(value[1]["contrastive_loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
 def test_few_rows_and_texts_alone(model, rows):
     """A batch of one has no negatives; texts alone are written and remembered."""
@@ -250,6 +262,7 @@ def test_few_rows_and_texts_alone(model, rows):
     assert int(model.queue.total[...]) == before
 
 
+@pytest.mark.slow
 def test_all_parameters_are_trained_once_the_gates_open(model):
     skeleton, params, rest = split(model)
     batch = batch_of(8)
@@ -259,6 +272,7 @@ def test_all_parameters_are_trained_once_the_gates_open(model):
     assert dead == {"vision/mask"}
 
 
+@pytest.mark.slow
 def test_a_step_makes_the_loss_smaller():
     skeleton, params, rest = split(fresh_model())
     batch = batch_of(8)
@@ -273,6 +287,7 @@ def test_a_step_makes_the_loss_smaller():
     assert value < first
 
 
+@pytest.mark.slow
 def test_a_packed_model_says_the_same(model):
     packed, tokens, images = bitgen.pack(model), texts(2), pictures(2)
     ours = call(model, tokens, images=images, targets=tokens)
@@ -288,6 +303,7 @@ def test_a_packed_model_says_the_same(model):
     decode(packed, tokens[:, 3:4], cache)
 
 
+@pytest.mark.slow
 def test_writing_reading_and_forgetting(model):
     tokens, images = texts(12, seed=3), pictures(12, seed=3)
     codes = codes_of(model, tokens)
@@ -306,6 +322,7 @@ def test_writing_reading_and_forgetting(model):
     np.testing.assert_array_equal(remember.nearest(by_text, codes)[0], jnp.arange(12))
 
 
+@pytest.mark.slow
 def test_what_is_set_is_what_the_decoder_recollects(model):
     tokens, images = texts(2, seed=3), pictures(2, seed=3)
     evidence = write(model, tokens, images)
@@ -326,6 +343,7 @@ def test_what_is_set_is_what_the_decoder_recollects(model):
     assert jnp.abs(drawn - mean).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_slow_encoders_follow_and_make_the_queue():
     with jax.enable_x64(True):
         made = exact(fresh_model(momentum=0.9))
@@ -350,5 +368,6 @@ def test_slow_encoders_follow_and_make_the_queue():
         assert jnp.abs(features() - own).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_whole_batch_is_compared():
     assert bitgen.WHOLE is objectives.WHOLE is True

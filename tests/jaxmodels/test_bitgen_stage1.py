@@ -56,6 +56,7 @@ def test_the_ternary_layer(golden, case):
 CASES = ("B_resize_det", "B_resize_noise", "C_textonly_det")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_evaluation_in_float64(golden, case):
     """Embeddings, features, logits and what is read in the memory, within 1e-5."""
@@ -87,6 +88,7 @@ def test_evaluation_in_float64(golden, case):
         close(out.image_features, want["image_features"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[:2])
 def test_losses_and_metrics_of_evaluation(golden, case):
     want = {k.split("/")[-1]: v for k, v in golden.items() if k.startswith(f"{case}/loss/")}
@@ -110,6 +112,7 @@ def test_losses_and_metrics_of_evaluation(golden, case):
     assert aux.keys() == {"metrics"}  # evaluation stores nothing
 
 
+@pytest.mark.slow
 def test_training_as_the_seed_trains():
     """Four micro-batches in two optimiser steps, from losses to parameters.
 
@@ -212,6 +215,7 @@ def tiny_batch(rows: int, **changes) -> dict[str, jax.Array]:
     return {k: jnp.asarray(v) for k, v in (batch | changes).items() if v is not None}
 
 
+@pytest.mark.slow
 def test_what_it_cannot_read():
     model = jaxmodels.create("bitgen_stage1:tiny")
     tokens, seen = jnp.zeros((1, 33), jnp.int32), jnp.zeros((1, 9, 9, 3))
@@ -230,6 +234,7 @@ def test_what_it_cannot_read():
     assert model.image_features(seen).shape == model.text_features(tokens[:, :1]).shape == (1, 32)
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_and_a_text_without_images():
     """One row has no negative but itself; without images there is nothing to contrast."""
     model = jaxmodels.create("bitgen_stage1:tiny")
@@ -249,6 +254,7 @@ def test_a_batch_of_one_and_a_text_without_images():
     assert model.fusion.queue_ptr[...] == 0
 
 
+@pytest.mark.slow
 def test_dropout_and_noise_need_keys():
     """The same key gives the same training loss, another one another; none is deterministic."""
     model = PACKAGE.Model(replace(TINY, dropout=0.1), rngs=nnx.Rngs(0))
@@ -271,6 +277,7 @@ def test_the_rate_stays_at_a_tenth_of_its_peak():
     assert float(rate(1000 + 0.79 * 20_850)) > 2e-5
 
 
+@pytest.mark.slow
 def test_logits_in_parts_change_nothing(monkeypatch):
     """21 positions in three parts: loss, metrics and gradients."""
     from jaxmodels.bitgen_stage1 import objective

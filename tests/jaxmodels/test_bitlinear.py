@@ -32,6 +32,7 @@ def pair(inward: int, outward: int, seed: int = 0):
     return ours, theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 5, 64), (3, 48)])
 def test_forward_and_backward_are_those_of_transformers(shape):
     ours, theirs = pair(shape[-1], 40)
@@ -65,6 +66,7 @@ def test_ties_and_nothing_at_all():
     assert jnp.isfinite(step).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 13), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_packing_is_that_of_transformers(outward, inward, seed):
@@ -89,6 +91,7 @@ class Two(nnx.Module):
         return self.rest[0](self.first(x))
 
 
+@pytest.mark.slow
 def test_a_packed_model_gives_the_same_and_holds_a_sixteenth():
     model = Two()
     packed = bitlinear.pack(model)

@@ -57,6 +57,7 @@ def seed(golden, request):
     return np.load(folder / "io.npz"), skeleton, params, rest
 
 
+@pytest.mark.slow
 def test_logits(seed):
     io, skeleton, params, rest = seed
     ids, mask = jnp.asarray(io["ids"]), jnp.asarray(io["mask"])
@@ -65,6 +66,7 @@ def test_logits(seed):
     assert np.abs(logits - io["logits"]).max() <= 2e-5  # padding too
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_norm(seed):
     io, skeleton, params, rest = seed
     batch = {name: jnp.asarray(io[key]) for name, key in (("tokens", "ids"), ("mask", "mask"))}
@@ -75,6 +77,7 @@ def test_loss_and_gradient_norm(seed):
     assert float(optax.tree.norm(grads)) == pytest.approx(float(io["gradnorm"]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_no_token_sees_padding():
     model = bwetaf.Model(TINY, rngs=nnx.Rngs(1))
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 64, (3, 12)))
@@ -88,6 +91,7 @@ def test_no_token_sees_padding():
     np.testing.assert_allclose(whole, model(tokens)[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -139,6 +143,7 @@ def test_embeddings_are_rotated_in_the_seeds_pairing():
     np.testing.assert_allclose(sinusoid(turn)[0], waves, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_is_off_without_rngs_and_on_with():
     model = bwetaf.Model(replace(TINY, dropout=0.5), rngs=nnx.Rngs(0))
     tokens = jnp.ones((1, 4), jnp.int32)
@@ -147,6 +152,7 @@ def test_dropout_is_off_without_rngs_and_on_with():
     assert not jnp.allclose(plain, model(tokens, rngs=nnx.Rngs(dropout=0))[0], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_residual_stream_stays_float32_in_bfloat16():
     skeleton, params, rest = split(jaxmodels.create("bwetaf:tiny"))
     half = skeleton.merge({path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}, rest)

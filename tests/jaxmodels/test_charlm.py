@@ -33,12 +33,14 @@ def seed(golden):
     return io, skeleton, params, rest
 
 
+@pytest.mark.slow
 def test_logits(seed):
     io, skeleton, params, rest = seed
     logits, _ = skeleton.merge(params, rest)(jnp.asarray(io["ids"]))
     assert np.abs(logits - io["logits"]).max() <= 2e-5
 
 
+@pytest.mark.slow
 def test_cached_logits(seed):
     io, skeleton, params, rest = seed
     model, ids = skeleton.merge(params, rest), jnp.asarray(io["ids"])
@@ -49,6 +51,7 @@ def test_cached_logits(seed):
     assert np.abs(jnp.concatenate(pieces, axis=1) - io["inc"]).max() <= 2e-5
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_norm(seed):
     io, skeleton, params, rest = seed
     batch = {"tokens": jnp.asarray(io["ids"])}
@@ -59,6 +62,7 @@ def test_loss_and_gradient_norm(seed):
     assert float(optax.tree.norm(grads)) == pytest.approx(float(io["gradnorm"]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_cache_is_a_sliding_window():
     """Past its size, a cache of n slots equals attention to the n newest tokens."""
     config = replace(charlm.PRESETS["tiny"], layers=1)  # one layer: no memory beyond the window
@@ -81,6 +85,7 @@ def test_dropout_decays_with_the_steps():
     assert int(model.steps[...]) == 3001
 
 
+@pytest.mark.slow
 def test_dropout_is_off_without_rngs_and_on_with():
     config = replace(charlm.PRESETS["tiny"], dropout=0.5)
     model = charlm.Model(config, rngs=nnx.Rngs(0))

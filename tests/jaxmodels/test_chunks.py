@@ -29,6 +29,7 @@ def loss_inputs(batch=2, t=11, d=8, v=23):
     return tuple(map(jnp.asarray, (x, head, targets, mask)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [1, 2, 3, 4, 11, 100])
 @pytest.mark.parametrize("masked", [False, True])
 def test_chunked_cross_entropy_is_the_plain_one(monkeypatch, positions, masked):
@@ -98,6 +99,7 @@ def plain_attention(q, k, v, real=None):
 PAIR = (plain_attention, blocked_attention)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [1, 2, 3, 5, 12])
 @pytest.mark.parametrize("padded", [False, True])
 def test_blocked_attention_in_blocks_is_the_plain_one(monkeypatch, queries, padded):

@@ -34,6 +34,7 @@ def generated(capsys, *words: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_generate_prints_the_prompt_and_what_follows(run, capsys):
     capsys.readouterr()
     assert main(["generate", str(run), "--prompt", "The ", "--max-new-tokens", "40"]) == DONE
@@ -64,6 +65,7 @@ def test_the_end_of_text_may_be_token_0(tmp_path, capsys):
     assert "read as plain text, not as special tokens: <|endoftext|>" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_generate_json_and_seeds(run, capsys):
     words = (str(run), "--prompt", "The ", "--max-new-tokens", "50", "--num-samples", "3")
     one, again = generated(capsys, *words), generated(capsys, *words)
@@ -95,6 +97,7 @@ def test_the_end_of_a_long_prompt_decides(run, capsys):
     assert long["samples"][0]["text"] == short["samples"][0]["text"]
 
 
+@pytest.mark.slow
 def test_greedy(run, capsys):
     words = (str(run), "--prompt", "The ", "--temperature", "0")
     one = generated(capsys, *words, "--seed", "1")["samples"]
@@ -160,6 +163,7 @@ def test_eval_repeats_the_validation_loss_of_training(run, capsys):
     assert report["tokens"] == 20 * 16 * 32
 
 
+@pytest.mark.slow
 def test_training_measures_all_of_a_short_text_as_eval_does(tmp_path, capsys):
     (tmp_path / "t.txt").write_text("The value of an object may change. " * 330)
     run, data = tmp_path / "run", f"text:{tmp_path / 't.txt'}"
@@ -182,6 +186,7 @@ def test_eval_on_another_text(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["tokens"] > 4000
 
 
+@pytest.mark.slow
 def test_eval_of_a_checkpoint_measures_its_run_and_a_model_alone_asks(run, tmp_path, capsys):
     import bridge
 
@@ -231,6 +236,7 @@ def test_a_vocabulary_that_is_no_json_is_refused(run, tmp_path, capsys):
     assert "this is no tokeniser" in said
 
 
+@pytest.mark.slow
 def test_eval_with_nothing_held_out(tmp_path, capsys):
     flags = ["--steps", "2", "--valid-fraction", "0", "--sample-every", "0"]
     assert main(["train", "charlm:tiny", "--out", str(tmp_path / "run"), *flags]) == DONE
@@ -238,6 +244,7 @@ def test_eval_with_nothing_held_out(tmp_path, capsys):
     assert "--valid-fraction" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_list(capsys):
     assert main(["list", "--json"]) == DONE
     rows = json.loads(capsys.readouterr().out)
@@ -262,8 +269,11 @@ def test_help_and_unknown_verbs(capsys):
     assert "did you mean generate" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"]])
+@pytest.mark.parametrize(
+    "words", [["list", "charlm:tiny"], ["list", "charlm:tiny", "--json"], ["--help"]]
+)
 def test_output_that_cannot_be_written(words, unbuffered):
     with open("/dev/full", "w") as full:
         ran = subprocess.run(

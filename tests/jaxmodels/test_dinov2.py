@@ -46,6 +46,7 @@ def pixels(images: np.ndarray) -> jnp.ndarray:
     return jnp.asarray(images.transpose(0, 2, 3, 1))
 
 
+@pytest.mark.slow
 @both
 def test_the_published_code_s_outputs(golden, pth, name):
     model = bridge.load(pth(name), config={"heads": 4})
@@ -57,6 +58,7 @@ def test_the_published_code_s_outputs(golden, pth, name):
             assert np.abs(model(pixels(io[f"x_{size}"])) - expected).max() <= 5e-5
 
 
+@pytest.mark.slow
 @both
 def test_transformers_outputs(golden, name):
     model = bridge.load(golden / name / "hf")
@@ -91,6 +93,7 @@ def theirs_and_ours(mlp: str, registers: int):
     return module, lambda params: skeleton.merge(params, rest), ours, pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_transformers_classes_forward_and_gradients(mlp, registers):
@@ -168,6 +171,7 @@ def test_sizes_that_make_no_model(change):
     assert caught.value.exit_code == USAGE
 
 
+@pytest.mark.slow
 def test_registers_and_layer_scale_begin_as_published():
     model = jaxmodels.create("dinov2:tiny-reg")
     assert (model.blocks[0].ls1[...] == 1).all()
@@ -176,6 +180,7 @@ def test_registers_and_layer_scale_begin_as_published():
     assert model(jnp.zeros((1, 28, 42, 3))).shape == (1, 1 + 4 + 6, 32)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(golden):
     exact, rounded = (bridge.load(golden / "dinov2" / "hf", dtype=d) for d in (None, "bfloat16"))
     with np.load(golden / "dinov2" / "hf_io.npz") as io:
@@ -205,6 +210,7 @@ def test_what_needs_text_says_so_too(capsys, golden, verb):
     assert "a part of bitgen" in err
 
 
+@pytest.mark.slow
 def test_list_shows_it(capsys):
     from tests.bridge.helpers import command
 

@@ -31,6 +31,7 @@ def frozen(model: Path, out: Path, *flags: str) -> int:
     return main(["train", "charlm:tiny", *words, "--steps", "1"])
 
 
+@pytest.mark.slow
 def test_the_run_begins_with_the_checkpoint(model, tmp_path):
     assert frozen(model, tmp_path / "run") == DONE
     begun = {path: tensor.read() for path, tensor in bridge.open_source(model).tensors.items()}
@@ -38,6 +39,7 @@ def test_the_run_begins_with_the_checkpoint(model, tmp_path):
     assert moments.load(tmp_path / "run").count == 1
 
 
+@pytest.mark.slow
 def test_the_moments_go_on(model, tmp_path):
     assert frozen(model, tmp_path / "run", "--init-optimizer") == DONE
     init = json.loads((tmp_path / "run" / "config.json").read_text())["init"]
@@ -52,6 +54,7 @@ def test_the_moments_go_on(model, tmp_path):
     assert old.max() > 0
 
 
+@pytest.mark.slow
 def test_another_text_keeps_the_vocabulary_of_the_checkpoint(model, tmp_path):
     (tmp_path / "t.txt").write_text("zebra ☃ " * 300)
     words = ["--init", str(model), "--data", f"text:{tmp_path / 't.txt'}", "--out"]
@@ -90,6 +93,7 @@ def test_text_that_a_checkpoint_without_tokeniser_cannot_read(golden, tmp_path, 
     assert "--model.vocab" not in said
 
 
+@pytest.mark.slow
 def test_characters_of_a_checkpoint_without_vocabulary_are_not_made_up(model, tmp_path, capsys):
     """As many ids would fit; they would mean something else."""
     bare, run = tmp_path / "bare", tmp_path / "run"

@@ -48,6 +48,7 @@ def trained(run, *odd, recipe=RECIPE):
     return rundir.steps(run / "checkpoints")
 
 
+@pytest.mark.slow
 def test_the_state_after_a_jump_and_the_checkpoint_before_it_are_kept(tmp_path, capsys):
     run = tmp_path / "run"
     assert trained(run, 8) == [5, 9, 20]
@@ -62,6 +63,7 @@ def test_the_state_after_a_jump_and_the_checkpoint_before_it_are_kept(tmp_path, 
     assert losses(off) == losses(run)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sees_the_jump_of_its_first_step(tmp_path):
     run = tmp_path / "run"
     assert trained(run, 6) == [5, 7, 20]
@@ -72,6 +74,7 @@ def test_a_resumed_run_sees_the_jump_of_its_first_step(tmp_path):
     assert rundir.metrics(run / "checkpoints" / "7") == seen
 
 
+@pytest.mark.slow
 def test_only_the_newest_jumps_are_kept(tmp_path):
     assert trained(tmp_path / "run", 3, 8, 12) == [5, 9, 10, 13, 20]
 

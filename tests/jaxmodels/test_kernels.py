@@ -48,6 +48,7 @@ def both(form, other, q, k, v, w):
     return zip(results(form), results(other), strict=True)
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize(("t", "width"), [(128, 8), (200, 78)])
 def test_splash_is_the_plain_form(kind, t, width):
@@ -166,6 +167,7 @@ def test_cudnn_is_the_plain_form(causal):
         np.testing.assert_allclose(one, two, atol=2e-2 * float(jnp.abs(two).max()))
 
 
+@pytest.mark.slow
 @writers
 def test_a_train_step_lowered_for_a_tpu_has_the_kernel(arch):
     package = jaxmodels.arch(arch)

@@ -41,6 +41,7 @@ def least_squares(prior: Prior, w, codes):
     return np.linalg.lstsq(rows, goals, rcond=None)[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.sampled_from((1, 5, 9)), st.sampled_from((0, 4)))  # shapes are compiled
 def test_writing_in_parts_equals_batch_least_squares(seed, count, first):

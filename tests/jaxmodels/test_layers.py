@@ -53,6 +53,7 @@ def test_filters_keep_the_likeliest(sampling, kept):
     assert (shares[kept:] == 0).all()
 
 
+@pytest.mark.slow
 @given(
     n=VOCABULARIES,
     k=st.integers(1, 4),
@@ -66,6 +67,7 @@ def test_top_is_top_k_ties_included(n, k, levels, seed):
         np.testing.assert_array_equal(ours, plain)
 
 
+@pytest.mark.slow
 @given(n=VOCABULARIES, levels=st.sampled_from([2, 10**6]), seed=st.integers(0, 99))
 def test_greedy_takes_the_first_of_the_likeliest(n, levels, seed):
     logits = np.random.default_rng(seed).integers(0, levels, (2, n)).astype(np.float32)
@@ -73,6 +75,7 @@ def test_greedy_takes_the_first_of_the_likeliest(n, levels, seed):
     np.testing.assert_array_equal(drawn, logits.argmax(axis=1))
 
 
+@pytest.mark.slow
 @given(p=st.floats(1e-6, 1.0), n=VOCABULARIES, seed=st.integers(0, 99))
 def test_a_nucleus_is_the_shortest_beginning_of_the_sorted_tokens(p, n, seed):
     logits = np.random.default_rng(seed).normal(size=(1, n)) * 3

@@ -64,6 +64,7 @@ def test_half_precision_keeps_its_dtypes(preferred):
         np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

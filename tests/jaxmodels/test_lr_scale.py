@@ -42,6 +42,7 @@ def test_frozen_parameters_have_no_moments():
     assert set(state.opt[1][0].mu) == moving < set(state.params)
 
 
+@pytest.mark.slow
 def test_a_frozen_part_keeps_its_values_and_the_rest_learns(tmp_path):
     """Freezing is exact, is remembered by the run, and resumes to the bit."""
     flags = ["--optim.lr-scale", "blocks/0/*", "0", "head/*", "0.5", "--optim.weight-decay", "0.1"]
@@ -64,6 +65,7 @@ def test_a_frozen_part_keeps_its_values_and_the_rest_learns(tmp_path):
     assert same(params(broken, 20), last)
 
 
+@pytest.mark.slow
 def test_moments_of_frozen_parameters_are_zeros_elsewhere(tmp_path):
     """A run's moments go where moments go; of what was frozen there are none but zeros."""
     flags = ["--optim.lr-scale", "embed/*", "0", "--steps", "4"]
@@ -75,6 +77,7 @@ def test_moments_of_frozen_parameters_are_zeros_elsewhere(tmp_path):
     assert train(tmp_path / "next", *begun) == DONE
 
 
+@pytest.mark.slow
 def test_other_factors_do_not_continue_a_run(tmp_path, capsys):
     flags = ["--steps", "2", "--optim.lr-scale", "head/*"]
     assert train(tmp_path / "run", *flags, "0.5") == DONE
@@ -83,6 +86,7 @@ def test_other_factors_do_not_continue_a_run(tmp_path, capsys):
     assert "recipe.optim.lr_scale" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_older_run_without_these_settings_goes_on(tmp_path):
     run = tmp_path / "run"
     assert train(run, "--steps", "2") == DONE

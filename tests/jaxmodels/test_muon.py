@@ -61,6 +61,7 @@ def test_a_step_is_that_of_the_formula(small, monkeypatch):
         assert np.sqrt(np.square(updates["a/kernel"]).mean()) == pytest.approx(0.2, rel=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", jaxmodels.ARCHS)
 def test_what_is_no_kernel_and_heads_are_adams(arch):
     _, params, _ = split(jaxmodels.create(f"{arch}:tiny"))
@@ -72,6 +73,7 @@ def test_what_is_no_kernel_and_heads_are_adams(arch):
         assert np.allclose(ours[path], adams[path], atol=1e-6) == same, path
 
 
+@pytest.mark.slow
 def test_heads_and_stacks_are_matrices_of_their_own():
     """wigip's blocks in one array, heads in axes of their own: each block a plain matrix."""
     rng = np.random.default_rng(1)
@@ -110,6 +112,7 @@ def test_it_is_optaxs_own():
         np.testing.assert_allclose(updates["a/kernel"], expected["a/kernel"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_has_no_moments_of_adamw(tmp_path, capsys):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ["train", "charlm:tiny", "--optim.name", "muon", "--sample-every", "0", "--batch", "4"]

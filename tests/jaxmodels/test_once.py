@@ -36,6 +36,7 @@ def largest(program):
     return max(operands.count("%") for operands in found)
 
 
+@pytest.mark.slow
 def test_gradients_are_computed_once_and_the_same(monkeypatch):
     ours, params = compiled()
     monkeypatch.setattr(module, "_FEW", 2**30)
@@ -73,6 +74,7 @@ print(json.dumps([
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["data=4", "data=2,model=2"])
 def test_on_a_mesh_it_stays_where_it_lies(spec):
     value, grad, stays, calls = json.loads(printed(MESH, spec, env=simulated(4)))

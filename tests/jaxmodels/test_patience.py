@@ -52,6 +52,7 @@ def test_patience_counts_since_the_lowest():
     assert Patience(2).replay(CURVE[:4]).over
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_and_says_so(tmp_path, capsys, curve):
     run = tmp_path / "run"
     assert train(run, "--steps", "60", "--patience", "2") == DONE
@@ -64,6 +65,7 @@ def test_a_run_ends_early_and_says_so(tmp_path, capsys, curve):
     assert rundir.steps(run / "checkpoints") == [20, 30, 40]
 
 
+@pytest.mark.slow
 def test_it_stays_ended_until_it_may_go_on(tmp_path, curve):
     run = tmp_path / "run"
     assert train(run, "--steps", "60", "--patience", "2") == DONE
@@ -75,6 +77,7 @@ def test_it_stays_ended_until_it_may_go_on(tmp_path, curve):
     assert (summary["reason"], summary["step"], summary["best_step"]) == ("done", 60, 60)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, curve):
     """Broken after the third of four evaluations: the count goes on, to the bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -61,6 +61,7 @@ def test_what_fits_is_reported(invented, capsys):
     assert "in 2 hours at most" in out
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_exits_with_7_and_names_what_does(invented, capsys):
     code, out, err = run(capsys, "wikigpt:tiny", "--topology", "v5e:2x2", "--batch", "80", "--json")
     result = json.loads(out)
@@ -78,6 +79,7 @@ def test_what_does_not_fit_exits_with_7_and_names_what_does(invented, capsys):
     assert "what fits and is nearest: --mesh data=4,model=1 --batch" in err
 
 
+@pytest.mark.slow
 def test_search_prints_the_fastest_first(invented, capsys):
     code, out, err = run(capsys, "wikigpt:tiny", "--topology", "v5e:2x2", "--search", "--json")
     result = json.loads(out)
@@ -93,6 +95,7 @@ def test_search_prints_the_fastest_first(invented, capsys):
     assert "tokens/s" in out.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_search_begins_nothing_after_its_time(invented, capsys):
     argv = ("wikigpt:tiny", "--topology", "v5e:2x2", "--search", "--minutes", "0")
     code, _, err = run(capsys, *argv)

@@ -115,6 +115,7 @@ def simulated():
     return json.loads(printed(SIMULATED, "wikigpt", env=children.simulated(8)))
 
 
+@pytest.mark.slow
 def test_report_of_a_real_compilation(simulated):
     fsdp, both = simulated["data=8"], simulated["data=4,model=2"]
     assert set(fsdp) >= CONTRACT

@@ -25,6 +25,7 @@ def _described(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 @writers
 def test_the_step_of_every_architecture_compiles_for_a_slice(arch):
     package = jaxmodels.arch(arch)
@@ -38,6 +39,7 @@ def test_the_step_of_every_architecture_compiles_for_a_slice(arch):
     assert {one.group for one in compiled.collectives} >= {2}
 
 
+@pytest.mark.slow
 def test_the_verb_says_that_it_fits_and_that_it_does_not():
     def plan(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

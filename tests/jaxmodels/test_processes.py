@@ -84,6 +84,7 @@ def close_to(run: Path, whole: Path, last: int) -> None:
     assert np.abs(np.subtract(found, expected[:last])).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_one_of_two_is_killed_and_one_process_goes_on(whole, tmp_path):
     """On another mesh, to the losses of the run that nothing broke."""
     run = tmp_path / "run"
@@ -102,6 +103,7 @@ def test_one_of_two_is_killed_and_one_process_goes_on(whole, tmp_path):
     close_to(run, whole, 40)
 
 
+@pytest.mark.slow
 def test_two_go_on_from_one_and_stop_together(whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
@@ -122,6 +124,7 @@ def test_two_go_on_from_one_and_stop_together(whole, tmp_path):
     assert ours[8]["valid_loss"] == pytest.approx(theirs[8]["valid_loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_processes_that_share_no_folder_are_refused(tmp_path):
     both = ended(two(tmp_path / "one", tmp_path / "two"))
     assert [code for code, _ in both] == [USAGE, USAGE], both

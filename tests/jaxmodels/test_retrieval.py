@@ -45,6 +45,7 @@ def test_a_model_that_sees_no_differences_finds_nothing():
     assert set(recalls(same, same, np.arange(20)).values()) == {0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 @jax.enable_x64(True)
 def test_features_alone_are_those_of_a_call_with_both(arch):
@@ -65,6 +66,7 @@ def test_features_alone_are_those_of_a_call_with_both(arch):
     np.testing.assert_allclose(similarity(model, images, tokens), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_tells_nothing_where_there_is_a_mask():
     model = jaxmodels.create("bitgen:tiny")
     tokens = np.arange(10, dtype=np.int32)[None]

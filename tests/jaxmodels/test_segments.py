@@ -38,6 +38,7 @@ def logits(model, tokens, segments):
     return np.asarray(model.hidden(tokens, segments=segments)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [False, True])
 @segmented
 def test_a_document_sees_nothing_of_the_others(arch, blocks, monkeypatch):
@@ -57,6 +58,7 @@ def test_a_document_sees_nothing_of_the_others(arch, blocks, monkeypatch):
     np.testing.assert_allclose(alone, logits(model, one, None), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @segmented
 def test_the_loss_heeds_segments(arch):
     package, model = jaxmodels.arch(arch), randomised(arch)
@@ -81,6 +83,7 @@ def test_blocks_of_attention_within_segments(monkeypatch, queries):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_padding_of_bwetaf_stays_apart():
     model = randomised("bwetaf")
     rng = np.random.default_rng(3)

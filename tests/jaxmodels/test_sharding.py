@@ -34,6 +34,7 @@ def held(leaf) -> int:
     return prod(leaf.sharding.shard_shape(leaf.shape))
 
 
+@pytest.mark.slow
 @archs
 @pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2)])
 def test_a_device_holds_its_share_of_the_largest_preset(arch, data, model):
@@ -129,6 +130,7 @@ print(json.dumps(result))
 """
 
 
+@pytest.mark.slow
 @writers
 def test_weights_are_fetched_and_activations_stay(arch):
     specs = ("data=8", "data=4,model=2")

@@ -41,6 +41,7 @@ def two_steps(mesh_spec: str = ""):
     return found
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_numpy():
     """SGD's updates are the gradients times the rate, so both can be had from the parameters."""
     (_, _, first, _), (before, after, second, norm) = two_steps()
@@ -78,6 +79,7 @@ def test_vanishing_and_exploding_gradients_are_counted():
     assert row["update_ratio"] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_sharded_step_measures_the_same():
     code = (
         "import json\nfrom tests.jaxmodels.test_stats import two_steps\n"
@@ -95,6 +97,7 @@ def run(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_writes_each_measured_step_once_also_when_it_is_resumed(run, tmp_path):
     records = read(run / "stats.jsonl")
     assert [record["step"] for record in records] == [4, 8, 12, 16, 20, 24, 28]
@@ -110,12 +113,14 @@ def test_a_run_writes_each_measured_step_once_also_when_it_is_resumed(run, tmp_p
     assert read(again / "stats.jsonl") == records
 
 
+@pytest.mark.slow
 def test_a_run_without_statistics_has_no_file(tmp_path):
     assert train(tmp_path / "run", "--steps", "3") == DONE
     assert not list((tmp_path / "run").glob("stats.*"))
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_plots_are_drawn_and_their_failure_fails_nothing(run, tmp_path, capsys):
     for name in ("loss.png", "stats.png"):
         assert (run / name).read_bytes().startswith(b"\x89PNG")

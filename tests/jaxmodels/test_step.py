@@ -34,6 +34,7 @@ def run(recipe, config=CONFIG, steps=4, rows=16):
     return state, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"accum": 4}, {"slices": 4}, {"accum": 2, "slices": 2}])
 def test_cutting_the_batch_changes_nothing(change):
     state, losses = run(RECIPE)
@@ -44,6 +45,7 @@ def test_cutting_the_batch_changes_nothing(change):
         np.testing.assert_allclose(cut_state.opt[1][0].mu[path], moment, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_pass_is_counted_for_each_micro_batch():
     config = replace(CONFIG, dropout=0.5, dropout_end=0.1)
     assert int(run(RECIPE, config)[0].rest["steps"]) == 4
@@ -51,6 +53,7 @@ def test_a_pass_is_counted_for_each_micro_batch():
     assert int(run(replace(RECIPE, slices=4), config)[0].rest["steps"]) == 4
 
 
+@pytest.mark.slow
 def test_dropout_differs_between_steps_and_runs_are_repeatable():
     config = replace(CONFIG, dropout=0.5)
     assert run(RECIPE, config)[1] == run(RECIPE, config)[1]
@@ -120,6 +123,7 @@ def test_each_optimiser_takes_the_step_of_its_formula(name):
     np.testing.assert_allclose(updates["a"], expected(np.asarray(grads["a"])), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_adafactor_remembers_little():
     params = {"a": jnp.zeros((64, 128)), "b": jnp.zeros((3, 64, 128)), "c": jnp.zeros(64)}
     state = optimiser(Optim("adafactor"), 0.1).init(params)

@@ -57,6 +57,7 @@ def tokens(rows=64, length=33):
     return rng.integers(0, CONFIG.vocab, (rows, length)).astype(np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accum", [1, 4])
 def test_metrics_are_means_over_micro_batches(accum):
     batch = {"tokens": tokens()}
@@ -67,6 +68,7 @@ def test_metrics_are_means_over_micro_batches(accum):
     assert metrics["rows"] == 64 / accum
 
 
+@pytest.mark.slow
 def test_commit_gets_the_rest_of_aux():
     seen = []
 
@@ -80,6 +82,7 @@ def test_commit_gets_the_rest_of_aux():
     assert all(names == {"seen"} for names in seen)
 
 
+@pytest.mark.slow
 def test_a_loss_that_compares_rows_sees_all_rows_of_a_micro_batch():
     made = package(loss=telling_loss, WHOLE=True)
     _, metrics = stepped(made, RECIPE, {"tokens": tokens()})
@@ -93,6 +96,7 @@ def test_a_loss_that_compares_rows_sees_all_rows_of_a_micro_batch():
     assert cut["rows"] == 32
 
 
+@pytest.mark.slow
 def test_images_travel_with_the_tokens():
     """Arrays of any rank are cut into micro-batches and slices along their first axis."""
 
@@ -109,6 +113,7 @@ def test_images_travel_with_the_tokens():
     assert metrics["image_id"] == pytest.approx(31.5)
 
 
+@pytest.mark.slow
 def test_an_evaluation_weighs_metrics_by_rows():
     made = package(loss=telling_loss)
     tx = optimiser(RECIPE.optim, 0.1)
@@ -123,6 +128,7 @@ def test_an_evaluation_weighs_metrics_by_rows():
     assert found["perplexity"] == pytest.approx(np.exp((8 * 2 + 4 * 1) / 12), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_metrics_reach_the_log_the_board_the_checkpoint_and_a_plot(tmp_path, monkeypatch):
     monkeypatch.setattr(charlm, "loss", telling_loss, raising=False)
     run = tmp_path / "run"

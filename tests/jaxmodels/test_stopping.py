@@ -14,6 +14,7 @@ from jaxmodels.runtime.files import damage
 from tests.jaxmodels.helpers import SMALL, command, losses, params, same, train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_with_a_committed_checkpoint(tmp_path, number):
     run = tmp_path / "run"
@@ -31,6 +32,7 @@ def test_a_signal_stops_with_a_committed_checkpoint(tmp_path, number):
     assert [step for step, _ in losses(run)] == list(range(1, newest + 1))
 
 
+@pytest.mark.slow
 def test_max_hours_stops_in_time(tmp_path):
     run, start = tmp_path / "run", time.monotonic()
     flags = [*SMALL, "--steps", "1000000", "--max-hours", str(20 / 3600)]
@@ -40,6 +42,7 @@ def test_max_hours_stops_in_time(tmp_path):
     assert json.loads((run / "summary.json").read_text())["reason"] == "time is up"
 
 
+@pytest.mark.slow
 def test_a_signal_before_jax_is_imported_is_no_crash(tmp_path):
     process = command("train", "charlm:tiny", "--out", str(tmp_path / "run"), *SMALL)
     while not (tmp_path / "run" / ".lock").exists():
@@ -52,6 +55,7 @@ def test_a_signal_before_jax_is_imported_is_no_crash(tmp_path):
     assert f"continue:  jaxmodels train charlm:tiny --out {tmp_path / 'run'} --steps 30" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, INTERRUPTED)]
 )
@@ -74,6 +78,7 @@ def test_a_signal_ends_the_preparation_of_the_data(tmp_path, monkeypatch, capsys
     assert train(run, "--steps", "2") == DONE
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_start_of_a_resumed_run_keeps_its_checkpoint(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     assert train(run, "--steps", "10") == DONE
@@ -93,6 +98,7 @@ def test_a_signal_at_the_start_of_a_resumed_run_keeps_its_checkpoint(tmp_path, m
     assert same(params(run, 10), before)
 
 
+@pytest.mark.slow
 def test_too_few_hours_say_how_many_are_needed_and_do_not_spin(tmp_path, capsys):
     """A loop of calls that each exit with 75 ends at the second one that does no step."""
     run, few = tmp_path / "run", ["--max-hours", "0.0001"]

@@ -25,6 +25,7 @@ def here(root, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_its_vocabulary_and_its_place(tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(whole, *DATA) == DONE

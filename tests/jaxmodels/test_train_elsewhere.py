@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE
@@ -11,6 +12,7 @@ from tests.children import simulated
 from tests.jaxmodels.helpers import command, losses, params, same, train
 
 
+@pytest.mark.slow
 def test_another_token_file_does_not_continue_a_run(tmp_path, capsys):
     tokens, run = tmp_path / "tokens.bin", tmp_path / "run"
     tokens.write_bytes((np.arange(5000) % 50).astype(np.uint16).tobytes())
@@ -20,6 +22,7 @@ def test_another_token_file_does_not_continue_a_run(tmp_path, capsys):
     assert "the data is not what this run was started with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_other_data_is_prepared_anew(tmp_path, capsys):
     """A start that did no step leaves data/ and characters.json; both follow the next start."""
     run, text, tokens = tmp_path / "run", tmp_path / "a.txt", tmp_path / "tokens.bin"
@@ -42,6 +45,7 @@ def test_a_folder_named_data_that_is_not_ours_is_left_alone(tmp_path):
     assert (tmp_path / "run" / "data" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_on_a_mesh_with_accumulation_and_bfloat16(tmp_path):
     """Four simulated devices; dropout draws random bits. Killed after 10 of 20 steps."""
     flags = ["--mesh", "data=2,model=2", "--accum", "2", "--dtype", "bfloat16"]
@@ -63,6 +67,7 @@ def test_resuming_is_exact_on_a_mesh_with_accumulation_and_bfloat16(tmp_path):
     assert not same(params(broken, 20), params(broken, 10))
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
     env = simulated(4)
     words = ["train", "charlm:tiny", "--out", str(tmp_path / "run"), "--batch", "6"]
@@ -72,6 +77,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
     assert "6 sequences cannot be split over 4 devices" in said
 
 
+@pytest.mark.slow
 def test_another_machine_may_compute_differently(tmp_path, capsys):
     """Remat, slices, mesh and the place of the text may change; what is learned stays."""
     text, moved, run = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "run"

@@ -23,6 +23,7 @@ def sizes(run: Path) -> tuple[int, int | None]:
     return model["vocab"], model.get("tokens")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "vocab", "expected", "words"),
     [

@@ -55,12 +55,14 @@ def seed(golden):
     return io, skeleton, stack(layered, wigip.STACKED), rest
 
 
+@pytest.mark.slow
 def test_logits(seed):
     io, skeleton, params, rest = seed
     logits, _ = skeleton.merge(params, rest)(jnp.asarray(io["ids"]))
     assert np.abs(logits - io["logits"]).max() <= 2e-5
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_norm(seed):
     io, skeleton, params, rest = seed
     tokens = jnp.concatenate([io["ids"], io["target"][:, None]], axis=1)
@@ -95,6 +97,7 @@ def test_the_convolution_is_a_convolution():
     np.testing.assert_allclose(found, expected.reshape(2, 16, 64), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_dense_character_sees_those_before_it_and_no_later_one():
     """By gradient with respect to one-hot characters, over five patches, the last one cut."""
     skeleton, params, rest = split(loud(DENSE))
@@ -114,6 +117,7 @@ def test_a_dense_character_sees_those_before_it_and_no_later_one():
     assert (moved[~later] > 0).all()
 
 
+@pytest.mark.slow
 def test_long_dense_attention_in_blocks_is_the_plain_one(monkeypatch):
     model, tokens = loud(DENSE), text(2, 250)
     plain = model.dense(tokens)
@@ -122,6 +126,7 @@ def test_long_dense_attention_in_blocks_is_the_plain_one(monkeypatch):
         np.testing.assert_allclose(model.dense(tokens), plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_full_patch_of_the_dense_objective_is_the_patch_of_the_seed():
     """One window of one patch: there the two objectives read the same."""
     config = replace(TINY, side=4)
@@ -129,6 +134,7 @@ def test_a_full_patch_of_the_dense_objective_is_the_patch_of_the_seed():
     np.testing.assert_allclose(one(text(3, 16))[0], other(text(3, 16))[0], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 48, 64])
 def test_a_prompt_is_read_as_it_would_be_drawn(length):
     model, tokens = loud(DENSE), text(2, 80)
@@ -141,6 +147,7 @@ def test_a_prompt_is_read_as_it_would_be_drawn(length):
     assert int(cache.length) == length + 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 300])
 def test_next_char_draws_from_its_window_read_anew(length):
     """Characters of id 0 stand before a short prompt; only the end of a long one is read."""
@@ -192,6 +199,7 @@ def equations(jaxpr) -> int:
     return len(jaxpr.eqns) + sum(map(equations, inner))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["next_char", "dense"])
 @pytest.mark.parametrize("policy", ["none", "full", "dots"])
 def test_the_program_does_not_grow_with_depth(objective, policy):
@@ -209,6 +217,7 @@ def test_the_program_does_not_grow_with_depth(objective, policy):
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow
 def test_the_largest_step_is_traced_and_lowered_in_five_seconds():
     recipe = wigip.RECIPES["1.7b"]
     rate = schedule(recipe.optim, recipe.steps)
@@ -221,6 +230,7 @@ def test_the_largest_step_is_traced_and_lowered_in_five_seconds():
     assert time.process_time() - began < 5
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_on_what_it_predicts(tmp_path, capsys):
     """One target for each window; and what is generated says how a short prompt was read."""
     run = tmp_path / "run"

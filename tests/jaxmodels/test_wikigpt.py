@@ -54,12 +54,14 @@ def seed(golden, request):
     return io, skeleton, params, rest
 
 
+@pytest.mark.slow
 def test_logits(seed):
     io, skeleton, params, rest = seed
     logits, _ = skeleton.merge(params, rest)(io["ids"])
     assert np.abs(logits - io["logits"]).max() <= 2e-5
 
 
+@pytest.mark.slow
 def test_cached_logits(seed):
     io, skeleton, params, rest = seed
     model, ids = skeleton.merge(params, rest), io["ids"]
@@ -70,6 +72,7 @@ def test_cached_logits(seed):
     assert np.abs(jnp.concatenate(pieces, axis=1) - io["logits"]).max() <= 2e-5
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_norm(seed):
     io, skeleton, params, rest = seed
 
@@ -89,6 +92,7 @@ def test_sizes_tell_biases_and_gpt2s_vocabulary():
         assert (known["vocab"], assumed["tokens"], known["bias"]) == (vocab, tokens, vocab == 97)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["embedding", "weights", "residual"])
 def test_dropout(place, monkeypatch):
     """Off without rngs; with them, each of the three places alone changes the logits."""
@@ -112,6 +116,7 @@ def test_dropout(place, monkeypatch):
     assert not jnp.allclose(plain, noisy)
 
 
+@pytest.mark.slow
 def test_initialisation_is_nanogpts():
     params = params_of(jaxmodels.create("wikigpt:base"))
     small = 0.02 / np.sqrt(2 * 6)
@@ -146,6 +151,7 @@ def _random(config):
     return skeleton.merge(moved, rest)
 
 
+@pytest.mark.slow
 def test_padding_of_the_vocabulary_is_never_drawn():
     prompt = np.zeros((8, 1), np.int32)
     drawn = [
