@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, parse, say
+from jaxmodels.cli import emit, parse, say, show
 from jaxmodels.errors import DONE
 
 
@@ -61,10 +61,10 @@ def push_main(argv: list[str]) -> int:
     if options.json:
         emit(report)
         return DONE
-    print(f"{report.url}: {len(report.files)} files, {report.bytes:,} bytes")
+    show(f"{report.url}: {len(report.files)} files, {report.bytes:,} bytes")
     if report.removed:
-        print(f"removed there: {', '.join(report.removed)}")
-    print(f"fetch it:  jaxmodels pull {options.to} DIR")
+        show(f"removed there: {', '.join(report.removed)}")
+    show(f"fetch it:  jaxmodels pull {options.to} DIR")
     return DONE
 
 
@@ -82,9 +82,9 @@ def pull_main(argv: list[str]) -> int:
         emit(report)
         return DONE
     digests = "digests right" if report.digests_ok else "no manifest to check it by"
-    print(
+    show(
         f"{report.output}: {report.format or 'no checkpoint that is known here'}, "
         f"{len(report.files)} files, {report.bytes:,} bytes; {digests}"
     )
-    print(f"next: jaxmodels inspect {report.output}")
+    show(f"next: jaxmodels inspect {report.output}")
     return DONE
