@@ -58,6 +58,8 @@ def push_main(argv: list[str]) -> int:
     from bridge.hub import push
 
     report = push(options.dir, options.to, options.revision, options.private, options.force)
+    for name in report.left_out:
+        say(f"left out: {name}")
     if options.json:
         emit(report)
         return DONE
@@ -76,7 +78,7 @@ def pull_main(argv: list[str]) -> int:
     report = pull(options.source, options.dir, options.revision, options.force)
     for name in report.left_out:
         say(f"left out: {name}")
-    if any(name.endswith(".py") for name in report.left_out):
+    if any(name.endswith(".py") or " in " in name for name in report.left_out):
         say("code is not taken; `jaxmodels convert` writes a model directory with our own")
     if options.json:
         emit(report)
