@@ -14,7 +14,7 @@ from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import MAX_JSON, json_object, read_json
 
 MAX_HEADER = MAX_JSON  # the format allows 100 MB; 100,000 tensors take 10 MB
-MAX_DIMS = 32
+MAX_TENSORS, MAX_DIMS = 100_000, 32
 PIECE = 2**18  # bytes that stay in the caches while they are hashed
 
 
@@ -142,6 +142,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         if length > MAX_HEADER:
             _refuse(path, "the header is too large", f"{length:,} bytes, at most {MAX_HEADER:,}")
         header = _object(path, file.read(length))
+    if len(header) > MAX_TENSORS:
+        _refuse(path, "it has too many tensors", f"{len(header):,}, at most {MAX_TENSORS:,}")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _refuse(path, "__metadata__ is not a map of strings", "the header breaks the format")

@@ -122,7 +122,9 @@ def _growth(part: dict[str, Any]) -> float:
     if part.get("type") == "TemplateProcessing":
         single = part.get("single")
         pieces = single if isinstance(single, list) else []
-        return max(1.0, 1.0 * sum(isinstance(piece, dict) and "Sequence" in piece for piece in pieces))
+        return max(
+            1.0, 1.0 * sum(isinstance(piece, dict) and "Sequence" in piece for piece in pieces)
+        )
     if part.get("type") != "Replace":
         return 1.0
     content, pattern = part.get("content"), part.get("pattern")
