@@ -98,7 +98,7 @@ def open_file(path: Path) -> Contents:
             where=str(path),
             why=str(error)[:300],
             fix="fetch or save the file again",
-            exit_code=CORRUPT,
+            exit_code=getattr(error, "exit_code", CORRUPT),  # a tokeniser may be unsafe
         ) from None
     return Contents(
         path,

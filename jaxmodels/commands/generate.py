@@ -164,7 +164,7 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
             yield piece
 
     if options.num_samples == 1 and not options.json:
-        print(written(options.prompt), end="", flush=True)
+        print(written(options.prompt or ""), end="", flush=True)
         new = (before(end, piece[0]) for piece in drawn())
         for text in decode_stream(tokenizer, new, after=ids[0].tolist()):
             print(written(text), end="", flush=True)
@@ -178,7 +178,7 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
     samples = [{"text": text, "tokens": row.tolist()} for text, row in pairs]
     if options.num_samples > 1 and not options.json:
         for index, sample in enumerate(samples, 1):
-            print(f"--- {index}\n{written(options.prompt + sample['text'])}")
+            print(f"--- {index}\n{written((options.prompt or '') + sample['text'])}")
     return {"samples": samples, "tokens_per_second": _speed(pieces, times)}
 
 
