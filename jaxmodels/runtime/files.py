@@ -112,7 +112,7 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def read_limited(path: Path, limit: int = MAX_JSON) -> bytes:
+def read_limited(path: Path, limit: int) -> bytes:
     """The content of a file that somebody else may have made; it never waits, as for a pipe.
 
     Raises:
@@ -220,7 +220,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         OSError: there is no such file.
         ValueError: not a bit of it may have changed, and something has.
     """
-    text = read_limited(path)
+    text = read_limited(path, MAX_JSON)
     value = json_object(text)
     if not value:
         raise ValueError("it is empty")

@@ -111,7 +111,7 @@ def test_a_pipe_itself(tmp_path):
     for path in (tmp_path, tmp_path / "model.safetensors"):
         assert main(["inspect", str(path)]) == CORRUPT
     with pytest.raises(ValueError, match="no regular file"):
-        read_limited(tmp_path / "model.safetensors")
+        read_limited(tmp_path / "model.safetensors", 10)
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "tokenizer.json"])
