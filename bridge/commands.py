@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, gathered, parse, say
+from jaxmodels.cli import emit, gathered, parse, say, show
 from jaxmodels.errors import CORRUPT, DONE, UNSAFE, UNVERIFIED
 from jaxmodels.runtime.platform import silence_storage
 
@@ -182,18 +182,18 @@ def verify_main(argv: list[str]) -> int:
         emit(report)
     else:
         digests = {True: "right", False: "wrong", None: "no manifest"}[report.digests_ok]
-        print(f"digests: {digests}")
+        show(f"digests: {digests}")
         _show_agreement(report)
         if report.max_abs_logit_diff_to_source is not None:
             largest = report.max_abs_logit_diff_to_source
-            print(f"largest logit difference to the source: {largest:.3g}")
+            show(f"largest logit difference to the source: {largest:.3g}")
         if options.against:
-            print(f"tensors equal: {report.tensors_equal} of {report.tensors_compared}")
+            show(f"tensors equal: {report.tensors_equal} of {report.tensors_compared}")
         for note in report.notes:
-            print(f"note: {note}")
+            show(f"note: {note}")
         for problem in report.problems:
-            print(f"problem: {problem}")
-        print("verified" if report.ok else "NOT verified")
+            show(f"problem: {problem}")
+        show("verified" if report.ok else "NOT verified")
     return DONE if report.ok else UNVERIFIED
 
 
@@ -209,25 +209,25 @@ def diff_main(argv: list[str]) -> int:
     else:
         a, b = report.arch
         if a != b:
-            print(f"different architectures: {a} | {b}")
+            show(f"different architectures: {a} | {b}")
         for field, (a, b) in report.config.items():
-            print(f"config {field}: {a} | {b}")
+            show(f"config {field}: {a} | {b}")
         for path, row in report.tensors.items():
             if row["status"] != "equal":
-                print(f"{path}: {', '.join(f'{key} {value}' for key, value in row.items())}")
+                show(f"{path}: {', '.join(f'{key} {value}' for key, value in row.items())}")
         equal = sum(row["status"] == "equal" for row in report.tensors.values())
         if report.tensors:
-            print(f"{equal} of {len(report.tensors)} tensors are equal")
+            show(f"{equal} of {len(report.tensors)} tensors are equal")
     return DONE if report.same else UNVERIFIED
 
 
 def _show_plan(report: Any) -> None:
     for row in report.plan:
-        print(
+        show(
             f"{row['from']} -> {row['to']}  {row['op']}  {row['dtype']} {tuple(row['shape'])}"
             f"  {row['bytes']:,} bytes  {row['shard']}".rstrip()
         )
-    print(
+    show(
         f"{report.tensors} tensors, {report.parameters:,} parameters; disk: "
         f"{report.disk_needed:,} bytes needed, {report.disk_free:,} free; memory: about "
         f"{report.memory_needed:,} bytes; nothing was written"
@@ -235,41 +235,41 @@ def _show_plan(report: Any) -> None:
 
 
 def _show_conversion(report: Any) -> None:
-    print(
+    show(
         f"{report.output}: {report.arch}, {report.tensors} tensors, "
         f"{report.parameters:,} parameters, {report.bytes:,} bytes; verified: {report.verified}"
     )
     if report.max_rounding_error:
         at = report.max_rounding_error_at
-        print(f"largest rounding error: {report.max_rounding_error:.3g}, in {at}")
+        show(f"largest rounding error: {report.max_rounding_error:.3g}, in {at}")
     _show_agreement(report)
     if report.vocab_present is False:
-        print("no vocabulary: token ids work, text does not; give it with --vocab FILE")
-    print(f"next: jaxmodels verify {report.output} --against {report.source}")
+        show("no vocabulary: token ids work, text does not; give it with --vocab FILE")
+    show(f"next: jaxmodels verify {report.output} --against {report.source}")
 
 
 def _show_agreement(report: Any) -> None:
     if report.max_abs_logit_diff is None:
         return
-    print(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
+    show(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
     if report.max_abs_logit_diff_on_text is not None:
-        print(f"on the text: {report.max_abs_logit_diff_on_text:.3g}")
-    print(f"the largest logit is the same at {report.argmax_agreement:.2%} of positions")
+        show(f"on the text: {report.max_abs_logit_diff_on_text:.3g}")
+    show(f"the largest logit is the same at {report.argmax_agreement:.2%} of positions")
     if report.max_gradient_diff is not None:
-        print(f"largest relative difference of gradients: {report.max_gradient_diff:.3g}")
+        show(f"largest relative difference of gradients: {report.max_gradient_diff:.3g}")
 
 
 def _show_inspection(report: Any, tensors: bool) -> None:
     for key in ("format", "arch", "preset", "tensors", "parameters", "bytes", "dtypes"):
         value = f"{report[key]:,}" if isinstance(report[key], int) else report[key]
-        print(f"{key + ':':<12} {value}")
-    print(f"{'vocabulary:':<12} {'yes' if report.vocab_present else 'no'}")
-    print(f"{'optimiser:':<12} {'yes' if report.optimizer else 'no'}")
+        show(f"{key + ':':<12} {value}")
+    show(f"{'vocabulary:':<12} {'yes' if report.vocab_present else 'no'}")
+    show(f"{'optimiser:':<12} {'yes' if report.optimizer else 'no'}")
     for field, value in report.config.items():
-        print(f"  {field} = {value}{'  (assumed)' if field in report.assumed else ''}")
+        show(f"  {field} = {value}{'  (assumed)' if field in report.assumed else ''}")
     for row in report.listing if tensors else []:
         cut = "  cut off" if row.get("cut_off") else ""
-        print(f"  {row['name']}  {tuple(row['shape'])}  {row['dtype']}{cut}")
+        show(f"  {row['name']}  {tuple(row['shape'])}  {row['dtype']}{cut}")
     for kind in ("notes", "problems"):
         for line in report[kind]:
-            print(f"{kind[:-1]}: {line}")
+            show(f"{kind[:-1]}: {line}")

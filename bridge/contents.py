@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bridge.foreign import data_only
 from bridge.moments import Moments
 from bridge.safetensors_reader import Stored, parse_json
 from bridge.tensors import DIGESTS, Tensor, digest_of
@@ -77,20 +78,28 @@ def origin_of(folder: Path) -> dict[str, Any]:
     manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     source = manifest.get("source")
     known = source if isinstance(source, dict) else {}
-    return {key: value for key, value in known.items() if key not in ("name", "format")}
+    # Anybody may have written it: what `card` and the writers use is taken, in its types.
+    origin: dict[str, Any] = {
+        key: known[key] for key in ("step", "epoch") if type(known.get(key)) is int
+    }
+    for key in ("metrics", "seed"):
+        if isinstance(known.get(key), dict):
+            origin[key] = known[key]
+    return origin
 
 
 def seed_of(origin: dict[str, Any], name: str) -> dict[str, Any]:
     """What a seed's file in the format `name` said, as `with_seed` kept it; empty if nothing."""
     seed = origin.get("seed")
     said = seed.get(name) if isinstance(seed, dict) else None
-    return said if isinstance(said, dict) else {}
+    return data_only(name, said) if isinstance(said, dict) else {}
 
 
 def with_seed(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[str, Any]:
     """The origin with what a seed's file in the format `name` says, for the way back."""
     seed = origin.get("seed")
-    return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: said}}
+    kept = data_only(name, said)
+    return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: kept}}
 
 
 # Endings of files that say what the tensors mean; a checksum inside can be made to fit a change.

@@ -2,41 +2,30 @@
 
 import errno
 import os
-import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from bridge.hub_client import HOUSEKEEPING, asking, client, names, repository
+from bridge.foreign import code_of_ours, our_code
+from bridge.hub_client import HOUSEKEEPING, ask, client, names, repository
+from bridge.hub_files import leave_out_code, named_code, remove_foreign_code, wanted
+from bridge.hub_limits import ANSWER, PATIENCE, seconds_for
 from bridge.kept_shards import kept_beside
 from bridge.report import Report
-from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNVERIFIED, USAGE, Problem
+from bridge.safetensors_reader import parse_json
+from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNSAFE, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.files import (
     MANIFEST,
-    digest,
     files_below,
-    read_sealed,
     whole_folder,
     write_manifest,
 )
 
-# What `pull` takes, by the name or its last part: data and prose, which nothing executes.
-_DATA = ("*.safetensors", "*.gguf", "*.json", "*.md", "*.txt", "LICENSE*")
-# Orbax's files, which have no endings.
-_ORBAX = (
-    *("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "*.ocdbt", "d/*", "*/d/*"),
-    *("array_metadatas/*", "*/array_metadatas/*"),
-)
-# The weights of published checkpoints in the formats of their own code. They are read as data
-# (a pickle is never executed) and taken only where there is no safetensors file.
-_WEIGHTS = (
-    *("good_stuff.pkl", "make_stuff_better.pkl", "step_*.zip", "ckpt.pt", "checkpoint-*.pt"),
-    *("stage1_*.pt", "model_epoch_*.pt", "pytorch_model.bin", "dinov2_*.pth"),
-)
+MAX_FILES = 10_000
 
 
 def push(
@@ -48,6 +37,8 @@ def push(
 ) -> Report:
     """Uploads a checkpoint as one commit, after which the repository is what the folder is.
 
+    What `pull` would not take (code that is not ours, for example) is left out.
+
     Args:
         folder: a model directory, or a folder of another known format; not a run.
         to: "hf://owner/name"; made when there is none.
@@ -56,19 +47,19 @@ def push(
         force: replace what the repository holds (its history keeps it).
 
     Returns:
-        `repository`, `revision`, `commit`, `url`, `files` (names), `removed` (names), `bytes`.
+        `repository`, `revision`, `commit`, `url`, `files`, `left_out` and `removed` (names),
+        `bytes`.
 
     Raises:
-        Problem: (usage) it is a run; (corrupt) no known checkpoint; (verification failed) a
-            digest is wrong; (exists) the repository holds something; (network) the hub cannot
-            be reached, or refuses.
+        Problem: (usage) it is a run; (corrupt) no known checkpoint; (unsafe) its configs name
+            code that is not ours; (verification failed) a digest is wrong; (exists) the
+            repository holds something; (network) the hub cannot be reached, or refuses.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     folder, name, hub = Path(folder), repository(to), client()
-    files = _checked(folder)
-    with asking(to, "write"):
-        there = names(hub, name, revision, private)
+    files, left_out = _checked(folder)
+    there = ask(to, "write", lambda: names(hub, name, revision, private))
     if there and not force:
         raise Problem(
             "the repository holds files already",
@@ -78,24 +69,30 @@ def push(
             exit_code=EXISTS,
         )
     gone = sorted(set(there) - set(files))
-    with asking(to, "write"), warnings.catch_warnings(action="ignore"):
-        commit = hub.create_commit(
-            name,
-            [
-                *(CommitOperationAdd(file, folder / file) for file in files),
-                *(CommitOperationDelete(file) for file in gone),
-            ],
-            commit_message=f"Upload by jaxmodels {jaxmodels.__version__}",
-            revision=revision,
-        )
+    size = sum((folder / file).stat().st_size for file in files)
+
+    def commit() -> Any:
+        with warnings.catch_warnings(action="ignore"):
+            return hub.create_commit(
+                name,
+                [
+                    *(CommitOperationAdd(file, folder / file) for file in files),
+                    *(CommitOperationDelete(file) for file in gone),
+                ],
+                commit_message=f"Upload by jaxmodels {jaxmodels.__version__}",
+                revision=revision,
+            )
+
+    done = ask(to, "write", commit, ANSWER, seconds_for(size))
     return Report(
         repository=name,
         revision=revision or "main",
-        commit=commit.oid,
+        commit=done.oid,
         url=f"{hub.endpoint}/{name}",
         files=files,
+        left_out=left_out,
         removed=gone,
-        bytes=sum((folder / file).stat().st_size for file in files),
+        bytes=size,
     )
 
 
@@ -107,7 +104,8 @@ def pull(
     A call after one that was cut off goes on with the files, and parts of files, that are there.
 
     Only data is taken. Of code, what a model directory of this version carries is taken, if it
-    is that to the byte. Of pickles, those of known names are, for `convert` to read as data.
+    is that to the byte; what names other code is taken out of the configs. Of pickles, those of
+    known names are taken, for `convert` to read as data.
 
     Args:
         source: "hf://owner/name".
@@ -117,7 +115,8 @@ def pull(
 
     Returns:
         `repository`, `revision` (the commit), `output`, `format` (None when it is none that is
-        known), `files`, `left_out` (names), `bytes`, `digests_ok` (None without a manifest).
+        known), `files`, `left_out` (names, and keys: "auto_map in config.json"), `bytes`,
+        `digests_ok` (None without a manifest).
 
     Raises:
         Problem: (exists) something is at `folder`; (corrupt) the repository holds no file that
@@ -129,24 +128,35 @@ def pull(
 
     folder, name, hub = Path(folder), repository(source), client()
     with whole_folder(folder, force) as temporary:
-        with asking(source, "read"):
-            info = hub.model_info(name, revision=revision, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        info = ask(
+            source,
+            "read",
+            lambda: hub.model_info(name, revision=revision, files_metadata=True, timeout=PATIENCE),
+        )
+        sizes = _sizes(info, source)
         with kept_beside(folder, f"{source}@{info.sha}", _is_network) as parts:
             place = parts or temporary
+            end = time.monotonic() + seconds_for(sum(sizes.values())) + len(sizes)
 
-            def fetch(file: str) -> None:
-                with asking(source, "read"):  # what is there already is not fetched again
+            def fetch(file: str) -> None:  # what is there already is not fetched again
+                def load() -> None:
                     hub.hf_hub_download(name, file, revision=info.sha, local_dir=place)
+
+                left = min(seconds_for(sizes[file]), end - time.monotonic())
+                ask(source, "read", load, sizes[file], left)
 
             taken = _fetch_wanted(place, sizes, source, fetch)
             for file in taken if parts else ():
                 (temporary / file).parent.mkdir(parents=True, exist_ok=True)
                 (place / file).rename(temporary / file)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the hub client's notes
-        taken = _without_foreign_code(temporary, taken)
+        taken = remove_foreign_code(temporary, taken)
         left_out = sorted(set(sizes) - set(taken) - {HOUSEKEEPING})
         digests_ok = _check_digests(temporary, source, left_out)
+        if keys := leave_out_code(temporary, taken):
+            left_out += keys
+            if digests_ok:
+                _renew_manifest(temporary)
         found = kind(temporary)
     return Report(
         repository=name,
@@ -163,6 +173,25 @@ def pull(
 def _is_network(error: Exception) -> bool:
     """Whether it is worth to keep what was fetched: the next call may get the rest."""
     return isinstance(error, Problem) and error.exit_code == NETWORK
+
+
+def _sizes(info: Any, source: str) -> dict[str, int]:
+    """Name → bytes of a repository's files, as its listing states them."""
+    rows = [(file.rfilename, file.size) for file in info.siblings or ()]
+    odd = [
+        name
+        for name, size in rows
+        if not (isinstance(name, str) and type(size) is int and size >= 0)
+    ]
+    if odd or len(rows) > MAX_FILES or not isinstance(info.sha, str):
+        raise Problem(
+            "the hub's list of files cannot be used",
+            where=source,
+            why=f"it states no size of {_few(map(str, odd))}" if odd else f"{len(rows):,} files",
+            fix="see why; try again later if the hub is at fault",
+            exit_code=NETWORK,
+        )
+    return dict(rows)
 
 
 def _fetch_wanted(
@@ -188,46 +217,13 @@ def _fetch_wanted(
     return taken
 
 
-def wanted(names: list[str]) -> list[str]:
-    """Those files of a repository that `pull` takes, sorted.
-
-    Names that would lead out of the folder, or are hidden, are never among them.
-    """
-    inside = [
-        name
-        for name in sorted(names)
-        if not any(part.startswith(".") or not part for part in re.split(r"[/\\]", name))
-    ]
-    kinds: tuple[str, ...] = _DATA + _ORBAX
-    if not any(name.endswith(".safetensors") for name in inside):
-        kinds += _WEIGHTS
-    ours = _our_code()
-    return [name for name in inside if name in ours or _fits(name, kinds)]
+def _renew_manifest(folder: Path) -> None:
+    manifest = parse_json(folder / MANIFEST)
+    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files", "seal")})
 
 
-def _fits(name: str, patterns: tuple[str, ...]) -> bool:
-    last = name.rpartition("/")[2]
-    return any(fnmatchcase(last, p) or fnmatchcase(name, p) for p in patterns)
-
-
-def _our_code() -> dict[str, str]:
-    """Name → sha256 of the modelling files that model directories of this version carry."""
-    from bridge.torch import twin
-
-    return {file.name: digest(file) for arch in jaxmodels.ARCHS for file in twin(arch).FILES}
-
-
-def _without_foreign_code(folder: Path, files: list[str]) -> list[str]:
-    """Removes code that is not ours to the byte; the files that stay."""
-    ours = _our_code()
-    foreign = {file for file in files if file in ours and digest(folder / file) != ours[file]}
-    for file in foreign:
-        (folder / file).unlink()
-    return [file for file in files if file not in foreign]
-
-
-def _checked(folder: Path) -> list[str]:
-    """The files of a folder that may be pushed: known, not a run, and sound."""
+def _checked(folder: Path) -> tuple[list[str], list[str]]:
+    """The files of a folder that may be pushed (it is known, no run, and sound), and the others."""
     from bridge.formats import recognise
     from bridge.formats.runs import is_run, is_step
     from bridge.verification import but_for_the_card, digest_problems
@@ -249,8 +245,19 @@ def _checked(folder: Path) -> list[str]:
         )
     found = but_for_the_card(digest_problems(folder))
     _no_damage(found or [], str(folder), "convert or fetch it again")
-    names = [str(path.relative_to(folder)) for path in files_below(folder)]
-    return [name for name in names if not any(part.startswith(".") for part in name.split(os.sep))]
+    names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    ours = code_of_ours(folder)
+    files = [name for name in wanted(names) if name in ours or name not in our_code()]
+    if named := named_code(folder, files):
+        raise Problem(
+            "the folder names code that is not jaxmodels'",
+            where=str(folder),
+            why=f"who loads it would run it: {_few(named)}",
+            fix=f"jaxmodels convert {folder} DIR, and push DIR",
+            exit_code=UNSAFE,
+        )
+    return files, [name for name in names if name not in files]
 
 
 def _check_digests(folder: Path, source: str, left_out: list[str]) -> bool | None:
@@ -267,8 +274,7 @@ def _check_digests(folder: Path, source: str, left_out: list[str]) -> bool | Non
     wrong = [line for line in but_for_the_card(found) or [] if line not in known]
     _no_damage(wrong, source, "pull again; if it stays so, tell the owner of the repository")
     if found and not any(line in known for line in found):
-        manifest = read_sealed(folder / MANIFEST)
-        write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files", "seal")})
+        _renew_manifest(folder)
     return True
 
 
@@ -285,8 +291,6 @@ def _no_damage(lines: list[str], where: str, fix: str) -> None:
 
 def _promised(folder: Path) -> set[str]:
     """The files that a manifest names."""
-    from bridge.safetensors_reader import parse_json
-
     promised = parse_json(folder / MANIFEST).get("files")
     return set(promised) if isinstance(promised, dict) else set()
 

@@ -1,12 +1,15 @@
 """The hub's client: addresses, the token, and its errors in our words."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import jaxmodels
+from bridge.hub_limits import ANSWER, PATIENCE, limited
 from jaxmodels.errors import NETWORK, USAGE, Problem
+
+T = TypeVar("T")
 
 HOUSEKEEPING = ".gitattributes"  # the hub puts one into every repository
 
@@ -52,6 +55,22 @@ def names(hub: Any, name: str, revision: str | None, private: bool) -> list[str]
     return [file for file in names if file != HOUSEKEEPING]
 
 
+def ask(
+    address: str,
+    right: str,
+    call: Callable[[], T],
+    size: int = ANSWER,
+    seconds: float = PATIENCE,
+) -> T:
+    """`hub_limits.limited`, with errors in our words.
+
+    Raises:
+        Problem: (network) the hub cannot be reached, or refuses, or makes no sense.
+    """
+    with asking(address, right):
+        return limited(address, call, size, seconds)
+
+
 @contextmanager
 def asking(address: str, right: str) -> Iterator[None]:
     """Turns what the hub's client raises into our words; never shows the token."""
@@ -65,6 +84,7 @@ def asking(address: str, right: str) -> Iterator[None]:
         ConnectionError,
         TimeoutError,
         ValueError,  # the hub's word on a model card
+        *(LookupError, TypeError, AttributeError, RecursionError),  # JSON of another form
     )
     try:
         yield
@@ -94,8 +114,11 @@ def _advice(error: Exception, right: str) -> tuple[str, str]:
             "there is no such repository, or it is private",
             f"check the name; if it is private, {login}",
         )
+    later = "see why; try again later if the hub is at fault"
     if status is not None or isinstance(error, ValueError):
-        return "the hub refuses", "see why; try again later if the hub is at fault"
+        return "the hub refuses", later
+    if isinstance(error, LookupError | TypeError | AttributeError | RecursionError):
+        return "the hub's answer makes no sense", later
     return (
         "the hub cannot be reached",
         "check the network (and HF_ENDPOINT and HF_HUB_OFFLINE, if they are set); nothing was "

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, parse, say
+from jaxmodels.cli import emit, parse, say, show
 from jaxmodels.errors import DONE
 
 
@@ -58,13 +58,15 @@ def push_main(argv: list[str]) -> int:
     from bridge.hub import push
 
     report = push(options.dir, options.to, options.revision, options.private, options.force)
+    for name in report.left_out:
+        say(f"left out: {name}")
     if options.json:
         emit(report)
         return DONE
-    print(f"{report.url}: {len(report.files)} files, {report.bytes:,} bytes")
+    show(f"{report.url}: {len(report.files)} files, {report.bytes:,} bytes")
     if report.removed:
-        print(f"removed there: {', '.join(report.removed)}")
-    print(f"fetch it:  jaxmodels pull {options.to} DIR")
+        show(f"removed there: {', '.join(report.removed)}")
+    show(f"fetch it:  jaxmodels pull {options.to} DIR")
     return DONE
 
 
@@ -76,15 +78,15 @@ def pull_main(argv: list[str]) -> int:
     report = pull(options.source, options.dir, options.revision, options.force)
     for name in report.left_out:
         say(f"left out: {name}")
-    if any(name.endswith(".py") for name in report.left_out):
+    if any(name.endswith(".py") or " in " in name for name in report.left_out):
         say("code is not taken; `jaxmodels convert` writes a model directory with our own")
     if options.json:
         emit(report)
         return DONE
     digests = "digests right" if report.digests_ok else "no manifest to check it by"
-    print(
+    show(
         f"{report.output}: {report.format or 'no checkpoint that is known here'}, "
         f"{len(report.files)} files, {report.bytes:,} bytes; {digests}"
     )
-    print(f"next: jaxmodels inspect {report.output}")
+    show(f"next: jaxmodels inspect {report.output}")
     return DONE

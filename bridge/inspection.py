@@ -17,9 +17,12 @@ from bridge.sources import Source, bind
 from bridge.table import listing
 from bridge.tensors import DTYPES, Tensor, digest_of, is_float
 from bridge.verification import but_for_the_card, digest_problems, told
+from jaxmodels.cli import visible
 from jaxmodels.errors import UNSAFE, Problem
+from jaxmodels.runtime.files import files_below
 from jaxmodels.runtime.paths import flatten
 
+ALWAYS_READ, REPEATED = 2**28, 4  # bytes of values; times the size of the files
 ENOUGH = 64  # values that do not fit a narrower dtype by chance
 # Ending of a file's name → formats that it stands for.
 _ENDINGS = {
@@ -187,7 +190,14 @@ def _values(report: Report, contents: Contents) -> None:
     """Reads every tensor once, and adds what looks wrong to problems, what is odd to notes."""
     same: dict[str, list[str]] = defaultdict(list)
     rounded: dict[str, list[str]] = defaultdict(list)
+    held = files_below(contents.path) if contents.path.is_dir() else [contents.path]
+    left = max(ALWAYS_READ, REPEATED * sum(file.stat().st_size for file in held))
+    unread = 0
     for tensor in contents.tensors.values():
+        left -= tensor.nbytes
+        if not tensor.size or left < 0:  # many tensors may share one storage
+            unread += tensor.size > 0
+            continue
         try:
             array = tensor.read()
         except Problem as problem:
@@ -195,17 +205,27 @@ def _values(report: Report, contents: Contents) -> None:
             report["readable"] = False
             continue
         if constant := _look(report, tensor, array):
-            report["notes"].append(f"{tensor.name} is {constant} throughout")
+            report["notes"].append(f"{visible(tensor.name)} is {constant} throughout")
         elif tensor.size > 1:
             same[digest_of(array)].append(tensor.name)
             if narrow := _narrower(array):
                 rounded[narrow].append(tensor.name)
-    report["notes"] += [f"the same values: {', '.join(n)}" for n in same.values() if len(n) > 1]
+    if unread:
+        report["notes"].append(
+            f"the values of {unread} tensors were not looked at: together, tensors hold more than "
+            f"{REPEATED} times as much as the files"
+        )
+    report["notes"] += [f"the same values: {_some(n, 10)}" for n in same.values() if len(n) > 1]
     report["notes"] += [
         f"{len(names)} tensors hold values of {narrow} only, in a wider dtype: they were cast "
-        f"once ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        f"once ({_some(names, 3)})"
         for narrow, names in rounded.items()
     ]
+
+
+def _some(names: list[str], most: int) -> str:
+    """The first of these names, and whether there are more."""
+    return ", ".join([*map(visible, names[:most]), *["…"][: len(names) > most]])
 
 
 def _narrower(array: np.ndarray) -> str:
@@ -239,12 +259,14 @@ def _look(report: Report, tensor: Tensor, array: np.ndarray) -> str:
     if not array.size or not is_float(tensor.dtype):
         return ""
     if bad := int(np.count_nonzero(~np.isfinite(array))):
-        report["problems"].append(f"{tensor.name} has {bad} values that are NaN or infinite")
+        report["problems"].append(
+            f"{visible(tensor.name)} has {bad} values that are NaN or infinite"
+        )
         return ""
     first = array.reshape(-1)[0]
     if array.size == 1 or not (array == first).all():
         return ""
     if array.ndim >= 2 and first == 0:
-        report["problems"].append(f"{tensor.name} is all zero")
+        report["problems"].append(f"{visible(tensor.name)} is all zero")
         return ""
     return f"{float(first):g}"

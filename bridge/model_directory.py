@@ -13,6 +13,7 @@ from bridge.sources import Source
 from bridge.tensors import Fingerprint
 from bridge.torch import twin
 from bridge.vocabulary import generation_config, padding, used, write_tokenizer
+from jaxmodels.cli import visible
 from jaxmodels.runtime.files import write_manifest
 
 # Targets whose config.json is transformers' own, and what makes it.
@@ -163,7 +164,7 @@ model = bridge.load("PATH")
 
 def _provenance(source: Source) -> str:
     lines = [
-        f"Converted by jaxmodels {jaxmodels.__version__} from `{source.path.absolute().name}`, ",
+        f"Converted by jaxmodels {jaxmodels.__version__} from `{_plain(source.path)}`, ",
         f"an {source.format} checkpoint"
         if source.format == "orbax"
         else f"a {source.format} checkpoint",
@@ -172,9 +173,16 @@ def _provenance(source: Source) -> str:
         lines.append(f", step {source.origin['step']}")
     metrics = source.origin.get("metrics") or {}
     lines += [
-        f", {name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float)
+        f", {name} {value:.4f}"
+        for name, value in metrics.items()
+        if isinstance(value, float) and name.isidentifier()
     ]
     return "".join(lines) + "."
+
+
+def _plain(path: Path) -> str:
+    """The last part of a path, without what would end its place in the card."""
+    return visible(path.absolute().name).replace("`", "'")
 
 
 def _write(path: Path, value: Any) -> None:

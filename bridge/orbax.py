@@ -3,7 +3,6 @@
 Arrays are named by their place in the tree, joined with dots: `layers.0.attn.qkv.kernel`.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ import numpy as np
 
 from bridge.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import as_full_disk
+from jaxmodels.runtime.files import as_full_disk, read_json
 from jaxmodels.runtime.paths import nest
 
 METADATA = "_METADATA"
-MAX_METADATA = 30_000_000  # bytes
 
 
 def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -197,10 +195,7 @@ def _unreadable(folder: Path, error: Exception, name: str = "") -> Problem:
 
 def is_tree(folder: Path) -> bool:
     """Whether a folder is an Orbax checkpoint of a tree: its metadata lists named arrays."""
-    path = folder / METADATA
-    if not path.is_file() or path.stat().st_size > MAX_METADATA:
-        return False
     try:
-        return "tree_metadata" in json.loads(path.read_bytes())
-    except (ValueError, TypeError, RecursionError):
+        return "tree_metadata" in read_json(folder / METADATA)
+    except (OSError, ValueError):
         return False

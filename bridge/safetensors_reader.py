@@ -1,6 +1,5 @@
 """Reads safetensors files and sharded folders. Nothing in them is believed before it is checked."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -12,10 +11,10 @@ import numpy as np
 from bridge.table import listing
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.runtime.files import MAX_JSON, json_object, read_json
 
-# The format allows 100 MB; read as JSON they could fill gigabytes. 100,000 tensors take 10 MB.
-MAX_HEADER = 30_000_000
-MAX_DIMS = 32
+MAX_HEADER = MAX_JSON  # the format allows 100 MB; 100,000 tensors take 10 MB
+MAX_TENSORS, MAX_DIMS = 100_000, 32
 PIECE = 2**18  # bytes that stay in the caches while they are hashed
 
 
@@ -112,15 +111,16 @@ def read_sharded(
     return {name: tensors[name] for name in weight_map}
 
 
-def parse_json(path: Path, limit: int = MAX_HEADER) -> dict[str, Any]:
+def parse_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     """A JSON object from a file that is not trusted.
 
     Raises:
-        Problem: (corrupt) too large, not JSON, not an object, or a key twice.
+        Problem: (corrupt) no regular file, too large, not JSON, not an object, or a key twice.
     """
-    if path.stat().st_size > limit:
-        _refuse(path, "the file is too large", f"at most {limit:,} bytes are read")
-    return _object(path, path.read_bytes())
+    try:
+        return read_json(path, limit)
+    except (OSError, ValueError) as error:
+        _refuse(path, "the JSON cannot be read", str(error))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -142,6 +142,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         if length > MAX_HEADER:
             _refuse(path, "the header is too large", f"{length:,} bytes, at most {MAX_HEADER:,}")
         header = _object(path, file.read(length))
+    if len(header) > MAX_TENSORS:
+        _refuse(path, "it has too many tensors", f"{len(header):,}, at most {MAX_TENSORS:,}")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _refuse(path, "__metadata__ is not a map of strings", "the header breaks the format")
@@ -150,19 +152,9 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 def _object(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        _refuse(path, "the JSON cannot be read", str(error) or type(error).__name__)
-    if not isinstance(value, dict):
-        _refuse(path, "the JSON is not an object", f"it is a {type(value).__name__}")
-    return value
-
-
-def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(items)
-    if len(result) != len(items):
-        raise ValueError("a key occurs twice")
-    return result
+        return json_object(text)
+    except ValueError as error:
+        _refuse(path, "the header cannot be read", str(error))
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:

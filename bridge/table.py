@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from bridge.ops import OPS
 from bridge.tensors import Tensor
+from jaxmodels.cli import visible
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
 
@@ -186,7 +187,7 @@ def check(
 def listing(lines: list[str]) -> str:
     """The first ten lines, indented, and how many more there are."""
     more = [f"… and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "\n".join(f"  {line}" for line in lines[:SHOWN] + more)
+    return "\n".join(f"  {visible(line)}" for line in lines[:SHOWN] + more)
 
 
 def _near(name: str, missing: list[str]) -> str:

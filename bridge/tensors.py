@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import xxhash
 
+from jaxmodels.cli import visible
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 
 # Name in a safetensors header → dtype in memory; always little-endian on disk.
@@ -69,7 +70,7 @@ class Tensor:
         return self.size * self.dtype.itemsize
 
     def __str__(self) -> str:
-        return f"{self.name}  {self.shape}  {self.dtype}"
+        return f"{visible(self.name)}  {self.shape}  {self.dtype}"
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -1,7 +1,7 @@
 """Errors that a user can act on: what, where, why, what to do, and the exit code."""
 
 # Exit codes of the command (those that data can cause).
-USAGE, CORRUPT, MISMATCH, EXISTS, NO_SPACE = 2, 3, 5, 6, 7
+USAGE, CORRUPT, UNSAFE, MISMATCH, EXISTS, NO_SPACE = 2, 3, 4, 5, 6, 7
 
 
 class DataProblem(ValueError):

@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,23 @@ def sync(path: Path) -> None:
     """fsync of a file or folder."""
     with _opened(path) as descriptor:
         os.fsync(descriptor)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The content of a file that somebody else may have made; it never waits, as for a pipe.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: it is no regular file, or longer than `limit` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is too large: at most {limit:,} bytes are read")
+    return content
 
 
 def digest(path: Path) -> str:

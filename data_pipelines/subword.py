@@ -14,6 +14,7 @@ from jaxtyping import Int32
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import write_text
 from data_pipelines.ids import checked_ids, without_surrogates
+from data_pipelines.tokenizer_safety import check_bounded
 
 # How the token between documents is called; the first that the file has as a special token.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
@@ -34,8 +35,10 @@ class SubwordTokenizer:
         """Takes the parsed file; `where` names it in errors.
 
         Raises:
-            DataProblem: (corrupt) `tokenizers` cannot use it.
+            DataProblem: (corrupt) `tokenizers` cannot use it; (unsafe) it may take forever, or
+                all memory.
         """
+        check_bounded(data, where)
         made = cls(json.dumps(data | {"truncation": None, "padding": None}, ensure_ascii=False))
         try:
             _ = made._tokenizer

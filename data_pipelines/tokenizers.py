@@ -20,6 +20,7 @@ import numpy as np
 
 from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.files import read_limited
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.subword import SubwordTokenizer
 
@@ -30,6 +31,8 @@ CHARS = "chars"
 
 WORDS = "words"
 """The word for the words of captions."""
+
+MAX_FILE = 48_000_000  # bytes; the largest published have 34 million
 
 _FILES = (CHARACTERS, GPT2Tokenizer.FILE)  # what is looked for in a folder, in this order
 
@@ -77,8 +80,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     if path.is_dir():
         file = next((path / name for name in _FILES if (path / name).is_file()), path)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(read_limited(file, MAX_FILE).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise _no_tokenizer(file, f"{type(error).__name__}: {error}") from None
     return tokenizer_from_json(data, str(file))
 

@@ -7,6 +7,7 @@ error, so that output can be piped.
 import json
 import os
 import sys
+import unicodedata
 from typing import Any
 
 
@@ -52,10 +53,36 @@ def hush(on: bool) -> None:
     _hushed = on
 
 
+def visible(text: Any, keep: str = "") -> str:
+    """The text with what cannot be printed (control characters, changes of direction, halves of
+    a character) in the form of Python's escapes, `\\x1b`: names in files are anybody's.
+
+    Args:
+        text: what is to be printed.
+        keep: characters that stay as they are.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def written(text: str) -> str:
+    """What a model wrote, for a terminal: only what could steer it is escaped, not its scripts."""
+    steering = (c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cs"))
+    return text.translate({ord(c): ascii(c)[1:-1] for c in steering})
+
+
+def show(*lines: Any) -> None:
+    """Prints to standard output, what cannot be printed escaped; a result for people."""
+    for line in lines:
+        print(visible(line, keep="\n"))
+
+
 def say(*lines: str) -> None:
-    """Prints to standard error, at once."""
+    """Prints to standard error, at once, what cannot be printed escaped."""
     if not _hushed:
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        print(*(visible(line, keep="\n") for line in lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def emit(result: dict[str, Any] | list[Any]) -> None:
@@ -69,12 +96,13 @@ def fail(problem: BaseException) -> int:
     Any exception that has `what`, `where`, `why`, `fix` and `exit_code` is shown this way.
     """
     red, plain = ("\033[1;31m", "\033[0m") if _colour() else ("", "")
-    block = [f"{red}error:{plain} {getattr(problem, 'what', problem)}"]
+    block = [str(getattr(problem, "what", problem))]
     for label in ("where", "why", "fix"):
         if text := getattr(problem, label, ""):
             indented = str(text).replace("\n", "\n" + " " * 9)
             block.append(f"  {label + ':':<6} {indented}")
     hush(False)
+    print(f"{red}error:{plain} ", end="", file=sys.stderr)
     say(*block)
     return int(getattr(problem, "exit_code", 1))
 

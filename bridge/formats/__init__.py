@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from bridge import orbax
 from bridge.contents import Contents, changed
+from bridge.foreign import code_beside, refuse_strange
 from bridge.formats import bwetaf, dinov2, gguf, gpt2, model_files, runs, torch_files, wigip
 from bridge.legacy import apart
 from bridge.safetensors_reader import looks_like_safetensors
+from jaxmodels.cli import visible
 from jaxmodels.errors import CORRUPT, Problem
 
 FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
@@ -60,8 +62,10 @@ def recognise(path: Path) -> Contents:
     """
     if not path.exists():
         raise Problem("no such file or folder", where=str(path), fix="check the path")
+    refuse_strange(path)
     if found := _format(path):
         contents = found.open(path)
+        contents.notes += code_beside(path) if path.is_dir() else []
         contents.damaged = changed(path) if path.is_dir() else []
         return contents
     if path.is_file():
@@ -70,7 +74,7 @@ def recognise(path: Path) -> Contents:
             apart.read("check", path)  # says what is wrong with it, if something is
         why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
-        names = sorted(file.name for file in path.iterdir())[:10]
+        names = sorted(visible(file.name) for file in path.iterdir())[:10]
         why = f"it holds: {', '.join(names) or 'nothing'}"
     raise Problem(
         "this is no checkpoint that is known here",
@@ -88,7 +92,7 @@ def kind(path: Path) -> str | None:
 
 
 def _format(path: Path) -> Format | None:
-    known = _FILES if path.is_file() else _FOLDERS
+    known = _FILES if path.is_file() else _FOLDERS if path.is_dir() else ()
     return next((entry for entry in known if entry.matches(path)), None)
 
 

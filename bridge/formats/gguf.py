@@ -27,6 +27,7 @@ from bridge.vocabulary import tokenizer_beside
 from data_pipelines.errors import DataProblem
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
+from jaxmodels.runtime.files import json_object
 
 FORMAT, FILE, ARCH = "gguf", "model.gguf", "gpt2"
 QUANTISED = "q8_0"
@@ -97,7 +98,7 @@ def open_file(path: Path) -> Contents:
             where=str(path),
             why=str(error)[:300],
             fix="fetch or save the file again",
-            exit_code=CORRUPT,
+            exit_code=getattr(error, "exit_code", CORRUPT),  # a tokeniser may be unsafe
         ) from None
     return Contents(
         path,
@@ -243,9 +244,7 @@ def _describe(writer: Any, config: Any, tokenizer: Tokenizer | None) -> None:
 
 def _fields(said: dict[str, Any]) -> dict[str, Any]:
     """Fields of wikigpt's Config; ValueError where the file contradicts itself."""
-    own = json.loads(said.get(OURS, "{}"))
-    if not isinstance(own, dict):
-        raise ValueError(f"{OURS} is no object")
+    own = json_object(str(said.get(OURS, "{}")).encode())
     told = {field: said[key] for key, field in _FIELDS.items() if key in said}
     for field, value in told.items():
         if own.get(field, value) != value:

@@ -9,6 +9,7 @@ than approximately is kept whole under a key of our own for the way back.
 import json
 from typing import Any
 
+from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer, tokenizer_from_json
 
@@ -44,7 +45,14 @@ def tokenizer_in(keys: Keys, where: str) -> Tokenizer | None:
         DataProblem: (corrupt) it cannot be used.
     """
     kept = keys.get(OURS)
-    return tokenizer_from_json(json.loads(kept), where) if isinstance(kept, str) else None
+    if not isinstance(kept, str):
+        return None
+    try:
+        content = json.loads(kept)
+    except (ValueError, RecursionError) as error:
+        why = f"{OURS}: {str(error)[:200]}"
+        raise DataProblem("its tokeniser cannot be read", where=where, why=why) from None
+    return tokenizer_from_json(content, where)
 
 
 def used(keys: Keys) -> int | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from bridge import orbax
 from bridge.contents import Contents, checked, describe
+from bridge.foreign import refuse_strange
 from bridge.moments import SETTINGS, Moments, count_of
 from bridge.safetensors_reader import parse_json
 from bridge.table import listing
@@ -67,6 +68,8 @@ def _read_step(folder: Path) -> Contents:
     contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
     contents.moments = partial(_moments, folder, run, tensors)
     contents.state = _state(folder)
+    if (run / "checkpoints").is_dir():
+        refuse_strange(run)
     if is_run(run):
         rundir.refuse_changed(folder)
         describe(contents, run)

@@ -95,6 +95,7 @@ class _Archive:
         if len(pickles) != 1:
             _refuse(path, "this is no file of torch.save", "it needs one data.pkl")
         self.pickle, self.root = pickles[0], pickles[0].removesuffix("data.pkl")
+        self.sound: set[str] = set()  # members whose CRC was right: many tensors may share one
 
     def value(self, records: Container[str]) -> Any:
         if self.members[self.pickle].size > MAX_PICKLE:
@@ -166,21 +167,25 @@ class _Archive:
         if entry.method != STORED or entry.size != entry.compressed:
             _refuse(self.path, f"{name} is compressed", "torch stores without compression")
         stop = entry.size if stop is None else stop
-        wanted, position, crc = np.empty(stop - start, np.uint8), 0, 0
+        # A member is read whole the first time.
+        whole = name not in self.sound
+        position, end, crc = (0, entry.size, 0) if whole else (start, stop, 0)
+        wanted = np.empty(stop - start, np.uint8)
         with self.path.open("rb") as file:
-            file.seek(entry.start)
-            while position < entry.size:
-                piece = file.read(min(_PIECE, entry.size - position))
+            file.seek(entry.start + position)
+            while position < end:
+                piece = file.read(min(_PIECE, end - position))
                 if not piece:
                     _refuse(self.path, f"{name} in the file is cut off", f"at {position:,} bytes")
-                crc = zlib.crc32(piece, crc)
-                first, end = max(start, position), min(stop, position + len(piece))
-                if first < end:
-                    part = piece[first - position : end - position]
-                    wanted[first - start : end - start] = np.frombuffer(part, np.uint8)
+                crc = zlib.crc32(piece, crc) if whole else crc
+                first, last = max(start, position), min(stop, position + len(piece))
+                if first < last:
+                    part = piece[first - position : last - position]
+                    wanted[first - start : last - start] = np.frombuffer(part, np.uint8)
                 position += len(piece)
-        if crc != entry.crc:
+        if whole and crc != entry.crc:
             _refuse(self.path, f"{name} in the file is damaged", "its CRC is another")
+        self.sound.add(name)
         return wanted
 
 

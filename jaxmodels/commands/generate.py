@@ -1,6 +1,5 @@
 """`jaxmodels generate`: continues a prompt, or writes of an image; streams text as it is drawn."""
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, gathered, parse, say
+from jaxmodels.cli import emit, gathered, parse, say, written
 from jaxmodels.errors import LARGEST_SEED, MISMATCH, USAGE, Problem, within
 
 
@@ -165,10 +164,10 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
             yield piece
 
     if options.num_samples == 1 and not options.json:
-        print(options.prompt, end="", flush=True)
+        print(written(options.prompt or ""), end="", flush=True)
         new = (before(end, piece[0]) for piece in drawn())
         for text in decode_stream(tokenizer, new, after=ids[0].tolist()):
-            print(text, end="", flush=True)
+            print(written(text), end="", flush=True)
         print()
     else:
         for _ in drawn():
@@ -179,7 +178,7 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
     samples = [{"text": text, "tokens": row.tolist()} for text, row in pairs]
     if options.num_samples > 1 and not options.json:
         for index, sample in enumerate(samples, 1):
-            sys.stdout.write(f"--- {index}\n{options.prompt}{sample['text']}\n")
+            print(f"--- {index}\n{written((options.prompt or '') + sample['text'])}")
     return {"samples": samples, "tokens_per_second": _speed(pieces, times)}
 
 

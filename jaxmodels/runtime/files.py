@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from jaxmodels.errors import EXISTS, Problem
 
 MANIFEST = "manifest.json"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n')
+MAX_JSON = 30_000_000  # bytes; read as JSON they may fill a gigabyte
+MAX_DEPTH, MAX_DIGITS = 50, 40  # of brackets in brackets; of a number
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -109,6 +112,68 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def read_limited(path: Path, limit: int) -> bytes:
+    """The content of a file that somebody else may have made; it never waits, as for a pipe.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: it is no regular file, or longer than `limit` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is too large: at most {limit:,} bytes are read")
+    return content
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """The JSON object in a file that somebody else may have made.
+
+    Raises:
+        OSError: as `read_limited`.
+        ValueError: as `read_limited` and `json_object`.
+    """
+    return json_object(read_limited(path, limit))
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object in a text.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, no object, has a key twice, numbers of more than
+            `MAX_DIGITS` digits, or more than `MAX_DEPTH` brackets in brackets.
+    """
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it is a {type(value).__name__}, not an object")
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [part for parts in inside for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
+
+
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(items)
+    if len(result) != len(items):
+        raise ValueError("a key occurs twice")
+    return result
+
+
 def digest(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -155,10 +220,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
         OSError: there is no such file.
         ValueError: not a bit of it may have changed, and something has.
     """
-    text = path.read_bytes()
-    value = json.loads(text)
-    if not isinstance(value, dict) or not value:
-        raise ValueError("it is no object")
+    text = read_limited(path, MAX_JSON)
+    value = json_object(text)
+    if not value:
+        raise ValueError("it is empty")
     last = list(value.values())[-1]
     # What was written before there were seals ends otherwise.
     if isinstance(last, str) and len(last) == 64:

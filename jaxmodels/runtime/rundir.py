@@ -1,6 +1,5 @@
 """What lies in a run directory's `checkpoints` folder, without starting JAX."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxmodels.runtime.files import (
     differing,
     digest,
     digests,
+    read_json,
     read_sealed,
     write_sealed,
 )
@@ -195,10 +195,9 @@ def _first_sound(folder: Path, wanted: list[int], say: Say) -> Path | None:
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty when it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _only(value: Any, like: Any) -> Any:

@@ -12,7 +12,7 @@ import bridge
 from bridge import hub, hub_client
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import digests
+from jaxmodels.runtime.files import damage, digests
 from tests.bridge.helpers import GOLDEN, SEED, flip
 from tests.bridge.hub_server import TOKEN, Hub
 
@@ -159,7 +159,10 @@ def test_foreign_code_is_left_out(server, model_directory, tmp_path):
     held = server.repositories["someone/model"]["main"]
     held |= {"modeling_charlm.py": b"import os", "setup.py": b"import os", "more.pkl": b"."}
     report = bridge.pull(ADDRESS, tmp_path / "new")
-    assert report.left_out == ["modeling_charlm.py", "more.pkl", "setup.py"]
+    # The config named the modelling file, which is not there any more.
+    keys = ["auto_map in config.json"]
+    assert report.left_out == ["modeling_charlm.py", "more.pkl", "setup.py", *keys]
+    assert damage(tmp_path / "new") == []
     assert left_behind(tmp_path / "new") == sorted(report.files)
     assert bridge.diff(tmp_path / "new", model_directory).same
 
