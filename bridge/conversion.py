@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from bridge.sources import Source, bind, open_source
 from bridge.targets import TARGETS, check_target, write_target
 from bridge.tensors import target_dtype
 from bridge.verification import said_of
-from bridge.vocabulary import check_size, read_tokenizer, used
+from bridge.vocabulary import given_tokenizer, used
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
 
@@ -96,7 +95,7 @@ def convert(
     check_target(to, source)
     moments = _moments(source, to) if optimizer else None
     if vocab is not None:
-        source = _with_tokenizer(source, Path(vocab))
+        source = given_tokenizer(source, Path(vocab))
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
     plan = make_plan(source, to, _dtype(dtype, to), patterns, parse_size(max_shard_size))
     carried = None if moments is None else plan.named(moments)
@@ -123,12 +122,6 @@ def convert(
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
     report["max_rounding_error_at"] = max(plan.errors, key=lambda p: plan.errors[p], default=None)
     return Report(report, verified=verify)
-
-
-def _with_tokenizer(source: Source, file: Path) -> Source:
-    tokenizer = read_tokenizer(file)
-    check_size(tokenizer, source.config, file)
-    return replace(source, tokenizer=tokenizer)
 
 
 def _dtype(name: str, to: str) -> Any:

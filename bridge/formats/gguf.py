@@ -23,7 +23,6 @@ from bridge.gguf_reader import (
     stored_bytes,
 )
 from bridge.tensors import DTYPES, Fingerprint, Tensor, cast, fingerprint, raw
-from bridge.vocabulary import tokenizer_beside
 from data_pipelines.errors import DataProblem
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
@@ -60,7 +59,6 @@ def open_folder(folder: Path) -> Contents:
     """The file in a folder, with the tokeniser whose file lies beside it."""
     contents = open_file(_files(folder)[0])
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
-    contents.tokenizer = tokenizer_beside(folder) or contents.tokenizer
     contents.origin = {**origin_of(folder), **contents.origin}
     return contents
 
