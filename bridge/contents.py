@@ -13,9 +13,12 @@ import numpy as np
 from bridge.moments import Moments
 from bridge.safetensors_reader import Stored, parse_json
 from bridge.tensors import DIGESTS, Tensor, digest_of
-from bridge.vocabulary import NO_TOKENIZER, find_tokenizer, read_generation
-from data_pipelines.gpt2 import GPT2Tokenizer
-from data_pipelines.subword import SubwordTokenizer
+from bridge.vocabulary import (
+    NO_TOKENIZER,
+    as_transformers,
+    find_tokenizer,
+    read_generation,
+)
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
@@ -70,12 +73,10 @@ def take_tokenizer(contents: Contents, folder: Path) -> None:
     rows = contents.fields.get("vocab")
     config = seed_of(contents.origin, "nanogpt").get("config")
     dataset = config.get("dataset") if isinstance(config, dict) else None
-    found = find_tokenizer(folder, rows if type(rows) is int else None, dataset)
-    contents.tokenizer, contents.unread = found
-    if isinstance(contents.tokenizer, GPT2Tokenizer | SubwordTokenizer):
-        if contents.format == "gpt2" and not contents.tokenizer.settings:
-            # Else transformers would read special tokens in a text otherwise than there.
-            contents.tokenizer = replace(contents.tokenizer, settings="{}")
+    found, unread = find_tokenizer(folder, rows if type(rows) is int else None, dataset)
+    if contents.format == "gpt2" and found is not None:
+        found = as_transformers(found)
+    contents.tokenizer, contents.unread = found, unread
 
 
 def complete(contents: Contents, path: Path) -> None:

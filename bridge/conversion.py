@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.configuration import values_of
-from bridge.formats import dinov2_pth, gguf, kind, recognise
+from bridge.formats import dinov2_pth, gguf, kind, nanogpt, recognise
 from bridge.kept_shards import kept_parts
 from bridge.model_directory import differences
 from bridge.moments import Moments, required
@@ -63,8 +63,8 @@ def convert(
             published code.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
-        vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
-            if not beside the source.
+        vocab: the tokeniser's file (characters.json, tokenizer.json, vocab.json beside merges.txt,
+            nanoGPT's meta.pkl or a JSON list of characters) or folder, if not beside the source.
         dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0".
         keep_fp32: path patterns of parameters that are written in float32 all the same, besides
             the vectors of norms, gates and temperatures, which always are; "none" lets them go.
@@ -216,6 +216,8 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
     notes = list(source.notes)
     if to == gguf.FORMAT:
         notes += gguf.notes_on(source.config, source.tokenizer)
+    if to == "nanogpt":
+        notes += nanogpt.notes_on(source.origin, source.tokenizer)
     if plan.zeros:
         notes.append(
             f"{plan.zeros} tensors of zeros added ({plan.bytes - size:,} bytes"

@@ -1,7 +1,8 @@
 """nanoGPT's `meta.pkl`: the characters of a text, beside the tokens that were made of it.
 
 It is a pickle, read as data. Source: karpathy/nanoGPT, `data/shakespeare_char/prepare.py` (what is
-saved) and `sample.py` (which looks for it in `data/DATASET`, as the checkpoint's `config` calls it).
+saved) and `sample.py` (which looks for it in `data/DATASET`, the name that the checkpoint's
+`config` says).
 """
 
 from collections.abc import Iterator

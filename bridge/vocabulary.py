@@ -73,6 +73,19 @@ def find_tokenizer(
     return None, ""
 
 
+def as_transformers(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokeniser with settings, so that special tokens in a text are read as they are there.
+
+    A tokeniser of ours has none, and transformers is told to take such tokens for text.
+    """
+    if isinstance(tokenizer, CharTokenizer) or tokenizer.settings:
+        return tokenizer
+    end = tokenizer.end_of_text
+    name = None if end is None else tokenizer.decode([end])
+    settings = {} if name is None else {"bos_token": name, "eos_token": name}
+    return replace(tokenizer, settings=json.dumps(settings))
+
+
 @contextmanager
 def _as_problem() -> Iterator[None]:
     """Problems of data become the command's."""

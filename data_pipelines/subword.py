@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int32
 
-from data_pipelines.errors import DataProblem
 from data_pipelines.files import write_text
 from data_pipelines.ids import checked_ids, without_surrogates
 from data_pipelines.transformers_files import CONFIG, special_tokens, unknown
@@ -42,7 +41,10 @@ class SubwordTokenizer:
         Raises:
             UnknownTokenizer: `tokenizers` cannot use it, or would number its tokens otherwise.
         """
-        data, what = data | {"truncation": None, "padding": None}, "this tokenizer.json cannot be read"
+        data, what = (
+            data | {"truncation": None, "padding": None},
+            "this tokenizer.json cannot be read",
+        )
         try:
             made = cls(json.dumps(data, ensure_ascii=False), settings)
             if made._renumbered(data):

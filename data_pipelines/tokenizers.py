@@ -32,6 +32,7 @@ CHARS = "chars"
 WORDS = "words"
 """The word for the words of captions."""
 
+
 def open_tokenizer(name: str) -> Tokenizer:
     """The tokeniser that a recipe names: "gpt2", or the PATH of a file or folder.
 

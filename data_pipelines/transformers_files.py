@@ -25,7 +25,15 @@ FOREIGN = (
     "tokenizer.vocab",
 )  # fmt: skip
 
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ROLES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 _MORE = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 # The rest of tokenizer_config.json that is taken over, each with the types that it may have.
@@ -62,10 +70,10 @@ def files_in(folder: Path) -> tuple[str, ...]:
 def refuse_foreign(folder: Path) -> None:
     """Raises UnknownTokenizer where a tokeniser of another kind lies in a folder."""
     there = [name for name in FOREIGN if (folder / name).is_file()]
-    named = _object(folder / CONFIG).get("tokenizer_class") if not there else None
-    if there or isinstance(named, str):
-        why = f"it is {', '.join(there)}" if there else f"{CONFIG} says it is a {named[:80]}"
-        raise unknown(folder, why)
+    if there:
+        raise unknown(folder, f"it is {', '.join(there)}")
+    if named := _object(folder / CONFIG).get("tokenizer_class"):
+        raise unknown(folder, f"{CONFIG} says it is a {str(named)[:80]}")
 
 
 def unknown(
@@ -103,14 +111,14 @@ def read_files(folder: Path, rows: int | None = None) -> tuple[Json, Json]:
         if kind not in (*_GPT2, *_ANY) or "auto_map" in said:
             own = " with code of its own" if "auto_map" in said else ""
             raise unknown(folder / names[0], f"{CONFIG} says it is a {str(kind)[:80]}{own}")
-        data = _byte_level(folder, names, said)
+        data = _merged(folder, names)
     if names != (TOKENIZER,) or said.get("tokenizer_class") in _GPT2:
-        said = {role: _END for role in ("bos_token", "eos_token", "unk_token")} | said
+        said = dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END) | said
         _prefix_space(data, said)
     _add(data, said, _added(folder, said), folder, rows)
     if names != (TOKENIZER,) and said.get("add_bos_token") is True:
         data["post_processor"] = _begins_with(said, data)
-    return data, _settings(said)
+    return data, settings_of(said)
 
 
 def special_tokens(said: Json) -> Iterator[tuple[str, Json]]:
@@ -120,7 +128,8 @@ def special_tokens(said: Json) -> Iterator[tuple[str, Json]]:
             yield role, entry
     for key in _MORE:
         more = said.get(key)
-        for value in more.values() if isinstance(more, dict) else more or ():
+        values = list(more.values()) if isinstance(more, dict) else more
+        for value in values if isinstance(values, list) else ():
             if entry := _entry(value):
                 yield "", entry
 
@@ -133,11 +142,10 @@ def _said(folder: Path) -> Json:
     template = folder / "chat_template.jinja"
     if template.is_file():
         said["chat_template"] = _text(template)
-    said |= {key: [] for key in _MORE if not isinstance(said.get(key, []), list | dict)}
     return said
 
 
-def _settings(said: Json) -> Json:
+def settings_of(said: Json) -> Json:
     """What is taken over: special tokens, and plain values of the keys that are known."""
     tokens = {role: entry for role, entry in special_tokens(said) if role}
     more = [entry for role, entry in special_tokens(said) if not role]
@@ -149,14 +157,19 @@ def _settings(said: Json) -> Json:
     )
 
 
-def _byte_level(folder: Path, names: tuple[str, ...], said: Json) -> Json:
-    """tokenizer.json of GPT-2's kind, from a vocabulary and its merges."""
+def _merged(folder: Path, names: tuple[str, ...]) -> Json:
+    """tokenizer.json of a file of tokens and a file of merges."""
     vocab = _object(folder / names[0])
     lines = (line.rstrip("\r") for line in _text(folder / names[1]).split("\n"))
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if bad := next((pair for pair in merges if len(pair) != 2), None):
         why = f"{' '.join(bad)[:80]!r} is no pair of tokens"
         raise DataProblem("the merges cannot be read", where=str(folder / names[1]), why=why)
+    return byte_level(vocab, merges)
+
+
+def byte_level(vocab: Json, merges: list[list[str]]) -> Json:
+    """tokenizer.json of GPT-2's kind: token → id, and merges in their order."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False}
     model |= {"continuing_subword_prefix": "", "end_of_word_suffix": "", "byte_fallback": False}
@@ -231,7 +244,9 @@ def _add(data: Json, said: Json, added: list[Json], folder: Path, rows: int | No
         name = entry["content"]
         before = tokens.get(name, {}).get("id", known.get(name, entry["id"]))
         if before != entry["id"]:
-            raise unknown(folder, f"its files give {name[:80]!r} the ids {before} and {entry['id']}")
+            raise unknown(
+                folder, f"its files give {name[:80]!r} the ids {before} and {entry['id']}"
+            )
         tokens[name] = entry
     size = max([*known.values(), *(token.get("id", -1) for token in tokens.values())], default=-1)
     if isinstance(vocab, list):
