@@ -5,6 +5,7 @@ saved) and `sample.py` (which looks for it in `data/DATASET`, the name that the 
 `config` says).
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from data_pipelines.characters import CharTokenizer
 from data_pipelines.transformers_files import unknown
 
 FILE = "meta.pkl"
+_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a folder, which leads nowhere else
 DATASET = "characters"
 """What a checkpoint calls its data, where it has no name for them."""
 
@@ -25,7 +27,7 @@ def places(folder: Path, dataset: Any = None) -> Iterator[Path]:
     nanoGPT keeps it with the data, in `data/DATASET`; its `out_dir` stands beside `data`.
     """
     yield folder / FILE
-    if isinstance(dataset, str) and dataset not in ("", ".", "..") and "/" not in dataset:
+    if isinstance(dataset, str) and _NAME.fullmatch(dataset):
         yield folder / "data" / dataset / FILE
         yield folder.absolute().parent / "data" / dataset / FILE
 
