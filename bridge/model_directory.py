@@ -12,7 +12,7 @@ from bridge.formats import dinov2, gpt2
 from bridge.sources import Source
 from bridge.tensors import Fingerprint
 from bridge.torch import twin
-from bridge.vocabulary import ends, generation_config, padding, used, write_tokenizer
+from bridge.vocabulary import drawing, ends, generation_config, padding, used, write_tokenizer
 from jaxmodels.runtime.files import write_manifest
 
 # Targets whose config.json is transformers' own, and what makes it.
@@ -49,10 +49,8 @@ def complete(folder: Path, source: Source, dtype: str, to: str = "safetensors") 
         _write(folder / "config.json", CONFIGS[to](source.config, keys, source.origin))
     if source.tokenizer is not None:
         write_tokenizer(folder, source.tokenizer, source.config.context)
-    said = source.origin.get("generation")
-    if generation := generation_config(
-        source.tokenizer, source.config, said if isinstance(said, dict) else {}
-    ):
+    said = drawing(source.origin.get("generation"))
+    if generation := generation_config(source.tokenizer, source.config, said):
         _write(folder / "generation_config.json", generation)
     for name, values in getattr(side, "BESIDE", {}).items():
         _write(folder / name, values)

@@ -164,8 +164,14 @@ def given_tokenizer(source: Any, file: Path) -> Any:
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """What is taken over of a folder's generation_config.json: numbers, truths and lists of ids."""
-    said = parse_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    """What is taken over of a folder's generation_config.json."""
+    return drawing(parse_json(folder / GENERATION) if (folder / GENERATION).is_file() else {})
+
+
+def drawing(said: Any) -> dict[str, Any]:
+    """Keys of a generation_config.json that are known, where they are numbers, truths or lists."""
+    if not isinstance(said, dict):
+        return {}
     plain = int | float | list
     return {key: said[key] for key in _DRAWING if isinstance(said.get(key), plain)}
 
