@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge.legacy import apart
 from bridge.legacy.pickle_writer import write_pickle
-from data_pipelines.characters import CharTokenizer
+from data_pipelines.tokenizers import CharTokenizer
 from data_pipelines.transformers_files import unknown
 
 FILE = "meta.pkl"

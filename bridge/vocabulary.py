@@ -10,11 +10,14 @@ from typing import Any
 from bridge.nanogpt_meta import FILE as META
 from bridge.nanogpt_meta import places, read_meta
 from bridge.safetensors_reader import parse_json
-from data_pipelines.characters import CHARACTERS
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
-from data_pipelines.subword import SubwordTokenizer
-from data_pipelines.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
+from data_pipelines.tokenizers import (
+    CharTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from data_pipelines.transformers_files import CONFIG, UnknownTokenizer, files_in, refuse_foreign
 from jaxmodels.errors import MISMATCH, Problem
 
@@ -63,7 +66,7 @@ def find_tokenizer(
     """
     with _as_problem():
         try:
-            if (folder / CHARACTERS).is_file() or files_in(folder):
+            if (folder / CharTokenizer.FILE).is_file() or files_in(folder):
                 return load_tokenizer(folder, rows), ""
             if meta := next((p for p in places(folder, dataset) if p.is_file()), None):
                 return read_meta(meta), ""
