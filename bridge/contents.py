@@ -14,7 +14,13 @@ from bridge.foreign import data_only
 from bridge.moments import Moments
 from bridge.safetensors_reader import Stored, parse_json
 from bridge.tensors import DIGESTS, Tensor, digest_of
-from bridge.vocabulary import tokenizer_beside
+from bridge.vocabulary import (
+    NO_TOKENIZER,
+    as_transformers,
+    drawing,
+    find_tokenizer,
+    read_generation,
+)
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
@@ -35,6 +41,8 @@ class Contents:
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields that the files say, among other keys."""
     tokenizer: Tokenizer | None = None
+    unread: str = ""
+    """Why a tokeniser that lies there is not read: then no convention stands in for it."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Step and metrics of a training run; under "seed" what the seed's file says and a Config
     does not, for the way back."""
@@ -58,19 +66,36 @@ def describe(contents: Contents, folder: Path) -> None:
     arch, preset = config.get("arch"), config.get("preset")
     contents.arch = arch if isinstance(arch, str) else None
     contents.preset = preset if isinstance(preset, str) else None
-    contents.tokenizer = tokenizer_beside(folder)
     contents.origin = {**origin_of(folder), **contents.origin}
+    take_tokenizer(contents, folder)
 
 
 def take_tokenizer(contents: Contents, folder: Path) -> None:
-    """Takes the tokeniser beside a format that says nothing of tokenisers.
-
-    Where it has fewer ids than the embedding has rows, the other rows stand for no token.
-    """
-    contents.tokenizer = tokenizer_beside(folder)
+    """Takes the tokeniser that lies in a folder; of a kind that is not read, the reason."""
     rows = contents.fields.get("vocab")
-    if contents.tokenizer and isinstance(rows, int) and contents.tokenizer.vocab_size < rows:
-        contents.fields.setdefault("tokens", contents.tokenizer.vocab_size)
+    config = seed_of(contents.origin, "nanogpt").get("config")
+    dataset = config.get("dataset") if isinstance(config, dict) else None
+    found, unread = find_tokenizer(folder, rows if type(rows) is int else None, dataset)
+    if contents.format == "gpt2" and found is not None:
+        found = as_transformers(found)
+    contents.tokenizer, contents.unread = found, unread
+
+
+def complete(contents: Contents, path: Path) -> None:
+    """Takes what every format may have beside it: a tokeniser, and how transformers draws."""
+    folder = path if path.is_dir() else path.parent
+    if contents.tokenizer is None and not contents.unread:
+        try:
+            take_tokenizer(contents, folder)
+        except Problem as problem:
+            if path.is_dir():
+                raise
+            contents.unread = f"{problem.what} ({problem.where})"
+    if path.is_dir():
+        told = origin_of(path).get(NO_TOKENIZER)
+        contents.unread = contents.unread or (told if isinstance(told, str) else "")
+    if contents.format == "gpt2" and (said := read_generation(folder)):
+        contents.origin = {**contents.origin, "generation": said}
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
@@ -85,6 +110,10 @@ def origin_of(folder: Path) -> dict[str, Any]:
     for key in ("metrics", "seed"):
         if isinstance(known.get(key), dict):
             origin[key] = known[key]
+    if isinstance(known.get(NO_TOKENIZER), str):
+        origin[NO_TOKENIZER] = known[NO_TOKENIZER]
+    if said := drawing(known.get("generation")):
+        origin["generation"] = said
     return origin
 
 
@@ -103,7 +132,7 @@ def with_seed(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[s
 
 
 # Endings of files that say what the tensors mean; a checksum inside can be made to fit a change.
-MEANING = (".json", ".pt", ".pth", ".zip", ".gguf")
+MEANING = (".json", ".pt", ".pth", ".zip", ".gguf", "meta.pkl")
 
 
 def changed(folder: Path) -> list[str]:

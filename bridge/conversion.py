@@ -3,12 +3,11 @@
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bridge.configuration import values_of
-from bridge.formats import dinov2_pth, gguf, kind, recognise
+from bridge.formats import dinov2_pth, gguf, kind, nanogpt, recognise
 from bridge.kept_shards import kept_parts
 from bridge.model_directory import differences
 from bridge.moments import Moments, required
@@ -22,7 +21,7 @@ from bridge.sources import Source, bind, open_source
 from bridge.targets import TARGETS, check_target, write_target
 from bridge.tensors import target_dtype
 from bridge.verification import said_of
-from bridge.vocabulary import check_size, read_tokenizer, used
+from bridge.vocabulary import given_tokenizer, used
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
 
@@ -64,8 +63,8 @@ def convert(
             published code.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
-        vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
-            if not beside the source.
+        vocab: the tokeniser's file (characters.json, tokenizer.json, vocab.json beside merges.txt,
+            nanoGPT's meta.pkl or a JSON list of characters) or folder, if not beside the source.
         dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0".
         keep_fp32: path patterns of parameters that are written in float32 all the same, besides
             the vectors of norms, gates and temperatures, which always are; "none" lets them go.
@@ -96,7 +95,7 @@ def convert(
     check_target(to, source)
     moments = _moments(source, to) if optimizer else None
     if vocab is not None:
-        source = _with_tokenizer(source, Path(vocab))
+        source = given_tokenizer(source, Path(vocab))
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
     plan = make_plan(source, to, _dtype(dtype, to), patterns, parse_size(max_shard_size))
     carried = None if moments is None else plan.named(moments)
@@ -123,12 +122,6 @@ def convert(
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
     report["max_rounding_error_at"] = max(plan.errors, key=lambda p: plan.errors[p], default=None)
     return Report(report, verified=verify)
-
-
-def _with_tokenizer(source: Source, file: Path) -> Source:
-    tokenizer = read_tokenizer(file)
-    check_size(tokenizer, source.config, file)
-    return replace(source, tokenizer=tokenizer)
 
 
 def _dtype(name: str, to: str) -> Any:
@@ -223,6 +216,8 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
     notes = list(source.notes)
     if to == gguf.FORMAT:
         notes += gguf.notes_on(source.config, source.tokenizer)
+    if to == "nanogpt":
+        notes += nanogpt.notes_on(source.origin, source.tokenizer)
     if plan.zeros:
         notes.append(
             f"{plan.zeros} tensors of zeros added ({plan.bytes - size:,} bytes"

@@ -12,7 +12,7 @@ from bridge.formats import dinov2, gpt2
 from bridge.sources import Source
 from bridge.tensors import Fingerprint
 from bridge.torch import twin
-from bridge.vocabulary import generation_config, padding, used, write_tokenizer
+from bridge.vocabulary import drawing, ends, generation_config, padding, used, write_tokenizer
 from jaxmodels.cli import visible
 from jaxmodels.runtime.files import write_manifest
 
@@ -35,7 +35,7 @@ def describe_model(folder: Path, source: Source, dtype: str) -> None:
         **asdict(source.config),
     }
     if dtype:
-        values |= {**twin(source.arch).keys(source.config), "dtype": dtype}
+        values |= {**_keys(source), "dtype": dtype}
     _write(folder / "config.json", values)
     if source.tokenizer is not None:
         source.tokenizer.save(folder)
@@ -46,17 +46,24 @@ def complete(folder: Path, source: Source, dtype: str, to: str = "safetensors") 
     side = twin(source.arch)
     describe_model(folder, source, dtype)
     if to in CONFIGS:
-        keys = {**side.keys(source.config), "dtype": dtype}
+        keys = {**_keys(source), "dtype": dtype}
         _write(folder / "config.json", CONFIGS[to](source.config, keys, source.origin))
     if source.tokenizer is not None:
         write_tokenizer(folder, source.tokenizer, source.config.context)
-    if generation := generation_config(source.tokenizer, source.config):
+    said = drawing(source.origin.get("generation"))
+    if generation := generation_config(source.tokenizer, source.config, said):
         _write(folder / "generation_config.json", generation)
     for name, values in getattr(side, "BESIDE", {}).items():
         _write(folder / name, values)
     for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(card(source, dtype), encoding="utf-8")
+
+
+def _keys(source: Source) -> dict[str, Any]:
+    """transformers' keys; what ends a text is the tokeniser's affair."""
+    keys = twin(source.arch).keys(source.config)
+    return keys | {key: end for key, end in ends(source.tokenizer).items() if key in keys}
 
 
 def promise(

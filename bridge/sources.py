@@ -18,7 +18,14 @@ from bridge.stacks import apart
 from bridge.state import begun, state_shapes
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
-from bridge.vocabulary import check_size, padding, tokenizer_by_convention
+from bridge.vocabulary import (
+    NO_TOKENIZER,
+    check_fits,
+    check_size,
+    padding,
+    tokenizer_by_convention,
+    used,
+)
 from bridge.wrappers import unwrapped
 from bridge.zeros import unfilled
 from data_pipelines.tokenizers import Tokenizer
@@ -136,6 +143,15 @@ def _bind(
     overrides = overrides_of(package, name, config)
     known, assumed = fields_of(package, contents, rows, found)
     assumed = {field: conventions.get(field, value) for field, value in assumed.items()}
+    tokenizer, unread = contents.tokenizer, contents.unread
+    if tokenizer is not None and contents.path.is_file() and contents.format != "gguf":
+        tokenizer, unread = _if_of_this_size(tokenizer, known.get("vocab"))
+    if tokenizer is not None:
+        check_fits(tokenizer, known.get("vocab"), contents.path)
+    if "tokens" in assumed and (tokenizer or unread or contents.format == "gpt2"):
+        # Only a tokeniser can tell rows that stand for no token, or a format's own convention.
+        assumed = {field: value for field, value in assumed.items() if field != "tokens"}
+        known["tokens"] = tokenizer.vocab_size if tokenizer else known["vocab"]
     values = {**assumed, **known, **overrides}
     stated = make_config(package, values, USAGE if overrides else CORRUPT, contents.path)
     settings, found = unfilled(name, rows, stated, found)
@@ -147,9 +163,14 @@ def _bind(
     shapes = trained if begins else trained | state
     pairs = table.pairs(rows, shapes)
     table.check(pairs, shapes, {n: t.shape for n, t in found.items()}, str(contents.path))
-    tokenizer = contents.tokenizer
-    if tokenizer is not None:
+    origin = {key: value for key, value in contents.origin.items() if key != NO_TOKENIZER}
+    if not used(settings):
+        tokenizer = None
+    elif tokenizer is not None:
         check_size(tokenizer, settings, contents.path)
+    elif unread:
+        notes.append(f"the tokeniser that lies there is not taken: {unread}")
+        origin[NO_TOKENIZER] = unread
     elif (tokenizer := tokenizer_by_convention(settings)) is not None:
         notes.append("assumed: the tokeniser is GPT-2's")
     assumed = {field: value for field, value in assumed.items() if field not in overrides}
@@ -168,12 +189,19 @@ def _bind(
         | (begun(name, settings) if begins else {}),
         state=frozenset(state),
         tokenizer=tokenizer,
-        origin=contents.origin,
+        origin=origin,
         notes=notes,
         moments=lambda: _moments(
             contents, rows, [pair for pair in pairs if pair.ours in trained], trained
         ),
     )
+
+
+def _if_of_this_size(tokenizer: Tokenizer, rows: Any) -> tuple[Tokenizer | None, str]:
+    """The tokeniser that lies beside a single file, or why it is another model's."""
+    if isinstance(rows, int) and tokenizer.vocab_size > rows:
+        return None, f"it has {tokenizer.vocab_size} tokens, and the model {rows} rows for them"
+    return tokenizer, ""
 
 
 def parse_settings(words: Iterable[str]) -> dict[str, Any]:

@@ -8,10 +8,13 @@ from bridge.formats import bitgen, bwetaf, dinov2_pth, gguf, model_files, nanogp
 from bridge.kept_shards import write_shards
 from bridge.model_directory import complete, describe_model, promise
 from bridge.moments import Moments
+from bridge.nanogpt_meta import FILE as META
+from bridge.nanogpt_meta import write_meta
 from bridge.plan import PYTORCH, Plan
 from bridge.sources import Source
 from bridge.tensors import FLOATS, Tensor, is_float
 from bridge.torch import twin
+from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.errors import USAGE, Problem
 
 # Target → the only architecture that has it; "" where all do.
@@ -108,9 +111,13 @@ def write_target(
         if source.tokenizer is not None:
             source.tokenizer.save(folder)
     else:
-        write = WRITERS[to]
-        digests = write(folder, plan.tensors, source.config, source.origin, moments, tell)
+        write, origin = WRITERS[to], source.origin
+        if to == "nanogpt":
+            origin = nanogpt.with_dataset(origin, source.tokenizer)
+        digests = write(folder, plan.tensors, source.config, origin, moments, tell)
         if source.tokenizer is not None:
             source.tokenizer.save(folder)
+        if to == "nanogpt" and isinstance(source.tokenizer, CharTokenizer):
+            write_meta(folder / META, source.tokenizer)
     promise(folder, source, digests, files)
     return notes

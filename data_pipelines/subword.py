@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int32
 
-from data_pipelines.errors import DataProblem
 from data_pipelines.files import write_text
 from data_pipelines.ids import checked_ids, without_surrogates
 from data_pipelines.tokenizer_safety import check_bounded
+from data_pipelines.transformers_files import CONFIG, special_tokens, unknown
 
 # How the token between documents is called; the first that the file has as a special token.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+_MOST = 2**24  # ids; the largest vocabularies have some 300,000
 
 
 @dataclass(frozen=True)
@@ -26,29 +27,39 @@ class SubwordTokenizer:
 
     content: str
     """The file, without what cuts or pads texts."""
+    settings: str = field(default="", compare=False)
+    """What lay beside it as tokenizer_config.json, as JSON; empty where nothing did."""
 
     FILE: ClassVar[str] = "tokenizer.json"
     """Name of its file in a folder."""
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], where: str = "") -> "SubwordTokenizer":
-        """Takes the parsed file; `where` names it in errors.
+    def from_json(
+        cls, data: dict[str, Any], where: str = "", settings: str = ""
+    ) -> "SubwordTokenizer":
+        """Takes the parsed file and its settings; `where` names it in errors.
 
         Raises:
-            DataProblem: (corrupt) `tokenizers` cannot use it; (unsafe) it may take forever, or
-                all memory.
+            UnknownTokenizer: `tokenizers` cannot use it, or would number its tokens otherwise.
+            DataProblem: (unsafe) it may take forever, or all memory.
         """
         check_bounded(data, where)
-        made = cls(json.dumps(data | {"truncation": None, "padding": None}, ensure_ascii=False))
+        data, what = (
+            data | {"truncation": None, "padding": None},
+            "this tokenizer.json cannot be read",
+        )
         try:
-            _ = made._tokenizer
+            made = cls(json.dumps(data, ensure_ascii=False), settings)
+            if made._renumbered(data):
+                data = data | {"model": _with_added(data)}
+                made = cls(json.dumps(data, ensure_ascii=False), settings)
+            wrong = made._renumbered(data)
         except Exception as error:  # `tokenizers` raises Exception itself
-            raise DataProblem(
-                "this tokenizer.json cannot be read",
-                where=where,
-                why=str(error),
-                fix="give the file that was saved with the tokeniser",
-            ) from None
+            raise unknown(where, str(error)[:300], what) from None
+        if wrong:
+            raise unknown(where, f"the id of {wrong[0][:80]!r} cannot be kept", what)
+        if made.vocab_size > _MOST:
+            raise unknown(where, f"its largest id is {made.vocab_size - 1:,}", what)
         return made
 
     @property
@@ -58,16 +69,24 @@ class SubwordTokenizer:
 
     @cached_property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of special tokens, which no text gives; without `end_of_text`, which may be drawn."""
-        found = {*self._special.values()}
+        """Ids that no text gives and that are never drawn: special tokens, and ids of no token.
+
+        Not `end_of_text`, which may be drawn, nor what the settings list as further special
+        tokens: these the model was trained to write.
+        """
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        further = {entry["content"] for role, entry in self._named if not role}
+        found = {i for name, i in self._special.items() if name not in further}
         if self.unk_id is not None:
             found.add(self.unk_id)
+        found |= set(range(self.vocab_size)).difference(ids.values())
         return tuple(sorted(found - {self.end_of_text}))
 
     @cached_property
     def end_of_text(self) -> int | None:
-        """Id between documents; None when no special token has a name that says so."""
-        return next((self._special[name] for name in _ENDS if name in self._special), None)
+        """Id between documents: the settings' `eos_token`, or a special token with a usual name."""
+        stated = [entry["content"] for role, entry in self._named if role == "eos_token"]
+        return next((self._special[n] for n in (*stated, *_ENDS) if n in self._special), None)
 
     @cached_property
     def digest(self) -> str:
@@ -105,12 +124,17 @@ class SubwordTokenizer:
         return json.loads(self.content)
 
     def save(self, path: Path | str) -> None:
-        """Writes tokenizer.json, as `path` or into the folder `path`; whole or not at all."""
+        """Writes tokenizer.json, as `path` or, with its settings, into the folder `path`.
+
+        Each file is written whole or not at all.
+        """
         path = Path(path)
+        if path.is_dir() and self.settings:
+            write_text(path / CONFIG, self.settings + "\n")
         write_text(path / self.FILE if path.is_dir() else path, self.content + "\n")
 
-    def __reduce__(self) -> tuple[type, tuple[str]]:
-        return SubwordTokenizer, (self.content,)  # another process reads the file itself
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return SubwordTokenizer, (self.content, self.settings)  # another process reads it itself
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -130,9 +154,34 @@ class SubwordTokenizer:
         return {token["content"]: token["id"] for token in tokens if token.get("special")}
 
     @cached_property
+    def _named(self) -> list[tuple[str, dict[str, Any]]]:
+        return list(special_tokens(json.loads(self.settings or "{}")))
+
+    def _renumbered(self, data: dict[str, Any]) -> list[str]:
+        """Added tokens to which `tokenizers` gives other ids than the file."""
+        given = self._tokenizer.token_to_id
+        added = data.get("added_tokens") or []
+        return [t["content"] for t in added if given(t["content"]) != t["id"]]
+
+    @cached_property
     def unk_id(self) -> int | None:
         """Id of what the vocabulary cannot write; None where there is none."""
         model = self.to_json()["model"]
         if model.get("unk_token") is not None:
             return self._tokenizer.token_to_id(model["unk_token"])
         return model.get("unk_id")
+
+
+def _with_added(data: dict[str, Any]) -> dict[str, Any]:
+    """The file's model, its vocabulary with the added tokens.
+
+    `tokenizers` numbers added tokens one after the other, whatever ids the file says; those of the
+    vocabulary keep theirs. No text gives them there, where they are longer than a letter.
+    """
+    model, taken = data["model"], set(data["model"]["vocab"].values())
+    new = [token for token in data["added_tokens"] if token["content"] not in model["vocab"]]
+    for token in new:
+        if token["id"] in taken or len(token["content"]) < 2 or model.get("ignore_merges"):
+            raise ValueError(f"the id {token['id']} of {token['content'][:80]!r} cannot be kept")
+        taken.add(token["id"])
+    return model | {"vocab": model["vocab"] | {token["content"]: token["id"] for token in new}}

@@ -23,6 +23,7 @@ from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.files import read_limited
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.subword import SubwordTokenizer
+from data_pipelines.transformers_files import MAX_FILE, SLOW, files_in, read_files, refuse_foreign
 
 Tokenizer = CharTokenizer | GPT2Tokenizer | SubwordTokenizer
 
@@ -31,10 +32,6 @@ CHARS = "chars"
 
 WORDS = "words"
 """The word for the words of captions."""
-
-MAX_FILE = 48_000_000  # bytes; the largest published have 34 million
-
-_FILES = (CHARACTERS, GPT2Tokenizer.FILE)  # what is looked for in a folder, in this order
 
 
 def open_tokenizer(name: str) -> Tokenizer:
@@ -65,34 +62,50 @@ def open_tokenizer(name: str) -> Tokenizer:
     return load_tokenizer(name)
 
 
-def load_tokenizer(path: Path | str) -> Tokenizer:
+def load_tokenizer(path: Path | str, rows: int | None = None) -> Tokenizer:
     """Reads a tokeniser's file, or the one in a folder; recognised by content.
 
     Args:
-        path: a character vocabulary (seed 002's JSON, or a JSON list of characters), or Hugging
-            Face's tokenizer.json; GPT-2's own is read by tiktoken.
+        path: a character vocabulary (seed 002's JSON, or a JSON list of characters), or what
+            transformers saves: tokenizer.json, or vocab.json and merges.txt, with what the files
+            beside them say. GPT-2's own is read by tiktoken.
+        rows: of the model's embedding, where they are known; see `transformers_files.read_files`.
 
     Raises:
+        UnknownTokenizer: a tokeniser of another kind lies there.
         DataProblem: (corrupt) there is no such file, or it is neither.
     """
     path = Path(path).expanduser()
-    file = path
-    if path.is_dir():
-        file = next((path / name for name in _FILES if (path / name).is_file()), path)
+    folder = path if path.is_dir() else path.parent
+    names = (CHARACTERS, GPT2Tokenizer.FILE)
+    file = next((path / name for name in names if (path / name).is_file()), path)
+    slow = path.is_dir() or path.name in sum(SLOW, ())
+    if slow and file == path and files_in(folder):
+        return _of_transformers(folder, rows)
+    if file.is_dir():
+        refuse_foreign(file)
     try:
         data = json.loads(read_limited(file, MAX_FILE).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _no_tokenizer(file, f"{type(error).__name__}: {error}") from None
+        raise _no_tokenizer(file, f"{type(error).__name__}: {str(error)[:200]}") from None
+    if file.name == GPT2Tokenizer.FILE and isinstance(data, dict) and "model" in data:
+        return _of_transformers(folder, rows)
     return tokenizer_from_json(data, str(file))
 
 
-def tokenizer_from_json(data: Any, where: str = "") -> Tokenizer:
-    """As `load_tokenizer`, from the parsed file; `where` names it in errors."""
+def _of_transformers(folder: Path, rows: int | None) -> Tokenizer:
+    data, settings = read_files(folder, rows)
+    file = str(folder / files_in(folder)[0])
+    return tokenizer_from_json(data, file, json.dumps(settings) if settings else "")
+
+
+def tokenizer_from_json(data: Any, where: str = "", settings: str = "") -> Tokenizer:
+    """As `load_tokenizer`, from the parsed file and its settings; `where` names it in errors."""
     if isinstance(data, dict) and isinstance(data.get("model"), dict):
         from data_pipelines.gpt2.huggingface import is_gpt2
 
-        made = SubwordTokenizer.from_json(data, where)  # refuses what has another form
-        return GPT2Tokenizer() if is_gpt2(data) else made
+        made = SubwordTokenizer.from_json(data, where, settings)  # refuses what has another form
+        return GPT2Tokenizer(settings) if is_gpt2(data) else made
     if isinstance(data, list) or (isinstance(data, dict) and "chars" in data):
         return CharTokenizer.from_json(data, where)
     why = "it has neither the key model nor the key chars, and is no list of characters"

@@ -15,7 +15,9 @@ ROOMS = ("jaxmodels", "bridge", "data_pipelines", "benchmarks")
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
 # What a token id means is said in one place, for all rooms.
-TOKENIZERS = tuple(f"data_pipelines.{name}" for name in ("tokenizers", "gpt2", "errors"))
+TOKENIZERS = tuple(
+    f"data_pipelines.{name}" for name in ("tokenizers", "transformers_files", "gpt2", "errors")
+)
 
 # What each room may import of our own; the first prefix that fits a file decides.
 MAY_IMPORT = {

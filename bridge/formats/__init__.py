@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bridge import orbax
-from bridge.contents import Contents, changed
+from bridge.contents import Contents, changed, complete
 from bridge.foreign import code_beside, refuse_strange
 from bridge.formats import bwetaf, dinov2, gguf, gpt2, model_files, runs, torch_files, wigip
 from bridge.legacy import apart
@@ -67,6 +67,8 @@ def recognise(path: Path) -> Contents:
         contents = found.open(path)
         contents.notes += code_beside(path) if path.is_dir() else []
         contents.damaged = changed(path) if path.is_dir() else []
+        if not contents.damaged:
+            complete(contents, path)
         return contents
     if path.is_file():
         start = _start(path)

@@ -19,7 +19,6 @@ from bridge.legacy.msgpack_writer import write_msgpack
 from bridge.moments import Moments, count_of
 from bridge.safetensors_reader import parse_json
 from bridge.tensors import Fingerprint, Tensor
-from bridge.vocabulary import tokenizer_beside
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 
 WEIGHTS_FILE, CONFIG, OPTIMIZER = (
@@ -80,7 +79,6 @@ def open_folder(folder: Path) -> Contents:
         checked(folder, tensors),
         arch="bwetaf",
         fields=_fields(said, folder / CONFIG),
-        tokenizer=tokenizer_beside(folder),
         origin=with_seed(origin_of(folder), "bwetaf", said),
         table="SEED",
         moments=partial(_moments, folder / OPTIMIZER),

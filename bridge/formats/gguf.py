@@ -23,9 +23,9 @@ from bridge.gguf_reader import (
     stored_bytes,
 )
 from bridge.tensors import DTYPES, Fingerprint, Tensor, cast, fingerprint, raw
-from bridge.vocabulary import tokenizer_beside
 from data_pipelines.errors import DataProblem
 from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.transformers_files import UnknownTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
 from jaxmodels.runtime.files import json_object
 
@@ -58,10 +58,9 @@ def is_folder(folder: Path) -> bool:
 
 
 def open_folder(folder: Path) -> Contents:
-    """The file in a folder, with the tokeniser whose file lies beside it."""
+    """The file in a folder."""
     contents = open_file(_files(folder)[0])
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
-    contents.tokenizer = tokenizer_beside(folder) or contents.tokenizer
     contents.origin = {**origin_of(folder), **contents.origin}
     return contents
 
@@ -89,10 +88,13 @@ def open_file(path: Path) -> Contents:
             exit_code=MISMATCH,
         )
     tensors, notes = _without_head(path, tensors)
+    tokenizer, unread = None, ""
     try:
-        tokenizer = gguf_vocabulary.tokenizer_in(said, str(path))
         fields = _fields(said)
-    except (DataProblem, ValueError, TypeError, RecursionError) as error:
+        tokenizer = gguf_vocabulary.tokenizer_in(said, str(path))
+    except UnknownTokenizer as problem:
+        unread = problem.why
+    except (DataProblem, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(
             "what the GGUF file says of the model cannot be read",
             where=str(path),
@@ -107,6 +109,7 @@ def open_file(path: Path) -> Contents:
         arch="wikigpt",
         fields=fields,
         tokenizer=tokenizer,
+        unread=unread,
         notes=notes,
         table="GGUF",
     )

@@ -12,11 +12,17 @@ from typing import Any
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer, tokenizer_from_json
+from data_pipelines.transformers_files import byte_level, settings_of, unknown
 
-OURS = "jaxmodels.tokenizer"
+OURS, SETTINGS = "jaxmodels.tokenizer", "jaxmodels.tokenizer_config"
 _PREFIX = "tokenizer.ggml."
 # llama.cpp's kinds of tokens.
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED = 1, 2, 3, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
+# Names of the ways in which it cuts a text as GPT-2 does.
+_GPT2_CUTS = ("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais")
+# Roles of tokens: its name → transformers'.
+_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
+_PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 _SPACE = "\u2581"  # in the place of a blank in llama.cpp's "llama"
 
 Keys = dict[str, Any]
@@ -35,24 +41,33 @@ def keys_of(tokenizer: Tokenizer | None, rows: int) -> Keys:
     if tokenizer is None or not _is_bytes(content):
         return _with_prefix({"model": "none"}) | (_kept(tokenizer) if tokenizer else {})
     keys = _with_prefix(_subwords(content, tokenizer, rows))
-    return keys if isinstance(tokenizer, GPT2Tokenizer) else keys | _kept(tokenizer)
+    return keys | _kept(tokenizer)
 
 
 def tokenizer_in(keys: Keys, where: str) -> Tokenizer | None:
-    """The tokeniser that `keys_of` kept; None where there is none of ours (GPT-2's is known).
+    """The tokeniser that `keys_of` kept, or the one that llama.cpp would make of the keys.
+
+    None where they hold no vocabulary.
 
     Raises:
+        UnknownTokenizer: it is of a kind that is not read.
         DataProblem: (corrupt) it cannot be used.
     """
-    kept = keys.get(OURS)
-    if not isinstance(kept, str):
+    kept, settings = keys.get(OURS), keys.get(SETTINGS, "")
+    if isinstance(kept, str):
+        try:
+            content = json.loads(kept)
+        except (ValueError, RecursionError) as error:
+            why = f"{OURS}: {str(error)[:200]}"
+            raise DataProblem("its tokeniser cannot be read", where=where, why=why) from None
+        return tokenizer_from_json(content, where, _object(settings))
+    said = {key.removeprefix(_PREFIX): v for key, v in keys.items() if key.startswith(_PREFIX)}
+    if said.get("model", "none") == "none":
         return None
-    try:
-        content = json.loads(kept)
-    except (ValueError, RecursionError) as error:
-        why = f"{OURS}: {str(error)[:200]}"
-        raise DataProblem("its tokeniser cannot be read", where=where, why=why) from None
-    return tokenizer_from_json(content, where)
+    if said["model"] != "gpt2" or said.get("pre", "gpt-2") not in _GPT2_CUTS:
+        kind = f"{str(said['model'])[:40]}, {str(said.get('pre'))[:40]}"
+        raise unknown(where, f"llama.cpp calls it {kind}")
+    return tokenizer_from_json(_content(said, where), where, _object(settings) or _ends(said))
 
 
 def used(keys: Keys) -> int | None:
@@ -64,7 +79,54 @@ def used(keys: Keys) -> int | None:
 
 
 def _kept(tokenizer: Tokenizer) -> Keys:
-    return {OURS: json.dumps(tokenizer.to_json(), ensure_ascii=False)}
+    """What is kept for the way back; GPT-2's own vocabulary is known from its lists."""
+    known = isinstance(tokenizer, GPT2Tokenizer)
+    whole = {} if known else {OURS: json.dumps(tokenizer.to_json(), ensure_ascii=False)}
+    settings = getattr(tokenizer, "settings", "")
+    return whole | ({SETTINGS: settings} if settings else {})
+
+
+def _object(text: str) -> str:
+    """The settings that a file kept, as we write them; TypeError, ValueError for others."""
+    return json.dumps(settings_of(json.loads(text))) if text else ""
+
+
+def _content(said: Keys, where: str) -> dict[str, Any]:
+    """tokenizer.json of subwords by bytes, from llama.cpp's lists."""
+    tokens: Any = said.get("tokens")
+    merges: Any = said.get("merges")
+    kinds = said.get("token_type", [_NORMAL] * len(tokens or ()))
+    lists = (tokens, merges, kinds)
+    if not all(isinstance(each, list) for each in lists) or len(kinds) != len(tokens):
+        raise ValueError("the lists of tokens, their types and merges do not go together")
+    rows = zip(range(len(tokens)), tokens, kinds, strict=True)
+    used = [row for row in rows if row[2] != _UNUSED]
+    if len({token for _, token, _ in used}) < len(used):
+        raise unknown(where, "a token occurs twice in its list")
+    added = [
+        {"id": i, "content": token, "special": kind != _USER, **_PLAIN}
+        for i, token, kind in used
+        if kind in (_UNKNOWN, _CONTROL, _USER) and token
+    ]
+    content = byte_level({token: i for i, token, _ in used}, [merge.split(" ") for merge in merges])
+    if not added:  # the list need not say which token ends a text
+        ends = {said.get(f"{role}_token_id") for role in _ROLES}
+        added = [
+            {"id": i, "content": t, "special": True, **_PLAIN} for i, t, _ in used if i in ends
+        ]
+    return content | {"added_tokens": added}
+
+
+def _ends(said: Keys) -> str:
+    """Settings of the tokens that have a role."""
+    tokens = said["tokens"]
+    ids = {role: said.get(f"{role}_token_id") for role in _ROLES}
+    names = {
+        f"{name}_token": tokens[i]
+        for (_, i), name in zip(ids.items(), _ROLES.values(), strict=True)
+        if type(i) is int and i < len(tokens)
+    }
+    return json.dumps(names) if names else ""
 
 
 def _with_prefix(keys: Keys) -> Keys:
@@ -86,10 +148,12 @@ def _is_bytes(content: dict[str, Any]) -> bool:
 
 def _subwords(content: dict[str, Any], tokenizer: Tokenizer, rows: int) -> Keys:
     ids = {i: token for token, i in content["model"]["vocab"].items()}
-    special = {entry["id"]: entry["content"] for entry in content.get("added_tokens", [])}
-    named = {**ids, **special}
+    added = {entry["id"]: entry for entry in content.get("added_tokens", [])}
+    named = ids | {i: entry["content"] for i, entry in added.items()}
     tokens = [named.get(i, f"[PAD{i}]") for i in range(rows)]
-    kinds = [_CONTROL if i in special else _NORMAL if i in ids else _UNUSED for i in range(rows)]
+    kinds = [_NORMAL if i in ids else _UNUSED for i in range(rows)]
+    for i, entry in added.items():
+        kinds[i] = _CONTROL if entry["special"] else _USER
     merges = content["model"]["merges"]
     keys: Keys = {
         "model": "gpt2",

@@ -15,7 +15,11 @@ import numpy as np
 from bridge.contents import seed_of, with_seed
 from bridge.legacy.torch_writer import write_torch
 from bridge.moments import Moments, count_of
+from bridge.nanogpt_meta import DATASET
+from bridge.nanogpt_meta import FILE as META
 from bridge.tensors import Fingerprint, Tensor, fingerprint
+from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jaxmodels.errors import MISMATCH, Problem
 
 FILE = "ckpt.pt"
@@ -80,6 +84,31 @@ def check_config(config: Any, where: Path) -> None:
             fix="use --to gpt2, whose config says both",
             exit_code=MISMATCH,
         )
+
+
+def with_dataset(origin: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The origin with a name for the data of a model of characters.
+
+    nanoGPT's `sample.py` takes GPT-2's tokens unless the checkpoint's `config` names a dataset
+    that has a `meta.pkl`.
+    """
+    said = seed_of(origin, "nanogpt")
+    config = _plain(said.get("config"))
+    if not isinstance(tokenizer, CharTokenizer) or config.get("dataset"):
+        return origin
+    return with_seed(origin, "nanogpt", {**said, "config": {**config, "dataset": DATASET}})
+
+
+def notes_on(origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
+    """What nanoGPT's `sample.py` needs besides, or cannot do."""
+    if isinstance(tokenizer, CharTokenizer):
+        dataset = seed_of(with_dataset(origin, tokenizer), "nanogpt")["config"]["dataset"]
+        return [f"nanoGPT's sample.py looks for {META} in its folder data/{dataset}: copy it there"]
+    if tokenizer is None or isinstance(tokenizer, GPT2Tokenizer):
+        return []
+    return [
+        "nanoGPT's sample.py knows characters and GPT-2's tokens only: text needs tokenizer.json"
+    ]
 
 
 def write_nanogpt(

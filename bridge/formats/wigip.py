@@ -24,7 +24,6 @@ from bridge.legacy.pickle_writer import write_array, write_pickle
 from bridge.moments import Moments, count_of
 from bridge.safetensors_reader import parse_json
 from bridge.tensors import Fingerprint, Tensor, fingerprint
-from bridge.vocabulary import tokenizer_beside
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from jaxmodels.runtime.files import MANIFEST
 
@@ -65,7 +64,7 @@ def open_folder(folder: Path) -> Contents:
     if isinstance(listed, dict) and newest.name in listed:
         contents.tensors = checked(folder, contents.tensors)
         contents.origin = {**origin_of(folder), **contents.origin}
-    contents.path, contents.tokenizer = folder, tokenizer_beside(folder)
+    contents.path = folder
     if older:
         contents.notes.insert(0, f"{newest.name} was taken, the newest of {len(older) + 1}")
     return contents

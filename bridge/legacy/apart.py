@@ -53,7 +53,8 @@ def read(kind: str, path: Path, options: Any = None) -> Any:
     """What a file holds: plain values, and a `Tensor`, unread, for each tensor or array.
 
     Args:
-        kind: "torch", "pickles" or "msgpack"; of a zip "names" and "check"; see `child.reader`.
+        kind: "torch", "pickles", "values" or "msgpack"; of a zip "names" and "check"; see
+            `child.reader`.
         path: the file.
         options: what the reader of that kind takes besides.
 

@@ -62,6 +62,10 @@ def reader(kind: str) -> Callable[[Path, Any], tuple[Any, list[Any]]]:
         from bridge.legacy.array_pickle import read_members
 
         return lambda path, names: encode(read_members(path, names))
+    if kind == "values":  # a pickle of plain values
+        from bridge.legacy.unpickle import read_values
+
+        return lambda path, _: encode(read_values(path))
     from bridge.legacy.msgpack_reader import read_msgpack
 
     return lambda path, _: encode(read_msgpack(path))

@@ -8,6 +8,7 @@ the numbers of large arrays may stay where they are.
 
 import reprlib
 from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bridge.legacy.instructions import BYTES, BrokenPickle, Held, Stream, instructions
@@ -16,6 +17,7 @@ from jaxmodels.errors import UNSAFE, Problem
 # A model of 1,000 tensors, with its optimiser, takes some 100,000. So many empty dicts, the worst,
 # are 130 MB and a second.
 MAX_STEPS = 2_000_000
+MAX_VALUES = 2**24  # bytes of a pickle of plain values; 65 characters take 700
 
 _MARK = object()
 
@@ -69,6 +71,25 @@ def read_pickle(
     """
     stream = Held(data) if isinstance(data, bytes) else data
     return _Machine(where, calls, constants, persistent, records).run(stream)
+
+
+def read_values(path: Path) -> Any:
+    """The plain values in a file that is one pickle.
+
+    Raises:
+        Problem: (unsafe) it names something of Python's; (corrupt) it is no such file.
+    """
+    if (size := path.stat().st_size) > MAX_VALUES:
+        raise _no_values(path, f"{size:,} bytes; at most {MAX_VALUES:,} are read")
+    try:
+        return read_pickle(path.read_bytes(), str(path), {}, ())
+    except BrokenPickle as error:
+        raise _no_values(path, str(error)) from error
+
+
+def _no_values(path: Path, why: str) -> Problem:
+    fix = "fetch or save the file again"
+    return Problem("the pickle cannot be read", where=str(path), why=why, fix=fix)
 
 
 def brief(value: Any) -> str:

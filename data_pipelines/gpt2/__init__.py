@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from jaxtyping import Int32
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import write_text
 from data_pipelines.ids import checked_ids, without_surrogates
+from data_pipelines.transformers_files import CONFIG
 
 RANKS = Path(__file__).with_name("gpt2.tiktoken")
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
@@ -37,6 +38,9 @@ _BORDER = re.compile(r"(?<=\S)[ \n]")
 @dataclass(frozen=True)
 class GPT2Tokenizer:
     """50,257 ids: 256 bytes, 50,000 merges, and end of text."""
+
+    settings: str = field(default="", compare=False)
+    """What lay beside it as tokenizer_config.json, as JSON; empty where nothing did."""
 
     FILE: ClassVar[str] = "tokenizer.json"
     """Name of its file in a folder: Hugging Face's format."""
@@ -88,8 +92,13 @@ class GPT2Tokenizer:
         return tokenizer_json()
 
     def save(self, path: Path | str) -> None:
-        """Writes tokenizer.json, as `path` or into the folder `path`; whole or not at all."""
+        """Writes tokenizer.json, as `path` or, with its settings, into the folder `path`.
+
+        Each file is written whole or not at all.
+        """
         path = Path(path)
+        if path.is_dir() and self.settings:
+            write_text(path / CONFIG, self.settings + "\n")
         text = json.dumps(self.to_json(), ensure_ascii=False) + "\n"
         write_text(path / self.FILE if path.is_dir() else path, text)
 

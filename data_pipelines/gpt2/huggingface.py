@@ -62,7 +62,7 @@ def tokenizer_json() -> dict[str, Any]:
 def is_gpt2(data: dict[str, Any]) -> bool:
     """Whether a tokenizer.json maps as GPT-2 does, however its harmless fields are written."""
     model, before = data["model"], data.get("pre_tokenizer") or {}
-    added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    added = [(t["content"], t["id"], t["special"]) for t in data.get("added_tokens") or []]
     return (
         model.get("type", "BPE") == "BPE"
         and not any(
@@ -73,7 +73,7 @@ def is_gpt2(data: dict[str, Any]) -> bool:
         and not before.get("add_prefix_space")
         and before.get("use_regex", True)
         and (data.get("decoder") or {}).get("type") == "ByteLevel"
-        and added == {END_OF_TEXT: GPT2Tokenizer.end_of_text}
+        and added == [(END_OF_TEXT, GPT2Tokenizer.end_of_text, True)]
         and content_digest(model["vocab"], model["merges"]) == _CONTENT
     )
 

@@ -61,10 +61,13 @@ def _opened(path: Path, arch: str | None) -> Any:
 def refuse_own_characters(recipe: Recipe, source: Any) -> None:
     """For a checkpoint without a tokeniser: the characters of some text are not the ids it learned.
 
+    Nor are GPT-2's tokens, where a tokeniser lies beside it that is not read.
+
     Raises:
-        Problem: (mismatch) the recipe would count those of its text.
+        Problem: (mismatch) the recipe would take these.
     """
-    if recipe.tokenizer == "chars" and not recipe.data.startswith("bin:"):
+    others = ("chars", "gpt2") if source.origin.get("no_tokenizer") else ("chars",)
+    if recipe.tokenizer in others and not recipe.data.startswith("bin:"):
         raise Problem(
             "the checkpoint to begin from has no vocabulary, and the text's would be another",
             where=str(source.path),

@@ -21,14 +21,12 @@ def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tup
     """
     from bridge.loading import model_of
     from bridge.sources import open_source, parse_settings
-    from bridge.vocabulary import check_size, read_tokenizer
+    from bridge.vocabulary import given_tokenizer
 
     source = open_source(path, config=parse_settings(settings))
     jaxmodels.learner(source.arch)
     for note in source.notes:
         say(note)
-    tokenizer = source.tokenizer
     if vocab is not None:
-        tokenizer = read_tokenizer(vocab)
-        check_size(tokenizer, source.config, vocab)
-    return model_of(source), tokenizer
+        source = given_tokenizer(source, vocab)
+    return model_of(source), source.tokenizer

@@ -208,9 +208,11 @@ def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
         if settings["init"]:
             settings["recipe"]["tokenizer"] = stored["recipe"]["tokenizer"]
     write_json(run / "config.json", settings)
-    for name in VOCABULARIES:  # of an earlier start with other data
-        if data.tokenizer is None or name != data.tokenizer.FILE:
-            (run / name).unlink(missing_ok=True)
+    own = {data.tokenizer.FILE} if data.tokenizer else set()
+    if getattr(data.tokenizer, "settings", ""):
+        own.add("tokenizer_config.json")
+    for name in {*VOCABULARIES, "tokenizer_config.json"} - own:  # of a start with other data
+        (run / name).unlink(missing_ok=True)
     if data.tokenizer:
         data.tokenizer.save(run)
 

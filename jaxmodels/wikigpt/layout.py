@@ -74,7 +74,8 @@ GGUF = (
 # A further name on their side, and our path whose values it repeats: the head.
 TIED = (("lm_head.weight", "embed/embedding"),)
 
-GPT2_TOKENS = 50_257
+# nanoGPT rounds up the rows of GPT-2's embedding.
+GPT2_TOKENS, GPT2_ROWS = 50_257, 50_304
 
 
 def sizes(
@@ -88,8 +89,8 @@ def sizes(
 
     Returns:
         what follows from the shapes, and what is the architecture's convention: heads of width
-        64, GPT-2's tanh GELU (nanoGPT's files say so themselves), GPT-2's 50,257 tokens in a
-        vocabulary that is these rounded up (nanoGPT: to 50,304), no dropout.
+        64, GPT-2's tanh GELU (nanoGPT's files say so themselves), GPT-2's 50,257 tokens in
+        nanoGPT's 50,304 rows, no dropout.
     """
     vocab, dim = shapes["embed/embedding"]
     known: dict[str, object] = {
@@ -101,7 +102,7 @@ def sizes(
         "bias": any(path.endswith("/bias") for path in shapes),
     }
     assumed: dict[str, object] = {
-        "tokens": GPT2_TOKENS if 0 <= vocab - GPT2_TOKENS < 128 else vocab,
+        "tokens": GPT2_TOKENS if vocab == GPT2_ROWS else vocab,
         "heads": max(dim // 64, 1),
         "dropout": 0.0,
         "gelu": "tanh",

@@ -142,7 +142,7 @@ def test_the_vocabulary_lies_beside_it(tmp_path, size):
     options = {"vocab": file, "config": {"tokens": size}, "to": "nanogpt"}
     report = bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "out", **options)
     assert report.vocab_present
-    assert report.files == ["characters.json", "ckpt.pt", "manifest.json"]
+    assert report.files == ["characters.json", "ckpt.pt", "manifest.json", "meta.pkl"]
     source = bridge.open_source(tmp_path / "out")
     assert (source.tokenizer.vocab_size, source.config.tokens) == (size, size)
     plan = bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "x", dry_run=True, **options)
