@@ -1,4 +1,4 @@
-"""Run directories of `jaxmodels train`, their checkpoints, and other Orbax checkpoints."""
+"""Run directories of `jaxmodels train`, and their checkpoints."""
 
 import re
 from dataclasses import replace
@@ -8,21 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from bridge import orbax
-from bridge.contents import Contents, checked, describe
+from bridge.contents import Contents, describe
 from bridge.moments import SETTINGS, Moments, count_of
 from bridge.safetensors_reader import parse_json
 from bridge.table import listing
 from bridge.tensors import Tensor
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime import rundir
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.files import MANIFEST, damage
 
 _LEAF = re.compile(r"opt\.\d{5}\.(?P<place>[\d.]*)(?P<field>count|mu|nu)(?:\.(?P<path>.+))?")
 
 
 def is_step(folder: Path) -> bool:
     """Whether a folder is one checkpoint of a run."""
-    return folder.name.isdecimal() and (folder / "params").is_dir()
+    known = (folder / MANIFEST).is_file() or is_run(folder.absolute().parent.parent)
+    return known and folder.name.isdecimal() and (folder / "params").is_dir()
 
 
 def is_run(folder: Path) -> bool:
@@ -70,14 +71,6 @@ def _read_step(folder: Path) -> Contents:
     if is_run(run):
         rundir.refuse_changed(folder)
         describe(contents, run)
-    return contents
-
-
-def open_tree(folder: Path) -> Contents:
-    """Any other Orbax checkpoint."""
-    tensors, notes = orbax.read_tree(folder)
-    contents = Contents(folder, "orbax", checked(folder, tensors), notes=notes)
-    describe(contents, folder)
     return contents
 
 
