@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge.configuration import values_of
-from bridge.formats import dinov2_pth, gguf, kind, recognise
+from bridge.formats import dinov2_pth, gguf, kind, recognise, wigip
 from bridge.kept_shards import kept_parts
+from bridge.migration import part_of
 from bridge.model_directory import differences
 from bridge.moments import Moments, required
 from bridge.outputs import check_wishes
@@ -61,7 +62,7 @@ def convert(
             "gpt2" or "dinov2", such a folder of transformers; "nanogpt", nanoGPT's `out_dir` with
             its `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`;
             "bitgen", `checkpoint-N.pt` of BitGen Stage 1; "dinov2-pth", the state dict of DINOv2's
-            published code.
+            published code. A bitgen, or bitgen_stage1, goes to these two by its tower.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json or a JSON list of characters),
@@ -93,8 +94,12 @@ def convert(
     _choice("--verify", verify, CHECKS)
     target, source_path = Path(dst), Path(src)
     source = open_source(source_path, arch, config)
+    if TARGETS[to]:
+        source = part_of(source, TARGETS[to])
     check_target(to, source)
     moments = _moments(source, to) if optimizer else None
+    if optimizer and moments is None:
+        source.notes.append("the optimiser is SGD, whose state is the count of updates: carried")
     if vocab is not None:
         source = _with_tokenizer(source, Path(vocab))
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
@@ -155,7 +160,10 @@ def _check_wishes(source: Source, verify: str, text: str | None, gradients: bool
         )
 
 
-def _moments(source: Source, to: str) -> Moments:
+def _moments(source: Source, to: str) -> Moments | None:
+    """What `--optimizer` carries along; None where the state is a count, which always goes."""
+    if to == wigip.FORMAT:
+        return wigip.carried(source.moments(), source.origin, source.path)
     if to in ("orbax", gguf.FORMAT, dinov2_pth.FORMAT):
         raise Problem(
             f"--optimizer cannot be carried to {to}",

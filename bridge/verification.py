@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import jaxmodels
 from bridge.configuration import values_of
+from bridge.contents import Contents
 from bridge.formats import recognise
 from bridge.formats.runs import is_run
+from bridge.migration import part_of
 from bridge.outputs import Agreement, agreement
 from bridge.report import Report
 from bridge.sources import Source, bind, open_source
@@ -71,10 +74,7 @@ def verify(
         contents = None if against is None else recognise(Path(against))
         try:
             source = open_source(path)
-            # What the source cannot say (the head count, say) is as its conversion says.
-            reference = None
-            if contents is not None:
-                reference = bind(contents, source.arch, conventions=values_of(source.config))
+            reference = None if contents is None else _reference(contents, source)
             _compare(report, source, reference, atol, (text, gradients))
         except Problem as problem:
             if problem.exit_code == USAGE:
@@ -141,6 +141,23 @@ def compare_tensors(report: Report, source: Source, reference: Source) -> None:
         if not compare(ours.astype(narrow), other.astype(narrow))["equal"]:
             report["problems"].append(f"{path} differs by up to {result['max_abs']:.3g}")
     report["max_abs_tensor_diff"] = largest
+
+
+def _reference(contents: Contents, source: Source) -> Source:
+    """What a checkpoint was made from, as a model of the same architecture.
+
+    What it cannot say (the head count, say) is as its conversion says.
+    """
+    said = values_of(source.config)
+    if getattr(jaxmodels.arch(source.arch), "PART_OF", ()):
+        try:
+            known = {f"{source.arch}.{name}": value for name, value in said.items()}
+            whole = bind(contents, conventions=known)
+        except Problem:
+            pass
+        else:
+            return part_of(whole, source.arch)
+    return bind(contents, source.arch, conventions=said)
 
 
 def _compare(

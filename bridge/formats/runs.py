@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,9 @@ def _read_step(folder: Path) -> Contents:
     if is_run(run):
         rundir.refuse_changed(folder)
         describe(contents, run)
+        optim = _optim(run)
+        if optim.get("name") == "sgd" and not optim.get("momentum"):
+            contents.origin["optimizer"] = "sgd"  # whose state is the count of steps
     return contents
 
 
@@ -99,17 +103,22 @@ def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | N
     if not (held["mu"] and held["nu"]):  # none, or another optimiser's
         return None
     count = count_of(next(iter(held["count"].values()), None), str(folder / "train"))
-    config = parse_json(run / "config.json") if is_run(run) else {}
-    recipe = config.get("recipe")
-    optim = recipe.get("optim") if isinstance(recipe, dict) else None
-    if isinstance(optim, dict) and any(scale == 0 for _, scale in optim.get("lr_scale", ())):
+    optim = _optim(run)
+    if any(scale == 0 for _, scale in optim.get("lr_scale", ())):
         for moment in ("mu", "nu"):
             held[moment] = {name: _zeros(tensor) for name, tensor in tensors.items()} | held[moment]
-    if isinstance(optim, dict) and optim.get("name", "adamw") != "adamw":
+    if optim.get("name", "adamw") != "adamw":
         return None
-    stated = {"lr": optim.get("peak_lr"), **optim} if isinstance(optim, dict) else {}
+    stated = {"lr": optim.get("peak_lr"), **optim}
     settings = {k: stated[k] for k in SETTINGS if isinstance(stated.get(k), int | float)}
     return Moments(count, held["mu"], held["nu"], settings)
+
+
+def _optim(run: Path) -> dict[str, Any]:
+    """What a run directory says of its optimiser; empty where it is none, or says nothing."""
+    recipe = parse_json(run / "config.json").get("recipe") if is_run(run) else None
+    optim = recipe.get("optim") if isinstance(recipe, dict) else None
+    return optim if isinstance(optim, dict) else {}
 
 
 def _zeros(like: Tensor) -> Tensor:
