@@ -22,7 +22,7 @@ from bridge.safetensors_writer import parse_size
 from bridge.sources import Source, bind, open_source
 from bridge.targets import TARGETS, check_target, write_target
 from bridge.tensors import target_dtype
-from bridge.verification import said_of
+from bridge.verification import said_of, said_of_source
 from bridge.vocabulary import check_size, read_tokenizer, used
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
@@ -69,7 +69,8 @@ def convert(
             if not beside the source.
         dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0".
         keep_fp32: path patterns of parameters that are written in float32 all the same, besides
-            the vectors of norms, gates and temperatures, which always are; "none" lets them go.
+            the vectors of norms, gates and temperatures and the matrices of ternary layers, which
+            always are; "none" lets them go.
         max_shard_size: safetensors files are split above this size.
         dry_run: plan only; nothing is written.
         verify: "none"; "digest": what was written is read back; "roundtrip": and equals the
@@ -122,8 +123,8 @@ def convert(
         written = bind(contents)
         report["files"] = [str(path.relative_to(folder)) for path in files_below(folder)]
         wishes = text, gradients
-        found = check_written(contents, source, plan, written, moments, verify, wishes)
-    report |= said_of(found)
+        checks = check_written(contents, source, plan, written, moments, verify, wishes)
+    report |= said_of(checks[0]) | said_of_source(checks[1])
     report["notes"] = [*report.notes, *_unsaid(source, written, to)]
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
     report["max_rounding_error_at"] = max(plan.errors, key=lambda p: plan.errors[p], default=None)
@@ -228,7 +229,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
     held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
     needed = plan.bytes + sum(tensor.nbytes for tensor in held) + OVERHEAD
     size = sum(tensor.nbytes for tensor in plan.ours.values())
-    notes = list(source.notes)
+    notes = [*source.notes, *plan.notes]
     if to == gguf.FORMAT:
         notes += gguf.notes_on(source.config, source.tokenizer)
     if plan.zeros:

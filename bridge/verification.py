@@ -59,8 +59,7 @@ def verify(
         ok=False,
         digests_ok=None if problems is None else not problems,
         **said_of(None),
-        max_abs_logit_diff_to_source=None,
-        argmax_agreement_with_source=None,
+        **said_of_source(None),
         tensors_compared=0,
         tensors_equal=0,
         max_abs_tensor_diff=None,
@@ -91,6 +90,14 @@ def said_of(found: Agreement | None) -> dict[str, float | None]:
         "max_abs_logit_diff_on_text": found and found.text,
         "argmax_agreement": found and found.argmax,
         "max_gradient_diff": found and found.gradient,
+    }
+
+
+def said_of_source(found: Agreement | None) -> dict[str, float | None]:
+    """What a report says of JAX against JAX of the source."""
+    return {
+        "max_abs_logit_diff_to_source": found and max(found.random, found.text or 0.0),
+        "argmax_agreement_with_source": found and found.argmax,
     }
 
 
@@ -170,8 +177,7 @@ def _compare(
     report["problems"] += between.complaints("JAX and PyTorch", atol)
     if reference is not None:
         other = agreement(source, reference, wishes[0])
-        report["max_abs_logit_diff_to_source"] = max(other.random, other.text or 0.0)
-        report["argmax_agreement_with_source"] = other.argmax
+        report |= said_of_source(other)
         # Outputs of rounded weights differ by what rounding did; the tensors were judged above.
         if report.tensors_equal == report.tensors_compared:
             report["problems"] += other.complaints("it and the source", atol)
