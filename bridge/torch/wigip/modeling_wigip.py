@@ -1,7 +1,8 @@
 """wigip in PyTorch, for transformers: a vision Transformer over a grid of characters (seed 000).
 
 This file stands alone and travels with every model directory, so that
-`AutoModel.from_pretrained(DIR, trust_remote_code=True)` opens it.
+`AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)` opens it; `AutoModel` gives the
+same without `generate`.
 
 Notable: the text fills the grid line by line; attention has no mask; the head reads patch 0,
 which predicts the one character after the whole grid. With `objective = "dense"` the text fills
@@ -16,7 +17,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
@@ -199,3 +200,61 @@ class WigipModel(PreTrainedModel):
         terms = torch.einsum("bnpe,dep->bnpd", self.embed(ids), self.patch.weight.flatten(2))
         assert self.patch.bias is not None
         return terms.cumsum(2) + self.patch.bias + self.pos.weight[: ids.shape[1], None]
+
+
+class WigipForCausalLM(WigipModel, GenerationMixin):
+    """wigip that goes on with a text of any length: `generate`, without a cache."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> WigipOutput | tuple:
+        """Logits of the character after a text; with labels, as `WigipModel`.
+
+        Args:
+            input_ids: int64 [b, t]. The grid is filled with the end of the text; where it is
+                shorter, id 0 stands before it. With the dense objective the grid is begun anew
+                with the last half of its text whenever it is full.
+            attention_mask: [b, t], 0 for padding, which stands on the left.
+            labels: those of `WigipModel`.
+            logits_to_keep: with the dense objective: 1 gives logits of the last character only.
+            return_dict: whether the output has names or is a tuple.
+            kwargs: what transformers passes to every model; not used.
+
+        Returns:
+            logits [b, 1, v]; with the dense objective [b, t, v] where t characters fit the grid.
+        """
+        if labels is not None:
+            return super().forward(input_ids, labels, return_dict)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        size, t = self.config.side**2, input_ids.shape[1]
+        if self.config.objective != "dense":
+            ids = F.pad(input_ids * real, (max(size - t, 0), 0))[:, -size:]
+            out = WigipOutput(logits=super().forward(ids).logits[:, None])
+            return out if return_dict else out.to_tuple()
+        if t >= size:
+            half = size // 2
+            keep = half + (t - size) % (size - half)
+            input_ids, real, logits_to_keep = input_ids[:, -keep:], real[:, -keep:], 1
+        # The text begins at the first patch: padding goes to its right, where nothing looks at it.
+        t = input_ids.shape[1]
+        missing = (t - real.sum(1, keepdim=True)).long()
+        places = torch.arange(t, device=input_ids.device)
+        ids = input_ids.gather(1, (places + missing).clamp(max=t - 1))
+        logits = super().forward(ids).logits
+        logits = logits.gather(
+            1, (places - missing).clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])
+        )
+        out = WigipOutput(logits=logits[:, -logits_to_keep:])
+        return out if return_dict else out.to_tuple()
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> dict:
+        """All of the text at every step: there is no cache."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
