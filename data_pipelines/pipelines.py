@@ -160,8 +160,9 @@ def open_data(
         min_freq: a character must occur this often to enter the vocabulary.
         progress: called as (stage, bytes done, bytes in all).
         tokenizer: "chars" (or None) takes the text's own characters, or what a prepared folder
-            has; "bare-chars" the text's own without <PAD> and <UNK>; "words" the words of captions; "gpt2", the path of a tokeniser, or one that is
-            open: what the tokens must have.
+            has; "bare-chars" the text's own without <PAD> and <UNK>; "words" the words of
+            captions; "gpt2", the path of a tokeniser, or one that is open: what the tokens must
+            have.
         segments: batches tell which document a token belongs to.
         vocab_documents: documents of a TFDS dataset that "chars" counts, from the first on.
         side: width and height of images in pixels, a multiple of 14; by default what shapes are

@@ -58,8 +58,8 @@ def open_tokenizer(name: str) -> Tokenizer:
         raise DataProblem(
             f"unknown tokeniser: {name!r}",
             why="it is not chars, bare-chars, words or gpt2, and no such file or folder exists",
-            fix="use chars, bare-chars, gpt2, words (of captions), or the path of a tokenizer.json or "
-            "characters.json",
+            fix="use chars, bare-chars, gpt2, words (of captions), or the path of a "
+            "tokenizer.json or characters.json",
             exit_code=USAGE,
         )
     return load_tokenizer(name)

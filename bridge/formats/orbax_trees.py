@@ -1,9 +1,9 @@
 """Where in an Orbax tree the model is: people save it among what training needs.
 
-Known are `{params}`, linen's `{params: {params}}`, `{params, opt_state, step}` of flax's TrainState,
-`{model, optimizer}` and whole optimisers of nnx, tuples and dicts of the states that `nnx.split`
-gives, random keys and averages beside them. A part of the tree is the model when its names fit a
-table of some architecture; whatever lies in an optimiser's state has the same names and does not count.
+Known are `{params}`, linen's `{params: {params}}`, `{params, opt_state, step}` of flax's
+TrainState, `{model, optimizer}` and whole optimisers of nnx, tuples and dicts of the states that
+`nnx.split` gives, random keys and averages beside them. A part of the tree is the model when its
+names fit a table of some architecture; an optimiser's state, which has the same names, is none.
 """
 
 import re
