@@ -203,9 +203,7 @@ def unfinished_by_metadata(step):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"commit_timestamp_nsecs": None}))
 
 
-@pytest.mark.parametrize(
-    "spoil", [unfinished_by_name, unfinished_by_file, unfinished_by_metadata]
-)
+@pytest.mark.parametrize("spoil", [unfinished_by_name, unfinished_by_file, unfinished_by_metadata])
 def test_unfinished_steps_are_passed_over_or_refused(tmp_path, spoil):
     with ocp.CheckpointManager(tmp_path / "run") as manager:
         for step in (1, 2):
