@@ -106,8 +106,11 @@ def _steps(folder: Path) -> list[Path]:
 
 def _is_step(folder: Path) -> bool:
     """Whether a folder is a tree, holds one for each item, or was going to."""
-    named = UNFINISHED in folder.name or (folder / CHECKPOINT).is_file()
-    return named or orbax.is_tree(folder) or any(map(orbax.is_tree, folder.iterdir()))
+    try:
+        named = UNFINISHED in folder.name or (folder / CHECKPOINT).is_file()
+        return named or orbax.is_tree(folder) or any(map(orbax.is_tree, folder.iterdir()))
+    except OSError:  # a folder that may not be read is nothing that is known
+        return False
 
 
 def _unfinished(step: Path) -> str:
