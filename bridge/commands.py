@@ -43,7 +43,8 @@ class Convert:
     """keep, float32, bfloat16 or float16; with --to gguf also q8_0."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()
     """With --dtype: parameters that stay float32 all the same, such as "head/*" (our paths). The
-    vectors of norms, gates and temperatures always do, unless a pattern is none."""
+    vectors of norms, gates and temperatures and the matrices of ternary layers always do, unless
+    a pattern is none."""
     max_shard_size: str = "5GB"
     """Split the safetensors file above this size."""
     dry_run: bool = False
@@ -184,9 +185,6 @@ def verify_main(argv: list[str]) -> int:
         digests = {True: "right", False: "wrong", None: "no manifest"}[report.digests_ok]
         show(f"digests: {digests}")
         _show_agreement(report)
-        if report.max_abs_logit_diff_to_source is not None:
-            largest = report.max_abs_logit_diff_to_source
-            show(f"largest logit difference to the source: {largest:.3g}")
         if options.against:
             show(f"tensors equal: {report.tensors_equal} of {report.tensors_compared}")
         for note in report.notes:
@@ -257,6 +255,10 @@ def _show_agreement(report: Any) -> None:
     show(f"the largest logit is the same at {report.argmax_agreement:.2%} of positions")
     if report.max_gradient_diff is not None:
         show(f"largest relative difference of gradients: {report.max_gradient_diff:.3g}")
+    if report.max_abs_logit_diff_to_source is not None:
+        largest, same = report.max_abs_logit_diff_to_source, report.argmax_agreement_with_source
+        show(f"largest logit difference to the source: {largest:.3g}")
+        show(f"its largest logit is the same at {same:.2%} of positions")
 
 
 def _show_inspection(report: Any, tensors: bool) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge.configuration import values_of
-from bridge.formats import dinov2_pth, gguf, kind, nanogpt, recognise
+from bridge.formats import dinov2_pth, gguf, kind, nanogpt, recognise, wigip
 from bridge.kept_shards import kept_parts
+from bridge.migration import part_of
 from bridge.model_directory import differences
 from bridge.moments import Moments, required
 from bridge.outputs import check_wishes
@@ -20,7 +21,7 @@ from bridge.safetensors_writer import parse_size
 from bridge.sources import Source, bind, open_source
 from bridge.targets import TARGETS, check_target, write_target
 from bridge.tensors import target_dtype
-from bridge.verification import said_of
+from bridge.verification import said_of, said_of_source
 from bridge.vocabulary import given_tokenizer, used
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
@@ -60,14 +61,15 @@ def convert(
             "gpt2" or "dinov2", such a folder of transformers; "nanogpt", nanoGPT's `out_dir` with
             its `ckpt.pt`; "bwetaf", the folder of the seed's package; "wigip-zip", `step_N.zip`;
             "bitgen", `checkpoint-N.pt` of BitGen Stage 1; "dinov2-pth", the state dict of DINOv2's
-            published code.
+            published code. A bitgen, or bitgen_stage1, goes to these two by its tower.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json, vocab.json beside merges.txt,
             nanoGPT's meta.pkl or a JSON list of characters) or folder, if not beside the source.
         dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0".
         keep_fp32: path patterns of parameters that are written in float32 all the same, besides
-            the vectors of norms, gates and temperatures, which always are; "none" lets them go.
+            the vectors of norms, gates and temperatures and the matrices of ternary layers, which
+            always are; "none" lets them go.
         max_shard_size: safetensors files are split above this size.
         dry_run: plan only; nothing is written.
         verify: "none"; "digest": what was written is read back; "roundtrip": and equals the
@@ -92,8 +94,12 @@ def convert(
     _choice("--verify", verify, CHECKS)
     target, source_path = Path(dst), Path(src)
     source = open_source(source_path, arch, config)
+    if TARGETS[to]:
+        source = part_of(source, TARGETS[to])
     check_target(to, source)
     moments = _moments(source, to) if optimizer else None
+    if optimizer and moments is None:
+        source.notes.append("the optimiser is SGD, whose state is the count of updates: carried")
     if vocab is not None:
         source = given_tokenizer(source, Path(vocab))
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
@@ -116,8 +122,8 @@ def convert(
         written = bind(contents)
         report["files"] = [str(path.relative_to(folder)) for path in files_below(folder)]
         wishes = text, gradients
-        found = check_written(contents, source, plan, written, moments, verify, wishes)
-    report |= said_of(found)
+        checks = check_written(contents, source, plan, written, moments, verify, wishes)
+    report |= said_of(checks[0]) | said_of_source(checks[1])
     report["notes"] = [*report.notes, *_unsaid(source, written, to)]
     report["max_rounding_error"] = max(plan.errors.values(), default=0.0)
     report["max_rounding_error_at"] = max(plan.errors, key=lambda p: plan.errors[p], default=None)
@@ -148,7 +154,10 @@ def _check_wishes(source: Source, verify: str, text: str | None, gradients: bool
         )
 
 
-def _moments(source: Source, to: str) -> Moments:
+def _moments(source: Source, to: str) -> Moments | None:
+    """What `--optimizer` carries along; None where the state is a count, which always goes."""
+    if to == wigip.FORMAT:
+        return wigip.carried(source.moments(), source.origin, source.path)
     if to in ("orbax", gguf.FORMAT, dinov2_pth.FORMAT):
         raise Problem(
             f"--optimizer cannot be carried to {to}",
@@ -213,7 +222,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
     held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
     needed = plan.bytes + sum(tensor.nbytes for tensor in held) + OVERHEAD
     size = sum(tensor.nbytes for tensor in plan.ours.values())
-    notes = list(source.notes)
+    notes = [*source.notes, *plan.notes]
     if to == gguf.FORMAT:
         notes += gguf.notes_on(source.config, source.tokenizer)
     if to == "nanogpt":

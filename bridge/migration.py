@@ -1,4 +1,4 @@
-"""What a checkpoint of one architecture gives to a model of another.
+"""What a checkpoint of one architecture gives to a model of another, and the tower inside of one.
 
 A package says it in `CARRIED`: architecture → rows (our path pattern, their path pattern). A star
 that ends theirs stands for what the star at the end of ours does. What has the same shape on both
@@ -6,9 +6,12 @@ sides is carried, and everything else of the new model begins as it would.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from bridge.sources import Source
+import jaxmodels
+from bridge.moments import Moments
+from bridge.sources import Source, preset_of
 from bridge.table import Shape, fill
 from bridge.tensors import Tensor
 from jaxmodels.errors import MISMATCH, Problem
@@ -18,6 +21,48 @@ from jaxmodels.runtime.paths import pattern
 def rows_between(package: Any, source: Source) -> tuple[tuple[str, str], ...] | None:
     """The rows by which a source of another architecture is carried over; None without any."""
     return getattr(package, "CARRIED", {}).get(source.arch)
+
+
+def part_of(source: Source, arch: str) -> Source:
+    """The model of an architecture that is a part of the source's, as a source of its own.
+
+    The source itself where it is of this architecture, or has no such part.
+    """
+    package = jaxmodels.arch(source.arch)
+    if source.arch not in getattr(jaxmodels.arch(arch), "PART_OF", ()):
+        return source
+    ((ours, _),) = package.CARRIED[arch]
+    prefix, field = ours.removesuffix("*"), f"{arch}."
+    config = getattr(source.config, arch)
+    tensors = {p.removeprefix(prefix): t for p, t in source.tensors.items() if p.startswith(prefix)}
+
+    def inside(held: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {p: replace(held[prefix + p], name=p) for p in tensors if prefix + p in held}
+
+    def moments() -> Moments | None:
+        held = source.moments()
+        return held and held.mapped(inside)
+
+    return replace(
+        source,
+        arch=arch,
+        preset=preset_of(jaxmodels.arch(arch), config),
+        config=config,
+        assumed={k.removeprefix(field): v for k, v in source.assumed.items() if field in k},
+        pairs=[
+            pair._replace(ours=pair.ours.removeprefix(prefix))
+            for pair in source.pairs
+            if pair.ours.startswith(prefix)
+        ],
+        tensors={path: replace(tensor, name=path) for path, tensor in tensors.items()},
+        state=frozenset(),
+        tokenizer=None,
+        notes=[
+            *(note for note in source.notes if not note.startswith("assumed: ") or field in note),
+            f"the {arch} was taken that is {prefix[:-1]!r} in a {source.arch}",
+        ],
+        moments=moments,
+    )
 
 
 def carried(

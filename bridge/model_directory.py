@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,13 @@ def describe_model(folder: Path, source: Source, dtype: str) -> None:
         source.tokenizer.save(folder)
 
 
-def complete(folder: Path, source: Source, dtype: str, to: str = "safetensors") -> None:
-    """Writes all of a model directory (or transformers folder) but tensors and manifest."""
+def complete(
+    folder: Path, source: Source, dtype: str, to: str = "safetensors", notes: Iterable[str] = ()
+) -> None:
+    """Writes all of a model directory (or transformers folder) but tensors and manifest.
+
+    `notes` are what the model card says besides.
+    """
     side = twin(source.arch)
     describe_model(folder, source, dtype)
     if to in CONFIGS:
@@ -57,7 +63,7 @@ def complete(folder: Path, source: Source, dtype: str, to: str = "safetensors") 
         _write(folder / name, values)
     for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
-    (folder / "README.md").write_text(card(source, dtype), encoding="utf-8")
+    (folder / "README.md").write_text(card(source, dtype, notes), encoding="utf-8")
 
 
 def _keys(source: Source) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def promise(
     )
 
 
-def card(source: Source, dtype: str) -> str:
+def card(source: Source, dtype: str, notes: Iterable[str] = ()) -> str:
     """The model card, README.md: what it is, where it comes from, how to load it."""
     preset = f", preset {source.preset}" if source.preset else ""
     sizes = "\n".join(f"| {name} | {value} |" for name, value in values_of(source.config).items())
@@ -100,6 +106,7 @@ def card(source: Source, dtype: str) -> str:
         f"`{name} = {value}` was assumed: the source does not say it."
         for name, value in source.assumed.items()
     ]
+    lacks += [f"{note[0].upper()}{note[1:]}." for note in notes]
     if source.tokenizer is None and used(source.config):
         lacks.append("The vocabulary is missing: token ids work, text does not.")
     if unlike := differences(source):

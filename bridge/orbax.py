@@ -3,9 +3,10 @@
 Arrays are named by their place in the tree, joined with dots: `layers.0.attn.qkv.kernel`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from jaxmodels.runtime.files import as_full_disk, read_json
 from jaxmodels.runtime.paths import nest
 
 METADATA = "_METADATA"
+VALUE = ".value"
 
 
 def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The arrays of a checkpoint, unread, and notes on what was left aside.
 
-    A last level named `value`, which nnx states of some versions have, is dropped from all
-    names when all have it. Leaves that are no arrays (strings, None) are left aside.
+    A last level named `value`, which nnx states have, is dropped where it stands alone. Leaves that
+    are no arrays (strings, None) are left aside.
 
     Raises:
         Problem: (corrupt) Orbax cannot read the folder's metadata.
@@ -33,24 +35,36 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     import orbax.checkpoint as ocp
 
     try:
-        checkpointer = ocp.PyTreeCheckpointer()
-        metadata = checkpointer.metadata(folder.absolute()).item_metadata
+        metadata = ocp.PyTreeCheckpointHandler().metadata(folder.absolute())
         if metadata is None:  # Orbax logs why, and raises nothing
             raise ValueError("what it says of its arrays cannot be read")
-        tree = metadata.tree
+        leaves = jax.tree_util.tree_flatten_with_path(metadata.tree)[0]
+        layout = _Layout.of(folder)
     except Exception as error:
         raise _unreadable(folder, error) from error
     tensors, notes = {}, []
-    for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        keys = tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in key_path)
-        name, shape = ".".join(keys), getattr(leaf, "shape", None)
-        if shape is None or getattr(leaf, "dtype", None) is None:
+    for key_path, leaf in leaves:
+        name = ".".join(str(_key(key)) for key in key_path)
+        shape, dtype = getattr(leaf, "shape", None), _dtype(leaf)
+        if shape is None or dtype is None:
             notes.append(f"left aside: {name}, which is no array")
             continue
-        dtype = np.dtype(leaf.dtype)
-        read = Stored(checkpointer, folder, keys, tuple(shape), dtype)
-        tensors[name] = Tensor(name, tuple(shape), dtype, read)
+        stored = Stored(folder, name, tuple(shape), dtype, layout)
+        # Some write flat dicts, whose keys are whole paths.
+        tensors[name.replace("/", ".")] = Tensor(name, tuple(shape), dtype, stored)
     return _without_value(tensors, notes)
+
+
+def _key(key: Any) -> Any:
+    """What a level of a tree is called: by a dict's key, a place in a list, a field's name."""
+    return getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))
+
+
+def _dtype(leaf: Any) -> np.dtype | None:
+    try:
+        return np.dtype(leaf.dtype)
+    except (AttributeError, TypeError):  # none, or one of JAX's own, as of its random keys
+        return None
 
 
 def write_tree(
@@ -114,37 +128,60 @@ class _Leaf:
 def _without_value(
     tensors: dict[str, Tensor], notes: list[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    if not tensors or not all(name.endswith(".value") for name in tensors):
-        return tensors, notes
-    short = [(name.removesuffix(".value"), tensor) for name, tensor in tensors.items()]
-    notes.append("names ended in `.value`, an nnx state saved whole: that level was dropped")
-    return {n: Tensor(n, t.shape, t.dtype, t.read) for n, t in short}, notes
+    """The tensors without the last level of an nnx state: a `value` that has no siblings."""
+    words = [name.split(".") for name in tensors]
+    nodes = {tuple(keys[: i + 1]) for keys in words for i in range(len(keys))}
+    children = Counter(".".join(node[:-1]) for node in nodes)
+    short = {
+        name: name.removesuffix(VALUE)
+        if name.endswith(VALUE) and children[name.removesuffix(VALUE)] == 1
+        else name
+        for name in tensors
+    }
+    if any(name != old for old, name in short.items()):
+        notes.append("names ended in `.value`, as an nnx state's do: that level was dropped")
+    return {short[old]: replace(t, name=short[old]) for old, t in tensors.items()}, notes
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the arrays of a checkpoint are stored, as its metadata says."""
+
+    driver: str
+    """zarr or zarr3."""
+    ocdbt: bool
+    """Whether all arrays are in one database; else each has a folder."""
+    complete: bool
+    """Whether pieces that are zero are stored too, so that one that is not there is a damage."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Layout":
+        said = read_json(folder / METADATA)
+        driver = "zarr3" if said.get("use_zarr3") else "zarr"
+        # Earlier versions of Orbax did not say it; the database is there, or it is not.
+        ocdbt = said.get("use_ocdbt", (folder / "manifest.ocdbt").is_file())
+        return cls(driver, ocdbt, bool(said.get("store_array_data_equal_to_fill_value")))
 
 
 @dataclass(frozen=True)
 class Stored:
-    """How one array of a checkpoint is read: whole, or one row of its first axis."""
+    """How one array of a checkpoint is read: whole, or one row of its first axis.
 
-    checkpointer: Any
+    The file is opened by its own name: Orbax restores a leaf by the structure of the whole tree,
+    which nobody may have any longer (classes of optimisers, tuples).
+    """
+
     folder: Path
-    keys: tuple[str, ...]
+    name: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    layout: _Layout
 
     def __call__(self) -> np.ndarray:
         """The whole array."""
-        import orbax.checkpoint as ocp
-
-        item: Any = 0
-        restore: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        for key in reversed(self.keys):
-            item, restore = {key: item}, {key: restore}
-        args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
         with self._telling():
-            found = self.checkpointer.restore(self.folder.absolute(), args=args)
-            for key in self.keys:
-                found = found[key]
-        return self._sound(np.asarray(found), self.shape)
+            array = self._store.read().result()
+        return self._sound(np.asarray(array), self.shape)
 
     def row(self, i: int) -> np.ndarray:
         """Row `i`, in a checkpoint that `in_rows`."""
@@ -157,22 +194,26 @@ class Stored:
         """Whether the rows are stored one by one, as runs do with stacked blocks that are large."""
         try:
             return self._store.chunk_layout.read_chunk.shape[0] == 1 and self.shape[0] > 1
-        except Exception:  # stored otherwise, or damaged, of which reading the whole tells
+        except Exception:  # damaged, of which reading the whole tells
             return False
 
     @cached_property
     def _store(self) -> Any:
         import tensorstore
 
-        # As Orbax's default is; whatever else it can write is read whole.
-        place = {"driver": "ocdbt", "base": self.folder.absolute().as_uri()}
-        kvstore = place | {"path": ".".join(self.keys) + "/"}
-        return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True).result()
+        place: dict[str, Any] = {"driver": "file", "path": f"{self.folder.absolute() / self.name}/"}
+        if self.layout.ocdbt:
+            base = self.folder.absolute().as_uri()
+            place = {"driver": "ocdbt", "base": base, "path": f"{self.name}/"}
+        spec: dict[str, Any] = {"driver": self.layout.driver, "kvstore": place}
+        if self.layout.complete:
+            spec["fill_missing_data_reads"] = False
+        return tensorstore.open(spec, open=True).result()
 
     def _sound(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if (array.shape, array.dtype) != (shape, self.dtype):
             found = ValueError(f"{array.shape} {array.dtype}")
-            raise _unreadable(self.folder, found, ".".join(self.keys))
+            raise _unreadable(self.folder, found, self.name)
         return array
 
     @contextmanager
@@ -180,7 +221,7 @@ class Stored:
         try:
             yield
         except Exception as error:
-            raise _unreadable(self.folder, error, ".".join(self.keys)) from error
+            raise _unreadable(self.folder, error, self.name) from error
 
 
 def _unreadable(folder: Path, error: Exception, name: str = "") -> Problem:

@@ -14,8 +14,9 @@ from bridge.moments import Moments
 from bridge.safetensors_writer import plan_shards
 from bridge.sources import Source
 from bridge.table import Pair
-from bridge.tensors import DTYPES, Tensor, cast, is_float, kept_in_float32
+from bridge.tensors import DTYPES, NO_LIST, Tensor, cast, is_float, kept_in_float32
 from bridge.zeros import filled
+from jaxmodels.runtime.paths import pattern
 
 # Targets that PyTorch opens: safetensors in PyTorch's names and layouts.
 PYTORCH = ("safetensors", "gpt2", "dinov2")
@@ -40,6 +41,10 @@ _TABLES = {
 }
 
 
+_OF_LATENT = (
+    "{} matrices of ternary layers stay float32: rounded to less, a few of their ternary values "
+    "would be others; --keep-fp32 none rounds them all the same"
+)
 _LIBRARIES = 300_000_000  # bytes that the process takes before it reads a tensor
 
 
@@ -61,6 +66,8 @@ class Plan:
     """How many tensors of zeros are added, because the target cannot be without."""
     quantised: frozenset[str]
     """New names of those that are written as Q8_0."""
+    notes: list[str]
+    """What is to be said of it."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -102,6 +109,12 @@ def make_plan(
         for pair in places
         if _stays(pair.ours, source.tensors[pair.ours], to, dtype, keep_fp32)
     }
+    latent = {
+        parts.whole(pair.theirs)
+        for pair in places
+        if dtype is not None and _is_latent(source, pair.ours, keep_fp32)
+    }
+    stay |= latent
     for pair in places:
         tensor = source.tensors[pair.ours]
         exact = DTYPES["F32"] if parts.whole(pair.theirs) in stay else None
@@ -140,7 +153,8 @@ def make_plan(
     ]
     real = [pair for pair in pairs if pair.ours in ours]
     zeros = len(pairs) - len(real)
-    return Plan(rows, shards, ours, errors, real, zeros, frozenset(quantised))
+    notes = [_OF_LATENT.format(len(latent))] if latent else []
+    return Plan(rows, shards, ours, errors, real, zeros, frozenset(quantised), notes)
 
 
 def _stays(path: str, tensor: Tensor, to: str, dtype: Any, keep_fp32: tuple[str, ...]) -> bool:
@@ -150,6 +164,13 @@ def _stays(path: str, tensor: Tensor, to: str, dtype: Any, keep_fp32: tuple[str,
     if to == "gguf" and (gguf.stays_float32(path, tensor.shape) or tensor.dtype.itemsize > 4):
         return True
     return dtype is not None and kept_in_float32(path, tensor.shape, keep_fp32)
+
+
+def _is_latent(source: Source, path: str, keep_fp32: tuple[str, ...]) -> bool:
+    """Whether a weight is rounded to −1, 0 and 1 when it is used, and better not before."""
+    rows = getattr(jaxmodels.arch(source.arch), "TERNARY", ())
+    ternary = any(pattern(row).fullmatch(path) for row in rows)
+    return ternary and NO_LIST not in keep_fp32 and source.tensors[path].dtype.itemsize > 2
 
 
 def _tell(errors: dict[str, float], path: str, _: str, error: float) -> None:

@@ -27,7 +27,7 @@ def check_written(
     moments: Moments | None,
     level: str,
     wishes: Wishes = (None, False),
-) -> Agreement | None:
+) -> tuple[Agreement | None, Agreement | None]:
     """Checks a new folder before it gets its name.
 
     Args:
@@ -40,15 +40,16 @@ def check_written(
         wishes: text and gradients; see `bridge.verify`.
 
     Returns:
-        how far JAX and PyTorch are apart; None below "logits".
+        how far JAX and PyTorch are apart, None below "logits"; and how far what was written is
+        from the source in its own precision, None too where nothing was rounded.
 
     Raises:
         Problem: (verification) something is not as it should be.
     """
     if level == "none":
-        return None
+        return None, None
     problems: list[str] = []
-    found = None
+    found = from_source = None
     if level == "digest":
         with ThreadPoolExecutor(_READERS.get(contents.format, 1)) as readers:
             list(readers.map(check, contents.tensors.values()))
@@ -69,6 +70,8 @@ def check_written(
     if level == "logits" and not problems:
         found = agreement(written, None, *wishes)
         problems += found.complaints("JAX and PyTorch", ATOL)
+        if any(plan.errors.values()):  # else the tensors are the source's, bit for bit
+            from_source = agreement(written, source, wishes[0])
     if problems:
         raise Problem(
             "the output is not what was to be written; it was removed",
@@ -76,7 +79,7 @@ def check_written(
             fix="check the disk and try again",
             exit_code=UNVERIFIED,
         )
-    return found
+    return found, from_source
 
 
 def changed_fields(a: Source, b: Source) -> list[str]:

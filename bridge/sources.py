@@ -15,7 +15,7 @@ from bridge.formats import recognise
 from bridge.matching import candidate_tables, drop_ties
 from bridge.moments import Moments
 from bridge.stacks import apart
-from bridge.state import begun, state_shapes
+from bridge.state import begun, state_shapes, unnamed
 from bridge.table import Pair, Rows, Shape
 from bridge.tensors import Tensor
 from bridge.vocabulary import (
@@ -157,6 +157,9 @@ def _bind(
     settings, found = unfilled(name, rows, stated, found)
     if settings != stated:
         notes.append("biases that were zeros are so no longer: they are the model's now")
+    new = [n for n in found if n.replace(".", "/") in unnamed(name, settings)]
+    found = {n: tensor for n, tensor in found.items() if n not in new}
+    notes += [f"left aside: {n}, which begins anew with every model" for n in new]
     trained, state = parameter_shapes(name, settings), state_shapes(name, settings)
     if begins := bool(state) and not any(p.theirs in found for p in table.pairs(rows, state)):
         notes.append("queues, counters and the like are not there: they begin as a new model's")

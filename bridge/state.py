@@ -43,8 +43,19 @@ def fresh_state(arch: str, config: Any) -> dict[str, Any]:
 
 
 @cache
+def unnamed(arch: str, config: Any) -> frozenset[str]:
+    """Our paths of the state that no row names, and that begins anew with every model."""
+    return frozenset(_rest(arch, config)) - frozenset(_kept(arch, config))
+
+
+@cache
+def _rest(arch: str, config: Any) -> dict[str, Any]:
+    return split(outline(jaxmodels.arch(arch), config))[2]
+
+
+@cache
 def _kept(arch: str, config: Any) -> dict[str, Any]:
     package = jaxmodels.arch(arch)
-    rest = split(outline(package, config))[2]
+    rest = _rest(arch, config)
     rows = [ours for ours, _, _ in package.WEIGHTS]
     return {p: leaf for p, leaf in rest.items() if any(pattern(row).fullmatch(p) for row in rows)}

@@ -98,7 +98,8 @@ def write_target(
         digests, files, there = write_shards(folder, parts, plan, tell)
         if there:
             notes.append(f"{there} of {len(plan.shards)} shards were finished by an earlier call")
-        complete(folder, source, dtypes.pop() if len(dtypes) == 1 else FLOATS[0], to)
+        dtype = dtypes.pop() if len(dtypes) == 1 else FLOATS[0]
+        complete(folder, source, dtype, to, plan.notes)
         if moments is not None:
             files |= model_files.write_moments(folder, moments)
     elif to == "orbax":

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import jaxmodels
 from bridge.configuration import values_of
+from bridge.contents import Contents
 from bridge.formats import recognise
 from bridge.formats.runs import is_run
+from bridge.migration import part_of
 from bridge.outputs import Agreement, agreement
 from bridge.report import Report
 from bridge.sources import Source, bind, open_source
@@ -56,8 +59,7 @@ def verify(
         ok=False,
         digests_ok=None if problems is None else not problems,
         **said_of(None),
-        max_abs_logit_diff_to_source=None,
-        argmax_agreement_with_source=None,
+        **said_of_source(None),
         tensors_compared=0,
         tensors_equal=0,
         max_abs_tensor_diff=None,
@@ -71,10 +73,7 @@ def verify(
         contents = None if against is None else recognise(Path(against))
         try:
             source = open_source(path)
-            # What the source cannot say (the head count, say) is as its conversion says.
-            reference = None
-            if contents is not None:
-                reference = bind(contents, source.arch, conventions=values_of(source.config))
+            reference = None if contents is None else _reference(contents, source)
             _compare(report, source, reference, atol, (text, gradients))
         except Problem as problem:
             if problem.exit_code == USAGE:
@@ -91,6 +90,14 @@ def said_of(found: Agreement | None) -> dict[str, float | None]:
         "max_abs_logit_diff_on_text": found and found.text,
         "argmax_agreement": found and found.argmax,
         "max_gradient_diff": found and found.gradient,
+    }
+
+
+def said_of_source(found: Agreement | None) -> dict[str, float | None]:
+    """What a report says of JAX against JAX of the source."""
+    return {
+        "max_abs_logit_diff_to_source": found and max(found.random, found.text or 0.0),
+        "argmax_agreement_with_source": found and found.argmax,
     }
 
 
@@ -143,6 +150,23 @@ def compare_tensors(report: Report, source: Source, reference: Source) -> None:
     report["max_abs_tensor_diff"] = largest
 
 
+def _reference(contents: Contents, source: Source) -> Source:
+    """What a checkpoint was made from, as a model of the same architecture.
+
+    What it cannot say (the head count, say) is as its conversion says.
+    """
+    said = values_of(source.config)
+    if getattr(jaxmodels.arch(source.arch), "PART_OF", ()):
+        try:
+            known = {f"{source.arch}.{name}": value for name, value in said.items()}
+            whole = bind(contents, conventions=known)
+        except Problem:
+            pass
+        else:
+            return part_of(whole, source.arch)
+    return bind(contents, source.arch, conventions=said)
+
+
 def _compare(
     report: Report, source: Source, reference: Source | None, atol: float, wishes: Wishes
 ) -> None:
@@ -153,8 +177,7 @@ def _compare(
     report["problems"] += between.complaints("JAX and PyTorch", atol)
     if reference is not None:
         other = agreement(source, reference, wishes[0])
-        report["max_abs_logit_diff_to_source"] = max(other.random, other.text or 0.0)
-        report["argmax_agreement_with_source"] = other.argmax
+        report |= said_of_source(other)
         # Outputs of rounded weights differ by what rounding did; the tensors were judged above.
         if report.tensors_equal == report.tensors_compared:
             report["problems"] += other.complaints("it and the source", atol)

@@ -1,6 +1,6 @@
 """From a data spec to training and validation batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,13 +11,15 @@ from data_pipelines.captions.captioned import Captioned
 from data_pipelines.captions.examples import is_captioned
 from data_pipelines.captions.gallery import is_gallery
 from data_pipelines.captions.opening import open_captioned
+from data_pipelines.characters import CharTokenizer
+from data_pipelines.documents import characters_of
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.loader import Rows, Validation, batches
-from data_pipelines.sources import Progress, open_text
+from data_pipelines.sources import Progress, Reading, open_text
 from data_pipelines.streaming import VOCAB_DOCUMENTS, Streamed, open_streamed
 from data_pipelines.streams import Stream, open_bin, open_prepared
 from data_pipelines.tfds import NAMES
-from data_pipelines.tokenizers import CHARS, WORDS, Tokenizer, open_tokenizer
+from data_pipelines.tokenizers import BARE_CHARS, CHARS, WORDS, Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +160,9 @@ def open_data(
         min_freq: a character must occur this often to enter the vocabulary.
         progress: called as (stage, bytes done, bytes in all).
         tokenizer: "chars" (or None) takes the text's own characters, or what a prepared folder
-            has; "words" the words of captions; "gpt2", the path of a tokeniser, or one that is
-            open: what the tokens must have.
+            has; "bare-chars" the text's own without <PAD> and <UNK>; "words" the words of
+            captions; "gpt2", the path of a tokeniser, or one that is open: what the tokens must
+            have.
         segments: batches tell which document a token belongs to.
         vocab_documents: documents of a TFDS dataset that "chars" counts, from the first on.
         side: width and height of images in pixels, a multiple of 14; by default what shapes are
@@ -193,10 +196,13 @@ def open_data(
             seed=seed,
             valid_fraction=valid_fraction,
         )
-    if isinstance(tokenizer, str):
-        tokenizer = None if tokenizer == CHARS else open_tokenizer(tokenizer)
-    sizes = (context, batch, seed, valid_fraction, segments)
     kind = spec.partition(":")[0]
+    if isinstance(tokenizer, str):
+        if tokenizer == BARE_CHARS and kind != "bin":
+            tokenizer = _bare(spec, min_freq, vocab_documents, progress)
+        else:
+            tokenizer = None if tokenizer in (CHARS, BARE_CHARS) else open_tokenizer(tokenizer)
+    sizes = (context, batch, seed, valid_fraction, segments)
     if kind in ("tfds", *NAMES):
         counting: dict[str, Any] = {"vocab_documents": vocab_documents, "min_freq": min_freq}
         source = open_text(spec)
@@ -208,6 +214,21 @@ def open_data(
     data = Data(spec, stream, *sizes)
     _refuse_short(data)
     return _with_ends(data)
+
+
+def _bare(
+    spec: str, min_freq: int, vocab_documents: int, progress: Progress | None
+) -> CharTokenizer:
+    """The characters of a text, or of a dataset's first documents, with no special tokens."""
+    source = open_text(spec)
+    if "dataset" in source.records:
+        counted = min(vocab_documents, source.records["examples"])
+        found = characters_of(source, counted, min_freq, progress)
+    else:
+        found = CharTokenizer.build(Reading(source, "counting characters", progress), min_freq)
+    if not found.chars:
+        raise DataProblem("the text gives no vocabulary", where=spec, fix="give another text")
+    return replace(found, specials=())
 
 
 def captioned(spec: str) -> bool:

@@ -30,6 +30,9 @@ Tokenizer = CharTokenizer | GPT2Tokenizer | SubwordTokenizer
 CHARS = "chars"
 """The word for the characters of the text itself."""
 
+BARE_CHARS = "bare-chars"
+"""The word for the same without <PAD> and <UNK>: the vocabulary of seed 000's code."""
+
 WORDS = "words"
 """The word for the words of captions."""
 
@@ -37,7 +40,7 @@ WORDS = "words"
 def open_tokenizer(name: str) -> Tokenizer:
     """The tokeniser that a recipe names: "gpt2", or the PATH of a file or folder.
 
-    ("chars" and "words", which a recipe may also hold, are built from the text.)
+    ("chars", "bare-chars" and "words", which a recipe may also hold, are built from the text.)
 
     Raises:
         DataProblem: (usage) neither; (corrupt) the file cannot be used.
@@ -54,9 +57,9 @@ def open_tokenizer(name: str) -> Tokenizer:
     if not name or not Path(name).expanduser().exists():
         raise DataProblem(
             f"unknown tokeniser: {name!r}",
-            why="it is not chars, words or gpt2, and no such file or folder exists",
-            fix="use chars, gpt2, words (of captions), or the path of a tokenizer.json or "
-            "characters.json",
+            why="it is not chars, bare-chars, words or gpt2, and no such file or folder exists",
+            fix="use chars, bare-chars, gpt2, words (of captions), or the path of a "
+            "tokenizer.json or characters.json",
             exit_code=USAGE,
         )
     return load_tokenizer(name)

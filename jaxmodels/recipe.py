@@ -73,8 +73,9 @@ class Recipe:
     data: str = "pydoc"
     """Where the text comes from: pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`)."""
     tokenizer: str = "chars"
-    """What turns text into tokens: chars (the text's own characters), gpt2, or the path of a
-    tokenizer.json or characters.json."""
+    """What turns text into tokens: chars (the text's own characters, <PAD> and <UNK>), bare-chars
+    (its characters alone, as in seed 000's code: any other is taken for the first), gpt2, or the
+    path of a tokenizer.json or characters.json."""
     vocab_documents: int = 1000
     """With chars, of a dataset that is read while one trains (c4, wikipedia, tfds:NAME): the
     vocabulary is that of this many documents, from the first on."""

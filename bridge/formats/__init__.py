@@ -4,16 +4,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge import orbax
 from bridge.contents import Contents, changed, complete
 from bridge.foreign import code_beside, refuse_strange
-from bridge.formats import bwetaf, dinov2, gguf, gpt2, model_files, runs, torch_files, wigip
+from bridge.formats import (
+    bwetaf,
+    dinov2,
+    gguf,
+    gpt2,
+    model_files,
+    orbax_folders,
+    runs,
+    torch_files,
+    wigip,
+)
 from bridge.legacy import apart
 from bridge.safetensors_reader import looks_like_safetensors
 from jaxmodels.cli import visible
 from jaxmodels.errors import CORRUPT, Problem
 
-FORMATS = """a model directory or safetensors file; an Orbax checkpoint folder; a run directory \
+FORMATS = """a model directory or safetensors file; an Orbax checkpoint (a tree, a step, or the \
+folder of a CheckpointManager); a run directory \
 of `jaxmodels train`, or one of its checkpoints; a GPT-2 or DINOv2 folder of transformers; a \
 nanoGPT checkpoint (`ckpt.pt`, or the folder that holds it), BitGen Stage 1's (`checkpoint-N.pt`, \
 `pytorch_model.bin`), DINOv2's `.pth` or another torch file of named tensors; a bwetaf folder; \
@@ -42,7 +52,7 @@ _FILES = (
 _FOLDERS = (
     Format("orbax", runs.is_run, runs.open_run),
     Format("orbax", runs.is_step, runs.open_step),
-    Format("orbax", orbax.is_tree, runs.open_tree),
+    Format("orbax", orbax_folders.is_folder, orbax_folders.open_folder),
     Format("bwetaf", bwetaf.is_folder, bwetaf.open_folder),
     Format("gpt2", gpt2.is_folder, gpt2.open_folder),
     Format("dinov2", dinov2.is_folder, dinov2.open_folder),

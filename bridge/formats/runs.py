@@ -1,14 +1,15 @@
-"""Run directories of `jaxmodels train`, their checkpoints, and other Orbax checkpoints."""
+"""Run directories of `jaxmodels train`, and their checkpoints."""
 
 import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bridge import orbax
-from bridge.contents import Contents, checked, describe
+from bridge.contents import Contents, describe
 from bridge.foreign import refuse_strange
 from bridge.moments import SETTINGS, Moments, count_of
 from bridge.safetensors_reader import parse_json
@@ -16,14 +17,15 @@ from bridge.table import listing
 from bridge.tensors import Tensor
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime import rundir
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.files import MANIFEST, damage
 
 _LEAF = re.compile(r"opt\.\d{5}\.(?P<place>[\d.]*)(?P<field>count|mu|nu)(?:\.(?P<path>.+))?")
 
 
 def is_step(folder: Path) -> bool:
     """Whether a folder is one checkpoint of a run."""
-    return folder.name.isdecimal() and (folder / "params").is_dir()
+    known = (folder / MANIFEST).is_file() or is_run(folder.absolute().parent.parent)
+    return known and folder.name.isdecimal() and (folder / "params").is_dir()
 
 
 def is_run(folder: Path) -> bool:
@@ -73,14 +75,9 @@ def _read_step(folder: Path) -> Contents:
     if is_run(run):
         rundir.refuse_changed(folder)
         describe(contents, run)
-    return contents
-
-
-def open_tree(folder: Path) -> Contents:
-    """Any other Orbax checkpoint."""
-    tensors, notes = orbax.read_tree(folder)
-    contents = Contents(folder, "orbax", checked(folder, tensors), notes=notes)
-    describe(contents, folder)
+        optim = _optim(run)
+        if optim.get("name") == "sgd" and not optim.get("momentum"):
+            contents.origin["optimizer"] = "sgd"  # whose state is the count of steps
     return contents
 
 
@@ -109,17 +106,22 @@ def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | N
     if not (held["mu"] and held["nu"]):  # none, or another optimiser's
         return None
     count = count_of(next(iter(held["count"].values()), None), str(folder / "train"))
-    config = parse_json(run / "config.json") if is_run(run) else {}
-    recipe = config.get("recipe")
-    optim = recipe.get("optim") if isinstance(recipe, dict) else None
-    if isinstance(optim, dict) and any(scale == 0 for _, scale in optim.get("lr_scale", ())):
+    optim = _optim(run)
+    if any(scale == 0 for _, scale in optim.get("lr_scale", ())):
         for moment in ("mu", "nu"):
             held[moment] = {name: _zeros(tensor) for name, tensor in tensors.items()} | held[moment]
-    if isinstance(optim, dict) and optim.get("name", "adamw") != "adamw":
+    if optim.get("name", "adamw") != "adamw":
         return None
-    stated = {"lr": optim.get("peak_lr"), **optim} if isinstance(optim, dict) else {}
+    stated = {"lr": optim.get("peak_lr"), **optim}
     settings = {k: stated[k] for k in SETTINGS if isinstance(stated.get(k), int | float)}
     return Moments(count, held["mu"], held["nu"], settings)
+
+
+def _optim(run: Path) -> dict[str, Any]:
+    """What a run directory says of its optimiser; empty where it is none, or says nothing."""
+    recipe = parse_json(run / "config.json").get("recipe") if is_run(run) else None
+    optim = recipe.get("optim") if isinstance(recipe, dict) else None
+    return optim if isinstance(optim, dict) else {}
 
 
 def _zeros(like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from bridge.formats import wigip_optimizer as optimizer
 from bridge.legacy import apart
 from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.pickle_writer import write_array, write_pickle
-from bridge.moments import Moments, count_of
+from bridge.moments import Moments, count_of, required
 from bridge.safetensors_reader import parse_json
 from bridge.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
@@ -130,6 +130,28 @@ def check_config(config: Any, where: Path) -> None:
             fix="use --to safetensors",
             exit_code=MISMATCH,
         )
+
+
+def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Moments | None:
+    """The optimiser's state that goes along: AdamW's moments, or None for the seed's own SGD.
+
+    Raises:
+        Problem: (mismatch) it is of an optimiser that the seed's code does not have.
+    """
+    was = seed_of(origin, FORMAT).get("optimizer")
+    if moments is None:
+        plain = was is not None or origin.get("optimizer") == "sgd"
+        return None if plain else required(moments, where)
+    if not optimizer.has_adam(was):
+        raise Problem(
+            "the seed's optimiser cannot take AdamW's moments",
+            where=str(where),
+            why="its code trains by SGD behind clipping, whose state is a count of updates",
+            fix="leave --optimizer out, and that state is written; --to safetensors --optimizer "
+            "keeps the moments",
+            exit_code=MISMATCH,
+        )
+    return moments
 
 
 def write_wigip(

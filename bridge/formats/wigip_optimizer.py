@@ -44,7 +44,7 @@ def said(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
     except Unknown as error:
         return {}, [f"the optimiser's state is not kept: {error}"]
     none = "the optimiser has no moments (the seed's is SGD); its counts are kept"
-    return {"optimizer": plain}, [] if _has_adam(plain) else [none]
+    return {"optimizer": plain}, [] if has_adam(plain) else [none]
 
 
 def written(was: Any, count: int, moments: tuple[Any, ...] | None) -> Any:
@@ -55,7 +55,7 @@ def written(was: Any, count: int, moments: tuple[Any, ...] | None) -> Any:
         count: updates so far.
         moments: AdamW's two, as nested dicts of tensors; None for the seed's SGD.
     """
-    if was is not None and _has_adam(was) == (moments is not None):
+    if was is not None and has_adam(was) == (moments is not None):
         try:
             return _restored(was, moments, 0)
         except (Unknown, RecursionError):
@@ -119,10 +119,10 @@ def _restored(plain: Any, moments: tuple[Any, ...] | None, depth: int) -> Any:
     raise Unknown("it is no state that can be written")
 
 
-def _has_adam(plain: Any) -> bool:
+def has_adam(plain: Any) -> bool:
     """Whether AdamW is in what `described` told."""
     if isinstance(plain, list):
-        return any(_has_adam(part) for part in plain)
+        return any(has_adam(part) for part in plain)
     return isinstance(plain, dict) and ADAM in plain
 
 

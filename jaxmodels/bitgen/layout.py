@@ -91,6 +91,16 @@ def _torch(path: str) -> str:
 WEIGHTS = tuple((ours, _torch(ours), op) for ours, op in _ROWS_OF_MODEL)
 
 
+# Weights that are rounded to −1, 0 and 1 wherever they are used.
+TERNARY = tuple(
+    f"{block}/{kernel}/kernel"
+    for block in ("text/{i}", "image/{i}", "decoder/blocks/{i}")
+    for kernel in (
+        "attn/qkv", "attn/proj", "cross/q", "cross/kv", "cross/proj", "mlp/up", "mlp/out",
+    )
+)  # fmt: skip
+
+
 # What a checkpoint of another architecture gives: its name → rows (our path, theirs; "*" is the
 # same). Encoders and decoder of Stage 1 are other networks: post-norm, with biases, and without
 # the scales that come before each ternary product here.

@@ -141,6 +141,15 @@ def _torch(path: str) -> str:
 
 CARRIED = {"dinov2": (("vision/*", "*"),)}
 
+# Weights that are rounded to −1, 0 and 1 in evaluation.
+TERNARY = (
+    *(f"decoder/blocks/{{i}}/attn/{name}/kernel" for name in ("q", "k", "v", "proj")),
+    "decoder/blocks/{i}/context/kernel",
+    "decoder/blocks/{i}/mlp/up/kernel",
+    "decoder/blocks/{i}/mlp/out/kernel",
+    "decoder/head/kernel",
+)
+
 WEIGHTS = tuple((ours, _torch(ours), op) for ours, _, op in SEED)
 
 

@@ -39,10 +39,28 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
     arch, preset, model = jaxmodels.preset(spec or f"{source.arch}:{source.preset}")
     if arch != source.arch:
         is_part = hasattr(model, source.arch)
-        taken = {source.arch: source.config} if is_part else {"vocab": source.config.vocab}
+        taken = {source.arch: _part(model, source)} if is_part else {"vocab": source.config.vocab}
         return arch, preset, replace(model, **taken), source
     trained = {name: getattr(model, name) for name in source.assumed if name.startswith("dropout")}
     return arch, preset, replace(source.config, **trained), source
+
+
+def _part(model: Any, source: Any) -> Any:
+    """The Config of a tower that is to be a model's part.
+
+    How positions are interpolated is in no file of tensors; by which way the tower is best known
+    is what is assumed. Where the model computes another way only (Stage 1), it is that one.
+    """
+    part, own = source.config, getattr(model, source.arch).interpolation
+    if "interpolation" not in source.assumed or part.interpolation == own:
+        return part
+    try:
+        replace(model, **{source.arch: part})
+    except Problem:
+        part = replace(part, interpolation=own)
+        replace(model, **{source.arch: part})  # raises for what is wrong besides
+        say(f"positions are interpolated by {own!r}, which is the only way of this model")
+    return part
 
 
 def _opened(path: Path, arch: str | None) -> Any:
@@ -66,7 +84,7 @@ def refuse_own_characters(recipe: Recipe, source: Any) -> None:
     Raises:
         Problem: (mismatch) the recipe would take these.
     """
-    others = ("chars", "gpt2") if source.origin.get("no_tokenizer") else ("chars",)
+    others = ("chars", "bare-chars", *(["gpt2"] if source.origin.get("no_tokenizer") else []))
     if recipe.tokenizer in others and not recipe.data.startswith("bin:"):
         raise Problem(
             "the checkpoint to begin from has no vocabulary, and the text's would be another",

@@ -12,6 +12,8 @@ from flax import nnx
 
 import bridge
 from jaxmodels import wigip
+from jaxmodels.layers.sampling import Sampling
+from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.paths import split, unstack
 from tests.bridge.helpers import write_run
 from tests.bridge.twins import alone
@@ -177,3 +179,21 @@ def test_one_hundred_steps(objective, rule):
         theirs.append(loss.item())
     assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4
     assert np.ptp(ours) > 0.01
+
+
+@pytest.mark.parametrize("objective", ["next_char", "dense"])
+def test_it_generates_what_ours_does(objective):
+    from bridge.torch.wigip.modeling_wigip import WigipForCausalLM
+
+    (skeleton, params, rest), module = both(objective)
+    causal = WigipForCausalLM(module.config).eval()
+    causal.load_state_dict(module.state_dict())
+    prompt = np.random.default_rng(0).integers(0, 64, (2, 60))
+    ids = torch.from_numpy(prompt)
+    out = causal.generate(ids, max_new_tokens=12, do_sample=False)  # over the end of the grid, 64
+    ours = generate(skeleton.merge(params, rest), prompt, 12, Sampling(None))
+    np.testing.assert_array_equal(out[:, 60:], np.concatenate(list(ours), axis=1))
+    padded, mask = torch.nn.functional.pad(ids, (3, 0)), torch.ones(2, 63).long()
+    mask[:, :3] = 0
+    again = causal.generate(padded, attention_mask=mask, max_new_tokens=1, do_sample=False)
+    np.testing.assert_array_equal(again[:, -1], out[:, 60])

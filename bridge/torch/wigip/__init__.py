@@ -20,19 +20,19 @@ __all__ = [
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_wigip.py"),)
-# How the model card loads the directory: it gives one character for a whole grid, which the
-# generation of transformers does not know.
-AUTO_CLASS = "AutoModel"
+# How the model card loads the directory.
+AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def keys(config: Any) -> dict[str, Any]:
     """What config.json holds for transformers, besides the fields of our Config."""
     return {
         "model_type": "wigip",
-        "architectures": ["WigipModel"],
+        "architectures": ["WigipForCausalLM"],
         "auto_map": {
             "AutoConfig": "modeling_wigip.WigipConfig",
             "AutoModel": "modeling_wigip.WigipModel",
+            "AutoModelForCausalLM": "modeling_wigip.WigipForCausalLM",
         },
         "vocab_size": config.vocab,
         "hidden_size": config.dim,

@@ -1,7 +1,8 @@
 """wigip in PyTorch, for transformers: a vision Transformer over a grid of characters (seed 000).
 
 This file stands alone and travels with every model directory, so that
-`AutoModel.from_pretrained(DIR, trust_remote_code=True)` opens it.
+`AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)` opens it; `AutoModel` gives the
+same without `generate`.
 
 Notable: the text fills the grid line by line; attention has no mask; the head reads patch 0,
 which predicts the one character after the whole grid. With `objective = "dense"` the text fills
@@ -16,7 +17,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
@@ -174,11 +175,7 @@ class WigipModel(PreTrainedModel):
         dense = self.config.objective == "dense"
         if t > most or (t < most and not dense):
             raise ValueError(f"{t} characters, where the grid takes {most}")
-        x = self.states(input_ids) if dense else self.patches(input_ids)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x.flatten(1, 2)[:, :t] if dense else x[:, 0])
-        logits = self.head(x).float()
+        logits = self.logits(input_ids)
         loss = None
         if labels is not None and dense:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
@@ -186,6 +183,15 @@ class WigipModel(PreTrainedModel):
             loss = F.cross_entropy(logits, labels.flatten())
         out = WigipOutput(loss=loss, logits=logits)
         return out if return_dict else out.to_tuple()
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids [b, side²] → float32 [b, v]; with the dense objective [b, t] → [b, t, v]."""
+        dense = self.config.objective == "dense"
+        x = self.states(ids) if dense else self.patches(ids)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x.flatten(1, 2)[:, : ids.shape[1]] if dense else x[:, 0])
+        return self.head(x).float()
 
     def patches(self, ids: Tensor) -> Tensor:
         """ids [b, side²] → [b, n, d], one vector for each patch of the grid."""
@@ -199,3 +205,62 @@ class WigipModel(PreTrainedModel):
         terms = torch.einsum("bnpe,dep->bnpd", self.embed(ids), self.patch.weight.flatten(2))
         assert self.patch.bias is not None
         return terms.cumsum(2) + self.patch.bias + self.pos.weight[: ids.shape[1], None]
+
+
+class WigipForCausalLM(WigipModel, GenerationMixin):
+    """wigip that goes on with a text of any length: `generate`, without a cache."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        return_dict: bool = True,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs,
+    ) -> WigipOutput | tuple:
+        """Logits of the character after a text; with labels, as `WigipModel`.
+
+        Args:
+            input_ids: int64 [b, t]. The grid is filled with the end of the text; where it is
+                shorter, id 0 stands before it. With the dense objective the grid is begun anew
+                with the last half of its text whenever it is full.
+            labels: those of `WigipModel`.
+            return_dict: whether the output has names or is a tuple.
+            attention_mask: [b, t], 0 for padding, which stands on the left.
+            logits_to_keep: with the dense objective: 1 gives logits of the last character only.
+            kwargs: what transformers passes to every model; not used.
+
+        Returns:
+            logits [b, 1, v]; with the dense objective [b, t, v] where t characters fit the grid.
+        """
+        if labels is not None:
+            return super().forward(input_ids, labels, return_dict)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        size, t = self.config.side**2, input_ids.shape[1]
+        if self.config.objective == "next_char":
+            ids = F.pad(input_ids * real, (max(size - t, 0), 0))[:, -size:]
+            logits = self.logits(ids)[:, None]
+        elif t < size:
+            logits = self.shifted(input_ids, real)[:, -logits_to_keep:]
+        else:
+            half = size // 2
+            keep = half + (t - size) % (size - half)
+            logits = self.shifted(input_ids[:, -keep:], real[:, -keep:])[:, -1:]
+        out = WigipOutput(logits=logits)
+        return out if return_dict else out.to_tuple()
+
+    def shifted(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Dense logits [b, t, v] of texts that begin at the first patch, wherever they begin in
+        ids [b, t]: padding goes to their right, where nothing looks at it."""
+        t = ids.shape[1]
+        missing = (t - real.sum(1, keepdim=True)).long()
+        places = torch.arange(t, device=ids.device)
+        logits = self.logits(ids.gather(1, (places + missing).clamp(max=t - 1)))
+        back = (places - missing).clamp(min=0)[..., None]
+        return logits.gather(1, back.expand(-1, -1, logits.shape[-1]))
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args, **kwargs) -> dict:
+        """All of the text at every step: there is no cache."""
+        mask = kwargs.get("attention_mask")
+        return {"input_ids": input_ids, "attention_mask": mask, "logits_to_keep": 1}

@@ -1,0 +1,143 @@
+"""Orbax checkpoints as people have them: a CheckpointManager's folder, one of its steps, an item.
+
+A step is a folder whose name ends in its number, `120`, `ckpt_00000120`. It is a tree itself, or
+holds one for each item that was saved: `default`, `params`, `opt_state`. A step that was not
+finished has `.orbax-checkpoint-tmp` in its name, or says so in its metadata, or lacks the
+`commit_success.txt` that its neighbours have.
+"""
+
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from bridge import orbax
+from bridge.contents import Contents, checked, describe
+from bridge.formats import runs
+from bridge.formats.orbax_trees import model_in, moments_in
+from bridge.safetensors_reader import parse_json
+from bridge.table import listing
+from bridge.tensors import Tensor
+from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+
+CHECKPOINT, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
+UNFINISHED = ".orbax-checkpoint-tmp"
+_STEP = re.compile(r"(?:.*[_.-])?(?P<number>\d{1,18})")
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder is a tree, a step, or holds steps, finished or not."""
+    return _is_step(folder) or bool(_steps(folder))
+
+
+def open_folder(folder: Path) -> Contents:
+    """The model of a tree, of a step, or of the newest finished step in a folder.
+
+    Raises:
+        Problem: (corrupt) unfinished or damaged; (mismatch) it holds several models, or none.
+    """
+    if orbax.is_tree(folder) or not _steps(folder):
+        return _open(folder, folder, [])
+    step, notes = _newest(folder)
+    if not runs.is_step(step):
+        return _open(folder, step, notes)
+    contents = runs.open_step(step)
+    contents.notes[:0] = notes
+    return contents
+
+
+def _open(folder: Path, step: Path, notes: list[str]) -> Contents:
+    if why := _unfinished(step):
+        raise _never_finished(step, why)
+    tensors, said = _trees(step)
+    prefix, model, left = model_in(tensors, step)
+    contents = Contents(folder, "orbax", checked(folder, model), notes=[*notes, *said, *left])
+    contents.moments = partial(moments_in, tensors, prefix, step)
+    if number := _STEP.fullmatch(step.name):
+        contents.origin = {"step": int(number["number"])}
+    describe(contents, _beside(folder, step))
+    return contents
+
+
+def _trees(step: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """All arrays of a step, those of items under the item's name; and notes."""
+    if orbax.is_tree(step):
+        return orbax.read_tree(step)
+    tensors: dict[str, Tensor] = {}
+    notes = []
+    for item in sorted(path for path in step.iterdir() if path.is_dir()):
+        if not orbax.is_tree(item):
+            continue
+        held, said = orbax.read_tree(item)
+        names = {name: f"{item.name}.{name}" for name in held}
+        tensors |= {names[name]: replace(held[name], name=names[name]) for name in held}
+        notes += said
+    return tensors, notes
+
+
+def _newest(folder: Path) -> tuple[Path, list[str]]:
+    """The finished step of the largest number, and what is to be said of the others."""
+    steps = {path: _unfinished(path) for path in _steps(folder)}
+    finished = [path for path, why in steps.items() if not why]
+    if not finished:
+        raise _never_finished(*steps.popitem())
+    if len({path.name.rstrip("0123456789") for path in finished}) > 1:
+        raise Problem(
+            "the folder holds steps of several trainings",
+            where=str(folder),
+            why=listing([path.name for path in finished]),
+            fix="give one of them",
+            exit_code=MISMATCH,
+        )
+    step = finished[-1]
+    notes = [f"step {step.name} was taken, the newest of {len(finished)}"]
+    return step, notes + [f"left aside: {path.name}: {why}" for path, why in steps.items() if why]
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The steps in a folder by their numbers, unfinished ones too."""
+    found = []
+    for path in folder.iterdir():
+        match = _STEP.fullmatch(path.name.partition(UNFINISHED)[0])
+        if match and path.is_dir() and _is_step(path):
+            found.append((int(match["number"]), path.name, path))
+    return [path for *_, path in sorted(found)]
+
+
+def _is_step(folder: Path) -> bool:
+    """Whether a folder is a tree, holds one for each item, or was going to."""
+    try:
+        named = UNFINISHED in folder.name or (folder / CHECKPOINT).is_file()
+        return named or orbax.is_tree(folder) or any(map(orbax.is_tree, folder.iterdir()))
+    except OSError:  # a folder that may not be read is nothing that is known
+        return False
+
+
+def _unfinished(step: Path) -> str:
+    """Why a step cannot have been finished; empty when it was."""
+    if any(UNFINISHED in path.name for path in (step, *step.iterdir())):
+        return f"{UNFINISHED} in a name says that it was not finished"
+    said = parse_json(step / CHECKPOINT) if (step / CHECKPOINT).is_file() else {}
+    if said.get("commit_timestamp_nsecs", 0) is None:
+        return f"{CHECKPOINT} says that it was not finished"
+    others = (*step.iterdir(), *(step.parent.iterdir() if _STEP.fullmatch(step.name) else ()))
+    if not (step / COMMITTED).is_file() and any((path / COMMITTED).is_file() for path in others):
+        return f"it has no {COMMITTED}, as what lies beside it has: it was not finished"
+    return ""
+
+
+def _never_finished(step: Path, why: str) -> Problem:
+    return Problem(
+        "the Orbax checkpoint was never finished",
+        where=str(step),
+        why=why,
+        fix="take an earlier step, or save it again",
+        exit_code=CORRUPT,
+    )
+
+
+def _beside(folder: Path, step: Path) -> Path:
+    """The folder whose other files belong to the model: the nearest with a config.json."""
+    around = (step.parent,) if _STEP.fullmatch(step.name) else ()
+    places = (folder, step, *around)
+    return next((place for place in places if (place / "config.json").is_file()), folder)
