@@ -33,6 +33,8 @@ class Contents:
     preset: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields that the files say, among other keys."""
+    usual: dict[str, Any] = field(default_factory=dict)
+    """What the format takes for Config fields of which its files say nothing: assumed, and said."""
     tokenizer: Tokenizer | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     """Step and metrics of a training run; under "seed" what the seed's file says and a Config
@@ -53,7 +55,8 @@ def describe(contents: Contents, folder: Path) -> None:
     """Takes over what the files beside the tensors say."""
     config = parse_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     # A run directory keeps the model's fields apart from the recipe's.
-    contents.fields = config["model"] if isinstance(config.get("model"), dict) else config
+    if "arch" in config:
+        contents.fields = config["model"] if isinstance(config.get("model"), dict) else config
     arch, preset = config.get("arch"), config.get("preset")
     contents.arch = arch if isinstance(arch, str) else None
     contents.preset = preset if isinstance(preset, str) else None
