@@ -4,12 +4,13 @@ Only the first bytes are looked at. Sources: git-lfs's specification; the file f
 `train_gpt2.c`; ggml's history.
 """
 
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxmodels.errors import CORRUPT, Problem
 
+_STEP = re.compile(r"checkpoint-\d+")  # folders of transformers' Trainer
 START = 512  # bytes that are looked at
 AGAIN = "fetch the file again"
 TORCH = "convert the PyTorch weights (safetensors or pytorch_model.bin) of the same model instead"
@@ -107,10 +108,13 @@ def problem(path: Path, kind: Kind) -> Problem:
     )
 
 
-def found_in(paths: Iterable[Path]) -> tuple[list[str], str]:
-    """A line for each file that cannot be read, and what to do about the first; empty if none."""
-    kinds = {path.name: kind for path in paths if (kind := kind_of(path))}
+def found_in(folder: Path) -> tuple[list[str], str]:
+    """A line for each file in a folder that cannot be read, and what to do; empty if none."""
+    paths = sorted(folder.iterdir())
+    kinds = {path.name: kind for path in paths if path.is_file() and (kind := kind_of(path))}
     fix = next((kind.fix for kind in kinds.values()), "")
+    if steps := [path.name for path in paths if path.is_dir() and _STEP.fullmatch(path.name)]:
+        fix = f"it is a Trainer's; give one of its checkpoints: {', '.join(steps[-3:])}"
     return [f"{name} is {kind.what}" for name, kind in kinds.items()], fix
 
 

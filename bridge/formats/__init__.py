@@ -95,9 +95,9 @@ def recognise(path: Path) -> Contents:
             apart.read("check", path)  # says what is wrong with it, if something is
         why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
-        files = sorted(path.iterdir())
-        said, advice = unsupported.found_in(file for file in files if file.is_file())
-        held = f"it holds: {', '.join(file.name for file in files[:10]) or 'nothing'}"
+        said, advice = unsupported.found_in(path)
+        names = sorted(file.name for file in path.iterdir())[:10]
+        held = f"it holds: {', '.join(names) or 'nothing'}"
         why, fix = "\n".join([*said, held]), advice or fix
     raise Problem(
         "this is no checkpoint that is known here",

@@ -9,7 +9,7 @@ from bridge.contents import Contents, seed_of, with_seed
 from bridge.formats import model_files
 from jaxmodels.errors import MISMATCH, Problem
 
-CONFIG = "config.json"
+ARCH, CONFIG = "dinov2", "config.json"
 # transformers' model_type → how its class interpolates positions.
 INTERPOLATION = {"dinov2": "size", "dinov2_with_registers": "antialias"}
 
@@ -49,7 +49,7 @@ def described(
     result = replace(
         contents,
         format="dinov2",
-        arch="dinov2",
+        arch=ARCH,
         fields=_fields(config, folder / CONFIG),
         # Where nothing says that transformers wrote it, its usual value is no answer either.
         usual={"heads": HEADS} if said.keys() & {"model_type", "architectures"} else {},

@@ -13,7 +13,7 @@ from bridge.contents import Contents, seed_of, take_tokenizer, with_seed
 from bridge.formats import model_files, nanogpt
 from jaxmodels.errors import MISMATCH, Problem
 
-CONFIG = "config.json"
+ARCH, CONFIG = "wikigpt", "config.json"
 
 # transformers' key → our field.
 FIELDS = {
@@ -103,7 +103,7 @@ def described(
     result = replace(
         contents,
         format="gpt2",
-        arch="wikigpt",
+        arch=ARCH,
         fields=fields,
         usual=usual,
         notes=notes,

@@ -83,12 +83,15 @@ def with_config(contents: Contents, folder: Path) -> Contents:
     if contents.fields or not (folder / CONFIG).is_file():
         return contents
     if (config := config_in(folder)) is None:
-        describe(contents, folder)
+        if contents.arch is None:
+            describe(contents, folder)
         return contents
     kind = _named_kind(config)
     # A name may follow a wrapper's prefix, so that only its end is sure.
     marked = (k for end, k in _MARKS.items() if any(n.endswith(end) for n in contents.tensors))
-    if kind is None and (kind := next(marked, None)) is None:
+    if kind is None and not contents.arch:
+        kind = next(marked, None)
+    if kind is None or (contents.arch and contents.arch != getattr(KINDS.get(kind), "ARCH", "")):
         return contents
     _check(config, folder)
     if held := [name for name in contents.tensors if _QUANTISED.fullmatch(name)]:
@@ -168,10 +171,7 @@ def _without_weights(folder: Path, files: list[Path]) -> Problem:
             fix="give one of the files",
             exit_code=CORRUPT,
         )
-    said, fix = unsupported.found_in(path for path in sorted(folder.iterdir()) if path.is_file())
-    steps = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
-    if steps:
-        fix = f"give one of its checkpoints: {', '.join(steps[-3:])}"
+    said, fix = unsupported.found_in(folder)
     lacking = f"there is neither a safetensors file nor {torch_files.WEIGHTS} in it"
     return Problem(
         "the folder has a config and no weights that can be read",

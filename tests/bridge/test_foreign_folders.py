@@ -61,6 +61,7 @@ def test_a_trainers_folder(tmp_path, module):
     assert opens(folder, module).format == "gpt2"
     (folder / "pytorch_model.bin").unlink()
     assert "no weights" in refused(CORRUPT, folder)
+    assert "give one of its checkpoints: checkpoint-5" in refused(CORRUPT, tmp_path)
     assert "checkpoint-5" in refused(CORRUPT, kept_config(tmp_path, module))
 
 

@@ -8,8 +8,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -20,13 +18,16 @@ import bridge
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from tests.bridge.gpt2_ways import EXACT, TANH, Way, configs, expected, make, ways, write
 
-EXAMPLES = int(os.environ.get("GPT2_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("GPT2_EXAMPLES", "6"))
 torch.set_num_threads(1)
 _erf = np.vectorize(math.erf)
 
 
 def forward(source, tokens):
-    """wikigpt in NumPy, in float64, from the opened tensors; nothing is compiled."""
+    """wikigpt in NumPy, in float64, from the opened tensors, so that nothing is compiled.
+
+    That the JAX model computes the same is shown by `test_gpt2_folder.py`, for both GELUs.
+    """
     config = source.config
     p = {path: tensor.read().astype(np.float64) for path, tensor in source.tensors.items()}
 
@@ -112,16 +113,3 @@ def test_it_opens_with_transformers_numbers_or_is_refused(values, way, seed):
             assert may_be_refused(values)
         else:
             assert np.abs(forward(source, tokens) - truth).max() < 1e-5
-
-
-def test_the_forward_pass_above_is_wikigpts(tmp_path):
-    values = {"vocab_size": 20, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
-    for activation in ("gelu", "gelu_new"):
-        module = make({**values, "activation_function": activation}, "float32", 1)
-        module.save_pretrained(tmp_path)
-        tokens = some_tokens(values)
-        with jax.disable_jit():
-            found = bridge.load(tmp_path)(jnp.asarray(tokens, jnp.int32))[0]
-        source = bridge.open_source(tmp_path)
-        assert np.abs(np.asarray(found) - forward(source, tokens)).max() < 1e-5
-        assert source.config.gelu == {"gelu": "exact", "gelu_new": "tanh"}[activation]
