@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jaxmodels
 from bridge import unsupported
-from bridge.contents import Contents, describe, origin_of
+from bridge.contents import Contents, describe, is_own, origin_of
 from bridge.formats import dinov2, gguf, gpt2, model_files, torch_files
 from bridge.safetensors_reader import parse_json
 from bridge.table import listing
@@ -47,7 +46,7 @@ def config_in(folder: Path) -> dict[str, Any] | None:
     if not (folder / CONFIG).is_file():
         return None
     config = parse_json(folder / CONFIG)
-    return None if config.get("arch") in tuple(jaxmodels.ARCHS) else config
+    return None if is_own(config) else config
 
 
 def kind_in(folder: Path) -> str | None:
