@@ -34,9 +34,12 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 
 def fields_of(
-    package: Any, contents: Contents, rows: Rows, found: Mapping[str, Tensor]
+    package: Any, contents: Contents, label: str, rows: Rows, found: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Config fields that the files say or the shapes tell, and those assumed.
+
+    What is assumed is what the format takes, else what the table of this name does, else the
+    architecture's convention; None where there is none.
 
     Raises:
         Problem: (mismatch) tensors that tell sizes are missing, or files and shapes disagree.
@@ -62,7 +65,33 @@ def fields_of(
     for name in sorted(known.keys() & stated.keys()):
         if type(stated[name]) is int and stated[name] != known[name]:
             raise _contradiction(name, stated[name], known[name], contents.path, shapes)
+    by_table = getattr(package, "ASSUMED", {}).get(label, {})
+    usual = {name: value for name, value in contents.usual.items() if name not in known}
+    by_table = {name: value for name, value in by_table.items() if name in assumed}
+    assumed = {**assumed, **by_table, **usual}
     return {**known, **stated}, {k: v for k, v in assumed.items() if k not in stated}
+
+
+def check_known(assumed: Mapping[str, Any], values: Mapping[str, Any], where: Path) -> None:
+    """Checks that what must be assumed can be: None stands for what nothing tells.
+
+    Args:
+        assumed: fields that no file says.
+        values: all fields.
+        where: the checkpoint, for the message.
+
+    Raises:
+        Problem: (mismatch) one has none.
+    """
+    if unknown := [name for name, value in assumed.items() if value is None]:
+        said = ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
+        raise Problem(
+            f"nothing tells the model's {' and '.join(unknown)}",
+            where=str(where),
+            why=f"neither a config nor the shapes say it, and it changes the numbers\n({said})",
+            fix=f"give it: --set {unknown[0]}=NUMBER",
+            exit_code=MISMATCH,
+        )
 
 
 def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str, Any]:

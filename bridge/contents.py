@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import jaxmodels
 from bridge.foreign import data_only
 from bridge.moments import Moments
 from bridge.safetensors_reader import Stored, parse_json
@@ -40,6 +41,8 @@ class Contents:
     preset: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields that the files say, among other keys."""
+    usual: dict[str, Any] = field(default_factory=dict)
+    """What the format takes for Config fields of which its files say nothing: assumed, and said."""
     tokenizer: Tokenizer | None = None
     unread: str = ""
     """Why a tokeniser that lies there is not read: then no convention stands in for it."""
@@ -58,11 +61,21 @@ class Contents:
     tables do not name are its own affair."""
 
 
+def is_own(config: dict[str, Any]) -> bool:
+    """Whether a config.json is ours, or what transformers saved of our class: it names one of our
+    architectures."""
+    ours = tuple(jaxmodels.ARCHS)
+    theirs = "dinov2"  # a model_type of transformers itself
+    kind = config.get("model_type")
+    return config.get("arch") in ours or (kind in ours and kind != theirs)
+
+
 def describe(contents: Contents, folder: Path) -> None:
     """Takes over what the files beside the tensors say."""
     config = parse_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     # A run directory keeps the model's fields apart from the recipe's.
-    contents.fields = config["model"] if isinstance(config.get("model"), dict) else config
+    if is_own(config):
+        contents.fields = config["model"] if isinstance(config.get("model"), dict) else config
     arch, preset = config.get("arch"), config.get("preset")
     contents.arch = arch if isinstance(arch, str) else None
     contents.preset = preset if isinstance(preset, str) else None

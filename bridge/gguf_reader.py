@@ -75,8 +75,12 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     with path.open("rb") as file:
         reader = _Reader(path, file)
-        if reader.take(4) != MAGIC or reader.number("<I") not in VERSIONS:
-            _refuse(path, "this is no GGUF file of version 2 or 3", "")
+        magic, version = reader.take(4), reader.number("<I")
+        if int.from_bytes(version.to_bytes(4, "big"), "little") in VERSIONS:
+            known = "little-endian ones are, which all current machines write"
+            _refuse(path, "big-endian GGUF files are not read", known)
+        if magic != MAGIC or version not in VERSIONS:
+            _refuse(path, "this is no GGUF file of version 2 or 3", f"it says version {version}")
         tensors, keys = reader.number("<Q"), reader.number("<Q")
         if tensors > MAX_TENSORS or keys > MAX_KEYS:
             _refuse(path, "the GGUF file has too many parts", f"{tensors:,} tensors, {keys:,} keys")

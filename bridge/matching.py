@@ -1,6 +1,7 @@
 """Which architecture and which of its tables a checkpoint follows, and what it says twice."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import jaxmodels
 from bridge import parts, table
 from bridge.contents import Contents
 from bridge.table import Rows
-from bridge.tensors import Tensor, raw
+from bridge.tensors import Tensor, is_float, raw
 from jaxmodels.errors import MISMATCH, Problem
+from jaxmodels.runtime.paths import pattern
 
 
 def own_rows(package: Any) -> Rows:
@@ -19,39 +21,62 @@ def own_rows(package: Any) -> Rows:
     return tuple((ours, ours.replace("/", "."), "same") for ours, _, _ in package.WEIGHTS)
 
 
-def tables(package: Any) -> dict[str, Rows]:
-    """Every table that a checkpoint of this architecture may follow, by name."""
+def tables(package: Any) -> list[tuple[str, Rows]]:
+    """Every table that a checkpoint of this architecture may follow, and its name.
+
+    A table whose names all begin with the PREFIX of the package's layout stands there without it
+    too.
+    """
     labels = "WEIGHTS", "SAVED", "SEED", "GGUF"
-    known = {name: getattr(package, name, ()) for name in labels}
-    return {name: rows for name, rows in known.items() if rows} | {"own": own_rows(package)}
+    known = [(name, rows) for name in labels if (rows := getattr(package, name, ()))]
+    start = getattr(package, "PREFIX", None)
+    short = [
+        (name, tuple((ours, theirs.removeprefix(start), op) for ours, theirs, op in rows))
+        for name, rows in known
+        if start and all(theirs.startswith(start) for _, theirs, _ in rows)
+    ]
+    return [*known, *short, ("own", own_rows(package))]
 
 
 def candidate_tables(
     contents: Contents, found: Mapping[str, Tensor], arch: str | None
-) -> tuple[str, list[Rows]]:
-    """The architecture, and those of its tables whose names fit best.
+) -> tuple[str, list[tuple[str, Rows]]]:
+    """The architecture, and those of its tables (with their names) whose names fit best.
 
     Two tables may have the same names and differ in layout only: shapes decide then.
     """
     stated = arch or contents.arch
-    fits: dict[str, list[tuple[float, Rows]]] = {}
+    fits: dict[str, list[tuple[float, str, Rows]]] = {}
     for name in dict.fromkeys([*([stated] if stated else []), *jaxmodels.ARCHS]):
         package = jaxmodels.arch(name)
-        ties = {tied for tied, _ in getattr(package, "TIED", ())}
+        ties = {tied for tied, _ in _ties(package)}
         names = [name for name in found if name not in ties]
         chosen = contents.table if name == contents.arch else None
         fits[name] = [
-            (table.coverage(rows, parts.names(rows, names)), rows)
-            for label, rows in tables(package).items()
+            (table.coverage(rows, parts.names(rows, names)), label, rows)
+            for label, rows in tables(package)
             if chosen in (None, label)
         ]
-    best = {name: max(score for score, _ in entries) for name, entries in fits.items()}
+    best = {name: max(score for score, *_ in entries) for name, entries in fits.items()}
     closest = max(best, key=lambda name: best[name])
     name = stated or closest
     other = stated is not None and closest != stated and best[closest] > best[name] + 0.25
     if best[name] == 0 or other or (stated is None and best[name] < 0.5):
         raise _stranger(contents, found, arch, stated, closest, best[closest])
-    return name, [rows for score, rows in fits[name] if score == best[name]]
+    return name, [(label, rows) for score, label, rows in fits[name] if score == best[name]]
+
+
+def _ties(package: Any) -> tuple[tuple[str, str], ...]:
+    return (*getattr(package, "TIED", ()), *getattr(package, "ALSO_TIED", ()))
+
+
+def leave_other_heads(package: Any, found: dict[str, Tensor]) -> list[str]:
+    """Takes out the heads for other tasks that the package's layout names, and says so."""
+    known = [pattern(each) for each in getattr(package, "OTHER_HEADS", ())]
+    heads = [name for name in found if any(each.fullmatch(name) for each in known)]
+    for name in heads:
+        del found[name]
+    return [f"left out: {name}, a head for another task" for name in heads]
 
 
 def _stranger(
@@ -78,16 +103,38 @@ def _stranger(
     )
 
 
+def check_numbers(parameters: Iterable[Tensor], where: Path) -> None:
+    """Refuses parameters that are no floating-point numbers.
+
+    Raises:
+        Problem: (mismatch) some are not.
+    """
+    if wrong := [str(tensor) for tensor in parameters if not is_float(tensor.dtype)]:
+        raise Problem(
+            "parameters are no floating-point numbers",
+            where=str(where),
+            why=f"a quantised model, whose scales would be lost:\n{table.listing(wrong)}",
+            fix="use a checkpoint of the model that was not quantised",
+            exit_code=MISMATCH,
+        )
+
+
 def drop_ties(package: Any, rows: Rows, found: dict[str, Tensor], where: Path) -> list[str]:
     """Takes out tensors that must repeat another one, and says so.
+
+    If that one is missing, the tensor stands for it.
 
     Raises:
         Problem: (mismatch) one does not.
     """
     notes = []
-    for name, path in getattr(package, "TIED", ()):
+    for name, path in _ties(package):
         original = table.pairs(rows, [path])[0].theirs
-        if name not in found or original not in found:
+        if name not in found or name == original:
+            continue
+        if original not in found:
+            found[original] = replace(found.pop(name), name=original)
+            notes.append(f"{name} stands for {original} too, to which it is tied")
             continue
         copy, model = found.pop(name), found[original]
         if (copy.shape, copy.dtype) != (model.shape, model.dtype) or not np.array_equal(

@@ -1,13 +1,14 @@
 """Reads safetensors files and sharded folders. Nothing in them is believed before it is checked."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from bridge import unsupported
 from bridge.table import listing
 from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
@@ -15,6 +16,8 @@ from jaxmodels.runtime.files import MAX_JSON, json_object, read_json
 
 MAX_HEADER = MAX_JSON  # the format allows 100 MB; 100,000 tensors take 10 MB
 MAX_TENSORS, MAX_DIMS = 100_000, 32
+AGAIN = "fetch or save the file again"
+MAX_SHARED = 2  # times the size of a file that tensors which repeat others may add to it
 PIECE = 2**18  # bytes that stay in the caches while they are hashed
 
 
@@ -32,8 +35,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
         Problem: (corrupt) truncated, or a header that is not what the format says.
     """
     size = path.stat().st_size
+    if size > 8 and not looks_like_safetensors(path):
+        unsupported.refuse(path)
     header, base = _header(path)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
     layout = sorted(
         ((name, *_entry(path, name, entry)) for name, entry in header.items()),
         key=lambda item: item[3:],
@@ -48,10 +53,26 @@ def read_file(path: Path) -> dict[str, Tensor]:
         _refuse(path, "the file is truncated", _sizes(base + end, size))
     if size > base + end:
         _refuse(path, "there is data after the last tensor", _sizes(base + end, size))
-    return {
+    tensors = {
         name: Tensor(name, shape, dtype, Stored(path, base + start, shape, dtype))
         for name, shape, dtype, start, _ in layout
     }
+    return tensors | _shared(path, metadata, tensors)
+
+
+def _shared(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that `safetensors.torch.save_model` left out, for they repeat another one.
+
+    The header says so: {"the name left out": "the name of the tensor that it repeats"}.
+    """
+    shared = {
+        name: replace(tensors[kept], name=name)
+        for name, kept in metadata.items()
+        if kept in tensors and name not in tensors
+    }
+    if sum(tensor.nbytes for tensor in shared.values()) > MAX_SHARED * path.stat().st_size:
+        _refuse(path, "too many tensors are said to repeat others", f"{len(shared):,} names")
+    return shared
 
 
 def promised(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype, bool]]:
@@ -120,6 +141,8 @@ def parse_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     try:
         return read_json(path, limit)
     except (OSError, ValueError) as error:
+        if path.is_file():
+            unsupported.refuse(path, text=True)  # says more, if it is a web page, for example
         _refuse(path, "the JSON cannot be read", str(error))
 
 
@@ -163,8 +186,15 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype
         _refuse(path, f"bad entry for {name!r}", "it needs dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+        kind = str(entry["dtype"])[:20]
+        narrow = kind.startswith(("F8", "F6", "F4"))
         _refuse(
-            path, f"unknown dtype of {name!r}", f"{entry['dtype']!r}; known: {', '.join(DTYPES)}"
+            path,
+            f"{name!r} holds {kind}: float{kind[1]}, numbers of {kind[1]} bits, are not read"
+            if narrow
+            else f"unknown dtype of {name!r}: {kind}",
+            f"known: {', '.join(DTYPES)}",
+            "use a checkpoint of the model that was not quantised" if narrow else AGAIN,
         )
     if not _naturals(shape) or len(shape) > MAX_DIMS or prod(filter(None, shape)) >= 2**60:
         _refuse(path, f"bad shape of {name!r}", f"{str(shape)[:80]}")
@@ -227,7 +257,5 @@ def _sizes(expected: int, actual: int) -> str:
     return f"expected {expected:,} bytes, found {actual:,}"
 
 
-def _refuse(path: Path, what: str, why: str) -> NoReturn:
-    raise Problem(
-        what, where=str(path), why=why, fix="fetch or save the file again", exit_code=CORRUPT
-    )
+def _refuse(path: Path, what: str, why: str, fix: str = AGAIN) -> NoReturn:
+    raise Problem(what, where=str(path), why=why, fix=fix, exit_code=CORRUPT)

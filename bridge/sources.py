@@ -9,10 +9,10 @@ from typing import Any
 
 import jaxmodels
 from bridge import parts, table
-from bridge.configuration import fields_of, make_config, overrides_of
+from bridge.configuration import check_known, fields_of, make_config, overrides_of
 from bridge.contents import Contents
 from bridge.formats import recognise
-from bridge.matching import candidate_tables, drop_ties
+from bridge.matching import candidate_tables, check_numbers, drop_ties, leave_other_heads
 from bridge.moments import Moments
 from bridge.stacks import apart
 from bridge.state import begun, state_shapes, unnamed
@@ -116,32 +116,34 @@ def bind(
     found = apart(found, arch or contents.arch)
     name, candidates = candidate_tables(contents, found, arch)
     problems = []
-    for rows in candidates:
+    for candidate in candidates:
         try:
-            source = _bind(contents, name, rows, dict(found), config or {}, conventions or {})
+            source = _bind(contents, name, candidate, dict(found), config or {}, conventions or {})
         except Problem as problem:
             problems.append(problem)
         else:
             source.notes[:0] = notes
             return source
-    raise problems[0]
+    # Of tables that differ in layout only, the one that fits best tells best what is wrong.
+    misfits = [problem for problem in problems if problem.what == table.MISFIT]
+    raise min(misfits, key=lambda problem: problem.why.count("\n"), default=problems[0])
 
 
 def _bind(
     contents: Contents,
     name: str,
-    rows: Rows,
+    labelled: tuple[str, Rows],
     found: dict[str, Tensor],
     config: Mapping[str, Any],
     conventions: Mapping[str, Any],
 ) -> Source:
-    """`bind` by one table of one architecture."""
-    package = jaxmodels.arch(name)
+    """`bind` by one table, with its name, of one architecture."""
+    package, (label, rows) = jaxmodels.arch(name), labelled
     found |= {n: t for n, t in contents.state.items() if table.path_of(rows, n)}
     found = parts.split(rows, found)
-    notes = drop_ties(package, rows, found, contents.path)
+    notes = leave_other_heads(package, found) + drop_ties(package, rows, found, contents.path)
     overrides = overrides_of(package, name, config)
-    known, assumed = fields_of(package, contents, rows, found)
+    known, assumed = fields_of(package, contents, label, rows, found)
     assumed = {field: conventions.get(field, value) for field, value in assumed.items()}
     tokenizer, unread = contents.tokenizer, contents.unread
     if tokenizer is not None and contents.path.is_file() and contents.format != "gguf":
@@ -153,6 +155,7 @@ def _bind(
         assumed = {field: value for field, value in assumed.items() if field != "tokens"}
         known["tokens"] = tokenizer.vocab_size if tokenizer else known["vocab"]
     values = {**assumed, **known, **overrides}
+    check_known({field: values[field] for field in assumed}, values, contents.path)
     stated = make_config(package, values, USAGE if overrides else CORRUPT, contents.path)
     settings, found = unfilled(name, rows, stated, found)
     if settings != stated:
@@ -166,6 +169,7 @@ def _bind(
     shapes = trained if begins else trained | state
     pairs = table.pairs(rows, shapes)
     table.check(pairs, shapes, {n: t.shape for n, t in found.items()}, str(contents.path))
+    check_numbers([found[pair.theirs] for pair in pairs if pair.ours in trained], contents.path)
     origin = {key: value for key, value in contents.origin.items() if key != NO_TOKENIZER}
     if not used(settings):
         tokenizer = None

@@ -19,6 +19,7 @@ from jaxmodels.runtime.paths import pattern
 Rows = tuple[tuple[str, str, str], ...]
 Shape = tuple[int, ...]
 SHOWN = 10
+MISFIT = "the checkpoint does not fit the model"
 
 
 class Pair(NamedTuple):
@@ -176,7 +177,7 @@ def check(
         ]
         parts.append(f"wrong shape, {len(wrong)} tensors:\n{listing(lines)}")
     raise Problem(
-        "the checkpoint does not fit the model",
+        MISFIT,
         where=where,
         why="\n".join(parts),
         fix=_advice(missing, extra),

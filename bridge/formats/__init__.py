@@ -1,20 +1,21 @@
 """The checkpoint formats: how each is recognised and read, and how the seeds' own are written."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from bridge import unsupported
 from bridge.contents import Contents, changed, complete
 from bridge.foreign import code_beside, refuse_strange
 from bridge.formats import (
     bwetaf,
-    dinov2,
     gguf,
-    gpt2,
     model_files,
     orbax_folders,
     runs,
     torch_files,
+    transformers_folder,
     wigip,
 )
 from bridge.legacy import apart
@@ -41,6 +42,12 @@ class Format(NamedTuple):
     open: Callable[[Path], Contents]
 
 
+def _is_kind(kinds: set[str] | None, folder: Path) -> bool:
+    """Whether somebody else's config names one of these kinds of models; None stands for any."""
+    kind = transformers_folder.kind_in(folder)
+    return kind is not None and (kinds is None or kind in kinds)
+
+
 # The first that matches.
 _FILES = (
     Format("safetensors", looks_like_safetensors, model_files.open_file),
@@ -54,8 +61,14 @@ _FOLDERS = (
     Format("orbax", runs.is_step, runs.open_step),
     Format("orbax", orbax_folders.is_folder, orbax_folders.open_folder),
     Format("bwetaf", bwetaf.is_folder, bwetaf.open_folder),
-    Format("gpt2", gpt2.is_folder, gpt2.open_folder),
-    Format("dinov2", dinov2.is_folder, dinov2.open_folder),
+    *(
+        Format(name, partial(_is_kind, kinds), transformers_folder.open_folder)
+        for name, kinds in (
+            ("gpt2", {"gpt2"}),
+            ("dinov2", {"dinov2", "dinov2_with_registers"}),
+            ("transformers", None),
+        )
+    ),
     Format("safetensors", model_files.is_folder, model_files.open_folder),
     Format("nanogpt", torch_files.is_folder, torch_files.open_folder),
     Format("wigip-zip", wigip.is_folder, wigip.open_folder),
@@ -75,24 +88,30 @@ def recognise(path: Path) -> Contents:
     refuse_strange(path)
     if found := _format(path):
         contents = found.open(path)
+        folder = path if path.is_dir() else path.parent
+        contents = transformers_folder.with_config(contents, folder)
         contents.notes += code_beside(path) if path.is_dir() else []
         contents.damaged = changed(path) if path.is_dir() else []
         if not contents.damaged:
             complete(contents, path)
         return contents
+    fix = f"known are {FORMATS}"
     if path.is_file():
+        unsupported.refuse(path)
         start = _start(path)
         if start.startswith(b"PK"):
             apart.read("check", path)  # says what is wrong with it, if something is
         why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
+        said, advice = unsupported.found_in(path)
         names = sorted(visible(file.name) for file in path.iterdir())[:10]
-        why = f"it holds: {', '.join(names) or 'nothing'}"
+        held = f"it holds: {', '.join(names) or 'nothing'}"
+        why, fix = "\n".join([*said, held]), advice or fix
     raise Problem(
         "this is no checkpoint that is known here",
         where=str(path),
         why=why,
-        fix=f"known are {FORMATS}",
+        fix=fix,
         exit_code=CORRUPT,
     )
 

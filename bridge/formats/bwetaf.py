@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+import jaxmodels
+from bridge import table, unsupported
 from bridge.contents import Contents, checked, origin_of, seed_of, with_seed
 from bridge.legacy import apart
 from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree
@@ -60,8 +62,15 @@ def is_file(path: Path) -> bool:
 
 
 def open_file(path: Path) -> Contents:
-    """The parameters alone; sizes are told by the shapes or must be given."""
-    return Contents(path, "bwetaf", _tensors(path, apart.read("msgpack", path)))
+    """The parameters alone; sizes are told by the shapes or must be given.
+
+    Raises:
+        Problem: (corrupt) damaged, or a tree of another model.
+    """
+    tensors = _tensors(path, apart.read("msgpack", path))
+    if not any(table.path_of(jaxmodels.arch("bwetaf").SEED, name) for name in tensors):
+        raise unsupported.problem(path, unsupported.FLAX)
+    return Contents(path, "bwetaf", tensors)
 
 
 def open_folder(folder: Path) -> Contents:

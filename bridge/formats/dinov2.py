@@ -1,19 +1,15 @@
-"""transformers' DINOv2 folders, with and without registers, as transformers 4 and 5 write them.
+"""What transformers' config of a DINOv2 says, with and without registers, and how it is written."""
 
-Weights are safetensors or torch's (`pytorch_model.bin`), whole or in shards.
-"""
-
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bridge.contents import Contents, origin_of, seed_of, with_seed
-from bridge.formats import model_files, torch_files
-from bridge.safetensors_reader import parse_json, read_sharded
-from bridge.tensors import Tensor
-from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+from bridge.contents import Contents, seed_of, with_seed
+from bridge.formats import model_files
+from jaxmodels.errors import MISMATCH, Problem
 
-CONFIG, WEIGHTS = "config.json", "pytorch_model.bin"
+ARCH, CONFIG = "dinov2", "config.json"
 # transformers' model_type → how its class interpolates positions.
 INTERPOLATION = {"dinov2": "size", "dinov2_with_registers": "antialias"}
 
@@ -36,37 +32,32 @@ ONLY = {
 }
 
 
-def is_folder(folder: Path) -> bool:
-    """Whether a folder is transformers' DINOv2, and not one of our own model directories."""
-    if not (folder / CONFIG).is_file():
-        return False
-    try:
-        config = parse_json(folder / CONFIG)
-    except Problem:
-        return False
-    kind = config.get("model_type")
-    return isinstance(kind, str) and kind in INTERPOLATION and "arch" not in config
+def described(
+    contents: Contents, config: dict[str, Any], said: dict[str, Any], folder: Path
+) -> Contents:
+    """Contents with what a config says of them.
 
-
-def open_folder(folder: Path) -> Contents:
-    """A DINOv2 folder.
+    Args:
+        contents: the tensors.
+        config: what is said, with the model_type.
+        said: config.json as it is.
+        folder: where it lies.
 
     Raises:
-        Problem: (corrupt) damaged, or without weights; (mismatch) its config asks for what dinov2
-            does not compute.
+        Problem: (mismatch) the config asks for what dinov2 does not compute.
     """
-    config = parse_json(folder / CONFIG)
-    tensors, notes = _tensors(folder)
-    return Contents(
-        folder,
-        "dinov2",
-        tensors,
-        arch="dinov2",
-        fields=_fields(config, folder),
-        origin=with_seed(origin_of(folder), "dinov2", config),
-        notes=notes,
-        moments=partial(model_files.read_moments, folder),
+    result = replace(
+        contents,
+        format="dinov2",
+        arch=ARCH,
+        fields=_fields(config, folder / CONFIG),
+        # Where nothing says that transformers wrote it, its usual value is no answer either.
+        usual={"heads": HEADS} if said.keys() & {"model_type", "architectures"} else {},
+        origin=with_seed(contents.origin, "dinov2", said),
     )
+    if folder == contents.path:
+        result.moments = partial(model_files.read_moments, folder)
+    return result
 
 
 def written_config(config: Any, keys: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
@@ -102,27 +93,8 @@ def _fields(config: dict[str, Any], where: Path) -> dict[str, Any]:
     fields = {ours: config[key] for key, ours in FIELDS.items() if key in config}
     registers = config["model_type"] == "dinov2_with_registers"
     return {
-        "heads": HEADS,
         **fields,
         "mlp": "swiglu" if config.get("use_swiglu_ffn") else "gelu",
         "registers": config.get("num_register_tokens", 4) if registers else 0,
         "interpolation": config.get("interpolation", INTERPOLATION[config["model_type"]]),
     }
-
-
-def _tensors(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors in a folder, and what is to be said of them."""
-    if model_files.is_folder(folder):
-        return model_files.tensors_in(folder), []
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.is_file():
-        return read_sharded(index, lambda path: torch_files.read_state(path)[0]), []
-    if (folder / WEIGHTS).is_file():
-        return torch_files.read_state(folder / WEIGHTS)
-    raise Problem(
-        "the folder has a config and no weights",
-        where=str(folder),
-        why=f"there is neither a safetensors file nor {WEIGHTS} in it",
-        fix="fetch all of its files",
-        exit_code=CORRUPT,
-    )

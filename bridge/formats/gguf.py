@@ -43,6 +43,12 @@ _FIELDS = {
     f"{ARCH}.block_count": "layers",
     f"{ARCH}.attention.head_count": "heads",
 }
+_HEADS_KV = f"{ARCH}.attention.head_count_kv"
+# Further keys of the model that change nothing, or must have this value.
+_ONLY = {f"{ARCH}.attention.causal": True, f"{ARCH}.use_parallel_residual": False}
+_IDLE = {f"{ARCH}.attention.layer_norm_epsilon", f"{ARCH}.vocab_size", _HEADS_KV}
+# llama.cpp computes the tanh form whatever the model was trained with.
+_USUAL = {"gelu": "tanh", "dropout": 0.0}
 # ggml's numbers of types, and of a file in which most tensors have that type.
 _TYPES = {DTYPES["F32"]: (0, 0), DTYPES["F16"]: (1, 1), Q8_0: (8, 7), DTYPES["BF16"]: (30, 32)}
 
@@ -87,6 +93,7 @@ def open_file(path: Path) -> Contents:
             fix="convert another checkpoint of the model",
             exit_code=MISMATCH,
         )
+    _check_keys(path, said)
     tensors, notes = _without_head(path, tensors)
     tokenizer, unread = None, ""
     try:
@@ -108,6 +115,7 @@ def open_file(path: Path) -> Contents:
         tensors,
         arch="wikigpt",
         fields=fields,
+        usual={name: value for name, value in _USUAL.items() if name not in fields},
         tokenizer=tokenizer,
         unread=unread,
         notes=notes,
@@ -252,10 +260,28 @@ def _fields(said: dict[str, Any]) -> dict[str, Any]:
     for field, value in told.items():
         if own.get(field, value) != value:
             raise ValueError(f"it says {field} = {value} and {own[field]}")
-    usual = {"gelu": "tanh", "dropout": 0.0, "bias": True}
+    usual = {}
     if (tokens := gguf_vocabulary.used(said)) is not None:
         usual["tokens"] = tokens
     return {**usual, **own, **told}
+
+
+def _check_keys(path: Path, said: dict[str, Any]) -> None:
+    """Refuses keys of the model that are not known: they may change what it computes."""
+    heads = said.get(f"{ARCH}.attention.head_count")
+    only = {**_ONLY, _HEADS_KV: heads}
+    for key, value in said.items():
+        if not key.startswith(f"{ARCH}.") or key in _FIELDS:
+            continue
+        if value != only.get(key, value) or key not in (*only, *_IDLE):
+            raise Problem(
+                f"the GGUF file says {key[:80]} = {str(value)[:80]}, which is not supported",
+                where=str(path),
+                why=f"{only[key]} is computed only" if key in only else "the key is not known",
+                fix="convert another checkpoint of the model; the numbers of this one would be "
+                "wrong",
+                exit_code=MISMATCH,
+            )
 
 
 def _without_head(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

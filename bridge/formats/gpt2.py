@@ -1,28 +1,49 @@
-"""transformers' GPT-2 folders: `config.json` with safetensors, whole or in shards."""
+"""What transformers' config of a GPT-2 says, and how it is written.
 
+Source: transformers' `GPT2Config` and what its `GPT2LMHeadModel` does with each key.
+"""
+
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bridge.contents import Contents, origin_of, seed_of, take_tokenizer, with_seed
-from bridge.formats import model_files
-from bridge.safetensors_reader import parse_json
+from bridge.contents import Contents, seed_of, take_tokenizer, with_seed
+from bridge.formats import model_files, nanogpt
 from jaxmodels.errors import MISMATCH, Problem
 
-CONFIG = "config.json"
-PREFIX = "transformer."
+ARCH, CONFIG = "wikigpt", "config.json"
 
-# transformers' key → our field and what transformers takes when the key is missing.
-FIELDS: dict[str, tuple[str, Any]] = {
-    "vocab_size": ("vocab", 50257),
-    "n_positions": ("context", 1024),
-    "n_embd": ("dim", 768),
-    "n_layer": ("layers", 12),
-    "n_head": ("heads", 12),
-    "resid_pdrop": ("dropout", 0.1),
+# transformers' key → our field.
+FIELDS = {
+    "vocab_size": "vocab",
+    "n_positions": "context",
+    "n_embd": "dim",
+    "n_layer": "layers",
+    "n_head": "heads",
+    "n_inner": "hidden",
+    "resid_pdrop": "dropout",
 }
-_GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
+# What transformers takes when a key is missing, of what the tensors do not tell.
+USUAL = {"heads": 12, "dropout": 0.1, "gelu": "tanh"}
+# transformers' other names for its keys.
+ALIASES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+ACTIVATION = "activation_function"
+_GELU = {
+    "gelu": "exact",
+    "gelu_python": "exact",
+    "gelu_accurate": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_new": "tanh",
+    "gelu_python_tanh": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
 
 # Keys that change what is computed, and the only value that wikigpt computes.
 ONLY = {
@@ -31,44 +52,67 @@ ONLY = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
+    "is_causal": True,
 }
+# Keys that change no logits: what else GPT2Config has, and what transformers writes into any
+# config, or once did.
+_IDLE = set(
+    "model_type architectures transformers_version dtype torch_dtype use_cache initializer_range "
+    "embd_pdrop attn_pdrop reorder_and_upcast_attn n_ctx vocab_size gradient_checkpointing "
+    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix "
+    "id2label label2id num_labels problem_type finetuning_task return_dict torchscript "
+    "use_bfloat16 is_decoder is_encoder_decoder cross_attention_hidden_size "
+    "tie_encoder_decoder chunk_size_feed_forward tokenizer_class task_specific_params "
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty "
+    "temperature top_k top_p typical_p repetition_penalty encoder_no_repeat_ngram_size "
+    "length_penalty no_repeat_ngram_size bad_words_ids num_return_sequences "
+    "forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens "
+    "begin_suppress_tokens exponential_decay_length_penalty bias tokens".split()
+)
+_IDLE_STARTS = "_", "summary_", "output_", "tf_"
 
 
-def is_folder(folder: Path) -> bool:
-    """Whether a folder is transformers' GPT-2, and not one of our own model directories."""
-    if not (folder / CONFIG).is_file() or not model_files.is_folder(folder):
-        return False
-    try:
-        config = parse_json(folder / CONFIG)
-    except Problem:
-        return False
-    return config.get("model_type") == "gpt2" and "arch" not in config
+def described(
+    contents: Contents, config: dict[str, Any], said: dict[str, Any], folder: Path
+) -> Contents:
+    """Contents with what a config says of them.
 
-
-def open_folder(folder: Path) -> Contents:
-    """A GPT-2 folder.
+    Args:
+        contents: the tensors.
+        config: what is said, with the model_type.
+        said: config.json as it is.
+        folder: where it lies.
 
     Raises:
-        Problem: (corrupt) damaged; (mismatch) its config asks for what wikigpt does not compute.
+        Problem: (mismatch) the config asks for what wikigpt does not compute, or has keys of
+            which nobody knows what they do.
     """
-    config = parse_json(folder / CONFIG)
-    contents = Contents(folder, "gpt2", model_files.tensors_in(folder))
-    # GPT2Model saved by itself has no such prefix; the head's class has.
-    if not any(name.startswith(PREFIX) for name in contents.tensors):
-        contents.tensors = {
-            PREFIX + name: replace(tensor, name=PREFIX + name)
-            for name, tensor in contents.tensors.items()
-        }
-        contents.notes.append(f"names begin without {PREFIX!r}: the model was saved by itself")
-    contents.arch, contents.table = "wikigpt", "WEIGHTS"
-    contents.fields = _fields(config, folder)
-    take_tokenizer(contents, folder)
-    contents.origin = with_seed(origin_of(folder), "gpt2", config)
-    contents.moments = partial(model_files.read_moments, folder)
-    rates = {key: config.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
-    if any(rate != rates["resid_pdrop"] for rate in rates.values()):
-        contents.notes.append(f"dropout is that of resid_pdrop; the config has {rates}")
-    return contents
+    named = said.get("model_type") is not None or said.get("architectures") is not None
+    own = "block_size" in config and not named  # nanoGPT's arguments, as a hub mixin saves them
+    path = folder / CONFIG
+    fields = nanogpt.fields(said, path) if own else fields_of(config, path)
+    unknown = [] if own else _unknown(config)
+    if unknown and not named:
+        raise _unsupported(
+            unknown[0], config[unknown[0]], "what it does is not known, nor whose config this is",
+            path,
+        )  # fmt: skip
+    # Where nothing says that transformers wrote it, its usual values are no answer either.
+    usual = {n: value for n, value in USUAL.items() if n not in fields} if named else {}
+    notes = [*contents.notes, *_notes(config, unknown)]
+    result = replace(
+        contents,
+        format="gpt2",
+        arch=ARCH,
+        fields=fields,
+        usual=usual,
+        notes=notes,
+        origin=with_seed(contents.origin, "gpt2", said),
+    )
+    if folder == contents.path:
+        result.moments = partial(model_files.read_moments, folder)
+    take_tokenizer(result, folder)
+    return result
 
 
 def written_config(config: Any, keys: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
@@ -85,32 +129,71 @@ def written_config(config: Any, keys: dict[str, Any], origin: dict[str, Any]) ->
         for name, usual in (("bias", True), ("tokens", config.vocab))
         if getattr(config, name) != usual
     }
-    if not was:
+    if was.get("model_type") != "gpt2":
         return {**keys, **extra}
-    now = _fields({**was, **keys, **extra}, Path(CONFIG))
-    before = _fields(was, Path(CONFIG))
+    was = _by_own_keys(was, Path(CONFIG))
+    now = fields_of({**was, **keys, **extra}, Path(CONFIG))
+    before = {**USUAL, **fields_of(was, Path(CONFIG))}
     if all(before.get(name, value) == value for name, value in now.items()):
         return was
     return {**was, **keys, **extra}
 
 
-def _fields(config: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Fields of wikigpt's Config that a GPT-2 config says."""
+def fields_of(config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Fields of wikigpt's Config that a GPT-2 config says.
+
+    Raises:
+        Problem: (mismatch) it asks for what wikigpt does not compute.
+    """
+    config = _by_own_keys(config, where)
     for key, only in ONLY.items():
-        if (value := config.get(key, only)) != only:
+        value = config.get(key, only)
+        near = isinstance(value, float) and math.isclose(value, only, rel_tol=1e-6)
+        if value != only and not near:
             raise _unsupported(key, value, f"wikigpt computes {only} only", where)
-    activation = config.get("activation_function", "gelu_new")
-    if not isinstance(activation, str) or activation not in _GELU:
-        known = f"wikigpt computes {', '.join(_GELU)} only"
-        raise _unsupported("activation_function", activation, known, where)
-    fields = {field: config.get(key, usual) for key, (field, usual) in FIELDS.items()}
-    fields["gelu"] = _GELU[activation]
-    hidden = config.get("n_inner")
-    if hidden is not None:
-        fields["hidden"] = hidden
+    if config.get("pruned_heads"):
+        raise _unsupported(
+            "pruned_heads", config["pruned_heads"], "all blocks have the same heads", where
+        )
+    fields = {ours: config[key] for key, ours in FIELDS.items() if key in config}
+    if "hidden" in fields and fields["hidden"] is None:
+        fields.pop("hidden")  # four times the width
+        fields |= {"hidden": 4 * fields["dim"]} if type(fields.get("dim")) is int else {}
+    if ACTIVATION in config:
+        name = config[ACTIVATION]
+        if not isinstance(name, str) or name not in _GELU:
+            known = f"wikigpt computes {', '.join(_GELU)} only"
+            raise _unsupported(ACTIVATION, name, known, where)
+        fields["gelu"] = _GELU[name]
     # Ours, which transformers passes over: a model without biases has zeros in their place.
     fields |= {name: config[name] for name in ("bias", "tokens") if name in config}
     return fields
+
+
+def _by_own_keys(config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The config under GPT-2's own keys."""
+    result = {key: value for key, value in config.items() if key not in ALIASES}
+    for alias in ALIASES.keys() & config.keys():
+        key = ALIASES[alias]
+        if result.setdefault(key, config[alias]) != config[alias]:
+            other = f"{key}, which is the same, is {str(result[key])[:80]}"
+            raise _unsupported(alias, config[alias], other, where)
+    return result
+
+
+def _unknown(config: dict[str, Any]) -> list[str]:
+    known = {*FIELDS, *ALIASES, *ONLY, *_IDLE, ACTIVATION, "pruned_heads"}
+    return [key for key in config if key not in known and not key.startswith(_IDLE_STARTS)]
+
+
+def _notes(config: dict[str, Any], unknown: list[str]) -> list[str]:
+    notes = []
+    rates = {key: config.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
+    if any(rate != rates["resid_pdrop"] for rate in rates.values()):
+        notes.append(f"dropout is that of resid_pdrop; the config has {rates}")
+    if unknown:
+        notes.append(f"transformers' GPT-2 does not read these keys: {', '.join(unknown)[:200]}")
+    return notes
 
 
 def _unsupported(key: str, value: Any, why: str, where: Path) -> Problem:

@@ -35,6 +35,11 @@ ARGS = {
     "vocab_size": "vocab",
     "dropout": "dropout",
 }
+# A checkpoint does not say which GELU its nanoGPT computed.
+GELU_NOTE = (
+    "nanoGPT computed the tanh form of GELU until June 2023: give --set gelu=tanh for a "
+    "checkpoint from before"
+)
 # nanoGPT's own, where nothing better is known.
 SETTINGS = {"lr": 6e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
@@ -46,9 +51,23 @@ def is_checkpoint(value: Any) -> bool:
     )
 
 
-def fields(args: dict[str, Any]) -> dict[str, Any]:
-    """Fields of wikigpt's Config that `model_args` says; nanoGPT computes the exact GELU."""
-    return {field: args[name] for name, field in ARGS.items() if name in args} | {"gelu": "exact"}
+def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Fields of wikigpt's Config that `model_args` says.
+
+    Raises:
+        Problem: (mismatch) it has arguments that nanoGPT does not have.
+    """
+    if unknown := [str(name) for name in args if name not in ARGS]:
+        said = ", ".join(f"{name} = {str(args.get(name))[:40]}" for name in unknown[:10])
+        raise Problem(
+            f"nanoGPT has no model argument {unknown[0][:80]!r}",
+            where=str(where),
+            why=f"a changed nanoGPT wrote this: {said}; what it computes otherwise is not known",
+            fix="the numbers would be wrong; if you know that these change nothing, save the "
+            "checkpoint again without them",
+            exit_code=MISMATCH,
+        )
+    return {field: args[name] for name, field in ARGS.items() if name in args}
 
 
 def origin(value: dict[str, Any]) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def _fit(names: Iterable[Words]) -> float:
         package = jaxmodels.arch(arch)
         ties = {tied for tied, _ in getattr(package, "TIED", ())}
         cut = [name for name in apart(found, arch) if name not in ties]
-        fits = (table.coverage(rows, parts.names(rows, cut)) for rows in tables(package).values())
+        fits = (table.coverage(rows, parts.names(rows, cut)) for _, rows in tables(package))
         best = max(best, *fits)
     return best
 

@@ -1,18 +1,27 @@
 """Torch files: nanoGPT's checkpoint (the file, or the folder with it), and bare state dicts, among
 them DINOv2's."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bridge import unsupported
 from bridge.contents import Contents, checked, take_tokenizer
 from bridge.formats import bitgen, dinov2_pth, nanogpt
 from bridge.legacy import apart
 from bridge.legacy.torch_file import is_old_torch, is_pickle
+from bridge.safetensors_reader import read_sharded
 from bridge.tensors import Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
+# What the Trainer of transformers, and accelerate, write beside the weights.
+_TRAINING = re.compile(
+    r"(optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|training_args\.bin|rng_state.*\.pth"
+    r"|random_states_\d+\.pkl"
+)
+WEIGHTS = "pytorch_model.bin"
 COMPILED = "_orig_mod."  # torch.compile puts this before every name
 
 
@@ -22,13 +31,17 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether a folder holds one torch file; it is nanoGPT's `out_dir` then."""
-    return len(_torch_files(folder)) == 1
+    """Whether a folder holds one torch file, as nanoGPT's `out_dir`, or shards and their index."""
+    return len(_indices(folder)) == 1 or len(weight_files(folder)) == 1
 
 
 def open_folder(folder: Path) -> Contents:
-    """nanoGPT's `out_dir`; a tokeniser's file that lies in it is the model's."""
-    contents = open_file(_torch_files(folder)[0])
+    """nanoGPT's `out_dir`, or another folder; a tokeniser's file that lies in it is the model's."""
+    if indices := _indices(folder):
+        tensors = read_sharded(indices[0], lambda path: read_state(path)[0])
+        contents = Contents(folder, "torch", tensors)
+    else:
+        contents = open_file(weight_files(folder)[0])
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
     take_tokenizer(contents, folder)
     return contents
@@ -48,9 +61,9 @@ def open_file(path: Path) -> Contents:
             "nanogpt",
             tensors,
             arch="wikigpt",
-            fields=nanogpt.fields(value["model_args"]),
+            fields=nanogpt.fields(value["model_args"], path),
             origin=nanogpt.origin(value),
-            notes=notes,
+            notes=[*notes, nanogpt.GELU_NOTE],
             table="SEED",
             moments=partial(nanogpt.read_moments, path, tensors, value.get("optimizer")),
         )
@@ -73,11 +86,23 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         Problem: as `open_file`.
     """
+    unsupported.refuse(path)
     return _named(path, apart.read("torch", path, []))
 
 
-def _torch_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and is_file(path)]
+def weight_files(folder: Path) -> list[Path]:
+    """The torch files in a folder that may hold a model: not what a trainer keeps beside it.
+
+    One that has transformers' name for it is the model.
+    """
+    paths = (path for path in sorted(folder.iterdir()) if not _TRAINING.fullmatch(path.name))
+    found = [path for path in paths if path.is_file() and is_file(path)]
+    return [path for path in found if path.name == WEIGHTS] or found
+
+
+def _indices(folder: Path) -> list[Path]:
+    """The indices of torch's shards."""
+    return sorted(folder.glob("*.bin.index.json"))
 
 
 def _named(path: Path, state: Any) -> tuple[dict[str, Tensor], list[str]]:

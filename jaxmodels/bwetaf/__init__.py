@@ -4,6 +4,7 @@ from jaxmodels.bwetaf.config import PRESETS, RECIPES, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
+    "ASSUMED",
     "PRESETS",
     "RECIPES",
     "SEED",
@@ -21,6 +22,7 @@ __getattr__ = lazy(
         "Model": "model",
         "loss": "model",
         "SHARDING": "layout",
+        "ASSUMED": "layout",
         "WEIGHTS": "layout",
         "SEED": "layout",
         "sizes": "layout",

@@ -46,6 +46,10 @@ SEED = (
 )
 
 
+# The seed's heads are no convention of others' files: of PyTorch's, nothing is assumed.
+ASSUMED = {"WEIGHTS": {"heads": None}}
+
+
 def sizes(
     shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
 ) -> tuple[dict[str, object], dict[str, object]]:

@@ -4,6 +4,7 @@ from jaxmodels.charlm.config import PRESETS, RECIPES, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
+    "ASSUMED",
     "PRESETS",
     "RECIPES",
     "SEED",
@@ -23,6 +24,7 @@ __getattr__ = lazy(
         "loss": "model",
         "commit": "model",
         "SHARDING": "layout",
+        "ASSUMED": "layout",
         "WEIGHTS": "layout",
         "SEED": "layout",
         "sizes": "layout",

@@ -4,6 +4,7 @@ from jaxmodels.lazy import lazy
 from jaxmodels.wigip.config import PRESETS, RECIPES, Config
 
 __all__ = [
+    "ASSUMED",
     "PRESETS",
     "RECIPES",
     "SEED",
@@ -24,6 +25,7 @@ __getattr__ = lazy(
         "loss": "model",
         "targets": "model",
         "SHARDING": "layout",
+        "ASSUMED": "layout",
         "STACKED": "layout",
         "WEIGHTS": "layout",
         "SEED": "layout",

@@ -4,7 +4,11 @@ from jaxmodels.lazy import lazy
 from jaxmodels.wikigpt.config import PRESETS, RECIPES, Config
 
 __all__ = [
+    "ALSO_TIED",
+    "ASSUMED",
     "GGUF",
+    "OTHER_HEADS",
+    "PREFIX",
     "PRESETS",
     "RECIPES",
     "SEED",
@@ -27,6 +31,10 @@ __getattr__ = lazy(
         "SEED": "layout",
         "GGUF": "layout",
         "TIED": "layout",
+        "ALSO_TIED": "layout",
+        "ASSUMED": "layout",
+        "OTHER_HEADS": "layout",
+        "PREFIX": "layout",
         "sizes": "layout",
     },
 )

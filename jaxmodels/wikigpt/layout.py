@@ -71,11 +71,24 @@ GGUF = (
     ("norm/bias", "output_norm.bias", "same"),
 )
 
-# A further name on their side, and our path whose values it repeats: the head.
+# A further name on their side, and our path whose values it repeats: the head. Either may be
+# missing from a file.
 TIED = (("lm_head.weight", "embed/embedding"),)
+# The same under names that we never write: DialoGPT's.
+ALSO_TIED = (("lm_head.decoder.weight", "embed/embedding"),)
+
+# In front of their names, but for a file that holds only the part without the head.
+PREFIX = "transformer."
+# Heads for other tasks, which go with the same model: transformers' classes, trl's.
+OTHER_HEADS = ("multiple_choice_head.*", "score.*", "classifier.*", "qa_outputs.*", "v_head.*")
+
+# What is assumed otherwise of a file that follows a table: nanoGPT's GELU, our Config's.
+ASSUMED = {"SEED": {"gelu": "exact"}, "own": {"gelu": "exact"}}
 
 # nanoGPT rounds up the rows of GPT-2's embedding.
 GPT2_TOKENS, GPT2_ROWS = 50_257, 50_304
+# Width and layers of the models that OpenAI published: their heads are 64 wide.
+_PUBLISHED = {(768, 12), (1024, 24), (1280, 36), (1600, 48)}
 
 
 def sizes(
@@ -89,8 +102,8 @@ def sizes(
 
     Returns:
         what follows from the shapes, and what is the architecture's convention: heads of width
-        64, GPT-2's tanh GELU (nanoGPT's files say so themselves), GPT-2's 50,257 tokens in
-        nanoGPT's 50,304 rows, no dropout.
+        64 in the sizes that OpenAI published (None in others: nothing tells them), GPT-2's tanh
+        GELU, GPT-2's 50,257 tokens in nanoGPT's 50,304 rows, no dropout.
     """
     vocab, dim = shapes["embed/embedding"]
     known: dict[str, object] = {
@@ -103,7 +116,7 @@ def sizes(
     }
     assumed: dict[str, object] = {
         "tokens": GPT2_TOKENS if vocab == GPT2_ROWS else vocab,
-        "heads": max(dim // 64, 1),
+        "heads": dim // 64 if (dim, known["layers"]) in _PUBLISHED else None,
         "dropout": 0.0,
         "gelu": "tanh",
     }

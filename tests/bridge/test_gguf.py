@@ -168,7 +168,7 @@ def test_what_llama_cpp_does_otherwise_is_said(folder):
 
 
 def test_refusals(folder, tmp_path, capsys, monkeypatch):
-    words = ["convert", folder / "own", tmp_path / "x", "--arch", "wikigpt"]
+    words = ["convert", folder / "own", tmp_path / "x", "--set", "heads=2"]
     assert command(capsys, *words, "--dtype", "q8_0")[0] == USAGE
     assert command(capsys, *words, "--to", "gguf", "--optimizer")[0] == USAGE
     imported = builtins.__import__

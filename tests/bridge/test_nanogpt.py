@@ -54,7 +54,8 @@ def test_what_the_file_says():
     assert (source.format, source.arch, source.config.bias) == ("nanogpt", "wikigpt", True)
     assert source.origin["step"] == 1234
     assert source.origin["metrics"]["best_val_loss"] == pytest.approx(2.345)
-    assert source.assumed == {"tokens": 97}
+    assert source.assumed == {"tokens": 97, "gelu": "exact"}
+    assert any("--set gelu=tanh" in note for note in source.notes)
     assert any("'_orig_mod.'" in note and "torch.compile" in note for note in source.notes)
     report = bridge.inspect(GOLDEN / "nanogpt_nobias" / "ckpt.pt")
     assert (report.format, report.arch, report.problems) == ("nanogpt", "wikigpt", [])
@@ -115,10 +116,11 @@ def test_the_model_directory_opens_in_transformers(tmp_path, name):
 def test_a_run_becomes_nanogpt_and_a_bare_state_dict_is_told_by_its_shapes(tmp_path):
     params = random_params("wikigpt:tiny")
     tree = save_tree(tmp_path / "own", params)
-    told = refused(MISMATCH, bridge.convert, tree, tmp_path / "x", to="nanogpt")
+    options = {"to": "nanogpt", "config": {"heads": 2, "gelu": "tanh"}}
+    told = refused(MISMATCH, bridge.convert, tree, tmp_path / "x", **options)
     assert "gelu" in told
     assert "hidden is 64" in told
-    dry = refused(MISMATCH, bridge.convert, tree, tmp_path / "x", to="nanogpt", dry_run=True)
+    dry = refused(MISMATCH, bridge.convert, tree, tmp_path / "x", **options, dry_run=True)
     assert dry == told
     assert told.splitlines()[1] == str(tree)
     bare = tmp_path / "bare.bin"

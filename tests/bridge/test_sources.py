@@ -230,7 +230,7 @@ def test_two_models_in_one_folder(converted, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "known are"),
+        (b"", "it is empty"),
         (b"PK\x03\x04rest of a zip", "its end is missing"),
         (b"\x80\x04]", "known are"),
     ],

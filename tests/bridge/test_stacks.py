@@ -9,6 +9,7 @@ import bridge
 from bridge.orbax import Stored, read_tree
 from bridge.stacks import apart
 from bridge.tensors import Tensor
+from jaxmodels.errors import Problem
 from jaxmodels.runtime import checkpoint
 from jaxmodels.runtime.paths import params_of
 from jaxmodels.runtime.step import State
@@ -120,11 +121,13 @@ def test_the_way_through_every_format_is_bit_exact(tmp_path):
 
 
 @pytest.mark.slow
-def test_heads_that_nothing_tells_are_assumed_and_can_be_given(tmp_path):
+def test_heads_that_nothing_tells_must_be_given(tmp_path):
     run = write_run(tmp_path / "run", {7: None}, spec="wigip:tiny")
     bridge.convert(run, tmp_path / "model")
     alone = tmp_path / "alone.safetensors"
     shutil.copy(tmp_path / "model" / "model.safetensors", alone)
-    assert bridge.open_source(alone).assumed == {"heads": 1, "objective": "next_char"}
+    with pytest.raises(Problem, match="nothing tells the model's heads"):
+        bridge.open_source(alone)
+    assert bridge.open_source(alone, config={"heads": 2}).assumed == {"objective": "next_char"}
     given = bridge.load(alone, config={"heads": 2})
     assert_same_params(given, random_params("wigip:tiny", seed=7))

@@ -1,0 +1,181 @@
+"""Folders of transformers: `config.json` says what the weights are, whatever holds them.
+
+Weights are safetensors or torch's (`pytorch_model.bin`, or one torch file of another name), whole
+or in shards; a Trainer's folder keeps its optimiser beside them. A file that is opened by itself
+is what the `config.json` beside it says, too.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bridge import unsupported
+from bridge.contents import Contents, describe, is_own, origin_of
+from bridge.formats import dinov2, gguf, gpt2, model_files, torch_files
+from bridge.safetensors_reader import parse_json
+from bridge.table import listing
+from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+# transformers' model_type → what reads such a config.
+KINDS = {"gpt2": gpt2, "dinov2": dinov2, "dinov2_with_registers": dinov2}
+# How its classes' names begin → its model_type, the longest first.
+_CLASSES = {
+    "Dinov2WithRegisters": "dinov2_with_registers",
+    "Dinov2": "dinov2",
+    "GPT2": "gpt2",
+}
+# A word in the names of tensors that only that model_type has, where the config names none.
+_MARKS = {
+    ".attn.c_attn.weight": "gpt2",
+    "embeddings.register_tokens": "dinov2_with_registers",
+    "embeddings.patch_embeddings.projection.weight": "dinov2",
+}
+_QUANTISED = re.compile(
+    r".*\.(scales|qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state.*|weight_scale(_inv)?)"
+)
+
+
+def config_in(folder: Path) -> dict[str, Any] | None:
+    """What `config.json` of a folder says; None where there is none, or where it is our own.
+
+    Raises:
+        Problem: (corrupt) it cannot be read.
+    """
+    if not (folder / CONFIG).is_file():
+        return None
+    config = parse_json(folder / CONFIG)
+    return None if is_own(config) else config
+
+
+def kind_in(folder: Path) -> str | None:
+    """The kind of model that the config of a folder names: a model_type, or the name of a class.
+
+    None where it names none, or is our own, or cannot be read; it never raises.
+    """
+    try:
+        return _named_kind(config_in(folder) or {})
+    except Problem:
+        return None
+
+
+def open_folder(folder: Path) -> Contents:
+    """A folder whose config names the kind of its model.
+
+    Raises:
+        Problem: (corrupt) damaged, or without weights; (mismatch) of a kind that is not read, or
+            its config asks for what the model here does not compute.
+    """
+    _check(config_in(folder) or {}, folder)
+    return _weights(folder)
+
+
+def with_config(contents: Contents, folder: Path) -> Contents:
+    """The contents with the meaning that `config.json` in the folder gives them.
+
+    Nothing changes where there is none, or where the weights say themselves what they are.
+
+    Raises:
+        Problem: as `open_folder`.
+    """
+    if contents.fields or not (folder / CONFIG).is_file():
+        return contents
+    if (config := config_in(folder)) is None:
+        if contents.arch is None:
+            describe(contents, folder)
+        return contents
+    kind = _named_kind(config)
+    # A name may follow a wrapper's prefix, so that only its end is sure.
+    marked = (k for end, k in _MARKS.items() if any(n.endswith(end) for n in contents.tensors))
+    if kind is None and not contents.arch:
+        kind = next(marked, None)
+    if kind is None or (contents.arch and contents.arch != getattr(KINDS.get(kind), "ARCH", "")):
+        return contents
+    _check(config, folder)
+    if held := [name for name in contents.tensors if _QUANTISED.fullmatch(name)]:
+        raise _quantised(folder, f"it holds:\n{listing(held)}")
+    known = KINDS[kind].described(contents, {**config, "model_type": kind}, config, folder)
+    return replace(known, origin={**origin_of(folder), **known.origin})
+
+
+def _named_kind(config: dict[str, Any]) -> str | None:
+    if isinstance(kind := config.get("model_type"), str):
+        return kind
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    if not isinstance(name, str):
+        return None
+    return next((kind for begin, kind in _CLASSES.items() if name.startswith(begin)), name)
+
+
+def _check(config: dict[str, Any], folder: Path) -> None:
+    """Refuses what a config says of any kind of model and is not read."""
+    kind = _named_kind(config)
+    if kind is not None and kind not in KINDS:
+        raise Problem(
+            f"the folder holds a model of the kind {kind[:80]!r}, which is not known here",
+            where=str(folder / CONFIG),
+            why=f"of transformers' models {', '.join(KINDS)} are read",
+            fix="its tensors may have the same names; their numbers would mean something else",
+            exit_code=MISMATCH,
+        )
+    for key in ("quantization_config", "quantization"):
+        if said := config.get(key):
+            method = said.get("quant_method", said) if isinstance(said, dict) else said
+            raise _quantised(folder, f"config.json says {key}: {str(method)[:80]}")
+    if (folder / ADAPTER).is_file():
+        raise Problem(
+            "the folder holds an adapter (LoRA or the like) for another model",
+            where=str(folder / ADAPTER),
+            why="what the model computes depends on both",
+            fix="merge them with peft's merge_and_unload(), and save the result",
+            exit_code=MISMATCH,
+        )
+
+
+def _quantised(folder: Path, why: str) -> Problem:
+    return Problem(
+        "the model is quantised, which is not read",
+        where=str(folder),
+        why=why,
+        fix="use a checkpoint of it that was not quantised (float32, bfloat16 or float16)",
+        exit_code=MISMATCH,
+    )
+
+
+def _weights(folder: Path) -> Contents:
+    """The weights in a folder: safetensors if there are any, else torch's."""
+    for name in ("model.safetensors", torch_files.WEIGHTS):
+        if (folder / name).is_file():
+            unsupported.refuse(folder / name)
+    if model_files.is_folder(folder):
+        contents = Contents(folder, "safetensors", model_files.tensors_in(folder))
+        others = [path.name for path in torch_files.weight_files(folder)]
+        if others:
+            contents.notes.append(f"safetensors are read, and not {', '.join(others)}")
+        return contents
+    for form in (torch_files, gguf):
+        if form.is_folder(folder):
+            return form.open_folder(folder)
+    raise _without_weights(folder, torch_files.weight_files(folder))
+
+
+def _without_weights(folder: Path, files: list[Path]) -> Problem:
+    if files:
+        return Problem(
+            "it is not clear which file is the model",
+            where=str(folder),
+            why=f"there are {', '.join(path.name for path in files)}",
+            fix="give one of the files",
+            exit_code=CORRUPT,
+        )
+    said, fix = unsupported.found_in(folder)
+    lacking = f"there is neither a safetensors file nor {torch_files.WEIGHTS} in it"
+    return Problem(
+        "the folder has a config and no weights that can be read",
+        where=str(folder),
+        why="\n".join([*said, lacking]),
+        fix=fix or "fetch all of its files",
+        exit_code=CORRUPT,
+    )
