@@ -56,6 +56,8 @@ class Contents:
     """Whose names these are, "WEIGHTS" or "SEED", when the format says it."""
     moments: Callable[[], Moments | None] = lambda: None
     """Reads the optimiser's state that lies with the tensors, under their names."""
+    strange: dict[str, str] = field(default_factory=dict)
+    """Their name → what a torch file calls to make what lies there, which is not read."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """Their name → tensor of a run's state apart from the parameters; those that the model's
     tables do not name are its own affair."""

@@ -26,8 +26,8 @@ from bridge.vocabulary import (
     tokenizer_by_convention,
     used,
 )
-from bridge.wrappers import unwrapped
-from bridge.zeros import unfilled
+from bridge.wrappers import CHOICE, unwrapped
+from bridge.zeros import unfilled, with_unread
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels import sizes
 from jaxmodels.errors import CORRUPT, USAGE, Problem
@@ -111,14 +111,15 @@ def bind(
             fix=f"fetch or convert the model again; if you changed them, remove {MANIFEST}",
             exit_code=CORRUPT,
         )
-    contents = unwrapped(contents)
+    contents = unwrapped(contents, arch, config or {})
+    config = {name: value for name, value in (config or {}).items() if name != CHOICE}
     found, notes = _parameters(contents)
     found = apart(found, arch or contents.arch)
     name, candidates = candidate_tables(contents, found, arch)
     problems = []
     for candidate in candidates:
         try:
-            source = _bind(contents, name, candidate, dict(found), config or {}, conventions or {})
+            source = _bind(contents, name, candidate, dict(found), config, conventions or {})
         except Problem as problem:
             problems.append(problem)
         else:
@@ -168,6 +169,7 @@ def _bind(
         notes.append("queues, counters and the like are not there: they begin as a new model's")
     shapes = trained if begins else trained | state
     pairs = table.pairs(rows, shapes)
+    notes += with_unread(package, pairs, shapes, found)
     table.check(pairs, shapes, {n: t.shape for n, t in found.items()}, str(contents.path))
     check_numbers([found[pair.theirs] for pair in pairs if pair.ours in trained], contents.path)
     origin = {key: value for key, value in contents.origin.items() if key != NO_TOKENIZER}

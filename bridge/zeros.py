@@ -35,6 +35,30 @@ def filled(arch: str, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, T
     }
 
 
+def with_unread(
+    package: Any,
+    pairs: list[table.Pair],
+    shapes: Mapping[str, table.Shape],
+    found: dict[str, Tensor],
+) -> list[str]:
+    """Adds zeros to a checkpoint (their name → tensor) for what it lacks of parameters that no
+    output depends on; says so.
+
+    Args:
+        package: the model's package; its layout's UNREAD are the paths of such parameters.
+        pairs: the map between our paths and the names in the checkpoint.
+        shapes: our path → shape.
+        found: the checkpoint.
+    """
+    lacks = [p for p in pairs if p.ours in getattr(package, "UNREAD", ()) and p.theirs not in found]
+    if not found:
+        return []
+    dtype = next(iter(found.values())).dtype
+    for pair in lacks:
+        found[pair.theirs] = _zeros(pair.theirs, pair.their_shape(shapes[pair.ours]), dtype)
+    return [f"{pair.theirs} is missing, on which no output depends: zeros" for pair in lacks]
+
+
 def _zeros(path: str, shape: table.Shape, dtype: np.dtype) -> Tensor:
     return Tensor(path, shape, dtype, lambda: np.zeros(shape, dtype))
 

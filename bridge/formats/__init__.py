@@ -10,6 +10,7 @@ from bridge.contents import Contents, changed, complete
 from bridge.foreign import code_beside, refuse_strange
 from bridge.formats import (
     bwetaf,
+    dinov2_pth,
     gguf,
     model_files,
     orbax_folders,
@@ -90,6 +91,7 @@ def recognise(path: Path) -> Contents:
         contents = found.open(path)
         folder = path if path.is_dir() else path.parent
         contents = transformers_folder.with_config(contents, folder)
+        contents = dinov2_pth.understood(contents, folder)
         contents.notes += code_beside(path) if path.is_dir() else []
         contents.damaged = changed(path) if path.is_dir() else []
         if not contents.damaged:

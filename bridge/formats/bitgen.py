@@ -23,9 +23,6 @@ from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
 
 STATE = "model_state_dict"
-# Where the class of the configuration lay when it was pickled.
-MODULES = ("__main__", "train_stage1_vision_language", "src.train_stage1_vision_language")
-RECORDS = frozenset(f"{module}.Stage1Config" for module in MODULES)
 # Tensors that no other model has.
 _OWN = ("cross_modal_fusion.queue_ptr", "episodic_memory.gpm.memory_mean")
 

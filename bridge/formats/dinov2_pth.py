@@ -1,11 +1,11 @@
-"""The state dicts of DINOv2's published code, `.pth`.
+"""The state dicts of DINOv2's published code, `.pth`, and of timm.
 
-Source: facebookresearch/dinov2: the released files, and the teacher in a checkpoint of training,
-whose blocks may lie in chunks.
+Source: facebookresearch/dinov2: the released files, and the checkpoints of training, whose blocks
+may lie in chunks; timm's `vision_transformer.py`, see `timm`.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,50 +14,57 @@ from typing import Any
 import numpy as np
 
 from bridge.contents import Contents
+from bridge.formats import timm
 from bridge.moments import Moments
 from bridge.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, Problem
 
 FORMAT = "dinov2-pth"
 FILE = "dinov2_pretrain.pth"
-BACKBONE = "backbone."
-_MARKS = {"cls_token", "pos_embed", "patch_embed.proj.weight"}  # in every file
+_MARKS = ("cls_token", "pos_embed", "patch_embed.proj.weight")  # in every file
 # A block in a chunk keeps its number among all: blocks.1.7.norm1.bias is of block 7.
-_CHUNKED = re.compile(r"blocks\.\d+\.(\d+\..*)")
+_CHUNKED = re.compile(r"(^|\.)blocks\.\d+\.(?=\d+\.)")
 
 
-def is_state(names: Iterable[str]) -> bool:
-    """Whether tensors with these names are DINOv2's."""
-    names = set(names)
-    return names >= _MARKS or names >= {BACKBONE + name for name in _MARKS}
+def understood(contents: Contents, folder: Path) -> Contents:
+    """The contents, and what they mean where the names are those of DINOv2's code or of timm.
 
-
-def contents(path: Path, tensors: dict[str, Tensor], notes: list[str]) -> Contents:
-    """The tower in a state dict; the heads that training put beside it are left aside.
+    Args:
+        contents: what a file or folder holds; unchanged where the names are others.
+        folder: where a `config.json` of timm may lie.
 
     Raises:
-        Problem: (corrupt) two blocks have one number.
+        Problem: (corrupt) two blocks have one number; (mismatch) timm's config says another model.
     """
-    notes = list(notes)
-    if not tensors.keys() >= _MARKS:
-        aside = [name for name in tensors if not name.startswith(BACKBONE)]
-        tensors = {n: tensor for n, tensor in tensors.items() if n not in aside}
-        notes.append(f"the tower is {BACKBONE[:-1]!r} in the file")
-        if aside:
-            notes.append(f"left aside: {len(aside)} tensors of other modules, as {aside[0]}")
-    named = {_name(name): name for name in tensors}
-    if len(named) < len(tensors):
+    names = contents.tensors.keys()
+    towers = [name.removesuffix(_MARKS[0]) for name in names if name.endswith(_MARKS[0])]
+    towers = [tower for tower in towers if names >= {tower + mark for mark in _MARKS}]
+    if not towers or contents.arch not in (None, "dinov2"):
+        return contents
+    contents = replace(
+        contents,
+        arch="dinov2",
+        table="SEED",
+        format=FORMAT if contents.format == "torch" else contents.format,
+        tensors=_unchunked(contents),
+        notes=list(contents.notes),
+    )
+    if contents.tensors.keys() != names:
+        contents.notes.append("the blocks lie in chunks, which are not kept")
+    return timm.understood(contents, towers, folder)
+
+
+def _unchunked(contents: Contents) -> dict[str, Tensor]:
+    new = {name: _CHUNKED.sub(r"\1blocks.", name) for name in contents.tensors}
+    if len(set(new.values())) < len(new):
         raise Problem(
             "several blocks in the file have the same number",
-            where=str(path),
+            where=str(contents.path),
             why="blocks in chunks must be numbered on from chunk to chunk",
             fix="fetch or save the file again",
             exit_code=CORRUPT,
         )
-    if any(_CHUNKED.fullmatch(name.removeprefix(BACKBONE)) for name in tensors):
-        notes.append("the blocks lie in chunks, which are not kept")
-    found = {new: replace(tensors[old], name=new) for new, old in named.items()}
-    return Contents(path, FORMAT, found, arch="dinov2", notes=notes, table="SEED")
+    return {new[old]: replace(tensor, name=new[old]) for old, tensor in contents.tensors.items()}
 
 
 def write_pth(
@@ -93,10 +100,6 @@ def write_pth(
         tell(tensor)
     torch.save(state, folder / FILE)
     return digests
-
-
-def _name(name: str) -> str:
-    return _CHUNKED.sub(r"blocks.\1", name.removeprefix(BACKBONE))
 
 
 def _same(array: np.ndarray) -> np.ndarray:

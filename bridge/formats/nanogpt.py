@@ -7,12 +7,14 @@ the optimiser).
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bridge.contents import seed_of, with_seed
+from bridge.contents import Contents, seed_of, with_seed
 from bridge.legacy.torch_writer import write_torch
 from bridge.moments import Moments, count_of
 from bridge.nanogpt_meta import DATASET
@@ -44,11 +46,42 @@ GELU_NOTE = (
 SETTINGS = {"lr": 6e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
 
-def is_checkpoint(value: Any) -> bool:
-    """Whether what a torch file holds is nanoGPT's."""
-    return (
-        isinstance(value, dict) and "model" in value and isinstance(value.get("model_args"), dict)
+def args_of(value: Any) -> dict[str, Any] | None:
+    """The model's arguments that a torch file of nanoGPT, or of one of its kin, says; else None.
+
+    nanoGPT keeps a dict of them; build-nanogpt, and others after it, the dataclass `GPTConfig`.
+    """
+    if not isinstance(value, dict):
+        return None
+    if isinstance(args := value.get("model_args"), dict):
+        return args
+    sizes = ARGS.keys() - {"bias", "dropout"}
+    known = (value.get(key) for key in ("config", "model_config", "gptconf"))
+    return next((args for args in known if isinstance(args, dict) and sizes <= args.keys()), None)
+
+
+def described(contents: Contents, value: dict[str, Any], args: dict[str, Any]) -> Contents:
+    """Contents of the kind nanoGPT, with what the file says.
+
+    Args:
+        contents: the tensors.
+        value: what the file holds.
+        args: the model's arguments in it.
+
+    Raises:
+        Problem: (mismatch) there are arguments that nanoGPT does not have.
+    """
+    contents.format, contents.arch, contents.table = "nanogpt", "wikigpt", "SEED"
+    contents.fields = fields(args, contents.path)
+    contents.origin = origin(value)
+    if "model_args" in value or "bias" in args:
+        contents.notes.append(GELU_NOTE)
+    else:  # build-nanogpt, which loads GPT-2's weights too, computes GELU as GPT-2 does
+        contents.usual = {"gelu": "tanh" if value.keys() >= {"step", "val_loss"} else None}
+    contents.moments = partial(
+        read_moments, contents.path, contents.tensors, value.get("optimizer")
     )
+    return contents
 
 
 def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
@@ -72,11 +105,11 @@ def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
 
 def origin(value: dict[str, Any]) -> dict[str, Any]:
     """Where training stood, and what else the checkpoint says."""
-    said = {"model_args": _plain(value["model_args"]), "config": _plain(value.get("config"))}
+    said = {"model_args": _plain(value.get("model_args")), "config": _plain(value.get("config"))}
     known: dict[str, Any] = with_seed({}, "nanogpt", said)
-    if type(value.get("iter_num")) is int:
-        known["step"] = value["iter_num"]
-    loss = value.get("best_val_loss")
+    if type(step := value.get("iter_num", value.get("step"))) is int:
+        known["step"] = step
+    loss = value.get("best_val_loss", value.get("val_loss"))
     if isinstance(loss, Tensor) and loss.size == 1:
         loss = loss.read().item()
     if isinstance(loss, int | float) and math.isfinite(loss):
@@ -201,10 +234,19 @@ def _plain(value: Any) -> dict[str, Any]:
     return {key: item for key, item in items if isinstance(key, str) and isinstance(item, plain)}
 
 
-def _order(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """Parameters in the order of nanoGPT's optimiser: matrices, which decay, then vectors."""
-    names = [name for name in shapes if name != HEAD]
-    return sorted(names, key=lambda name: len(shapes[name]) < 2)
+def _order(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
+    """Parameters in the two groups of nanoGPT's optimiser: matrices, which decay, then vectors."""
+    names = [name for name in shapes if not name.endswith(HEAD)]
+    return [[n for n in names if (len(shapes[n]) < 2) == vectors] for vectors in (False, True)]
+
+
+def _old_order(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
+    """The same until June 2023: sorted by name, and embeddings did not decay."""
+    names = sorted(name for name in shapes if not name.endswith(HEAD))
+    decays = {
+        n: len(shapes[n]) == 2 and not n.endswith(("wte.weight", "wpe.weight")) for n in names
+    }
+    return [[name for name in names if decays[name] == decay] for decay in (True, False)]
 
 
 def read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments | None:
@@ -214,10 +256,9 @@ def read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments 
     groups, state = saved.get("param_groups"), saved["state"]
     if not state or not isinstance(groups, list):
         return None
-    order = _order({name: t.shape for name, t in tensors.items() if not _is_buffer(name)})
+    shapes = {name: t.shape for name, t in tensors.items() if not _is_buffer(name)}
     try:
-        numbers = [number for group in groups for number in group["params"]]
-        entries = dict(zip(order, (state[number] for number in numbers), strict=True))
+        entries = _entries(groups, state, shapes)
         mu = {n: replace(entry["exp_avg"], name=n) for n, entry in entries.items()}
         nu = {n: replace(entry["exp_avg_sq"], name=n) for n, entry in entries.items()}
         counts = {count_of(entry["step"], str(path)) for entry in entries.values()}
@@ -225,15 +266,33 @@ def read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments 
         first = groups[0]
         values = (first["lr"], *first["betas"], first["eps"], first["weight_decay"])
         settings = {k: float(v) for k, v in zip(SETTINGS, values, strict=True)}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Problem(
             "the optimiser's state is not that of AdamW over these parameters",
             where=str(path),
-            why=f"{len(state)} entries for {len(order)} parameters ({type(error).__name__})",
+            why=f"{len(state)} entries for {len(shapes)} tensors ({type(error).__name__})",
             fix="convert without --optimizer, or give the checkpoint that training wrote",
             exit_code=MISMATCH,
         ) from error
     return Moments(count, mu, nu, settings)
+
+
+def _entries(
+    groups: list[Any], state: dict[Any, Any], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """Name of a parameter → its state, by the order that the groups and all shapes fit.
+
+    Raises:
+        LookupError, TypeError: none does.
+    """
+    numbers = [group["params"] for group in groups]
+    for order in (_order(shapes), _old_order(shapes)):
+        if [*map(len, order)] != [*map(len, numbers)]:
+            continue
+        named = dict(zip(chain(*order), chain(*numbers), strict=True))
+        if all(state[number]["exp_avg"].shape == shapes[name] for name, number in named.items()):
+            return {name: state[number] for name, number in named.items()}
+    raise LookupError("no order of parameters fits")
 
 
 def _is_buffer(name: str) -> bool:
@@ -244,7 +303,7 @@ def _torch_optimiser(tensors: dict[str, Tensor], moments: Moments | None) -> dic
     """`state_dict()` of nanoGPT's AdamW: matrices decay, vectors do not."""
     import torch
 
-    order = _order({name: tensor.shape for name, tensor in tensors.items()})
+    order = [*chain(*_order({name: tensor.shape for name, tensor in tensors.items()}))]
     said = {**SETTINGS, **(moments.settings if moments else {})}
     groups: list[list[Any]] = [[], []]
     for name in order:

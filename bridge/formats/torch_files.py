@@ -1,20 +1,19 @@
-"""Torch files: nanoGPT's checkpoint (the file, or the folder with it), and bare state dicts, among
-them DINOv2's."""
+"""Torch files: nanoGPT's checkpoint (the file, or the folder with it) and its kin, BitGen Stage
+1's, and state dicts, bare or within what a trainer saved."""
 
 import re
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bridge import unsupported
 from bridge.contents import Contents, checked, take_tokenizer
-from bridge.formats import bitgen, dinov2_pth, nanogpt
+from bridge.formats import bitgen, nanogpt
+from bridge.formats.state_dicts import held_in
 from bridge.legacy import apart
-from bridge.legacy.torch_file import is_old_torch, is_pickle
+from bridge.legacy.old_torch_file import is_old_torch
+from bridge.legacy.torch_file import is_pickle
 from bridge.safetensors_reader import read_sharded
 from bridge.tensors import Tensor
-from jaxmodels.errors import CORRUPT, Problem
 
 # What the Trainer of transformers, and accelerate, write beside the weights.
 _TRAINING = re.compile(
@@ -22,7 +21,6 @@ _TRAINING = re.compile(
     r"|random_states_\d+\.pkl"
 )
 WEIGHTS = "pytorch_model.bin"
-COMPILED = "_orig_mod."  # torch.compile puts this before every name
 
 
 def is_file(path: Path) -> bool:
@@ -48,46 +46,31 @@ def open_folder(folder: Path) -> Contents:
 
 
 def open_file(path: Path) -> Contents:
-    """A torch file: nanoGPT's, BitGen Stage 1's, DINOv2's, or a bare state dict.
+    """A torch file: nanoGPT's, BitGen Stage 1's, or state dicts.
 
     Raises:
         Problem: (corrupt) damaged, or no named tensors in it; (unsafe) it asks to run code.
     """
-    value = apart.read("torch", path, sorted(bitgen.RECORDS))
-    if nanogpt.is_checkpoint(value):
-        tensors, notes = _named(path, value["model"])
-        return Contents(
-            path,
-            "nanogpt",
-            tensors,
-            arch="wikigpt",
-            fields=nanogpt.fields(value["model_args"], path),
-            origin=nanogpt.origin(value),
-            notes=[*notes, nanogpt.GELU_NOTE],
-            table="SEED",
-            moments=partial(nanogpt.read_moments, path, tensors, value.get("optimizer")),
-        )
+    value = apart.read("torch", path)
+    held = held_in(value.get(bitgen.STATE, value) if bitgen.is_checkpoint(value) else value, path)
     if bitgen.is_checkpoint(value):
-        tensors, notes = _named(path, value.get(bitgen.STATE, value))
-        return bitgen.contents(path, value, tensors, notes)
-    state = value
-    for key in ("model", "state_dict", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    tensors, notes = _named(path, state)
-    if dinov2_pth.is_state(tensors):
-        return dinov2_pth.contents(path, tensors, notes)
-    return Contents(path, "torch", tensors, notes=notes)
+        return bitgen.contents(path, value, held.tensors, held.notes)
+    contents = Contents(path, "torch", held.tensors, notes=held.notes, strange=held.strange)
+    if (args := nanogpt.args_of(value)) is not None:
+        return nanogpt.described(contents, value, args)
+    contents.usual = _heads(value)
+    return contents
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a file that holds a state dict and nothing else, and what is to be said.
+    """The tensors of a file that holds state dicts and nothing else, and what is to be said.
 
     Raises:
         Problem: as `open_file`.
     """
     unsupported.refuse(path)
-    return _named(path, apart.read("torch", path, []))
+    held = held_in(apart.read("torch", path), path)
+    return held.tensors, held.notes
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -105,21 +88,11 @@ def _indices(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.bin.index.json"))
 
 
-def _named(path: Path, state: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a state dict under their names, without torch.compile's prefix."""
-    sound = isinstance(state, dict) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    )
-    if not sound or not state:
-        keys = [str(key) for key in state][:10] if isinstance(state, dict) else []
-        raise Problem(
-            "the torch file holds no named tensors",
-            where=str(path),
-            why=f"its keys: {', '.join(keys)}" if keys else f"it is a {type(state).__name__}",
-            fix="save the state dict of the model: torch.save(model.state_dict(), PATH)",
-            exit_code=CORRUPT,
-        )
-    prefix = COMPILED if all(name.startswith(COMPILED) for name in state) else ""
-    notes = [f"the prefix {prefix!r}, left by torch.compile, was removed"] if prefix else []
-    names = {name: name.removeprefix(prefix) for name in state}
-    return {names[old]: replace(tensor, name=names[old]) for old, tensor in state.items()}, notes
+def _heads(value: dict[str, Any]) -> dict[str, Any]:
+    """The count of heads that the settings say which a trainer saved beside a model of nanoGPT's
+    names: its own, Lightning's, or the arguments of a command."""
+    for key in ("config", "args", "hparams", "hyper_parameters", "model_config", "cfg"):
+        said = value.get(key)
+        if isinstance(said, dict) and {"n_head", "n_embd"} <= said.keys():
+            return {"heads": said["n_head"]}
+    return {}

@@ -8,7 +8,7 @@ Source: numpy's `__reduce__` and `__reduce_ex__`, old and new module paths; jax 
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +60,7 @@ class Array(Building):
 
     shape: tuple[int, ...] = ()
     dtype: np.dtype | None = None
-    data: bytes | Span = b""
+    data: bytes | Span = field(default=b"", repr=False)
     order: Literal["C", "F"] = "C"
 
     def build(self, state: Any) -> None:
@@ -188,33 +188,35 @@ def _unsafe(what: str, where: str, why: str) -> Problem:
     )
 
 
+def kind_of(of: Any, *_: Any) -> Kind | None:
+    """The dtype that numpy's `dtype(of)` is; None where it is none of numbers."""
+    name = of.name if isinstance(of, Named) else of
+    if name == _BFLOAT16:
+        return Kind(DTYPES["BF16"])
+    return Kind(_KINDS[name]) if isinstance(name, str) and name in _KINDS else None
+
+
 def _calls(where: str) -> dict[str, Any]:
     """What stands in for each name that numpy and jax call."""
 
     def kind(of: Any, *_: Any) -> Kind:
-        name = of.name if isinstance(of, Named) else of
-        if name == _BFLOAT16:
-            return Kind(DTYPES["BF16"])
-        if isinstance(name, str) and name in _KINDS:
-            return Kind(_KINDS[name])
+        if (known := kind_of(of)) is not None:
+            return known
         raise _unsafe(
             "the file holds arrays that are no numbers, and was refused",
             where,
-            f"the dtype is {brief(name)}; arrays of objects may run code when they are loaded the "
-            "usual way",
+            f"the dtype is {brief(of.name if isinstance(of, Named) else of)}; arrays of objects "
+            "may run code when they are loaded the usual way",
         )
 
     return {
+        **NUMPY,
         "numpy.dtype": kind,
-        **{f"{core}.multiarray._reconstruct": _reconstruct for core in _CORES},
-        **{f"{core}.multiarray.scalar": _scalar for core in _CORES},
-        **{f"{core}.numeric._frombuffer": _from_buffer for core in _CORES},
         "jax._src.array._reconstruct_array": _jax_array,
         "jax._src.device_array.reconstruct_device_array": _jax_array,
         "collections.OrderedDict": as_dict,
         "flax.core.frozen_dict.FrozenDict": as_dict,
-        "_codecs.encode": _encode,
-        "__builtin__.bytes": _no_bytes,
+        "__builtin__.bytes": bytes_of_old,
     }
 
 
@@ -249,7 +251,7 @@ def _jax_array(function: Any, arguments: Any, state: Any, *_: Any) -> Array:
     return array
 
 
-def _no_bytes() -> bytes:
+def bytes_of_old() -> bytes:
     """Empty bytes, as protocols below 3 write them."""
     return b""
 
@@ -259,3 +261,12 @@ def _encode(text: Any, encoding: Any) -> bytes:
     if encoding != "latin1":
         raise BrokenPickle(f"bytes as {brief(encoding)}")
     return text.encode("latin1")
+
+
+# What stands in for what numpy's arrays call, but for dtypes.
+NUMPY: dict[str, Any] = {
+    **{f"{core}.multiarray._reconstruct": _reconstruct for core in _CORES},
+    **{f"{core}.multiarray.scalar": _scalar for core in _CORES},
+    **{f"{core}.numeric._frombuffer": _from_buffer for core in _CORES},
+    "_codecs.encode": _encode,
+}

@@ -57,7 +57,7 @@ def reader(kind: str) -> Callable[[Path, Any], tuple[Any, list[Any]]]:
     if kind == "torch":
         from bridge.legacy.torch_file import read_torch
 
-        return lambda path, records: encode(read_torch(path, records))
+        return lambda path, _: encode(read_torch(path))
     if kind == "pickles":
         from bridge.legacy.array_pickle import read_members
 

@@ -54,6 +54,8 @@ def encode(value: Any) -> tuple[dict[str, Any], list[Tensor]]:
             return ["record", items, part.name, [point(value) for value in part.values_in_order]]
         if type(part) in (list, tuple):
             return ["list", [point(child) for child in part]]
+        if isinstance(part, Array):
+            return ["named", "an array of no numbers"]
         return ["named", part.name if isinstance(part, Named) else brief(part)]
 
     top = point(value)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bridge.legacy.pickle_writer import Writable, write_number, write_pickle, write_text
-from bridge.legacy.torch_file import STORAGES
+from bridge.legacy.torch_pickle import STORAGES
 from bridge.tensors import Tensor, raw
 
 ALIGNMENT = 64  # of each storage in the file, so that torch can map it

@@ -2,8 +2,9 @@
 
 A pickle is a program for a stack machine, and Python's own machine imports and calls whatever the
 program names. This one knows dicts, lists, tuples, strings, numbers and the few names that its
-caller passes, for each format its own; at any other name it stops. It reads from a stream, so that
-the numbers of large arrays may stay where they are.
+caller passes, for each format its own. What else the caller lets stand becomes a `Record`: a name
+with values, which nothing looks up; at any other name it stops. It reads from a stream, so that the
+numbers of large arrays may stay where they are.
 """
 
 import reprlib
@@ -28,12 +29,26 @@ class Named(NamedTuple):
     name: str
 
 
-class Record(dict[str, Any]):
-    """An object of a plain class: its fields by name; the class itself is never looked up."""
+class Record(dict[Any, Any]):
+    """An object of a class, or what a call gave: the fields or items that the file says of it.
+
+    The class or function itself is never looked up; its name and arguments are kept.
+    """
+
+    __slots__ = ("name", "values_in_order")
 
     def __init__(self, name: str, values: tuple[Any, ...]):
         super().__init__()
         self.name, self.values_in_order = name, values
+
+    def __repr__(self) -> str:
+        return f"<{self.name[:80]}>"  # what it holds may hold itself, or have no end
+
+    def take(self, state: Any) -> None:
+        """Takes its fields: a dict of them, or that and a dict of those in slots."""
+        for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+            if isinstance(part, dict):
+                self.update(part)
 
 
 class Building:
@@ -63,7 +78,7 @@ def read_pickle(
         calls: name → what stands in for a call of it.
         constants: names that may stand as values, as `torch.FloatStorage` does: as `Named`.
         persistent: what a persistent id (a storage, for torch) stands for; None refuses them.
-        records: plain classes of the seeds; an instance is read as a `Record`.
+        records: classes and functions of which an instance, or a result, is read as a `Record`.
 
     Raises:
         Problem: (unsafe) it names anything else, or reaches for code in another way.
@@ -130,7 +145,7 @@ class _Machine:
         try:
             for count, (name, argument, self.at) in enumerate(instructions(stream)):
                 if name == "STOP":
-                    return self.stack.pop()
+                    return self.result()
                 if count > MAX_STEPS:
                     raise BrokenPickle(f"it takes more than {MAX_STEPS:,} steps")
                 self.step(name, argument)
@@ -138,6 +153,13 @@ class _Machine:
             said = "" if isinstance(error, BrokenPickle) else f"{type(error).__name__}: "
             raise BrokenPickle(f"{said}{str(error)[:200]} (after byte {self.at})") from error
         raise BrokenPickle("it ends before its STOP")
+
+    def result(self) -> Any:
+        """What is left at the end: a name alone is no value, but may be meant to be called."""
+        value = self.stack.pop()
+        if isinstance(value, Named) and value.name not in self.constants:
+            raise self.refused(f"names {value.name[:200]}")
+        return value
 
     def step(self, name: str, argument: Any) -> None:
         """One instruction, by its name in `pickletools`."""
@@ -161,7 +183,7 @@ class _Machine:
             _MARKED[name](self.stack, self.since_mark())
         elif name in ("APPEND", "SETITEM"):
             values = [self.stack.pop() for _ in range(1 if name == "APPEND" else 2)][::-1]
-            (_append if name == "APPEND" else _set)(self.stack, values)
+            (_extend if name == "APPEND" else _set)(self.stack, values)
         elif name == "POP":
             self.stack.pop()
         elif name == "GLOBAL":
@@ -174,11 +196,12 @@ class _Machine:
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, called = self.stack.pop(), self.stack.pop()
             self.stack.append(self.call(called, arguments))
+        elif name in ("INST", "OBJ", "NEWOBJ_EX"):
+            self.stack.append(self.instance(name, argument))
         elif name == "BUILD":
             self.build(self.stack.pop(), self.stack[-1])
         elif name in _CODE:
-            what = "" if argument is None else f" of {brief(argument)}"
-            raise self.refused(f"uses {name}{what}")
+            raise self.refused(_uses(name, argument))
         else:
             raise BrokenPickle(f"it uses {name}, which no such file needs")
 
@@ -196,21 +219,46 @@ class _Machine:
         raise self.refused(f"names {name[:200]}")
 
     def call(self, called: Any, arguments: Any) -> Any:
+        if isinstance(called, Record):  # what an unknown call gave may be called, too
+            return Record(called.name, _expect(arguments, tuple))
+        if isinstance(called, Named) and called.name in self.calls:
+            return self.calls[called.name](*_expect(arguments, tuple))
+        if isinstance(called, Named) and called.name in _GETATTR:
+            return self.attribute(*_expect(arguments, tuple))
         if isinstance(called, Named) and called.name in self.records:
             return Record(called.name, _expect(arguments, tuple))
-        if not isinstance(called, Named) or called.name not in self.calls:
-            raise BrokenPickle(f"it calls {brief(called)}")
-        return self.calls[called.name](*_expect(arguments, tuple))
+        raise BrokenPickle(f"it calls {brief(called)}")
+
+    def attribute(self, of: Any = None, name: Any = None, *_: Any) -> Named:
+        """What getattr gives: a class within a class, as protocols before 4 name it."""
+        if not isinstance(of, Named | Record) or not isinstance(name, str):
+            raise self.refused(f"calls getattr with {brief(of)} and {brief(name)}")
+        return self.named(of.name, name)
+
+    def instance(self, name: str, argument: Any) -> Record:
+        """An object by one of the instructions that only other classes than ours need."""
+        fields: Any = None
+        if name == "INST":
+            of, values = Named(argument.replace(" ", ".", 1)), self.since_mark()
+        elif name == "OBJ":
+            of, *values = self.since_mark()
+        else:
+            fields, values, of = (self.stack.pop() for _ in range(3))
+        if not isinstance(of, Named) or of.name in self.calls or of.name not in self.records:
+            raise self.refused(_uses(name, argument))
+        record = Record(of.name, tuple(values))
+        record.take(fields)
+        return record
 
     def build(self, state: Any, target: Any) -> None:
         if isinstance(target, Building):
             target.build(state)
-            return
-        # An OrderedDict carries torch's `_metadata` besides its items: versions of modules.
-        _expect(target, dict)
-        if isinstance(target, Record):
-            target.update(_expect(state, dict))
-        _expect(state, dict)
+        elif isinstance(target, Record):
+            target.take(state)
+        elif not isinstance(target, Named):  # a function may have attributes
+            # An OrderedDict carries torch's `_metadata` besides its items: versions of modules.
+            _expect(target, dict)
+            _expect(state, dict)
 
     def refused(self, does: str) -> Problem:
         return Problem(
@@ -234,12 +282,17 @@ def _key(key: Any) -> Any:
     """What may be a key: hashing a tuple of tuples of tuples could take for ever."""
     for part in key if isinstance(key, tuple) else (key,):
         if not isinstance(part, str | int | float | None):
-            raise BrokenPickle(f"a {type(part).__name__} in a key")
+            return Named(brief(key))
     return key
 
 
-def _append(stack: list[Any], values: Iterable[Any]) -> None:
-    _expect(stack[-1], list).extend(values)
+def _uses(name: str, argument: Any) -> str:
+    return f"uses {name}" + ("" if argument is None else f" of {brief(argument)}")
+
+
+def _extend(stack: list[Any], values: Iterable[Any]) -> None:
+    if not isinstance(stack[-1], Record):  # whose items, as of a deque, nobody needs
+        _expect(stack[-1], list).extend(values)
 
 
 def _set(stack: list[Any], values: list[Any]) -> None:
@@ -256,8 +309,9 @@ def _set_new(stack: list[Any], values: list[Any]) -> None:
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 3
 
+_GETATTR = {"builtins.getattr", "__builtin__.getattr"}
 # They import, call or fetch in ways that no file of values needs.
-_CODE = {"INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
+_CODE = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 _PUSHES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", *BYTES,
@@ -271,11 +325,14 @@ _BUILDS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": list,  # a set of ours would have to hash its members
 }
 _MARKED: dict[str, Callable[[list[Any], list[Any]], None]] = {
     "TUPLE": lambda stack, values: stack.append(tuple(values)),
     "LIST": lambda stack, values: stack.append(values),
+    "FROZENSET": lambda stack, values: stack.append(values),
     "DICT": _set_new,
-    "APPENDS": _append,
+    "APPENDS": _extend,
+    "ADDITEMS": _extend,
     "SETITEMS": _set,
 }

@@ -4,11 +4,13 @@ from jaxmodels.dinov2.config import PRESETS, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
+    "OTHER_HEADS",
     "PART_OF",
     "PRESETS",
     "SAVED",
     "SEED",
     "SHARDING",
+    "UNREAD",
     "WEIGHTS",
     "Config",
     "Model",
@@ -26,6 +28,8 @@ __getattr__ = lazy(
         "WEIGHTS": "layout",
         "SAVED": "layout",
         "SEED": "layout",
+        "UNREAD": "layout",
+        "OTHER_HEADS": "layout",
         "sizes": "layout",
     },
 )

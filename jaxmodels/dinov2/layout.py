@@ -126,6 +126,11 @@ SEED = (
     ("norm/bias", "norm.bias", "same"),
 )
 
+# No output depends on it, and files may lack it.
+UNREAD = ("mask",)
+# What training puts on the tower: heads, of DINO, iBOT or a classifier.
+OTHER_HEADS = ("head.*", "fc.*", "classifier.*", "linear_head.*", "dino_head.*", "ibot_head.*")
+
 HEAD_WIDTH = 64
 """Of all published sizes; no file of tensors tells it."""
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.formats import torch_files
-from bridge.legacy.torch_file import OLD_FORMAT, read_torch
+from bridge.legacy.torch_file import read_torch
 from bridge.legacy.unpickle import MAX_STEPS
 from bridge.tensors import Tensor
 from bridge.torch import to_torch
@@ -111,20 +111,6 @@ def test_every_other_name_is_refused(tmp_path, name):
     assert f"{module}.{attribute}" in refused(zip_with(tmp_path / "x", pickled), UNSAFE)
 
 
-class Settings:
-    pass
-
-
-def test_a_plain_class_is_read_as_its_fields_when_allowed(tmp_path):
-    settings = Settings()
-    settings.width, settings.names = 3, ["a"]
-    path = tmp_path / "x.pt"
-    torch.save({"config": settings}, path)
-    name = f"{Settings.__module__}.Settings"
-    assert name in refused(path, UNSAFE)
-    assert read_torch(path, records={name}) == {"config": {"width": 3, "names": ["a"]}}
-
-
 def test_a_flipped_bit_is_found_when_the_tensor_is_read(tmp_path):
     path = tmp_path / "x.pt"
     values = torch.arange(1000.0)
@@ -144,13 +130,6 @@ def test_a_cut_file(tmp_path):
     torch.save({"a": torch.zeros(100)}, path)
     path.write_bytes(path.read_bytes()[:-40])
     refused(path, CORRUPT)
-
-
-def test_the_old_format_is_named(tmp_path):
-    path = tmp_path / "x.pt"
-    torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
-    assert path.read_bytes().startswith(OLD_FORMAT)
-    assert "before 1.6" in refused(path, CORRUPT)
 
 
 def tensor_pickle(size, offset, shape, stride):

@@ -1,0 +1,95 @@
+"""The state dicts in what a torch file holds: alone, or in the dict that a trainer saved.
+
+A trainer keeps its model under a key of its choice, often several deep, beside its optimiser, its
+settings and what it counts. All dicts of tensors are found here; which of them is the model, and
+what wrappers put before its names, `bridge/wrappers.py` tells.
+"""
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bridge.legacy.unpickle import Named, Record
+from bridge.tensors import Tensor
+from jaxmodels.errors import CORRUPT, UNSAFE, Problem
+
+MAX_DEPTH = 6
+# Keys of what is no model, whatever tensors it holds.
+_TRAINING = re.compile(r".*(optim|sched|scaler|rng|random_state|callbacks|loops).*", re.IGNORECASE)
+_OBJECT = ("_modules", "_parameters")  # what a module of torch has, saved whole
+
+
+@dataclass
+class Held:
+    """What was found."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """Name → tensor; the path to its dict comes first where there are several dicts."""
+    strange: dict[str, str] = field(default_factory=dict)
+    """Name → what the file calls to make what lies there: no tensor that can be read."""
+    notes: list[str] = field(default_factory=list)
+
+
+def held_in(value: Any, where: Path) -> Held:
+    """The named tensors in what a torch file holds.
+
+    Raises:
+        Problem: (corrupt) there are none; (unsafe) they are within an object whose class would have
+            to be run.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    objects: list[str] = []
+    _walk(value, (), groups, objects, set())
+    top = groups.get("", {})
+    if len(groups) > 1 and all(isinstance(x, Tensor) and x.size <= 1 for x in top.values()):
+        groups.pop("", None)  # losses, counters
+    if not any(isinstance(x, Tensor) for group in groups.values() for x in group.values()):
+        raise _nothing(value, groups, objects, where)
+    held = Held()
+    for path, group in groups.items():
+        start = f"{path}." if path and len(groups) > 1 else ""
+        for name, item in group.items():
+            if isinstance(item, Tensor):
+                held.tensors[start + name] = replace(item, name=start + name)
+            else:
+                held.strange[start + name] = item.name
+    return held
+
+
+def _walk(
+    node: Any, path: tuple[str, ...], groups: dict[str, Any], objects: list[str], seen: set[int]
+) -> None:
+    """Collects the dicts that hold tensors, by the path to them."""
+    if isinstance(node, Record):
+        objects += [node.name] if node.keys() >= {*_OBJECT} or not path else []
+        return
+    if not isinstance(node, dict) or id(node) in seen or len(path) > MAX_DEPTH:
+        return
+    seen.add(id(node))
+    items = {key: item for key, item in node.items() if isinstance(key, str)}
+    if any(isinstance(item, Tensor) for item in items.values()):
+        found = {k: x for k, x in items.items() if isinstance(x, Tensor | Record | Named)}
+        groups[".".join(path)] = {k: x for k, x in found.items() if not _TRAINING.fullmatch(k)}
+    for key, item in items.items():
+        if not _TRAINING.fullmatch(key):
+            _walk(item, (*path, key), groups, objects, seen)
+
+
+def _nothing(value: Any, groups: dict[str, Any], objects: list[str], where: Path) -> Problem:
+    if objects:
+        return Problem(
+            "the file holds a whole object instead of the tensors in it",
+            where=str(where),
+            why=f"it is of the class {objects[0][:200]}, whose code would have to be run",
+            fix="where that code is: torch.save(model.state_dict(), PATH)",
+            exit_code=UNSAFE,
+        )
+    keys = [str(key)[:80] for key in value][:10] if isinstance(value, dict) else []
+    return Problem(
+        "the torch file holds no named tensors",
+        where=str(where),
+        why=f"its keys: {', '.join(keys)}" if keys else f"it is a {type(value).__name__}",
+        fix="save the state dict of the model: torch.save(model.state_dict(), PATH)",
+        exit_code=CORRUPT,
+    )

@@ -1,0 +1,102 @@
+"""DINOv2 as timm keeps it: the names of the published code, but for what is told here.
+
+timm has no `mask_token`, calls registers `reg_token`, packs SwiGLU into `mlp.fc1`, and where there
+are registers gives the class token no position. Its `config.json` names the architecture.
+
+Source: timm 1.0, `models/vision_transformer.py`: `vit_*_patch14_dinov2`,
+`vit_*_patch14_reg4_dinov2`, and the filter that makes them of the published files.
+"""
+
+import re
+from dataclasses import replace
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridge.contents import Contents
+from bridge.safetensors_reader import parse_json
+from bridge.tensors import Tensor
+from jaxmodels.errors import MISMATCH, Problem
+
+CONFIG = "config.json"
+_KNOWN = re.compile(r"vit_(small|base|large|giant)_patch14_(reg4_)?dinov2(\..*)?")
+# Arguments of timm's models that change no features, and those that say a field of our Config.
+_IDLE = {"num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "drop_rate",
+         "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+         "img_size", "embed_dim", "depth", "patch_size", "init_values"}  # fmt: skip
+_FIELDS = {"num_heads": "heads"}
+
+
+def understood(contents: Contents, towers: list[str], folder: Path) -> Contents:
+    """The contents under the published names, with what timm's config says.
+
+    Args:
+        contents: a DINOv2.
+        towers: what stands before the names of each model in it.
+        folder: where `config.json` may lie.
+
+    Raises:
+        Problem: (mismatch) the config is timm's, and says another model than DINOv2.
+    """
+    config = parse_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    said = isinstance(config.get("architecture"), str) and "model_type" not in config
+    tensors = dict(contents.tensors)
+    for tower in towers:
+        _publish(tensors, tower)
+    changed = tensors.keys() != contents.tensors.keys()
+    contents = replace(contents, tensors=tensors, notes=list(contents.notes))
+    if changed or said:
+        contents.notes.append("the names are timm's")
+        contents.usual = {**contents.usual, "interpolation": "antialias"}
+    if said:
+        contents.fields = {**contents.fields, **_fields(config, folder / CONFIG)}
+    return contents
+
+
+def _fields(config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Fields of our Config that timm's config says."""
+    name, args = config["architecture"], config.get("model_args") or {}
+    unknown = [key for key in args if key not in _IDLE | _FIELDS.keys()]
+    if not _KNOWN.fullmatch(name) or unknown:
+        odd = f"its argument {unknown[0][:80]!r}" if unknown else "it"
+        raise Problem(
+            f"timm's {name[:80]} is not read here",
+            where=str(where),
+            why=f"{odd} is not one of DINOv2 ({_KNOWN.pattern}); the numbers might be others",
+            fix="of timm's models those whose names end with dinov2 are read",
+            exit_code=MISMATCH,
+        )
+    return {ours: args[theirs] for theirs, ours in _FIELDS.items() if theirs in args}
+
+
+def _publish(tensors: dict[str, Tensor], tower: str) -> None:
+    """Gives the tensors of a tower the names and forms of the published code."""
+    registers, pos = f"{tower}reg_token", tensors[f"{tower}pos_embed"]
+    if registers in tensors:
+        _rename(tensors, registers, f"{tower}register_tokens")
+    if len(pos.shape) == 3 and isqrt(pos.shape[1]) ** 2 == pos.shape[1] > 1:
+        tensors[pos.name] = _with_first(pos)
+    fc1, fc2 = (tensors.get(f"{tower}blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    if fc1 is None or fc2 is None or fc1.shape[0] != 2 * fc2.shape[-1]:
+        return
+    packed = re.compile(re.escape(tower) + r"(blocks\.\d+\.mlp)\.fc([12])\.(weight|bias)")
+    for name in list(tensors):
+        if found := packed.fullmatch(name):
+            block, layer, end = found.groups()
+            _rename(tensors, name, f"{tower}{block}.{'w12' if layer == '1' else 'w3'}.{end}")
+
+
+def _rename(tensors: dict[str, Tensor], old: str, new: str) -> None:
+    tensors[new] = replace(tensors.pop(old), name=new)
+
+
+def _with_first(pos: Tensor) -> Tensor:
+    """Positions of patches with one of zeros for the class token before them."""
+    shape = (pos.shape[0], pos.shape[1] + 1, pos.shape[2])
+
+    def read() -> np.ndarray:
+        return np.concatenate([np.zeros_like(array := pos.read())[:, :1], array], axis=1)
+
+    return replace(pos, shape=shape, read=read)
