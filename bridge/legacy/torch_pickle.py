@@ -224,7 +224,7 @@ def _device(*names: Any) -> str:
 
 # torch's functions that make tensors.
 _MAKING: dict[str, Callable[..., Any]] = {
-    f"torch._utils.{name}": call
+    f"torch._utils.{name}": call  # type: ignore[misc]
     for name, call in {
         "_rebuild_tensor": _tensor,
         "_rebuild_tensor_v2": _tensor,

@@ -15,7 +15,7 @@ import bridge
 from jaxmodels.errors import Problem
 
 pytestmark = pytest.mark.usefixtures("readers_here")
-EXAMPLES = int(os.environ.get("EXAMPLES", "1"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "2"))
 FORMS = ["safetensors", "shards", "bin", "head", "fb", "chunked", "training", "lightning", "old",
          "timm"]  # fmt: skip
 
