@@ -157,7 +157,8 @@ def test_a_model_without_biases(tmp_path):
     assert source.tensors.keys() == params.keys()
 
 
-def test_what_llama_cpp_does_otherwise_is_said(folder):
+def test_what_llama_cpp_does_otherwise_is_said(tmp_path):
+    folder = write(tmp_path).parents[1]
     exact = SIZES | {"gelu": "exact"}
     report = bridge.convert(folder / "own", folder / "exact", to="gguf", config=exact)
     assert any("tanh form of GELU" in note for note in report.notes)
@@ -167,8 +168,9 @@ def test_what_llama_cpp_does_otherwise_is_said(folder):
     assert not any("GELU" in note for note in report.notes)
 
 
-def test_refusals(folder, tmp_path, capsys, monkeypatch):
-    words = ["convert", folder / "own", tmp_path / "x", "--set", "heads=2"]
+def test_refusals(tmp_path, capsys, monkeypatch):
+    written = write(tmp_path)
+    words = ["convert", tmp_path / "own", tmp_path / "x", "--set", "heads=2"]
     assert command(capsys, *words, "--dtype", "q8_0")[0] == USAGE
     assert command(capsys, *words, "--to", "gguf", "--optimizer")[0] == USAGE
     imported = builtins.__import__
@@ -184,7 +186,7 @@ def test_refusals(folder, tmp_path, capsys, monkeypatch):
     assert "jaxmodels[gguf]" in err
     assert not (tmp_path / "x").exists()
     # Reading needs no package.
-    assert command(capsys, "inspect", folder / "tanh" / "model.gguf")[0] == DONE
+    assert command(capsys, "inspect", written)[0] == DONE
 
 
 def changed(path, target, change):

@@ -28,7 +28,7 @@ def steps_of(optim, params, count=3):
     rng = np.random.default_rng(0)
     update = jax.jit(tx.update)
     for _ in range(count):
-        grads = {p: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for p, x in params.items()}
+        grads = {p: jnp.asarray(rng.normal(size=x.shape), x.dtype) for p, x in params.items()}
         updates, state = update(grads, state, params)
         told.append((grads, updates))
     return told
@@ -103,13 +103,14 @@ def test_kernels_of_one_shape_are_multiplied_together():
 
 
 def test_it_is_optaxs_own():
-    params = {"a/kernel": jnp.ones((6, 10))}
-    peer = optax.contrib.muon(1.0, consistent_rms=0.2, adam_b2=0.999)
-    state = peer.init(params)
-    for grads, updates in steps_of(MUON, params):
-        expected, state = peer.update(grads, state, params)
-        # Its Adam, for the rest, looks ahead as Nesterov does; ours is AdamW's.
-        np.testing.assert_allclose(updates["a/kernel"], expected["a/kernel"], atol=1e-6)
+    with jax.enable_x64(True):
+        params = {"a/kernel": jnp.ones((6, 10), jnp.float64)}
+        peer = optax.contrib.muon(1.0, consistent_rms=0.2, adam_b2=0.999)
+        state = peer.init(params)
+        for grads, updates in steps_of(MUON, params):
+            expected, state = peer.update(grads, state, params)
+            # Its Adam, for the rest, looks ahead as Nesterov does; ours is AdamW's.
+            np.testing.assert_allclose(updates["a/kernel"], expected["a/kernel"], atol=1e-6)
 
 
 @pytest.mark.slow
