@@ -46,7 +46,7 @@ def batches(arch, config):
 def test_losses_gradients_and_what_is_stored_agree(arch):
     """In float64, where no number lies between two that it could be rounded to."""
     package = jaxmodels.arch(arch)
-    config = smallest(arch)
+    config = replace(smallest(arch), queue=2 * ROWS)
     skeleton, _, rest = split(outline(package, config))
     params = random_params(f"{arch}:smallest", 3)
     state = fresh_arrays(arch, config, package.RECIPES["tiny"])
