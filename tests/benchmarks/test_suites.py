@@ -269,6 +269,7 @@ def test_ternary_layers_that_differ_are_no_race(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_quality(tmp_path, capsys):
     words = ["--preset", "charlm:tiny", "--steps", "3", "--out", str(tmp_path)]
     (record,) = quality.main(words)

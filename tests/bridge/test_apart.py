@@ -89,6 +89,7 @@ def test_too_much_memory(monkeypatch, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["long.pt"]
 
 
+@pytest.mark.slow
 def test_too_much_time(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(apart, "SECONDS", 0)
     # A key of 300,000 numbers, looked at 5,000 times, takes minutes.

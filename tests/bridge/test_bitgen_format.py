@@ -72,6 +72,7 @@ def refused(exit_code, call, *arguments, **options):
     return "\n".join([caught.value.what, caught.value.where, caught.value.why, caught.value.fix])
 
 
+@pytest.mark.slow
 def test_the_state_dict_of_the_card():
     """All 387 names in their order, shapes and dtypes; and which of 350 are dead."""
     package = jaxmodels.arch("bitgen_stage1")
@@ -106,6 +107,7 @@ def directory(checkpoint, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_what_the_file_says(checkpoint):
     source = bridge.open_source(checkpoint, config=HEADS)
     assert (source.format, source.arch) == ("bitgen", "bitgen_stage1")

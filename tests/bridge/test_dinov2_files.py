@@ -98,6 +98,7 @@ def test_transformers_opens_what_is_written(golden, tmp_path, name, to):
     assert (processor.size["shortest_edge"], processor.crop_size["height"]) == (256, 224)
 
 
+@pytest.mark.slow
 @both
 def test_transformers_5_names_and_torch_files_are_the_same_model(golden, tmp_path, name):
     source = golden / name / "hf"
@@ -212,6 +213,7 @@ def test_verify_inspect_and_diff(golden, pth, tmp_path, name):
     assert bridge.inspect(golden / name / "hf").config["heads"] == 4
 
 
+@pytest.mark.slow
 def test_bfloat16_and_a_dry_run(pth, tmp_path):
     calls = {"to": "dinov2-pth", "dtype": "bfloat16", "keep_fp32": "none"}
     bridge.convert(pth("dinov2_reg"), tmp_path / "half", **calls)

@@ -51,6 +51,7 @@ def test_what_fits_is_carried(stage1):
     assert any(note.startswith("new here: decoder, image") for note in notes)
 
 
+@pytest.mark.slow
 def test_what_has_another_shape_is_left_and_told(stage1):
     source = open_source(stage1)
     config = replace(bitgen.PRESETS["tiny"], vocab=source.config.vocab, **LIKE | {"context": 16})

@@ -35,6 +35,7 @@ def built(config, held):
     return module
 
 
+@pytest.mark.slow
 def test_golden_outputs():
     """In float64 within 1e-5, whole and text only, with noise and without."""
     _, params, rest = parts()

@@ -181,6 +181,7 @@ def test_one_hundred_steps(objective, rule):
     assert np.ptp(ours) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["next_char", "dense"])
 def test_it_generates_what_ours_does(objective):
     from bridge.torch.wigip.modeling_wigip import WigipForCausalLM

@@ -141,6 +141,7 @@ def test_biases_of_zero_go_and_do_not_come_back(without_biases):
     assert_same_params(back, params)
 
 
+@pytest.mark.slow
 def test_biases_that_pytorch_trained_are_kept(without_biases, tmp_path):
     folder, _ = without_biases
     module = bridge.torch.load(folder)

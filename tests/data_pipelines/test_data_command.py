@@ -95,6 +95,7 @@ def test_bench_compares_in_one_run(prepared, capsys, monkeypatch):
     assert min(rates.values()) > 0
 
 
+@pytest.mark.slow
 def test_subwords_end_to_end(tmp_path, capsys):
     lines = "".join(json.dumps({"body": f"line {i} of the file"}) + "\n" for i in range(100))
     (tmp_path / "a.jsonl").write_text(lines)

@@ -133,6 +133,7 @@ def test_transformers_opens_the_folder(written):
         assert (end, size, context) == (50256, 50257, 1024)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["as written", "old merges", "indented", "bare"])
 def test_the_file_is_recognised(tmp_path, change):
     data = tokenizer_json()

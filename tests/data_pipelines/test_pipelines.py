@@ -265,6 +265,7 @@ def test_subwords_are_prepared_into_the_folder(tmp_path):
         open_data(f"jsonl:{path}", **options)
 
 
+@pytest.mark.slow
 def test_segments_of_prepared_tokens(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one two"}\n' * 200)
     options = {"folder": tmp_path / "tokens", "segments": True, **SIZES}

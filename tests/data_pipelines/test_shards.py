@@ -189,6 +189,7 @@ def test_a_text_that_changes_meanwhile_is_refused(tmp_path, lines, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_error_in_another_process_is_told(tmp_path, lines):
     path = Path(lines.removeprefix("jsonl:"))
     path.write_text(path.read_text() + "{\n")

@@ -231,6 +231,7 @@ def test_too_few_documents_or_none():
         open_data(f"wikipedia:train[{empty}:{empty + 1}]", valid_fraction=0.0, **SIZES)
 
 
+@pytest.mark.slow
 def test_prepared_is_the_fast_path(tmp_path):
     made = prepare("wikipedia", tmp_path / "out", tokenizer=GPT2)
     texts = [text for text in all_texts() if text]

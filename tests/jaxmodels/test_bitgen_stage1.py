@@ -17,6 +17,7 @@ from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import State, init, train_step
+from tests.contract import small, smallest
 from tests.jaxmodels.stage1 import CONFIG, images, load, parts
 
 PACKAGE = jaxmodels.arch("bitgen_stage1")
@@ -203,7 +204,12 @@ def trainer():
     return train_step(PACKAGE, skeleton, tx, rate, recipe, abstract), skeleton, state
 
 
-TINY = PACKAGE.PRESETS["tiny"]
+TINY = smallest("bitgen_stage1")
+
+
+@nnx.jit
+def losses(model, batch, rngs):
+    return PACKAGE.loss(model, batch, rngs)
 
 
 def tiny_batch(rows: int, **changes) -> dict[str, jax.Array]:
@@ -217,7 +223,7 @@ def tiny_batch(rows: int, **changes) -> dict[str, jax.Array]:
 
 @pytest.mark.slow
 def test_what_it_cannot_read():
-    model = jaxmodels.create("bitgen_stage1:tiny")
+    model = small("bitgen_stage1")
     tokens, seen = jnp.zeros((1, 33), jnp.int32), jnp.zeros((1, 9, 9, 3))
     for call, said in (
         (lambda: model(None, images=seen), "no image without a text"),
@@ -231,19 +237,20 @@ def test_what_it_cannot_read():
         with pytest.raises(Problem, match=said) as caught:
             call()
         assert caught.value.exit_code == USAGE
-    assert model.image_features(seen).shape == model.text_features(tokens[:, :1]).shape == (1, 32)
+    images, texts = (nnx.jit(f) for f in (type(model).image_features, type(model).text_features))
+    assert images(model, seen).shape == texts(model, tokens[:, :1]).shape == (1, 32)
 
 
 @pytest.mark.slow
 def test_a_batch_of_one_and_a_text_without_images():
     """One row has no negative but itself; without images there is nothing to contrast."""
-    model = jaxmodels.create("bitgen_stage1:tiny")
-    total, aux = PACKAGE.loss(model, tiny_batch(1), None)
+    model = nnx.clone(small("bitgen_stage1"))
+    total, aux = losses(model, tiny_batch(1), None)
     told = aux["metrics"]
     assert jnp.isfinite(total)
     assert told["acc_t2i"] == 1
     assert told["itm_acc"] == 0.5
-    total, aux = PACKAGE.loss(model, tiny_batch(2, images=None), nnx.Rngs(dropout=0))
+    total, aux = losses(model, tiny_batch(2, images=None), nnx.Rngs(dropout=0))
     told = aux["metrics"]
     assert "contrastive_loss" not in told
     close(total, 0.5 * told["text_loss"] + 0.1 * told["memory_kl_loss"], 1e-6)
@@ -262,12 +269,13 @@ def test_dropout_and_noise_need_keys():
 
     def total(key: int | None) -> float:
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        return float(PACKAGE.loss(model, batch, rngs)[0])
+        return float(losses(model, batch, rngs)[0])
 
     assert total(1) == total(1) != total(2)
     assert total(None) == total(None) != total(1)
 
 
+@pytest.mark.slow
 def test_the_rate_stays_at_a_tenth_of_its_peak():
     rate = schedule(PACKAGE.RECIPES["card"].optim, 21_850)
     assert float(rate(0)) == 0
@@ -282,12 +290,12 @@ def test_logits_in_parts_change_nothing(monkeypatch):
     """21 positions in three parts: loss, metrics and gradients."""
     from jaxmodels.bitgen_stage1 import objective
 
-    skeleton, params, rest = split(jaxmodels.create("bitgen_stage1:tiny"))
+    skeleton, params, rest = split(small("bitgen_stage1"))
     batch = tiny_batch(3)
 
     def run() -> tuple:
         loss = lambda p: PACKAGE.loss(skeleton.merge(p, rest), batch, nnx.Rngs(dropout=0))  # noqa: E731
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     (whole, told), grads = run()
     assert objective._parts(21, TINY.vocab) == 1

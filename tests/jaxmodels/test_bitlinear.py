@@ -107,6 +107,7 @@ def test_a_packed_model_gives_the_same_and_holds_a_sixteenth():
     assert held == size + 4 * (64 + 50)  # besides, the scales of the norms
 
 
+@pytest.mark.slow
 def test_the_export_runs_in_the_layer_of_transformers():
     model = Two()
     arrays = bitlinear.exported(model)

@@ -53,6 +53,7 @@ def test_no_position_counts_in_an_empty_mask():
     assert not grad.any()
 
 
+@pytest.mark.slow
 def test_chunked_cross_entropy_in_bfloat16_sums_in_float32():
     x, head, targets, _ = loss_inputs(t=64, d=32)
     half = [a.astype(jnp.bfloat16) for a in (x, head)]

@@ -44,6 +44,7 @@ def test_generate_prints_the_prompt_and_what_follows(run, capsys):
     assert "tokens/s" in captured.err
 
 
+@pytest.mark.slow
 def test_a_speed_is_measured_without_compilation_or_not_at_all(run, capsys):
     words = (str(run), "--max-new-tokens")
     assert generated(capsys, *words, "32")["tokens_per_second"] is None

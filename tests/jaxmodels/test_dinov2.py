@@ -134,6 +134,7 @@ def test_the_native_grid_is_read_as_it_is(interpolation):
     assert np.abs(turned - model.pos[1:]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_interpolations_differ():
     outputs = []
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 42, 42, 3)), jnp.float32)

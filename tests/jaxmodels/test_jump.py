@@ -79,6 +79,7 @@ def test_only_the_newest_jumps_are_kept(tmp_path):
     assert trained(tmp_path / "run", 3, 8, 12) == [5, 9, 10, 13, 20]
 
 
+@pytest.mark.slow
 def test_a_jump_in_a_step_that_is_saved_anyway(tmp_path):
     """The save waits for the step's loss, so the checkpoint is that of the jump up.
 
@@ -88,6 +89,7 @@ def test_a_jump_in_a_step_that_is_saved_anyway(tmp_path):
     assert "jump" in rundir.metrics(tmp_path / "run" / "checkpoints" / "10")
 
 
+@pytest.mark.slow
 def test_a_smaller_jump_is_none(tmp_path):
     assert trained(tmp_path / "run", 8, recipe=replace(RECIPE, jump=50.0)) == [20]
 

@@ -58,6 +58,7 @@ def test_writing_in_parts_equals_batch_least_squares(seed, count, first):
     np.testing.assert_allclose(one_by_one.covariance, believed.covariance, atol=1e-8)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.sampled_from((3, 9)), st.sampled_from((1, 5)))
 def test_forgetting_restores_the_memory(seed, count, kept):
@@ -73,6 +74,7 @@ def test_forgetting_restores_the_memory(seed, count, kept):
         np.testing.assert_allclose(one, other, atol=1e-8)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.sampled_from((1, 4, SLOTS)))
 def test_what_fits_is_read_as_it_was_written(seed, count):
@@ -88,6 +90,7 @@ def test_what_fits_is_read_as_it_was_written(seed, count):
     assert float(larimar.utilization(prior, believed)) == pytest.approx(used)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.sampled_from((1, 5)), st.sampled_from((3, 8)))
 def test_the_iteration_is_the_pseudo_inverse(seed, rows, columns):

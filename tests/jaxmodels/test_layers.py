@@ -115,6 +115,7 @@ def test_banned_tokens_are_never_drawn():
     assert draws(LOGITS, Sampling(None), banned)[1] == 1
 
 
+@pytest.mark.slow
 @given(rate=st.sampled_from([0.0, 0.1, 0.5, 0.9]), seed=st.integers(0, 2**31 - 1))
 def test_dropout_keeps_the_mean_and_the_rate(rate, seed):
     x = jnp.ones((64, 64, 8))

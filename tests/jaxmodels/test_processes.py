@@ -157,6 +157,7 @@ def test_flags_that_say_too_little_are_refused(tmp_path, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_a_checkpoint_in_one_process_only(whole, tmp_path, capsys):
     words = ["train", "--init", str(whole), "--out", str(tmp_path / "run"), "--processes", "2"]
     assert main([*words, "--process", "1", "--coordinator", "127.0.0.1:1"]) == USAGE

@@ -73,6 +73,7 @@ def test_the_loss_heeds_segments(arch):
     assert loss(segments=SEGMENTS.at[:, -1].add(1)) == loss(segments=SEGMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [2, 3, 8, 64])
 def test_blocks_of_attention_within_segments(monkeypatch, queries):
     monkeypatch.setattr(blocks_file, "QUERIES", queries)

@@ -132,6 +132,7 @@ def test_initialisation_is_nanogpts():
     assert not any(x.any() for path, x in params.items() if path.endswith("/bias"))
 
 
+@pytest.mark.slow
 def test_decay_spares_biases_and_norms():
     """With gradients of zero, AdamW's step is its weight decay alone."""
     params = {path: jnp.ones(x.shape) for path, x in params_of(_random(TINY)).items()}
@@ -162,6 +163,7 @@ def test_padding_of_the_vocabulary_is_never_drawn():
     assert drawn[1].max() < 40
 
 
+@pytest.mark.slow
 def test_generation_ends_when_every_row_has_drawn_the_end():
     model, prompt = _random(TINY), np.asarray([[1], [2], [3]], np.int32)
 
