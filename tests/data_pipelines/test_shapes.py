@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_pipelines.captions.shapes import (
@@ -53,7 +53,7 @@ def seen(image):
     pixels = image.astype(int)
     for name, rgb in COLOURS.items():
         near = np.abs(pixels - rgb).max(axis=-1) <= 20
-        if near.sum() >= 8:
+        if near.sum() >= 4:  # a small diamond is mostly edge, whose pixels are blended
             found[name] = np.argwhere(near)
     return found
 
@@ -70,6 +70,7 @@ def test_every_caption_tells_the_scene(number):
         assert caption == " ".join(caption.lower().split())
 
 
+@example(number=252, held_out=True, side=28)
 @given(number=NUMBERS, held_out=st.booleans(), side=st.sampled_from([28, 56, 84]))
 def test_the_image_shows_what_its_captions_say(number, held_out, side):
     """Colours, relation and sizes, measured on the pixels."""

@@ -15,17 +15,21 @@ from jaxmodels.recipe import Optim
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import follow, make_mesh, placement
 from jaxmodels.runtime.step import init, train_step
+from tests.contract import in_float64
 
 CONFIG = charlm.PRESETS["tiny"]
 RECIPE = replace(charlm.RECIPES["tiny"], slices=1)
 
 
-def run(recipe, config=CONFIG, steps=4, rows=16):
-    """The last state and the losses of a few steps."""
+def run(recipe, config=CONFIG, steps=4, rows=16, wide=False):
+    """The last state and the losses of a few steps; in float64 if `wide`, within enable_x64."""
     rate = schedule(recipe.optim, recipe.steps)
     tx, mesh = optimiser(recipe.optim, rate), make_mesh()
     skeleton, fresh, abstract = init(charlm, config, recipe, tx, mesh)
-    step, state = train_step(charlm, skeleton, tx, rate, recipe, abstract), fresh()
+    state = fresh()
+    if wide:
+        recipe, state, abstract = in_float64(recipe, state)
+    step = train_step(charlm, skeleton, tx, rate, recipe, abstract)
     rng, losses = np.random.default_rng(0), []
     for _ in range(steps):
         batch = {"tokens": rng.integers(0, config.vocab, (rows, 33)).astype(np.int32)}
@@ -37,12 +41,14 @@ def run(recipe, config=CONFIG, steps=4, rows=16):
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{"accum": 4}, {"slices": 4}, {"accum": 2, "slices": 2}])
 def test_cutting_the_batch_changes_nothing(change):
-    state, losses = run(RECIPE)
-    cut_state, cut_losses = run(replace(RECIPE, **change))
-    np.testing.assert_allclose(cut_losses, losses, atol=1e-6)
-    # The first moment is linear in the gradients, so it compares them directly.
-    for path, moment in state.opt[1][0].mu.items():
-        np.testing.assert_allclose(cut_state.opt[1][0].mu[path], moment, atol=2e-6)
+    with jax.enable_x64(True):
+        state, losses = run(RECIPE, wide=True)
+        cut_state, cut_losses = run(replace(RECIPE, **change), wide=True)
+        np.testing.assert_allclose(cut_losses, losses, atol=1e-6)
+        # The first moment is linear in the gradients, so it compares them directly.
+        for path, moment in state.opt[1][0].mu.items():
+            assert moment.dtype == jnp.float64
+            np.testing.assert_allclose(cut_state.opt[1][0].mu[path], moment, atol=2e-6)
 
 
 @pytest.mark.slow
