@@ -69,6 +69,13 @@ def test_an_epoch_takes_every_start_once(tokens, context, batch, seed):
         assert np.array_equal(np.sort(found[epoch * n : (epoch + 1) * n]), np.arange(n))
 
 
+def test_each_epoch_has_an_order_of_its_own():
+    n = 60
+    found = starts(Windows(TOKENS[: n + 8], 8, 10, 3), 3 * n // 10)
+    orders = {tuple(found[epoch * n : (epoch + 1) * n].tolist()) for epoch in range(3)}
+    assert len(orders) == 3
+
+
 def test_windows_are_consecutive_tokens():
     windows = Windows(TOKENS, 16, 8)
     batch = windows[12345]["tokens"]

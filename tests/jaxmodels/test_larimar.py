@@ -58,8 +58,7 @@ def test_writing_in_parts_equals_batch_least_squares(seed, count, first):
     np.testing.assert_allclose(one_by_one.covariance, believed.covariance, atol=1e-8)
 
 
-@pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seeds, st.sampled_from((3, 9)), st.sampled_from((1, 5)))
 def test_forgetting_restores_the_memory(seed, count, kept):
     prior, w, codes = drawn(seed, count)
