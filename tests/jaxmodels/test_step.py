@@ -21,8 +21,11 @@ CONFIG = charlm.PRESETS["tiny"]
 RECIPE = replace(charlm.RECIPES["tiny"], slices=1)
 
 
-def run(recipe, config=CONFIG, steps=4, rows=16, wide=False):
-    """The last state and the losses of a few steps; in float64 if `wide`, within enable_x64."""
+def run(recipe, config=CONFIG, steps=4, rows=16, wide=False, same=False):
+    """The last state and the losses of a few steps; in float64 if `wide`, within enable_x64.
+
+    Each step has a batch of its own, unless they are to be the `same`.
+    """
     rate = schedule(recipe.optim, recipe.steps)
     tx, mesh = optimiser(recipe.optim, rate), make_mesh()
     skeleton, fresh, abstract = init(charlm, config, recipe, tx, mesh)
@@ -32,6 +35,7 @@ def run(recipe, config=CONFIG, steps=4, rows=16, wide=False):
     step = train_step(charlm, skeleton, tx, rate, recipe, abstract)
     rng, losses = np.random.default_rng(0), []
     for _ in range(steps):
+        rng = np.random.default_rng(0) if same else rng
         batch = {"tokens": rng.integers(0, config.vocab, (rows, 33)).astype(np.int32)}
         state, told = step(state, batch)
         losses.append(told.read()["loss"])
@@ -64,6 +68,9 @@ def test_dropout_differs_between_steps_and_runs_are_repeatable():
     config = replace(CONFIG, dropout=0.5)
     assert run(RECIPE, config)[1] == run(RECIPE, config)[1]
     assert run(RECIPE, config)[1] != run(replace(RECIPE, seed=1), config)[1]
+    still = replace(RECIPE, optim=replace(RECIPE.optim, init_lr=0.0, peak_lr=0.0, end_lr=0.0))
+    assert len(set(run(still, config, same=True)[1])) == 4
+    assert len(set(run(still, same=True)[1])) == 1  # nothing else tells the steps apart
 
 
 def test_weight_decay_and_its_exceptions():
