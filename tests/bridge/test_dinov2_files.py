@@ -239,7 +239,6 @@ def test_bfloat16_and_a_dry_run(pth, tmp_path):
         ({"hidden_act": "relu"}, MISMATCH),
         ({"layer_norm_eps": 1e-5}, MISMATCH),
         ({"qkv_bias": False}, MISMATCH),
-        ({"use_mask_token": False}, MISMATCH),
         ({"num_hidden_layers": 4}, MISMATCH),
         ({"hidden_size": 64}, MISMATCH),
         ({"num_attention_heads": 5}, CORRUPT),
