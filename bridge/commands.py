@@ -96,6 +96,8 @@ class Verify:
     """Model directory or run directory."""
     against: Path | None = None
     """The source that it was made from."""
+    set: Settings = ()
+    """What the source (without --against, PATH) cannot say, as given to `convert`."""
     atol: float = 1e-4
     """Largest difference of outputs, and relative one of gradients, that passes."""
     text: str | None = None
@@ -151,7 +153,7 @@ def convert_main(argv: list[str]) -> int:
     if options.json:
         emit(report)
     else:
-        _show_plan(report) if options.dry_run else _show_conversion(report)
+        _show_plan(report) if options.dry_run else _show_conversion(report, options.set)
     return DONE
 
 
@@ -172,12 +174,18 @@ def inspect_main(argv: list[str]) -> int:
 
 def verify_main(argv: list[str]) -> int:
     """Runs `jaxmodels verify`."""
-    options = parse(Verify, argv, "verify")
+    options = parse(Verify, gathered(argv, "--set"), "verify")
     silence_storage()
     import bridge
+    from bridge.sources import parse_settings
 
     report = bridge.verify(
-        options.path, options.against, options.atol, options.text, options.gradients
+        options.path,
+        options.against,
+        options.atol,
+        options.text,
+        options.gradients,
+        parse_settings(options.set),
     )
     if options.json:
         emit(report)
@@ -232,7 +240,7 @@ def _show_plan(report: Any) -> None:
     )
 
 
-def _show_conversion(report: Any) -> None:
+def _show_conversion(report: Any, settings: tuple[str, ...]) -> None:
     show(
         f"{report.output}: {report.arch}, {report.tensors} tensors, "
         f"{report.parameters:,} parameters, {report.bytes:,} bytes; verified: {report.verified}"
@@ -243,7 +251,8 @@ def _show_conversion(report: Any) -> None:
     _show_agreement(report)
     if report.vocab_present is False:
         show("no vocabulary: token ids work, text does not; give it with --vocab FILE")
-    show(f"next: jaxmodels verify {report.output} --against {report.source}")
+    said = "".join(f" --set {setting}" for setting in settings)
+    show(f"next: jaxmodels verify {report.output} --against {report.source}{said}")
 
 
 def _show_agreement(report: Any) -> None:

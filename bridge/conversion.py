@@ -119,7 +119,7 @@ def convert(
     ):
         report["notes"] += write_target(folder, source, to, plan, carried, tell, parts)
         contents = recognise(folder)
-        written = bind(contents)
+        written = bind(contents, otherwise=values_of(source.config))
         report["files"] = [str(path.relative_to(folder)) for path in files_below(folder)]
         wishes = text, gradients
         checks = check_written(contents, source, plan, written, moments, verify, wishes)
@@ -170,7 +170,8 @@ def _moments(source: Source, to: str) -> Moments | None:
 
 def _unsaid(source: Source, written: Source, to: str) -> list[str]:
     """What the target cannot say and a reader would assume otherwise."""
-    lost = [name for name in changed_fields(source, written) if name in written.assumed]
+    changed = changed_fields(source, written)
+    lost = [name for name in written.assumed if name in changed or name in written.unsaid]
     values = values_of(source.config)
     notes = [f"{to} cannot say {name} = {values[name]}" for name in lost]
     unlike = differences(source) if to in PYTORCH else ""

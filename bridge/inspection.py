@@ -18,7 +18,7 @@ from bridge.table import listing
 from bridge.tensors import DTYPES, Tensor, digest_of, is_float
 from bridge.verification import but_for_the_card, digest_problems, told
 from jaxmodels.cli import visible
-from jaxmodels.errors import UNSAFE, Problem
+from jaxmodels.errors import MISMATCH, UNSAFE, Problem
 from jaxmodels.runtime.files import files_below
 from jaxmodels.runtime.paths import flatten
 
@@ -79,13 +79,13 @@ def inspect(
         report["notes"] += source.notes
         report |= _meaning(source)
         tokenizer = source.tokenizer
-        source.moments()  # raises when they are those of another model
+        report["notes"] += _unfit_moments(source)
     except Problem as problem:
         report["problems"].append(told(problem))
         report["notes"] += contents.notes
         # What the caller gave may be what is wrong, and strangers contradict nothing.
         report["damaged"] = contents.arch in jaxmodels.ARCHS and not (arch or config)
-    if tokenizer is None and "vocab" in (report.config or {"vocab": None}):
+    if tokenizer is None and _reads_text(report.arch):
         report["notes"].append(
             "no vocabulary: token ids work, text does not until --vocab is given"
         )
@@ -172,6 +172,25 @@ def _has_moments(contents: Contents) -> bool:
         return contents.moments() is not None
     except Problem:
         return True  # something is there; binding it says what is wrong with it
+
+
+def _reads_text(arch: str | None) -> bool:
+    return arch in jaxmodels.ARCHS and "vocab" in types_of(jaxmodels.arch(arch).Config)
+
+
+def _unfit_moments(source: Source) -> list[str]:
+    """What keeps the optimiser's state from being carried along; the model is sound without it.
+
+    Raises:
+        Problem: (corrupt, unsafe) the state is damaged.
+    """
+    try:
+        source.moments()
+    except Problem as problem:
+        if problem.exit_code != MISMATCH:
+            raise
+        return [f"only without --optimizer: {told(problem)}"]
+    return []
 
 
 def _meaning(source: Source) -> dict[str, Any]:

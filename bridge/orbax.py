@@ -15,11 +15,13 @@ import numpy as np
 
 from bridge.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import as_full_disk, read_json
+from jaxmodels.runtime.files import MAX_JSON, as_full_disk, read_json
 from jaxmodels.runtime.paths import nest
 
 METADATA = "_METADATA"
 VALUE = ".value"
+# Files that say how arrays are stored, and are read whole.
+_SMALL = {METADATA, "_sharding", "_CHECKPOINT_METADATA", "manifest.ocdbt", ".zarray", "zarr.json"}
 
 
 def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -29,8 +31,9 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     are no arrays (strings, None) are left aside.
 
     Raises:
-        Problem: (corrupt) Orbax cannot read the folder's metadata.
+        Problem: (corrupt) Orbax cannot read the folder's metadata, or not every file is one.
     """
+    _refuse_strange(folder)
     import jax
     import orbax.checkpoint as ocp
 
@@ -53,6 +56,16 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
         # Some write flat dicts, whose keys are whole paths.
         tensors[name.replace("/", ".")] = Tensor(name, tuple(shape), dtype, stored)
     return _without_value(tensors, notes)
+
+
+def _refuse_strange(folder: Path) -> None:
+    """Refuses what Orbax's libraries would wait for, or read without end: they open any path."""
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise _unreadable(folder, ValueError("it is no file"), str(path.relative_to(folder)))
+        if path.name in _SMALL and path.stat().st_size > MAX_JSON:
+            error = ValueError(f"it has more than {MAX_JSON:,} bytes")
+            raise _unreadable(folder, error, str(path.relative_to(folder)))
 
 
 def _key(key: Any) -> Any:

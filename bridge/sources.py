@@ -62,6 +62,8 @@ class Source:
     origin: dict[str, Any]
     """Step and metrics of a training run; see `Contents`."""
     notes: list[str]
+    unsaid: frozenset[str] = frozenset()
+    """Those of the assumed fields that only the model whose copy this is tells; see `bind`."""
     moments: Callable[[], Moments | None] = lambda: None
     """AdamW's state under our paths, unread; None where the files have none. Raises Problem
     (mismatch) when it is that of another model."""
@@ -98,10 +100,12 @@ def bind(
     arch: str | None = None,
     config: Mapping[str, Any] | None = None,
     conventions: Mapping[str, Any] | None = None,
+    otherwise: Mapping[str, Any] | None = None,
 ) -> Source:
     """Gives the tensors of recognised contents their places in a model; see `open_source`.
 
-    `conventions` stand in for the architecture's own where a field must be assumed.
+    `conventions` stand in for the architecture's own where a field must be assumed, `otherwise`
+    where none of its own may be: fields of a model whose copy this is.
     """
     if contents.damaged:
         raise Problem(
@@ -119,7 +123,9 @@ def bind(
     problems = []
     for candidate in candidates:
         try:
-            source = _bind(contents, name, candidate, dict(found), config, conventions or {})
+            source = _bind(
+                contents, name, candidate, dict(found), config, conventions or {}, otherwise or {}
+            )
         except Problem as problem:
             problems.append(problem)
         else:
@@ -137,6 +143,7 @@ def _bind(
     found: dict[str, Tensor],
     config: Mapping[str, Any],
     conventions: Mapping[str, Any],
+    otherwise: Mapping[str, Any],
 ) -> Source:
     """`bind` by one table, with its name, of one architecture."""
     package, (label, rows) = jaxmodels.arch(name), labelled
@@ -146,6 +153,8 @@ def _bind(
     overrides = overrides_of(package, name, config)
     known, assumed = fields_of(package, contents, label, rows, found)
     assumed = {field: conventions.get(field, value) for field, value in assumed.items()}
+    unsaid = {field for field, value in assumed.items() if value is None and field in otherwise}
+    assumed |= {field: otherwise[field] for field in unsaid}
     tokenizer, unread = contents.tokenizer, contents.unread
     if tokenizer is not None and contents.path.is_file() and contents.format != "gguf":
         tokenizer, unread = _if_of_this_size(tokenizer, known.get("vocab"))
@@ -193,6 +202,7 @@ def _bind(
         preset=preset if preset in package.PRESETS else None,
         config=settings,
         assumed=assumed,
+        unsaid=frozenset(unsaid),
         pairs=pairs,
         tensors={pair.ours: pair.load(found[pair.theirs], shapes[pair.ours]) for pair in pairs}
         | (begun(name, settings) if begins else {}),

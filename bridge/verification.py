@@ -1,6 +1,8 @@
 """Checks that a checkpoint is what was written, and the same model on both sides."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jaxmodels
 from bridge.configuration import values_of
@@ -28,6 +30,7 @@ def verify(
     atol: float = 1e-4,
     text: str | None = None,
     gradients: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Report:
     """Checks digests, JAX against PyTorch, and (with `against`) every tensor and the outputs.
 
@@ -38,6 +41,7 @@ def verify(
             largest relative one of gradients that passes; computed in float32.
         text: compare outputs on it too.
         gradients: compare the gradient of every parameter too.
+        config: what `against` (without it, `path`) cannot say, as given to `convert`.
 
     Returns:
         `ok`; `digests_ok` (None where there is no manifest); of JAX against PyTorch
@@ -72,8 +76,8 @@ def verify(
     if not report.problems:
         contents = None if against is None else recognise(Path(against))
         try:
-            source = open_source(path)
-            reference = None if contents is None else _reference(contents, source)
+            source = open_source(path, config=config if contents is None else None)
+            reference = None if contents is None else _reference(contents, source, config or {})
             _compare(report, source, reference, atol, (text, gradients))
         except Problem as problem:
             if problem.exit_code == USAGE:
@@ -150,7 +154,7 @@ def compare_tensors(report: Report, source: Source, reference: Source) -> None:
     report["max_abs_tensor_diff"] = largest
 
 
-def _reference(contents: Contents, source: Source) -> Source:
+def _reference(contents: Contents, source: Source, config: Mapping[str, Any]) -> Source:
     """What a checkpoint was made from, as a model of the same architecture.
 
     What it cannot say (the head count, say) is as its conversion says.
@@ -159,12 +163,12 @@ def _reference(contents: Contents, source: Source) -> Source:
     if getattr(jaxmodels.arch(source.arch), "PART_OF", ()):
         try:
             known = {f"{source.arch}.{name}": value for name, value in said.items()}
-            whole = bind(contents, conventions=known)
+            whole = bind(contents, config=config, conventions=known)
         except Problem:
             pass
         else:
             return part_of(whole, source.arch)
-    return bind(contents, source.arch, conventions=said)
+    return bind(contents, source.arch, config, conventions=said)
 
 
 def _compare(

@@ -72,7 +72,7 @@ def unwrapped(contents: Contents, arch: str | None, config: Mapping[str, Any]) -
         Problem: (mismatch) there are several models, and none was chosen, or a tensor of a kind
             that is not read; (unsafe) a tensor that only code could make.
     """
-    contents = _without_words(contents)
+    contents = without_words(contents)
     names = [*contents.tensors, *contents.strange]
     places = _places(names, arch or contents.arch)
     chosen = _chosen(contents, places, config)
@@ -89,8 +89,8 @@ def unwrapped(contents: Contents, arch: str | None, config: Mapping[str, Any]) -
     return _within(contents, prefix, inside)
 
 
-def _without_words(contents: Contents) -> Contents:
-    """The contents under names without WORDS."""
+def without_words(contents: Contents) -> Contents:
+    """The contents under names without WORDS, with a note on each that there was."""
     names = [*contents.tensors, *contents.strange]
     new = {name: ".".join(w for w in name.split(".") if w not in WORDS) for name in names}
     found = [word for word in WORDS if any(word in name.split(".") for name in names)]
@@ -185,8 +185,7 @@ def _check(contents: Contents, chosen: _Place | None, inside: list[str]) -> None
     if not known:
         return
     name, made = known[0], contents.strange[known[0]]
-    kind = _KINDS.get(made) or (f"of numbers of {made}" if _DTYPE.fullmatch(made) else "")
-    if kind:
+    if kind := unread_kind(made):
         raise Problem(
             f"the tensor {name} is {kind}; that is not read",
             where=str(contents.path),
@@ -201,6 +200,11 @@ def _check(contents: Contents, chosen: _Place | None, inside: list[str]) -> None
         fix="use it only if you trust it: save its tensors alone, as safetensors, elsewhere",
         exit_code=UNSAFE,
     )
+
+
+def unread_kind(made: str) -> str:
+    """What kind of tensor, which is not read, torch makes by a name; "" where it makes none."""
+    return _KINDS.get(made) or (f"of numbers of {made}" if _DTYPE.fullmatch(made) else "")
 
 
 def _within(contents: Contents, prefix: str, inside: list[str]) -> Contents:

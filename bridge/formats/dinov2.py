@@ -28,8 +28,8 @@ ONLY = {
     "hidden_act": "gelu",
     "qkv_bias": True,
     "num_channels": 3,
-    "use_mask_token": True,
 }
+MASK = "use_mask_token"  # features do not depend on it, and what is written always has the token
 
 
 def described(
@@ -70,7 +70,7 @@ def written_config(config: Any, keys: dict[str, Any], origin: dict[str, Any]) ->
     """
     if config.interpolation != INTERPOLATION[keys["model_type"]]:
         keys = {**keys, "interpolation": config.interpolation}  # ours: transformers passes over it
-    was = seed_of(origin, "dinov2")
+    was = {key: value for key, value in seed_of(origin, "dinov2").items() if key != MASK}
     if was.get("model_type") not in INTERPOLATION:
         return keys
     where = Path(CONFIG)

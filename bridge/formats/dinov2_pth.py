@@ -17,6 +17,7 @@ from bridge.contents import Contents
 from bridge.formats import timm
 from bridge.moments import Moments
 from bridge.tensors import Fingerprint, Tensor, fingerprint
+from bridge.wrappers import without_words
 from jaxmodels.errors import CORRUPT, Problem
 
 FORMAT = "dinov2-pth"
@@ -36,11 +37,12 @@ def understood(contents: Contents, folder: Path) -> Contents:
     Raises:
         Problem: (corrupt) two blocks have one number; (mismatch) timm's config says another model.
     """
+    given, contents = contents, without_words(contents)
     names = contents.tensors.keys()
     towers = [name.removesuffix(_MARKS[0]) for name in names if name.endswith(_MARKS[0])]
     towers = [tower for tower in towers if names >= {tower + mark for mark in _MARKS}]
     if not towers or contents.arch not in (None, "dinov2"):
-        return contents
+        return given
     contents = replace(
         contents,
         arch="dinov2",

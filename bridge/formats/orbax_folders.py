@@ -72,6 +72,14 @@ def _trees(step: Path) -> tuple[dict[str, Tensor], list[str]]:
         names = {name: f"{item.name}.{name}" for name in held}
         tensors |= {names[name]: replace(held[name], name=names[name]) for name in held}
         notes += said
+    if not tensors:
+        raise Problem(
+            "the Orbax checkpoint holds no arrays",
+            where=str(step),
+            why=f"no {orbax.METADATA} in it lists any",
+            fix="take another checkpoint, or fetch it again",
+            exit_code=CORRUPT,
+        )
     return tensors, notes
 
 

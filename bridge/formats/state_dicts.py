@@ -12,6 +12,7 @@ from typing import Any
 
 from bridge.legacy.unpickle import Named, Record
 from bridge.tensors import Tensor
+from bridge.wrappers import unread_kind
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 
 MAX_DEPTH = 6
@@ -44,7 +45,7 @@ def held_in(value: Any, where: Path) -> Held:
     top = groups.get("", {})
     if len(groups) > 1 and all(isinstance(x, Tensor) and x.size <= 1 for x in top.values()):
         groups.pop("", None)  # losses, counters
-    if not any(isinstance(x, Tensor) for group in groups.values() for x in group.values()):
+    if not any(_is_tensor(item) for group in groups.values() for item in group.values()):
         raise _nothing(value, groups, objects, where)
     held = Held()
     for path, group in groups.items():
@@ -60,7 +61,7 @@ def held_in(value: Any, where: Path) -> Held:
 def _walk(
     node: Any, path: tuple[str, ...], groups: dict[str, Any], objects: list[str], seen: set[int]
 ) -> None:
-    """Collects the dicts that hold tensors, by the path to them."""
+    """Collects the dicts that hold tensors, of any kind, by the path to them."""
     if isinstance(node, Record):
         objects += [node.name] if node.keys() >= {*_OBJECT} or not path else []
         return
@@ -68,12 +69,19 @@ def _walk(
         return
     seen.add(id(node))
     items = {key: item for key, item in node.items() if isinstance(key, str)}
-    if any(isinstance(item, Tensor) for item in items.values()):
+    if any(map(_is_tensor, items.values())):
         found = {k: x for k, x in items.items() if isinstance(x, Tensor | Record | Named)}
         groups[".".join(path)] = {k: x for k, x in found.items() if not _TRAINING.fullmatch(k)}
     for key, item in items.items():
         if not _TRAINING.fullmatch(key):
             _walk(item, (*path, key), groups, objects, seen)
+
+
+def _is_tensor(item: Any) -> bool:
+    """Whether something is a tensor, be it of a kind that is not read."""
+    return isinstance(item, Tensor) or (
+        isinstance(item, Named | Record) and unread_kind(item.name) != ""
+    )
 
 
 def _nothing(value: Any, groups: dict[str, Any], objects: list[str], where: Path) -> Problem:

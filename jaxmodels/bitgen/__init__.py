@@ -4,6 +4,7 @@ from jaxmodels.bitgen.config import PRESETS, RECIPES, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
+    "ASSUMED",
     "CARRIED",
     "PRESETS",
     "RECIPES",
@@ -33,6 +34,7 @@ __getattr__ = lazy(
         "read": "remember",
         "forget": "remember",
         "WHOLE": "objectives",
+        "ASSUMED": "layout",
         "CARRIED": "layout",
         "SHARDING": "layout",
         "TERNARY": "layout",

@@ -117,6 +117,10 @@ CARRIED = {
 }
 
 
+# No file of others has these names, and its card's heads are no convention.
+ASSUMED = {label: {"heads": None, "dinov2.heads": None} for label in ("WEIGHTS", "own")}
+
+
 def sizes(
     shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
 ) -> tuple[dict[str, object], dict[str, object]]:

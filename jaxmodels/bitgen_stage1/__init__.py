@@ -4,6 +4,7 @@ from jaxmodels.bitgen_stage1.config import PRESETS, RECIPES, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
+    "ASSUMED",
     "CARRIED",
     "PRESETS",
     "RECIPES",
@@ -28,6 +29,7 @@ __getattr__ = lazy(
         "commit": "objective",
         "WHOLE": "objective",
         "WRITTEN": "layout",
+        "ASSUMED": "layout",
         "CARRIED": "layout",
         "SHARDING": "layout",
         "TERNARY": "layout",

@@ -153,6 +153,10 @@ TERNARY = (
 WEIGHTS = tuple((ours, _torch(ours), op) for ours, _, op in SEED)
 
 
+# Only a file of the seed follows its conventions.
+ASSUMED = {label: {"heads": None, "dinov2.heads": None} for label in ("WEIGHTS", "own")}
+
+
 def sizes(
     shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
 ) -> tuple[dict[str, object], dict[str, object]]:

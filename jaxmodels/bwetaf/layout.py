@@ -46,8 +46,8 @@ SEED = (
 )
 
 
-# The seed's heads are no convention of others' files: of PyTorch's, nothing is assumed.
-ASSUMED = {"WEIGHTS": {"heads": None}}
+# The seed's heads are no convention of other files: of PyTorch's and our own nothing is assumed.
+ASSUMED = {"WEIGHTS": {"heads": None}, "own": {"heads": None}}
 
 
 def sizes(
@@ -73,7 +73,7 @@ def sizes(
     }
     assumed: dict[str, object] = {
         "tokens": 50_257 if vocab == 50_260 else vocab,
-        "heads": max(dim // 64, 1),
+        "heads": None if dim % 64 else dim // 64,
         "context": 2048,
         "dropout": 0.0,
     }

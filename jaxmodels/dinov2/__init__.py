@@ -4,6 +4,7 @@ from jaxmodels.dinov2.config import PRESETS, Config
 from jaxmodels.lazy import lazy
 
 __all__ = [
+    "ASSUMED",
     "OTHER_HEADS",
     "PART_OF",
     "PRESETS",
@@ -30,6 +31,7 @@ __getattr__ = lazy(
         "SEED": "layout",
         "UNREAD": "layout",
         "OTHER_HEADS": "layout",
+        "ASSUMED": "layout",
         "sizes": "layout",
     },
 )

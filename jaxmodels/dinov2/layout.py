@@ -133,6 +133,7 @@ OTHER_HEADS = ("head.*", "fc.*", "classifier.*", "linear_head.*", "dino_head.*",
 
 HEAD_WIDTH = 64
 """Of all published sizes; no file of tensors tells it."""
+ASSUMED = {"own": {"heads": None}}
 
 
 def sizes(
@@ -145,8 +146,8 @@ def sizes(
         others: name → shape of what the checkpoint holds besides; tells nothing here.
 
     Returns:
-        what follows from the shapes, and what is the architecture's convention: heads of 64, and
-        the published code's interpolation, which goes by whether there are registers.
+        what follows from the shapes, and what is the architecture's convention: heads of 64 where
+        they fit, and the published code's interpolation, which goes by whether there are registers.
     """
     patch, dim = shapes["patch/kernel"][0], shapes["patch/kernel"][-1]
     registers = shapes.get("registers", (0,))[0]
@@ -161,7 +162,7 @@ def sizes(
         "registers": registers,
     }
     assumed: dict[str, object] = {
-        "heads": max(dim // HEAD_WIDTH, 1),
+        "heads": None if dim % HEAD_WIDTH else dim // HEAD_WIDTH,
         "interpolation": "antialias" if registers else "scale_offset",
     }
     return known, assumed

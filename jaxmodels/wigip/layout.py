@@ -84,8 +84,8 @@ SEED = (
 )
 
 
-# The seed's heads are no convention of others' files: of PyTorch's, nothing is assumed.
-ASSUMED = {"WEIGHTS": {"heads": None}}
+# The seed's heads are no convention of other files: of PyTorch's and our own nothing is assumed.
+ASSUMED = {"WEIGHTS": {"heads": None}, "own": {"heads": None}}
 
 
 def sizes(
@@ -100,7 +100,7 @@ def sizes(
 
     Returns:
         what follows from the shapes, and what is the architecture's convention (the seed's head
-        width of 78 where that divides, else 64; its objective).
+        width of 78, where that divides; its objective).
     """
     patch, dim = shapes["patch/kernel"][0], shapes["patch/kernel"][-1]
     known: dict[str, object] = {
@@ -115,5 +115,5 @@ def sizes(
     if len(kernel) == 3:
         known["heads"] = kernel[1]
     else:
-        assumed["heads"] = dim // 78 if dim % 78 == 0 else max(dim // 64, 1)
+        assumed["heads"] = None if dim % 78 else dim // 78
     return known, assumed

@@ -1,12 +1,15 @@
 """What the fuzzer changes: small sound inputs in every format, and hostile ones to begin with."""
 
+import argparse
 import base64
 import gzip
 import io
 import json
 import pickle
+import random
 import shutil
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,9 +40,16 @@ class Case(NamedTuple):
 
 # What only a digest or CRC makes safe is sealed; the others say what they say.
 SEALED = "run directory shards gguf orbax nanogpt bwetaf wigip ckpt.pt step_7.zip".split()
-OPEN = "bare-shards gpt2 seed-orbax seed-bwetaf tree model.safetensors good_stuff.pkl model.gguf"
+OPEN = (
+    "bare-shards gpt2 seed-orbax seed-bwetaf tree model.safetensors good_stuff.pkl model.gguf "
+    "dinov2-head bin-shards old.pth training.pth lightning.ckpt timm.safetensors manager"
+)
 UNSAID = {"seed-orbax": HEADS} | {
-    name: {"heads": 2} for name in ("tree", "model.safetensors", "bare-shards", "good_stuff.pkl")
+    name: {"heads": 2}
+    for name in (
+        *("tree", "model.safetensors", "bare-shards", "good_stuff.pkl", "manager"),
+        *("old.pth", "training.pth", "lightning.ckpt", "timm.safetensors"),
+    )
 }
 
 
@@ -77,7 +87,57 @@ def write(folder: Path) -> None:
     ignored = shutil.ignore_patterns("io.npz")
     shutil.copytree(SEEDS / "bwetaf_sin", sound / "seed-bwetaf", ignore=ignored)
     save_tree(sound / "tree", random_params())
+    _as_people_write(sound)
     hostile(folder / "hostile")
+
+
+def _as_people_write(sound: Path) -> None:
+    """Models within something larger, and in the forms of other libraries."""
+    import torch
+    from safetensors.torch import save_file
+
+    from tests.bridge.test_any_dinov2 import as_timm, made, published
+
+    for name, head in (("dinov2-head", True), ("bin-shards", False)):
+        model, tower = made(2, 4, 2, 0, False, head, 0)
+        model.save_pretrained(sound / name, max_shard_size="1GB" if head else "2KB")
+    _as_bin(sound / "bin-shards")
+    state = published(tower)
+    under = {f"backbone.{key}": tensor for key, tensor in state.items()}
+    torch.save(state, sound / "old.pth", _use_new_zipfile_serialization=False)
+    student = {f"student.{key}": tensor + 1 for key, tensor in under.items()}
+    teacher = {f"teacher.{key}": tensor for key, tensor in under.items()}
+    torch.save({"model": student | teacher, "iteration": 3}, sound / "training.pth")
+    records = {
+        "hyper_parameters": argparse.Namespace(lr=np.float64(0.1), paths=[Path("x")]),
+        "rng": (np.random.RandomState(0).get_state(), random.getstate(), torch.get_rng_state()),
+        "sets": {"a": {1, 2}, "b": defaultdict(list, a=[np.float32(1)])},
+    }
+    lightning = {f"model._orig_mod.{key}": tensor for key, tensor in state.items()}
+    torch.save({"state_dict": lightning, "epoch": 1, **records}, sound / "lightning.ckpt")
+    save_file(
+        {key: tensor.contiguous() for key, tensor in as_timm(state).items()},
+        sound / "timm.safetensors",
+    )
+    for step in (5, 10):  # as a CheckpointManager lays them
+        params = {f"params/{path}": array for path, array in random_params().items()}
+        save_tree(sound / "manager" / str(step) / "default", params)
+
+
+def _as_bin(folder: Path) -> None:
+    """Makes shards of safetensors those of torch."""
+    import torch
+    from safetensors.torch import load_file
+
+    index = folder / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    names = {name: name.replace("safetensors", "bin") for name in said["weight_map"].values()}
+    said["weight_map"] = {key: names[name] for key, name in said["weight_map"].items()}
+    for name, new in names.items():
+        torch.save(load_file(folder / name), folder / new)
+        (folder / name).unlink()
+    index.unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(said))
 
 
 def cases(folder: Path) -> list[Case]:

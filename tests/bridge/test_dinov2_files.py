@@ -154,7 +154,7 @@ def test_chunks_and_teachers_are_the_same_model(golden, pth, tmp_path, name):
         assert bridge.inspect(tmp_path / "a.pth", config=HEADS).format == "dinov2-pth"
     torch.save({"teacher": backbone | head}, tmp_path / "a.pth")
     notes = bridge.inspect(tmp_path / "a.pth", config=HEADS).notes
-    assert "left aside: 1 tensors of other modules, as dino_head.mlp.0.weight" in notes
+    assert "left out, as no part of the model: dino_head.mlp.0.weight" in notes
     assert "the blocks lie in chunks, which are not kept" in notes
     clash = {key.replace("blocks.1.2.", "blocks.1.0."): t for key, t in chunks.items()}
     torch.save(clash, tmp_path / "a.pth")
@@ -163,9 +163,11 @@ def test_chunks_and_teachers_are_the_same_model(golden, pth, tmp_path, name):
 
 
 def test_what_a_file_does_not_say_is_told(golden, pth, tmp_path, capsys):
-    report = bridge.convert(pth("dinov2"), tmp_path / "out")
-    assert report.assumed == {"heads": 1, "interpolation": "scale_offset"}  # a head is 64 wide
-    assert "assumed: heads = 1" in report.notes
+    with pytest.raises(Problem, match="heads"):  # the published are 64 wide
+        bridge.convert(pth("dinov2"), tmp_path / "out")
+    report = bridge.convert(pth("dinov2"), tmp_path / "out", config=HEADS)
+    assert report.assumed == {"interpolation": "scale_offset"}
+    assert "assumed: interpolation = scale_offset" in report.notes
     assert any("'size', this model by 'scale_offset'" in note for note in report.notes)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "by 'size', this model by 'scale_offset'" in card
@@ -241,7 +243,6 @@ def test_bfloat16_and_a_dry_run(pth, tmp_path):
         ({"hidden_act": "relu"}, MISMATCH),
         ({"layer_norm_eps": 1e-5}, MISMATCH),
         ({"qkv_bias": False}, MISMATCH),
-        ({"use_mask_token": False}, MISMATCH),
         ({"num_hidden_layers": 4}, MISMATCH),
         ({"hidden_size": 64}, MISMATCH),
         ({"num_attention_heads": 5}, CORRUPT),
