@@ -18,8 +18,9 @@ OURS, SETTINGS = "jaxmodels.tokenizer", "jaxmodels.tokenizer_config"
 _PREFIX = "tokenizer.ggml."
 # llama.cpp's kinds of tokens.
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
-# Names of the ways in which it cuts a text as GPT-2 does.
-_GPT2_CUTS = ("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais")
+# Names of ways to cut a text that are GPT-2's, in llama.cpp and in the tokenisers that they stand
+# for: those of "mpt" and "olmo" normalise a text before, which llama.cpp leaves out.
+_GPT2_CUTS = ("gpt-2", "phi-2", "jais")
 # Roles of tokens: its name → transformers'.
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

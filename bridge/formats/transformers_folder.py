@@ -18,6 +18,13 @@ from bridge.table import listing
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
+# What transformers looks for in a folder, in its order: it reads the first, whatever else is there.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    torch_files.WEIGHTS,
+    f"{torch_files.WEIGHTS}.index.json",
+)
 # transformers' model_type → what reads such a config.
 KINDS = {"gpt2": gpt2, "dinov2": dinov2, "dinov2_with_registers": dinov2}
 # How its classes' names begin → its model_type, the longest first.
@@ -145,20 +152,22 @@ def _quantised(folder: Path, why: str) -> Problem:
 
 
 def _weights(folder: Path) -> Contents:
-    """The weights in a folder: safetensors if there are any, else torch's."""
-    for name in ("model.safetensors", torch_files.WEIGHTS):
-        if (folder / name).is_file():
-            unsupported.refuse(folder / name)
-    if model_files.is_folder(folder):
-        contents = Contents(folder, "safetensors", model_files.tensors_in(folder))
-        others = [path.name for path in torch_files.weight_files(folder)]
-        if others:
-            contents.notes.append(f"safetensors are read, and not {', '.join(others)}")
-        return contents
-    for form in (torch_files, gguf):
-        if form.is_folder(folder):
-            return form.open_folder(folder)
-    raise _without_weights(folder, torch_files.weight_files(folder))
+    """The weights in a folder: those that transformers would take, else the only ones."""
+    held = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    file = held[0] if held else None
+    if file is not None:
+        unsupported.refuse(file)
+    if model_files.is_folder(folder) if file is None else ".safetensors" in file.name:
+        contents = Contents(folder, "safetensors", model_files.tensors_in(folder, file))
+    elif file is not None or torch_files.is_folder(folder):
+        contents = torch_files.open_folder(folder, file)
+    elif gguf.is_folder(folder):
+        return gguf.open_folder(folder)
+    else:
+        raise _without_weights(folder, torch_files.weight_files(folder))
+    if file is not None and (others := [path.name for path in held[1:]]):
+        contents.notes.append(f"{file.name} is read, as transformers does, not {', '.join(others)}")
+    return contents
 
 
 def _without_weights(folder: Path, files: list[Path]) -> Problem:

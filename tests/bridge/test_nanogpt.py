@@ -56,7 +56,7 @@ def test_what_the_file_says():
     assert source.origin["metrics"]["best_val_loss"] == pytest.approx(2.345)
     assert source.assumed == {"tokens": 97, "gelu": "exact"}
     assert any("--set gelu=tanh" in note for note in source.notes)
-    assert any("'_orig_mod.'" in note and "torch.compile" in note for note in source.notes)
+    assert any("'_orig_mod' in names" in note and "torch.compile" in note for note in source.notes)
     report = bridge.inspect(GOLDEN / "nanogpt_nobias" / "ckpt.pt")
     assert (report.format, report.arch, report.problems) == ("nanogpt", "wikigpt", [])
     assert report.readable
