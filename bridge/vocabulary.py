@@ -158,7 +158,10 @@ def given_tokenizer(source: Any, file: Path) -> Any:
     """
     config = source.config
     tokenizer = read_tokenizer(file, getattr(config, "vocab", None))
-    if "tokens" in source.assumed or used(config) == getattr(config, "tokens", None) == config.vocab:
+    if (
+        "tokens" in source.assumed
+        or used(config) == getattr(config, "tokens", None) == config.vocab
+    ):
         check_fits(tokenizer, config.vocab, file)
         config = replace(config, tokens=tokenizer.vocab_size)
     check_size(tokenizer, config, file)

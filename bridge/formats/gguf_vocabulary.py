@@ -71,6 +71,12 @@ def tokenizer_in(keys: Keys, where: str) -> Tokenizer | None:
     return tokenizer_from_json(_content(said, where), where, _object(settings) or _ends(said))
 
 
+def notes_of(keys: Keys) -> list[str]:
+    """What had to be assumed of the vocabulary: files of before 2024 do not say how it cuts."""
+    said = keys.get(f"{_PREFIX}model") == "gpt2" and f"{_PREFIX}pre" not in keys
+    return ["assumed: the tokeniser cuts a text as GPT-2's"] if said and OURS not in keys else []
+
+
 def used(keys: Keys) -> int | None:
     """How many tokens stand before the unused ones; None where the file has no tokens."""
     kinds = keys.get(f"{_PREFIX}token_type")

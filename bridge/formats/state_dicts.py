@@ -17,6 +17,10 @@ from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 MAX_DEPTH = 6
 # Keys of what is no model, whatever tensors it holds.
 _TRAINING = re.compile(r".*(optim|sched|scaler|rng|random_state|callbacks|loops).*", re.IGNORECASE)
+# What torch calls to make tensors of other kinds, or the numbers in them (float8).
+_UNREAD = re.compile(
+    r"torch\._utils\._rebuild_\w*tensor\w*|torch\.(float|complex|q?u?int|bits)[a-z0-9_]*"
+)
 _OBJECT = ("_modules", "_parameters")  # what a module of torch has, saved whole
 
 
@@ -44,7 +48,7 @@ def held_in(value: Any, where: Path) -> Held:
     top = groups.get("", {})
     if len(groups) > 1 and all(isinstance(x, Tensor) and x.size <= 1 for x in top.values()):
         groups.pop("", None)  # losses, counters
-    if not any(isinstance(x, Tensor) for group in groups.values() for x in group.values()):
+    if not any(_is_tensor(x) for group in groups.values() for x in group.values()):
         raise _nothing(value, groups, objects, where)
     held = Held()
     for path, group in groups.items():
@@ -68,12 +72,19 @@ def _walk(
         return
     seen.add(id(node))
     items = {key: item for key, item in node.items() if isinstance(key, str)}
-    if any(isinstance(item, Tensor) for item in items.values()):
+    if any(map(_is_tensor, items.values())):
         found = {k: x for k, x in items.items() if isinstance(x, Tensor | Record | Named)}
         groups[".".join(path)] = {k: x for k, x in found.items() if not _TRAINING.fullmatch(k)}
     for key, item in items.items():
         if not _TRAINING.fullmatch(key):
             _walk(item, (*path, key), groups, objects, seen)
+
+
+def _is_tensor(item: Any) -> bool:
+    """Whether it is a tensor, if only one of a kind that is not read: whoever needs it says so."""
+    return isinstance(item, Tensor) or (
+        isinstance(item, Record) and _UNREAD.fullmatch(item.name) is not None
+    )
 
 
 def _nothing(value: Any, groups: dict[str, Any], objects: list[str], where: Path) -> Problem:

@@ -133,3 +133,41 @@ def test_a_head_of_its_own(lacks, tmp_path):
     with pytest.raises(Problem) as caught:
         bridge.open_source(tmp_path)
     assert caught.value.exit_code == MISMATCH
+
+
+def test_a_mask_that_is_not_the_causal_one(tmp_path):
+    """GPT-2's older files hold their mask; that of local attention would change what is seen."""
+    made = module(1)
+    made.config.save_pretrained(tmp_path)
+    mask = torch.tril(torch.ones(1, 1, 8, 8, dtype=torch.uint8))
+    held = state(1) | {"transformer.h.0.attn.bias": mask}
+    save_file(held, tmp_path / "model.safetensors")
+    assert any("attn.bias" in note for note in bridge.open_source(tmp_path).notes)
+    held["transformer.h.0.attn.bias"] = mask - mask.tril(-3)  # three positions back
+    save_file(held, tmp_path / "model.safetensors")
+    with pytest.raises(Problem, match="not the causal one") as caught:
+        bridge.open_source(tmp_path)
+    assert caught.value.exit_code == MISMATCH
+
+
+def test_a_torch_file_of_float8_says_so(tmp_path):
+    held = {name: x.to(torch.float8_e4m3fn) for name, x in state(1).items()}
+    torch.save({"model": held, "model_args": {"n_head": 2}}, tmp_path / "ckpt.pt")
+    with pytest.raises(Problem, match="float8") as caught:
+        bridge.open_source(tmp_path / "ckpt.pt")
+    assert caught.value.exit_code == MISMATCH
+
+
+def test_code_of_its_own_is_refused_where_it_may_compute_otherwise(tmp_path):
+    module(1).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(said | {"architectures": ["OurGPT2LMHeadModel"]}))
+    assert any("'OurGPT2LMHeadModel'" in note for note in bridge.open_source(tmp_path).notes)
+    code = {"auto_map": {"AutoModelForCausalLM": "ours.OurGPT2LMHeadModel"}}
+    file.write_text(json.dumps(said | code | {"architectures": ["OurGPT2LMHeadModel"]}))
+    with pytest.raises(Problem, match="code of its own") as caught:
+        bridge.open_source(tmp_path)
+    assert caught.value.exit_code == MISMATCH
+    file.write_text(json.dumps(said | code))
+    assert np.array_equal(embedding(tmp_path), of(1))
