@@ -133,7 +133,7 @@ def _ends(said: Keys) -> str:
         for (_, i), name in zip(ids.items(), _ROLES.values(), strict=True)
         if type(i) is int and i < len(tokens)
     }
-    return json.dumps(names) if names else ""
+    return json.dumps(names)  # even of none: else transformers would take them for text
 
 
 def _with_prefix(keys: Keys) -> Keys:

@@ -100,7 +100,7 @@ def described(
     usual = {n: value for n, value in USUAL.items() if n not in fields} if named else {}
     notes = [*contents.notes, *_ties(contents, config, path), *_notes(config, unknown)]
     # Whatever is written from here on is tied.
-    said = {key: value for key, value in said.items() if key != TIE}
+    said = {key: value for key, value in said.items() if key != TIE or value is True}
     result = replace(
         contents,
         format="gpt2",

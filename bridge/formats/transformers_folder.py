@@ -186,8 +186,10 @@ def _weights(folder: Path) -> Contents:
         return gguf.open_folder(folder)
     else:
         raise _without_weights(folder, torch_files.weight_files(folder))
-    if file is not None and (others := [path.name for path in held[1:]]):
-        contents.notes.append(f"{file.name} is read, as transformers does, not {', '.join(others)}")
+    others = {path.name for path in [*held, *torch_files.weight_files(folder)] if path != file}
+    if file is not None and others:
+        said = ", ".join(sorted(others))
+        contents.notes.append(f"{file.name} is read, as transformers does, and not {said}")
     return contents
 
 
