@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from bridge import table
 from bridge.contents import Contents
@@ -72,10 +72,13 @@ def fields_of(
     return {**known, **stated}, {k: v for k, v in assumed.items() if k not in stated}
 
 
-def check_known(assumed: Mapping[str, Any], values: Mapping[str, Any], where: Path) -> None:
+def check_known(
+    package: Any, assumed: Mapping[str, Any], values: Mapping[str, Any], where: Path
+) -> None:
     """Checks that what must be assumed can be: None stands for what nothing tells.
 
     Args:
+        package: the model's.
         assumed: fields that no file says.
         values: all fields.
         where: the checkpoint, for the message.
@@ -85,11 +88,13 @@ def check_known(assumed: Mapping[str, Any], values: Mapping[str, Any], where: Pa
     """
     if unknown := [name for name, value in assumed.items() if value is None]:
         said = ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
+        words = get_args(types_of(package.Config)[unknown[0]])
+        choices = [word for word in words if isinstance(word, str)]
         raise Problem(
             f"nothing tells the model's {' and '.join(unknown)}",
             where=str(where),
             why=f"neither a config nor the shapes say it, and it changes the numbers\n({said})",
-            fix=f"give it: --set {unknown[0]}=NUMBER",
+            fix=f"give it: --set {unknown[0]}={' or '.join(choices) or 'NUMBER'}",
             exit_code=MISMATCH,
         )
 

@@ -15,6 +15,8 @@ from bridge.tensors import Tensor, is_float, raw
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
 
+_MASK = 2**26  # numbers in the largest mask of attention that is looked at: 8,192 positions
+
 
 def own_rows(package: Any) -> Rows:
     """The table of our own parameters saved as a tree: names are our paths, joined by dots."""
@@ -117,6 +119,27 @@ def check_numbers(parameters: Iterable[Tensor], where: Path) -> None:
             fix="use a checkpoint of the model that was not quantised",
             exit_code=MISMATCH,
         )
+
+
+def check_masks(dropped: Iterable[Tensor], where: Path) -> None:
+    """Checks that masks of attention, which GPT-2's older files hold, are the causal one.
+
+    Raises:
+        Problem: (mismatch) one hides something else.
+    """
+    for tensor in dropped:
+        square = len(tensor.shape) == 4 and tensor.shape[-1] == tensor.shape[-2]
+        if not square or not tensor.name.endswith("attn.bias") or tensor.size > _MASK:
+            continue
+        if not np.array_equal(tensor.read() != 0, np.tril(np.ones(tensor.shape, bool))):
+            raise Problem(
+                f"{tensor.name} is a mask of attention, and not the causal one",
+                where=str(where),
+                why="its zeros are not those above the diagonal: what its model sees is computed "
+                "by no architecture here",
+                fix="use a checkpoint of a model in which a token sees all tokens before it",
+                exit_code=MISMATCH,
+            )
 
 
 def drop_ties(package: Any, rows: Rows, found: dict[str, Tensor], where: Path) -> list[str]:

@@ -12,7 +12,13 @@ from bridge import parts, table
 from bridge.configuration import check_known, fields_of, make_config, overrides_of
 from bridge.contents import Contents
 from bridge.formats import recognise
-from bridge.matching import candidate_tables, check_numbers, drop_ties, leave_other_heads
+from bridge.matching import (
+    candidate_tables,
+    check_masks,
+    check_numbers,
+    drop_ties,
+    leave_other_heads,
+)
 from bridge.moments import Moments
 from bridge.stacks import apart
 from bridge.state import begun, state_shapes, unnamed
@@ -165,7 +171,7 @@ def _bind(
         assumed = {field: value for field, value in assumed.items() if field != "tokens"}
         known["tokens"] = tokenizer.vocab_size if tokenizer else known["vocab"]
     values = {**assumed, **known, **overrides}
-    check_known({field: values[field] for field in assumed}, values, contents.path)
+    check_known(package, {field: values[field] for field in assumed}, values, contents.path)
     stated = make_config(package, values, USAGE if overrides else CORRUPT, contents.path)
     settings, found = unfilled(name, rows, stated, found)
     if settings != stated:
@@ -255,6 +261,7 @@ def preset_of(package: Any, config: Any) -> str | None:
 
 def _parameters(contents: Contents) -> tuple[dict[str, Tensor], list[str]]:
     dropped = [name for name in contents.tensors if NOT_PARAMETERS.fullmatch(name)]
+    check_masks([contents.tensors[name] for name in dropped], contents.path)
     found = {name: t for name, t in contents.tensors.items() if name not in dropped}
     return found, [*contents.notes, *(f"dropped: {name}, no parameter" for name in dropped)]
 

@@ -113,8 +113,13 @@ def found_in(folder: Path) -> tuple[list[str], str]:
     paths = sorted(folder.iterdir())
     kinds = {path.name: kind for path in paths if path.is_file() and (kind := kind_of(path))}
     fix = next((kind.fix for kind in kinds.values()), "")
-    if steps := [path.name for path in paths if path.is_dir() and _STEP.fullmatch(path.name)]:
+    folders = [path.name for path in paths if path.is_dir()]
+    if steps := [name for name in folders if _STEP.fullmatch(name)]:
+        steps.sort(key=lambda name: int(name.rpartition("-")[2]))
         fix = f"it is a Trainer's; give one of its checkpoints: {', '.join(steps[-3:])}"
+    if {"blobs", "snapshots"} <= {*folders}:
+        held = sorted(path.name for path in (folder / "snapshots").iterdir())
+        fix = f"it is of the hub's cache; give one of its snapshots/: {', '.join(held[:3])}"
     return [f"{name} is {kind.what}" for name, kind in kinds.items()], fix
 
 

@@ -158,12 +158,16 @@ def given_tokenizer(source: Any, file: Path) -> Any:
     """
     config = source.config
     tokenizer = read_tokenizer(file, getattr(config, "vocab", None))
-    if used(config) == getattr(config, "tokens", None) == config.vocab:
+    if (
+        "tokens" in source.assumed
+        or used(config) == getattr(config, "tokens", None) == config.vocab
+    ):
         check_fits(tokenizer, config.vocab, file)
         config = replace(config, tokens=tokenizer.vocab_size)
     check_size(tokenizer, config, file)
     origin = {key: value for key, value in source.origin.items() if key != NO_TOKENIZER}
-    return replace(source, tokenizer=tokenizer, config=config, origin=origin)
+    assumed = {name: value for name, value in source.assumed.items() if name != "tokens"}
+    return replace(source, tokenizer=tokenizer, config=config, origin=origin, assumed=assumed)
 
 
 def read_generation(folder: Path) -> dict[str, Any]:

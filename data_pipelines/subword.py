@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int32
 
+from data_pipelines.errors import MISMATCH, DataProblem
 from data_pipelines.files import write_text
 from data_pipelines.ids import checked_ids, without_surrogates
 from data_pipelines.tokenizer_safety import check_bounded
@@ -54,8 +55,8 @@ class SubwordTokenizer:
                 data = data | {"model": _with_added(data)}
                 made = cls(json.dumps(data, ensure_ascii=False), settings)
             wrong = made._renumbered(data)
-        except Exception as error:  # `tokenizers` raises Exception itself
-            raise unknown(where, str(error)[:300], what) from None
+        except BaseException as error:
+            raise unknown(where, _said(error), what) from None
         if wrong:
             raise unknown(where, f"the id of {wrong[0][:80]!r} cannot be kept", what)
         if made.vocab_size > _MOST:
@@ -95,9 +96,12 @@ class SubwordTokenizer:
         return "tokenizer.json:" + hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
-        """Ids of a text; special tokens written in it are text, and none are added."""
-        found = self._tokenizer.encode(without_surrogates(text), add_special_tokens=False)
-        return np.asarray(found.ids, np.int32)
+        """Ids of a text; special tokens written in it are text, and none are added.
+
+        Raises:
+            DataProblem: (mismatch) it cannot write the text.
+        """
+        return np.asarray(self._encoded(without_surrogates(text)).ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids (any sequence or array), special tokens by name.
@@ -111,7 +115,7 @@ class SubwordTokenizer:
     def unknown(self, text: str) -> list[str]:
         """The distinct parts of the text that the vocabulary cannot write, first one first."""
         text = without_surrogates(text)
-        found = self._tokenizer.encode(text, add_special_tokens=False)
+        found = self._encoded(text)
         parts = zip(found.ids, found.offsets, strict=True)
         return list(dict.fromkeys(text[a:b] for i, (a, b) in parts if i == self.unk_id))
 
@@ -135,6 +139,18 @@ class SubwordTokenizer:
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return SubwordTokenizer, (self.content, self.settings)  # another process reads it itself
+
+    def _encoded(self, text: str) -> Any:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            raise DataProblem(
+                "the tokeniser cannot write this text",
+                where=repr(text[:80]),
+                why=_said(error),
+                fix="give a text of what its vocabulary has, or the model's own tokeniser",
+                exit_code=MISMATCH,
+            ) from None
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -170,6 +186,14 @@ class SubwordTokenizer:
         if model.get("unk_token") is not None:
             return self._tokenizer.token_to_id(model["unk_token"])
         return model.get("unk_id")
+
+
+def _said(error: BaseException) -> str:
+    """What `tokenizers` says of an error: it raises Exception itself, and Rust's panics, which are
+    none. Any other is raised again."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return str(error)[:300]
+    raise error
 
 
 def _with_added(data: dict[str, Any]) -> dict[str, Any]:

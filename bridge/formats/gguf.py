@@ -118,7 +118,7 @@ def open_file(path: Path) -> Contents:
         usual={name: value for name, value in _USUAL.items() if name not in fields},
         tokenizer=tokenizer,
         unread=unread,
-        notes=notes,
+        notes=[*notes, *gguf_vocabulary.notes_of(said)],
         table="GGUF",
     )
 

@@ -18,8 +18,9 @@ OURS, SETTINGS = "jaxmodels.tokenizer", "jaxmodels.tokenizer_config"
 _PREFIX = "tokenizer.ggml."
 # llama.cpp's kinds of tokens.
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
-# Names of the ways in which it cuts a text as GPT-2 does.
-_GPT2_CUTS = ("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais")
+# Names of ways to cut a text that are GPT-2's, in llama.cpp and in the tokenisers that they stand
+# for: those of "mpt" and "olmo" normalise a text before, which llama.cpp leaves out.
+_GPT2_CUTS = ("gpt-2", "phi-2", "jais")
 # Roles of tokens: its name → transformers'.
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -68,6 +69,12 @@ def tokenizer_in(keys: Keys, where: str) -> Tokenizer | None:
         kind = f"{str(said['model'])[:40]}, {str(said.get('pre'))[:40]}"
         raise unknown(where, f"llama.cpp calls it {kind}")
     return tokenizer_from_json(_content(said, where), where, _object(settings) or _ends(said))
+
+
+def notes_of(keys: Keys) -> list[str]:
+    """What had to be assumed of the vocabulary: files of before 2024 do not say how it cuts."""
+    said = keys.get(f"{_PREFIX}model") == "gpt2" and f"{_PREFIX}pre" not in keys
+    return ["assumed: the tokeniser cuts a text as GPT-2's"] if said and OURS not in keys else []
 
 
 def used(keys: Keys) -> int | None:
@@ -126,7 +133,7 @@ def _ends(said: Keys) -> str:
         for (_, i), name in zip(ids.items(), _ROLES.values(), strict=True)
         if type(i) is int and i < len(tokens)
     }
-    return json.dumps(names) if names else ""
+    return json.dumps(names)  # even of none: else transformers would take them for text
 
 
 def _with_prefix(keys: Keys) -> Keys:

@@ -34,7 +34,7 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "max_position_embeddings": "n_positions",
 }
-ACTIVATION = "activation_function"
+ACTIVATION, TIE = "activation_function", "tie_word_embeddings"
 _GELU = {
     "gelu": "exact",
     "gelu_python": "exact",
@@ -51,7 +51,6 @@ ONLY = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
-    "tie_word_embeddings": True,
     "is_causal": True,
 }
 # Keys that change no logits: what else GPT2Config has, and what transformers writes into any
@@ -99,7 +98,9 @@ def described(
         )  # fmt: skip
     # Where nothing says that transformers wrote it, its usual values are no answer either.
     usual = {n: value for n, value in USUAL.items() if n not in fields} if named else {}
-    notes = [*contents.notes, *_notes(config, unknown)]
+    notes = [*contents.notes, *_ties(contents, config, path), *_notes(config, unknown)]
+    # Whatever is written from here on is tied.
+    said = {key: value for key, value in said.items() if key != TIE or value is True}
     result = replace(
         contents,
         format="gpt2",
@@ -182,8 +183,22 @@ def _by_own_keys(config: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def _unknown(config: dict[str, Any]) -> list[str]:
-    known = {*FIELDS, *ALIASES, *ONLY, *_IDLE, ACTIVATION, "pruned_heads"}
+    known = {*FIELDS, *ALIASES, *ONLY, *_IDLE, ACTIVATION, TIE, "pruned_heads"}
     return [key for key in config if key not in known and not key.startswith(_IDLE_STARTS)]
+
+
+def _ties(contents: Contents, config: dict[str, Any], where: Path) -> list[str]:
+    """What is to be said of a head that the config does not tie: its values are compared later.
+
+    Raises:
+        Problem: (mismatch) the head or the embedding is not there.
+    """
+    if config.get(TIE, True):
+        return []
+    for ends in (("lm_head.weight", "lm_head.decoder.weight"), ("wte.weight",)):
+        if not any(name.endswith(ends) for name in contents.tensors):
+            raise _unsupported(TIE, config.get(TIE), f"{ends[0]} is not there", where)
+    return [f"{TIE} is false, but the head repeats the embedding: here it is tied"]
 
 
 def _notes(config: dict[str, Any], unknown: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Model directories, and safetensors files with or without an index."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from bridge.tensors import Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
 OPTIMIZER = "optimizer.safetensors"
+# Of shards, but not torch's; transformers puts the word of a variant (fp16) before its end.
+_INDEX = re.compile(r"(?!.*\.bin\.index\.).*\.index(\.[\w-]+)?\.json")
 # torch's names of AdamW's two moments.
 _MEAN, _SQUARE = ".exp_avg", ".exp_avg_sq"
 
@@ -25,8 +28,7 @@ _MEAN, _SQUARE = ".exp_avg", ".exp_avg_sq"
 def _safetensors_files(folder: Path) -> tuple[list[Path], list[Path]]:
     paths = (path for path in sorted(folder.iterdir()) if path.name != OPTIMIZER)
     files = [path for path in paths if path.is_file()]
-    indices = [path for path in files if path.name.endswith(".index.json")]
-    indices = [path for path in indices if not path.name.endswith(".bin.index.json")]  # torch's
+    indices = [path for path in files if _INDEX.fullmatch(path.name)]
     return indices, [path for path in files if looks_like_safetensors(path)]
 
 
@@ -35,13 +37,20 @@ def is_folder(folder: Path) -> bool:
     return any(_safetensors_files(folder))
 
 
-def tensors_in(folder: Path) -> dict[str, Tensor]:
+def tensors_in(folder: Path, file: Path | None = None) -> dict[str, Tensor]:
     """The tensors of the one model in a folder, each compared with its digest if there is one.
+
+    Args:
+        folder: where it lies.
+        file: the model among others there, or the index of its shards.
 
     Raises:
         Problem: (corrupt) damaged, or not clearly one model.
     """
     indices, files = _safetensors_files(folder)
+    if file is not None:
+        read = read_sharded if file in indices else read_file
+        return checked(folder, read(file))
     if len(indices) == 1:
         tensors = read_sharded(indices[0])
         shards = set(parse_json(indices[0])["weight_map"].values())

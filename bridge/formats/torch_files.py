@@ -21,6 +21,7 @@ _TRAINING = re.compile(
     r"|random_states_\d+\.pkl"
 )
 WEIGHTS = "pytorch_model.bin"
+_INDEX = re.compile(r".*\.bin\.index(\.[\w-]+)?\.json")
 
 
 def is_file(path: Path) -> bool:
@@ -33,13 +34,17 @@ def is_folder(folder: Path) -> bool:
     return len(_indices(folder)) == 1 or len(weight_files(folder)) == 1
 
 
-def open_folder(folder: Path) -> Contents:
-    """nanoGPT's `out_dir`, or another folder; a tokeniser's file that lies in it is the model's."""
-    if indices := _indices(folder):
-        tensors = read_sharded(indices[0], lambda path: read_state(path)[0])
+def open_folder(folder: Path, file: Path | None = None) -> Contents:
+    """nanoGPT's `out_dir`, or another folder; a tokeniser's file that lies in it is the model's.
+
+    `file` is the model among others there, or the index of its shards.
+    """
+    file = file or next(iter([*_indices(folder), *weight_files(folder)]))
+    if file.suffix == ".json":
+        tensors = read_sharded(file, lambda path: read_state(path)[0])
         contents = Contents(folder, "torch", tensors)
     else:
-        contents = open_file(weight_files(folder)[0])
+        contents = open_file(file)
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
     take_tokenizer(contents, folder)
     return contents
@@ -85,7 +90,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _indices(folder: Path) -> list[Path]:
     """The indices of torch's shards."""
-    return sorted(folder.glob("*.bin.index.json"))
+    return sorted(path for path in folder.iterdir() if _INDEX.fullmatch(path.name))
 
 
 def _heads(value: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,13 @@ from bridge.table import listing
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
+# What transformers looks for in a folder, in its order: it reads the first, whatever else is there.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    torch_files.WEIGHTS,
+    f"{torch_files.WEIGHTS}.index.json",
+)
 # transformers' model_type → what reads such a config.
 KINDS = {"gpt2": gpt2, "dinov2": dinov2, "dinov2_with_registers": dinov2}
 # How its classes' names begin → its model_type, the longest first.
@@ -26,6 +33,10 @@ _CLASSES = {
     "Dinov2": "dinov2",
     "GPT2": "gpt2",
 }
+# Of transformers itself.
+_ITS_CLASS = re.compile(
+    r"(GPT2|Dinov2(WithRegisters)?)((LMHead|DoubleHeads)?Model|PreTrainedModel|Backbone|For\w+)"
+)
 # A word in the names of tensors that only that model_type has, where the config names none.
 _MARKS = {
     ".attn.c_attn.weight": "gpt2",
@@ -96,15 +107,22 @@ def with_config(contents: Contents, folder: Path) -> Contents:
     if held := [name for name in contents.tensors if _QUANTISED.fullmatch(name)]:
         raise _quantised(folder, f"it holds:\n{listing(held)}")
     known = KINDS[kind].described(contents, {**config, "model_type": kind}, config, folder)
+    name = _named_class(config)
+    if name and not _ITS_CLASS.fullmatch(name):
+        known.notes.append(f"{name[:80]!r}, the class that config.json names, is read as {kind}")
     return replace(known, origin={**origin_of(folder), **known.origin})
+
+
+def _named_class(config: dict[str, Any]) -> str | None:
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    return name if isinstance(name, str) else None
 
 
 def _named_kind(config: dict[str, Any]) -> str | None:
     if isinstance(kind := config.get("model_type"), str):
         return kind
-    classes = config.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
-    if not isinstance(name, str):
+    if (name := _named_class(config)) is None:
         return None
     return next((kind for begin, kind in _CLASSES.items() if name.startswith(begin)), name)
 
@@ -118,6 +136,16 @@ def _check(config: dict[str, Any], folder: Path) -> None:
             where=str(folder / CONFIG),
             why=f"of transformers' models {', '.join(KINDS)} are read",
             fix="its tensors may have the same names; their numbers would mean something else",
+            exit_code=MISMATCH,
+        )
+    name, code = _named_class(config), config.get("auto_map")
+    of_its_own = isinstance(code, dict) and any(key.startswith("AutoModel") for key in code)
+    if name and of_its_own and not _ITS_CLASS.fullmatch(name):
+        raise Problem(
+            f"the model has code of its own, the class {name[:80]!r}",
+            where=str(folder / CONFIG),
+            why="that code is not run, and what it computes is not known",
+            fix="if it computes what transformers' class does, name that under architectures",
             exit_code=MISMATCH,
         )
     for key in ("quantization_config", "quantization"):
@@ -145,20 +173,24 @@ def _quantised(folder: Path, why: str) -> Problem:
 
 
 def _weights(folder: Path) -> Contents:
-    """The weights in a folder: safetensors if there are any, else torch's."""
-    for name in ("model.safetensors", torch_files.WEIGHTS):
-        if (folder / name).is_file():
-            unsupported.refuse(folder / name)
-    if model_files.is_folder(folder):
-        contents = Contents(folder, "safetensors", model_files.tensors_in(folder))
-        others = [path.name for path in torch_files.weight_files(folder)]
-        if others:
-            contents.notes.append(f"safetensors are read, and not {', '.join(others)}")
-        return contents
-    for form in (torch_files, gguf):
-        if form.is_folder(folder):
-            return form.open_folder(folder)
-    raise _without_weights(folder, torch_files.weight_files(folder))
+    """The weights in a folder: those that transformers would take, else the only ones."""
+    held = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    file = held[0] if held else None
+    if file is not None:
+        unsupported.refuse(file, text=file.suffix == ".json")
+    if model_files.is_folder(folder) if file is None else ".safetensors" in file.name:
+        contents = Contents(folder, "safetensors", model_files.tensors_in(folder, file))
+    elif file is not None or torch_files.is_folder(folder):
+        contents = torch_files.open_folder(folder, file)
+    elif gguf.is_folder(folder):
+        return gguf.open_folder(folder)
+    else:
+        raise _without_weights(folder, torch_files.weight_files(folder))
+    others = {path.name for path in [*held, *torch_files.weight_files(folder)] if path != file}
+    if file is not None and others:
+        said = ", ".join(sorted(others))
+        contents.notes.append(f"{file.name} is read, as transformers does, and not {said}")
+    return contents
 
 
 def _without_weights(folder: Path, files: list[Path]) -> Problem:

@@ -76,7 +76,7 @@ def test_one_file_of_a_folder_is_what_the_config_beside_it_says(tmp_path, module
     kept(tmp_path / "gpt2", module, name="weights.pt")
     opens(folder / "weights.pt", module)
     source = opens(folder, module)
-    assert "safetensors are read, and not weights.pt" in source.notes
+    assert "model.safetensors is read, as transformers does, and not weights.pt" in source.notes
     bridge.convert(folder, tmp_path / "own")
     opens(tmp_path / "own" / "model.safetensors", module)
 

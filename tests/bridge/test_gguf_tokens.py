@@ -51,7 +51,14 @@ def test_the_list_is_read(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"model": "llama"}, {"model": "bert"}, {"pre": "llama-bpe"}, {"pre": "default"}]
+    "changes",
+    [
+        {"model": "llama"},
+        {"model": "bert"},
+        {"pre": "llama-bpe"},
+        {"pre": "default"},
+        {"pre": "olmo"},
+    ],
 )
 def test_other_kinds_are_not_read(changes):
     with pytest.raises(UnknownTokenizer, match="llama"):
