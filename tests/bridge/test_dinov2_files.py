@@ -275,7 +275,7 @@ def test_missing_and_strange_tensors_are_named(golden, tmp_path):
     for change, name in (
         ({"blocks.1.attn.qkv.weight": None}, "blocks.1.attn.qkv.weight[2]"),
         ({"blocks.1.attn.qkv.bias": torch.zeros(10)}, "blocks.1.attn.qkv.bias"),
-        ({"head.weight": torch.zeros(3, 3)}, "head.weight"),
+        ({"stranger.weight": torch.zeros(3, 3)}, "stranger.weight"),
     ):
         changed = {k: v for k, v in (state | change).items() if v is not None}
         torch.save(changed, tmp_path / "a.pth")
