@@ -203,12 +203,11 @@ def test_moments_of_another_model(run, tmp_path):
     torch.save(value, path)
     told = refused(MISMATCH, moments.load, path)
     assert "not that of AdamW over these parameters" in told
-    assert "(3, 4), not (96, 32)" in told
     del state[2]
     torch.save(value, path)
-    assert "27 entries for 28 parameters" in refused(MISMATCH, moments.load, path)
+    assert "27 entries for 29 tensors" in refused(MISMATCH, moments.load, path)
     bridge.load(path)  # the parameters are sound
-    assert any("27 entries" in problem for problem in bridge.inspect(path).problems)
+    assert any("27 entries" in note for note in bridge.inspect(path).notes)
 
 
 def test_a_stray_or_damaged_optimizer_file(run, tmp_path):
