@@ -175,7 +175,7 @@ def _has_moments(contents: Contents) -> bool:
 
 
 def _reads_text(arch: str | None) -> bool:
-    return arch in jaxmodels.ARCHS and "vocab" in types_of(jaxmodels.arch(arch).Config)
+    return arch not in jaxmodels.ARCHS or "vocab" in types_of(jaxmodels.arch(arch).Config)
 
 
 def _unfit_moments(source: Source) -> list[str]:

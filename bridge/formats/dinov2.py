@@ -70,7 +70,9 @@ def written_config(config: Any, keys: dict[str, Any], origin: dict[str, Any]) ->
     """
     if config.interpolation != INTERPOLATION[keys["model_type"]]:
         keys = {**keys, "interpolation": config.interpolation}  # ours: transformers passes over it
-    was = {key: value for key, value in seed_of(origin, "dinov2").items() if key != MASK}
+    was = dict(seed_of(origin, "dinov2"))
+    if was.get(MASK) is False:
+        was[MASK] = True
     if was.get("model_type") not in INTERPOLATION:
         return keys
     where = Path(CONFIG)

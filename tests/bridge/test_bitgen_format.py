@@ -207,7 +207,8 @@ def test_the_optimisers_state_is_carried(tmp_path, monkeypatch):
 def test_a_run_and_its_directory_hold_the_state(tmp_path):
     spec = "bitgen_stage1:smallest"
     write_run(tmp_path / "run", {5: None}, spec=spec)
-    bridge.convert(tmp_path / "run", tmp_path / "model", dtype="bfloat16", verify="roundtrip")
+    options = {"dtype": "bfloat16", "keep_fp32": ["none"], "verify": "roundtrip"}
+    bridge.convert(tmp_path / "run", tmp_path / "model", **options)
     for path, dtype in (("run", "float32"), ("model", "bfloat16")):
         _, params, rest = split(bridge.load(tmp_path / path))
         assert all(x.dtype == dtype for x in params.values() if x.ndim > 1)

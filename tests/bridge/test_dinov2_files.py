@@ -207,7 +207,7 @@ def test_verify_inspect_and_diff(golden, pth, tmp_path, name):
     assert report.max_abs_logit_diff <= 1e-5
     assert report.max_abs_logit_diff_to_source == 0
     assert report.max_gradient_diff <= 1e-4
-    found = bridge.inspect(source)
+    found = bridge.inspect(source, config=HEADS)
     assert (found.format, found.arch, found.preset) == ("dinov2-pth", "dinov2", None)
     assert found.tensors == report.tensors_compared
     assert not any("vocabulary" in note for note in found.notes)
@@ -217,17 +217,19 @@ def test_verify_inspect_and_diff(golden, pth, tmp_path, name):
 
 @pytest.mark.slow
 def test_bfloat16_and_a_dry_run(pth, tmp_path):
-    calls = {"to": "dinov2-pth", "dtype": "bfloat16", "keep_fp32": "none"}
+    calls = {"to": "dinov2-pth", "dtype": "bfloat16", "keep_fp32": "none", "config": HEADS}
     bridge.convert(pth("dinov2_reg"), tmp_path / "half", **calls)
     state = torch.load(tmp_path / "half" / "dinov2_pretrain.pth", weights_only=True)
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
-    assert bridge.load(tmp_path / "half").pos.dtype == "bfloat16"
+    assert bridge.load(tmp_path / "half", config=HEADS).pos.dtype == "bfloat16"
     # Norms and gates stay float32, and with a gate's bias the other part of the same tensor.
-    bridge.convert(pth("dinov2_reg"), tmp_path / "most", dtype="bfloat16", verify="roundtrip")
+    calls = {"dtype": "bfloat16", "verify": "roundtrip", "config": HEADS}
+    bridge.convert(pth("dinov2_reg"), tmp_path / "most", **calls)
     kept = [row for row in bridge.inspect(tmp_path / "most").listing if "scale" in row["name"]]
     assert len(kept) == 2 * bridge.load(tmp_path / "most").config.layers
     assert {row["dtype"] for row in kept} == {"float32"}
-    plan = bridge.convert(tmp_path / "dinov2_reg.pth", tmp_path / "no", dry_run=True).plan
+    source = tmp_path / "dinov2_reg.pth"
+    plan = bridge.convert(source, tmp_path / "no", dry_run=True, config=HEADS).plan
     rows = {(row["from"], row["to"], tuple(row["shape"])) for row in plan}
     assert (
         "blocks.2.mlp.w12.weight[1]",
@@ -273,12 +275,12 @@ def test_missing_and_strange_tensors_are_named(golden, tmp_path):
     for change, name in (
         ({"blocks.1.attn.qkv.weight": None}, "blocks.1.attn.qkv.weight[2]"),
         ({"blocks.1.attn.qkv.bias": torch.zeros(10)}, "blocks.1.attn.qkv.bias"),
-        ({"head.weight": torch.zeros(3, 3)}, "head.weight"),
+        ({"stranger.weight": torch.zeros(3, 3)}, "stranger.weight"),
     ):
         changed = {k: v for k, v in (state | change).items() if v is not None}
         torch.save(changed, tmp_path / "a.pth")
         with pytest.raises(Problem) as caught:
-            bridge.load(tmp_path / "a.pth")
+            bridge.load(tmp_path / "a.pth", config=HEADS)
         assert caught.value.exit_code == MISMATCH
         assert name in caught.value.why
 
@@ -288,10 +290,10 @@ def test_a_width_that_transformers_cannot_hold(tmp_path):
     odd = Model(replace(PRESETS["tiny"], hidden=100), rngs=nnx.Rngs(0))
     folder = save_tree(tmp_path / "tree", {p: np.asarray(a) for p, a in params_of(odd).items()})
     with pytest.raises(Problem, match="cannot hold a feed-forward of width 100") as caught:
-        bridge.convert(folder, tmp_path / "out")
+        bridge.convert(folder, tmp_path / "out", config=HEADS)
     assert caught.value.exit_code == MISMATCH
     assert not (tmp_path / "out").exists()
-    bridge.convert(folder, tmp_path / "pth", to="dinov2-pth", verify="roundtrip")
+    bridge.convert(folder, tmp_path / "pth", to="dinov2-pth", verify="roundtrip", config=HEADS)
 
 
 def test_only_dinov2_becomes_dinov2(golden, tmp_path):

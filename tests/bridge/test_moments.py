@@ -202,13 +202,12 @@ def test_moments_of_another_model(run, tmp_path):
     state[2]["exp_avg"] = torch.zeros(3, 4)
     torch.save(value, path)
     told = refused(MISMATCH, moments.load, path)
-    assert "transformer.h.0.attn.c_attn.weight" in told
-    assert "(3, 4), not (96, 32)" in told
+    assert "not that of AdamW over these parameters" in told
     del state[2]
     torch.save(value, path)
-    assert "27 entries for 28 parameters" in refused(MISMATCH, moments.load, path)
+    assert "27 entries for 29 tensors" in refused(MISMATCH, moments.load, path)
     bridge.load(path)  # the parameters are sound
-    assert any("27 entries" in problem for problem in bridge.inspect(path).problems)
+    assert any("27 entries" in note for note in bridge.inspect(path).notes)
 
 
 def test_a_stray_or_damaged_optimizer_file(run, tmp_path):
