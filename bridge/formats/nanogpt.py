@@ -270,11 +270,16 @@ def read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments 
         raise Problem(
             "the optimiser's state is not that of AdamW over these parameters",
             where=str(path),
-            why=f"{len(state)} entries for {len(shapes)} tensors ({type(error).__name__})",
+            why=f"{len(state)} entries for {len(shapes)} tensors"
+            + (f"; {error}" if isinstance(error, _Misfit) else f" ({type(error).__name__})"),
             fix="convert without --optimizer, or give the checkpoint that training wrote",
             exit_code=MISMATCH,
         ) from error
     return Moments(count, mu, nu, settings)
+
+
+class _Misfit(LookupError):
+    """Which parameter's moments have another shape than it."""
 
 
 def _entries(
@@ -283,16 +288,21 @@ def _entries(
     """Name of a parameter → its state, by the order that the groups and all shapes fit.
 
     Raises:
-        LookupError, TypeError: none does.
+        _Misfit: none does.
+        LookupError, TypeError, AttributeError: the state is no such state at all.
     """
-    numbers = [group["params"] for group in groups]
+    numbers, misfits = [group["params"] for group in groups], []
     for order in (_order(shapes), _old_order(shapes)):
         if [*map(len, order)] != [*map(len, numbers)]:
             continue
         named = dict(zip(chain(*order), chain(*numbers), strict=True))
-        if all(state[number]["exp_avg"].shape == shapes[name] for name, number in named.items()):
+        found = {name: state[number]["exp_avg"].shape for name, number in named.items()}
+        wrong = [name for name, shape in found.items() if shape != shapes[name]]
+        if not wrong:
             return {name: state[number] for name, number in named.items()}
-    raise LookupError("no order of parameters fits")
+        said = f"the moments of {wrong[0]} are {found[wrong[0]]}, not {shapes[wrong[0]]}"
+        misfits.append((len(wrong), said))
+    raise _Misfit(min(misfits)[1] if misfits else "their number in each group is another")
 
 
 def _is_buffer(name: str) -> bool:
