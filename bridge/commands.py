@@ -119,6 +119,8 @@ class Diff:
     """One checkpoint."""
     b: Positional[Path]
     """The other."""
+    set: Settings = ()
+    """What neither of them can say, such as heads=4."""
     json: bool = False
     """Print one JSON object."""
 
@@ -208,8 +210,9 @@ def diff_main(argv: list[str]) -> int:
     options = parse(Diff, argv, "diff")
     silence_storage()
     import bridge
+    from bridge.sources import parse_settings
 
-    report = bridge.diff(options.a, options.b)
+    report = bridge.diff(options.a, options.b, config=parse_settings(options.set))
     if options.json:
         emit(report)
     else:

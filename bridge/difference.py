@@ -1,5 +1,6 @@
 """Compares two checkpoints, whatever their formats, under our names."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ from bridge.tensors import compare
 from jaxmodels.errors import Problem
 
 
-def diff(a: str | Path, b: str | Path) -> Report:
+def diff(a: str | Path, b: str | Path, config: Mapping[str, Any] | None = None) -> Report:
     """Tensor by tensor: missing, extra, shape, dtype, largest difference, cosine.
+
+    Args:
+        a: one checkpoint.
+        b: the other.
+        config: fields that neither can say, such as {"heads": 4}.
 
     Returns:
         `same` (all values and the config are equal; dtypes may differ where no value does);
@@ -24,8 +30,8 @@ def diff(a: str | Path, b: str | Path) -> Report:
     Raises:
         Problem: as `bridge.load`, for either.
     """
-    left = open_source(a)
-    right = _other(Path(b), left)
+    left = open_source(a, config=config)
+    right = _other(Path(b), left, config)
     arch = [left.arch, right.arch]
     if left.arch != right.arch:
         return Report(same=False, arch=arch, config={}, tensors={})
@@ -39,15 +45,15 @@ def diff(a: str | Path, b: str | Path) -> Report:
     return Report(same=same, arch=arch, config=config, tensors=tensors)
 
 
-def _other(path: Path, left: Source) -> Source:
+def _other(path: Path, left: Source, config: Mapping[str, Any] | None) -> Source:
     """The second checkpoint: what its files cannot say is as in the first, if that can be."""
     contents = recognise(path)
     if contents.arch not in (None, left.arch):
-        return bind(contents)
+        return bind(contents, config=config)
     try:
-        return bind(contents, left.arch, conventions=values_of(left.config))
+        return bind(contents, left.arch, config, conventions=values_of(left.config))
     except Problem:
-        right = bind(contents)  # which names it, if it is of an architecture at all
+        right = bind(contents, config=config)  # which names it, if it is of an architecture at all
         if right.arch == left.arch:
             raise
         return right

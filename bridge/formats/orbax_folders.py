@@ -128,8 +128,13 @@ def _unfinished(step: Path) -> str:
     said = parse_json(step / CHECKPOINT) if (step / CHECKPOINT).is_file() else {}
     if said.get("commit_timestamp_nsecs", 0) is None:
         return f"{CHECKPOINT} says that it was not finished"
-    others = (*step.iterdir(), *(step.parent.iterdir() if _STEP.fullmatch(step.name) else ()))
-    if not (step / COMMITTED).is_file() and any((path / COMMITTED).is_file() for path in others):
+    siblings = step.parent.iterdir() if _STEP.fullmatch(step.name) else ()
+    items = [path for path in step.iterdir() if path.is_dir() and orbax.is_tree(path)]
+    # Who lays the steps by hand has items that are committed, each by itself, in one that is not.
+    own = items if (step / CHECKPOINT).is_file() else ()
+    for parts, one in (((*siblings, *own), step), *((items, item) for item in items)):
+        if (one / COMMITTED).is_file() or not any((path / COMMITTED).is_file() for path in parts):
+            continue
         return f"it has no {COMMITTED}, as what lies beside it has: it was not finished"
     return ""
 

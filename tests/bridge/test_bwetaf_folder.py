@@ -214,7 +214,7 @@ def test_the_optimiser_of_another_model(folder, tmp_path):
     told = refused(MISMATCH, bridge.convert, folder, tmp_path / "out", optimizer=True)
     assert "another model" in told
     assert "emb.embedding: (64, 32), not (101, 32)" in told
-    assert any("another model" in problem for problem in bridge.inspect(folder).problems)
+    assert any("another model" in note for note in bridge.inspect(folder).notes)
     bridge.convert(folder, tmp_path / "out")
 
 

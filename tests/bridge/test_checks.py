@@ -144,9 +144,11 @@ def test_diff(converted, model_directory, run, tmp_path, capsys):
 
 def test_diff_of_two_architectures(model_directory, tmp_path, capsys):
     other = save_tree(tmp_path / "other", random_params("bwetaf:tiny"))
-    code, report, _ = command(capsys, "diff", model_directory, other, "--json")
+    assert command(capsys, "diff", model_directory, other)[0] == MISMATCH  # nothing tells its heads
+    heads = ["--set", "heads=2"]
+    code, report, _ = command(capsys, "diff", model_directory, other, *heads, "--json")
     assert (code, report["same"], report["arch"]) == (UNVERIFIED, False, ["charlm", "bwetaf"])
-    code, text, _ = command(capsys, "diff", other, model_directory)
+    code, text, _ = command(capsys, "diff", other, model_directory, *heads)
     assert (code, text) == (UNVERIFIED, "different architectures: bwetaf | charlm\n")
 
 

@@ -1,7 +1,7 @@
 """What leaves for the seeds' own code and for transformers: vocabularies, towers, dtypes."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -115,13 +115,15 @@ def published(folder):
     """A state dict in the names of DINOv2's code."""
     import torch
 
-    config = jaxmodels.arch("dinov2").PRESETS["tiny"]
+    # Heads are 64 wide in all published files, which do not say it.
+    config = replace(jaxmodels.arch("dinov2").PRESETS["tiny"], dim=64, heads=1)
     model = jaxmodels.arch("dinov2").Model(config, rngs=nnx.Rngs(0))
     import orbax.checkpoint as ocp
 
     ocp.PyTreeCheckpointer().save(folder / "tower", nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    (folder / "config.json").write_text(json.dumps({"arch": "dinov2", **asdict(config)}))
-    bridge.convert(folder / "tower", folder / "pth", to="dinov2-pth")
+    bridge.convert(
+        folder / "tower", folder / "pth", to="dinov2-pth", config={"heads": config.heads}
+    )
     return torch.load(folder / "pth" / "dinov2_pretrain.pth")
 
 
