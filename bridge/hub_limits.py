@@ -128,6 +128,7 @@ def _count(response: Any) -> None:
     if response.headers.get("content-encoding", "identity") != "identity":
         raise _problem(limit.address, "the hub's answer is compressed, unasked")
     stream, take = response.stream, limit.take
+    # httpx or httpx2, by the version of huggingface_hub: mypy cannot know the base class.
     kind = import_module(type(response).__module__.partition(".")[0])
 
     class Counted(kind.SyncByteStream):  # type: ignore[name-defined]

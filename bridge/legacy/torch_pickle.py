@@ -222,20 +222,18 @@ def _device(*names: Any) -> str:
     return ":".join(str(name) for name in names if isinstance(name, str | int))
 
 
-# torch's functions that make tensors.
-_MAKING: dict[str, Callable[..., Any]] = {
-    f"torch._utils.{name}": call  # type: ignore[misc]
-    for name, call in {
-        "_rebuild_tensor": _tensor,
-        "_rebuild_tensor_v2": _tensor,
-        "_rebuild_tensor_v3": _tensor_with_dtype,
-        "_rebuild_parameter": _parameter,
-        "_rebuild_parameter_with_state": _parameter,
-        "_rebuild_xla_tensor": _elsewhere,
-        "_rebuild_device_tensor_from_numpy": _elsewhere,
-        "_rebuild_device_tensor_from_cpu_tensor": _elsewhere,
-    }.items()
+# Of torch._utils, the functions that make tensors.
+_REBUILDING: dict[str, Callable[..., Any]] = {
+    "_rebuild_tensor": _tensor,
+    "_rebuild_tensor_v2": _tensor,
+    "_rebuild_tensor_v3": _tensor_with_dtype,
+    "_rebuild_parameter": _parameter,
+    "_rebuild_parameter_with_state": _parameter,
+    "_rebuild_xla_tensor": _elsewhere,
+    "_rebuild_device_tensor_from_numpy": _elsewhere,
+    "_rebuild_device_tensor_from_cpu_tensor": _elsewhere,
 }
+_MAKING = {f"torch._utils.{name}": call for name, call in _REBUILDING.items()}
 _CALLS = {
     **harmless.CALLS,
     **_MAKING,

@@ -48,7 +48,7 @@ def share_cache() -> None:
 
     cache: Any = getattr(lru_cache, "LRUCache", None)
     suffix = getattr(lru_cache, "_CACHE_SUFFIX", None)
-    if cache is None or suffix is None or getattr(cache.put, "whole", False):
+    if cache is None or suffix is None or cache.put.__module__ == __name__:
         return
     put = cache.put
 
@@ -67,7 +67,6 @@ def share_cache() -> None:
         finally:
             begun.unlink(missing_ok=True)
 
-    whole.whole = True  # type: ignore[attr-defined]
     cache.put = whole
 
 

@@ -160,7 +160,7 @@ def managed(tmp_path_factory):
     options = ocp.CheckpointManagerOptions(step_prefix="ckpt", step_format_fixed_length=6)
     with ocp.CheckpointManager(folder, options=options) as manager:
         for step, factor in ((5, 0.0), (120, 1.0)):
-            held = jax.tree.map(lambda x: x * factor, params())  # noqa: B023
+            held = jax.tree.map(lambda x, by=factor: x * by, params())
             items = {
                 "params": ocp.args.StandardSave(held),
                 "opt_state": ocp.args.PyTreeSave(adam()),

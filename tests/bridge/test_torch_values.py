@@ -63,7 +63,7 @@ VALUES = {
     ],
     "classes": [Sizes(), Outer.Inner.X, Flags.A | Flags.B, Outer, int, function],
     "calls": [functools.partial(function, 1), 1 + 2j, range(3), slice(1, 2), ValueError("x")],
-    "states": [torch.get_rng_state(), np.random.get_state(), random.getstate()],  # noqa: NPY002
+    "states": [torch.get_rng_state(), np.random.RandomState(0).get_state(), random.getstate()],
     "generators": [np.random.default_rng(0), np.random.RandomState(0), random.Random(0)],
     "torch": [torch.float16, torch.device("cpu"), torch.strided, torch.nn.Linear(2, 2)],
     "tensors": [
