@@ -100,14 +100,22 @@ def init(
     (ShapeDtypeStructs with shardings) is what a checkpoint is restored into.
     """
 
-    def fresh() -> State:
-        _, params, rest = split(_model(package, config, recipe))
-        key = jax.random.key_data(jax.random.key(recipe.seed + 1))
+    def model(key: jax.Array) -> Any:
+        made = package.Model(config, rngs=keys(default=jax.random.wrap_key_data(key)))
+        made.remat = recipe.remat
+        return made
+
+    def weights(key: jax.Array) -> tuple[Arrays, Arrays]:
+        return split(model(key))[1:]
+
+    def rest_of(params: Arrays, rest: Arrays, key: jax.Array) -> State:
         opt = tx.init(trained(recipe.optim, params))
         return State(params, rest, opt, jnp.zeros((), jnp.int32), key)
 
-    skeleton = split(nnx.eval_shape(lambda: _model(package, config, recipe)))[0]
-    shapes = jax.eval_shape(fresh)
+    # As numbers of the host: each process has the same, on whatever devices.
+    seed, key = (np.asarray(jax.random.key_data(jax.random.key(recipe.seed + n))) for n in (0, 1))
+    skeleton = split(nnx.eval_shape(model, seed))[0]
+    shapes = jax.eval_shape(lambda: rest_of(*weights(seed), key))
     placed = placement(mesh, package.SHARDING, shapes.params)
     shardings = follow(shapes, shapes.params, placed, mesh)
     abstract = jax.tree.map(
@@ -115,13 +123,13 @@ def init(
         shapes,
         shardings,
     )
-    return skeleton, jax.jit(fresh, out_shardings=shardings), abstract
 
+    def fresh() -> State:
+        # Drawing the weights is most of it, and one program for all seeds and optimisers.
+        drawn = jax.jit(weights, out_shardings=(shardings.params, shardings.rest))(seed)
+        return jax.jit(rest_of, out_shardings=shardings, donate_argnums=(0, 1))(*drawn, key)
 
-def _model(package: ModuleType, config: Any, recipe: Recipe) -> Any:
-    model = package.Model(config, rngs=keys(default=recipe.seed))
-    model.remat = recipe.remat
-    return model
+    return skeleton, fresh, abstract
 
 
 def train_step(
