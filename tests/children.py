@@ -15,7 +15,7 @@ def simulated(devices: int, **changes: str) -> dict[str, str]:
 def printed(code: str, *words: str, env: dict[str, str] | None = None) -> str:
     """The last line that a Python program prints, which must end well."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", "import gc; gc.set_threshold(100_000, 20, 50)\n" + code, *words],
         env=env,
         cwd=Path(__file__).parents[1],
         capture_output=True,

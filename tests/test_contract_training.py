@@ -2,17 +2,19 @@
 
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import jaxmodels
 from jaxmodels.runtime.paths import split
-from jaxmodels.runtime.step import init
+from jaxmodels.runtime.sharding import make_mesh
+from jaxmodels.runtime.step import init, training
 from tests.children import printed, simulated
 from tests.contract import (
     DEAD,
@@ -25,6 +27,9 @@ from tests.contract import (
     small,
     smallest,
 )
+
+# What is trained: an architecture or, as "wigip dense", one with another objective.
+CASES = (*jaxmodels.ARCHS, "wigip dense")
 
 
 @cache
@@ -70,10 +75,6 @@ def test_remat_changes_nothing(arch, policy):
 @pytest.mark.slow
 @archs
 def test_a_state_is_born_sharded_as_the_layout_says(arch):
-    import optax
-
-    from jaxmodels.runtime.sharding import make_mesh
-
     package = learner(arch)
     recipe = package.RECIPES["tiny"]
     _, fresh, abstract = init(package, smallest(arch), recipe, optax.adamw(1e-3), make_mesh())
@@ -84,12 +85,13 @@ def test_a_state_is_born_sharded_as_the_layout_says(arch):
     assert all(jax.tree.leaves(same))
 
 
-# Some steps on meshes of simulated devices, printed as JSON.
+# Some steps on one device and on meshes of simulated devices, printed as JSON: mesh -> losses.
 STEPS = """
 import json, sys
+from dataclasses import replace
+from math import prod
 import numpy as np
 import jax
-from dataclasses import replace
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
@@ -102,60 +104,62 @@ if objective:
     config = replace(config, objective=objective)
 if hasattr(config, "dropout"):
     config = replace(config, dropout=0.1)
-for mesh_spec in sys.argv[2:]:
-    recipe = replace(package.RECIPES["tiny"], mesh=mesh_spec, accum=2, batch=16)
+batches = [jax.tree.map(np.asarray, batch_for(arch, 16, 33, seed=seed))
+           for seed in range(3 if arch in PAIRS else 10)]
+for spec in sys.argv[2:]:
+    devices = prod(int(axis.partition("=")[2]) for axis in spec.split(","))
+    mesh = make_mesh(spec, jax.devices()[:devices])
+    recipe = replace(package.RECIPES["tiny"], mesh=spec, accum=2, batch=16)
     rate = schedule(recipe.optim, recipe.steps)
     tx = optimiser(recipe.optim, rate)
-    mesh = make_mesh(mesh_spec)
     skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
     begun = begun or jax.tree.map(np.asarray, fresh())
     state = jax.tree.map(lambda x, a: jax.device_put(x.copy(), a.sharding), begun, abstract)
     if jax.config.jax_enable_x64:
         recipe, state, abstract = in_float64(recipe, state)
     step = train_step(package, skeleton, tx, rate, recipe, abstract)
-    losses[mesh_spec] = []
-    for number in range(3 if arch in PAIRS else 10):
-        batch = jax.tree.map(np.asarray, batch_for(arch, 16, 33, seed=number))
+    losses[spec] = []
+    for batch in batches:
         state, told = step(state, put_batch(batch, mesh))
-        losses[mesh_spec].append(told.read()["loss"])
+        losses[spec].append(told.read()["loss"])
     assert step._cache_size() == 1, "a state of another type or place than a fresh one's"
-    split = sum(len(set(map(str, p.sharding.devices_indices_map(p.shape).values()))) > 1
-                for p in state.params.values())
-    losses[mesh_spec + " split"] = split
+    parts = [len(set(map(str, p.sharding.devices_indices_map(p.shape).values())))
+             for p in state.params.values()]
+    assert (max(parts) > 1) == (devices > 1), "no parameter is split"
 print(json.dumps(losses))
 """
 
 
-@cache
-def _steps(case: str, devices: int, *meshes: str, **env: str) -> dict[str, list[float]]:
-    """Mesh → losses, of an architecture or, as "wigip dense", of it with another objective."""
-    return json.loads(printed(STEPS, case, *meshes, env=simulated(devices, **env)))
-
-
-# Both tests of an architecture run in one worker, which keeps what one device gave.
-def _by_worker(*cases: str):
-    return [pytest.param(case, marks=pytest.mark.xdist_group(f"steps {case}")) for case in cases]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", _by_worker(*jaxmodels.ARCHS, "wigip dense"))
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.xdist_group(case)) for case in CASES]
+)
 def test_sharded_training_equals_one_device(case):
-    # Another order of sums flips 8-bit roundings of a bitgen's activations in float32.
-    env = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if case == "bitgen" else {}
-    one = _steps(case, 1, "data=1", **env)["data=1"]
+    env = simulated(8)
+    if case == "bitgen":
+        # Another order of sums flips 8-bit roundings of a bitgen's activations in float32.
+        env |= {"JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     meshes = [f"data={data},model={8 // data}" for data in (8, 4, 2, 1)]
-    eight = _steps(case, 8, *meshes, **env)
+    losses = json.loads(printed(STEPS, case, "data=1", *meshes, env=env))
     for mesh in meshes:
-        assert eight[mesh + " split"] > 0
-        np.testing.assert_allclose(eight[mesh], one, atol=1e-5)
+        np.testing.assert_allclose(losses[mesh], losses["data=1"], atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", _by_worker(*jaxmodels.ARCHS))
-def test_tree_mode_of_nnx_equals_graph_mode(arch):
-    graph = _steps(arch, 1, "data=1")["data=1"]
-    tree = _steps(arch, 1, "data=1", NNX_GRAPH_MODE="false")["data=1"]
-    np.testing.assert_array_equal(tree, graph)
+@archs
+def test_tree_mode_of_nnx_makes_the_programs_of_graph_mode(arch):
+    package = learner(arch)
+    recipe = replace(package.RECIPES["tiny"], accum=2, batch=4)
+    batch = jax.eval_shape(lambda: batch_for(arch, 8, 33))
+
+    def programs(graph: bool) -> tuple[str, ...]:
+        with nnx.set_graph_mode(graph):
+            made = training(package, smallest(arch), recipe, make_mesh())
+            step = made.step.lower(made.abstract, batch).as_text()
+            fresh = jax.jit(made.fresh).lower().as_text()
+        return step, fresh
+
+    assert programs(graph=True) == programs(graph=False)
 
 
 @archs
@@ -178,28 +182,40 @@ def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
 @pytest.mark.slow
 @archs
 def test_bfloat16_stays_near_float32(arch):
-    from jaxmodels.runtime.optim import optimiser, schedule
-    from jaxmodels.runtime.sharding import make_mesh
-    from jaxmodels.runtime.step import train_step
-
-    package, config = learner(arch), smallest(arch)
-    recipe = package.RECIPES["tiny"]
-    recipe = replace(recipe, optim=replace(recipe.optim, name="adamw"))
-    rate = schedule(recipe.optim, recipe.steps)
-    tx = optimiser(recipe.optim, rate)
-    skeleton, fresh, abstract = init(package, config, recipe, tx, make_mesh())
-    begun = jax.tree.map(np.asarray, fresh())
+    package = learner(arch)
+    skeleton, params, rest = split(small(arch))
+    drawn = np.random.default_rng(0)  # away from where they begin: gates are closed there
+    params = {
+        path: leaf + 0.02 * drawn.normal(size=leaf.shape).astype(np.float32)
+        for path, leaf in sorted(params.items())
+    }
     batch = batch_for(arch, batch=16, length=33)
-    losses, norms = [], []
-    for dtype in ("float32", "bfloat16"):
-        step = train_step(package, skeleton, tx, rate, replace(recipe, dtype=dtype), abstract)
-        state = jax.device_put(jax.tree.map(np.copy, begun))
-        for _ in range(5):
-            state, told = step(state, batch)
-        assert all(leaf.dtype == jnp.float32 for leaf in state.params.values())
-        losses.append(told.read()["loss"])
-        norms.append(told.read()["grad_norm"])
+
+    @partial(jax.jit, static_argnames="dtype")
+    def told(params, dtype):
+        @jax.value_and_grad
+        def loss(params):
+            cast = {path: leaf.astype(dtype) for path, leaf in params.items()}
+            return package.loss(skeleton.merge(cast, rest), batch, nnx.Rngs(dropout=1))[0]
+
+        value, grads = loss(params)
+        assert all(grad.dtype == jnp.float32 for grad in grads.values())
+        return value, optax.tree.norm(grads)
+
+    losses, norms = np.array([told(params, dtype) for dtype in ("float32", "bfloat16")]).T
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
     # Logits of a fresh bwetaf are so small that its loss may be the same to the bit.
     assert norms[0] == pytest.approx(norms[1], rel=5e-2)
     assert norms[0] != norms[1]
+
+
+@archs
+def test_a_step_in_bfloat16_keeps_its_state_in_float32(arch):
+    package = learner(arch)
+    recipe = replace(package.RECIPES["tiny"], dtype="bfloat16", batch=2)
+    made = training(package, smallest(arch), recipe, make_mesh())
+    after, told = jax.eval_shape(made.step, made.abstract, batch_for(arch))
+    dtypes = lambda state: jax.tree.map(lambda leaf: leaf.dtype, state)  # noqa: E731
+    assert dtypes(after) == dtypes(made.abstract)
+    assert all(leaf.dtype == jnp.float32 for leaf in after.params.values())
+    assert told.values.dtype == jnp.float32

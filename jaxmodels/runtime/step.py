@@ -100,15 +100,15 @@ def init(
     (ShapeDtypeStructs with shardings) is what a checkpoint is restored into.
     """
 
-    def model(key: jax.Array) -> Any:
+    def model(key: Any) -> Any:
         made = package.Model(config, rngs=keys(default=jax.random.wrap_key_data(key)))
         made.remat = recipe.remat
         return made
 
-    def weights(key: jax.Array) -> tuple[Arrays, Arrays]:
+    def weights(key: Any) -> tuple[Arrays, Arrays]:
         return split(model(key))[1:]
 
-    def rest_of(params: Arrays, rest: Arrays, key: jax.Array) -> State:
+    def rest_of(params: Arrays, rest: Arrays, key: Any) -> State:
         opt = tx.init(trained(recipe.optim, params))
         return State(params, rest, opt, jnp.zeros((), jnp.int32), key)
 
