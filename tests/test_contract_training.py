@@ -162,6 +162,7 @@ def test_tree_mode_of_nnx_makes_the_programs_of_graph_mode(arch):
     assert programs(graph=True) == programs(graph=False)
 
 
+@pytest.mark.slow
 @archs
 def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
     package = learner(arch)

@@ -98,6 +98,7 @@ def test_torch_stays_in_the_bridge_and_tensorflow_outside(path):
             assert modelling or not at_top, f"{name} imports {module} outside a function"
 
 
+@pytest.mark.slow
 def test_torch_is_not_loaded_by_training_and_generation():
     code = (
         "import sys, jaxmodels.commands.train, jaxmodels.commands.generate;"
@@ -108,6 +109,7 @@ def test_torch_is_not_loaded_by_training_and_generation():
     assert printed(code) == "[]"
 
 
+@pytest.mark.slow
 def test_torch_is_not_loaded_for_tensorboard_either(tmp_path):
     """tensorboardX would import it, which takes longer than the rest of a tiny preset's start."""
     code = (
@@ -118,6 +120,7 @@ def test_torch_is_not_loaded_for_tensorboard_either(tmp_path):
     assert printed(code, str(tmp_path)) == "False [1.0, 1.0]"
 
 
+@pytest.mark.slow
 def test_help_needs_no_jax():
     """`--help` answers in a fraction of a second because it imports neither JAX nor torch."""
     from jaxmodels.__main__ import VERBS

@@ -23,7 +23,7 @@ from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.paths import split
 from jaxmodels.sizes import outline
 from tests.bridge.helpers import random_params
-from tests.contract import DEAD
+from tests.contract import DEAD, smallest
 
 ROWS = 12  # some of each kind that the decoder is shown
 
@@ -46,9 +46,9 @@ def batches(arch, config):
 def test_losses_gradients_and_what_is_stored_agree(arch):
     """In float64, where no number lies between two that it could be rounded to."""
     package = jaxmodels.arch(arch)
-    config = replace(package.PRESETS["tiny"], queue=2 * ROWS)
+    config = replace(smallest(arch), queue=2 * ROWS)
     skeleton, _, rest = split(outline(package, config))
-    params = random_params(f"{arch}:tiny", 3)
+    params = random_params(f"{arch}:smallest", 3)
     state = fresh_arrays(arch, config, package.RECIPES["tiny"])
     module = twin_with(arch, config, state | params).double().train()
     theirs = import_module(f"benchmarks.torch_{arch}")

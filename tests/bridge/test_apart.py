@@ -48,6 +48,7 @@ def saved(path, pickled):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", LEGACY, ids=lambda path: path.name)
 def test_limits_are_set_and_nothing_of_ours_is_seen(path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a secret")

@@ -116,6 +116,7 @@ def test_llama_cpp_writes_the_same_tokens(folder):
     assert len({tuple(ids) for _, ids in found}) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
 def test_llama_cpp_runs_the_other_precisions(folder, dtype):
     from tests.bridge.llama import greedy

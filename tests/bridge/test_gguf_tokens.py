@@ -65,6 +65,7 @@ def test_other_kinds_are_not_read(changes):
         gguf_vocabulary.tokenizer_in(keys(**changes)[1], "x")
 
 
+@pytest.mark.slow
 def test_gpt2s_own_list_is_recognised():
     own = GPT2Tokenizer()
     assert gguf_vocabulary.tokenizer_in(gguf_vocabulary.keys_of(own, 50_304), "x") == own

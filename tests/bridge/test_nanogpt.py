@@ -40,6 +40,7 @@ def saved(folder, value):
     return folder / "ckpt.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDENS)
 @pytest.mark.parametrize("part", ["", "ckpt.pt"])
 def test_golden_logits(name, part):

@@ -81,6 +81,7 @@ TREES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TREES)
 def test_the_model_is_found_in_a_tree(tmp_path, name):
     source = the_model_in(save(tmp_path / "tree", TREES[name]()))

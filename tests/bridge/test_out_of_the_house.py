@@ -46,6 +46,7 @@ def sgd_run(folder):
     return run
 
 
+@pytest.mark.slow
 def test_an_sgd_run_goes_on_in_the_seeds_chain(tmp_path):
     report = bridge.convert(
         sgd_run(tmp_path / "run"), tmp_path / "out", to="wigip-zip", optimizer=True
@@ -127,6 +128,7 @@ def published(folder):
     return torch.load(folder / "pth" / "dinov2_pretrain.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["bitgen", "bitgen_stage1"])
 def test_a_trained_tower_goes_to_transformers(tmp_path, arch):
     import torch
@@ -164,6 +166,7 @@ def test_the_table_of_ternary_matrices_is_whole(arch):
     assert found == layers
 
 
+@pytest.mark.slow
 def test_ternary_matrices_stay_as_they_are_unless_asked(tmp_path):
     run = write_run(tmp_path / "run", {7: 2.0}, spec="bitgen:tiny", vocab=False)
     report = bridge.convert(run, tmp_path / "out", dtype="bfloat16")
@@ -179,6 +182,7 @@ def test_ternary_matrices_stay_as_they_are_unless_asked(tmp_path):
     assert "ternary" not in (tmp_path / "all" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_rounded_model_is_compared_with_the_source_as_it_was(tmp_path):
     run = write_run(tmp_path / "run", {7: 2.0})
     report = bridge.convert(run, tmp_path / "out", dtype="bfloat16", verify="logits")

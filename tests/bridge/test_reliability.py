@@ -164,6 +164,7 @@ def to(name):
     return "safetensors" if name == "shards" else name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_disk_that_fills_up_leaves_nothing(server, tmp_path, name):
     source, options = TARGETS[name]

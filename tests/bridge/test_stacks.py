@@ -39,6 +39,7 @@ def test_a_stacked_tensor_is_read_once_for_all_of_its_blocks():
     assert apart(held, "charlm") == held
 
 
+@pytest.mark.slow
 def test_large_stacks_of_a_run_are_read_block_by_block(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", {}, spec="wigip:tiny")
     params = random_params("wigip:tiny", seed=7)

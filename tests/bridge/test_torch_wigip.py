@@ -89,6 +89,7 @@ def test_dense_gradients_are_the_same():
         assert np.abs(gradient - ours[pair.ours]).max() <= 1e-5, pair.ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradient_checkpointing_changes_nothing(objective):
     module = both(objective)[1].train()

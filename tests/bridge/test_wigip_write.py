@@ -77,6 +77,7 @@ def self_arrays(path):
     return [x for data in unpacked(path).values() for x in jax.tree.leaves(pickle.loads(data))]
 
 
+@pytest.mark.slow
 def test_old_numpy_would_find_its_names(tmp_path):
     bridge.convert(ZIP, tmp_path / "out", to="wigip-zip")
     for data in unpacked(tmp_path / "out" / "step_7.zip").values():

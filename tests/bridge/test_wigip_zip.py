@@ -43,6 +43,7 @@ def assert_golden(path, golden_tensors):
         np.testing.assert_array_equal(tensors[name].read(), array)
 
 
+@pytest.mark.slow
 def test_golden_logits():
     model, golden = bridge.load(ZIP), np.load(GOLDEN / "io.npz")
     logits, _ = model(jnp.asarray(golden["ids"]))
@@ -247,6 +248,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_zip_built_to_mislead_is_refused_by_the_command(tmp_path, what, capsys):
     path = tmp_path / "in" / "step_7.zip"

@@ -17,6 +17,7 @@ WORDS = st.text(
 CAPTIONS = st.lists(WORDS, max_size=8).map(" ".join)
 
 
+@pytest.mark.slow
 @given(said=st.lists(CAPTIONS, min_size=1, max_size=5))
 def test_decoding_undoes_encoding(said):
     tokenizer = build_words(said)
@@ -26,6 +27,7 @@ def test_decoding_undoes_encoding(said):
     assert build_words(reversed(said)).digest == tokenizer.digest
 
 
+@pytest.mark.slow
 @given(numbers=st.lists(st.integers(0, 9999), min_size=1, max_size=20))
 def test_captions_of_shapes_come_back(numbers):
     said = [caption for i in numbers for caption in captions(scene(i))]

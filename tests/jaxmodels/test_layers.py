@@ -146,6 +146,7 @@ def test_every_bit_of_the_hash_is_fair():
         assert abs(((bits >> bit) & 1).mean() - 0.5) < 5 * 0.5 / 512
 
 
+@pytest.mark.slow
 def test_rotation_depends_on_distance_only():
     q, k = (jax.random.normal(jax.random.key(i), (1, 1, 2, 8)) for i in (0, 1))
     at = lambda x, p: rotate_interleaved(x, rotation(jnp.asarray([p]), 8))  # noqa: E731

@@ -28,6 +28,7 @@ def run(made, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_report_holds_all_and_needs_nothing(run, capsys):
     capsys.readouterr()
     assert main(["report", str(run), "--json"]) == DONE
@@ -46,6 +47,7 @@ def test_a_report_holds_all_and_needs_nothing(run, capsys):
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
 
 
+@pytest.mark.slow
 def test_text_of_a_run_is_text(run):
     out = run / "other.html"
     assert main(["report", str(run), "-o", str(out)]) == DONE
@@ -54,12 +56,14 @@ def test_text_of_a_run_is_text(run):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
+@pytest.mark.slow
 def test_pictures_of_samples_are_inside(run):
     (run / "samples" / "10.png").write_bytes((run / "loss.png").read_bytes())
     assert main(["report", str(run)]) == DONE
     assert (run / "report.html").read_text().count("data:image/png;base64,") == 4
 
 
+@pytest.mark.slow
 def test_a_report_replaces_reports_only(run, capsys):
     assert main(["report", str(run)]) == DONE
     assert main(["report", str(run)]) == DONE

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ def test_shapes_are_cut_too():
     assert [x.shape for x in unstack({"blocks/x": leaf}, ("blocks",)).values()] == [(4, 5)] * 3
 
 
+@pytest.mark.slow
 def test_sizes_name_every_block():
     config = jaxmodels.arch("wigip").PRESETS["1.7b"]
     shapes = sizes.shapes("wigip", config)

@@ -44,6 +44,7 @@ def stage1(data, tmp_path_factory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_published_tower_which_may_be_frozen(data, tmp_path):
     run, sizes = tmp_path / "run", scenes.SIZES["bitgen"]
     words = ["train", "bitgen:tiny", "--data", data, "--out", str(run), *scenes.FLAGS]
@@ -59,6 +60,7 @@ def test_a_run_begins_with_a_published_tower_which_may_be_frozen(data, tmp_path)
     assert config.vocab == len(ended["embed/embedding"]) < 64  # of the words in the captions
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(data, tmp_path):
     """It said nothing of Muon and of weights; what the preset says of them now is not for it."""
     run = tmp_path / "run"
@@ -82,6 +84,7 @@ def image(data: str, number: int = 0) -> str:
     return f"{data.removeprefix('images:')}/{number}.png"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bitgen", "stage1"])
 def test_a_run_tells_the_cards_metrics_and_its_speed_in_images(name, request):
     run = request.getfixturevalue(name)
@@ -96,6 +99,7 @@ def test_a_run_tells_the_cards_metrics_and_its_speed_in_images(name, request):
     assert (run / "metrics.png").is_file()
 
 
+@pytest.mark.slow
 def test_what_a_run_learned_of_scenes_is_measured(bitgen, data):
     learned = measured(bitgen, data, valid_fraction=0.3)
     assert len(learned) == 6
@@ -109,6 +113,7 @@ def test_a_caption_names_things_where_colour_and_shape_stand_together():
     assert things("circle red green a cross") == set()
 
 
+@pytest.mark.slow
 def test_samples_are_captions_of_held_out_images(bitgen):
     assert {path.name for path in (bitgen / "samples").iterdir()} == {
         f"{step}.{kind}" for step in (2, 4) for kind in ("txt", "png")
@@ -119,6 +124,7 @@ def test_samples_are_captions_of_held_out_images(bitgen):
     assert all(" (a" in line or " (the" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bitgen", "stage1"])
 def test_resuming_is_exact_with_queue_and_memory(name, request, tmp_path):
     whole = request.getfixturevalue(name)
@@ -145,6 +151,7 @@ def test_text_and_images_are_not_mixed_up(data, tmp_path, capsys):
     assert not (run / "data").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bitgen", "stage1"])
 def test_eval_tells_losses_and_recall(name, request, capsys):
     run = request.getfixturevalue(name)
@@ -178,6 +185,7 @@ def test_how_similar_images_and_captions_are(bitgen, data, capsys):
     assert "go together" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_caption_is_written_and_stays_the_same(bitgen, data, capsys):
     words = ("generate", str(bitgen), "--image", image(data))
     one = answer(capsys, *words)["samples"]
@@ -189,6 +197,7 @@ def test_a_caption_is_written_and_stays_the_same(bitgen, data, capsys):
     assert len({sample["text"] for sample in hot}) == 3
 
 
+@pytest.mark.slow
 def test_a_caption_is_of_its_image_and_goes_on_a_prompt(bitgen, data, capsys):
     from jaxmodels.commands.eval_images import read_images
     from jaxmodels.layers.sampling import Sampling
@@ -208,6 +217,7 @@ def test_a_caption_is_of_its_image_and_goes_on_a_prompt(bitgen, data, capsys):
     assert len(text["samples"][0]["tokens"]) <= 22
 
 
+@pytest.mark.slow
 def test_what_a_model_cannot_do_is_refused(bitgen, stage1, data, tmp_path, capsys):
     for words, said in (
         (["generate", str(bitgen)], "give one with --image FILE"),
@@ -223,6 +233,7 @@ def test_what_a_model_cannot_do_is_refused(bitgen, stage1, data, tmp_path, capsy
         assert "sees no images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_named(bitgen, tmp_path, capsys):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
