@@ -25,6 +25,7 @@ from benchmarks.batches import counted, shapes, values
 from benchmarks.harness import Timing
 from jaxmodels import sizes
 from jaxmodels.errors import USAGE, Problem
+from tests.contract import smallest
 
 FIELDS = {
     "suite",
@@ -106,7 +107,8 @@ def test_decode(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_packed_weights_are_timed_against_float32(tmp_path):
+def test_packed_weights_are_timed_against_float32(tmp_path, monkeypatch):
+    monkeypatch.setitem(jaxmodels.arch("bitgen").PRESETS, "tiny", smallest("bitgen"))
     words = ["--presets", "bitgen:tiny", "--batches", "2", "--prompt", "4", "--new", "8"]
     records = decode.main([*words, "--rounds", "1", "--out", str(tmp_path)])
     packed, plain = records[:2]
@@ -168,7 +170,8 @@ def test_a_loss_of_other_targets_than_every_next_token(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["bitgen", "bitgen_stage1"])
-def test_images_and_captions_are_trained_in_pytorch_too(arch, tmp_path):
+def test_images_and_captions_are_trained_in_pytorch_too(arch, tmp_path, monkeypatch):
+    monkeypatch.setitem(jaxmodels.arch(arch).PRESETS, "tiny", smallest(arch))
     words = ["--preset", f"{arch}:tiny", "--batch", "8", "--rounds", "1", "--no-compile"]
     records = step.main([*words, "--out", str(tmp_path)])
     assert [record["contestant"] for record in records] == ["jaxmodels", "PyTorch eager"]
