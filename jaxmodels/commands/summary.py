@@ -37,7 +37,12 @@ def conclude(
     again = f"jaxmodels train --out {here}{options.place}"
     again = again if outcome.checkpoint else repeated(argv)
     hopeless = _idle(outcome.reason, outcome.idle) and _was_idle(run / "summary.json")
-    summary = asdict(outcome) | {"idle": outcome.idle, "run": str(run), "command": again}
+    summary = asdict(outcome) | {
+        "idle": outcome.idle,
+        "goodput": outcome.goodput,
+        "run": str(run),
+        "command": again,
+    }
     write_json(run / "summary.json", summary)
     seal(run)
     _print(run, outcome, again, asked)
@@ -72,10 +77,12 @@ def _print(run: Path, outcome: Outcome, again: str, asked: str) -> None:
     spent = ", ".join(
         f"{part} {duration(time)}" for part, time in outcome.seconds.items() if time >= 1
     )
+    known = {"goodput": outcome.goodput, "MFU": outcome.mfu}
+    rates = ", ".join(f"{name} {share:.0%}" for name, share in known.items() if share)
     say(
         f"{outcome.reason}: step {outcome.step} of {outcome.steps}"
         + (f", best validation loss {best:.4f} (step {outcome.best_step})" if best else ""),
-        f"time: {spent or 'under a second'}",
+        f"time: {spent or 'under a second'}" + (f"; {rates}" if rates else ""),
     )
     if outcome.idle and not outcome.done:
         say("no step was done" + ("" if outcome.checkpoint else ", so there is no checkpoint"))

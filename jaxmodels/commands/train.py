@@ -175,6 +175,7 @@ def _check_devices(package: ModuleType, options: Train[Any]) -> None:
 
 
 def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, stop: Stop) -> Any:
+    from jaxmodels.runtime.profiler import window
     from jaxmodels.runtime.sharding import make_mesh, own_rows
     from jaxmodels.runtime.train import Job
 
@@ -188,6 +189,7 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
         run,
         stop,
         sampler(jaxmodels.arch(resolved["arch"]), options.model, recipe, data),
+        profile=window(options.profile, run / "profile", recipe.steps) if options.profile else None,
     )
 
 

@@ -14,6 +14,7 @@ from jaxmodels.commands.resume import read_settings
 from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import rundir, settings
+from jaxmodels.runtime.profiler import window
 
 C = TypeVar("C")
 
@@ -42,6 +43,9 @@ class Train(Generic[C]):
     """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
     print_config: bool = False
     """Print the resolved settings as JSON and stop."""
+    profile: str = ""
+    """FIRST:LAST, as in 10:20: trace these steps with JAX's profiler, into RUN/profile; TensorBoard
+    (plugin xprof) and ui.perfetto.dev show it."""
     find_lr: bool = False
     """Instead of training, try learning rates from 1e-7 to 10, plot the losses, suggest one."""
     json: bool = False
@@ -64,6 +68,8 @@ class Train(Generic[C]):
         within("--processes", self.processes, 0)
         within("--join-timeout", self.join_timeout, 1)
         within("--heartbeat", self.heartbeat, 1)
+        if self.profile:
+            window(self.profile, Path(), self.recipe.steps)
         if self.init_optimizer and self.init is None:
             raise Problem("--init-optimizer needs --init", exit_code=USAGE)
         if self.init_optimizer and self.recipe.optim.name != "adamw":

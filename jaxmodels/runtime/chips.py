@@ -7,6 +7,7 @@ the links of v3 and v4, table 4 of Jouppi et al. 2023 (arXiv:2304.01433); for v2
 """
 
 import difflib
+import re
 from dataclasses import dataclass
 from math import prod
 
@@ -66,6 +67,33 @@ CHIPS = {
         _CUBES,
     ),
 }
+
+
+# Beginning of what JAX calls a device (`device_kind`) -> its peak bfloat16 operations a second,
+# without sparsity. GPUs: NVIDIA's data sheets of each (A100, L4, H100, H200, DGX B200), read in
+# November 2026; of the H100 the SXM form, its PCIe form first.
+_KINDS = {
+    "TPU v2": CHIPS["v2"].flops / 2,
+    "TPU v3": CHIPS["v3"].flops / 2,
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6": CHIPS["v6e"].flops,
+    "TPU7x": CHIPS["tpu7x"].flops / 2,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(kind: str) -> float | None:
+    """Peak bfloat16 operations a second of a device by JAX's name of it; None if unknown."""
+    found = (name for name in _KINDS if re.match(rf"{re.escape(name)}(?![0-9])", kind))
+    return _KINDS.get(next(found, ""))
 
 
 @dataclass(frozen=True)

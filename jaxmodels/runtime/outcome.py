@@ -28,6 +28,9 @@ class Outcome:
     tokens_per_second: float = 0.0
     images_per_second: float | None = None
     """None where batches hold no images."""
+    mfu: float | None = None
+    """Model FLOPs utilisation: operations of the model (without remat) a second, of the peak of all
+    devices in bfloat16; smoothed. None where the peak is not known, as of a CPU."""
     reserve: float = 0.0
     """Seconds of the granted hours that were kept for the save at the end."""
     seconds: dict[str, float] = field(
@@ -37,17 +40,28 @@ class Outcome:
     step_seconds: float = 0.0
     """Of a step after the first, smoothed."""
 
+    @property
+    def goodput(self) -> float | None:
+        """The share of this call's time in which training steps ran; None before any time passed.
+
+        All else is the start (with compilation), waiting for data, evaluations and saves.
+        """
+        whole = sum(self.seconds.values())
+        return self.seconds["train"] / whole if whole else None
+
     def smooth(self, speeds: dict[str, float], seconds: float) -> None:
-        """Takes note of the speed of a step: tokens_per_second and the like, and its seconds."""
+        """Takes note of the speed of a step: tokens_per_second, mfu, and its seconds."""
         for name, speed in [*speeds.items(), ("step_seconds", seconds)]:
             before = getattr(self, name)
             setattr(self, name, 0.9 * before + 0.1 * speed if before else speed)
 
     @property
     def speeds(self) -> dict[str, float]:
-        """What is processed in a second, and how many; of images where there are any."""
+        """What is processed in a second, and how many; of images where there are any. And `mfu`,
+        where it is known."""
         images = {} if self.images_per_second is None else {"images": self.images_per_second}
-        return images | {"tokens": self.tokens_per_second}
+        mfu = {} if self.mfu is None else {"mfu": self.mfu}
+        return images | {"tokens": self.tokens_per_second} | mfu
 
     @property
     def done(self) -> bool:

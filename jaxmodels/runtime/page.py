@@ -71,10 +71,16 @@ def _summed(run: Path, config: dict[str, Any], summary: dict[str, Any]) -> dict[
         "checkpoints": ", ".join(map(str, rundir.steps(run / "checkpoints"))),
         "tokens per second": summary.get("tokens_per_second"),
         "images per second": summary.get("images_per_second"),
+        "MFU": _share(summary.get("mfu")),
+        "goodput": _share(summary.get("goodput")),
     }
     spent = {f"time, {k}": duration(v) for k, v in _flat(summary.get("seconds")).items()}
     version = {"version of jaxmodels": config.get("version")}
     return {name: value for name, value in (found | spent | version).items() if value}
+
+
+def _share(value: Any) -> str | None:
+    return f"{value:.1%}" if isinstance(value, float) else None
 
 
 def _settings(config: dict[str, Any]) -> Iterator[str]:

@@ -164,12 +164,12 @@ def _needed(message: str) -> int:
     return 0
 
 
-def loss_of(job: Job) -> tuple[Any, State]:
+def loss_of(job: Job, mesh: AnyMesh | None = None) -> tuple[Any, State]:
     """The loss of one micro-batch as a function of (parameters, rest, batch), and shapes for it.
 
-    No device needs to exist, and nothing is computed.
+    Nothing is computed, and no device of the mesh needs to exist; by default it is one CPU.
     """
-    skeleton, state = state_of(job, make_mesh("", jax.devices("cpu")[:1]))
+    skeleton, state = state_of(job, mesh or make_mesh("", jax.devices("cpu")[:1]))
     dtype = jnp.dtype(job.recipe.dtype)
 
     def loss(params: Arrays, rest: Arrays, batch: Any) -> jax.Array:
@@ -180,13 +180,13 @@ def loss_of(job: Job) -> tuple[Any, State]:
     return loss, state
 
 
-def useful_flops(job: Job) -> int:
+def useful_flops(job: Job, mesh: AnyMesh | None = None) -> int:
     """Operations of a step, without those that remat does again.
 
     Three times the products of the loss: the backward pass has two for each of the forward pass.
     """
     one = job.with_recipe(remat=Recipe().remat, accum=1)
-    loss, state = loss_of(one)
+    loss, state = loss_of(one, mesh)
     forward = flops.products(loss, state.params, state.rest, one.batch)
     return 3 * job.recipe.accum * flops.total(forward)
 

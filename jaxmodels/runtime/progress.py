@@ -54,10 +54,14 @@ class Progress:
         Args:
             step: steps done.
             loss: its loss.
-            speeds: what → how many a second; empty for a step that was mostly compilation.
+            speeds: what → how many a second, and `mfu`; empty for a step that was mostly
+                compilation.
             left: seconds that remain.
         """
-        shown = "  ".join(f"{speed:,.0f} {what}/s" for what, speed in speeds.items())
+        shown = "  ".join(
+            f"MFU {speed:.0%}" if what == "mfu" else f"{speed:,.0f} {what}/s"
+            for what, speed in speeds.items()
+        )
         pace = f"{shown}  {duration(left)} left" if speeds else "compiled"
         line = f"step {step}/{self.steps}  loss {loss:.4f}  {pace}"
         if self._bar:

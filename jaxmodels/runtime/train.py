@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +15,13 @@ from jaxmodels.cli import say
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import platform, processes, rundir
+from jaxmodels.runtime import chips, plan, platform, processes, rundir
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.metrics import MetricsLog, Silent
 from jaxmodels.runtime.outcome import EARLY, Outcome
 from jaxmodels.runtime.patience import Patience
+from jaxmodels.runtime.profiler import Window
 from jaxmodels.runtime.progress import Progress, amounts
 from jaxmodels.runtime.samples import Sample
 from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch, put_whole
@@ -48,6 +50,8 @@ class Job:
     """What the model (a module) writes now; printed as training goes."""
     begin: Callable[[State], State] = lambda state: state
     """What makes of a fresh state the one that the run begins with."""
+    profile: Window | None = None
+    """Steps to trace."""
 
 
 def train(job: Job) -> Outcome:
@@ -91,6 +95,10 @@ class _Loop:
         self.outcome.loss = processes.from_first(self.log.last.get("loss"))
         seen = [record["valid_loss"] for record in self.log.evaluated]
         self.patience = Patience(recipe.patience).replay(processes.from_first(seen))
+        peak = chips.peak_flops(jax.devices()[0].device_kind)
+        self.peak = (peak or 0.0) * self.mesh.size  # operations a second of all devices
+        planned = plan.Job(job.package, job.config, recipe)
+        self.work = plan.useful_flops(planned, self.mesh) if peak else 0  # operations of a step
         # Numbers of the last step: on the device, then on the host, then in the log.
         self.pending: tuple[dict[str, Any], dict[str, int], Told] | None = None
         self.record: dict[str, Any] | None = None
@@ -119,16 +127,37 @@ class _Loop:
     def run(self) -> Outcome:
         steps, out = self.job.recipe.steps, self.outcome
         try:
+            profile = self.job.profile
+            if profile is not None and profile.last <= out.step:
+                say(f"--profile: step {profile.last} is done already; nothing will be traced")
             with Progress(out.step, steps, shown=processes.first()) as self.progress:
                 due = self._due()
                 while out.step < steps and not due and not self.patience.over:
-                    self._one()
+                    with self._profiled(out.step + 1):
+                        self._one()
                     due = self.agreed if processes.several() else self._due()
                 self._finish()
         finally:
+            if self.job.profile is not None:
+                self.job.profile.stop()
             self.log.close()
             self.stats.close()
         return out
+
+    @contextmanager
+    def _profiled(self, step: int) -> Iterator[None]:
+        """Starts and ends the trace around the steps that the profile is of."""
+        profile = self.job.profile
+        if profile is None:
+            yield
+            return
+        profile.before(step)
+        yield
+        if profile.ends(step):
+            self._settle()
+            profile.stop()
+            self.progress.say(f"steps {profile.first} to {profile.last} traced: {profile.folder}")
+            self.ticks = time.monotonic()
 
     def _one(self) -> None:
         """One step, and what is due after it. The loss of a step is read during the next, unless
@@ -172,6 +201,9 @@ class _Loop:
         out.loss = record["loss"]
         speeds = {f"{name}_per_second": count / seconds for name, count in amounts.items()}
         self.record = record | {name: round(speed, 1) for name, speed in speeds.items()}
+        if self.work:
+            speeds["mfu"] = self.work / seconds / self.peak
+            self.record["mfu"] = round(speeds["mfu"], 4)
         first = record["step"] == (out.resumed_from or 0) + 1
         if not first:
             out.smooth(speeds, seconds)

@@ -1,0 +1,55 @@
+"""A window of training steps, traced by JAX's profiler."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxmodels.errors import USAGE, Problem
+
+
+@dataclass
+class Window:
+    """The steps from `first` to `last`, both included, counted as in the log."""
+
+    first: int
+    last: int
+    folder: Path
+    """Where the trace goes, as TensorBoard's profile plugin (xprof) and Perfetto read it."""
+    running: bool = False
+    done: bool = False
+
+    def before(self, step: int) -> None:
+        """Starts when the window's first step is next, or a later one of a run that goes on."""
+        if not self.running and not self.done and self.first <= step <= self.last:
+            import jax
+
+            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+            self.running = True
+
+    def ends(self, step: int) -> bool:
+        """Whether this step, once it is computed, is the last one of a running window."""
+        return self.running and step >= self.last
+
+    def stop(self) -> None:
+        """Writes the trace, if the window is running."""
+        if self.running:
+            import jax
+
+            self.running, self.done = False, True
+            jax.profiler.stop_trace()
+
+
+def window(text: str, folder: Path, steps: int) -> Window:
+    """The window of "10:20".
+
+    Raises:
+        Problem: (usage) it cannot be read, or does not lie within the run's steps.
+    """
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= steps):
+        raise Problem(
+            f"--profile {text} is no window of steps",
+            why=f"it is written FIRST:LAST, two of the steps from 1 to {steps}",
+            fix="for example --profile 10:20",
+            exit_code=USAGE,
+        )
+    return Window(int(first), int(last), folder)

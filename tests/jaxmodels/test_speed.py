@@ -1,0 +1,100 @@
+"""What a run tells of its speed: MFU where the chip is known, goodput, a trace of some steps."""
+
+import json
+
+import jax
+import pytest
+
+import jaxmodels
+from jaxmodels import sizes
+from jaxmodels.errors import DONE, USAGE, Problem
+from jaxmodels.runtime import chips
+from jaxmodels.runtime.metrics import read
+from jaxmodels.runtime.outcome import Outcome
+from jaxmodels.runtime.plan import Job, useful_flops
+from jaxmodels.runtime.profiler import window
+from tests.jaxmodels.helpers import train
+
+
+@pytest.mark.parametrize(
+    ("kind", "flops"),
+    [
+        ("TPU v2", 23e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", None),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_of_what_jax_calls_a_device(kind, flops):
+    assert chips.peak_flops(kind) == flops
+
+
+def test_operations_of_a_step_are_six_for_each_weight_and_token():
+    """Kaplan et al. 2020 (arXiv:2001.08361): 6N for each token, and what attention adds."""
+    package = jaxmodels.arch("charlm")
+    config, recipe = package.PRESETS["tiny"], package.RECIPES["tiny"]
+    job = Job(package, config, recipe)
+    shapes = sizes.shapes("charlm", config)
+    kernels = sum(leaf.size for path, leaf in shapes.items() if path.endswith("/kernel"))
+    head = 0 if "head/kernel" in shapes else config.vocab * config.dim
+    attention = 2 * config.layers * config.dim * config.context
+    expected = 6 * job.tokens * (kernels + head + attention)
+    assert useful_flops(job) == pytest.approx(expected, rel=0.02)
+    assert useful_flops(job.with_recipe(remat="full")) == useful_flops(job)
+
+
+def test_a_run_on_a_known_chip_tells_its_mfu_and_its_goodput(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(chips, "peak_flops", lambda kind: 1e12)
+    assert train(tmp_path / "run", "--steps", "10") == DONE
+    records = read(tmp_path / "run" / "metrics.jsonl")
+    package = jaxmodels.arch("charlm")
+    vocab = json.loads((tmp_path / "run/config.json").read_text())["model"]["vocab"]
+    config = package.PRESETS["tiny"]
+    job = Job(package, type(config)(**vars(config) | {"vocab": vocab}), package.RECIPES["tiny"])
+    for record in records[1:]:
+        seconds = job.tokens / record["tokens_per_second"]
+        share = useful_flops(job) / seconds / (1e12 * jax.device_count())
+        assert record["mfu"] == pytest.approx(share, rel=0.02, abs=1e-4)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["mfu"] > 0
+    assert 0 < summary["goodput"] < 1
+    assert "goodput" in capsys.readouterr().err
+
+
+def test_goodput_is_the_share_of_time_in_steps():
+    outcome = Outcome()
+    assert outcome.goodput is None
+    outcome.seconds |= {"start": 10.0, "train": 30.0, "data": 2.0, "eval": 5.0, "save": 3.0}
+    assert outcome.goodput == 0.6
+
+
+def test_a_window_of_steps_is_traced(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run, "--steps", "10", "--profile", "3:4") == DONE
+    assert f"steps 3 to 4 traced: {run / 'profile'}" in capsys.readouterr().err
+    found = {path.name.rpartition(".")[2] for path in (run / "profile").rglob("*.*")}
+    assert {"pb", "gz"} <= found
+    assert jaxmodels.__main__.main(["verify", str(run)]) == DONE
+
+
+def test_a_run_that_ends_within_its_window_leaves_the_trace(tmp_path):
+    run = tmp_path / "run"
+    assert train(run, "--steps", "10", "--profile", "10:10") == DONE
+    assert list((run / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("text", ["10", "0:3", "5:4", "9:11", "a:b", "1:2:3", "-1:3", ":"])
+def test_what_is_no_window_is_refused(text, tmp_path):
+    with pytest.raises(Problem, match="is no window of steps") as caught:
+        window(text, tmp_path, steps=10)
+    assert caught.value.exit_code == USAGE
