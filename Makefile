@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast chaos lint bench clean
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
@@ -16,6 +16,10 @@ test: .venv/ready .venv/tpu/ready
 # What is quick, after each change: two minutes.
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
+
+# Kills, signals, full disks and damaged files, for a run of every architecture: under an hour.
+chaos: .venv/ready
+	$(BIN)/python -m tests.chaos
 
 lint: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+"""What a run must survive: kills, signals, a full disk, damaged files. By hand: `make chaos`."""

@@ -1,0 +1,157 @@
+"""The four ways of hurting a run. Each returns what went wrong, one line each, and how many."""
+
+import contextlib
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxmodels.__main__ import main
+from jaxmodels.errors import DONE, INTERNAL, NO_SPACE, STOPPED
+from tests.chaos.runs import Case, differences
+
+Wrong = list[str]
+TERMINATED = -signal.SIGTERM  # before the command has begun to listen: nothing is there to lose
+
+
+def kills(case: Case, whole: Path, out: Path, count: int, rng: random.Random) -> tuple[Wrong, int]:
+    """SIGKILL at random moments, then to the end: everything is as if nothing had happened."""
+    began = time.monotonic()
+    landed, longest = 0, 8.0
+    while landed < count and time.monotonic() - began < 60 * count:
+        process = case.start(out)
+        try:
+            process.communicate(timeout=rng.uniform(1.0, longest))
+            longest *= 0.8  # the run was over: begin again, kill sooner
+            shutil.rmtree(out)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            landed += 1
+    case.finish(out)
+    return [
+        f"{case.name}: after {landed} kills: {line}" for line in differences(whole, out)
+    ], landed
+
+
+_PHASES: dict[str, Callable[[Path], bool]] = {
+    "at once": lambda run: True,
+    "while modules are imported": lambda run: (run / ".lock").exists(),
+    "while data is prepared": lambda run: (run / "data").exists(),
+    "before the first step": lambda run: (run / "config.json").exists(),
+    "while steps are done": lambda run: (run / "metrics.jsonl").exists(),
+    "while a checkpoint is written": lambda run: _unfinished(run / "checkpoints"),
+    "after a checkpoint": lambda run: (run / "checkpoints" / "12").exists(),
+    "while a sample is written": lambda run: (run / "samples").exists(),
+}
+
+
+def _unfinished(folder: Path) -> bool:
+    return folder.exists() and any(not path.name.isdecimal() for path in folder.iterdir())
+
+
+def signals(case: Case, whole: Path, out: Path) -> tuple[Wrong, int]:
+    """SIGTERM in each phase: exit code 75 (or none was listening yet), and it goes on."""
+    wrong = []
+    for phase, reached in _PHASES.items():
+        process = case.start(out)
+        while process.poll() is None and not reached(out):
+            time.sleep(0.001)
+        process.terminate()
+        said = process.communicate()[1]
+        allowed = (STOPPED, DONE) if phase != "at once" else (STOPPED, TERMINATED)
+        if process.returncode not in allowed or "Traceback" in said:
+            wrong.append(f"{case.name}: SIGTERM {phase}: exit code {process.returncode}")
+    case.finish(out)
+    wrong += [f"{case.name}: after signals: {line}" for line in differences(whole, out)]
+    return wrong, len(_PHASES)
+
+
+@contextlib.contextmanager
+def _disk(path: Path, size: int) -> Iterator[None]:
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    subprocess.run(mount, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def full_disks(case: Case, whole: Path, out: Path, count: int) -> tuple[Wrong, int]:
+    """A disk for all but a part of the run: exit code 7, and more room is all that it needs."""
+    if os.geteuid() != 0:
+        return ["full disks were not tried: mounting one needs root"], 0
+    size = sum(path.stat().st_blocks * 512 for path in whole.rglob("*"))
+    wrong = []
+    for number in range(count):
+        disk, run = out / f"disk{number}", out / f"run{number}"
+        with _disk(disk, int(size * (number + 0.5) / count)):
+            process = case.start(disk / "run")
+            said = process.communicate()[1]
+            if process.returncode not in (NO_SPACE, DONE) or "Traceback" in said:
+                wrong.append(f"{case.name}: disk {number}: exit code {process.returncode}")
+            if (disk / "run").exists():
+                shutil.copytree(disk / "run", run)
+        case.finish(run)
+        lines = differences(whole, run)
+        wrong += [f"{case.name}: after full disk {number}: {line}" for line in lines]
+        shutil.rmtree(run)
+    return wrong, count
+
+
+def _flip(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+_HURT: dict[str, Callable[[Path, random.Random], None]] = {
+    "a bit flipped": _flip,
+    "deleted": lambda path, rng: path.unlink(),
+    "cut": lambda path, rng: os.truncate(path, path.stat().st_size // 2),
+}
+
+
+def damage(case: Case, whole: Path, out: Path, rng: random.Random) -> tuple[Wrong, int]:
+    """Each file hurt in each way: `verify` finds it, and the run goes on as before or refuses."""
+    wrong, tried = [], 0
+    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
+    for name in files:
+        for how, hurt in _HURT.items():
+            if not (whole / name).stat().st_size or name.name == ".lock":
+                continue
+            run = Path(shutil.copytree(whole, out / "run"))
+            hurt(run / name, rng)
+            at, tried = f"{case.name}: {name} {how}", tried + 1
+            if _called("verify", str(run))[0] == DONE:
+                wrong.append(f"{at}: verify finds nothing")
+            code, said = _called("train", "--out", str(run))
+            if code == INTERNAL or "Traceback" in said:
+                wrong.append(f"{at}: train: a defect")
+            if code == DONE:
+                wrong += [f"{at}: train: {line}" for line in _lost(whole, run, name)]
+            shutil.rmtree(run)
+    return wrong, tried
+
+
+def _lost(whole: Path, run: Path, hurt: Path) -> list[str]:
+    """What differs after a call that ended well, but for the file that was hurt itself."""
+    try:
+        found = differences(whole, run)
+    except (OSError, ValueError) as error:
+        found = [repr(error)]
+    return [line for line in found if line.split(".")[0] not in str(hurt)]
+
+
+def _called(*words: str) -> tuple[int, str]:
+    """A command in this process: its exit code, and what it printed."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        code = main(list(words))
+    return code, said.getvalue()
