@@ -56,7 +56,7 @@ class Case:
 
 def texts() -> list[str]:
     """Some hundred documents of English prose."""
-    text = next(iter(open_text("pydoc").documents()))
+    text = "".join(open_text("pydoc").chunks())
     return [text[at : at + 1500] for at in range(0, 150_000, 1500)]
 
 
