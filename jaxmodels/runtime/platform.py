@@ -1,8 +1,8 @@
 """The process: its memory, where compiled programs are kept, who may write to the terminal."""
 
 import ctypes
-import logging
 import gc
+import logging
 import os
 import platform
 import sys
