@@ -12,11 +12,14 @@ import numpy as np
 from jaxtyping import Int32
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import write_text
+from data_pipelines.files import read_limited, write_text
 from data_pipelines.ids import checked_ids
 
 CHARACTERS = "characters.json"
 """Name of a character vocabulary in the folders that carry one."""
+
+MAX_CHARACTERS = 48_000_000
+"""Bytes of such a file; that of the 160,000 characters which Unicode assigns has ten million."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,8 @@ class CharTokenizer:
     def load(cls, path: Path | str) -> "CharTokenizer":
         """Reads a file that this class or the seed wrote; raises as `from_json`."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+            data = json.loads(read_limited(Path(path), MAX_CHARACTERS))
+        except (ValueError, RecursionError) as error:
             raise _broken(f"it is not JSON: {error}", str(path)) from None
         return cls.from_json(data, str(path))
 
@@ -177,11 +180,11 @@ def _wrong_form(data: Any) -> str:
         return f"it must be a list of characters or a mapping with the keys {', '.join(keys)}"
     special, chars = data["special_tokens"], data["chars"]
     if not isinstance(special, dict) or not all(isinstance(i, int) for i in special.values()):
-        return f"special_tokens does not map tokens to ids: {special!r}"
+        return f"special_tokens does not map tokens to ids: {repr(special)[:200]}"
     if special and "<UNK>" not in special:
         return "special_tokens has no <UNK>"
     if not isinstance(data["min_freq"], int):
-        return f"min_freq is not a number: {data['min_freq']!r}"
+        return f"min_freq is not a number: {repr(data['min_freq'])[:80]}"
     if not isinstance(chars, list):
         return "chars is not a list"
     if not special and not chars:
@@ -194,7 +197,7 @@ def _wrong_chars(chars: list[Any]) -> str:
     seen = set()
     for char in chars:
         if not (isinstance(char, str) and len(char) == 1):
-            return f"its characters hold {char!r}, which is not one character"
+            return f"its characters hold {repr(char)[:80]}, which is not one character"
         if char in seen:
             return f"the character {char!r} occurs twice"
         seen.add(char)
@@ -209,13 +212,14 @@ def _in_both(special: dict[str, int], chars: list[str]) -> str:
 def _difference(found: Any, expected: Any) -> str:
     """Points at what is not as it must be: the value, or the first entry of a mapping."""
     if not isinstance(expected, dict):
-        return f": it is {found!r}, not {expected!r}"
+        return f": it is {repr(found)[:200]}, not {repr(expected)[:200]}"
     if not isinstance(found, dict):
         return ": it is not a mapping"
     for key in expected:
         if found.get(key) != expected[key]:
-            return f": {key!r} is {found.get(key)!r}, not {expected[key]!r}"
-    return f": {next(key for key in found if key not in expected)!r} is one too many"
+            return f": {key!r} is {repr(found.get(key))[:80]}, not {expected[key]!r}"
+    odd = next(key for key in found if key not in expected)
+    return f": {odd[:80]!r} is one too many"
 
 
 def _broken(why: str, where: str) -> DataProblem:

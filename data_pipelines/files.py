@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from data_pipelines.errors import EXISTS, DataProblem
 
@@ -57,11 +58,14 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives the error of a full disk its path: a failed write tells none, or a temporary one."""
+    """Gives errors of the disk their path: a failed read or write tells none.
+
+    That of a full disk may tell a temporary one, which is replaced.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in FULL or (error.errno and not error.filename):
             error.filename = str(path)
         raise
 
@@ -93,20 +97,33 @@ def read_limited(path: Path, limit: int) -> bytes:
         OSError: there is no such file, or it cannot be opened.
         ValueError: it is no regular file, or longer than `limit` bytes.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no regular file")
+    with _regular(path, limit) as file:
         content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"it is too large: at most {limit:,} bytes are read")
+    if len(content) > limit:  # it grows
+        raise _too_large(limit)
     return content
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+def digest(path: Path, limit: int | None = None) -> str:
+    """sha256 of a file, in hexadecimal; raises as `read_limited` (None: no limit)."""
+    with _regular(path, limit) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _regular(path: Path, limit: int | None) -> Iterator[BinaryIO]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with naming(path), open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if limit is not None and status.st_size > limit:
+            raise _too_large(limit)
+        yield file
+
+
+def _too_large(limit: int) -> ValueError:
+    return ValueError(f"it is too large: at most {limit:,} bytes are read")
 
 
 @contextmanager

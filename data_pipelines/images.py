@@ -8,6 +8,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.finding import path_of
+from data_pipelines.limits import MAX_IMAGE
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """pillow's decoders of these hold pixels only; its others may call programs (EPS does)."""
@@ -30,7 +32,7 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         DataProblem: (corrupt) no such file; no image, damaged, or of a kind that is not known;
             more than `MAX_PIXELS`.
     """
-    path = Path(path).expanduser()
+    path = path_of(str(path))
     if not path.is_file():
         raise DataProblem("no such image file", where=str(path), fix="check the path")
     return _read(path, str(path))
@@ -82,6 +84,9 @@ def preprocess(
 
 
 def _read(file: Path | io.BytesIO, where: str) -> np.ndarray:
+    size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else file.stat().st_size
+    if size > MAX_IMAGE:
+        raise _too_large(where, f"it has {size:,} bytes; {MAX_IMAGE:,} are the most")
     try:
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image, where)

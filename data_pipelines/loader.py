@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from jaxtyping import Int, Int32, UInt64
 
-from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.errors import MISMATCH, USAGE, DataProblem
 
 Batch = dict[str, Int32[np.ndarray, "b t"]]
 Rows = Int[np.ndarray, "r"] | None
@@ -33,6 +33,7 @@ class Windows:
         seed: draws the order.
         rows: which rows of each batch to yield, in rising order; None yields all.
         end_of_text: give `segments` too, counted at this id; None gives tokens only.
+        below: refuse a batch with a token that is not; None where all were looked at before.
 
     Raises:
         DataProblem: (usage) no window fits, or a size is not positive.
@@ -46,6 +47,7 @@ class Windows:
         seed: int = 0,
         rows: Rows = None,
         end_of_text: int | None = None,
+        below: int | None = None,
     ):
         if context < 1 or batch < 1 or len(tokens) <= context or seed < 0:
             raise DataProblem(
@@ -57,7 +59,7 @@ class Windows:
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), context + 1)
         self._windows, self._seed, self._batch = windows, seed, batch
         self._rows = np.arange(batch, dtype=np.uint64) if rows is None else rows.astype(np.uint64)
-        self._end = end_of_text
+        self._end, self._below = end_of_text, below
 
     def __len__(self) -> int:
         return ENDLESS
@@ -66,7 +68,18 @@ class Windows:
         """Batch i: `tokens` int32 [rows, context + 1], and `segments` if wanted."""
         positions = np.uint64(int(i) * self._batch) + self._rows
         starts = shuffled(positions, len(self._windows), self._seed)
-        return batch_of(self._windows[starts].astype(np.int32), self._end)
+        return batch_of(_checked(self._windows[starts], self._below), self._end)
+
+
+def _checked(tokens: np.ndarray, below: int | None) -> Int32[np.ndarray, "b t"]:
+    if below is not None and tokens.size and (largest := int(tokens.max())) >= below:
+        raise DataProblem(
+            f"token {largest} does not fit a vocabulary of {below}",
+            why="it came up in a batch; so large a file is not read through before",
+            fix="give the tokeniser that the file was made with, or its dtype: ?dtype=uint32",
+            exit_code=MISMATCH,
+        )
+    return tokens.astype(np.int32)
 
 
 def shuffled(positions: UInt64[np.ndarray, "r"], n: int, seed: int) -> UInt64[np.ndarray, "r"]:
@@ -135,6 +148,7 @@ def batches(
     seed: int = 0,
     rows: Rows = None,
     end_of_text: int | None = None,
+    below: int | None = None,
     threads: int = 2,
     ahead: int = 8,
 ) -> grain.DatasetIterator:
@@ -147,7 +161,7 @@ def batches(
         threads: readers.
         ahead: batches made in advance.
     """
-    windows = Windows(tokens, context, batch, seed, rows, end_of_text)
+    windows = Windows(tokens, context, batch, seed, rows, end_of_text, below)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(windows).to_iter_dataset(options))
 
@@ -173,6 +187,7 @@ class Validation(Sequence[Batch]):
         batch: windows in a batch.
         max_batches: at most so many batches, evenly spread over the tokens; None takes all.
         end_of_text: give `segments` too, counted at this id; None gives tokens only.
+        below: as `Windows`.
     """
 
     def __init__(
@@ -182,8 +197,9 @@ class Validation(Sequence[Batch]):
         batch: int,
         max_batches: int | None = None,
         end_of_text: int | None = None,
+        below: int | None = None,
     ):
-        self._tokens, self._end = np.asarray(tokens), end_of_text
+        self._tokens, self._end, self._below = np.asarray(tokens), end_of_text, below
         self._context, self._batch = context, batch
         self._windows = max(0, (len(tokens) - 1) // context)
         self._chosen = spread(self._windows, batch, max_batches)
@@ -198,4 +214,4 @@ class Validation(Sequence[Batch]):
         first = self._chosen[i] * self._batch
         rows = np.arange(first, min(first + self._batch, self._windows))
         places = rows[:, None] * self._context + np.arange(self._context + 1)
-        return batch_of(self._tokens[places].astype(np.int32), self._end)
+        return batch_of(_checked(self._tokens[places], self._below), self._end)

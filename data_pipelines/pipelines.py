@@ -14,6 +14,7 @@ from data_pipelines.captions.opening import open_captioned
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.documents import characters_of
 from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.finding import path_of
 from data_pipelines.loader import Rows, Validation, batches
 from data_pipelines.sources import Progress, Reading, open_text
 from data_pipelines.streaming import VOCAB_DOCUMENTS, Streamed, open_streamed
@@ -111,12 +112,25 @@ class Data:
             seed=self.seed,
             rows=rows,
             end_of_text=self._end,
+            below=self._below,
         )
 
     def valid(self, max_batches: int | None = None) -> Validation:
         """Batches of the held-out tokens, always the same: a sequence that makes them lazily."""
         held_out = self.tokens[slice(*self.valid_range)]
-        return Validation(held_out, self.context, self.batch, max_batches, end_of_text=self._end)
+        ends = {"end_of_text": self._end, "below": self._below}
+        return Validation(held_out, self.context, self.batch, max_batches, **ends)
+
+    def identity_as(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """`identity`, with the digest of a whole file where an earlier version stored that."""
+        if "tokens_sha256" not in stored or "tokens_sample_sha256" not in self.stream.sha256:
+            return self.identity
+        whole = open_bin(self.spec, self.tokenizer, whole=True).sha256
+        return {k: v for k, v in self.identity.items() if k != "tokens_sample_sha256"} | whole
+
+    @property
+    def _below(self) -> int | None:
+        return None if self.stream.whole else self.stream.vocab_needed
 
     @property
     def _end(self) -> int | None:
@@ -234,7 +248,7 @@ def _bare(
 def captioned(spec: str) -> bool:
     """Whether a spec names images with captions; raises as `open_data`."""
     kind, _, rest = spec.partition(":")
-    return is_gallery(Path(rest).expanduser()) if kind == "bin" else is_captioned(spec)
+    return is_gallery(path_of(rest)) if kind == "bin" else is_captioned(spec)
 
 
 def _open_images(

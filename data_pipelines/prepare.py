@@ -10,11 +10,13 @@ import numpy as np
 from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.encoding import Shard, encode
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
-from data_pipelines.files import digest, refuse_existing, whole_folder
+from data_pipelines.files import digest, read_limited, refuse_existing, whole_folder
 from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.limits import MAX_MANIFEST
 from data_pipelines.shards import SHARD, encode_all, join, locked, shards_of
 from data_pipelines.sources import Progress, Reading, Source, fingerprint, open_text
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
+from data_pipelines.transformers_files import MAX_FILE
 
 TOKENS, MANIFEST = "tokens.bin", "manifest.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
@@ -177,18 +179,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             have the size that it tells.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_limited(folder / MANIFEST, MAX_MANIFEST))
         for name, kind in _FIELDS.items():
             if not isinstance(manifest[name], kind):
                 raise TypeError(f"{name} is {manifest[name]!r}")
-        _ = manifest["source"]["sha256"], manifest["source"]["files"]
+        if min(manifest["tokens"], manifest["unknown"]) < 0:
+            raise ValueError("it counts fewer than no tokens")
+        if not isinstance(manifest["source"]["sha256"], str):
+            raise TypeError("the source has no sha256")
+        if not isinstance(manifest["source"]["files"], dict):
+            raise TypeError("the source has no table of files")
         if manifest["tokenizer"]["file"] not in (CHARACTERS, GPT2Tokenizer.FILE):
             raise ValueError(f"unknown tokeniser's file: {manifest['tokenizer']['file']}")
         _ = manifest["sha256"][TOKENS], manifest["sha256"][manifest["tokenizer"]["file"]]
         wanted = manifest["tokens"] * np.dtype(DTYPES[manifest["dtype"]]).itemsize
         found = (folder / TOKENS).stat().st_size
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(folder, f"{type(error).__name__}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(folder, f"{type(error).__name__}: {str(error)[:200]}") from None
     if found != wanted:
         raise damaged(folder, f"{TOKENS} has {found:,} bytes; the manifest says {wanted:,}")
     return manifest
@@ -198,9 +205,9 @@ def read_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
     """The tokeniser of a prepared folder, checked against the manifest."""
     name = manifest["tokenizer"]["file"]
     try:
-        found = digest(folder / name)
-    except OSError as error:
-        raise damaged(folder, str(error)) from None
+        found = digest(folder / name, MAX_FILE)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{name}: {error}") from None
     if found != manifest["sha256"][name]:
         raise damaged(folder, f"{name} is not the one that the manifest tells")
     return load_tokenizer(folder / name)

@@ -15,6 +15,7 @@ from data_pipelines.characters import CharTokenizer
 from data_pipelines.cores import cores
 from data_pipelines.encoding import encode
 from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.finding import path_of
 from data_pipelines.loader import Windows, batches
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import read_manifest
@@ -30,8 +31,8 @@ _TEXT = 1 << 20  # characters that are tokenised in a round
 
 def of_tokens(spec: str, progress: Progress | None = None) -> dict[str, Any]:
     """A report, JSON-able, on a prepared folder or a raw token file (`bin:PATH`)."""
-    stream = open_bin(spec, progress=progress)
-    folder = Path(spec.removeprefix("bin:")).expanduser()
+    folder = path_of(spec.removeprefix("bin:"))
+    stream = open_bin(spec, progress=progress, whole=folder.is_dir())  # a folder is checked
     report: dict[str, Any] = {"spec": spec, "dtype": stream.tokens.dtype.name}
     excerpt = stream.tokens[:20].tolist()
     if stream.tokenizer:

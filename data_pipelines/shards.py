@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.encoding import Shard, Writer, encode
-from data_pipelines.files import digest, sync, write_text
+from data_pipelines.files import digest, read_limited, sync, write_text
+from data_pipelines.limits import MAX_MANIFEST
 from data_pipelines.sources import CHUNK, Part, Progress, Source
 from data_pipelines.tokenizers import Tokenizer
 
@@ -62,7 +63,7 @@ def encode_all(
         progress: called as (stage, bytes done, bytes in all).
     """
     stored = work / "plan.json"
-    if not stored.is_file() or json.loads(stored.read_text(encoding="utf-8")) != plan:
+    if _json(stored) != plan:
         for path in work.glob("*.*"):
             path.unlink()
         write_text(stored, json.dumps(plan) + "\n")
@@ -169,10 +170,18 @@ def _finished(work: Path, i: int) -> Shard | None:
     """A shard that an earlier run wrote, if it is intact."""
     path = _file(work, i)
     try:
-        shard = Shard(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        shard = Shard(**_json(path.with_suffix(".json")))
+        return shard if digest(path) == shard.sha256 else None
     except (OSError, ValueError, TypeError):
         return None
-    return shard if path.is_file() and digest(path) == shard.sha256 else None
+
+
+def _json(path: Path) -> Any:
+    """What a small file holds; None if it is missing or damaged."""
+    try:
+        return json.loads(read_limited(path, MAX_MANIFEST))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _file(work: Path, i: int) -> Path:

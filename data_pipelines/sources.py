@@ -133,7 +133,7 @@ def open_text(spec: str) -> Source:
     Raises:
         DataProblem: (usage) the spec has no known form; (corrupt) nothing is found there.
     """
-    from data_pipelines import records, text_files, tfds
+    from data_pipelines import parquet, records, text_files, tfds
 
     kind, _, path = spec.partition(":")
     if spec == "pydoc":
@@ -143,10 +143,10 @@ def open_text(spec: str) -> Source:
     opened = {
         "text": text_files.open_files,
         "jsonl": records.open_jsonl,
-        "parquet": records.open_parquet,
+        "parquet": parquet.open_parquet,
         "tfds": tfds.open_tfds,
     }
-    if kind not in opened or not path.partition("#")[0]:
+    if kind not in opened or not path:
         raise unknown_spec(spec)
     return opened[kind](spec, path)
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
+from data_pipelines.finding import path_of
+from data_pipelines.limits import WHOLE_FILE
 from data_pipelines.prepare import (
     DTYPES,
     TOKENS,
@@ -20,6 +22,7 @@ from data_pipelines.sources import Progress, fingerprint, open_text, unknown_spe
 from data_pipelines.tokenizers import Tokenizer, unknown_name
 
 _PIECE = 1 << 22  # tokens of a raw file that are looked at together
+_SAMPLES, _SAMPLE = 1024, 1 << 15  # pieces of a file that is not read through, and their tokens
 
 
 class Stream(NamedTuple):
@@ -32,9 +35,12 @@ class Stream(NamedTuple):
     vocab_needed: int
     """Rows that an embedding needs."""
     sha256: dict[str, str]
-    """`text_sha256` of a prepared folder, `tokens_sha256` of a raw file."""
+    """`text_sha256` of a prepared folder, `tokens_sha256` of a raw file (`tokens_sample_sha256` of
+    one that was not read through)."""
     notes: tuple[str, ...] = ()
     """What the user should know, a sentence each."""
+    whole: bool = True
+    """Whether all tokens were looked at; if not, batches must be."""
 
 
 def open_prepared(
@@ -67,32 +73,40 @@ def open_prepared(
 
 
 def open_bin(
-    spec: str, tokenizer: Tokenizer | None = None, progress: Progress | None = None
+    spec: str,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress | None = None,
+    whole: bool = False,
 ) -> Stream:
     """What `bin:PATH` names: a prepared folder, or a raw file of little-endian tokens.
 
     A raw file is nanoGPT's train.bin: uint16 and nothing else, or `bin:PATH?dtype=uint32`.
-    Either is read through once, for its digest and its largest token. Only `tokenizer` can say
-    what the tokens of a raw file mean.
+    Either is read through once, for its digest and its largest token, unless it has more than
+    `limits.WHOLE_FILE` bytes and `whole` is off: then samples are taken of a raw file, and a
+    prepared folder's manifest is believed. Only `tokenizer` can say what the tokens of a raw file
+    mean.
 
     Raises:
         DataProblem: (usage) unknown dtype; (corrupt) nothing there, not whole tokens, or not
             those that the manifest of the folder tells;
             (mismatch) the vocabulary is not `tokenizer`.
     """
-    name, asked, dtype = spec.removeprefix("bin:").partition("?dtype=")
-    path = Path(name).expanduser()
+    name, asked, dtype = spec.removeprefix("bin:").rpartition("?dtype=")
+    if not asked or Path(dtype).name != dtype:  # the words may be of the path
+        name, asked, dtype = spec.removeprefix("bin:"), "", ""
+    path = path_of(name)
     if not name:
         raise unknown_spec(spec)
     if asked and (dtype not in DTYPES or path.is_dir()):
         why = "a prepared folder tells its own" if path.is_dir() else f"known: {', '.join(DTYPES)}"
         raise DataProblem(f"dtype {dtype!r} cannot be used", where=spec, why=why, exit_code=USAGE)
     if path.is_dir():
-        return _open_folder(path, tokenizer, progress)
+        return _open_folder(path, tokenizer, progress, whole)
     if not path.is_file():
         raise DataProblem("there is no token file", where=name, fix="check the path")
     tokens = _map(path, dtype or "uint16")
-    sha256, largest = _scan(tokens, progress)
+    whole = whole or tokens.nbytes <= WHOLE_FILE
+    sha256, largest = _scan(tokens, progress, None if whole else _SAMPLES)
     if tokenizer is not None and largest >= tokenizer.vocab_size:
         raise DataProblem(
             "the token file has another vocabulary than the model",
@@ -102,11 +116,20 @@ def open_bin(
             exit_code=MISMATCH,
         )
     needed = tokenizer.vocab_size if tokenizer else largest + 1
-    return Stream(tokens, tokenizer, needed, {"tokens_sha256": sha256})
+    digest = {"tokens_sha256" if whole else "tokens_sample_sha256": sha256}
+    notes = () if whole else (_not_read(tokens, f"{_SAMPLES:,} samples of it tell it apart"),)
+    return Stream(tokens, tokenizer, needed, digest, notes, whole)
 
 
-def _open_folder(folder: Path, tokenizer: Tokenizer | None, progress: Progress | None) -> Stream:
-    """Opens a prepared folder; its tokens are read through once, for their digest."""
+def _not_read(tokens: np.ndarray, why: str) -> str:
+    gigabytes = f"the tokens ({tokens.nbytes / 1e9:,.0f} GB) are not read through before training"
+    return f"{gigabytes}: {why}; each batch is checked"
+
+
+def _open_folder(
+    folder: Path, tokenizer: Tokenizer | None, progress: Progress | None, whole: bool = False
+) -> Stream:
+    """Opens a prepared folder; its tokens are read through once, for their digest (`open_bin`)."""
     manifest = read_manifest(folder)
     own = read_tokenizer(folder, manifest)
     if tokenizer and own.digest != tokenizer.digest:
@@ -116,9 +139,11 @@ def _open_folder(folder: Path, tokenizer: Tokenizer | None, progress: Progress |
             why += f"; in one of them only: {''.join(odd[:20])!r}" if odd else ""
         raise _another("the prepared tokens have another vocabulary than the model", folder, why)
     tokens = _map(folder / TOKENS, manifest["dtype"])
-    if _scan(tokens, progress)[0] != manifest["sha256"][TOKENS]:
-        raise damaged(folder, f"{TOKENS} is not the one that the manifest tells")
     notes = []
+    if not (whole := whole or tokens.nbytes <= WHOLE_FILE):
+        notes.append(_not_read(tokens, "`jaxmodels data inspect` checks them all"))
+    elif _scan(tokens, progress)[0] != manifest["sha256"][TOKENS]:
+        raise damaged(folder, f"{TOKENS} is not the one that the manifest tells")
     if unknown := manifest["unknown"]:
         share = unknown / manifest["tokens"]
         what = "characters" if isinstance(own, CharTokenizer) else "tokens"
@@ -130,6 +155,7 @@ def _open_folder(folder: Path, tokenizer: Tokenizer | None, progress: Progress |
         own.vocab_size,
         {"text_sha256": manifest["source"]["sha256"]},
         tuple(notes),
+        whole,
     )
 
 
@@ -147,11 +173,20 @@ def _map(path: Path, dtype: str) -> np.ndarray:
     return np.memmap(path, DTYPES[dtype], "r")
 
 
-def _scan(tokens: np.ndarray, progress: Progress | None) -> tuple[str, int]:
-    """sha256 and largest token of a stream, in bounded memory."""
+def _scan(
+    tokens: np.ndarray, progress: Progress | None, samples: int | None = None
+) -> tuple[str, int]:
+    """sha256 and largest token of a stream, in bounded memory; or of its length and samples."""
     sha256, largest = hashlib.sha256(), 0
-    for start in range(0, len(tokens), _PIECE):
-        piece = np.asarray(tokens[start : start + _PIECE])
+    starts, size = list(range(0, len(tokens), _PIECE)), _PIECE
+    if samples:
+        sha256.update(f"{len(tokens)} {samples} {_SAMPLE}".encode())
+        starts, size = (
+            [i * (len(tokens) - _SAMPLE) // (samples - 1) for i in range(samples)],
+            _SAMPLE,
+        )
+    for start in starts:
+        piece = np.asarray(tokens[start : start + size])
         sha256.update(piece.data)
         largest = max(largest, int(piece.max()))
         if progress:

@@ -1,13 +1,14 @@
 """Text that is nothing but text: files, and the prose that comes with Python."""
 
 import codecs
-import glob
 import importlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from data_pipelines.errors import DataProblem
+from data_pipelines.files import naming
+from data_pipelines.finding import find
 from data_pipelines.sources import Part, Source
 
 
@@ -22,37 +23,10 @@ def open_pydoc() -> Source:
 
 def open_files(spec: str, path: str) -> Source:
     """The files of `text:PATH`, each a document."""
-    found = find(path, "*.txt")
+    found = find(path, ".txt")
     sizes = {name: file.stat().st_size for name, file in found.items()}
     parts = (Part(sizes[name], partial(_read_file, file)) for name, file in found.items())
     return Source(spec, tuple(parts), sizes, tuple(found.values()))
-
-
-def find(text: str, *patterns: str) -> dict[str, Path]:
-    """The files that a path names, by the name that the manifest gives them, in order.
-
-    Args:
-        text: a file, a folder or a glob pattern.
-        patterns: what is taken from a folder, at any depth.
-
-    Raises:
-        DataProblem: (corrupt) there is none.
-    """
-    path = Path(text).expanduser()
-    if path.is_dir():
-        below = [p for pattern in patterns for p in path.rglob(pattern)]
-        found = {p.relative_to(path).as_posix(): p for p in below if p.is_file()}
-        missing = f"the folder has no {' or '.join(patterns)} file in it or below it"
-    elif path.exists():
-        found = {path.name: path} if path.is_file() else {}
-        missing = "it is not a regular file; text is read more than once"
-    else:
-        names = glob.glob(str(path), recursive=True)
-        found = {Path(name).as_posix(): Path(name) for name in names if Path(name).is_file()}
-        missing = "no such file or folder, and as a pattern it matches no file"
-    if not found:
-        raise DataProblem("there is no text", where=text, why=missing, fix="check the path")
-    return dict(sorted(found.items()))
 
 
 def _read_string(text: str, size: int) -> Iterator[tuple[str, bool]]:
@@ -62,7 +36,7 @@ def _read_string(text: str, size: int) -> Iterator[tuple[str, bool]]:
 def _read_file(path: Path, size: int) -> Iterator[tuple[str, bool]]:
     """Streams a UTF-8 file as it is (newlines too), without a leading byte order mark."""
     offset, rest, begins = 0, b"", True  # bytes decoded, and those of an unfinished character
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         while True:
             block = file.read(size)
             data = rest + block

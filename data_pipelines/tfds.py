@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.finding import path_of
+from data_pipelines.ids import without_surrogates
 from data_pipelines.sources import Part, Source
 
 NAMES = {"wikipedia": "wikipedia/20230601.en", "c4": "c4/en"}
@@ -64,7 +66,8 @@ class Texts:
         return len(self._source)
 
     def __getitem__(self, index: int) -> str:
-        return _text(self._source[int(index)][self._where[2]])
+        folder, split, field = self._where
+        return text_of(example(self._source, int(index), f"{folder}, {split}")[field])
 
     @property
     def _source(self) -> Any:
@@ -118,7 +121,15 @@ def builder_of(folder: str) -> Any:
     """TFDS's view of the folder of a dataset's version."""
     import tensorflow_datasets as tfds
 
-    return tfds.builder_from_directory(folder)
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # whatever stumbles over damaged JSON
+        raise DataProblem(
+            "this is no intact dataset of TFDS",
+            where=folder,
+            why=f"{type(error).__name__}: {str(error)[:200]}",
+            fix="prepare or fetch the dataset again",
+        ) from None
 
 
 def _read(
@@ -128,13 +139,36 @@ def _read(
     yield from ((documents[i], True) for i in range(start, stop))
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def example(source: Any, index: int, where: str) -> Any:
+    """Example `index` of what `data_source` gave.
+
+    Raises:
+        DataProblem: (corrupt) it cannot be read; `where` names the dataset.
+    """
+    try:
+        return source[index]
+    except IndexError:
+        raise  # the end of a sequence
+    except Exception as error:  # array_record and TFDS raise anything for damaged files
+        raise DataProblem(
+            "an example of the dataset cannot be read",
+            where=f"{where}, example {index}",
+            why=f"{type(error).__name__}: {str(error)[:200]}",
+            fix="prepare or fetch the dataset again",
+        ) from None
+
+
+def text_of(value: Any) -> str:
+    """A feature as text: bytes that are not UTF-8 are U+FFFD, nothing is an empty text."""
+    if value is None:
+        return ""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return without_surrogates(text)
 
 
 def folder_of(name: str) -> Path:
     """The folder of a dataset's version: the newest, of the only configuration if none is named."""
-    root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = path_of(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     folder = root / name
     for _ in range(3):
         if (folder / "dataset_info.json").is_file():

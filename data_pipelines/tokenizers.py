@@ -21,6 +21,7 @@ import numpy as np
 from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.files import read_limited
+from data_pipelines.finding import path_of
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.subword import SubwordTokenizer
 from data_pipelines.transformers_files import MAX_FILE, SLOW, files_in, read_files, refuse_foreign
@@ -54,7 +55,7 @@ def open_tokenizer(name: str) -> Tokenizer:
             fix="use chars, gpt2, or the path of a tokenizer.json",
             exit_code=USAGE,
         )
-    if not name or not Path(name).expanduser().exists():
+    if not name or not path_of(name).exists():
         raise DataProblem(
             f"unknown tokeniser: {name!r}",
             why="it is not chars, bare-chars, words or gpt2, and no such file or folder exists",
@@ -78,7 +79,7 @@ def load_tokenizer(path: Path | str, rows: int | None = None) -> Tokenizer:
         UnknownTokenizer: a tokeniser of another kind lies there.
         DataProblem: (corrupt) there is no such file, or it is neither.
     """
-    path = Path(path).expanduser()
+    path = path_of(str(path))
     folder = path if path.is_dir() else path.parent
     names = (CHARACTERS, GPT2Tokenizer.FILE)
     file = next((path / name for name in names if (path / name).is_file()), path)

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.captions.examples import Collection, Example, shapes_side
 from data_pipelines.errors import DataProblem
-from data_pipelines.tfds import builder_of, data_source, folder_of
+from data_pipelines.tfds import builder_of, data_source, example, folder_of, text_of
 
 _HELD_OUT = ("validation", "val", "valid", "test")  # splits; the first that there is
 
@@ -73,6 +73,7 @@ class Examples(Sequence[Example]):
     """The examples of a split."""
 
     def __init__(self, folder: Path, split: str):
+        self._where = f"{folder}, {split}"
         self._source = data_source(str(folder), split, ("image", "captions", "image/filename"))
 
     def __len__(self) -> int:
@@ -80,10 +81,8 @@ class Examples(Sequence[Example]):
 
     def __getitem__(self, i: Any) -> Any:
         """Example i."""
-        found = self._source[int(i)]
+        found = example(self._source, int(i), self._where)
         captions = found["captions"]
         texts = captions["text"] if isinstance(captions, dict) else captions
         name = found.get("image/filename", b"").decode("utf-8", "replace") or f"example {i}"
-        return Example(
-            name, tuple(text.decode("utf-8", "replace") for text in texts), found["image"]
-        )
+        return Example(name, tuple(map(text_of, texts)), found["image"])

@@ -5,11 +5,16 @@ import hashlib
 import io
 import json
 from collections import Counter
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 from typing import Any
 
 from data_pipelines.captions.examples import Collection, Example
-from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.errors import UNSAFE, USAGE, DataProblem
+from data_pipelines.files import read_limited
+from data_pipelines.finding import path_of, split_name
+from data_pipelines.ids import without_surrogates
+from data_pipelines.limits import MAX_CAPTIONS
 
 _FILES = ("captions*.json", "captions*.csv")
 
@@ -25,20 +30,21 @@ def open_folder(spec: str, rest: str) -> Collection:
 
     Raises:
         DataProblem: (corrupt) there is no such folder or file, it has another form, or two
-            images have one id; (usage) there are several files of captions.
+            images have one id; (unsafe) a name leads outside of the folder; (usage) there are
+            several files of captions.
     """
-    path, _, name = rest.partition("#")
-    folder = Path(path).expanduser()
+    path, name = split_name(rest)
+    folder = path_of(path)
     if not folder.is_dir():
         raise DataProblem("there is no such folder of images", where=path, fix="check the path")
     file = folder / name if name else _captions_file(folder)
     try:
-        content = file.read_bytes()
+        content = read_limited(file, MAX_CAPTIONS)
         text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise _broken(file, str(error)) from None
     left: Left = {}
-    read = _from_json if file.suffix == ".json" else _from_csv
+    read = _from_json if file.suffix.lower() == ".json" else _from_csv
     captions = read(file, text, left)
     sizes, examples = hashlib.sha256(), []
     for image, said in captions.items():
@@ -56,7 +62,11 @@ def open_folder(spec: str, rest: str) -> Collection:
 
 
 def _captions_file(folder: Path) -> Path:
-    found = sorted(file for pattern in _FILES for file in folder.glob(pattern))
+    found = sorted(
+        file
+        for file in folder.iterdir()
+        if any(fnmatchcase(file.name.lower(), pattern) for pattern in _FILES)
+    )
     if len(found) == 1:
         return found[0]
     if not found:
@@ -82,22 +92,27 @@ def _from_json(file: Path, text: str, left: Left) -> dict[str, list[str]]:
         data = json.loads(text)
         names = [(_key(image["id"]), image["file_name"]) for image in data["images"]]
         said = [(_key(a["image_id"]), a["caption"], a.get("id")) for a in data["annotations"]]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(file, f"it is not JSON: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise _broken(file, f"it is not COCO's: {type(error).__name__}: {error}") from None
+        raise _broken(
+            file, f"it is not COCO's: {type(error).__name__}: {str(error)[:200]}"
+        ) from None
     for what, values in (
         ("id", [number for number, _ in names]),
         ("file name", [name for _, name in names]),
     ):
         number, times = Counter(map(repr, values)).most_common(1)[0] if values else ("", 0)
         if times > 1:
-            raise _broken(file, f"{times} images have the {what} {number}")
+            raise _broken(file, f"{times} images have the {what} {number[:200]}")
     captions: dict[Any, list[str]] = {number: [] for number, _ in names}
     seen = set()
     for image, caption, number in said:
+        if caption is None:  # as everywhere: it says nothing
+            caption = ""
         if not isinstance(caption, str):
-            raise _broken(file, f"the caption {number} is no text: {caption!r}")
+            raise _broken(file, f"the caption {number!r} is no text: {repr(caption)[:200]}")
+        caption = without_surrogates(caption)
         if image not in captions:
             left.setdefault("captions of images that the file does not list", []).append(caption)
         elif number is not None and repr(number) in seen:
@@ -116,7 +131,7 @@ def _from_csv(file: Path, text: str, left: Left) -> dict[str, list[str]]:
         if not {"file", "caption"} <= set(rows.fieldnames or ()):
             raise _broken(file, f"its first line must have file and caption: {rows.fieldnames}")
         for row in rows:
-            if row["caption"] is None or None in row:
+            if None in row or None in row.values():
                 why = f"line {rows.line_num} has not as many fields as the first"
                 raise _broken(file, why)
             captions.setdefault(_name(file, row["file"]), []).append(row["caption"])
@@ -132,8 +147,17 @@ def _key(value: Any) -> int | str:
 
 
 def _name(file: Path, name: Any) -> str:
+    """The name of an image, which must lie in the folder or below it."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise _broken(file, f"this is no name of a file: {name!r}")
+        raise _broken(file, f"this is no name of a file: {repr(name)[:200]}")
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise DataProblem(
+            "the name of an image leads outside of the folder",
+            where=f"{file}: {repr(name)[:200]}",
+            why="what is read is what lies in the folder of images, and nothing else",
+            fix="name the images from their folder on: images:FOLDER#FILE",
+            exit_code=UNSAFE,
+        )
     return name
 
 

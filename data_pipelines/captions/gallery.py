@@ -2,17 +2,24 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import digest
+from data_pipelines.files import digest, naming, read_limited
+from data_pipelines.ids import without_surrogates
+from data_pipelines.limits import MAX_GALLERY, MAX_MANIFEST, max_document, too_long
 from data_pipelines.prepare import MANIFEST
 
 CAPTIONS, IMAGES = "captions.jsonl", "images.bin"
+
+MAX_SIDE = 1 << 13
+"""Pixels that a prepared image may be wide: as many as `images.MAX_PIXELS` allow a square."""
+
+_NAME = 200  # characters of a name of what is left out
 
 _FIELDS: dict[str, Any] = {
     "spec": str,
@@ -51,30 +58,68 @@ def read_gallery(folder: Path) -> dict[str, Any]:
         DataProblem: (corrupt) it is missing, unreadable or not ours.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_limited(folder / MANIFEST, MAX_MANIFEST))
         for name, kind in _FIELDS.items():
             if not isinstance(manifest[name], kind):
                 raise TypeError(f"{name} is {manifest[name]!r}")
-        _ = manifest["images"]["train"], manifest["images"]["valid"], manifest["sha256"][CAPTIONS]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(folder, f"{type(error).__name__}: {error}") from None
+        if not 1 <= manifest["side"] <= MAX_SIDE:
+            raise ValueError(f"side is {manifest['side']}")
+        counts = manifest["images"]["train"], manifest["images"]["valid"]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise TypeError(f"images is {manifest['images']!r}")
+        if odd := set(manifest["sha256"]) - {CAPTIONS, IMAGES}:
+            raise ValueError(f"it has the sha256 of {min(odd)[:80]!r}")
+        _ = manifest["sha256"][CAPTIONS]
+        for left in manifest["left_out"].values():
+            _ = left["count"] + 0, ", ".join(left["first"])
+        if IMAGES in manifest["sha256"]:
+            wanted = sum(counts) * manifest["side"] ** 2 * 3
+            found = (folder / IMAGES).stat().st_size
+            if found != wanted:
+                raise ValueError(f"{IMAGES} has {found:,} bytes; the manifest says {wanted:,}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(folder, f"{type(error).__name__}: {str(error)[:200]}") from None
     return manifest
 
 
 def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
-    """The lines of captions.jsonl; all files are read through once, for their digests."""
+    """The lines of captions.jsonl; all files are read through once, for their digests.
+
+    Raises:
+        DataProblem: (corrupt) a file is not the one that the manifest tells, or too large.
+    """
     for name, expected in manifest["sha256"].items():
         try:
-            found = digest(folder / name)
-        except OSError as error:
-            raise damaged(folder, str(error)) from None
+            found = digest(folder / name, MAX_GALLERY)
+        except (OSError, ValueError) as error:
+            raise damaged(folder, f"{name}: {error}") from None
         if found != expected:
             raise damaged(folder, f"{name} is not the one that the manifest tells")
-    lines = (folder / CAPTIONS).read_text(encoding="utf-8").split("\n")[:-1]
-    each = map(json.loads, lines)
-    return [
-        Row(r["split"], r["index"], r["name"], tuple(r["size"]), tuple(r["captions"])) for r in each
-    ]
+    longest, path = max_document(), folder / CAPTIONS
+    rows: list[Row] = []
+    with naming(path), path.open("rb") as file:
+        while line := file.readline(longest + 1):
+            where = f"{path}, line {len(rows) + 1}"
+            if len(line) > longest:
+                raise too_long("line", where)
+            rows.append(_row(line, folder, where))
+    if len(rows) != sum(manifest["images"][split] for split in ("train", "valid")):
+        raise damaged(folder, f"{CAPTIONS} has {len(rows):,} lines; the manifest tells otherwise")
+    return rows
+
+
+def _row(line: bytes, folder: Path, where: str) -> Row:
+    try:
+        r = json.loads(line)
+        row = Row(r["split"], r["index"], r["name"], tuple(r["size"]), tuple(r["captions"]))
+        if row.split not in ("train", "valid") or row.index < 0 or not row.captions:
+            raise ValueError(f"split {row.split!r}, index {row.index}")
+        if not all(isinstance(text, str) for text in (row.name, *row.captions)):
+            raise TypeError("its name or a caption is no text")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(folder, f"{where}: {type(error).__name__}: {str(error)[:200]}") from None
+    said = tuple(without_surrogates(text) for text in row.captions)
+    return replace(row, captions=said)
 
 
 def images_of(folder: Path, manifest: dict[str, Any]) -> np.ndarray | None:
@@ -90,7 +135,8 @@ def notes_of(manifest: dict[str, Any]) -> Iterator[str]:
     """What was left out, a sentence each."""
     for what, left in manifest["left_out"].items():
         more = ", …" if left["count"] > len(left["first"]) else ""
-        yield f"{left['count']:,} {what} are left out: {', '.join(left['first'])}{more}"
+        names = ", ".join(name[:_NAME] for name in left["first"])
+        yield without_surrogates(f"{left['count']:,} {what} are left out: {names}{more}")
 
 
 def damaged(folder: Path, why: str) -> DataProblem:

@@ -23,6 +23,7 @@ from data_pipelines.captions.tokens import Captions
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.cores import cores
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
+from data_pipelines.finding import path_of
 from data_pipelines.sources import Progress
 from data_pipelines.tokenizers import WORDS, Tokenizer
 from data_pipelines.words import build_words
@@ -54,7 +55,7 @@ def open_captioned(
         DataProblem: as `open_data`.
     """
     if spec.startswith("bin:"):
-        folder = Path(spec.removeprefix("bin:")).expanduser()
+        folder = path_of(spec.removeprefix("bin:"))
         side = side or read_gallery(folder)["side"]
     side = side_of(spec, side)
     if not spec.startswith("bin:"):
@@ -68,7 +69,7 @@ def open_captioned(
     data = Captioned(
         spec=spec,
         texts=texts,
-        pixels=_pixels(images_of(folder, manifest), rows, collection, side),
+        pixels=_pixels(images_of(folder, manifest), rows, collection, side, folder),
         captions=Captions.of(texts, tokenizer),
         tokenizer=tokenizer,
         side=side,
@@ -131,7 +132,11 @@ def _built(name: str | None, texts: tuple[tuple[str, ...], ...], min_freq: int) 
 
 
 def _pixels(
-    ready: np.ndarray | None, rows: list[Row], collection: Collection | None, side: int
+    ready: np.ndarray | None,
+    rows: list[Row],
+    collection: Collection | None,
+    side: int,
+    folder: Path,
 ) -> Callable[[np.ndarray], Images]:
     """What gives the images of places: the prepared ones, or the source's, decoded as they come."""
     if ready is not None:
@@ -141,6 +146,8 @@ def _pixels(
 
     def read(place: int) -> np.ndarray:
         row = rows[place]
+        if row.index >= len(splits[row.split]):
+            raise _another("the images are not those that were prepared", folder, "some are gone")
         example = splits[row.split][row.index]
         return pixels.squared(pixels.decoded(example.image, row.name), side)
 

@@ -12,6 +12,7 @@ from data_pipelines.captions.captioned import Captioned, Drawn
 from data_pipelines.captions.examples import open_examples
 from data_pipelines.captions.gallery import IMAGES, read_gallery, read_rows
 from data_pipelines.captions.pixels import decoded, squared
+from data_pipelines.finding import path_of
 from data_pipelines.pipelines import open_data
 from data_pipelines.reports import rates
 from data_pipelines.sources import Progress
@@ -84,7 +85,7 @@ def _opened(
     with tempfile.TemporaryDirectory(prefix="jaxmodels-images-") as temporary:
         folder = Path(temporary) / "data"
         if spec.startswith("bin:"):
-            folder, side = Path(spec.removeprefix("bin:")).expanduser(), None
+            folder, side = path_of(spec.removeprefix("bin:")), None
         sizes |= {"tokenizer": tokenizer, "side": side, "progress": progress}
         data = open_data(spec, folder=folder, **sizes)
         assert isinstance(data, Captioned)

@@ -166,7 +166,8 @@ def compare_data(run: Path, data: Any, has_checkpoint: bool) -> None:
             exit_code=MISMATCH,
         )
     stored = settings.read_file(run / "config.json").get("data", {})
-    if changed := settings.differences(stored, data.identity):
+    now = data.identity_as(stored) if hasattr(data, "identity_as") else data.identity
+    if changed := settings.differences(stored, now):
         raise Problem(
             "the data is not what this run was started with",
             where=data.spec,

@@ -1,0 +1,147 @@
+"""The files that a spec names: nothing that is there is left out without a word."""
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.errors import USAGE, DataProblem
+
+
+def path_of(text: str) -> Path:
+    """The path that a user wrote, with ~ expanded.
+
+    Raises:
+        DataProblem: (usage) there is no such user, or a zero byte in it.
+    """
+    try:
+        if "\0" not in text:
+            return Path(text).expanduser()
+        why = "it has a zero byte"
+    except RuntimeError as error:
+        why = str(error)
+    raise DataProblem("this is no path", where=repr(text)[:200], why=why, exit_code=USAGE)
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """PATH and NAME of `PATH#NAME`; a # may be in either: the longest PATH that is there counts.
+
+    NAME is empty where the text names none. Where nothing is there, the first # divides.
+    """
+    for at in (len(text), *(i for i in range(len(text) - 1, 0, -1) if text[i] == "#")):
+        path = str(path_of(text[:at]))
+        if os.path.lexists(path) or (glob.has_magic(path) and _matches(path)):
+            return text[:at], text[at + 1 :]
+    path, _, name = text.partition("#")
+    return path, name
+
+
+def find(text: str, *suffixes: str) -> dict[str, Path]:
+    """The files that a path names, by the name that the manifest gives them, in order.
+
+    Links are followed, and each folder is read once, however many links lead there.
+
+    Args:
+        text: a file, a folder or a glob pattern (a folder that one matches is read as such).
+        suffixes: what names end with that are taken from a folder, at any depth; in small
+            letters, which stand for capitals too.
+
+    Raises:
+        DataProblem: (corrupt) there is none, or one is a link to nothing or no regular file.
+        OSError: a folder cannot be read.
+    """
+    path = path_of(text)
+    if path.is_dir():
+        below = _files_below(path, suffixes)
+        found = {p.relative_to(path).as_posix(): p for p in below}
+        missing = f"the folder has no {_listed(suffixes)} file in it or below it"
+    elif os.path.lexists(path):
+        _refuse_irregular(path)
+        found, missing = {path.name: path}, ""
+    else:
+        names = _matches(str(path))
+        recursive = "**" in path.parts  # its own files are matched where they are wanted
+        found = {}
+        for match in map(Path, names):
+            if match.is_dir():
+                below = () if recursive else _files_below(match, suffixes)
+                found |= {p.as_posix(): p for p in below}
+            else:
+                _refuse_irregular(match)
+                found[match.as_posix()] = match
+        missing = "no such file or folder, and as a pattern it matches no file"
+        if names and not found:
+            missing = f"the folders that it matches have no {_listed(suffixes)} file below them"
+    if not found:
+        raise DataProblem("there is no text", where=text, why=missing, fix="check the path")
+    return dict(sorted(found.items()))
+
+
+def _listed(suffixes: tuple[str, ...]) -> str:
+    return " or ".join(f"*{suffix}" for suffix in suffixes)
+
+
+def _files_below(top: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """The files with these suffixes in a folder and below it."""
+    for folder in _folders(top):
+        for path in folder.iterdir():
+            if path.name.startswith(".#"):  # an editor's lock, a link to nothing
+                continue
+            _refuse_dangling(path)  # whatever it is called: a folder may have lain there
+            if path.name.lower().endswith(suffixes) and not path.is_dir():
+                _refuse_irregular(path)
+                yield path
+
+
+def _folders(top: Path, hidden: bool = True) -> Iterator[Path]:
+    """A folder and those below it, each once: links may lead in circles. Linked ones come last."""
+    real, linked, seen = [top], [], set()
+    while real or linked:
+        folder = real.pop() if real else linked.pop(0)
+        stat = folder.stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        yield folder
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and (hidden or not path.name.startswith(".")):
+                (linked if path.is_symlink() else real).append(path)
+
+
+def _matches(pattern: str) -> list[str]:
+    """As `glob.glob(pattern, recursive=True)`, which follows links round and round."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return glob.glob(pattern)
+    at = parts.index("**")
+    rest = parts[at + 1 :] or ("*",)
+    tops = _matches(str(Path(*parts[:at]))) if at else ["."]
+    return [
+        match
+        for top in tops
+        if os.path.isdir(top)
+        for folder in _folders(Path(top), hidden=False)
+        for match in _matches(str(Path(glob.escape(str(folder)), *rest)))
+    ]
+
+
+def _refuse_irregular(path: Path) -> None:
+    """Raises unless the path is a regular file, which can be read more than once."""
+    _refuse_dangling(path)
+    if not path.is_file():
+        raise DataProblem(
+            "this is not a regular file",
+            where=str(path),
+            why="text is read more than once",
+            fix="give a file",
+        )
+
+
+def _refuse_dangling(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise DataProblem(
+            "this link leads to nothing",
+            where=str(path),
+            why=f"{os.readlink(path)} is not there, or cannot be reached",
+            fix="restore what it leads to, or remove the link",
+        )
