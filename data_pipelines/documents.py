@@ -130,16 +130,7 @@ def characters_of(
     Raises:
         DataProblem: (corrupt) no character occurs so often.
     """
-    documents = texts(source)
-    share = source.bytes / len(documents)
-
-    def read() -> Iterator[str]:
-        for i in range(count):
-            yield text + "\n\n" if (text := documents[i]) else ""
-            if progress:
-                progress("counting characters", round(i * share), round(count * share))
-
-    found = CharTokenizer.build(read(), min_freq)
+    found = CharTokenizer.build(first_documents(source, count, progress), min_freq)
     if not found.chars:
         raise DataProblem(
             f"the first {count:,} documents give no vocabulary",
@@ -148,3 +139,13 @@ def characters_of(
             fix="use more --vocab-documents, or a smaller --min-freq",
         )
     return found
+
+
+def first_documents(source: Source, count: int, progress: Progress | None = None) -> Iterator[str]:
+    """The first documents of what `open_tfds` opened, each with what separates it from others."""
+    documents = texts(source)
+    share = source.bytes / len(documents)
+    for i in range(count):
+        yield text + "\n\n" if (text := documents[i]) else ""
+        if progress:
+            progress("counting characters", round(i * share), round(count * share))

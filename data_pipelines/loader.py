@@ -66,7 +66,10 @@ class Windows:
 
     def __getitem__(self, i: int) -> Batch:
         """Batch i: `tokens` int32 [rows, context + 1], and `segments` if wanted."""
-        positions = np.uint64(int(i) * self._batch) + self._rows
+        return self.at(np.uint64(int(i) * self._batch) + self._rows)
+
+    def at(self, positions: UInt64[np.ndarray, "r"]) -> Batch:
+        """The windows at these positions, which rise, of the endless order."""
         starts = shuffled(positions, len(self._windows), self._seed)
         return batch_of(_checked(self._windows[starts], self._below), self._end)
 
@@ -161,7 +164,13 @@ def batches(
         threads: readers.
         ahead: batches made in advance.
     """
-    windows = Windows(tokens, context, batch, seed, rows, end_of_text, below)
+    return read_ahead(
+        Windows(tokens, context, batch, seed, rows, end_of_text, below), threads, ahead
+    )
+
+
+def read_ahead(windows: Windows, threads: int = 2, ahead: int = 8) -> grain.DatasetIterator:
+    """The batches of `windows`, as `batches`."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(windows).to_iter_dataset(options))
 

@@ -15,8 +15,9 @@ from data_pipelines.characters import CharTokenizer
 from data_pipelines.documents import characters_of
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.finding import path_of
-from data_pipelines.loader import Rows, Validation, batches
-from data_pipelines.sources import Progress, Reading, open_text
+from data_pipelines.loader import Rows, Validation, Windows, read_ahead
+from data_pipelines.mixture import Mixture
+from data_pipelines.sources import MIX, Progress, Reading, open_text
 from data_pipelines.streaming import VOCAB_DOCUMENTS, Streamed, open_streamed
 from data_pipelines.streams import Stream, open_bin, open_prepared
 from data_pipelines.tfds import NAMES
@@ -105,7 +106,11 @@ class Data:
         Args:
             rows: of each batch, in rising order, those that this process wants; None for all.
         """
-        return batches(
+        return read_ahead(self.windows(rows))
+
+    def windows(self, rows: Rows = None) -> Windows:
+        """The batches of `train`, in any order."""
+        return Windows(
             self.tokens[slice(*self.train_range)],
             context=self.context,
             batch=self.batch,
@@ -154,7 +159,7 @@ def open_data(
     segments: bool = False,
     vocab_documents: int = VOCAB_DOCUMENTS,
     side: int | None = None,
-) -> Data | Streamed | Captioned:
+) -> Data | Streamed | Captioned | Mixture:
     """Opens what a spec names; files are prepared into `folder` the first time.
 
     TFDS datasets (also as `wikipedia`, `c4`) are tokenised while one trains; nothing is written.
@@ -182,10 +187,13 @@ def open_data(
         side: width and height of images in pixels, a multiple of 14; by default what shapes are
             drawn with, and 224 of others.
 
+    A mixture (`mix:3*SPEC,1*SPEC`) has one tokeniser for all sources: the one that is given or
+    that a prepared folder among them has, else the characters of all of them.
+
     Raises:
-        DataProblem: (usage) unknown spec or tokeniser, senseless sizes, segments without an end
-            of text; (corrupt) unreadable, or fewer tokens than a window needs; (mismatch) the
-            text or the vocabulary is another one.
+        DataProblem: (usage) unknown spec or tokeniser, senseless sizes or weights, segments
+            without an end of text; (corrupt) unreadable, or fewer tokens than a window needs;
+            (mismatch) the text or the vocabulary is another one.
         OSError: the operating system says no.
     """
     if min(context, batch, vocab_documents) < 1 or seed < 0 or not 0 <= valid_fraction <= 1:
@@ -211,14 +219,18 @@ def open_data(
             valid_fraction=valid_fraction,
         )
     kind = spec.partition(":")[0]
+    sizes = (context, batch, seed, valid_fraction, segments)
+    counting: dict[str, Any] = {"vocab_documents": vocab_documents, "min_freq": min_freq}
+    if kind == MIX:
+        from data_pipelines.mixing import open_mixture
+
+        return open_mixture(spec, Path(folder), tokenizer, *sizes, **counting, progress=progress)
     if isinstance(tokenizer, str):
         if tokenizer == BARE_CHARS and kind != "bin":
             tokenizer = _bare(spec, min_freq, vocab_documents, progress)
         else:
             tokenizer = None if tokenizer in (CHARS, BARE_CHARS) else open_tokenizer(tokenizer)
-    sizes = (context, batch, seed, valid_fraction, segments)
     if kind in ("tfds", *NAMES):
-        counting: dict[str, Any] = {"vocab_documents": vocab_documents, "min_freq": min_freq}
         source = open_text(spec)
         return _with_ends(open_streamed(source, tokenizer, *sizes, **counting, progress=progress))
     if kind == "bin":
@@ -247,6 +259,8 @@ def _bare(
 
 def captioned(spec: str) -> bool:
     """Whether a spec names images with captions; raises as `open_data`."""
+    if spec.startswith(f"{MIX}:"):
+        return False
     kind, _, rest = spec.partition(":")
     return is_gallery(path_of(rest)) if kind == "bin" else is_captioned(spec)
 

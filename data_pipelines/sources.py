@@ -21,11 +21,15 @@ SPECS = {
     "wikipedia": "tfds:wikipedia/20230601.en",
     "c4": "tfds:c4/en",
     "bin:PATH": "what `data prepare` wrote, or a raw file of tokens (?dtype=uint32)",
+    "mix:WEIGHT*SPEC,WEIGHT*SPEC": "texts mixed by weight, row by row: mix:3*text:books,1*pydoc",
     "shapes[:SIDE]": "images with captions: 10,256 drawn scenes, SIDE (56) pixels wide",
     "images:FOLDER[#FILE]": "images with captions, told by COCO's JSON or CSV (file,caption)",
     "coco_captions[:SPLIT]": "tfds:coco_captions; so any TFDS dataset with an image and captions",
 }
 """Form of a spec → what it is."""
+
+MIX = "mix"
+"""What a mixture's spec begins with."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes done and the bytes in all."""
@@ -146,6 +150,13 @@ def open_text(spec: str) -> Source:
         "parquet": parquet.open_parquet,
         "tfds": tfds.open_tfds,
     }
+    if kind == MIX:
+        raise DataProblem(
+            "a mixture is made of its sources while one trains",
+            where=spec,
+            fix="name one of its sources here; `jaxmodels train --data` takes the mixture",
+            exit_code=USAGE,
+        )
     if kind not in opened or not path:
         raise unknown_spec(spec)
     return opened[kind](spec, path)

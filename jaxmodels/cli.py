@@ -10,6 +10,8 @@ import sys
 import unicodedata
 from typing import Any
 
+from jaxmodels.errors import USAGE, Problem
+
 
 def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
     """Fills the dataclass `args` from the command line; wrong usage exits with code 2."""
@@ -42,6 +44,24 @@ def gathered(argv: list[str], option: str, many: bool = False) -> list[str]:
         else:
             rest.append(word)
     return [*rest, option, *values] if values else rest
+
+
+def refuse_repeated(argv: list[str], option: str, fix: str) -> None:
+    """Refuses an option that is given twice: the parser would take the last without a word.
+
+    Raises:
+        Problem: (usage) with `fix`, in which {} stands for the values, `1*VALUE` joined by commas.
+    """
+    values = [
+        word.partition("=")[2] if "=" in word and word.startswith(option + "=") else following
+        for word, following in zip(argv, [*argv[1:], ""], strict=False)
+        if word == option or word.startswith(option + "=")
+    ]
+    if len(values) > 1:
+        joined = ",".join(f"1*{value}" for value in values)
+        raise Problem(
+            f"{option} is given {len(values)} times", fix=fix.format(joined), exit_code=USAGE
+        )
 
 
 _hushed = False

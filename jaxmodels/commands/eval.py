@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, gathered, parse, say
+from jaxmodels.cli import emit, gathered, parse, refuse_repeated, say
 from jaxmodels.errors import MISMATCH, USAGE, Problem, within
 
 
@@ -55,6 +55,7 @@ class Eval:
 def main(argv: list[str]) -> int:
     """Runs the verb."""
     argv = gathered(argv, "--set")
+    refuse_repeated(argv, "--data", "measure on one after the other, or on all: --data mix:{}")
     for option in ("--image", "--caption"):
         argv = gathered(argv, option, many=True)
     options = parse(Eval, argv, "eval")

@@ -70,8 +70,9 @@ def open_data(
     try:
         data = opened()
     except DataProblem as problem:
-        ours = (folder / "manifest.json").is_file()
-        if has_checkpoint or not ours or problem.where != str(folder) or not first():
+        there = Path(problem.where)  # a source of a mixture is prepared below the folder
+        ours = there in (folder, *folder.glob("[0-9]*")) and _prepared(folder)
+        if has_checkpoint or not ours or not first():
             raise
         say(f"{problem.what}; no step was done with them, so they are made anew")
         shutil.rmtree(folder)
@@ -79,6 +80,11 @@ def open_data(
     for note in data.notes:
         say(note)
     return data
+
+
+def _prepared(folder: Path) -> bool:
+    """Whether `open_data` wrote a folder; nothing else is ever removed."""
+    return any((f / "manifest.json").is_file() for f in (folder, *folder.glob("[0-9]*")))
 
 
 def fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int]:

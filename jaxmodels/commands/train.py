@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import jaxmodels
-from jaxmodels.cli import emit, say
+from jaxmodels.cli import emit, refuse_repeated, say
 from jaxmodels.commands import resume, team
 from jaxmodels.commands.initial import refuse_own_characters, starter
 from jaxmodels.commands.run_data import (
@@ -32,6 +32,7 @@ from jaxmodels.runtime.stop import Stop, Stopped
 def main(argv: list[str]) -> int:
     """Runs the verb; 0 done, 75 stopped but resumable, 130 interrupted (also resumable)."""
     with Stop() as stop:
+        refuse_repeated(argv, "--data", "mix the texts, each with its weight: --data mix:{}")
         arch, preset, options, source = resolve(argv)
         resolved = {
             "arch": arch,

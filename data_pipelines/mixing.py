@@ -1,0 +1,163 @@
+"""From the spec of a mixture to its sources and the tokeniser that they share."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines import pipelines
+from data_pipelines.characters import CharTokenizer
+from data_pipelines.documents import first_documents
+from data_pipelines.errors import MISMATCH, USAGE, DataProblem
+from data_pipelines.finding import path_of
+from data_pipelines.mixture import Mixture
+from data_pipelines.prepare import read_manifest, read_tokenizer
+from data_pipelines.sources import MIX, SPECS, Progress, Reading, open_text
+from data_pipelines.tokenizers import BARE_CHARS, CHARS, Tokenizer, open_tokenizer
+
+_KINDS = "|".join(sorted({re.split(r"[:\[]", form)[0] for form in SPECS}))
+_NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
+# A comma may be in a path: one divides only where a weight follows it.
+_BORDER = re.compile(rf",\s*(?={_NUMBER}\s*\*)", re.IGNORECASE)
+_FORGOTTEN = re.compile(rf",\s*(?:{_KINDS})(?=[:,]|$)")
+
+
+def parse_mixture(spec: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The sources of `mix:WEIGHT*SPEC,WEIGHT*SPEC`, and what share of the rows each has.
+
+    Raises:
+        DataProblem: (usage) a weight is missing, or no positive number; a source is no text.
+    """
+    sources, weights = [], []
+    for part in _BORDER.split(spec.removeprefix(f"{MIX}:")):
+        given, star, source = part.strip().partition("*")
+        if not star or not source or not re.fullmatch(_NUMBER, given.strip(), re.IGNORECASE):
+            raise _wrong(spec, f"{part[:200]!r} is not WEIGHT*SPEC")
+        if (weight := float(given)) <= 0 or not math.isfinite(weight):
+            raise _wrong(spec, f"a weight is a positive number, not {given.strip()}")
+        if forgotten := _FORGOTTEN.search(source):
+            raise _wrong(
+                spec, f"there is no weight before {source[forgotten.start() + 1 :][:200]!r}"
+            )
+        if source.startswith(f"{MIX}:"):
+            raise _wrong(spec, "a mixture cannot be part of another")
+        if pipelines.captioned(source):
+            raise _wrong(spec, f"images with captions cannot be mixed: {source}")
+        sources.append(source)
+        weights.append(weight)
+    total = math.fsum(weights)
+    shares = tuple(weight / total for weight in weights) if math.isfinite(total) else ()
+    if not all(shares) or not shares:
+        raise _wrong(spec, "the weights are too far apart")
+    return tuple(sources), shares
+
+
+def _wrong(spec: str, why: str) -> DataProblem:
+    return DataProblem(
+        "this is no mixture",
+        where=spec,
+        why=why,
+        fix="give each source its weight: mix:3*text:books,1*jsonl:web.jsonl#body",
+        exit_code=USAGE,
+    )
+
+
+def open_mixture(
+    spec: str,
+    folder: Path,
+    tokenizer: str | Tokenizer | None,
+    context: int,
+    batch: int,
+    seed: int,
+    valid_fraction: float,
+    segments: bool,
+    *,
+    vocab_documents: int,
+    min_freq: int,
+    progress: Progress | None,
+) -> Mixture:
+    """The texts of a mixture, those in files prepared into FOLDER/1, FOLDER/2, …; see `open_data`.
+
+    Raises:
+        DataProblem: as `open_data`; (mismatch) prepared sources have different vocabularies.
+    """
+    specs, shares = parse_mixture(spec)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = _shared(specs, tokenizer or CHARS, vocab_documents, min_freq, progress)
+    sources = tuple(
+        pipelines.open_data(
+            source,
+            folder=folder / str(i),
+            context=context,
+            batch=1,
+            seed=_own_seed(seed, i),
+            valid_fraction=valid_fraction,
+            min_freq=min_freq,
+            progress=progress,
+            tokenizer=tokenizer,
+            segments=segments,
+            vocab_documents=vocab_documents,
+        )
+        for i, source in enumerate(specs, 1)
+    )
+    return Mixture(spec, sources, shares, tokenizer, context, batch, seed, valid_fraction, segments)
+
+
+def _own_seed(seed: int, number: int) -> int:
+    """Sources of one length would else come in one order."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _shared(
+    specs: tuple[str, ...],
+    name: str,
+    vocab_documents: int,
+    min_freq: int,
+    progress: Progress | None,
+) -> Tokenizer | None:
+    """The tokeniser for all sources; None where all are raw token files."""
+    if name not in (CHARS, BARE_CHARS):
+        return open_tokenizer(name)
+    files = [spec for spec in specs if spec.startswith("bin:")]
+    folders = {spec: path for spec in files if (path := path_of(spec[len("bin:") :])).is_dir()}
+    if len(files) == len(specs) and not folders:
+        return None
+    own = {spec: read_tokenizer(path, read_manifest(path)) for spec, path in folders.items()}
+    if raw := [spec for spec in files if spec not in folders]:
+        raise DataProblem(
+            "it is not known what the tokens of a raw file mean",
+            where=raw[0],
+            why="other sources of the mixture are text, or have a tokeniser",
+            fix="give the one that the file was made with: --tokenizer gpt2, or a PATH",
+            exit_code=USAGE,
+        )
+    if own:
+        first, *others = own
+        for other in others:
+            if own[other].digest != own[first].digest:
+                raise DataProblem(
+                    "the sources of a mixture have different vocabularies",
+                    where=other,
+                    why=f"it has {own[other].vocab_size:,} tokens, and {first} has "
+                    f"{own[first].vocab_size:,}, or others",
+                    fix="prepare all of them with one tokeniser: --tokenizer PATH",
+                    exit_code=MISMATCH,
+                )
+        return own[first]
+
+    def texts() -> Iterator[str]:
+        for spec in specs:
+            source = open_text(spec)
+            if "dataset" in source.records:
+                count = min(vocab_documents, source.records["examples"])
+                yield from first_documents(source, count, progress)
+            else:
+                yield from Reading(source, f"counting characters of {spec}", progress)
+
+    found = CharTokenizer.build(texts(), min_freq)
+    if not found.chars:
+        raise DataProblem("the texts give no vocabulary", where=", ".join(specs))
+    return replace(found, specials=()) if name == BARE_CHARS else found
