@@ -56,8 +56,8 @@ def _read_lines(
     with naming(path), path.open("rb") as file:
         if start:
             file.seek(start - 1)
-            while not file.readline(CHUNK).endswith(b"\n"):  # a line that begins before
-                if not start <= file.tell() < stop:
+            while not (rest := file.readline(CHUNK)).endswith(b"\n"):  # a line that begins before
+                if not rest or file.tell() >= stop:
                     return
         while (at := file.tell()) < stop and (line := file.readline(longest + 1)):
             if len(line) > longest:

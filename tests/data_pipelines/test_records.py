@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from data_pipelines import parquet as parquet_reader
 from data_pipelines import records
 from data_pipelines.errors import DataProblem
 from data_pipelines.sources import fingerprint, open_text
@@ -114,7 +115,7 @@ def test_a_row_is_a_document(tmp_path, kind):
 
 
 def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_ROWS", 3)
+    monkeypatch.setattr(parquet_reader, "_ROWS", 3)
     write_parquet(tmp_path / "a.parquet", [str(i) for i in range(20)], groups=10)
     assert documents(f"parquet:{tmp_path / 'a.parquet'}") == [str(i) for i in range(20)]
 
