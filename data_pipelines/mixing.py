@@ -39,16 +39,15 @@ def parse_mixture(spec: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
         if (weight := float(given)) <= 0 or not math.isfinite(weight):
             raise _wrong(spec, f"a weight is a positive number, not {given.strip()}")
         if forgotten := _FORGOTTEN.search(source):
-            raise _wrong(
-                spec, f"there is no weight before {source[forgotten.start() + 1 :][:200]!r}"
-            )
+            after = source[forgotten.start() + 1 :].strip()
+            raise _wrong(spec, f"there is no weight before {after[:200]}")
         if source.startswith(f"{MIX}:"):
             raise _wrong(spec, "a mixture cannot be part of another")
         if pipelines.captioned(source):
             raise _wrong(spec, f"images with captions cannot be mixed: {source}")
         sources.append(source)
         weights.append(weight)
-    total = math.fsum(weights)
+    total = sum(weights)
     shares = tuple(weight / total for weight in weights) if math.isfinite(total) else ()
     if not all(shares) or not shares:
         raise _wrong(spec, "the weights are too far apart")

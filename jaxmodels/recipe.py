@@ -71,7 +71,8 @@ class Recipe:
     """
 
     data: str = "pydoc"
-    """Where the text comes from: pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`)."""
+    """Where the text comes from: pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); several
+    texts by weight: mix:3*text:books,1*jsonl:web.jsonl#body."""
     tokenizer: str = "chars"
     """What turns text into tokens: chars (the text's own characters, <PAD> and <UNK>), bare-chars
     (its characters alone, as in seed 000's code: any other is taken for the first), gpt2, or the
