@@ -11,8 +11,8 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from data_pipelines.errors import EXISTS, DataProblem
 
@@ -111,7 +111,7 @@ def digest(path: Path, limit: int | None = None) -> str:
 
 
 @contextmanager
-def _regular(path: Path, limit: int | None) -> Iterator[BinaryIO]:
+def _regular(path: Path, limit: int | None) -> Iterator[BufferedReader]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with naming(path), open(descriptor, "rb") as file:
         status = os.fstat(descriptor)

@@ -2,10 +2,11 @@
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.files import naming
 
 
 def path_of(text: str) -> Path:
@@ -52,8 +53,7 @@ def find(text: str, *suffixes: str) -> dict[str, Path]:
     """
     path = path_of(text)
     if path.is_dir():
-        below = _files_below(path, suffixes)
-        found = {p.relative_to(path).as_posix(): p for p in below}
+        found = {p.relative_to(path).as_posix(): p for p in _files_below(path, suffixes)}
         missing = f"the folder has no {_listed(suffixes)} file in it or below it"
     elif os.path.lexists(path):
         _refuse_irregular(path)
@@ -64,7 +64,7 @@ def find(text: str, *suffixes: str) -> dict[str, Path]:
         found = {}
         for match in map(Path, names):
             if match.is_dir():
-                below = () if recursive else _files_below(match, suffixes)
+                below = [] if recursive else list(_files_below(match, suffixes))
                 found |= {p.as_posix(): p for p in below}
             else:
                 _refuse_irregular(match)
@@ -75,6 +75,27 @@ def find(text: str, *suffixes: str) -> dict[str, Path]:
     if not found:
         raise DataProblem("there is no text", where=text, why=missing, fix="check the path")
     return dict(sorted(found.items()))
+
+
+def refuse_holes(paths: Iterable[Path]) -> None:
+    """Raises where a file of text has a hole: zeros, up to terabytes of them, that take no space.
+
+    A download that was cut off may leave it so.
+    """
+    for path in paths:
+        with naming(path), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                hole = os.lseek(file.fileno(), 0, os.SEEK_HOLE) if size else size
+            except OSError:  # a file system that knows no holes
+                continue
+        if hole < size:
+            raise DataProblem(
+                "this file is not whole",
+                where=f"{path}, byte {hole}",
+                why="nothing was ever written there",
+                fix="fetch or copy it again",
+            )
 
 
 def _listed(suffixes: tuple[str, ...]) -> str:
@@ -95,7 +116,8 @@ def _files_below(top: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
 
 def _folders(top: Path, hidden: bool = True) -> Iterator[Path]:
     """A folder and those below it, each once: links may lead in circles. Linked ones come last."""
-    real, linked, seen = [top], [], set()
+    real, linked = [top], list[Path]()
+    seen = set[tuple[int, int]]()
     while real or linked:
         folder = real.pop() if real else linked.pop(0)
         stat = folder.stat()

@@ -12,6 +12,9 @@ _DOCUMENT = 64  # MiB; the longest books have 10
 MAX_PAGE = 1 << 28
 """Bytes that a page of a Parquet file may unpack to; writers make pages of about a million."""
 
+MAX_FOOTER = 1 << 25
+"""Bytes of a Parquet file's footer."""
+
 MAX_RATIO, FREE_OF_RATIO = 1000, 1 << 28
 """A row group may unpack to so many times its size in the file, and to so many bytes anyway."""
 

@@ -239,7 +239,8 @@ class HeldOut(Sequence[Batch]):
         rows = sum(there) if max_batches is None else min(most * data.batch, sum(there))
         if rows > data.batch:  # no incomplete batch, which would be compiled by itself
             rows -= rows % data.batch
-        counts = np.diff(np.floor(_upto(data.shares) * rows + 0.5).astype(np.int64))
+        borders = np.floor(_upto(data.shares) * rows + 0.5).astype(np.int64)
+        counts = borders[1:] - borders[:-1]
         self._windows: list[Validation] = [
             source.valid(int(count)) for source, count in zip(data.sources, counts, strict=True)
         ]

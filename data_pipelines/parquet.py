@@ -9,7 +9,7 @@ from data_pipelines.errors import DataProblem
 from data_pipelines.finding import find, split_name
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import FREE_OF_RATIO, MAX_PAGE, MAX_RATIO, max_document, too_long
-from data_pipelines.parquet_pages import largest_page
+from data_pipelines.parquet_pages import Chunk, chunks_of, largest_page
 from data_pipelines.sources import Part, Source
 
 _ROWS, _MEMORY = 1 << 14, 1 << 26  # rows in memory together, and their bytes
@@ -34,26 +34,24 @@ def _row_groups(path: Path, column: str) -> list[Part]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            fields, metadata = list(file.schema_arrow), file.metadata
-            names = [field.name for field in fields]
-            groups = [_column_of(metadata.row_group(i), column) for i in range(file.num_row_groups)]
+            fields, groups = list(file.schema_arrow), file.num_row_groups
+        names = [field.name for field in fields]
     except (lib.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _bad(path, "this is no readable Parquet file", str(error)) from None
     if names.count(column) > 1:
         raise _bad(path, f"there are {names.count(column)} columns {column!r}", _table(fields))
     if column not in names or not _is_text(fields[names.index(column)].type):
         raise _bad(path, f"there is no column of text {column!r}", _table(fields))
+    try:
+        chunks = chunks_of(path, column)
+        if len(chunks) != groups:
+            raise ValueError(f"its footer tells of {len(chunks)} row groups, and of {groups}")
+    except ValueError as error:
+        raise _bad(path, "this is no readable Parquet file", str(error)) from None
     return [
-        Part(max(0, group.total_uncompressed_size), partial(_read_rows, path, i, column))
-        for i, group in enumerate(groups)
-        if group is not None
+        Part(chunk.unpacked, partial(_read_rows, path, i, chunk, column))
+        for i, chunk in enumerate(chunks)
     ]
-
-
-def _column_of(group: Any, name: str) -> Any:
-    """The metadata of a column in a row group; None where it has none of this very name."""
-    columns = (group.column(i) for i in range(group.num_columns))
-    return next((column for column in columns if column.path_in_schema == name), None)
 
 
 def _is_text(kind: Any) -> bool:
@@ -70,18 +68,19 @@ def _table(fields: list[Any]) -> str:
     return f"columns: {shown}" + (f" and {len(fields) - 20} more" if len(fields) > 20 else "")
 
 
-def _read_rows(path: Path, group: int, column: str, _: int) -> Iterator[tuple[str, bool]]:
+def _read_rows(
+    path: Path, group: int, chunk: Chunk, column: str, _: int
+) -> Iterator[tuple[str, bool]]:
     from pyarrow import lib, parquet
 
     row, longest, read = 0, max_document(), 0
     try:
         # Read as it is wanted: a column chunk need not fit into memory.
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            chunk = _column_of(file.metadata.row_group(group), column)
             page = largest_page(path, chunk)
             if page > MAX_PAGE:
                 raise ValueError(f"a page unpacks to {page:,} bytes; at most {MAX_PAGE:,} are read")
-            most = max(FREE_OF_RATIO, MAX_RATIO * chunk.total_compressed_size)
+            most = max(FREE_OF_RATIO, MAX_RATIO * chunk.packed)
             # No value is longer than its page, or than the dictionary, which is a page too.
             rows = max(1, min(_ROWS, _MEMORY // max(1, page)))
             for batch in file.iter_batches(rows, row_groups=[group], columns=[column]):

@@ -1,43 +1,78 @@
-"""What the pages of a Parquet column say of their size, before anything is unpacked.
+"""Where the pages of a Parquet column lie and what they unpack to, before anything is unpacked.
 
 A file of a few hundred bytes may unpack to gigabytes, and what its footer says of sizes may be
-untrue: the header of each page is what a reader allocates by. Source: the format's `PageHeader`,
-https://github.com/apache/parquet-format, in Thrift's compact protocol.
+untrue: the header of each page is what a reader allocates by. The footer is read here too, because
+pyarrow ends the process where it tells of damaged columns one by one. Source: the format's
+`FileMetaData` and `PageHeader`, https://github.com/apache/parquet-format, in Thrift's compact
+protocol.
 """
 
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipelines.files import naming
+from data_pipelines.limits import MAX_FOOTER
 
 _HEADER = 1 << 8  # bytes of a header that are read at first; statistics in it may hold two texts
 _LONGEST_HEADER = 1 << 24  # what pyarrow takes
-_DEEPEST = 8
+_DEEPEST = 12
 _STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 0, 1, 2, 3, 7, 8, 9, 10, 12
-_UNPACKED, _PACKED = 2, 3  # fields of a PageHeader: bytes of its page
+_INTEGERS = (4, 5, 6)
+
+Struct = dict[int, Any]
+"""A struct's values by the numbers of their fields."""
 
 
-def largest_page(path: Path, column: Any) -> int:
+class Chunk(NamedTuple):
+    """A column in a row group."""
+
+    start: int
+    """First byte in the file."""
+    packed: int
+    """Bytes in the file."""
+    unpacked: int
+    """Bytes that they unpack to, as the footer says."""
+
+
+def chunks_of(path: Path, column: str) -> list[Chunk]:
+    """A top-level column in each row group of a file.
+
+    Raises:
+        ValueError: the footer is damaged, or has no such column everywhere.
+        OSError: the file cannot be read.
+    """
+    with naming(path), path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little")
+        if not 0 < length <= min(size - 12, MAX_FOOTER):
+            raise ValueError(f"its footer has {length:,} bytes; at most {MAX_FOOTER:,} are read")
+        file.seek(size - 8 - length)
+        footer = file.read(length)
+    name, found = [column.encode()], []
+    try:
+        for group in _struct(footer, 0, 0)[1][4]:
+            told = next(chunk[3] for chunk in group[1] if chunk[3][3] == name)
+            start = min(told[9], told.get(11) or told[9])
+            found.append(Chunk(start, told[7], told[6]))
+    except (IndexError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ValueError(f"its footer is damaged: {type(error).__name__}") from None
+    for chunk in found:
+        if min(chunk) < 0 or chunk.start + chunk.packed > size:
+            raise ValueError(f"its footer tells of bytes {chunk}, and the file has {size:,}")
+    return found
+
+
+def largest_page(path: Path, chunk: Chunk) -> int:
     """Bytes that the largest page of a column chunk unpacks to.
-
-    Args:
-        path: the Parquet file.
-        column: pyarrow's ColumnChunkMetaData.
 
     Raises:
         ValueError: the headers are damaged.
         OSError: the file cannot be read.
     """
-    largest = 0
-    at = column.data_page_offset
-    if column.has_dictionary_page and column.dictionary_page_offset:
-        at = min(at, column.dictionary_page_offset)
-    end = at + column.total_compressed_size
+    largest, at, end = 0, chunk.start, chunk.start + chunk.packed
     with naming(path), path.open("rb", buffering=0) as file:
-        size = file.seek(0, 2)
-        if not 0 <= at <= end <= size:
-            raise ValueError(f"its pages lie at bytes {at} to {end}, and the file has {size}")
         while at < end:
             length, unpacked, packed = _page(file, at)
             if min(unpacked, packed) < 0 or at + length + packed > end:
@@ -54,9 +89,9 @@ def _page(file: FileIO, at: int) -> tuple[int, int, int]:
         file.seek(at)
         data = file.read(size)
         try:
-            end, fields = _struct(data, 0, 0)
-            return end, int(fields[_UNPACKED]), int(fields[_PACKED])
-        except KeyError:
+            end, header = _struct(data, 0, 0)
+            return end, int(header[2]), int(header[3])
+        except (KeyError, TypeError):
             raise ValueError(f"the page at byte {at} does not tell its size") from None
         except IndexError:
             if len(data) < size or size >= _LONGEST_HEADER:
@@ -64,9 +99,9 @@ def _page(file: FileIO, at: int) -> tuple[int, int, int]:
         size *= 16
 
 
-def _struct(data: bytes, at: int, depth: int) -> tuple[int, dict[int, int]]:
-    """Where a struct ends, and its own fields that are numbers."""
-    fields: dict[int, int] = {}
+def _struct(data: bytes, at: int, depth: int) -> tuple[int, Struct]:
+    """The place after a struct, and the struct; IndexError where the data end before it."""
+    fields: Struct = {}
     number = 0
     while (head := data[at]) != _STOP:
         at += 1
@@ -75,42 +110,46 @@ def _struct(data: bytes, at: int, depth: int) -> tuple[int, dict[int, int]]:
             number += step
         else:
             at, number = _integer(data, at)
-        if kind in (4, 5, 6):
-            at, fields[number] = _integer(data, at)
-        else:
-            at = _skip(data, at, kind, depth)
+        at, fields[number] = _value(data, at, kind, depth + 1)
     return at + 1, fields
 
 
-def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
-    """The place after a value."""
+def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[int, Any]:
+    """The place after a value, and the value."""
     if depth > _DEEPEST:
-        raise ValueError("the header of a page is nested too deeply")
+        raise ValueError("its metadata are nested too deeply")
     if kind in (_TRUE, _FALSE):
-        return at
-    if kind in (4, 5, 6):
-        return _integer(data, at)[0]
+        return at, kind == _TRUE
+    if kind in _INTEGERS:
+        return _integer(data, at)
     if kind == _BYTE:
-        return at + 1
+        return at + 1, data[at]
     if kind == _DOUBLE:
-        return at + 8
+        return at + 8, None
     if kind == _BINARY:
         at, size = _natural(data, at)
         if at + size > len(data):
             raise IndexError
-        return at + size
+        return at + size, data[at : at + size]
     if kind in (_LIST, _SET):
-        count, kind, at = data[at] >> 4, data[at] & 15, at + 1
-        if count == 15:
-            at, count = _natural(data, at)
-        for _ in range(count):
-            at = _skip(data, at, _BYTE if kind in (_TRUE, _FALSE) else kind, depth + 1)
-            if at > len(data):
-                raise IndexError
-        return at
+        return _list(data, at, depth)
     if kind == _STRUCT:
-        return _struct(data, at, depth + 1)[0]
-    raise ValueError(f"the header of a page has a field of the unknown type {kind}")
+        return _struct(data, at, depth)
+    raise ValueError(f"its metadata have a field of the unknown type {kind}")
+
+
+def _list(data: bytes, at: int, depth: int) -> tuple[int, list[Any]]:
+    count, kind, at = data[at] >> 4, data[at] & 15, at + 1
+    if count == 15:
+        at, count = _natural(data, at)
+    kind = _BYTE if kind in (_TRUE, _FALSE) else kind  # they have a byte each in a list
+    values = []
+    for _ in range(count):
+        at, value = _value(data, at, kind, depth + 1)
+        if at > len(data):
+            raise IndexError
+        values.append(value)
+    return at, values
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:
@@ -129,4 +168,4 @@ def _natural(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return at, value
         if shift > 63:
-            raise ValueError("the header of a page has a number that does not end")
+            raise ValueError("its metadata have a number that does not end")

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import naming
-from data_pipelines.finding import find, split_name
+from data_pipelines.finding import find, refuse_holes, split_name
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import max_document, too_long
 from data_pipelines.sources import CHUNK, Part, Progress, Source
@@ -23,6 +23,7 @@ def open_jsonl(spec: str, rest: str) -> Source:
     path, field = split_name(rest)
     field = field or "text"
     found = find(path, ".jsonl", ".ndjson")
+    refuse_holes(found.values())
     sizes = {name: file.stat().st_size for name, file in found.items()}
     parts = [
         Part(min(_RANGE, sizes[name] - at), partial(_read_lines, file, at, at + _RANGE, field))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import naming
-from data_pipelines.finding import find
+from data_pipelines.finding import find, refuse_holes
 from data_pipelines.sources import Part, Source
 
 
@@ -24,6 +24,7 @@ def open_pydoc() -> Source:
 def open_files(spec: str, path: str) -> Source:
     """The files of `text:PATH`, each a document."""
     found = find(path, ".txt")
+    refuse_holes(found.values())
     sizes = {name: file.stat().st_size for name, file in found.items()}
     parts = (Part(sizes[name], partial(_read_file, file)) for name, file in found.items())
     return Source(spec, tuple(parts), sizes, tuple(found.values()))

@@ -1,6 +1,7 @@
 """JSON lines and Parquet that somebody else wrote: read as text, or refused in clear words."""
 
 import json
+import os
 import tracemalloc
 from contextlib import suppress
 
@@ -12,8 +13,10 @@ from pyarrow import parquet as pq
 
 from data_pipelines import limits
 from data_pipelines import parquet as reader
+from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
-from data_pipelines.parquet_pages import _struct, largest_page
+from data_pipelines.parquet_pages import _struct, chunks_of, largest_page
+from data_pipelines.prepare import prepare
 from data_pipelines.sources import open_text
 from tests.data_pipelines.test_records import documents
 
@@ -57,14 +60,27 @@ def test_a_line_that_python_cannot_read_is_named(tmp_path, line, why):
     assert len(str(problem).encode()) < 2000
 
 
-def test_a_line_without_an_end_is_refused_at_once(tmp_path):
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+@pytest.mark.parametrize("tokenizer", [None, CharTokenizer(("a",))])
+def test_a_terabyte_of_nothing_is_refused_at_once(tmp_path, kind, tokenizer):
+    path = tmp_path / f"a.{kind}"
+    path.write_text('{"text": "good"}\n' * 10_000)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(DataProblem, match="not whole") as caught:
+        prepare(f"{kind}:{path}", tmp_path / "data", tokenizer=tokenizer)
+    assert caught.value.where.startswith(f"{path}, byte ")
+
+
+def test_a_line_without_an_end_is_refused_at_its_limit(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.truncate(1 << 40)
+    monkeypatch.setattr("data_pipelines.records.refuse_holes", lambda paths: None)
+    monkeypatch.setenv(limits.DOCUMENT_VARIABLE, "3")
     problem = refused(f"jsonl:{path}")
     assert problem.where == f"{path}, line 1"
-    assert "64 MiB" in problem.why
-    assert limits.DOCUMENT_VARIABLE in problem.fix
+    assert "3 MiB" in problem.why
+    assert f"{limits.DOCUMENT_VARIABLE}=12" in problem.fix
 
 
 def test_the_limit_of_a_line_is_the_users(tmp_path, monkeypatch):
@@ -184,8 +200,8 @@ def test_what_unpacks_beyond_measure_is_refused_in_little_memory(tmp_path, monke
 def test_a_page_is_measured_before_it_is_unpacked(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x" * 100_000]}), path, use_dictionary=False)
-    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
-    assert 100_000 <= largest_page(path, column) < 101_000
+    (chunk,) = chunks_of(path, "text")
+    assert 100_000 <= largest_page(path, chunk) < 101_000
     monkeypatch.setattr(reader, "MAX_PAGE", 99_999)
     assert "a page unpacks to 100," in refused(f"parquet:{path}").why
 
