@@ -1,6 +1,7 @@
 """The scenes as a TFDS dataset, with the features of COCO's captions. Drawn, not downloaded."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.captions.shapes import HELD_OUT, TRAIN, captions, draw, scene
+from data_pipelines.files import FULL
 from data_pipelines.sources import Progress
 
 
@@ -66,11 +68,20 @@ def write_shapes(folder: Path, side: int, progress: Progress | None = None) -> N
         folder: where to write.
         side: width and height of an image, in pixels.
         progress: called as (stage, bytes of pixels done, those in all).
+
+    Raises:
+        OSError: the disk is full.
     """
     tfds.disable_progress_bar()
     with redirect_stdout(io.StringIO()):  # TFDS prints what it does
         options = {"data_dir": folder, "file_format": "array_record"}
-        Shapes(side=side, progress=progress, **options).download_and_prepare()
+        try:
+            Shapes(side=side, progress=progress, **options).download_and_prepare()
+        except RuntimeError as error:  # array_record's writer tells the system's errors in words
+            for number in FULL:
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number), str(folder)) from error
+            raise
 
 
 def version_folder(folder: Path) -> Path:

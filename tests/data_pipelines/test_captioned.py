@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,18 @@ def test_a_changed_file_is_found(few, tmp_path, name):
     with pytest.raises(DataProblem, match="no intact folder of prepared images") as caught:
         opened(tmp_path / "data", "shapes:14")
     assert caught.value.exit_code == 3
+
+
+def test_a_full_disk_while_drawing_is_told_with_its_path(few, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            prepare_images("shapes:14", tmp_path / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_drawing_leaves_nothing(few, tmp_path):
