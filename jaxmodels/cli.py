@@ -50,18 +50,11 @@ def refuse_repeated(argv: list[str], option: str, fix: str) -> None:
     """Refuses an option that is given twice: the parser would take the last without a word.
 
     Raises:
-        Problem: (usage) with `fix`, in which {} stands for the values, `1*VALUE` joined by commas.
+        Problem: (usage) with `fix`.
     """
-    values = [
-        word.partition("=")[2] if "=" in word and word.startswith(option + "=") else following
-        for word, following in zip(argv, [*argv[1:], ""], strict=False)
-        if word == option or word.startswith(option + "=")
-    ]
-    if len(values) > 1:
-        joined = ",".join(f"1*{value}" for value in values)
-        raise Problem(
-            f"{option} is given {len(values)} times", fix=fix.format(joined), exit_code=USAGE
-        )
+    times = sum(word == option or word.startswith(option + "=") for word in argv)
+    if times > 1:
+        raise Problem(f"{option} is given {times} times", fix=fix, exit_code=USAGE)
 
 
 _hushed = False

@@ -55,7 +55,7 @@ class Eval:
 def main(argv: list[str]) -> int:
     """Runs the verb."""
     argv = gathered(argv, "--set")
-    refuse_repeated(argv, "--data", "measure on one after the other, or on all: --data mix:{}")
+    refuse_repeated(argv, "--data", "measure on one after the other, or on all: --data mix:3*A,1*B")
     for option in ("--image", "--caption"):
         argv = gathered(argv, option, many=True)
     options = parse(Eval, argv, "eval")

@@ -32,7 +32,7 @@ from jaxmodels.runtime.stop import Stop, Stopped
 def main(argv: list[str]) -> int:
     """Runs the verb; 0 done, 75 stopped but resumable, 130 interrupted (also resumable)."""
     with Stop() as stop:
-        refuse_repeated(argv, "--data", "mix the texts, each with its weight: --data mix:{}")
+        refuse_repeated(argv, "--data", "mix the texts, each with its weight: --data mix:3*A,1*B")
         arch, preset, options, source = resolve(argv)
         resolved = {
             "arch": arch,

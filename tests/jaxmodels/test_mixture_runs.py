@@ -49,4 +49,4 @@ def test_data_given_twice_is_refused_with_the_mixture(tmp_path, capsys, verb):
     assert main([verb, *words, "--data", "pydoc", "--data=text:a,b"]) == USAGE
     error = capsys.readouterr().err
     assert "--data is given 2 times" in error
-    assert "--data mix:1*pydoc,1*text:a,b" in error
+    assert "--data mix:3*A,1*B" in error
