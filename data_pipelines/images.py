@@ -84,10 +84,10 @@ def preprocess(
 
 
 def _read(file: Path | io.BytesIO, where: str) -> np.ndarray:
-    size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else file.stat().st_size
-    if size > MAX_IMAGE:
-        raise _too_large(where, f"it has {size:,} bytes; {MAX_IMAGE:,} are the most")
     try:
+        size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else file.stat().st_size
+        if size > MAX_IMAGE:
+            raise _too_large(where, f"it has {size:,} bytes; {MAX_IMAGE:,} are the most")
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image, where)
             return _colours(_upright(image), where)

@@ -109,10 +109,10 @@ def shapes_side(spec: str) -> int:
     _, colon, rest = spec.partition(":")
     if not colon:
         return SIDE
-    if rest.isascii() and rest.isdigit() and 14 <= int(rest) <= 1024:
+    if rest.isascii() and rest.isdigit() and len(rest) < 5 and 14 <= int(rest) <= 1024:
         return int(rest)
     raise DataProblem(
-        f"the shapes cannot be drawn {rest!r} pixels wide",
+        f"the shapes cannot be drawn {rest[:80]!r} pixels wide",
         where=spec,
         why="a width is a whole number from 14 to 1024",
         fix=f"shapes, or shapes:SIDE, for example shapes:{SIDE}",

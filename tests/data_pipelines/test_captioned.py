@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import data_pipelines
 from data_pipelines.captions import shapes_dataset
+from data_pipelines.captions.examples import shapes_side
 from data_pipelines.captions.gallery import read_gallery, read_rows
 from data_pipelines.captions.prepare import prepare_images
 from data_pipelines.captions.shapes import captions, draw, scene
@@ -286,6 +287,11 @@ def test_a_full_disk_while_drawing_is_told_with_its_path(few, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_side_of_thousands_of_digits():
+    with pytest.raises(DataProblem, match="cannot be drawn"):
+        shapes_side("shapes:" + "9" * 5000)
 
 
 def test_an_interrupted_drawing_leaves_nothing(few, tmp_path):
