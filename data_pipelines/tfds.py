@@ -36,6 +36,8 @@ def open_tfds(spec: str, rest: str) -> Source:
     examples = data_source(str(folder), split, (field,))
     info = builder_of(str(folder)).info
     count = len(examples)
+    if count:  # as the metadata say, which may be untrue
+        example(examples, count - 1, f"{folder}, {split}")
     whole = info.splits[split.partition("[")[0]]
     each = whole.num_bytes / max(1, whole.num_examples)
     parts = [

@@ -2,11 +2,16 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from jaxmodels.__main__ import main
+from jaxmodels.commands.run_data import open_data
+from jaxmodels.commands.train_options import Train
 from jaxmodels.errors import DONE, MISMATCH, USAGE
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.stop import Stop
 from tests.data_pipelines import tfds_on_disk
 from tests.jaxmodels.helpers import losses, params, same, train
 
@@ -41,6 +46,18 @@ def test_a_run_on_a_mixture_resumes_to_the_bit(root, tmp_path, monkeypatch, caps
     other = mixture.replace("3*", "2*")
     assert train(cut, "--data", other, *flags) == MISMATCH
     assert "shares: [0.75, 0.25] → [0.66" in capsys.readouterr().err
+
+
+def test_what_another_start_prepared_is_made_anew(root, tmp_path, capsys):
+    def opened(spec):
+        recipe = Recipe(data=spec, batch=2, seed=1)
+        options = Train(recipe=recipe, model=SimpleNamespace(context=8))
+        return open_data(tmp_path, options, None, False, Stop())
+
+    text = f"text:{root}/a,b.txt"
+    for spec in (f"mix:1*{text},1*pydoc", text, f"mix:1*pydoc,3*{text}", f"mix:1*{text},1*pydoc"):
+        assert opened(spec).spec == spec
+    assert capsys.readouterr().err.count("made anew") == 2
 
 
 @pytest.mark.parametrize("verb", ["train", "eval"])
