@@ -19,7 +19,7 @@ from data_pipelines.sources import MIX, SPECS, Progress, Reading, open_text
 from data_pipelines.tokenizers import BARE_CHARS, CHARS, Tokenizer, open_tokenizer
 
 _KINDS = "|".join(sorted({re.split(r"[:\[]", form)[0] for form in SPECS}))
-_NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
 # A comma may be in a path: one divides only where a weight follows it.
 _BORDER = re.compile(rf",\s*(?={_NUMBER}\s*\*)", re.IGNORECASE)
 _FORGOTTEN = re.compile(rf",\s*(?:{_KINDS})(?=[:,]|$)")

@@ -1,7 +1,7 @@
 """Batches whose rows are drawn from several texts, by weight."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,13 +11,12 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from data_pipelines.errors import DataProblem
-from data_pipelines.loader import Batch, Rows, Validation, Windows, epoch_keys, permute
+from data_pipelines.loader import Batch, Rows, Windows, epoch_keys, permute
+from data_pipelines.mixture_valid import HeldOut, upto
 from data_pipelines.streaming import Streamed
 from data_pipelines.tokenizers import Tokenizer
 
 _AHEAD = 8  # batches that a thread makes before their turn
-_STREAMED = 10_000  # windows held out that are taken of a source that is streamed, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +97,7 @@ class Mixture:
         """
         return Mixed(self, np.arange(self.batch) if rows is None else rows)
 
-    def valid(self, max_batches: int | None = None) -> "HeldOut":
+    def valid(self, max_batches: int | None = None) -> HeldOut:
         """Batches of held-out windows, always the same, of each source by its share.
 
         Args:
@@ -110,15 +109,10 @@ class Mixture:
         """The source of each row of a batch: depends on the seed and the number, nothing else."""
         words = np.random.SeedSequence([self.seed, number, 1]).generate_state(1, np.uint64)
         start = int(words[0] >> np.uint64(11)) / 2**53
-        borders = np.floor(_upto(self.shares) * self.batch + start).astype(np.int64)
+        borders = np.floor(upto(self.shares) * self.batch + start).astype(np.int64)
         drawn = np.repeat(np.arange(len(self.shares)), np.diff(borders))
         places = np.arange(self.batch, dtype=np.uint64)
         return drawn[permute(places, self.batch, epoch_keys(self.seed, number)).astype(np.int64)]
-
-
-def _upto(shares: Sequence[float]) -> np.ndarray:
-    """Cumulative shares from 0 to 1, both exact: a batch has neither more rows nor fewer."""
-    return np.concatenate([[0.0], np.cumsum(shares)[:-1], [1.0]])
 
 
 class _Position(Protocol):
@@ -224,56 +218,3 @@ class Mixed(Iterator[Batch]):
 
     def _position(self) -> dict[str, Any]:
         return {"batch": self._next, "sources": [deepcopy(s.get_state()) for s in self._sources]}
-
-
-class HeldOut(Sequence[Batch]):
-    """Batches of held-out windows, of each source by its share; see `Mixture.valid`.
-
-    Of a source that has fewer windows than its share, they come again.
-    """
-
-    def __init__(self, data: Mixture, max_batches: int | None = None):
-        self._batch = data.batch
-        most = max_batches or 0
-        there = [_windows_of(source) if data.valid_fraction else 0 for source in data.sources]
-        rows = sum(there) if max_batches is None else min(most * data.batch, sum(there))
-        if rows > data.batch:  # no incomplete batch, which would be compiled by itself
-            rows -= rows % data.batch
-        borders = np.floor(_upto(data.shares) * rows + 0.5).astype(np.int64)
-        counts = borders[1:] - borders[:-1]
-        self._windows: list[Validation] = [
-            source.valid(int(count)) for source, count in zip(data.sources, counts, strict=True)
-        ]
-        # Evenly mixed: window k of a source is at (k + 1/2) / count of the way.
-        for source, count, windows in zip(data.sources, counts, self._windows, strict=True):
-            if count and not len(windows):
-                raise DataProblem(
-                    f"too little is held out for a context of {data.context:,}",
-                    where=source.spec,
-                    fix="give a larger --valid-fraction, 0 for none, or more text",
-                )
-        places = np.concatenate([np.arange(count) for count in counts])
-        sources = np.repeat(np.arange(len(counts)), counts)
-        order = np.argsort((places + 0.5) / counts[sources], kind="stable")
-        self._sources, self._places = sources[order], places[order]
-
-    def __len__(self) -> int:
-        return -(-len(self._sources) // self._batch)
-
-    def __getitem__(self, i: Any) -> Any:
-        """Batch i: `tokens` int32 [b, context + 1]; a slice gives a list of batches."""
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        first = range(len(self))[i] * self._batch
-        rows = slice(first, first + self._batch)
-        found = []
-        for source, place in zip(self._sources[rows], self._places[rows], strict=True):
-            windows = self._windows[source]
-            found.append(windows[int(place) % len(windows)])
-        return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
-
-
-def _windows_of(source: Any) -> int:
-    """Windows that are held out; of documents that are streamed an estimate, and not too many."""
-    count = max(0, source.valid_tokens - 1) // source.context
-    return min(max(1, count), _STREAMED) if isinstance(source, Streamed) else count

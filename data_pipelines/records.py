@@ -15,6 +15,7 @@ from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import max_document, too_long
 from data_pipelines.sources import CHUNK, Part, Progress, Source
 
+_COUNTED = 1 << 32  # bytes whose lines are counted, to tell the place of an error
 _RANGE = 1 << 24  # bytes of a JSON file that make a part
 
 
@@ -96,7 +97,9 @@ def _fields(record: dict[str, Any]) -> str:
 
 
 def _place(path: Path, at: int) -> str:
-    """The line that begins at a byte, for people."""
+    """The line that begins at a byte, for people; the byte where counting lines takes long."""
+    if at > _COUNTED:
+        return f"{path}, byte {at}"
     with naming(path), path.open("rb") as file:
         before = sum(file.read(min(CHUNK, at - i)).count(b"\n") for i in range(0, at, CHUNK))
     return f"{path}, line {before + 1}"

@@ -83,6 +83,12 @@ def test_a_line_without_an_end_is_refused_at_its_limit(tmp_path, monkeypatch):
     assert f"{limits.DOCUMENT_VARIABLE}=12" in problem.fix
 
 
+def test_far_into_a_file_the_byte_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipelines.records._COUNTED", 10)
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{\n')
+    assert refused(f"jsonl:{tmp_path}").where == f"{tmp_path}/a.jsonl, byte 17"
+
+
 def test_the_limit_of_a_line_is_the_users(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * (1 << 20)}) + "\n")
     monkeypatch.setenv(limits.DOCUMENT_VARIABLE, "1")
