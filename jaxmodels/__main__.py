@@ -1,15 +1,14 @@
 """The command `jaxmodels VERB`. Dispatches by name and imports only what the verb needs."""
 
 import difflib
-import errno
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TypeGuard
 
 from jaxmodels.cli import fail, say
-from jaxmodels.errors import CORRUPT, INTERNAL, INTERRUPTED, NO_SPACE, USAGE, Problem
+from jaxmodels.errors import CORRUPT, INTERNAL, INTERRUPTED, NO_SPACE, UNREAD, USAGE, Problem
+from jaxmodels.terminal import FULL, Stream, Unwritten, steady
 
 # verb → (module:function that runs it, what it does)
 VERBS = {
@@ -53,7 +52,8 @@ USAGE_TEXT = "\n".join(
 )
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ON_DISK = {"train", "convert", "data", "bench", "report", "push", "pull"}
+"""Verbs whose work is not what they print: they go on when nobody reads that any more."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,22 +68,26 @@ def guarded(run: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         run: takes the words, returns an exit code.
         argv: the words; `--debug` among them lets errors through, with their traceback.
     """
-    try:
-        code = run([word for word in argv if word != "--debug"])
-        sys.stdout.flush()  # what cannot be written is an error here, not after the end
-        return code
-    except KeyboardInterrupt:
-        say("interrupted")
-        return _left(INTERRUPTED)
-    except BrokenPipeError:
-        _drop_output()
-        return 0
-    except Exception as error:
-        if "--debug" in argv:
-            raise
-        if _is_full(error) and not error.filename:
-            _drop_output()
-        return _left(fail(_explain(error)))
+    with steady(needed=not ON_DISK & set(argv[:1])) as output:
+        try:
+            try:
+                code = run([word for word in argv if word != "--debug"])
+            except SystemExit as end:  # of the option parser: help, or wrong usage
+                output.flush()
+                if end.code or output.lost is None:
+                    raise
+                code = 0
+            output.flush()  # what cannot be written is an error here, not after the end
+            return code or _written(output)
+        except KeyboardInterrupt:
+            say("interrupted")
+            return _left(INTERRUPTED)
+        except Unwritten as lost:
+            return _left(_no_space(lost) if lost.full else UNREAD)
+        except Exception as error:
+            if "--debug" in argv:
+                raise
+            return _left(fail(_explain(error)))
 
 
 def _run(argv: list[str]) -> int:
@@ -110,13 +114,25 @@ def _left(code: int) -> int:
     return code
 
 
+def _written(output: Stream) -> int:
+    """The exit code of a verb that did its work: was there space for what it had to say?"""
+    lost = output.lost
+    return _no_space(lost, "; the work itself is done") if lost and lost.full else 0
+
+
+def _no_space(lost: Unwritten, done: str = "") -> int:
+    return fail(
+        Problem(
+            f"there is no space for the output{done}",
+            why=str(lost.error),
+            fix="free some space, or send the output elsewhere",
+            exit_code=NO_SPACE,
+        )
+    )
+
+
 def _is_full(error: Exception) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
-def _drop_output() -> None:
-    """What could not be written is not tried again, with another error, when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def _explain(error: Exception) -> Exception:
@@ -126,12 +142,13 @@ def _explain(error: Exception) -> Exception:
     if isinstance(error, OSError):
         where = str(error.filename or "")
         if _is_full(error):
-            # What writes files names them; the rest goes to standard output.
-            kept, what = "write elsewhere; what was there before is untouched", "the disk is full"
-            if not where:
-                kept, what = "send the output elsewhere", "there is no space for the output"
-            fix = f"free some space, or {kept}"
-            return Problem(what, where=where, why=str(error), fix=fix, exit_code=NO_SPACE)
+            return Problem(
+                "the disk is full",
+                where=where,
+                why=str(error),
+                fix="free some space, or write elsewhere; what was there before is untouched",
+                exit_code=NO_SPACE,
+            )
         if isinstance(error, FileNotFoundError):
             return Problem(
                 "no such file or folder", where=where, fix="check the path", exit_code=CORRUPT

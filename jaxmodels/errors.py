@@ -4,7 +4,7 @@ from math import inf, isfinite
 
 # Exit codes of the command, a contract with the scripts that call it.
 DONE, INTERNAL, USAGE, CORRUPT, UNSAFE, MISMATCH, EXISTS, NO_SPACE, UNVERIFIED, NETWORK = range(10)
-STOPPED, INTERRUPTED = 75, 130
+STOPPED, INTERRUPTED, UNREAD = 75, 130, 141
 
 
 class Problem(Exception):

@@ -118,7 +118,7 @@ def _text(options: Eval, model: Any, tokenizer: Any) -> int:
     else:
         per_character = result.get("bits_per_character")
         print(
-            f"loss {loss:.4f} nats per token, perplexity {result['perplexity']:.3f}, "
+            f"loss {result['loss']:.4f} nats per token, perplexity {result['perplexity']:.3f}, "
             f"{result['bits_per_token']:.4f} bits per token"
             + (f" and {per_character:.4f} per character" if per_character else "")
             + f", over {result['tokens']:,} tokens"

@@ -1,0 +1,188 @@
+"""Standard output and error, which may go away while a command works.
+
+The reader of a pipe ends (`| head`), a connection is lost (SIGHUP, and EIO from then on), a disk is
+full, a stream was closed before the command began (`>&-`), a terminal is stopped (Ctrl-S). Work
+whose result lies on the disk goes on without them; a command whose result is what it prints ends.
+"""
+
+import errno
+import io
+import os
+import select
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PATIENCE = 1000  # milliseconds that a message waits for a reader that takes nothing
+
+
+class Unwritten(BaseException):
+    """The result cannot be written. No error of the command: `except Exception` lets it pass.
+
+    Args:
+        error: what the operating system said.
+    """
+
+    def __init__(self, error: OSError | ValueError):
+        super().__init__(str(error))
+        self.error = error
+
+    @property
+    def full(self) -> bool:
+        """Whether there was no space; else nobody reads."""
+        return isinstance(self.error, OSError) and self.error.errno in FULL
+
+
+class Stream:
+    """A text stream that outlives what it goes to; else it is the stream that it stands for.
+
+    What cannot be written is dropped, and `lost` says why. Characters that the encoding does not
+    have are written as Python's escapes.
+
+    Args:
+        stream: standard output or error as it was; None if it was closed.
+        needed: raise `Unwritten` instead of dropping.
+        wait: wait for a reader for as long as it takes, rather than drop what it does not take.
+    """
+
+    def __init__(self, stream: Any, needed: bool, wait: bool):
+        self._own = stream is None
+        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+        self.needed = needed
+        self.lost: Unwritten | None = None
+        self._poll: Any = None
+        if not wait:
+            self._hurry()
+        self._patience = _PATIENCE
+
+    def write(self, text: str) -> int:
+        """Writes a text, or drops it; returns its length."""
+        if self._ready():
+            self._attempt(self._write, text)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Writes each of the texts."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        if self._ready():
+            self._attempt(self._stream.flush)
+
+    def isatty(self) -> bool:
+        """Whether a person may be reading."""
+        with suppress(ValueError):  # it was closed
+            return bool(self._stream.isatty())
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def _attempt(self, action: Callable[..., Any], *args: Any) -> None:
+        try:
+            action(*args)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and not self._stream.closed:
+                raise
+            self.lost = Unwritten(error)
+            if self.needed or not self.lost.full:  # a disk may have space again
+                self.drop()
+            if self.needed:
+                raise self.lost from error
+
+    def close(self) -> None:
+        """Closes what was opened here; the stream that was given stays open.
+
+        What it could not write is not tried again when Python ends, with an error of its own.
+        """
+        if self.lost:
+            self.drop()
+        if self._own:
+            self._stream.close()
+
+    def drop(self) -> None:
+        """Sends what is still to come, and what waits to be written, nowhere."""
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def _hurry(self) -> None:
+        """Makes writing to a pipe or terminal drop what is not taken in time.
+
+        Only a file that was opened anew can be told not to wait without telling all who share it.
+        """
+        with suppress(OSError, ValueError):
+            number = self._stream.fileno()
+            mode = os.fstat(number).st_mode
+            if not stat.S_ISFIFO(mode) and not os.isatty(number):
+                return
+            again = os.open(f"/dev/fd/{number}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            self._poll = select.poll()
+            self._poll.register(again, select.POLLOUT)
+            raw: Any = io.FileIO(again, "w")
+            self._own = True
+            encoding, errors = self._stream.encoding, "backslashreplace"
+            self._stream.flush()
+            self._stream = io.TextIOWrapper(raw, encoding, errors, write_through=True)
+
+    def _ready(self) -> bool:
+        """Whether a reader takes more now. Who let one text pass is not waited for again."""
+        if self._poll is None:
+            return True
+        taken = bool(self._poll.poll(self._patience))
+        self._patience = _PATIENCE if taken else 0
+        return taken
+
+
+@contextmanager
+def steady(needed: bool) -> Iterator[Stream]:
+    """Within its block the terminal may go: SIGHUP is ignored, no message is waited for.
+
+    Args:
+        needed: whether the command has no other result than what it prints.
+
+    Yields:
+        Standard output. What it still held is written when the block ends.
+    """
+    _fill_closed()
+    before = sys.stdout, sys.stderr
+    ours = Stream(sys.stdout, needed, wait=True)
+    messages = Stream(sys.stderr, needed=False, wait=False)
+    sys.stdout, sys.stderr = ours, messages  # type: ignore[assignment]
+    main = threading.current_thread() is threading.main_thread()
+    hangup = main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    if hangup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield ours
+    finally:
+        messages.flush()
+        sys.stdout, sys.stderr = before
+        for stream in (ours, messages):
+            stream.close()
+        if hangup:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _fill_closed() -> None:
+    """Opens /dev/null in place of what was closed: else the next file would take its number, and
+    what native code prints would stand in it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
