@@ -52,7 +52,7 @@ class Stream:
 
     def __init__(self, stream: Any, needed: bool, wait: bool):
         self._own = stream is None
-        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+        self._stream: Any = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self.needed = needed
         self.lost: Unwritten | None = None
         self._poll: Any = None
@@ -161,7 +161,7 @@ def steady(needed: bool) -> Iterator[Stream]:
     before = sys.stdout, sys.stderr
     ours = Stream(sys.stdout, needed, wait=True)
     messages = Stream(sys.stderr, needed=False, wait=False)
-    sys.stdout, sys.stderr = ours, messages  # type: ignore[assignment]
+    sys.stdout, sys.stderr = ours, messages
     main = threading.current_thread() is threading.main_thread()
     hangup = main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     if hangup:

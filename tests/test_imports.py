@@ -29,6 +29,7 @@ MAY_IMPORT = {
         "jaxmodels.errors",
         "jaxmodels.cli",
         "jaxmodels.recipe",
+        "jaxmodels.terminal",
     ),
     **{
         f"jaxmodels.{arch}": (

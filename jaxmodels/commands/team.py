@@ -2,15 +2,15 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jaxmodels
 from jaxmodels.commands import resume
 from jaxmodels.commands.train_options import Train
-from jaxmodels.errors import MISMATCH, STOPPED, USAGE, Problem
+from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.runtime import processes
 from jaxmodels.runtime.cluster import find
 from jaxmodels.runtime.stop import Stop
@@ -56,22 +56,6 @@ def join(options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any)
 def held(run: Path) -> AbstractContextManager[None]:
     """The lock of the run, which process 0 holds for all."""
     return resume.locked(run) if processes.first() else nullcontext()
-
-
-@contextmanager
-def lost_is_resumable() -> Iterator[None]:
-    """Says in words that another process died, where a collective noticed it."""
-    try:
-        yield
-    except Exception as error:
-        if processes.several() and "gloo" in str(error).lower():
-            raise Problem(
-                "the connection to another process was lost",
-                why=str(error).splitlines()[0],
-                fix="start all processes again; they go on from the newest checkpoint",
-                exit_code=STOPPED,
-            ) from error
-        raise
 
 
 def refuse_apart(run: Path) -> None:

@@ -24,7 +24,15 @@ from jaxmodels.commands.summary import conclude
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
 from jaxmodels.runtime.outcome import not_begun
-from jaxmodels.runtime.processes import begun, exchange, first, part, tell_stop, together
+from jaxmodels.runtime.processes import (
+    begun,
+    exchange,
+    first,
+    lost_is_resumable,
+    part,
+    tell_stop,
+    together,
+)
 from jaxmodels.runtime.rundir import VOCABULARIES, steps, unseal
 from jaxmodels.runtime.stop import Stop, Stopped
 
@@ -55,7 +63,7 @@ def main(argv: list[str]) -> int:
         except Stopped:
             say(f"{stop.reason} before the other processes came")
             return INTERRUPTED if stop.reason == "interrupted" else STOPPED
-        with together(), team.held(options.out), team.lost_is_resumable():
+        with together(), team.held(options.out), lost_is_resumable():
             return _run(options.out, options, resolved, argv, stop, source)
 
 

@@ -5,38 +5,68 @@ goes through the key-value store of JAX's coordination service, which process 0 
 the devices: so a background thread may talk too, while the devices compute.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count as counter
 from typing import Any
 
 from jaxmodels import cli
-from jaxmodels.errors import INTERNAL, USAGE, Problem
+from jaxmodels.errors import INTERNAL, STOPPED, USAGE, Problem
 from jaxmodels.runtime.cluster import Place, find
+from jaxmodels.runtime.lifeline import Lifelines, Message
 from jaxmodels.runtime.rendezvous import Check, meet
 from jaxmodels.runtime.stop import Stop
+from jaxmodels.terminal import Stream
 
 _NO_PROXY = "no_grpc_proxy"  # gRPC's name for it
-_END = "jaxmodels/end"  # what ended one process, for the others
-_ALL = -1  # all ended together
 _SLICE_MS = 500  # of a wait, between two looks at whether to stop
-_FAREWELL = 5.0  # seconds that a process which failed waits for the others to hear of it
+_VERDICT = 3.0  # seconds in which the lifelines know of a process that a collective misses
+_AGAIN = "start all processes again; they go on from the newest checkpoint"
 
 
 class _Team:
     """The other processes, and the ways to reach them."""
 
-    def __init__(self, place: Place, client: Any, stop: Stop):
-        self.count, self.index, self.client, self.stop = (*place[1:3], client, stop)
+    def __init__(self, place: Place, peers: dict[int, Any], silence: int, stop: Stop):
+        self.count, self.index, self.stop = place.processes, place.process, stop
+        self.client: Any = None
         self.check: Check = stop.check
         self.turns = counter()
         self.failed = False
-        self.watcher = threading.Thread(target=_watch, args=(self,), name="watch", daemon=True)
+        self.lines = Lifelines(self.index, peers, silence, self.hear, self.lose)
+
+    def hear(self, message: Message) -> None:
+        """Ends this process when another one failed; stops it when that one is stopped.
+
+        It may be waiting inside a collective for the one that failed, and would wait for ever.
+        """
+        if message["stop"]:
+            self.stop.reason = self.stop.reason or message["stop"]
+        elif not self.failed:  # else it says why itself
+            cli.hush(False)
+            cli.say(f"{message['what']}; so process {self.index} ends too")
+            self.depart(message["code"])
+
+    def lose(self, number: int, how: str) -> None:
+        """Ends this process, to be started again, because another one was lost."""
+        if self.failed:
+            return
+        what = f"process {number} was lost"
+        self.lines.tell({"stop": "", "what": f"{what}: {how}", "code": STOPPED})
+        self.depart(cli.fail(Problem(what, why=how, fix=_AGAIN, exit_code=STOPPED)), but=number)
+
+    def depart(self, code: int, but: int = -1) -> None:
+        """Ends at once: JAX would wait for the others, and its own end may hang."""
+        self.lines.farewell(but)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 _team: _Team | None = None
@@ -73,7 +103,7 @@ def start(
         processes: how many.
         process: the number of this one.
         wait: seconds to wait for the others.
-        heartbeat: seconds without a sign of a process after which JAX ends the others.
+        heartbeat: seconds without a sign of a process after which the others end.
         facts: what must be the same in all; JSON-able.
         stop: asked while this process waits for others.
 
@@ -90,9 +120,25 @@ def start(
         )
     end = time.monotonic() + wait
     address = (host.strip("[]"), int(port))
-    meet(address, place.processes, place.process, facts, wait, stop.check)
-    _initialize(place, max(30, int(end - time.monotonic())), heartbeat)
-    _join(place, stop)
+    peers = meet(address, place.processes, place.process, facts, wait, stop.check)
+    team = _Team(place, peers, heartbeat, stop)
+    team.lines.start()
+    _abort_late()
+    _initialize(place, max(30, int(end - time.monotonic())), 2 * heartbeat + 30)
+    _join(team)
+
+
+def _abort_late() -> None:
+    """Makes an abort wait for six seconds, in its thread.
+
+    JAX aborts a process as soon as process 0, and with it the coordination service, is gone. The
+    lifelines know that too, and end the process in words; they need but a moment. The handler is
+    the C library's own `sleep`, which is handed the signal's number, 6: no Python runs in it.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.signal.restype = ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
 def _initialize(place: Place, wait: int, heartbeat: int) -> None:
@@ -116,7 +162,7 @@ def _initialize(place: Place, wait: int, heartbeat: int) -> None:
     )
 
 
-def _join(place: Place, stop: Stop) -> None:
+def _join(team: _Team) -> None:
     global _team
     from jax._src import distributed  # the store has no public name
 
@@ -124,10 +170,10 @@ def _join(place: Place, stop: Stop) -> None:
     results = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stdout.flush()
     os.dup2(2, 1)
-    sys.stdout = results
-    _team = _Team(place, distributed.global_state.client, stop)
-    cli.hush(place.process != 0)
-    _team.watcher.start()
+    sys.stdout = Stream(results, needed=False, wait=True)
+    team.client = distributed.global_state.client
+    _team = team
+    cli.hush(team.index != 0)
 
 
 def begun() -> None:
@@ -170,32 +216,10 @@ def _get(key: str) -> str:
         _team.check()
 
 
-def _watch(team: _Team) -> None:
-    """Ends this process when another one says that it failed; stops it when that one is stopped.
-
-    It may be waiting inside a collective for the one that failed, and would wait for ever.
-    """
-    told: dict[str, Any] = {}
-    while not told:
-        try:
-            told = json.loads(team.client.blocking_key_value_get(_END, 3_600_000))
-        except Exception as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                return  # the end of the run
-    if told["by"] in (team.index, _ALL):
-        return
-    if told["stop"]:
-        team.stop.reason = team.stop.reason or told["stop"]
-        return
-    if not team.failed:  # else it says why itself
-        cli.hush(False)
-        cli.say(f"process {told['by']} failed: {told['what']}; so process {team.index} ends too")
-        _depart(team, told["code"])
-
-
 def tell_stop(reason: str) -> None:
     """Tells the others, before training has begun, that this process was stopped."""
-    _tell({"stop": reason})
+    if _team is not None:
+        _team.lines.tell({"stop": reason})
 
 
 @contextmanager
@@ -207,8 +231,27 @@ def together() -> Iterator[None]:
         if _team is not None:
             code = int(getattr(error, "exit_code", INTERNAL))
             what = str(getattr(error, "what", "") or f"{type(error).__name__}: {error}")
-            _team.failed = True
-            _tell({"stop": "", "what": what.splitlines()[0], "code": code})
+            _tell_failure(what.splitlines()[0], code)
+        raise
+
+
+@contextmanager
+def lost_is_resumable() -> Iterator[None]:
+    """Ends in words, with the code 75, where a call of JAX misses another process."""
+    try:
+        yield
+    except Exception as error:
+        if _team is None or hasattr(error, "exit_code"):
+            raise
+        time.sleep(_VERDICT)  # in which the lifelines end this process, if they know more
+        said = str(error).lower()
+        if "gloo" in said or "unavailable" in said or "coordination" in said:
+            raise Problem(
+                "the connection to another process was lost",
+                why=str(error).splitlines()[0],
+                fix=_AGAIN,
+                exit_code=STOPPED,
+            ) from error
         raise
 
 
@@ -216,35 +259,20 @@ def part(code: int) -> int:
     """The exit code of process 0, for all: they end together, as they agreed."""
     code = int(exchange(code, "exit code")[0])
     if _team is not None:
-        _tell({"by": _ALL})
-        _team.watcher.join()  # Python must not end while it is in a call of JAX
+        _team.lines.end()
     return code
 
 
-def _tell(message: dict[str, Any]) -> None:
-    if _team is not None:
-        with suppress(Exception):  # another one was first
-            _team.client.key_value_set(_END, json.dumps({"by": _team.index, **message}))
+def _tell_failure(what: str, code: int) -> None:
+    assert _team is not None
+    _team.failed = True
+    what = f"process {_team.index} failed: {what}"
+    _team.lines.tell({"stop": "", "what": what, "code": code})
 
 
 def leave(code: int) -> None:
     """Ends at once a process that failed, if it is one of several: JAX would have it wait."""
     if _team is not None:
-        _tell({"stop": "", "what": f"it ended with exit code {code}", "code": code})
-        _depart(_team, code)
-
-
-def _depart(team: _Team, code: int) -> None:
-    """Process 0 holds the store in which the others read why they end, and is the last to go."""
-    end = time.monotonic() + _FAREWELL
-    with suppress(Exception):
-        team.client.key_value_set(f"{_END}/{team.index}", "gone")
-    for other in range(1, team.count if team.index == 0 else 0):
-        while time.monotonic() < end:
-            with suppress(Exception):
-                team.client.blocking_key_value_get(f"{_END}/{other}", _SLICE_MS)
-                break
-    time.sleep(0.5 if team.index == 0 else 0)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        if not _team.failed:
+            _tell_failure(f"it ended with exit code {code}", code)
+        _team.depart(code)

@@ -29,8 +29,10 @@ def meet(
     facts: dict[str, Any],
     wait: int,
     check: Check,
-) -> None:
-    """Returns when all processes are here and agree.
+) -> dict[int, socket.socket]:
+    """Returns when all processes are here and agree: the connections that they met over.
+
+    Process 0 has one to each other process, and they have one to it, by its number.
 
     Args:
         address: host and port of process 0.
@@ -47,9 +49,8 @@ def meet(
     end = time.monotonic() + wait
     me = {"process": index, "processes": count, "facts": facts}
     if index == 0:
-        _Host(address, me, end, check).gather(wait)
-    else:
-        _visit(address, me, end, check, wait)
+        return _Host(address, me, end, check).gather(wait)
+    return {0: _visit(address, me, end, check, wait)}
 
 
 class _Host:
@@ -59,7 +60,7 @@ class _Host:
         self.address, self.me, self.end, self.check = address, me, end, check
         self.here: dict[int, socket.socket] = {}
 
-    def gather(self, wait: int) -> None:
+    def gather(self, wait: int) -> dict[int, socket.socket]:
         """Answers "go" when all are here; raises what it answers them otherwise."""
         with ExitStack() as stack:
             listener = stack.enter_context(_listen(self.address))
@@ -68,10 +69,11 @@ class _Host:
             answer = {"what": problem.what, "why": problem.why} if problem else {"go": True}
             for caller in self.here.values():
                 _send(caller, answer)
-            for caller in self.here.values():  # they close first, so that the port is free at once
-                select.select([caller], [], [], 2)
-        if problem:
-            raise problem
+            if problem:
+                for caller in self.here.values():  # they close first: the port is free at once
+                    select.select([caller], [], [], 2)
+                raise problem
+            return {index: _kept(caller) for index, caller in self.here.items()}
 
     def _reach_oneself(self, listener: socket.socket) -> None:
         """The others, and JAX in this process too, will look for process 0 at its address."""
@@ -137,7 +139,7 @@ class _Host:
 
 def _visit(
     address: tuple[str, int], me: dict[str, Any], end: float, check: Check, wait: int
-) -> None:
+) -> socket.socket:
     """Another process: says who it is, and waits for the answer."""
     why = "nothing answers"
     while time.monotonic() < end:
@@ -146,11 +148,11 @@ def _visit(
             with socket.create_connection(address, timeout=2) as host:
                 _send(host, me)
                 answer = _hear(host, end + 5 - time.monotonic(), check)
+                if isinstance(answer, dict) and answer.get("go"):
+                    return _kept(host)
         except OSError as error:
             why = str(error)
         else:
-            if isinstance(answer, dict) and answer.get("go"):
-                return
             if isinstance(answer, dict) and "what" in answer:
                 code = USAGE if "disagree" in answer["what"] else NETWORK
                 raise Problem(answer["what"], why=answer["why"], exit_code=code)
@@ -204,6 +206,11 @@ def _hear(other: socket.socket, seconds: float | int, check: Check = lambda: Non
         return None
     finally:
         other.setblocking(True)
+
+
+def _kept(connection: socket.socket) -> socket.socket:
+    """The connection, which its `with` block then leaves open."""
+    return socket.socket(fileno=connection.detach())
 
 
 def _gone(caller: socket.socket) -> bool:
