@@ -4,8 +4,8 @@
 #   CLUSTER=my-cluster ZONE=us-east5-b IMAGE=gcr.io/my-project/jaxmodels TPU_TYPE=v5litepod-16 \
 #     NAME=first OUT=/mnt/shared/runs/first examples/gke_xpk.sh wigip:1.7b --data c4
 #
-# The cluster starts the run again when it ends with 75 (stopped, resumable) and when a host is
-# lost, a hundred times at most; any other failure ends it.
+# The cluster starts the run again when it ends with 75 (stopped, resumable), when a process was
+# killed (XPK: 127 to 255) and when a host is lost, a hundred times at most; any other failure ends it.
 #
 # Before: IMAGE is any image with Python 3.11 or later in which `pip install '.[tpu]'` was run, and
 # OUT lies on a disk that the cluster mounts into every workload:

@@ -3,7 +3,9 @@
 #
 #   TPU=my-pod ZONE=us-central2-b OUT=/mnt/shared/runs/first examples/tpu_pod.sh wigip:1.7b --data c4
 #
-# Calls again for as long as the run ends with 75 (stopped, resumable); any other code ends this.
+# Calls again for as long as the run ends with 75 (stopped, resumable; also when a host was lost),
+# and ten times at most when a process was killed (129 to 254); any other code ends this. When ssh
+# itself fails (255), the processes train on: call this again when they ended.
 # Start it in tmux on a machine that stays on. To stop the run so that it saves:
 #   gcloud compute tpus tpu-vm ssh my-pod --zone us-central2-b --worker=all --command "pkill -TERM jaxmodels"
 #
@@ -15,10 +17,11 @@ set -euo pipefail
 : "${TPU:?the name of the TPU}" "${ZONE:?its zone}" "${OUT:?the run directory, on a shared disk}"
 
 printf -v train '%q ' env TFDS_DATA_DIR="${TFDS_DATA_DIR-}" jaxmodels train "$@" --out "$OUT"
-code=75
-while [ "$code" -eq 75 ]; do
+code=75 killed=0
+while [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -lt 255 ] && [ "$killed" -le 10 ]; }; do
   code=0
   gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker=all \
     --command "PATH=\$HOME/jaxmodels/.venv/bin:\$PATH $train" || code=$?
+  [ "$code" -le 128 ] || killed=$((killed + 1))
 done
 exit "$code"

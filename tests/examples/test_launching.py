@@ -112,7 +112,9 @@ def test_what_is_missing_is_named(script, calls):
 
 
 def test_a_pod_is_called_again_only_when_it_can_go_on(calls, monkeypatch):
-    for codes, expected in (("75 75 0", 0), ("75 6", 6), ("255", 255), ("2", 2)):
+    killed = " ".join(["137"] * 11)
+    ends = (("75 75 0", 0), ("75 6", 6), ("255", 255), ("2", 2), ("137 75 0", 0), (killed, 137))
+    for codes, expected in ends:
         monkeypatch.setenv("CODES", f"{codes} 99")
         before = len(calls("jaxmodels"))
         monkeypatch.setenv("CODES", " ".join(["0"] * before + codes.split() + ["99"]))
@@ -134,7 +136,19 @@ def test_a_cluster_is_told_which_end_to_start_again_from(calls, monkeypatch):
     assert flags["--command"].startswith("exec ")
 
 
-@pytest.mark.parametrize(("code", "queued"), [(0, []), (75, [["requeue", "7"]]), (3, []), (2, [])])
+AGAIN = [["requeue", "7"]]
+
+
+def test_a_slurm_job_that_is_killed_again_and_again_ends(calls, monkeypatch):
+    monkeypatch.setenv("CODES", "137")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "10")
+    assert launch(told("slurm.sbatch")) == 137
+    assert calls("scontrol") == []
+
+
+@pytest.mark.parametrize(
+    ("code", "queued"), [(0, []), (75, AGAIN), (137, AGAIN), (134, AGAIN), (3, []), (2, [])]
+)
 def test_a_slurm_job_queues_again_only_when_it_can_go_on(calls, monkeypatch, code, queued):
     monkeypatch.setenv("CODES", str(code))
     assert launch(told("slurm.sbatch")) == code
@@ -156,7 +170,13 @@ TWO = [sys.executable, str(EXAMPLES / "two_processes.py"), "charlm:tiny", "--out
 
 @pytest.mark.parametrize(
     ("codes", "expected", "rounds"),
-    [(("0", "0"), 0, 1), (("75 75 0", "75 75 0"), 0, 3), (("75 3", "75 75"), 3, 2)],
+    [
+        (("0", "0"), 0, 1),
+        (("75 75 0", "75 75 0"), 0, 3),
+        (("75 3", "75 75"), 3, 2),
+        (("137 0", "75 0"), 0, 2),  # one was killed, the other noticed
+        (("75 75 75", "134 134 134"), 134, 3),  # again and again, and got nowhere
+    ],
 )
 def test_two_processes_are_started_together(calls, monkeypatch, codes, expected, rounds):
     for i, each in enumerate(codes):
@@ -169,6 +189,18 @@ def test_two_processes_are_started_together(calls, monkeypatch, codes, expected,
         assert sorted(argv.pop() for argv in pair) == ["0", "1"]
         assert pair[0] == pair[1]
         assert pair[0][:4] == ["train", "charlm:tiny", "--out", "runs/two"]
+
+
+def test_a_frozen_process_is_killed_and_both_are_started_again(calls, monkeypatch, tmp_path):
+    script = tmp_path / "two_processes.py"
+    script.write_text((EXAMPLES / "two_processes.py").read_text().replace("60.0", "0.5"))
+    monkeypatch.setenv("CODES_0", "75 0")
+    monkeypatch.setenv("SECONDS_1", "50")  # as one does that has no say any more
+    start = time.monotonic()
+    command = [sys.executable, str(script), "charlm:tiny", "--out", str(tmp_path / "run")]
+    assert subprocess.run(command, timeout=60).returncode == 137
+    assert time.monotonic() - start < 30
+    assert len(calls("jaxmodels")) == 6  # three rounds without a checkpoint
 
 
 def test_a_process_that_fails_takes_the_other_along(calls, monkeypatch):

@@ -90,8 +90,9 @@ def test_who_stood_still_itself_does_not_blame_the_others():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)]
+)
 def test_the_others_end_resumable_and_say_who_was_lost(tmp_path, victim, number):
     run = tmp_path / "run"
     both = two(run, flags=("--steps", "1000000", "--heartbeat", "3"))

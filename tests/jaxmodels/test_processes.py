@@ -96,7 +96,8 @@ def test_one_of_two_is_killed_and_one_process_goes_on(whole, tmp_path):
     wait_for(lambda: (run / "checkpoints" / "4").is_dir(), both)
     both[1].kill()
     (code, said), _ = ended(both)
-    assert code in (STOPPED, -signal.SIGABRT), said  # of gloo and JAX, who notices first
+    assert code == STOPPED, said
+    assert "process 1 was lost" in said
     kept = steps(run / "checkpoints")
     assert not any(damage(run / "checkpoints" / str(step)) for step in kept)
     assert any((run / "checkpoints" / "4" / "params").rglob("*process_1*"))  # both wrote
