@@ -15,6 +15,7 @@ from benchmarks.records import read
 from jaxmodels.__main__ import guarded
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.runtime.pictures import defaults
 
 OURS = "jaxmodels"
 README = Path(__file__).parents[1] / "README.md"
@@ -199,12 +200,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def plot(records: Sequence[Record], path: Path) -> None:
     """Bars of how many times as fast ours is as the fastest other, as SVG; the same for the same
     records."""
-    import matplotlib
+    with defaults():
+        _bars(records).savefig(path, format="svg", metadata={"Date": None})
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "jaxmodels"
+
+def _bars(records: Sequence[Record]) -> Any:
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["svg.hashsalt"] = "jaxmodels"
     newest = latest(records)
     rows = [row for record in newest if (row := _race(record, newest))]
     names = [f"{row[0]}\nagainst {row[2].partition(';')[0]}" for row in rows]
@@ -217,7 +221,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
     axes.set(xlabel="times as fast as the fastest other in the same run", xscale="log")
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    return figure
 
 
 if __name__ == "__main__":

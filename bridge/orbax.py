@@ -15,7 +15,7 @@ import numpy as np
 
 from bridge.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MAX_JSON, as_full_disk, read_json
+from jaxmodels.runtime.files import MAX_JSON, as_full_disk, plain, read_json
 from jaxmodels.runtime.paths import nest
 
 METADATA = "_METADATA"
@@ -38,7 +38,7 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     import orbax.checkpoint as ocp
 
     try:
-        metadata = ocp.PyTreeCheckpointHandler().metadata(folder.absolute())
+        metadata = ocp.PyTreeCheckpointHandler().metadata(plain(folder))
         if metadata is None:  # Orbax logs why, and raises nothing
             raise ValueError("what it says of its arrays cannot be read")
         leaves = jax.tree_util.tree_flatten_with_path(metadata.tree)[0]
@@ -120,7 +120,7 @@ def write_tree(
     try:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
         with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(inner, args=ocp.args.PyTreeSave(nest(flat)))
+            checkpointer.save(plain(folder) / inner.name, args=ocp.args.PyTreeSave(nest(flat)))
     except ValueError as error:
         raise as_full_disk(error, folder) from error
     for path in list(inner.iterdir()):
@@ -214,9 +214,9 @@ class Stored:
     def _store(self) -> Any:
         import tensorstore
 
-        place: dict[str, Any] = {"driver": "file", "path": f"{self.folder.absolute() / self.name}/"}
+        place: dict[str, Any] = {"driver": "file", "path": f"{plain(self.folder) / self.name}/"}
         if self.layout.ocdbt:
-            base = self.folder.absolute().as_uri()
+            base = plain(self.folder).as_uri()
             place = {"driver": "ocdbt", "base": base, "path": f"{self.name}/"}
         spec: dict[str, Any] = {"driver": self.layout.driver, "kvstore": place}
         if self.layout.complete:

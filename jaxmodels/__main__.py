@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TypeGuard
 
-from jaxmodels.cli import fail, say
+from jaxmodels.cli import fail, say, whole_paths
 from jaxmodels.errors import CORRUPT, INTERNAL, INTERRUPTED, NO_SPACE, UNREAD, USAGE, Problem
 from jaxmodels.terminal import FULL, Stream, Unwritten, steady
 
@@ -104,7 +104,8 @@ def _run(argv: list[str]) -> int:
             exit_code=USAGE,
         )
     module, _, function = VERBS[verb][0].partition(":")
-    return int(getattr(import_module(module), function)(argv[1:]) or 0)
+    with whole_paths():
+        return int(getattr(import_module(module), function)(argv[1:]) or 0)
 
 
 def _left(code: int) -> int:

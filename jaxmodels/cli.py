@@ -8,6 +8,9 @@ import json
 import os
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jaxmodels.errors import USAGE, Problem
@@ -21,6 +24,40 @@ def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
     return tyro.cli(
         args, args=argv, prog=f"jaxmodels {verb}", config=(tyro.conf.FlagCreatePairsOff,), **kwargs
     )
+
+
+@contextmanager
+def whole_paths() -> Iterator[None]:
+    """Within its block an empty word is no path: `--out "$RUN"` without RUN would else mean the
+    folder that one is in, to be written to, or with `--force` to be replaced.
+    """
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    registry = ConstructorRegistry()
+
+    def read(words: list[str]) -> Path:
+        if not words[0]:
+            raise Problem(
+                "a path is empty",
+                fix='give one; is a variable of your shell not set? "." is this folder',
+                exit_code=USAGE,
+            )
+        return Path(words[0])
+
+    @registry.primitive_rule
+    def rule(info: Any) -> Any:
+        if info.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda path: [str(path)],
+        )
+
+    with registry:
+        yield
 
 
 def gathered(argv: list[str], option: str, many: bool = False) -> list[str]:

@@ -236,8 +236,9 @@ def _find_lr(
     argv: list[str],
     stop: Stop,
 ) -> int:
-    from jaxmodels.runtime.files import write_json
+    from jaxmodels.runtime.files import write_bytes, write_json
     from jaxmodels.runtime.find_lr import find_lr, plot
+    from jaxmodels.runtime.pictures import picture
 
     def batches() -> Iterator[dict[str, Any]]:
         for batch in data.train():
@@ -247,10 +248,11 @@ def _find_lr(
     package = jaxmodels.arch(resolved["arch"])
     result = find_lr(package, options.model, options.recipe, batches())
     write_json(run / "find_lr.json", result)
-    plot(result, run / "find_lr.png")
+    if png := picture("the learning rates", lambda: plot(result), dpi=120):
+        write_bytes(run / "find_lr.png", png)
+        say(f"plot: {run / 'find_lr.png'}")
     rate = f"{result['suggestion']:.1e}"
     say(
-        f"plot: {run / 'find_lr.png'}",
         f"the loss falls fastest at a learning rate of {rate}",
         f"train:     {repeated(argv, '--optim.peak-lr', rate, without=('--find-lr', '--json'))}",
     )

@@ -27,6 +27,7 @@ from jaxmodels.runtime import processes
 from jaxmodels.runtime.files import (
     as_full_disk,
     make_folder,
+    plain,
     whole_folder,
     write_json,
     write_manifest,
@@ -76,7 +77,7 @@ def _read(folder: Path, abstract: Any) -> Any:
     with _orbax(f"read/{folder.name}") as reader:
         wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(item=abstract, restore_args=wanted)
-        return reader.restore(folder.absolute(), args=args)
+        return reader.restore(plain(folder), args=args)
 
 
 def _saved(tree: Any) -> ocp.args.PyTreeSave:
@@ -170,9 +171,9 @@ class Checkpoints:
         with self._temporary(step, name) as temporary:
             try:
                 with _orbax(f"{name}/params") as writer:
-                    writer.save(temporary / "params", args=_saved(nest(state.params)))
+                    writer.save(plain(temporary) / "params", args=_saved(nest(state.params)))
                 with _orbax(f"{name}/train") as writer:
-                    writer.save(temporary / "train", args=_saved(_train_tree(state)))
+                    writer.save(plain(temporary) / "train", args=_saved(_train_tree(state)))
             except Exception as error:
                 raise as_full_disk(error, self.folder) from error
             processes.exchange(name=f"{name}/written")

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -105,6 +106,25 @@ def as_full_disk(error: Exception, path: Path) -> Exception:
         if os.strerror(code) in str(error):
             return OSError(code, os.strerror(code), str(path))
     return error
+
+
+def plain(path: Path) -> Path:
+    """The absolute path of what is there, in a form that libraries in C++ take: in UTF-8.
+
+    A name that is no UTF-8 (or, where the locale is ASCII, more than ASCII) is replaced, with what
+    stands before it, by what Linux calls an open folder: /proc/self/fd/N. It stays open.
+    """
+    path = path.absolute()
+    for part in (path, *path.parents):
+        if any("\ud800" <= character <= "\udfff" for character in part.name):
+            return Path(f"/proc/self/fd/{_held(part, part.stat().st_ino)}", path.relative_to(part))
+    return path
+
+
+@lru_cache(maxsize=64)
+def _held(folder: Path, number: int) -> int:
+    """A descriptor of a folder; `number` is its inode, so that a new folder gets another."""
+    return os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """The learning-rate range test (Smith 2017, arXiv:1506.01186), as seed 002 offers it."""
 
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -54,8 +53,8 @@ def _steepest(rates: list[float], losses: list[float]) -> float:
     return rates[int(np.argmin(slopes))]
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Draws loss against learning rate into a PNG file."""
+def plot(result: dict[str, Any]) -> Any:
+    """matplotlib's figure of the loss against the learning rate."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -66,4 +65,4 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="learning rate", ylabel="loss (nats, smoothed)", title="Range test")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    return figure

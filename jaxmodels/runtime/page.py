@@ -1,13 +1,13 @@
 """The report of a run: one HTML page with all that it needs inside."""
 
 import base64
-import io
 import json
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from jaxmodels.cli import visible
 from jaxmodels.runtime import plots, rundir
 from jaxmodels.runtime.paths import flatten
 from jaxmodels.runtime.progress import duration
@@ -34,7 +34,7 @@ def page(run: Path) -> str:
     """The page of a run directory, whatever of it there is: nothing is fetched from elsewhere."""
     config, summary = (_object(run / name) for name in (rundir.CONFIG, "summary.json"))
     name = f"{config.get('arch', '?')}:{config.get('preset', '?')}"
-    title = f"{run.absolute().name}: {name}"
+    title = visible(f"{run.absolute().name}: {name}")
     parts = [
         *_section("Summary", [_table(_summed(run, config, summary))]),
         *_section("Loss", _drawn(run, {"loss": plots.loss})),
@@ -105,10 +105,8 @@ def _samples(folder: Path) -> Iterator[str]:
 
 
 def _drawn(run: Path, wanted: dict[str, Any]) -> Iterator[str]:
-    for name, figure in plots.figures(run, wanted):
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=100)
-        yield _image(picture.getvalue(), name)
+    for name, png in plots.pictures(run, wanted):
+        yield _image(png, name)
 
 
 def _image(png: bytes, what: str) -> str:
@@ -126,7 +124,7 @@ def _table(rows: dict[str, Any]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), "\n")
 
 
 def _flat(value: Any) -> dict[str, Any]:

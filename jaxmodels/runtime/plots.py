@@ -4,13 +4,16 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmodels.cli import say
+from jaxmodels.runtime.files import write_bytes
 from jaxmodels.runtime.paths import layer_of
+from jaxmodels.runtime.pictures import picture, title
 from jaxmodels.runtime.stats import FILE as STATS
 
 Record = dict[str, Any]
@@ -22,21 +25,18 @@ OF_ALL = {"step", "loss", "grad_norm", "lr", "tokens_per_second", "images_per_se
 
 def draw(run: Path) -> None:
     """Draws loss.png, metrics.png and stats.png, where there are numbers for them."""
-    for name, figure in figures(run, {"loss": loss, "metrics": told, "stats": stats}):
-        figure.savefig(run / f"{name}.png", dpi=100)
-
-
-def figures(run: Path, plots: dict[str, Callable[[Path], Any]]) -> Iterator[tuple[str, Any]]:
-    """Names and matplotlib's figures of plots, those that there is something to see in.
-
-    A plot that fails is said, and fails nothing else.
-    """
-    for name, plot in plots.items():
+    for name, png in pictures(run, {"loss": loss, "metrics": told, "stats": stats}):
         try:
-            if (figure := plot(run)) is not None:
-                yield name, figure
-        except Exception as error:
-            say(f"no plot of {name}: {type(error).__name__}: {error}")
+            write_bytes(run / f"{name}.png", png)
+        except OSError as error:  # a plot is no reason for a run to fail
+            say(f"no plot of {name}: {error}")
+
+
+def pictures(run: Path, plots: dict[str, Callable[[Path], Any]]) -> Iterator[tuple[str, bytes]]:
+    """Names and PNG files of plots, those that there is something to see in."""
+    for name, plot in plots.items():
+        if (png := picture(name, partial(plot, run))) is not None:
+            yield name, png
 
 
 def loss(run: Path) -> Any:
@@ -49,7 +49,7 @@ def loss(run: Path) -> Any:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     _curve(axes, records, "loss", stride)
-    axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=run.absolute().name)
+    axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=title(run.absolute().name))
     axes.legend()
     return figure
 
@@ -83,7 +83,7 @@ def _panels(run: Path, wanted: Callable[[str], bool]) -> Any:
         axes.set_axis_off()
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.suptitle(run.absolute().name)
+    figure.suptitle(title(run.absolute().name))
     return figure
 
 
@@ -121,15 +121,15 @@ def stats(run: Path) -> Any:
     figure = Figure(figsize=(14, 8), layout="constrained")
     grid = figure.subplots(2, 3, sharex=True)
     colours = colormaps["viridis"](np.linspace(0, 1, len(names)))
-    for axes, (number, title, scale) in zip(grid.flat, _PANELS, strict=True):
+    for axes, (number, heading, scale) in zip(grid.flat, _PANELS, strict=True):
         for name, colour in zip(names, colours, strict=True):
             values = [row[name][number] for row in layers]
             axes.plot(steps, values, ".-", color=colour, linewidth=1, label=name)
-        axes.set(title=title, xlabel="optimiser step")
+        axes.set(title=heading, xlabel="optimiser step")
         positive = any(row[name][number] > 0 for row in layers for name in names)
         axes.set_yscale(scale if positive else "linear")
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{run.absolute().name}: parameters and gradients by layer")
+    figure.suptitle(f"{title(run.absolute().name)}: parameters and gradients by layer")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     chosen = spread(len(names), 16)
     figure.legend(

@@ -1,7 +1,6 @@
 """What a model writes now, shown as it trains: continued prompts, or captions of images."""
 
 import inspect
-import io
 from collections.abc import Callable
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxmodels.layers.sampling import Sampling
 from jaxmodels.runtime.generate import before, generate
+from jaxmodels.runtime.pictures import picture, title
 
 GREEDY = Sampling(None)
 
@@ -102,6 +102,12 @@ def caption_sampler(tokenizer: Any, images: np.ndarray, said: list[str]) -> Call
 
 def sheet(images: np.ndarray, written: list[str], said: list[str]) -> Sample:
     """Images with what a model wrote of them and what was said of them, as text and picture."""
+    pairs = zip(written, said, strict=True)
+    text = "\n".join(f"{i}: {ours}   ({theirs})" for i, (ours, theirs) in enumerate(pairs, 1))
+    return Sample(text, picture("the samples", lambda: _sheet(images, written, said), dpi=80))
+
+
+def _sheet(images: np.ndarray, written: list[str], said: list[str]) -> Any:
     from matplotlib.figure import Figure
 
     columns = min(len(images), 4)
@@ -112,11 +118,6 @@ def sheet(images: np.ndarray, written: list[str], said: list[str]) -> Sample:
         axes.set_axis_off()
     for axes, image, ours, theirs in zip(grid.flat, images, written, said, strict=False):
         axes.imshow(image)
-        # A dollar sign would begin a formula.
-        title = "\n".join(fill(text.replace("$", r"\$"), 34) for text in (ours, f"({theirs})"))
-        axes.set_title(title, fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=80)
-    pairs = zip(written, said, strict=True)
-    text = "\n".join(f"{i}: {ours}   ({theirs})" for i, (ours, theirs) in enumerate(pairs, 1))
-    return Sample(text, picture.getvalue())
+        above = "\n".join(fill(title(text), 34) for text in (ours, f"({theirs})"))
+        axes.set_title(above, fontsize=9)
+    return figure
