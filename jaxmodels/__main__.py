@@ -4,11 +4,11 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TypeGuard
 
 from jaxmodels.cli import fail, say, whole_paths
-from jaxmodels.errors import CORRUPT, INTERNAL, INTERRUPTED, NO_SPACE, UNREAD, USAGE, Problem
-from jaxmodels.terminal import FULL, Stream, Unwritten, steady
+from jaxmodels.errors import INTERRUPTED, NO_SPACE, UNREAD, USAGE, Problem
+from jaxmodels.explain import explain
+from jaxmodels.terminal import Stream, Unwritten, steady
 
 # verb → (module:function that runs it, what it does)
 VERBS = {
@@ -87,7 +87,7 @@ def guarded(run: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         except Exception as error:
             if "--debug" in argv:
                 raise
-            return _left(fail(_explain(error)))
+            return _left(fail(explain(error)))
 
 
 def _run(argv: list[str]) -> int:
@@ -129,37 +129,6 @@ def _no_space(lost: Unwritten, done: str = "") -> int:
             fix="free some space, or send the output elsewhere",
             exit_code=NO_SPACE,
         )
-    )
-
-
-def _is_full(error: Exception) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in FULL
-
-
-def _explain(error: Exception) -> Exception:
-    """Turns what the operating system says into our words; leaves our own errors alone."""
-    if hasattr(error, "exit_code"):
-        return error
-    if isinstance(error, OSError):
-        where = str(error.filename or "")
-        if _is_full(error):
-            return Problem(
-                "the disk is full",
-                where=where,
-                why=str(error),
-                fix="free some space, or write elsewhere; what was there before is untouched",
-                exit_code=NO_SPACE,
-            )
-        if isinstance(error, FileNotFoundError):
-            return Problem(
-                "no such file or folder", where=where, fix="check the path", exit_code=CORRUPT
-            )
-        return Problem(str(error.strerror or error), where=where, exit_code=CORRUPT)
-    return Problem(
-        f"{type(error).__name__}: {error}",
-        why="this is a defect of jaxmodels, not of your input",
-        fix="run again with --debug and report the traceback",
-        exit_code=INTERNAL,
     )
 
 

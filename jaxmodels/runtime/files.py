@@ -71,11 +71,14 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives the error of a full disk its path: a failed write tells none, or a temporary one."""
+    """Gives errors of the disk their path: a failed read or write tells none, or a temporary one,
+    which is replaced.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        temporary = str(error.filename or ".tmp").endswith(".tmp")
+        if error.errno in FULL or (error.errno and temporary):
             error.filename = str(path)
         raise
 
@@ -300,7 +303,8 @@ def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     It is locked while this process lives: the next writer of `path` clears what is not.
     """
     _clear(path)
-    temporary, lock = _locked(path, make)
+    with naming(path):
+        temporary, lock = _locked(path, make)
     try:
         with naming(path):
             yield temporary

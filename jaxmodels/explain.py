@@ -1,0 +1,67 @@
+"""What the operating system and libraries say of a failure, in our words."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+from jaxmodels.errors import CORRUPT, EXISTS, INTERNAL, NO_SPACE, Problem
+from jaxmodels.terminal import FULL
+
+
+def explain(error: Exception) -> Exception:
+    """The error to show; one of our own is left as it is."""
+    if hasattr(error, "exit_code"):
+        return error
+    told = any(os.strerror(code) in str(error) for code in FULL)  # libraries have types of theirs
+    if told or (isinstance(error, OSError) and error.errno in FULL):
+        return Problem(
+            "the disk is full",
+            where=_place(error),
+            why=str(error),
+            fix="free some space, or write elsewhere; what was there before is untouched",
+            exit_code=NO_SPACE,
+        )
+    if isinstance(error, FileNotFoundError):
+        return Problem(
+            "no such file or folder", where=_place(error), fix="check the path", exit_code=CORRUPT
+        )
+    if isinstance(error, FileExistsError):
+        return Problem(
+            "something else has this name",
+            where=_place(error),
+            fix="give another path",
+            exit_code=EXISTS,
+        )
+    if isinstance(error, OSError):
+        return Problem(str(error.strerror or error), where=_place(error), exit_code=CORRUPT)
+    return Problem(
+        f"{type(error).__name__}: {error}",
+        why="this is a defect of jaxmodels, not of your input",
+        fix="run again with --debug and report the traceback",
+        exit_code=INTERNAL,
+    )
+
+
+def _place(error: Exception) -> str:
+    """The file that an error concerns. Where it does not say, as one of reading or writing does
+    not, the file that was open where it was raised.
+    """
+    if said := getattr(error, "filename", None):
+        return str(said)
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            for name in _names(value):
+                found = name
+        trace = trace.tb_next
+    return found
+
+
+def _names(value: Any) -> Iterator[str]:
+    """The path of a file, or of those that an object holds."""
+    for file in (value, *getattr(value, "__dict__", {}).values()):
+        name = getattr(file, "name", None) if isinstance(file, io.IOBase) else None
+        if isinstance(name, str | PurePath):
+            yield str(name)
