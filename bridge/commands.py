@@ -275,7 +275,10 @@ def _show_agreement(report: Any) -> None:
 
 def _show_inspection(report: Any, tensors: bool) -> None:
     for key in ("format", "arch", "preset", "tensors", "parameters", "bytes", "dtypes"):
-        value = f"{report[key]:,}" if isinstance(report[key], int) else report[key]
+        value = report[key]
+        if isinstance(value, dict):
+            value = ", ".join(f"{count} {dtype}" for dtype, count in value.items())
+        value = f"{value:,}" if isinstance(value, int) else value
         show(f"{key + ':':<12} {value}")
     show(f"{'vocabulary:':<12} {'yes' if report.vocab_present else 'no'}")
     show(f"{'optimiser:':<12} {'yes' if report.optimizer else 'no'}")

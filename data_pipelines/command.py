@@ -221,7 +221,11 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{key} {_plain(part)}" for key, part in short.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) else repr(value)
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return value if value.isprintable() else repr(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _emit(result: Any) -> None:

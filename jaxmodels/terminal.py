@@ -56,7 +56,11 @@ class Stream:
         self.needed = needed
         self.lost: Unwritten | None = None
         self._poll: Any = None
-        if not wait:
+        self._given = self._stream
+        if wait:
+            with suppress(OSError, ValueError):  # somebody who shares it may have set it otherwise
+                os.set_blocking(self._stream.fileno(), True)
+        else:
             self._hurry()
         self._patience = _PATIENCE
 
@@ -81,6 +85,10 @@ class Stream:
         with suppress(ValueError):  # it was closed
             return bool(self._stream.isatty())
         return False
+
+    def fileno(self) -> int:
+        """The number of the stream as it was given, for child processes."""
+        return int(self._given.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -117,7 +125,9 @@ class Stream:
     def drop(self) -> None:
         """Sends what is still to come, and what waits to be written, nowhere."""
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
     def _hurry(self) -> None:
         """Makes writing to a pipe or terminal drop what is not taken in time.

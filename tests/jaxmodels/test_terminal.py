@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -123,6 +124,23 @@ def test_nobody_waits_for_a_reader_that_stands_still(monkeypatch, kind):
         os.close(reader)
         messages.write("more")
         messages.close()
+
+
+def test_a_result_is_waited_for_though_others_made_the_stream_not_wait():
+    """Some programs leave a terminal or a pipe that they share like that."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(writer, "w") as stream, os.fdopen(reader) as other:
+        read = []
+        thread = threading.Thread(target=lambda: read.append(other.read()))
+        results = Stream(stream, needed=True, wait=True)
+        thread.start()
+        results.write("x" * 1_000_000)
+        results.flush()
+        assert results.fileno() == writer
+        stream.close()
+        thread.join(10)
+    assert read == ["x" * 1_000_000]
 
 
 def test_what_an_encoding_does_not_have_is_escaped():
