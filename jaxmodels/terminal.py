@@ -70,6 +70,10 @@ class Stream:
             self._attempt(self._write, text)
         return len(text)
 
+    def move(self, stream: Any) -> None:
+        """Writes to another stream from now on."""
+        self._stream = self._given = stream
+
     def writelines(self, lines: Any) -> None:
         """Writes each of the texts."""
         for line in lines:

@@ -225,7 +225,7 @@ class Model(nnx.Module):
     ) -> tuple[Float[Array, "b v"], Cache]:
         """As `prefill`, of what the decoder is to see (`context`)."""
         x = jnp.concatenate([self.decoder.first(len(tokens)), self.placed(tokens)], axis=1)
-        dtype = self.embed.embedding[...].dtype
+        dtype = jnp.result_type(self.embed.embedding[...], self.decoder.norm.scale[...])
         x, cache = self.decoder.step(x, self.decoder.empty(len(tokens), size, dtype, seen, sees))
         last = jax.lax.dynamic_slice_in_dim(x, length, 1, axis=1)
         own = cache.own._replace(length=jnp.asarray(length, jnp.int32) + 1)

@@ -185,7 +185,7 @@ class Model(nnx.Module):
         """An empty cache of `batch` sequences for `size` tokens, at most the context (None)."""
         cfg = self.config
         size = min(size or cfg.context, cfg.context)
-        dtype = self.embed.embedding[...].dtype
+        dtype = jnp.result_type(self.embed.embedding[...], self.blocks[0].norm1.scale[...])
         return KVCache.empty(cfg.heads_by_layer, cfg.dim, batch, size, dtype)
 
 

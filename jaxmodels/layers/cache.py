@@ -35,7 +35,10 @@ class KVCache(NamedTuple):
     def empty(
         cls, heads: tuple[int, ...], dim: int, batch: int, size: int, dtype: jnp.dtype
     ) -> "KVCache":
-        """A cache that has seen nothing; `heads` of each layer share its `dim` numbers."""
+        """A cache that has seen nothing; `heads` of each layer share its `dim` numbers.
+
+        A model whose weights have 16 bits and whose norms stay float32 computes keys in float32.
+        """
 
         def zeros() -> tuple[Array, ...]:  # each its own, so that all can be donated
             return tuple(jnp.zeros((batch, h, dim // h, size), dtype) for h in heads)
@@ -119,8 +122,9 @@ class KVCache(NamedTuple):
         """
         first = jnp.zeros_like(self.length)  # all of one type, in 64 bits too
         start = (first, first, first, self.length % self.size)
-        write = jax.lax.dynamic_update_slice
-        return (
-            write(self.keys[layer], rearrange(k, "b t h k -> b h k t"), start),
-            write(self.values[layer], rearrange(v, "b t h k -> b h k t"), start),
-        )
+
+        def put(kept: Array, new: Array) -> Array:
+            new = rearrange(new, "b t h k -> b h k t").astype(kept.dtype)
+            return jax.lax.dynamic_update_slice(kept, new, start)
+
+        return put(self.keys[layer], k), put(self.values[layer], v)

@@ -170,7 +170,10 @@ def _join(team: _Team) -> None:
     results = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stdout.flush()
     os.dup2(2, 1)
-    sys.stdout = Stream(results, needed=False, wait=True)
+    if isinstance(sys.stdout, Stream):
+        sys.stdout.move(results)
+    else:
+        sys.stdout = results
     team.client = distributed.global_state.client
     _team = team
     cli.hush(team.index != 0)

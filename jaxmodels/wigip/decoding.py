@@ -56,7 +56,8 @@ def empty(model: "Model", batch: int, size: int) -> Cache:
         return Window(jnp.zeros((batch, cfg.context), jnp.int32))
     n = -(-min(size, cfg.context) // cfg.area)
     shape = (cfg.layers, batch, n, cfg.heads, cfg.dim // cfg.heads)
-    keys, values = (jnp.zeros(shape, model.embed.embedding[...].dtype) for _ in range(2))
+    dtype = jnp.result_type(model.embed.embedding[...], model.norm.scale[...])
+    keys, values = (jnp.zeros(shape, dtype) for _ in range(2))
     ids = jnp.zeros((batch, n * cfg.area), jnp.int32)
     return PatchCache(keys, values, ids, jnp.zeros((), jnp.int32))
 
@@ -104,7 +105,7 @@ def step(model: "Model", cache: Cache, token: Int[Array, "b"]) -> tuple[Cache, F
 
     x, new = model.through(x, look, (cache.keys, cache.values), keep=True)
     keys, values = (
-        jax.lax.dynamic_update_slice(old, part, (0, 0, at, 0, 0))
+        jax.lax.dynamic_update_slice(old, part.astype(old.dtype), (0, 0, at, 0, 0))
         for old, part in zip((cache.keys, cache.values), new, strict=True)
     )
     logits = model.logits(layer_norm(model.norm, x[:, 0])[:, 0])

@@ -179,7 +179,7 @@ class Model(nnx.Module):
         """An empty cache of `batch` sequences for `size` tokens, at most the context (None)."""
         cfg = self.config
         size = min(size or cfg.context, cfg.context)
-        dtype = self.embed.embedding[...].dtype
+        dtype = jnp.result_type(self.embed.embedding[...], self.norm.scale[...])
         return KVCache.empty((cfg.heads,) * cfg.layers, cfg.dim, batch, size, dtype)
 
 

@@ -182,6 +182,10 @@ def test_how_similar_images_and_captions_are(bitgen, data, capsys):
     ]
     assert all(-1 <= row["similarity"] <= 1 for row in found)
     assert len({row["similarity"] for row in found}) == 4
+    assert main(words) == DONE
+    best = max(found[:2], key=lambda row: row["similarity"])
+    first = f"{best['similarity']:+.4f}  {best['image']}  {best['caption']}\n"
+    assert capsys.readouterr().out.startswith(first)
     assert main(words[:4]) == USAGE
     assert "go together" in capsys.readouterr().err
 
