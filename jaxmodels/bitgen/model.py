@@ -36,6 +36,7 @@ from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.linear import Linear
+from jaxmodels.layers.norm import dtype_behind
 from jaxmodels.layers.precision import exact
 
 
@@ -225,7 +226,7 @@ class Model(nnx.Module):
     ) -> tuple[Float[Array, "b v"], Cache]:
         """As `prefill`, of what the decoder is to see (`context`)."""
         x = jnp.concatenate([self.decoder.first(len(tokens)), self.placed(tokens)], axis=1)
-        dtype = jnp.result_type(self.embed.embedding[...], self.decoder.norm.scale[...])
+        dtype = dtype_behind(self.decoder.norm, self.embed.embedding[...])
         x, cache = self.decoder.step(x, self.decoder.empty(len(tokens), size, dtype, seen, sees))
         last = jax.lax.dynamic_slice_in_dim(x, length, 1, axis=1)
         own = cache.own._replace(length=jnp.asarray(length, jnp.int32) + 1)

@@ -21,6 +21,7 @@ from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.linear import Linear, for_rows
 from jaxmodels.layers.losses import chunked_cross_entropy
+from jaxmodels.layers.norm import dtype_behind
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import Rotation, rotate_interleaved, rotation
 from jaxmodels.layers.sharding import product_in_parts, spread
@@ -185,7 +186,7 @@ class Model(nnx.Module):
         """An empty cache of `batch` sequences for `size` tokens, at most the context (None)."""
         cfg = self.config
         size = min(size or cfg.context, cfg.context)
-        dtype = jnp.result_type(self.embed.embedding[...], self.blocks[0].norm1.scale[...])
+        dtype = dtype_behind(self.blocks[0].norm1, self.embed.embedding[...])
         return KVCache.empty(cfg.heads_by_layer, cfg.dim, batch, size, dtype)
 
 

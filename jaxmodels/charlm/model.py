@@ -19,7 +19,7 @@ from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import cross_entropy
-from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.layers.once import once
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import rotate_interleaved, rotation
@@ -166,7 +166,7 @@ class Model(nnx.Module):
         """An empty cache of `batch` sequences for `size` tokens, at most the context (None)."""
         cfg = self.config
         size = min(size or cfg.context, cfg.context)
-        dtype = jnp.result_type(self.embed.embedding[...], self.norm.scale[...])
+        dtype = dtype_behind(self.norm, self.embed.embedding[...])
         return KVCache.empty((cfg.heads,) * cfg.layers, cfg.dim, batch, size, dtype)
 
 

@@ -1,5 +1,7 @@
 """Normalisation in float32, whatever the precision of the products around it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,6 +9,11 @@ from jaxtyping import Array, Float
 
 from jaxmodels.layers.linear import for_rows
 from jaxmodels.layers.precision import exact
+
+
+def dtype_behind(norm: Any, weights: Array) -> jnp.dtype:
+    """What products of a norm's output with weights are in: 16 bits only where both have them."""
+    return jnp.result_type(norm.scale[...], weights)
 
 
 def layer_norm(norm: nnx.LayerNorm | nnx.RMSNorm, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.layers.attention import self_attention
-from jaxmodels.layers.norm import layer_norm
+from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.wigip.dense import attend_to
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def empty(model: "Model", batch: int, size: int) -> Cache:
         return Window(jnp.zeros((batch, cfg.context), jnp.int32))
     n = -(-min(size, cfg.context) // cfg.area)
     shape = (cfg.layers, batch, n, cfg.heads, cfg.dim // cfg.heads)
-    dtype = jnp.result_type(model.embed.embedding[...], model.norm.scale[...])
+    dtype = dtype_behind(model.norm, model.embed.embedding[...])
     keys, values = (jnp.zeros(shape, dtype) for _ in range(2))
     ids = jnp.zeros((batch, n * cfg.area), jnp.int32)
     return PatchCache(keys, values, ids, jnp.zeros((), jnp.int32))
