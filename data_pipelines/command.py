@@ -88,7 +88,8 @@ def prepare_(
     else:
         arch = "charlm:tiny" if tokenizer == CHARS else "wikigpt:tiny"
         print(
-            f"{made['tokens']:,} tokens of {made['documents']:,} documents, "
+            f"{made['tokens']:,} tokens of {made['documents']:,} "
+            f"{'document' if made['documents'] == 1 else 'documents'}, "
             f"{made['vocab_size']:,} in the vocabulary, "
             f"{made['unknown']:,} not in it, written to {folder}\n"
             f"next: jaxmodels train {arch} --data bin:{folder} --out runs/first"

@@ -23,7 +23,7 @@ CALLS = [
     (["inspect", "OUT/model"], r"^format:      model directory$|^format:      safetensors$"),
     (["verify", "OUT/model"], r"^digests: right$"),
     (["data", "list"], r"^pydoc +English prose"),
-    (["data", "prepare", "text:TEXT", "OUT/data"], r"^[\d,]+ tokens of 1 documents?, \d+ in the"),
+    (["data", "prepare", "text:TEXT", "OUT/data"], r"^[\d,]+ tokens of 1 document, \d+ in the"),
     (["data", "inspect", "OUT/data"], r"^dtype +uint16$"),
     (["data", "bench", "OUT/data"], r"^numpy +[\d.]+ Mtok/s$"),
     (["report", "RUN"], r"^report: .*report\.html$"),

@@ -25,6 +25,7 @@ _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n')
 MAX_JSON = 30_000_000  # bytes; read as JSON they may fill a gigabyte
 MAX_DEPTH, MAX_DIGITS = 50, 40  # of brackets in brackets; of a number
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ODD, _OPEN = re.compile("[\ud800-\udfff*?[]"), Path("/proc/self/fd")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
@@ -112,15 +113,17 @@ def as_full_disk(error: Exception, path: Path) -> Exception:
 
 
 def plain(path: Path) -> Path:
-    """The absolute path of what is there, in a form that libraries in C++ take: in UTF-8.
+    """The absolute path of what is there, under a name that Orbax and tensorstore cope with.
 
-    A name that is no UTF-8 (or, where the locale is ASCII, more than ASCII) is replaced, with what
-    stands before it, by what Linux calls an open folder: /proc/self/fd/N. It stays open.
+    They take UTF-8 only (where the locale is ASCII, nothing else but ASCII is), and Orbax looks for
+    its own files by a pattern: below a folder `[1]` it finds none of them, and says nothing. Such
+    a name is replaced, with what stands before it, by what Linux calls an open folder:
+    /proc/self/fd/N. It stays open.
     """
     path = path.absolute()
     for part in (path, *path.parents):
-        if any("\ud800" <= character <= "\udfff" for character in part.name):
-            return Path(f"/proc/self/fd/{_held(part, part.stat().st_ino)}", path.relative_to(part))
+        if _ODD.search(part.name) and _OPEN.is_dir():
+            return _OPEN / str(_held(part, part.stat().st_ino)) / path.relative_to(part)
     return path
 
 

@@ -17,7 +17,8 @@ from jaxmodels.runtime.files import plain
 from jaxmodels.runtime.pictures import defaults, picture
 from tests.jaxmodels.helpers import train
 
-NAME = os.fsdecode(b"r\xff $x$ \xe6\xbc\xa2")  # no UTF-8; a formula that is none; no glyph
+# No UTF-8; a formula that is none; no glyph; a pattern that does not match itself; a fragment.
+NAME = os.fsdecode(b"r\xff $x$ \xe6\xbc\xa2 [1] #%20")
 
 
 @pytest.fixture(scope="module")
