@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,21 +54,27 @@ def _lock(run: Path) -> IO[str]:
     while True:
         make_folder(run)
         try:
-            lock = (run / _LOCK).open("w")
+            lock = (run / _LOCK).open("a+")
         except FileNotFoundError:  # whoever made the folder has just removed it
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            lock.close()
+            with lock:
+                lock.seek(0)
+                who = lock.read(100)
             raise Problem(
                 "another process is training here",
                 where=str(run),
-                fix="wait for it, stop it, or give another --out",
+                why=f"it is process {who}" if who else "",
+                fix="wait for it, stop it so that it saves (SIGTERM: kill PID), or give another --out",
                 exit_code=EXISTS,
             ) from error
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), (run / _LOCK).stat()):
+                with suppress(OSError):  # only to be told to others
+                    os.ftruncate(lock.fileno(), 0)
+                    os.write(lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
                 return lock
         lock.close()  # it was removed between opening and locking
 

@@ -2,7 +2,8 @@
 
 All of it works, and costs nothing, in a run of one process. What processes tell each other here
 goes through the key-value store of JAX's coordination service, which process 0 holds, not through
-the devices: so a background thread may talk too, while the devices compute.
+the devices: so a background thread may talk too, while the devices compute. What ends or stops one
+of them goes over connections of their own (`lifeline`), which outlive that store.
 """
 
 import ctypes

@@ -14,7 +14,8 @@ from contextlib import suppress
 import pytest
 
 from jaxmodels.__main__ import main
-from jaxmodels.errors import DONE, NO_SPACE, STOPPED, UNREAD, USAGE
+from jaxmodels.commands.resume import locked
+from jaxmodels.errors import DONE, EXISTS, NO_SPACE, STOPPED, UNREAD, USAGE
 from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import damage
 from jaxmodels.runtime.metrics import read
@@ -156,6 +157,13 @@ def test_the_streams_and_sighup_are_as_before():
     with steady(True):
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGHUP)) == before
+
+
+def test_who_holds_a_run_is_named(tmp_path, capsys):
+    """As after a lost connection, when the command is given again."""
+    with locked(tmp_path / "run"):
+        assert train(tmp_path / "run") == EXISTS
+    assert f"it is process {os.getpid()} on " in capsys.readouterr().err
 
 
 @pytest.mark.slow
