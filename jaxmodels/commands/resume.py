@@ -67,7 +67,7 @@ def _lock(run: Path) -> IO[str]:
                 "another process is training here",
                 where=str(run),
                 why=f"it is process {who}" if who else "",
-                fix="wait for it, stop it so that it saves (SIGTERM: kill PID), or give another --out",
+                fix="wait for it, stop it (`kill` lets it save), or give another --out",
                 exit_code=EXISTS,
             ) from error
         with suppress(FileNotFoundError):
