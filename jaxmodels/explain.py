@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from jaxmodels.errors import CORRUPT, EXISTS, INTERNAL, NO_SPACE, Problem
+from jaxmodels.errors import CORRUPT, INTERNAL, NO_SPACE, Problem
 from jaxmodels.terminal import FULL
 
 
@@ -32,7 +32,7 @@ def explain(error: Exception) -> Exception:
             "something else has this name",
             where=_place(error),
             fix="give another path",
-            exit_code=EXISTS,
+            exit_code=CORRUPT,
         )
     if isinstance(error, OSError):
         return Problem(str(error.strerror or error), where=_place(error), exit_code=CORRUPT)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from jaxmodels.__main__ import main
-from jaxmodels.errors import CORRUPT, EXISTS, NO_SPACE
+from jaxmodels.errors import CORRUPT, NO_SPACE
 from jaxmodels.explain import explain
 
 UNREADABLE = "/proc/self/mem"  # opens, and gives an error when it is read
@@ -48,7 +48,8 @@ def test_a_full_disk_in_the_words_of_a_library():
     assert "/tmp/shapes" in problem.why
 
 
-def test_a_full_disk_is_named(tmp_path, capsys):
+def test_a_full_disk_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # Python would leave half a file
     with files_of_at_most(5000):
         assert main(["data", "prepare", "pydoc", str(tmp_path / "data")]) == NO_SPACE
     said = capsys.readouterr().err
@@ -59,7 +60,7 @@ def test_a_full_disk_is_named(tmp_path, capsys):
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert main(["train", "charlm:tiny", "--out", str(tmp_path / "file")]) == EXISTS
+    assert main(["train", "charlm:tiny", "--out", str(tmp_path / "file")]) == CORRUPT
     assert f"where: {tmp_path / 'file'}\n" in capsys.readouterr().err
 
 
