@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -145,14 +146,27 @@ def read_limited(path: Path, limit: int) -> bytes:
         OSError: there is no such file, or it cannot be opened.
         ValueError: it is no regular file, or longer than `limit` bytes.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no regular file")
+    with _regular(path, limit) as file:
         content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"it is too large: at most {limit:,} bytes are read")
+    if len(content) > limit:  # it grows
+        raise _too_large(limit)
     return content
+
+
+@contextmanager
+def _regular(path: Path, limit: int | None) -> Iterator[BufferedReader]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with naming(path), open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if limit is not None and status.st_size > limit:
+            raise _too_large(limit)
+        yield file
+
+
+def _too_large(limit: int) -> ValueError:
+    return ValueError(f"it is too large: at most {limit:,} bytes are read")
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
@@ -200,9 +214,9 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+def digest(path: Path, limit: int | None = None) -> str:
+    """sha256 of a file, in hexadecimal; raises as `read_limited` (None: no limit)."""
+    with _regular(path, limit) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
