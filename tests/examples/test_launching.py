@@ -25,8 +25,10 @@ import json, os, sys, time
 name, folder = os.path.basename(sys.argv[0]), os.environ["CALLS"]
 which = sys.argv[sys.argv.index("--process") + 1] if "--process" in sys.argv else "0"
 n = sum(file.startswith(f"{{name}}.{{which}}.") for file in os.listdir(folder))
-with open(f"{{folder}}/{{name}}.{{which}}.{{n}}.json", "w") as file:
+note = f"{{name}}.{{which}}.{{n}}.json"
+with open(f"{{folder}}/.{{note}}", "w") as file:
     json.dump(sys.argv[1:], file)
+os.rename(f"{{folder}}/.{{note}}", f"{{folder}}/{{note}}")  # whole, for who counts them meanwhile
 if name == "jaxmodels":
     time.sleep(float(os.environ.get("SECONDS_" + which, 0)))
     codes = os.environ.get("CODES_" + which, os.environ["CODES"]).split()
