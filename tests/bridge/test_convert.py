@@ -187,6 +187,7 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path, to, room):
     code = f"""
 import resource, signal, sys
+sys.dont_write_bytecode = True  # a cut .pyc would fail whatever is imported after this
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
 from jaxmodels.__main__ import main

@@ -17,6 +17,7 @@ SEEDS = GOLDEN.parent
 # A process that has imported everything, and forks for every task on standard input.
 SERVER = """
 import json, os, random, resource, signal, sys
+sys.dont_write_bytecode = True  # a cut .pyc would fail whatever is imported after this
 import bridge, bridge.conversion, bridge.torch, bridge.orbax, torch, gguf
 from jaxmodels.__main__ import main
 

@@ -175,7 +175,7 @@ def test_disk_full_keeps_what_was_there(run):
     words = f"train --out {run} --steps 60 --save-every 45"
     limited = f"trap '' XFSZ; ulimit -f 50; exec {sys.executable} -m jaxmodels {words}"
     # The compilation cache must not be what fails.
-    env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         ["bash", "-c", limited], env=env, capture_output=True, text=True, check=False
     )
