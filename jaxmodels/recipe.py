@@ -8,7 +8,7 @@ from jaxmodels.errors import LARGEST_SEED, USAGE, Problem, within
 
 @dataclass(frozen=True)
 class Optim:
-    """An optimiser with global-norm clipping, linear warm-up and cosine decay.
+    """An optimiser with global-norm clipping, linear warm-up and a schedule of decay.
 
     Raises:
         Problem: (usage) a value is out of its range.
@@ -18,6 +18,10 @@ class Optim:
     """The optimiser. In bytes for each parameter: adamw remembers 8, lion 4, muon 4
     for a matrix and 8 for what it leaves to adamw, sgd nothing (with momentum 4), adafactor next to
     nothing."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """How the learning rate goes on after the warm-up: cosine and linear fall to end_lr at the
+    last step; wsd (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) stays at the peak and
+    falls linearly at the end, over `decay`."""
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
     init_lr: float = 0.0
@@ -25,9 +29,11 @@ class Optim:
     end_lr: float = 0.0
     """Learning rate at the last step."""
     least_lr: float = 0.0
-    """Learning rate below which the cosine does not go (seed 004)."""
+    """Learning rate below which the decay does not go (seed 004)."""
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
+    decay: float = 0.2
+    """wsd: length of the decay, counted like `warmup`."""
     b1: float = 0.9
     """adamw, lion: decay of the first moment."""
     b2: float = 0.999
@@ -54,7 +60,7 @@ class Optim:
 
     def __post_init__(self) -> None:
         rates = ("peak_lr", "init_lr", "end_lr", "least_lr")
-        for name in (*rates, "warmup", "eps", "muon_rms", "weight_decay", "clip"):
+        for name in (*rates, "warmup", "decay", "eps", "muon_rms", "weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
         for name in ("b1", "b2", "momentum"):
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)
