@@ -71,6 +71,7 @@ def compared(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[s
         Problem: (mismatch) there is no tokeniser; and what `read_images` raises.
     """
     from data_pipelines.captions.tokens import encoded, padded
+    from jaxmodels.commands.unknown import say_unknown
     from jaxmodels.runtime.retrieval import similarity
 
     if tokenizer is None:
@@ -79,6 +80,8 @@ def compared(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[s
             fix="give its characters.json or tokenizer.json with --vocab FILE",
             exit_code=MISMATCH,
         )
+    for text in texts:
+        say_unknown(text, tokenizer, "this caption")
     ids = [encoded(text, tokenizer) for text in texts]
     tokens, mask = padded(ids, model.config.context, tokenizer)
     found = similarity(model, read_images(files, model.config.image_size), tokens, mask)

@@ -66,6 +66,6 @@ def test_a_run_of_few_steps_has_rates_too(name, steps):
 
 
 def test_a_decay_below_nothing_is_refused():
-    with pytest.raises(Problem, match="optim.decay") as caught:
+    with pytest.raises(Problem, match=r"optim\.decay") as caught:
         Optim(schedule="wsd", decay=-0.1)
     assert caught.value.exit_code == USAGE
