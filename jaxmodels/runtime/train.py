@@ -24,7 +24,7 @@ from jaxmodels.runtime.patience import Patience
 from jaxmodels.runtime.profiler import Window
 from jaxmodels.runtime.progress import Progress, amounts
 from jaxmodels.runtime.samples import Sample
-from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch, put_whole
+from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch
 from jaxmodels.runtime.stats import StatsLog
 from jaxmodels.runtime.step import State, Told, training
 from jaxmodels.runtime.stop import Stop
@@ -244,9 +244,8 @@ class _Loop:
         self._settle()
         with self.outcome.timed("eval"):
             state, job, out = self.state, self.job, self.outcome
-            batches = (put_whole(batch, self.mesh) for batch in job.valid)
             found = len(job.valid) and evaluate(
-                self.loss_function, state.params, state.rest, batches, self._due
+                self.loss_function, state.params, state.rest, job.valid, self._due
             )
         if not found:
             return {}
