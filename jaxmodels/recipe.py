@@ -131,6 +131,10 @@ class Recipe:
     jump: float = 0.0
     """Save a checkpoint, and keep it, when the loss differs from that of the step before by more
     than this (nats); 0 turns it off. Seed 003 takes 1.5."""
+    ema_decay: float = 0.0
+    """Decay of a running average of the parameters (EMA), such as 0.999, beside those that are
+    trained; 0 keeps none. In step t it is at most (1 + t)/(10 + t), so that short runs average too.
+    Validation and samples are those of the average; --weights chooses elsewhere."""
     optim: Optim = field(default_factory=Optim)
     """The optimiser and its schedule."""
 
@@ -142,6 +146,7 @@ class Recipe:
             within(name, getattr(self, name), 0)
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)
+        within("ema_decay", self.ema_decay, 0, 1, below=True)
         if self.slices and self.batch % self.slices:
             raise Problem(
                 f"slices must divide the batch of {self.batch}, which {self.slices} does not",

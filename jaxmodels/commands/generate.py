@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -41,6 +41,9 @@ class Generate:
     for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
+    weights: Literal["ema", "raw"] | None = None
+    """Of a run that keeps a running average of its weights: ema, the average, which is the
+    default, or raw, what it trains."""
     json: bool = False
     """Print one JSON object instead of the text."""
 
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> int:
     from jaxmodels.runtime import platform
 
     platform.prepare()
-    model, tokenizer = open_model(options.path, options.vocab, options.set)
+    model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
     if tokenizer is None:
         raise Problem(
             "the checkpoint has no vocabulary, so text cannot be turned into tokens",

@@ -35,6 +35,13 @@ class State(NamedTuple):
     """int32: optimiser steps done."""
     key: jax.Array
     """uint32 data of the PRNG key; the key of a step is folded from it and the step."""
+    ema: Arrays | None = None
+    """Path → running average of the parameters that are trained; None where none is kept."""
+
+    @property
+    def weights(self) -> Arrays:
+        """What is evaluated: the parameters, averaged where an average is kept."""
+        return self.params | (self.ema or {})
 
 
 @jax.tree_util.register_dataclass
@@ -106,8 +113,9 @@ def init(
         return split(model(key))[1:]
 
     def rest_of(params: Arrays, rest: Arrays, key: Any) -> State:
-        opt = tx.init(trained(recipe.optim, params))
-        return State(params, rest, opt, jnp.zeros((), jnp.int32), key)
+        moving = trained(recipe.optim, params)
+        ema = jax.tree.map(jnp.zeros_like, moving) if recipe.ema_decay else None
+        return State(params, rest, tx.init(moving), jnp.zeros((), jnp.int32), key, ema)
 
     # As numbers of the host: each process has the same, on whatever devices.
     seed, key = (np.asarray(jax.random.key_data(jax.random.key(recipe.seed + n))) for n in (0, 1))
@@ -195,7 +203,8 @@ def train_step(
                 lambda: stats.measure(state.params, frozen | grads, frozen | updates),
                 lambda: stats.nothing(state.params),
             )
-        return State(params, rest, opt, state.step + 1, state.key), Told(
+        ema = state.ema and averaged(recipe.ema_decay, state.step, state.ema, params)
+        return State(params, rest, opt, state.step + 1, state.key, ema), Told(
             jnp.stack(list(scalars.values())),
             tuple(scalars),
             measured,
@@ -204,6 +213,20 @@ def train_step(
 
     out = placed, NamedSharding(mesh, P())
     return jax.jit(ambient(mesh, step), donate_argnums=0, out_shardings=out)
+
+
+def averaged(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arrays:
+    """The running average after a step, d · ema + (1 − d) · params.
+
+    d is the decay, but at most (1 + t)/(10 + t) in step t, counted from 0, as of TensorFlow's
+    ExponentialMovingAverage; and 0 in the first step, as of diffusers' EMAModel, so that the
+    average never knows of random parameters.
+    """
+    t = step.astype(jnp.float32)
+    keep = jnp.where(t == 0, 0.0, jnp.minimum(decay, (1 + t) / (10 + t)))
+    return {
+        path: old + (1 - keep).astype(old.dtype) * (params[path] - old) for path, old in ema.items()
+    }
 
 
 def _gradient(

@@ -245,7 +245,7 @@ class _Loop:
         with self.outcome.timed("eval"):
             state, job, out = self.state, self.job, self.outcome
             found = len(job.valid) and evaluate(
-                self.loss_function, state.params, state.rest, job.valid, self._due
+                self.loss_function, state.weights, state.rest, job.valid, self._due
             )
         if not found:
             return {}
@@ -254,7 +254,8 @@ class _Loop:
         out.valid_loss = loss
         if out.best_valid_loss is None or loss < out.best_valid_loss:
             out.best_valid_loss, out.best_step = loss, out.step
-        self.progress.say(f"step {out.step}: validation loss {loss:.4f}")
+        which = " of the averaged weights" if state.ema else ""
+        self.progress.say(f"step {out.step}: validation loss {loss:.4f}{which}")
         self.ticks = time.monotonic()
         return {f"valid_{name}": value for name, value in found.items()}
 
@@ -273,7 +274,7 @@ class _Loop:
         self._settle()
         with self.outcome.timed("eval"):
             assert self.job.sampler is not None
-            text, png = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
+            text, png = self.job.sampler(self.skeleton.merge(self.state.weights, self.state.rest))
             if processes.first():
                 folder = self.job.run / "samples"
                 folder.mkdir(exist_ok=True)

@@ -1,5 +1,5 @@
-"""A model of a few numbers whose loss has all that a step puts together: a mean over tokens of which
-rows have different counts, a mean over rows, and what `commit` stores. It compiles fast."""
+"""A model of a few numbers whose loss has all that a step puts together: a mean over tokens, of
+which rows have different counts, a mean over rows, and what `commit` stores. It compiles fast."""
 
 from types import ModuleType
 from typing import Any
