@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from bridge.averages import CHOICE
 from jaxmodels.cli import emit, gathered, parse, say, show
 from jaxmodels.errors import CORRUPT, DONE, UNSAFE, UNVERIFIED
 from jaxmodels.runtime.platform import silence_storage
@@ -133,7 +132,9 @@ def convert_main(argv: list[str]) -> int:
     """Runs `jaxmodels convert`."""
     options = parse(Convert, gathered(gathered(argv, "--set"), "--keep-fp32"), "convert")
     silence_storage()
-    if options.weights:
+    from bridge.averages import CHOICE
+
+    if options.weights:  # the words that are told to `verify` say it too
         options = replace(options, set=(*options.set, f"{CHOICE}={options.weights}"))
     import bridge
     from bridge.sources import parse_settings
