@@ -26,7 +26,7 @@ class Eval:
     """Share of the text, from its end, to measure on; 1 for all. By default as in training, or
     0.05 without a run."""
     batch: int = 32
-    """Sequences, or images, in a batch."""
+    """Sequences in a batch, or images that are read at once. It changes no number."""
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     max_images: int | None = None
