@@ -1,6 +1,6 @@
 """The verbs convert, inspect, verify and diff. Heavy imports wait until a verb really runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +52,9 @@ class Convert:
     verify: Literal["none", "digest", "roundtrip", "logits"] = "digest"
     """digest: read back; roundtrip: and equal to the source bit for bit; logits: and the same
     outputs in JAX and PyTorch."""
+    weights: Literal["ema", "raw"] | None = None
+    """Of a run that keeps a running average of its weights: ema, the average, or raw, what it
+    trains. By default the average; with --optimizer what is trained, whose moments they are."""
     text: str | None = None
     """With --verify logits: compare outputs on this text too."""
     gradients: bool = False
@@ -129,6 +132,10 @@ def convert_main(argv: list[str]) -> int:
     """Runs `jaxmodels convert`."""
     options = parse(Convert, gathered(gathered(argv, "--set"), "--keep-fp32"), "convert")
     silence_storage()
+    from bridge.averages import CHOICE
+
+    if options.weights:  # the words that are told to `verify` say it too
+        options = replace(options, set=(*options.set, f"{CHOICE}={options.weights}"))
     import bridge
     from bridge.sources import parse_settings
 
@@ -282,6 +289,8 @@ def _show_inspection(report: Any, tensors: bool) -> None:
         show(f"{key + ':':<12} {value}")
     show(f"{'vocabulary:':<12} {'yes' if report.vocab_present else 'no'}")
     show(f"{'optimiser:':<12} {'yes' if report.optimizer else 'no'}")
+    if report.averaged:
+        show(f"{'weights:':<12} trained (raw), and their running average (ema)")
     for field, value in report.config.items():
         show(f"  {field} = {value}{'  (assumed)' if field in report.assumed else ''}")
     for row in report.listing if tensors else []:

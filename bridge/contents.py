@@ -52,6 +52,8 @@ class Contents:
     notes: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     """What a manifest says otherwise of the files that give the tensors their meaning."""
+    averaged: dict[str, Tensor] = field(default_factory=dict)
+    """The running average (EMA) that a run keeps of its tensors, under the same names."""
     table: str | None = None
     """Whose names these are, "WEIGHTS" or "SEED", when the format says it."""
     moments: Callable[[], Moments | None] = lambda: None

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from bridge import averages
 from bridge.configuration import values_of
 from bridge.formats import dinov2_pth, gguf, kind, nanogpt, recognise, wigip
 from bridge.kept_shards import kept_parts
@@ -46,6 +47,7 @@ def convert(
     optimizer: bool = False,
     text: str | None = None,
     gradients: bool = False,
+    weights: str | None = None,
 ) -> Report:
     """Converts a checkpoint; the output appears whole, or not at all.
 
@@ -80,6 +82,7 @@ def convert(
         optimizer: carry AdamW's moments along; the target must be able to hold them.
         text: "logits" compares outputs on it too, besides random inputs.
         gradients: "logits" compares the gradient of every parameter too.
+        weights: of a run, "ema" or "raw", as `bridge.load`; moments are those of the raw ones.
 
     Returns:
         what was (or, for a dry run, would be) written: `files` (for a dry run, only those of
@@ -93,7 +96,9 @@ def convert(
     _choice("--to", to, TARGETS)
     _choice("--verify", verify, CHECKS)
     target, source_path = Path(dst), Path(src)
-    source = open_source(source_path, arch, config)
+    if optimizer and averages.CHOICE not in (config or {}):
+        weights = weights or averages.RAW  # whose moments they are
+    source = open_source(source_path, arch, config, weights)
     if TARGETS[to]:
         source = part_of(source, TARGETS[to])
     check_target(to, source)
@@ -114,7 +119,7 @@ def convert(
     shown = show(plan.bytes) if progress else nullcontext(lambda _: None)
     with (
         whole_folder(target, force) as folder,
-        kept_parts(target, source_path, plan) as parts,
+        kept_parts(target, source_path, plan, source.origin.get("weights", "")) as parts,
         shown as tell,
     ):
         report["notes"] += write_target(folder, source, to, plan, carried, tell, parts)

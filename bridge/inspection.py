@@ -2,12 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import jaxmodels
+from bridge.averages import CHOICE, RAW
 from bridge.configuration import types_of, values_of
 from bridge.contents import Contents
 from bridge.formats import kind, recognise
@@ -53,6 +55,8 @@ def inspect(
         number of tensors) of the model, or of the files where no model is known;
         `vocab_present` (whether a vocabulary lies beside it); `config` and `assumed` (fields);
         `problems` and `notes` (sentences); `optimizer` (whether AdamW's state lies there too);
+        `averaged` (whether a run keeps a running average of its weights too, with names in
+        `ema.` where something is said of them);
         `unsafe` (it asks to run code, and was not read further);
         `listing` (name, shape and dtype of each tensor, in the file's names; of a truncated
         safetensors file, those in its header, and whether each is `cut_off`).
@@ -75,7 +79,7 @@ def inspect(
     report |= _said(contents)
     tokenizer = contents.tokenizer
     try:
-        source = bind(contents, arch, config)
+        source = bind(contents, arch, {CHOICE: RAW, **(config or {})})
         report["notes"] += source.notes
         report |= _meaning(source)
         tokenizer = source.tokenizer
@@ -111,6 +115,7 @@ def _empty(path: Path) -> Report:
         dtypes={},
         vocab_present=False,
         optimizer=False,
+        averaged=False,
         unsafe=False,
         config={},
         assumed={},
@@ -159,6 +164,7 @@ def _said(contents: Contents) -> dict[str, Any]:
         "preset": contents.preset,
         "config": {name: said[name] for name in names if name in said},
         "optimizer": _has_moments(contents),
+        "averaged": bool(contents.averaged),
         "vocab_present": contents.tokenizer is not None,
         "listing": [
             {"name": tensor.name, "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
@@ -212,7 +218,7 @@ def _values(report: Report, contents: Contents) -> None:
     held = files_below(contents.path) if contents.path.is_dir() else [contents.path]
     left = max(ALWAYS_READ, REPEATED * sum(file.stat().st_size for file in held))
     unread = 0
-    for tensor in contents.tensors.values():
+    for tensor in _all(contents):
         left -= tensor.nbytes
         if not tensor.size or left < 0:  # many tensors may share one storage
             unread += tensor.size > 0
@@ -240,6 +246,13 @@ def _values(report: Report, contents: Contents) -> None:
         f"once ({_some(names, 3)})"
         for narrow, names in rounded.items()
     ]
+
+
+def _all(contents: Contents) -> list[Tensor]:
+    """The tensors, and those that a run keeps an average of besides."""
+    averaged = contents.averaged.items()
+    others = [t for name, t in averaged if t is not contents.tensors.get(name)]
+    return [*contents.tensors.values(), *(replace(t, name=f"ema.{t.name}") for t in others)]
 
 
 def _some(names: list[str], most: int) -> str:

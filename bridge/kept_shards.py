@@ -25,12 +25,15 @@ PLAN = "plan"
 
 
 @contextmanager
-def kept_parts(target: Path, source: Path, plan: Plan) -> Iterator[Path | None]:
-    """The folder of finished shards; None where it is of no use, or another process has it."""
+def kept_parts(target: Path, source: Path, plan: Plan, weights: str = "") -> Iterator[Path | None]:
+    """The folder of finished shards; None where it is of no use, or another process has it.
+
+    `weights` says which of the source's are written, where it holds several.
+    """
     if len(plan.shards) == 1:
         yield None
         return
-    with kept_beside(target, _identity(source, plan)) as folder:
+    with kept_beside(target, _identity(source, plan) + weights) as folder:
         yield folder
 
 

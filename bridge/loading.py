@@ -18,6 +18,7 @@ def load(
     arch: str | None = None,
     dtype: str | None = None,
     config: Mapping[str, Any] | None = None,
+    weights: str | None = None,
 ) -> Any:
     """The `nnx.Module` of a checkpoint in any known format; deterministic unless given `rngs`.
 
@@ -29,13 +30,15 @@ def load(
         arch: the architecture, if the files do not say it.
         dtype: "float32", "bfloat16" or "float16" for the parameters; None keeps the file's.
         config: fields that the files cannot say, such as {"heads": 4}.
+        weights: of a run, "ema", the running average that it keeps, or "raw", what it trains;
+            None: the average, where one is kept.
 
     Raises:
         Problem: (corrupt) unreadable; (mismatch) a tensor is missing, unexpected or misshapen;
             (usage) unknown architecture, field or dtype.
     """
     wanted = target_dtype(dtype)
-    return model_of(open_source(path, arch, config), wanted)
+    return model_of(open_source(path, arch, config, weights), wanted)
 
 
 def model_of(source: Source, dtype: np.dtype | None = None) -> Any:

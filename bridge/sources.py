@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from bridge import parts, table
+from bridge import averages, parts, table
 from bridge.configuration import check_known, fields_of, make_config, overrides_of
 from bridge.contents import Contents
 from bridge.formats import recognise
@@ -85,7 +85,10 @@ class Source:
 
 
 def open_source(
-    path: str | Path, arch: str | None = None, config: Mapping[str, Any] | None = None
+    path: str | Path,
+    arch: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    weights: str | None = None,
 ) -> Source:
     """Opens a checkpoint in any format that is known, and checks it against its model.
 
@@ -93,12 +96,14 @@ def open_source(
         path: a file or folder; see `bridge.formats.FORMATS`.
         arch: the architecture, if the files do not say it and it should not be guessed.
         config: fields that the files cannot say, such as {"heads": 4}.
+        weights: of a run, "ema", the running average that it keeps, or "raw", what it trains;
+            None: the average, where one is kept.
 
     Raises:
         Problem: (corrupt) unreadable; (mismatch) the tensors are not those of the model;
-            (usage) unknown architecture or field.
+            (usage) unknown architecture or field, or there is no such average.
     """
-    return bind(recognise(Path(path)), arch, config)
+    return bind(recognise(Path(path)), arch, averages.chosen(config, weights))
 
 
 def bind(
@@ -121,8 +126,9 @@ def bind(
             fix=f"fetch or convert the model again; if you changed them, remove {MANIFEST}",
             exit_code=CORRUPT,
         )
-    contents = unwrapped(contents, arch, config or {})
-    config = {name: value for name, value in (config or {}).items() if name != CHOICE}
+    contents = unwrapped(averages.weighted(contents, config or {}), arch, config or {})
+    choices = (CHOICE, averages.CHOICE)
+    config = {name: value for name, value in (config or {}).items() if name not in choices}
     found, notes = _parameters(contents)
     found = apart(found, arch or contents.arch)
     name, candidates = candidate_tables(contents, found, arch)

@@ -8,7 +8,7 @@ from jaxmodels.errors import LARGEST_SEED, USAGE, Problem, within
 
 @dataclass(frozen=True)
 class Optim:
-    """An optimiser with global-norm clipping, linear warm-up and cosine decay.
+    """An optimiser with global-norm clipping, linear warm-up and a schedule of decay.
 
     Raises:
         Problem: (usage) a value is out of its range.
@@ -18,6 +18,10 @@ class Optim:
     """The optimiser. In bytes for each parameter: adamw remembers 8, lion 4, muon 4
     for a matrix and 8 for what it leaves to adamw, sgd nothing (with momentum 4), adafactor next to
     nothing."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """How the learning rate goes on after the warm-up: cosine and linear fall to end_lr at the
+    last step; wsd (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) stays at the peak and
+    falls linearly at the end, over `decay`."""
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
     init_lr: float = 0.0
@@ -25,9 +29,11 @@ class Optim:
     end_lr: float = 0.0
     """Learning rate at the last step."""
     least_lr: float = 0.0
-    """Learning rate below which the cosine does not go (seed 004)."""
+    """Learning rate below which the decay does not go (seed 004)."""
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
+    decay: float = 0.2
+    """wsd: length of the decay, counted like `warmup`."""
     b1: float = 0.9
     """adamw, lion: decay of the first moment."""
     b2: float = 0.999
@@ -54,7 +60,7 @@ class Optim:
 
     def __post_init__(self) -> None:
         rates = ("peak_lr", "init_lr", "end_lr", "least_lr")
-        for name in (*rates, "warmup", "eps", "muon_rms", "weight_decay", "clip"):
+        for name in (*rates, "warmup", "decay", "eps", "muon_rms", "weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
         for name in ("b1", "b2", "momentum"):
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)
@@ -125,6 +131,10 @@ class Recipe:
     jump: float = 0.0
     """Save a checkpoint, and keep it, when the loss differs from that of the step before by more
     than this (nats); 0 turns it off. Seed 003 takes 1.5."""
+    ema_decay: float = 0.0
+    """Decay of a running average of the parameters (EMA), such as 0.999, beside those that are
+    trained; 0 keeps none. In step t it is at most (1 + t)/(10 + t), so that short runs average too.
+    Validation and samples are those of the average; --weights chooses elsewhere."""
     optim: Optim = field(default_factory=Optim)
     """The optimiser and its schedule."""
 
@@ -136,6 +146,7 @@ class Recipe:
             within(name, getattr(self, name), 0)
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)
+        within("ema_decay", self.ema_decay, 0, 1, below=True)
         if self.slices and self.batch % self.slices:
             raise Problem(
                 f"slices must divide the batch of {self.batch}, which {self.slices} does not",

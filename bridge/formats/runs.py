@@ -70,6 +70,8 @@ def _read_step(folder: Path) -> Contents:
     contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
     contents.moments = partial(_moments, folder, run, tensors)
     contents.state = _state(folder)
+    if orbax.is_tree(folder / "ema"):  # without the frozen parameters, which are their average
+        contents.averaged = tensors | orbax.read_tree(folder / "ema")[0]
     if (run / "checkpoints").is_dir():
         refuse_strange(run)
     if is_run(run):

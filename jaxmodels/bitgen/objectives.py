@@ -45,7 +45,8 @@ def loss(
             takes the likeliest negatives and no noise.
 
     Returns:
-        the loss; and `aux`: `metrics`, the card's, and the features that `commit` queues.
+        the loss; and `aux`: `metrics`, the card's, what of them is a mean over tokens
+        (`by_tokens`), and the features that `commit` queues.
 
     Raises:
         Problem: (usage) as the model's call.
@@ -82,14 +83,23 @@ def loss(
         aux = jax.lax.stop_gradient({"text": kept[0], "image": kept[1], "ids": ids})
     keys = jax.lax.stop_gradient(keys)
     episode = model.memory.episode(keys, codes, rngs)
-    writing, of_text = _writing(model, tokens, real, seen, keys, episode, rngs)
+    turn = _turns(batch, training=rngs is not None)
+    writing, of_text = _writing(model, tokens, real, seen, keys, episode, turn, rngs)
     total += of_writing * writing + of_kl * episode.divergence
     metrics |= of_text | {
         "memory_kl_loss": episode.divergence,
         "memory_utilization": episode.utilization,
         "memory_quality": episode.quality,
     }
-    return total, aux | {"metrics": jax.lax.stop_gradient(metrics)}
+    by_tokens = {"loss": of_writing * writing, **jax.lax.stop_gradient(of_text)}
+    return total, aux | {"metrics": jax.lax.stop_gradient(metrics), "by_tokens": by_tokens}
+
+
+def counted(batch: dict[str, Any]) -> Array:
+    """Over how many tokens of a batch the loss of writing is a mean."""
+    if "mask" not in batch:
+        return jnp.asarray(batch["tokens"].size)
+    return (batch["mask"] == 1).at[:, 0].set(True).sum()
 
 
 def commit(model: Model, aux: dict[str, Any]) -> None:
@@ -127,6 +137,18 @@ def _matching(
     return fiber.matching(logits, labels, counts)
 
 
+def _turns(batch: dict[str, Any], training: bool) -> Array:
+    """A number of each row, int [b], that decides what it is written from.
+
+    In training its place, which is random. In evaluation the last bits of a hash of the image's
+    number (Knuth's, by the golden ratio): the same, whichever rows are around it.
+    """
+    if training or "image_id" not in batch:
+        return jnp.arange(len(batch["tokens"]))
+    mixed = batch["image_id"].astype(jnp.uint32) * jnp.uint32(2654435769)
+    return (mixed >> 29).astype(jnp.int32)
+
+
 def _writing(
     model: Model,
     tokens: Array,
@@ -134,6 +156,7 @@ def _writing(
     seen: Array | None,
     keys: Array,
     episode: Episode,
+    turn: Array,
     rngs: Any,
 ) -> tuple[Array, dict[str, Array]]:
     """The smoothed cross-entropy of writing each text, and its metrics.
@@ -141,8 +164,7 @@ def _writing(
     Of eight rows, five see their image and an empty memory, two only what the memory has of it,
     and one both; so the decoder learns to caption, to remember, and not to need either.
     """
-    row = jnp.arange(len(tokens))
-    recalls, both = row % 4 == 1, row % 8 == 3
+    recalls, both = turn % 4 == 1, turn % 8 == 3
     empty = larimar.read(model.memory.prior.mean, model.memory.address(keys))
     told = (recalls | both)[:, None]
     codes = episode.codes if seen is None else jnp.where(told, episode.codes, empty)

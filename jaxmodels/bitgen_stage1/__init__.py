@@ -6,6 +6,7 @@ from jaxmodels.lazy import lazy
 __all__ = [
     "ASSUMED",
     "CARRIED",
+    "EVERY_PASS",
     "PRESETS",
     "RECIPES",
     "SEED",
@@ -27,6 +28,7 @@ __getattr__ = lazy(
         "Model": "model",
         "loss": "objective",
         "commit": "objective",
+        "EVERY_PASS": "objective",
         "WHOLE": "objective",
         "WRITTEN": "layout",
         "ASSUMED": "layout",

@@ -22,6 +22,8 @@ from jaxmodels.layers.precision import exact
 
 # The loss compares the rows of a batch: it cannot be computed in slices.
 WHOLE = True
+# The seed writes queues and memory in every forward pass, also of accumulated micro-batches.
+EVERY_PASS = True
 
 CONTRASTIVE, MATCHING, TEXT, DIVERGENCE = 1.0, 0.5, 0.5, 0.1
 SMOOTHING = 0.1  # of the text's targets

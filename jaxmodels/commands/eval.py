@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -26,7 +26,7 @@ class Eval:
     """Share of the text, from its end, to measure on; 1 for all. By default as in training, or
     0.05 without a run."""
     batch: int = 32
-    """Sequences, or images, in a batch."""
+    """Sequences in a batch, or images that are read at once. It changes no number."""
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     max_images: int | None = None
@@ -40,6 +40,9 @@ class Eval:
     for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
+    weights: Literal["ema", "raw"] | None = None
+    """Of a run that keeps a running average of its weights: ema, the average, which is the
+    default, or raw, what it trains."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -64,7 +67,7 @@ def main(argv: list[str]) -> int:
     from jaxmodels.runtime.batches import sees
 
     platform.prepare()
-    model, tokenizer = open_model(options.path, options.vocab, options.set)
+    model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
     run = _images if sees(model.config) else _text
     return run(options, model, tokenizer)
 

@@ -12,7 +12,8 @@ def measured(package: Any, model: Any, data: Any, limit: int | None, batches: in
     """The answer of `eval --json`.
 
     `loss` and all that the loss tells (the card's names: `itm_acc`, `text_loss`, `perplexity`, …)
-    are means over the held-out images, each with one of its captions. `t2i_recall_at_k` and
+    are means over the held-out images, each with one of its captions; how they come in batches
+    changes none of them. `t2i_recall_at_k` and
     `i2t_recall_at_k` for k of 1, 5 and 10: see `runtime.retrieval.recalls`; `images` and
     `captions` are among how many.
 
@@ -23,9 +24,9 @@ def measured(package: Any, model: Any, data: Any, limit: int | None, batches: in
         limit: take only so many images; None: all that are held out.
         batches: take only so many batches for the loss.
     """
+    from jaxmodels.runtime.batches import first_rows
     from jaxmodels.runtime.evaluate import evaluate, loss_function
     from jaxmodels.runtime.paths import split
-    from jaxmodels.runtime.retrieval import Encoder, recalls
 
     if not data.valid_images:
         raise Problem(
@@ -34,19 +35,35 @@ def measured(package: Any, model: Any, data: Any, limit: int | None, batches: in
             fix="give --valid-fraction, for example 0.1",
             exit_code=USAGE,
         )
-    if limit is not None:
-        most = max(1, limit // data.batch)
-        batches = most if batches is None else min(batches, most)
     skeleton, params, rest = split(model)
-    found = evaluate(loss_function(package, skeleton), params, rest, data.valid(batches))
+    rows = data.valid(batches)
+    if limit is not None:
+        rows = first_rows(data.valid(), min(limit, (batches or limit) * data.batch))
+    found = evaluate(loss_function(package, skeleton), params, rest, rows)
     assert found is not None
     images, said = data.retrieval(limit)
+    return found | _ranked(model, data, images, said)
+
+
+def _ranked(model: Any, data: Any, images: Any, said: list[list[str]]) -> dict[str, Any]:
+    """Recall among images, given in batches, and the captions of each."""
+    from jaxmodels.runtime.batches import grouped
+    from jaxmodels.runtime.evaluate import GROUP
+    from jaxmodels.runtime.retrieval import Encoder, kinds, recalls
+
     captions = [caption for own in said for caption in own]
     owner = np.repeat(np.arange(len(said)), [len(own) for own in said])
-    size, encoder = data.batch, Encoder(model)
-    parts = (data.encode(captions[i : i + size]) for i in range(0, len(captions), size))
-    ranked = recalls(encoder.images(images), encoder.texts(parts), owner)
-    return found | ranked | {"images": len(said), "captions": len(captions)}
+    pixels = [part["images"] for part in grouped(({"images": x} for x in images), GROUP)]
+    tokens = [data.encode(captions[i : i + GROUP]) for i in range(0, len(captions), GROUP)]
+    encoder = Encoder(model)
+    ranked = recalls(
+        encoder.images(pixels),
+        encoder.texts(tokens),
+        owner,
+        images_alike=kinds(row for part in pixels for row in part),
+        texts_alike=kinds(row for part in tokens for row in part["tokens"]),
+    )
+    return ranked | {"images": len(said), "captions": len(captions)}
 
 
 def lines(result: dict[str, Any]) -> list[str]:
@@ -71,6 +88,7 @@ def compared(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[s
         Problem: (mismatch) there is no tokeniser; and what `read_images` raises.
     """
     from data_pipelines.captions.tokens import encoded, padded
+    from jaxmodels.commands.unknown import say_unknown
     from jaxmodels.runtime.retrieval import similarity
 
     if tokenizer is None:
@@ -79,6 +97,8 @@ def compared(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[s
             fix="give its characters.json or tokenizer.json with --vocab FILE",
             exit_code=MISMATCH,
         )
+    for text in texts:
+        say_unknown(text, tokenizer, "this caption")
     ids = [encoded(text, tokenizer) for text in texts]
     tokens, mask = padded(ids, model.config.context, tokenizer)
     found = similarity(model, read_images(files, model.config.image_size), tokens, mask)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -41,6 +41,9 @@ class Generate:
     for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What the checkpoint cannot say, such as heads=4."""
+    weights: Literal["ema", "raw"] | None = None
+    """Of a run that keeps a running average of its weights: ema, the average, which is the
+    default, or raw, what it trains."""
     json: bool = False
     """Print one JSON object instead of the text."""
 
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> int:
     from jaxmodels.runtime import platform
 
     platform.prepare()
-    model, tokenizer = open_model(options.path, options.vocab, options.set)
+    model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
     if tokenizer is None:
         raise Problem(
             "the checkpoint has no vocabulary, so text cannot be turned into tokens",
@@ -114,13 +117,10 @@ def _image(options: Generate, model: Any) -> Any:
 
 def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
     """Token ids [1, t]; says what is unknown, what is plain text, and what will not be read."""
-    from data_pipelines.tokenizers import unknown_name
+    from jaxmodels.commands.unknown import say_unknown
     from jaxmodels.runtime.generate import readable
 
-    if unknown := tokenizer.unknown(prompt):
-        shown = " ".join(repr(part) for part in unknown[:10])
-        name = unknown_name(tokenizer)
-        say(f"not in the vocabulary, read as {name}: {shown}{' …' if len(unknown) > 10 else ''}")
+    say_unknown(prompt, tokenizer, "the prompt")
     end = tokenizer.end_of_text
     special = [*tokenizer.special_ids, *([] if end is None else [end])]
     if written := [name for i in special if (name := tokenizer.decode([i])) in prompt]:
@@ -166,9 +166,11 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
     if options.num_samples == 1 and not options.json:
         print(written(options.prompt or ""), end="", flush=True)
         new = (before(end, piece[0]) for piece in drawn())
-        for text in decode_stream(tokenizer, new, after=ids[0].tolist()):
-            print(written(text), end="", flush=True)
-        print()
+        try:
+            for text in decode_stream(tokenizer, new, after=ids[0].tolist()):
+                print(written(text), end="", flush=True)
+        finally:
+            print()
     else:
         for _ in drawn():
             pass

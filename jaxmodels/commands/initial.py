@@ -64,16 +64,19 @@ def _part(model: Any, source: Any) -> Any:
 
 
 def _opened(path: Path, arch: str | None) -> Any:
-    """The source, of this architecture or of one that it carries something over from."""
+    """The source, of this architecture or of one that it carries something over from.
+
+    Of a run its trained weights: those that its moments are of.
+    """
     from bridge.migration import rows_between
     from bridge.sources import open_source
 
     package = jaxmodels.arch(arch) if arch else None
     if hasattr(package, "CARRIED"):
-        source = open_source(path)
+        source = open_source(path, weights="raw")
         if rows_between(package, source):
             return source
-    return open_source(path, arch)
+    return open_source(path, arch, weights="raw")
 
 
 def refuse_own_characters(recipe: Recipe, source: Any) -> None:

@@ -7,13 +7,16 @@ import jaxmodels
 from jaxmodels.cli import say
 
 
-def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tuple[Any, Any]:
+def open_model(
+    path: Path, vocab: Path | None, settings: tuple[str, ...], weights: str | None = None
+) -> tuple[Any, Any]:
     """The module of a model that works with text, and its tokeniser (None when there is none).
 
     Args:
         path: any source of `bridge.load`.
         vocab: a tokeniser's file that stands in for the checkpoint's own.
         settings: config values that the file cannot say, as "name=value".
+        weights: of a run, "ema" or "raw" (`bridge.load`).
 
     Raises:
         Problem: what `bridge.load` raises; (usage) it is a part of other models;
@@ -23,7 +26,7 @@ def open_model(path: Path, vocab: Path | None, settings: tuple[str, ...]) -> tup
     from bridge.sources import open_source, parse_settings
     from bridge.vocabulary import given_tokenizer
 
-    source = open_source(path, config=parse_settings(settings))
+    source = open_source(path, config=parse_settings(settings), weights=weights)
     jaxmodels.learner(source.arch)
     for note in source.notes:
         say(note)

@@ -9,6 +9,7 @@ from typing import Any
 import jaxmodels
 from jaxmodels.cli import say
 from jaxmodels.commands.train_options import Train
+from jaxmodels.commands.unknown import say_unknown
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.processes import first
@@ -142,6 +143,7 @@ def sampler(
     if data.tokenizer is None or not recipe.sample_every:
         return None
     if not sees(config):
+        say_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
         return text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
     if not captions(package.Model):
         name = package.__name__.rpartition(".")[2]

@@ -10,13 +10,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 GROUP = 128
 """A large vocabulary is searched in groups of so many tokens."""
+COLDEST = 1e-6
+"""A temperature below this is greedy: float32 logits that differ do so by about as much."""
+NOTHING = -1
+"""What stands for a token where no token could be drawn."""
 
 
 class Sampling(NamedTuple):
     """How tokens are drawn; None turns a filter off. Filters apply in the order given."""
 
     temperature: float | None = 1.0
-    """Divides the logits; None takes the likeliest token (greedy)."""
+    """Divides the logits; None, and less than `COLDEST`, take the likeliest token (greedy)."""
     top_k: int | None = None
     """Keep the k likeliest tokens."""
     top_p: float | None = None
@@ -38,15 +42,44 @@ def sample(
     is sorted or summed up cumulatively: with GPT-2's, either takes longer than a small model.
 
     Args:
-        logits: float32.
+        logits: float32. One that is not a number is never drawn.
         uniform: random numbers in [0, 1).
         sampling: `top_k`, and which values are None, must be fixed at compile time.
         banned: True for tokens that are never drawn (padding, special ids).
+
+    Returns:
+        int32 ids; `NOTHING` for a row in which every token is banned, −inf or not a number.
     """
-    logits = jnp.where(banned, -jnp.inf, logits)
-    if sampling.temperature is None:
-        return _likeliest(logits)
-    logits, ids = logits / sampling.temperature, None
+    logits = jnp.where(banned | jnp.isnan(logits), -jnp.inf, logits)
+    highest = logits.max(axis=-1, keepdims=True)
+    ids = (
+        _likeliest(logits)
+        if sampling.temperature is None
+        else _drawn(logits, highest, uniform, sampling)
+    )
+    return jnp.where(highest[:, 0] > -jnp.inf, ids, NOTHING)
+
+
+def _drawn(
+    logits: Float[Array, "b v"],
+    highest: Float[Array, "b 1"],
+    uniform: Float[Array, "b"],
+    sampling: Sampling,
+) -> Int[Array, "b"]:
+    """A token for each row, by temperature and filters.
+
+    The likeliest logit is made 0 before it is divided: nothing overflows at a small temperature
+    but what then has no weight. XLA divides by multiplying, and −inf · 0 is no number.
+    """
+    assert sampling.temperature is not None
+    limits = jnp.finfo(logits.dtype)
+    cold = jnp.asarray(sampling.temperature, logits.dtype) < COLDEST
+    temperature = jnp.where(cold, limits.tiny, sampling.temperature)
+    uniform = jnp.where(cold, 0, uniform)  # the first of those that are equally likely
+    scaled = jnp.maximum(logits - highest, limits.min) / temperature
+    scaled = jnp.where(logits > -jnp.inf, scaled, -jnp.inf)
+    logits = jnp.where(logits == highest, 0, scaled)
+    ids = None
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits, ids = top(logits, sampling.top_k)
     probability = jax.nn.softmax(logits, axis=-1)
@@ -77,7 +110,8 @@ def top(values: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int[A
 
 
 def nucleus(probability: Float[Array, "b n"], p: Float[Array, ""] | float) -> Float[Array, "b n"]:
-    """Zero for all but the likeliest tokens that together reach p; equally likely ones all stay.
+    """Zero for all but the likeliest tokens that together reach p; equally likely ones all stay,
+    and the likeliest always.
 
     The least probability that stays is found by halving the range of floats, whose bits, taken
     as whole numbers, are in the same order.
@@ -93,6 +127,7 @@ def nucleus(probability: Float[Array, "b n"], p: Float[Array, ""] | float) -> Fl
     least = jnp.zeros(len(bits), jnp.int32)
     above_one = jnp.full(len(bits), 0x3F800001, jnp.int32)
     least, _ = jax.lax.fori_loop(0, 31, halve, (least, above_one))
+    least = jnp.minimum(least, bits.max(axis=-1))
     return jnp.where(bits >= least[:, None], probability, 0)
 
 

@@ -1,7 +1,8 @@
 """Checkpoints that survive kills, full disks and flipped bits.
 
 A checkpoint is a folder `checkpoints/<step>/`: `params/` (Orbax, nested by path), `train/`
-(Orbax: optimiser, other state, step, PRNG key), `data.json` (position in the data) and
+(Orbax: optimiser, other state, step, PRNG key), `ema/` (Orbax, as `params/`; where an average of
+the parameters is kept), `data.json` (position in the data) and
 `manifest.json` with a sha256 of every file and what the run says of its model. It is written
 under a temporary name and renamed when it is complete, so what has a number for a name was
 complete; the manifest then finds what the disk got wrong. Orbax itself accepts flipped bits.
@@ -58,6 +59,7 @@ def restore(checkpoint: Path, abstract: State) -> Restored:
     try:
         params = _read(checkpoint / "params", nest(abstract.params))
         train = _read(checkpoint / "train", target)
+        ema = flatten(_read(checkpoint / "ema", nest(abstract.ema))) if abstract.ema else None
     except (ValueError, KeyError, OSError) as error:
         raise Problem(
             "a checkpoint cannot be read back",
@@ -69,7 +71,7 @@ def restore(checkpoint: Path, abstract: State) -> Restored:
     opt = jax.tree.unflatten(
         jax.tree.structure(abstract.opt), [leaf for _, leaf in sorted(train["opt"].items())]
     )
-    state = State(flatten(params), flatten(train["rest"]), opt, train["step"], train["key"])
+    state = State(flatten(params), flatten(train["rest"]), opt, train["step"], train["key"], ema)
     return Restored(state, data, checkpoint)
 
 
@@ -172,6 +174,9 @@ class Checkpoints:
             try:
                 with _orbax(f"{name}/params") as writer:
                     writer.save(plain(temporary) / "params", args=_saved(nest(state.params)))
+                if state.ema:
+                    with _orbax(f"{name}/ema") as writer:
+                        writer.save(plain(temporary) / "ema", args=_saved(nest(state.ema)))
                 with _orbax(f"{name}/train") as writer:
                     writer.save(plain(temporary) / "train", args=_saved(_train_tree(state)))
             except Exception as error:

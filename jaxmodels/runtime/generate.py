@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmodels.layers.sampling import Sampling, sample
+from jaxmodels.errors import UNVERIFIED, USAGE, Problem, within
+from jaxmodels.layers.sampling import NOTHING, Sampling, sample
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
 from jaxmodels.runtime.sharding import fetch
 
@@ -45,7 +46,7 @@ def generate(
         prompt: int [b, t] with t ≥ 1. Of a prompt longer than the context, only the end is read.
             With images it may be empty.
         max_new_tokens: how many tokens each row gets.
-        sampling: temperature and filters; greedy when the temperature is None.
+        sampling: temperature and filters; greedy when the temperature is None or next to 0.
         seed: of the random draws.
         banned: token ids that are never drawn.
         chunk: tokens decoded in one compiled call.
@@ -54,7 +55,19 @@ def generate(
         images: float32 [b, h, w, 3] in [0, 1], what each row is written about; for a model whose
             `prefill` takes `images`. Prompt and new tokens must fit the context: an image is looked
             at once.
+
+    Raises:
+        Problem: (usage) an option is out of its range, or every token is banned; (verification
+            failed) the model gives no number for any token that may be drawn.
     """
+    _check(sampling)
+    if _banned(model, banned).all():
+        raise Problem(
+            "there is no token that may be drawn",
+            why=f"all {model.config.vocab} are banned, or padding of the vocabulary",
+            fix="ban fewer",
+            exit_code=USAGE,
+        )
     skeleton, params, rest = split(model)
     fixed = Fixed(skeleton, sampling.top_k, banned, chunk, model.config.context)
     sampling = sampling._replace(top_k=None)
@@ -67,12 +80,44 @@ def generate(
         if not _relative(model):
             count = min(count, fixed.context - text.shape[1])
         for piece in stretch(text, drawn, count):
-            yield piece
+            sound = _sound(piece, ended, end)
+            if end is not None:  # what follows the end of a row need be no token
+                piece = np.where(piece == NOTHING, end, piece)
+            if sound:
+                yield piece[:, :sound]
+            if sound < piece.shape[1]:
+                raise _no_numbers(drawn + sound)
             drawn += piece.shape[1]
             text = np.concatenate([text, piece], axis=1)[:, -fixed.context :]
             ended |= (piece == end).any(axis=1)
             if ended.all():
                 break
+
+
+def _check(sampling: Sampling) -> None:
+    """Refuses options that are out of their range."""
+    within("the temperature", sampling.temperature, 0)
+    within("top_k", sampling.top_k, 1)
+    within("top_p", sampling.top_p, 0, 1)
+    within("min_p", sampling.min_p, 0, 1)
+
+
+def _sound(piece: np.ndarray, ended: np.ndarray, end: int | None) -> int:
+    """How many columns of a piece were drawn in every row that had not ended before."""
+    over = ended[:, None] | (np.cumsum(piece == end, axis=1) > 0)
+    lacking = ((piece == NOTHING) & ~over).any(axis=0)
+    return int(lacking.argmax()) if lacking.any() else len(lacking)
+
+
+def _no_numbers(drawn: int) -> Problem:
+    return Problem(
+        "the model's next token cannot be drawn",
+        why=f"after {drawn} tokens, every token that may follow has a logit that is not a number "
+        "or -inf: parameters or activations are not finite",
+        fix="take an earlier checkpoint; `jaxmodels inspect PATH --tensors` shows what is not "
+        "finite",
+        exit_code=UNVERIFIED,
+    )
 
 
 def readable(model: Any, length: int) -> int:
@@ -236,9 +281,14 @@ def _draw(
     fixed: Fixed, model: Any, logits: jax.Array, numbers: jax.Array, sampling: Sampling
 ) -> jax.Array:
     """The next token of each row, int32 [b]; never one that is banned or padding."""
-    ids = np.arange(model.config.vocab)
-    banned = np.isin(ids, fixed.banned) | (ids >= getattr(model.config, "tokens", len(ids)))
+    banned = _banned(model, fixed.banned)
     return sample(logits, numbers, sampling._replace(top_k=fixed.top_k), banned)
+
+
+def _banned(model: Any, banned: tuple[int, ...]) -> np.ndarray:
+    """True for the tokens of a vocabulary that are never drawn, padding among them: bool [v]."""
+    ids = np.arange(model.config.vocab)
+    return np.isin(ids, banned) | (ids >= getattr(model.config, "tokens", len(ids)))
 
 
 def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:

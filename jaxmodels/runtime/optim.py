@@ -1,4 +1,4 @@
-"""The optimiser of a recipe: clipping, the rule, linear warm-up and cosine decay (optax)."""
+"""The optimiser of a recipe: clipping, the rule, the learning rate's schedule (optax)."""
 
 from typing import Any
 
@@ -14,22 +14,35 @@ from jaxmodels.runtime.paths import Arrays, pattern
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
-    """Learning rate by step: init → peak over the warm-up, then a cosine to end at `steps`, or
-    to `least_lr` where it would fall below.
+    """Learning rate by step: init → peak over the warm-up, then down to end at `steps` by
+    `Optim.schedule`, or to `least_lr` where it would fall below.
 
     The seeds hand optax `decay_steps = steps − warmup`, which optax takes to include the
     warm-up, so their cosine ends a warm-up early; here it ends with the run.
     """
-    warmup = int(optim.warmup * steps) if optim.warmup < 1 else int(optim.warmup)
-    warmup = min(warmup, steps - 1)
-    rate = optax.warmup_cosine_decay_schedule(
-        optim.init_lr, optim.peak_lr, warmup, steps, optim.end_lr
-    )
+    warmup = min(_length(optim.warmup, steps), steps - 1)
+    if optim.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(
+            optim.init_lr, optim.peak_lr, warmup, steps, optim.end_lr
+        )
+    else:
+        decay = steps - warmup
+        if optim.schedule == "wsd":
+            decay = max(1, min(_length(optim.decay, steps), decay))
+        up = optax.linear_schedule(optim.init_lr, optim.peak_lr, max(warmup, 1))
+        stable = optax.constant_schedule(optim.peak_lr)
+        down = optax.linear_schedule(optim.peak_lr, optim.end_lr, decay)
+        rate = optax.join_schedules([up, stable, down], [warmup, steps - decay])
     if not optim.least_lr:
         return rate
     return lambda step: jnp.where(
         step < warmup, rate(step), jnp.maximum(rate(step), optim.least_lr)
     )
+
+
+def _length(part: float, steps: int) -> int:
+    """A number of steps that is given as such, or as a fraction of all steps."""
+    return int(part * steps) if part < 1 else int(part)
 
 
 def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

@@ -65,7 +65,8 @@ class Compiled:
     """What the compiler says of a step; all bytes are of one device."""
 
     memory: dict[str, int]
-    """parameters, optimizer, batch, temporaries (activations, gradients, copies), code."""
+    """parameters, optimizer, ema (if one is kept), batch, temporaries (activations, gradients,
+    copies), code."""
     traffic: int
     """Bytes that pass between a device and its memory, at least."""
     collectives: list[hlo.Collective]
@@ -152,8 +153,9 @@ def held(state: State) -> dict[str, int]:
             for leaf in jax.tree.leaves(tree)
         )
 
-    parameters = size(state.params)
-    return {"parameters": parameters, "optimizer": size(state) - parameters}
+    parameters, average = size(state.params), size(state.ema)
+    others = {"optimizer": size(state) - parameters - average}
+    return {"parameters": parameters, **others, **({"ema": average} if average else {})}
 
 
 def _needed(message: str) -> int:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import jax
@@ -77,26 +78,46 @@ def similarity(
     return encoder.images([images]) @ encoder.texts([{"tokens": tokens, "mask": mask}]).T
 
 
+def kinds(rows: Iterable[np.ndarray]) -> Int[np.ndarray, "n"]:
+    """A number for each row, the same for rows that are equal in every value."""
+    numbers: dict[bytes, int] = {}
+    found = [numbers.setdefault(sha256(row.tobytes()).digest(), len(numbers)) for row in rows]
+    return np.asarray(found, np.int64)
+
+
 def recalls(
-    images: Features, texts: Texts, owner: Int[np.ndarray, "c"], ranks: Sequence[int] = RANKS
+    images: Features,
+    texts: Texts,
+    owner: Int[np.ndarray, "c"],
+    ranks: Sequence[int] = RANKS,
+    *,
+    images_alike: Int[np.ndarray, "n"] | None = None,
+    texts_alike: Int[np.ndarray, "c"] | None = None,
 ) -> dict[str, float]:
     """How often the right one is among the k most similar, of all that there are.
 
     t2i: texts whose own image is; i2t: images of whose texts at least one is (the usual protocol
-    of five captions an image). What is as similar as the right one counts as before it, so a model
-    that sees no differences finds nothing.
+    of five captions an image). An image that looks the same is as right, and so is one that the
+    same was said of: nobody could tell them apart. What is as similar as the right one counts as
+    before it, so a model that sees no differences finds nothing.
 
     Args:
         images: features of each image.
         texts: features of each text.
         owner: which image each text belongs to.
         ranks: the k.
+        images_alike: of each image a number that equal ones share (`kinds`); None: all differ.
+        texts_alike: the same of texts.
 
     Returns:
         `t2i_recall_at_1` and so on, in [0, 1].
     """
-    of_texts = _before(texts, images, owner[:, None] == np.arange(len(images)))
-    of_images = _before(images, texts, np.arange(len(images))[:, None] == owner)
+    looks = np.arange(len(images)) if images_alike is None else images_alike
+    words = np.arange(len(texts)) if texts_alike is None else texts_alike
+    said = np.zeros((words.max(initial=0) + 1, looks.max(initial=0) + 1), bool)
+    said[words, looks[owner]] = True  # these words, of an image that looks so
+    of_texts = _before(texts, images, lambda part: said[words[part]][:, looks])
+    of_images = _before(images, texts, lambda part: said[:, looks[part]].T[:, words])
     return {
         f"{name}_recall_at_{k}": float((before < k).mean())
         for name, before in (("t2i", of_texts), ("i2t", of_images))
@@ -105,12 +126,19 @@ def recalls(
 
 
 def _before(
-    queries: np.ndarray, others: np.ndarray, right: np.ndarray, chunk: int = 256
+    queries: np.ndarray,
+    others: np.ndarray,
+    right: Callable[[slice], np.ndarray],
+    chunk: int = 256,
 ) -> Int[np.ndarray, "q"]:
-    """How many wrong ones are at least as similar to each query as the most similar right one."""
+    """How many wrong ones are at least as similar to each query as the most similar right one.
+
+    `right` tells of a slice of the queries which of the others are: bool [queries, others].
+    """
     found = []
     for start in range(0, len(queries), chunk):
-        near, own = queries[start : start + chunk] @ others.T, right[start : start + chunk]
+        part = slice(start, start + chunk)
+        near, own = queries[part] @ others.T, right(part)
         best = np.where(own, near, -np.inf).max(axis=1, keepdims=True)
         found.append(((near >= best) & ~own).sum(axis=1))
     return np.concatenate(found)

@@ -10,19 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import stats
+from jaxmodels.runtime import means, stats
 from jaxmodels.runtime.optim import optimiser, schedule, trained
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
 from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
-
-Metrics = dict[str, jax.Array]
 
 
 class State(NamedTuple):
@@ -38,6 +35,13 @@ class State(NamedTuple):
     """int32: optimiser steps done."""
     key: jax.Array
     """uint32 data of the PRNG key; the key of a step is folded from it and the step."""
+    ema: Arrays | None = None
+    """Path → running average of the parameters that are trained; None where none is kept."""
+
+    @property
+    def weights(self) -> Arrays:
+        """What is evaluated: the parameters, averaged where an average is kept."""
+        return self.params | (self.ema or {})
 
 
 @jax.tree_util.register_dataclass
@@ -109,8 +113,9 @@ def init(
         return split(model(key))[1:]
 
     def rest_of(params: Arrays, rest: Arrays, key: Any) -> State:
-        opt = tx.init(trained(recipe.optim, params))
-        return State(params, rest, opt, jnp.zeros((), jnp.int32), key)
+        moving = trained(recipe.optim, params)
+        ema = jax.tree.map(jnp.zeros_like, moving) if recipe.ema_decay else None
+        return State(params, rest, tx.init(moving), jnp.zeros((), jnp.int32), key, ema)
 
     # As numbers of the host: each process has the same, on whatever devices.
     seed, key = (np.asarray(jax.random.key_data(jax.random.key(recipe.seed + n))) for n in (0, 1))
@@ -143,11 +148,12 @@ def train_step(
     """The compiled step (state, batch, stop=None) → (state, told); the old state is donated.
 
     A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
-    float32; what the model stores (`commit`) is stored after each of them. It tells loss and
-    what the loss tells in `aux["metrics"]` (means over micro-batches), grad_norm (before clipping)
-    and lr; with `stats_every` also stats (`stats.measure` in the steps that are due, zeros in the
-    others). With `stop`, int32 [devices] as of `sharding.everywhere`, also stop: its largest,
-    which tells all processes the same.
+    float32, what is a mean over tokens by their number (`means`). What the model stores (`commit`)
+    is stored once, from all of them; with `EVERY_PASS` of the package after each, as its seed does,
+    and the next one sees it. It tells loss and what the loss tells in `aux["metrics"]`
+    (averaged alike), grad_norm (before clipping) and lr; with `stats_every` also stats
+    (`stats.measure` in the steps that are due, zeros in the others). With `stop`, int32 [devices]
+    as of `sharding.everywhere`, also stop: its largest, which tells all processes the same.
 
     `abstract` (of `init`) says the mesh, and keeps the state where it was born. Left to choose, XLA
     may place the new state otherwise than the old one, and the second step is then compiled once
@@ -156,6 +162,7 @@ def train_step(
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh
     gradient = _gradient(package, skeleton, recipe, placed.params, mesh)
+    store = _store(package, skeleton)
     written = getattr(package, "WRITTEN", ())
 
     def step(
@@ -163,11 +170,23 @@ def train_step(
     ) -> tuple[State, Told]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         held = state.rest | {path: state.params[path] for path in written}
+
+        def one(held: Arrays, piece: Any) -> Any:
+            return gradient(state.params | {path: held[path] for path in written}, held, piece)
+
+        def one_stored(held: Arrays, piece: Any) -> Any:
+            result, aux = one(held, piece)
+            return result, store(state.params, held, aux), {}
+
         if recipe.accum == 1:
-            (loss, told, grads), rest = gradient(state.params, held, (batch, key))
+            (loss, told, grads), rest, _ = one_stored(held, (batch, key, None))
         else:
-            pieces = _pieces(recipe.accum, batch, key)
-            (loss, told, grads), rest = _mean(partial(gradient, state.params), held, pieces)
+            pieces = means.pieces(package, recipe.accum, batch, key)
+            if getattr(package, "EVERY_PASS", False):
+                (loss, told, grads), rest, _ = means.scanned(one_stored, held, pieces)
+            else:
+                (loss, told, grads), aux = means.of_pieces(partial(one, held), pieces)
+                rest = store(state.params, held, aux)
         before = state.params | {path: rest.pop(path) for path in written}
         moving = {path: before[path] for path in grads}
         updates, opt = tx.update(grads, state.opt, moving)
@@ -184,7 +203,8 @@ def train_step(
                 lambda: stats.measure(state.params, frozen | grads, frozen | updates),
                 lambda: stats.nothing(state.params),
             )
-        return State(params, rest, opt, state.step + 1, state.key), Told(
+        ema = state.ema and averaged(recipe.ema_decay, state.step, state.ema, params)
+        return State(params, rest, opt, state.step + 1, state.key, ema), Told(
             jnp.stack(list(scalars.values())),
             tuple(scalars),
             measured,
@@ -195,59 +215,77 @@ def train_step(
     return jax.jit(ambient(mesh, step), donate_argnums=0, out_shardings=out)
 
 
+def averaged(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arrays:
+    """The running average after a step, d · ema + (1 − d) · params.
+
+    d is the decay, but at most (1 + t)/(10 + t) in step t, counted from 0, as of TensorFlow's
+    ExponentialMovingAverage; and 0 in the first step, as of diffusers' EMAModel, so that the
+    average never knows of random parameters.
+    """
+    t = step.astype(jnp.float32)
+    keep = jnp.where(t == 0, 0.0, jnp.minimum(decay, (1 + t) / (10 + t)))
+    return {
+        path: old + (1 - keep).astype(old.dtype) * (params[path] - old) for path, old in ema.items()
+    }
+
+
 def _gradient(
     package: ModuleType, skeleton: Skeleton, recipe: Recipe, placed: Arrays, mesh: Mesh
 ) -> Callable[..., Any]:
-    """(params, rest, (batch, key)) → ((loss, metrics, gradients), rest after commit).
+    """(params, rest, (batch, key, share)) → ((loss, metrics, gradients), what is for `commit`).
 
-    It takes one micro-batch. Parameters that `commit` writes (`WRITTEN` of the package) travel in
-    `rest`, by their paths: the next micro-batch sees what this one wrote. Gradients are those of
-    the parameters that are not frozen, and lie where their parameters do (`placed`): left to
-    choose, XLA may gather them.
+    It takes one micro-batch, and how much its tokens count among those of all (`means.shares`).
+    Gradients are those of the parameters that are not frozen, and lie where their parameters do
+    (`placed`): left to choose, XLA may gather them.
     """
-    commit = getattr(package, "commit", None)
-    written = getattr(package, "WRITTEN", ())
     dtype = jnp.dtype(recipe.dtype)
 
     def whole(params: Arrays, rest: Arrays, piece: Any) -> Any:
-        batch, key = piece
+        batch, key, share = piece
 
         def loss(moving: Arrays) -> tuple[jax.Array, Any]:
             cast = {path: leaf.astype(dtype) for path, leaf in (params | moving).items()}
-            return package.loss(skeleton.merge(cast, rest), batch, keys(dropout=key))
+            value, aux = package.loss(skeleton.merge(cast, rest), batch, keys(dropout=key))
+            told, by_tokens, stored = means.parted(aux)
+            value, told = means.weighed(value, told, by_tokens, share)
+            return value, (told, stored)
 
         moving = trained(recipe.optim, params)
-        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(moving)
+        (value, (told, stored)), grads = jax.value_and_grad(loss, has_aux=True)(moving)
         if mesh.size > 1:
             at = {path: placed[path] for path in grads}
             grads = jax.lax.with_sharding_constraint(grads, at)
-        told, stored = parted(aux)
         return (value, told, grads), stored
 
     def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
-        params = params | {path: rest[path] for path in written}
         slices = 1
         if not getattr(package, "WHOLE", False):
             slices = recipe.slices or fitting_slices(piece[0], mesh)
         if slices == 1:
-            result, aux = whole(params, rest, piece)
-        else:
-            step = lambda _, part: whole(params, rest, part)  # noqa: E731
-            result, aux = _mean(step, {}, _pieces(slices, *piece))
-        if commit is not None:
-            model = skeleton.merge(params, rest)
-            commit(model, aux)
-            _, params, rest = split(model)
-            rest |= {path: params[path] for path in written}
-        return result, rest
+            return whole(params, rest, piece)
+        return means.of_pieces(partial(whole, params, rest), means.pieces(package, slices, *piece))
 
     return gradient
 
 
-def parted(aux: dict[str, Any]) -> tuple[Metrics, dict[str, Any]]:
-    """A loss's `aux` as its metrics, float32 scalars by name, and what is for `commit`."""
-    told = {name: jnp.asarray(x, jnp.float32) for name, x in aux.get("metrics", {}).items()}
-    return told, {name: value for name, value in aux.items() if name != "metrics"}
+def _store(package: ModuleType, skeleton: Skeleton) -> Callable[[Arrays, Arrays, Any], Arrays]:
+    """(params, held, aux) → held after `commit`.
+
+    What is held is the model's state that is not trained, and by their paths the parameters that
+    `commit` writes (`WRITTEN` of the package).
+    """
+    commit = getattr(package, "commit", None)
+    written = getattr(package, "WRITTEN", ())
+
+    def store(params: Arrays, held: Arrays, aux: Any) -> Arrays:
+        if commit is None:
+            return held
+        model = skeleton.merge(params | {path: held[path] for path in written}, held)
+        commit(model, aux)
+        _, params, rest = split(model)
+        return rest | {path: params[path] for path in written}
+
+    return store
 
 
 def fitting_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
@@ -265,25 +303,3 @@ def fitting_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
     while rows % (2 * slices) == 0 and rows * columns // (2 * slices) >= positions:
         slices *= 2
     return slices
-
-
-def _pieces(count: int, batch: Arrays, key: jax.Array) -> Any:
-    """The batch cut along its rows, and a key for each piece; leading axis: the pieces."""
-    cut = jax.tree.map(lambda x: rearrange(x, "(a b) ... -> a b ...", a=count), batch)
-    return cut, jax.random.split(key, count)
-
-
-def _mean(step: Callable[..., Any], carry: Any, pieces: Any) -> tuple[Any, Any]:
-    """Scans `step(carry, piece) -> (result, carry)` over pieces; the results' mean, the carry."""
-    count = pieces[1].shape[0]
-
-    def one(state: Any, piece: Any) -> tuple[Any, None]:
-        total, carry = state
-        result, carry = step(carry, piece)
-        return (jax.tree.map(lambda a, b: a + b / count, total, result), carry), None
-
-    first = jax.tree.map(lambda x: x[0], pieces)
-    shapes = jax.eval_shape(step, carry, first)[0]
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (total, carry), _ = jax.lax.scan(one, (zeros, carry), pieces)
-    return total, carry

@@ -24,7 +24,7 @@ from jaxmodels.runtime.patience import Patience
 from jaxmodels.runtime.profiler import Window
 from jaxmodels.runtime.progress import Progress, amounts
 from jaxmodels.runtime.samples import Sample
-from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch, put_whole
+from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch
 from jaxmodels.runtime.stats import StatsLog
 from jaxmodels.runtime.step import State, Told, training
 from jaxmodels.runtime.stop import Stop
@@ -244,9 +244,8 @@ class _Loop:
         self._settle()
         with self.outcome.timed("eval"):
             state, job, out = self.state, self.job, self.outcome
-            batches = (put_whole(batch, self.mesh) for batch in job.valid)
             found = len(job.valid) and evaluate(
-                self.loss_function, state.params, state.rest, batches, self._due
+                self.loss_function, state.weights, state.rest, job.valid, self._due
             )
         if not found:
             return {}
@@ -255,7 +254,8 @@ class _Loop:
         out.valid_loss = loss
         if out.best_valid_loss is None or loss < out.best_valid_loss:
             out.best_valid_loss, out.best_step = loss, out.step
-        self.progress.say(f"step {out.step}: validation loss {loss:.4f}")
+        which = " of the averaged weights" if state.ema else ""
+        self.progress.say(f"step {out.step}: validation loss {loss:.4f}{which}")
         self.ticks = time.monotonic()
         return {f"valid_{name}": value for name, value in found.items()}
 
@@ -274,7 +274,7 @@ class _Loop:
         self._settle()
         with self.outcome.timed("eval"):
             assert self.job.sampler is not None
-            text, png = self.job.sampler(self.skeleton.merge(self.state.params, self.state.rest))
+            text, png = self.job.sampler(self.skeleton.merge(self.state.weights, self.state.rest))
             if processes.first():
                 folder = self.job.run / "samples"
                 folder.mkdir(exist_ok=True)
