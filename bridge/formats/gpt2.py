@@ -98,7 +98,8 @@ def described(
         )  # fmt: skip
     # Where nothing says that transformers wrote it, its usual values are no answer either.
     usual = {n: value for n, value in USUAL.items() if n not in fields} if named else {}
-    notes = [*contents.notes, *_ties(contents, config, path), *_notes(config, unknown)]
+    idle = nanogpt.idle_notes(said) if own else []
+    notes = [*contents.notes, *idle, *_ties(contents, config, path), *_notes(config, unknown)]
     # Whatever is written from here on is tied.
     said = {key: value for key, value in said.items() if key != TIE or value is True}
     result = replace(

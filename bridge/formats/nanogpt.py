@@ -5,6 +5,7 @@ the optimiser).
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import numpy as np
 
 from bridge.contents import Contents, seed_of, with_seed
 from bridge.legacy.torch_writer import write_torch
+from bridge.legacy.unpickle import Named, Record
 from bridge.moments import Moments, count_of
 from bridge.nanogpt_meta import DATASET
 from bridge.nanogpt_meta import FILE as META
@@ -37,6 +39,17 @@ ARGS = {
     "vocab_size": "vocab",
     "dropout": "dropout",
 }
+# Arguments of its forks that change no output of a trained model: how it is computed and on what,
+# how it was begun, and how it was trained.
+_IDLE = re.compile(
+    r"device(_type|_id|s)?|(torch_|ptd)?dtype|amp|compile[dr]?|seed|verbose|name"
+    r"|(use_)?(flash|sdpa|sdp|torch_compile|fused\w*)(_?att(entio)?n)?"
+    r"|(use_)?(gradient|grad|activation)_?(checkpoint|ckpt)(ing)?"
+    r"|(micro_|mini_)?batch_size|gradient_accumulation_steps"
+    r"|init(ializer)?_(std|range)|(attn|resid|embd|emb|mlp|attention|residual)_?(p?drop|dropout)"
+    r"|learning_rate|min_lr|max_iters|max_steps|lr_decay_iters|warmup_(iters|steps)|weight_decay"
+    r"|beta[12]|grad_clip|eval_(interval|iters)|log_interval"
+)
 # A checkpoint does not say which GELU its nanoGPT computed.
 GELU_NOTE = (
     "nanoGPT computed the tanh form of GELU until June 2023: give --set gelu=tanh for a "
@@ -73,6 +86,7 @@ def described(contents: Contents, value: dict[str, Any], args: dict[str, Any]) -
     """
     contents.format, contents.arch, contents.table = "nanogpt", "wikigpt", "SEED"
     contents.fields = fields(args, contents.path)
+    contents.notes += idle_notes(args)
     contents.origin = origin(value)
     if "model_args" in value or "bias" in args:
         contents.notes.append(GELU_NOTE)
@@ -90,7 +104,7 @@ def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
     Raises:
         Problem: (mismatch) it has arguments that nanoGPT does not have.
     """
-    if unknown := [str(name) for name in args if name not in ARGS]:
+    if unknown := [str(name) for name in args if name not in ARGS and not _is_idle(name, args)]:
         said = ", ".join(f"{name} = {str(args.get(name))[:40]}" for name in unknown[:10])
         raise Problem(
             f"nanoGPT has no model argument {unknown[0][:80]!r}",
@@ -101,6 +115,22 @@ def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
             exit_code=MISMATCH,
         )
     return {field: args[name] for name, field in ARGS.items() if name in args}
+
+
+def idle_notes(args: dict[str, Any]) -> list[str]:
+    """What is to be said of arguments that nanoGPT does not have, and that change no output."""
+    idle = [name for name in args if name not in ARGS]
+    if not idle:
+        return []
+    said = ", ".join(f"{name} = {str(args[name])[:40]}" for name in idle)
+    return [f"arguments of a changed nanoGPT that change no output of the model: {said}"]
+
+
+def _is_idle(name: Any, args: dict[str, Any]) -> bool:
+    value = args[name]
+    plain = value is None or isinstance(value, str | bool | int | float | Named)
+    plain |= isinstance(value, Record) and value.name == "torch.device"
+    return plain and isinstance(name, str) and _IDLE.fullmatch(name) is not None
 
 
 def origin(value: dict[str, Any]) -> dict[str, Any]:
@@ -205,8 +235,9 @@ def _said(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says besides the tensors, in nanoGPT's order."""
     said = seed_of(origin, "nanogpt")
     args = {name: getattr(config, field) for name, field in ARGS.items()}
+    before = _plain(said.get("model_args"))
     return {
-        "model_args": {**_plain(said.get("model_args")), **args},
+        "model_args": {**{k: x for k, x in before.items() if k in args}, **args},
         "iter_num": origin.get("step", 0),
         "best_val_loss": _scalar(_loss(origin)),
         "config": _plain(said.get("config")),

@@ -5,6 +5,7 @@ settings and what it counts. All dicts of tensors are found here; which of them 
 what wrappers put before its names, `bridge/wrappers.py` tells.
 """
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,8 +44,8 @@ def held_in(value: Any, where: Path) -> Held:
     objects: list[str] = []
     _walk(value, (), groups, objects, set())
     top = groups.get("", {})
-    if len(groups) > 1 and all(isinstance(x, Tensor) and x.size <= 1 for x in top.values()):
-        groups.pop("", None)  # losses, counters
+    if len(groups) > 1 and not any(_is_tensor(x) and _size(x) > 1 for x in top.values()):
+        groups.pop("", None)  # losses, counters, and the settings beside them
     if not any(_is_tensor(item) for group in groups.values() for item in group.values()):
         raise _nothing(value, groups, objects, where)
     held = Held()
@@ -82,6 +83,11 @@ def _is_tensor(item: Any) -> bool:
     return isinstance(item, Tensor) or (
         isinstance(item, Named | Record) and unread_kind(item.name) != ""
     )
+
+
+def _size(item: Any) -> float:
+    """How many numbers a tensor has; one that is not read may have any number."""
+    return item.size if isinstance(item, Tensor) else math.inf
 
 
 def _nothing(value: Any, groups: dict[str, Any], objects: list[str], where: Path) -> Problem:

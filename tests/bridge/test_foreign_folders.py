@@ -211,6 +211,21 @@ def test_arguments_that_nanogpt_does_not_have(tmp_path, module):
     assert any("--set gelu=tanh" in note for note in source.notes)
     # The same arguments in a config.json, as a mixin of the hub's library writes them.
     opens(kept(tmp_path / "hub", module, args, state=state), module)
+    assert not any("changed nanoGPT" in note for note in source.notes)
+    # What changes no output is said; it is not written, as nanoGPT would not take it.
+    idle = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "flash": True, "batch_size": 4}
+    torch.save({"model": state, "model_args": args | idle}, tmp_path / "ckpt.pt")
+    source = opens(tmp_path, module)
+    assert any("no output of the model: device = " in note for note in source.notes)
+    bridge.convert(tmp_path, tmp_path / "out", to="nanogpt")
+    written = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=False)
+    assert written["model_args"] == args
+    hub = kept(tmp_path / "hub", module, args | {"compile": True}, state=state)
+    assert any("compile = True" in note for note in opens(hub, module).notes)
+    args["flash"] = {"window": 3}
+    torch.save({"model": state, "model_args": args}, tmp_path / "ckpt.pt")
+    assert "flash" in refused(MISMATCH, tmp_path)
+    del args["flash"]
     args["mup_enabled"] = False
     torch.save({"model": state, "model_args": args}, tmp_path / "ckpt.pt")
     assert "mup_enabled" in refused(MISMATCH, tmp_path)

@@ -119,6 +119,11 @@ def test_build_nanogpt(tmp_path, state):
     source = bridge.open_source(tmp_path / "x.pt")
     assert (source.config.heads, source.config.gelu) == (2, "tanh")
     assert source.origin["step"] == 5
+    # A loss that is a tensor lies beside what was read, and no model was left out with it.
+    torch.save(value | {"val_loss": torch.tensor(3.5)}, tmp_path / "x.pt")
+    source = bridge.open_source(tmp_path / "x.pt")
+    assert not [note for note in source.notes if "left out" in note]
+    assert source.origin["metrics"] == {"best_val_loss": 3.5}
     told = refused(MISMATCH, tmp_path, value | {"config": GPTConfig(**nanogpt_args(rope=True))})
     assert "rope" in told
     del value["step"]
