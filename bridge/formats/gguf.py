@@ -46,7 +46,8 @@ _FIELDS = {
 _HEADS_KV = f"{ARCH}.attention.head_count_kv"
 # Further keys of the model that change nothing, or must have this value.
 _ONLY = {f"{ARCH}.attention.causal": True, f"{ARCH}.use_parallel_residual": False}
-_IDLE = {f"{ARCH}.attention.layer_norm_epsilon", f"{ARCH}.vocab_size", _HEADS_KV}
+_VOCAB = f"{ARCH}.vocab_size"  # read where it is there; the embedding says it too
+_IDLE = {f"{ARCH}.attention.layer_norm_epsilon", _VOCAB, _HEADS_KV}
 # llama.cpp computes the tanh form whatever the model was trained with.
 _USUAL = {"gelu": "tanh", "dropout": 0.0}
 # ggml's numbers of types, and of a file in which most tensors have that type.
@@ -76,7 +77,7 @@ def open_file(path: Path) -> Contents:
 
     Raises:
         Problem: (corrupt) damaged; (mismatch) of an architecture that is not read, or of one
-            that computes something else than wikigpt.
+            that computes something else than wikigpt, or with other tokens than rows for them.
     """
     said, tensors = read_gguf(path)
     arch, epsilon = (
@@ -94,6 +95,7 @@ def open_file(path: Path) -> Contents:
             exit_code=MISMATCH,
         )
     _check_keys(path, said)
+    _check_list(path, said, tensors)
     tensors, notes = _without_head(path, tensors)
     tokenizer, unread = None, ""
     try:
@@ -256,7 +258,8 @@ def _describe(writer: Any, config: Any, tokenizer: Tokenizer | None) -> None:
 def _fields(said: dict[str, Any]) -> dict[str, Any]:
     """Fields of wikigpt's Config; ValueError where the file contradicts itself."""
     own = json_object(str(said.get(OURS, "{}")).encode())
-    told = {field: said[key] for key, field in _FIELDS.items() if key in said}
+    keys = {**_FIELDS, _VOCAB: "vocab"}
+    told = {field: said[key] for key, field in keys.items() if key in said}
     for field, value in told.items():
         if own.get(field, value) != value:
             raise ValueError(f"it says {field} = {value} and {own[field]}")
@@ -282,6 +285,21 @@ def _check_keys(path: Path, said: dict[str, Any]) -> None:
                 "wrong",
                 exit_code=MISMATCH,
             )
+
+
+def _check_list(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Refuses a list of tokens that is not the embedding's, as llama.cpp does: which rows belong
+    to which tokens is then not known."""
+    tokens, embedding = gguf_vocabulary.listed(said), tensors.get(EMBEDDING)
+    if tokens is None or embedding is None or not embedding.shape or tokens == embedding.shape[0]:
+        return
+    raise Problem(
+        f"the GGUF file lists {tokens} tokens, and {EMBEDDING} has {embedding.shape[0]} rows",
+        where=str(path),
+        why="llama.cpp refuses it too: each row belongs to one token of the list",
+        fix="convert the original model again, its tokeniser beside it",
+        exit_code=MISMATCH,
+    )
 
 
 def _without_head(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -85,6 +85,12 @@ def used(keys: Keys) -> int | None:
     return max((i + 1 for i, kind in enumerate(kinds) if kind != _UNUSED), default=0)
 
 
+def listed(keys: Keys) -> int | None:
+    """How many tokens the file lists, unused ones too; None where it has no list."""
+    tokens = keys.get(f"{_PREFIX}tokens")
+    return len(tokens) if isinstance(tokens, list) else None
+
+
 def _kept(tokenizer: Tokenizer) -> Keys:
     """What is kept for the way back; GPT-2's own vocabulary is known from its lists."""
     known = isinstance(tokenizer, GPT2Tokenizer)

@@ -11,6 +11,7 @@ from bridge.formats import gguf_vocabulary
 from bridge.gguf_reader import read_gguf
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.transformers_files import UnknownTokenizer
+from jaxmodels.errors import MISMATCH, Problem
 from tests.bridge.tokenizer_folders import END, save_model, trained
 
 NORMAL, CONTROL, USER, UNUSED = 1, 3, 4, 5
@@ -71,12 +72,17 @@ def test_gpt2s_own_list_is_recognised():
     assert gguf_vocabulary.tokenizer_in(gguf_vocabulary.keys_of(own, 50_304), "x") == own
 
 
-def test_a_file_of_anothers(tmp_path):
-    """Ours, but for the keys that only we write and the names of the kinds of tokens."""
-    bridge.convert(save_model(tmp_path / "hf", 285), tmp_path / "out", to="gguf", verify="none")
-    path = tmp_path / "out" / "model.gguf"
-    theirs, said = keys()
-    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "gpt2")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A model of 285 rows as GGUF."""
+    folder = tmp_path_factory.mktemp("gguf")
+    bridge.convert(save_model(folder / "hf", 285), folder / "out", to="gguf", verify="none")
+    return folder / "out" / "model.gguf"
+
+
+def another(path, target, said):
+    """A file of ours, but for the keys that only we write, and with these of its tokens."""
+    writer = gguf.GGUFWriter(target, "gpt2")
     for key, value in read_gguf(path)[0].items():
         if key.startswith("gpt2."):
             write = writer.add_float32 if isinstance(value, float) else writer.add_uint32
@@ -90,6 +96,32 @@ def test_a_file_of_anothers(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    source = bridge.open_source(tmp_path / "other.gguf")
+    return target
+
+
+def test_a_file_of_anothers(tmp_path, written):
+    theirs, said = keys()
+    source = bridge.open_source(another(written, tmp_path / "other.gguf", said))
     assert (source.config.vocab, source.config.tokens) == (285, 282)
     assert source.tokenizer.encode("<a> hello").tolist() == theirs.encode("<a> hello").ids
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_list_that_is_not_the_embeddings(tmp_path, written, model, change):
+    _, said = keys(model=model)
+    for key in ("tokens", "token_type"):
+        held = said[f"tokenizer.ggml.{key}"]
+        said[f"tokenizer.ggml.{key}"] = held[:-1] if change < 0 else [*held, held[-1]]
+    with pytest.raises(Problem, match=f"lists {285 + change} tokens, and .* has 285 rows") as told:
+        bridge.open_source(another(written, tmp_path / "other.gguf", said))
+    assert told.value.exit_code == MISMATCH
+
+
+def test_a_count_that_is_not_the_embeddings(tmp_path, written):
+    path = another(written, tmp_path / "right.gguf", {"gpt2.vocab_size": 285})
+    assert bridge.open_source(path).config.vocab == 285
+    path = another(written, tmp_path / "wrong.gguf", {"gpt2.vocab_size": 284})
+    with pytest.raises(Problem, match="vocab = 284, the tensors 285") as told:
+        bridge.open_source(path)
+    assert told.value.exit_code == MISMATCH
