@@ -15,6 +15,7 @@ from bridge.foreign import data_only
 from bridge.moments import Moments
 from bridge.safetensors_reader import Stored, parse_json
 from bridge.tensors import DIGESTS, Tensor, digest_of
+from bridge.torch import twin
 from bridge.vocabulary import (
     NO_TOKENIZER,
     as_transformers,
@@ -50,6 +51,8 @@ class Contents:
     """Step and metrics of a training run; under "seed" what the seed's file says and a Config
     does not, for the way back."""
     notes: list[str] = field(default_factory=list)
+    quantised: frozenset[str] = frozenset()
+    """Names of those tensors that are Q8_0 in the file, and read as float32."""
     damaged: list[str] = field(default_factory=list)
     """What a manifest says otherwise of the files that give the tensors their meaning."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
@@ -68,10 +71,9 @@ class Contents:
 def is_own(config: dict[str, Any]) -> bool:
     """Whether a config.json is ours, or what transformers saved of our class: it names one of our
     architectures."""
-    ours = tuple(jaxmodels.ARCHS)
-    theirs = "dinov2"  # a model_type of transformers itself
-    kind = config.get("model_type")
-    return config.get("arch") in ours or (kind in ours and kind != theirs)
+    ours, kind = tuple(jaxmodels.ARCHS), config.get("model_type")
+    # Where transformers has the class itself, no file of ours travels along.
+    return config.get("arch") in ours or (kind in ours and bool(twin(kind).FILES))
 
 
 def describe(contents: Contents, folder: Path) -> None:

@@ -124,6 +124,12 @@ def _placed(path: Path, infos: list[_Info], base: int, alignment: int) -> dict[s
     }
 
 
+def is_quantised(tensor: Tensor) -> bool:
+    """Whether a tensor of `read_gguf` is Q8_0 in the file."""
+    read = tensor.read
+    return isinstance(read, partial) and read.func is _values and read.args[2].dtype == Q8_0
+
+
 def _values(path: Path, start: int, info: _Info) -> np.ndarray:
     buffer = np.empty(info.nbytes, np.uint8)
     with path.open("rb") as file:

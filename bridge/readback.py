@@ -10,7 +10,7 @@ from bridge.outputs import Agreement, agreement
 from bridge.plan import PYTORCH, Plan
 from bridge.sources import Source
 from bridge.tensors import digest_of
-from bridge.verification import Wishes
+from bridge.verification import Wishes, misrounded_in
 from jaxmodels.errors import UNVERIFIED, Problem
 
 CHECKS = ("none", "digest", "roundtrip", "logits")
@@ -58,6 +58,11 @@ def check_written(
             f"{path} does not come back as it was"
             for path, tensor in written.tensors.items()
             if digest_of(tensor.read()) != digest_of(plan.ours[path].read())
+        ]
+        problems += [
+            f"{path} is further from its source than rounding takes it"
+            for path, error in plan.errors.items()
+            if error and misrounded_in(written, path, source)
         ]
     if moments is not None:
         problems += _moment_problems(moments, required(written.moments(), contents.path))

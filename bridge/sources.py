@@ -70,6 +70,9 @@ class Source:
     notes: list[str]
     unsaid: frozenset[str] = frozenset()
     """Those of the assumed fields that only the model whose copy this is tells; see `bind`."""
+    quantised: frozenset[str] = frozenset()
+    """Our paths whose tensors are Q8_0 in the file, in blocks along the last axis of their layout,
+    and read as float32."""
     moments: Callable[[], Moments | None] = lambda: None
     """AdamW's state under our paths, unread; None where the files have none. Raises Problem
     (mismatch) when it is that of another model."""
@@ -167,11 +170,7 @@ def _bind(
     assumed = {field: conventions.get(field, value) for field, value in assumed.items()}
     unsaid = {field for field, value in assumed.items() if value is None and field in otherwise}
     assumed |= {field: otherwise[field] for field in unsaid}
-    tokenizer, unread = contents.tokenizer, contents.unread
-    if tokenizer is not None and contents.path.is_file() and contents.format != "gguf":
-        tokenizer, unread = _if_of_this_size(tokenizer, known.get("vocab"))
-    if tokenizer is not None:
-        check_fits(tokenizer, known.get("vocab"), contents.path)
+    tokenizer, unread = _tokenizer_there(contents, known.get("vocab"))
     if "tokens" in assumed and (tokenizer or unread or contents.format == "gpt2"):
         # Only a tokeniser can tell rows that stand for no token, or a format's own convention.
         assumed = {field: value for field, value in assumed.items() if field != "tokens"}
@@ -193,16 +192,10 @@ def _bind(
     notes += with_unread(package, pairs, shapes, found)
     table.check(pairs, shapes, {n: t.shape for n, t in found.items()}, str(contents.path))
     check_numbers([found[pair.theirs] for pair in pairs if pair.ours in trained], contents.path)
+    tokenizer, said = _tokenizer_of(settings, tokenizer, unread, contents.path)
+    notes += said
     origin = {key: value for key, value in contents.origin.items() if key != NO_TOKENIZER}
-    if not used(settings):
-        tokenizer = None
-    elif tokenizer is not None:
-        check_size(tokenizer, settings, contents.path)
-    elif unread:
-        notes.append(f"the tokeniser that lies there is not taken: {unread}")
-        origin[NO_TOKENIZER] = unread
-    elif (tokenizer := tokenizer_by_convention(settings)) is not None:
-        notes.append("assumed: the tokeniser is GPT-2's")
+    origin |= {NO_TOKENIZER: unread} if unread and used(settings) and tokenizer is None else {}
     assumed = {field: value for field, value in assumed.items() if field not in overrides}
     notes += [f"assumed: {field} = {value}" for field, value in assumed.items()]
     notes += _padding(settings)
@@ -219,6 +212,9 @@ def _bind(
         tensors={pair.ours: pair.load(found[pair.theirs], shapes[pair.ours]) for pair in pairs}
         | (begun(name, settings) if begins else {}),
         state=frozenset(state),
+        quantised=frozenset(
+            pair.ours for pair in pairs if parts.whole(pair.theirs) in contents.quantised
+        ),
         tokenizer=tokenizer,
         origin=origin,
         notes=notes,
@@ -228,11 +224,41 @@ def _bind(
     )
 
 
-def _if_of_this_size(tokenizer: Tokenizer, rows: Any) -> tuple[Tokenizer | None, str]:
-    """The tokeniser that lies beside a single file, or why it is another model's."""
-    if isinstance(rows, int) and tokenizer.vocab_size > rows:
+def _tokenizer_there(contents: Contents, rows: Any) -> tuple[Tokenizer | None, str]:
+    """The tokeniser that lies with the tensors, or why it is not taken.
+
+    What lies beside a single file may be another model's.
+
+    Raises:
+        Problem: (mismatch) the embedding has fewer rows than it has tokens.
+    """
+    tokenizer = contents.tokenizer
+    if tokenizer is None:
+        return None, contents.unread
+    own = contents.format == "gguf" or not contents.path.is_file()
+    if not own and isinstance(rows, int) and tokenizer.vocab_size > rows:
         return None, f"it has {tokenizer.vocab_size} tokens, and the model {rows} rows for them"
+    check_fits(tokenizer, rows, contents.path)
     return tokenizer, ""
+
+
+def _tokenizer_of(
+    config: Any, there: Tokenizer | None, unread: str, where: Path
+) -> tuple[Tokenizer | None, list[str]]:
+    """The tokeniser of a model: the one that lies there, or by convention; and what is to be said.
+
+    Raises:
+        Problem: (mismatch) it has not as many ids as the model uses.
+    """
+    if not used(config):
+        return None, []
+    if there is not None:
+        check_size(there, config, where)
+        return there, []
+    if unread:
+        return None, [f"the tokeniser that lies there is not taken: {unread}"]
+    by_convention = tokenizer_by_convention(config)
+    return by_convention, ["assumed: the tokeniser is GPT-2's"] if by_convention else []
 
 
 def parse_settings(words: Iterable[str]) -> dict[str, Any]:

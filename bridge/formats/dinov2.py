@@ -7,7 +7,7 @@ from typing import Any
 
 from bridge.contents import Contents, seed_of, with_seed
 from bridge.formats import model_files
-from jaxmodels.errors import MISMATCH, Problem
+from bridge.formats.config_keys import check_only
 
 ARCH, CONFIG = "dinov2", "config.json"
 # transformers' model_type → how its class interpolates positions.
@@ -82,16 +82,7 @@ def written_config(config: Any, keys: dict[str, Any], origin: dict[str, Any]) ->
 
 def _fields(config: dict[str, Any], where: Path) -> dict[str, Any]:
     """Fields of dinov2's Config that a config of transformers says."""
-    for key, only in ONLY.items():
-        if (value := config.get(key, only)) != only:
-            raise Problem(
-                f"the config says {key} = {str(value)[:80]}, which is not supported",
-                where=str(where),
-                why=f"dinov2 computes {only} only",
-                fix="convert another checkpoint of the model; the numbers of this one would be "
-                "wrong",
-                exit_code=MISMATCH,
-            )
+    check_only(config, ONLY, ARCH, where)
     fields = {ours: config[key] for key, ours in FIELDS.items() if key in config}
     registers = config["model_type"] == "dinov2_with_registers"
     return {

@@ -18,6 +18,7 @@ from bridge.gguf_reader import (
     BLOCK,
     Q8_0,
     dequantised,
+    is_quantised,
     looks_like_gguf,
     read_gguf,
     stored_bytes,
@@ -121,6 +122,7 @@ def open_file(path: Path) -> Contents:
         tokenizer=tokenizer,
         unread=unread,
         notes=[*notes, *gguf_vocabulary.notes_of(said)],
+        quantised=frozenset(name for name, tensor in tensors.items() if is_quantised(tensor)),
         table="GGUF",
     )
 

@@ -3,7 +3,6 @@
 Source: transformers' `GPT2Config` and what its `GPT2LMHeadModel` does with each key.
 """
 
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from bridge.contents import Contents, seed_of, take_tokenizer, with_seed
 from bridge.formats import model_files, nanogpt
-from jaxmodels.errors import MISMATCH, Problem
+from bridge.formats.config_keys import check_only, unsupported
 
 ARCH, CONFIG = "wikigpt", "config.json"
 
@@ -92,7 +91,7 @@ def described(
     fields = nanogpt.fields(said, path) if own else fields_of(config, path)
     unknown = [] if own else _unknown(config)
     if unknown and not named:
-        raise _unsupported(
+        raise unsupported(
             unknown[0], config[unknown[0]], "what it does is not known, nor whose config this is",
             path,
         )  # fmt: skip
@@ -148,13 +147,9 @@ def fields_of(config: dict[str, Any], where: Path) -> dict[str, Any]:
         Problem: (mismatch) it asks for what wikigpt does not compute.
     """
     config = _by_own_keys(config, where)
-    for key, only in ONLY.items():
-        value = config.get(key, only)
-        near = isinstance(value, float) and math.isclose(value, only, rel_tol=1e-6)
-        if value != only and not near:
-            raise _unsupported(key, value, f"wikigpt computes {only} only", where)
+    check_only(config, ONLY, ARCH, where)
     if config.get("pruned_heads"):
-        raise _unsupported(
+        raise unsupported(
             "pruned_heads", config["pruned_heads"], "all blocks have the same heads", where
         )
     fields = {ours: config[key] for key, ours in FIELDS.items() if key in config}
@@ -165,7 +160,7 @@ def fields_of(config: dict[str, Any], where: Path) -> dict[str, Any]:
         name = config[ACTIVATION]
         if not isinstance(name, str) or name not in _GELU:
             known = f"wikigpt computes {', '.join(_GELU)} only"
-            raise _unsupported(ACTIVATION, name, known, where)
+            raise unsupported(ACTIVATION, name, known, where)
         fields["gelu"] = _GELU[name]
     # Ours, which transformers passes over: a model without biases has zeros in their place.
     fields |= {name: config[name] for name in ("bias", "tokens") if name in config}
@@ -179,7 +174,7 @@ def _by_own_keys(config: dict[str, Any], where: Path) -> dict[str, Any]:
         key = ALIASES[alias]
         if result.setdefault(key, config[alias]) != config[alias]:
             other = f"{key}, which is the same, is {str(result[key])[:80]}"
-            raise _unsupported(alias, config[alias], other, where)
+            raise unsupported(alias, config[alias], other, where)
     return result
 
 
@@ -198,7 +193,7 @@ def _ties(contents: Contents, config: dict[str, Any], where: Path) -> list[str]:
         return []
     for ends in (("lm_head.weight", "lm_head.decoder.weight"), ("wte.weight",)):
         if not any(name.endswith(ends) for name in contents.tensors):
-            raise _unsupported(TIE, config.get(TIE), f"{ends[0]} is not there", where)
+            raise unsupported(TIE, config.get(TIE), f"{ends[0]} is not there", where)
     return [f"{TIE} is false, but the head repeats the embedding: here it is tied"]
 
 
@@ -210,13 +205,3 @@ def _notes(config: dict[str, Any], unknown: list[str]) -> list[str]:
     if unknown:
         notes.append(f"transformers' GPT-2 does not read these keys: {', '.join(unknown)[:200]}")
     return notes
-
-
-def _unsupported(key: str, value: Any, why: str, where: Path) -> Problem:
-    return Problem(
-        f"the config says {key} = {str(value)[:80]}, which is not supported",
-        where=str(where),
-        why=why,
-        fix="convert another checkpoint of the model; the numbers of this one would be wrong",
-        exit_code=MISMATCH,
-    )
