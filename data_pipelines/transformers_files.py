@@ -9,7 +9,7 @@ file counts where two say something of a token).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ _KEPT: dict[str, Any] = {
 _GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
 _ANY = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 _END = "<|endoftext|>"
+# Classes that transformers 5 makes of the vocabulary and merges in tokenizer.json, and not of the
+# rest of it → how they normalise a text and cut it before bytes are merged. "" is a ByteLevel.
+_NFC: dict[str, Any] = {"type": "NFC"}
+_CLIP = {"type": "Sequence", "normalizers": [_NFC, {"type": "Replace", "pattern": {"Regex": "\\s+"},
+         "content": " "}, {"type": "Lowercase"}]}  # fmt: skip
+_CUTS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("GPT2", "Roberta", "Bart", "Whisper", "CodeGen", "LED"), (None, "ByteLevel")),
+    "GPTNeoX": (_NFC, "ByteLevel"),
+    "CLIP": (_CLIP, "Sequence"),
+    "Llama": (None, "Metaspace"),
+}
 
 Json = dict[str, Any]
 
@@ -121,6 +132,39 @@ def read_files(folder: Path, rows: int | None = None) -> tuple[Json, Json]:
     if names != (TOKENIZER,) and said.get("add_bos_token") is True:
         data["post_processor"] = _begins_with(said, data)
     return data, settings_of(said)
+
+
+def remade(folder: Path, content: Callable[[], Json]) -> str:
+    """What transformers 5 makes otherwise of the tokeniser in a folder; empty where it does not.
+
+    Some of its classes take vocabulary and merges from tokenizer.json and pass over how it
+    normalises and cuts a text, which counted before and does here.
+
+    Args:
+        folder: the one that the tokeniser lies in.
+        content: gives its tokenizer.json.
+    """
+    if not (folder / TOKENIZER).is_file():
+        return ""
+    said = _object(folder / CONFIG)
+    named = said.get("tokenizer_class")
+    kind = named.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(named, str) else ""
+    if kind not in _CUTS:
+        return ""
+    data, (normalizer, cuts) = content(), _CUTS[kind]
+    before, model = data.get("pre_tokenizer"), data.get("model")
+    found = before if isinstance(before, dict) else {}
+    same = found.get("type") == cuts and found.get("use_regex", True) is True
+    if cuts == "ByteLevel":
+        space = said.get("add_prefix_space") is True
+        same = same and space == (found.get("add_prefix_space") is True)
+    same = same and not (isinstance(model, dict) and model.get("ignore_merges"))
+    if same and (data.get("normalizer") or None) == normalizer:
+        return ""
+    return (
+        f"transformers 5 makes a {named[:80]} of the vocabulary and the merges alone, and may cut "
+        f"some texts otherwise than {TOKENIZER} says; here, as in transformers 4, it is followed"
+    )
 
 
 def special_tokens(said: Json) -> Iterator[tuple[str, Json]]:

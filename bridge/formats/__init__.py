@@ -10,6 +10,7 @@ from bridge.contents import Contents, changed, complete
 from bridge.foreign import code_beside, refuse_strange
 from bridge.formats import (
     bwetaf,
+    deepspeed,
     dinov2_pth,
     gguf,
     model_files,
@@ -28,9 +29,9 @@ FORMATS = """a model directory or safetensors file; an Orbax checkpoint (a tree,
 folder of a CheckpointManager); a run directory \
 of `jaxmodels train`, or one of its checkpoints; a GPT-2 or DINOv2 folder of transformers; a \
 nanoGPT checkpoint (`ckpt.pt`, or the folder that holds it), BitGen Stage 1's (`checkpoint-N.pt`, \
-`pytorch_model.bin`), DINOv2's `.pth` or another torch file of named tensors; a bwetaf folder; \
-wigip's `step_N.zip`, or a folder of them; a GGUF file of the architecture gpt2, or a folder with \
-one"""
+`pytorch_model.bin`), DeepSpeed's folders, DINOv2's `.pth` or another torch file of named tensors; \
+a bwetaf folder; wigip's `step_N.zip`, or a folder of them; a GGUF file of the architecture gpt2, \
+or a folder with one"""
 
 
 class Format(NamedTuple):
@@ -71,6 +72,7 @@ _FOLDERS = (
         )
     ),
     Format("safetensors", model_files.is_folder, model_files.open_folder),
+    Format("torch", deepspeed.is_folder, deepspeed.open_folder),
     Format("nanogpt", torch_files.is_folder, torch_files.open_folder),
     Format("wigip-zip", wigip.is_folder, wigip.open_folder),
     Format("gguf", gguf.is_folder, gguf.open_folder),

@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge import unsupported
 from bridge.contents import Contents, describe, is_own, origin_of
-from bridge.formats import dinov2, gguf, gpt2, model_files, torch_files
+from bridge.formats import deepspeed, dinov2, gguf, gpt2, model_files, torch_files
 from bridge.safetensors_reader import parse_json
 from bridge.table import listing
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
@@ -184,6 +184,8 @@ def _weights(folder: Path) -> Contents:
         contents = torch_files.open_folder(folder, file)
     elif gguf.is_folder(folder):
         return gguf.open_folder(folder)
+    elif deepspeed.is_folder(folder):
+        contents = deepspeed.open_folder(folder)
     else:
         raise _without_weights(folder, torch_files.weight_files(folder))
     others = {path.name for path in [*held, *torch_files.weight_files(folder)] if path != file}

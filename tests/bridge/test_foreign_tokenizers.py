@@ -11,7 +11,7 @@ from data_pipelines.errors import DataProblem
 from data_pipelines.subword import SubwordTokenizer
 from jaxmodels.errors import DONE, MISMATCH
 from tests.bridge.helpers import command
-from tests.bridge.tokenizer_folders import save_model
+from tests.bridge.tokenizer_folders import END, save_model, trained
 
 TEXTS = ["hello world, this is a test", "the quick brown fox jumps 123", "Äöü ß don't"] * 2
 
@@ -124,3 +124,40 @@ def test_a_panic_of_tokenizers_is_an_error(monkeypatch):
     monkeypatch.setitem(tokenizer.__dict__, "_tokenizer", Panics())
     with pytest.raises(DataProblem, match="index out of bounds"):
         tokenizer.encode("hello")
+
+
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "differs"),
+    [
+        ("GPT2Tokenizer", {}, False),
+        ("GPT2TokenizerFast", {"pre_tokenizer": DIGITS}, True),
+        ("RobertaTokenizer", {}, False),
+        ("GPTNeoXTokenizerFast", {"normalizer": {"type": "NFC"}}, False),
+        ("GPTNeoXTokenizer", {}, True),
+        ("PreTrainedTokenizerFast", {"pre_tokenizer": DIGITS}, False),
+    ],
+)
+def test_what_transformers_5_makes_anew_is_noted(tmp_path, kind, changes, differs):
+    source = save_model(tmp_path / "in", 280)
+    data = json.loads(trained())
+    if "pre_tokenizer" in changes:
+        cuts = [DIGITS, data["pre_tokenizer"]]
+        changes = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts}}
+    (source / "tokenizer.json").write_text(json.dumps(data | changes))
+    said = {"tokenizer_class": kind, "unk_token": END, "bos_token": END, "eos_token": END}
+    (source / "tokenizer_config.json").write_text(json.dumps(said))
+    opened = bridge.open_source(source)
+    noted = any("transformers 5 makes a" in note for note in opened.notes)
+    theirs = AutoTokenizer.from_pretrained(source)
+    texts = ("hello 123 45", "u\u0308ber")
+    same = all(
+        opened.tokenizer.encode(text).tolist() == theirs.encode(text, add_special_tokens=False)
+        for text in texts
+    )
+    assert (noted, same) == (differs, not differs)
+    assert opened.tokenizer.to_json()["pre_tokenizer"]["type"] == (
+        "Sequence" if "pre_tokenizer" in changes else "ByteLevel"
+    )
