@@ -66,7 +66,8 @@ def fields_of(
         if type(stated[name]) is int and stated[name] != known[name]:
             raise _contradiction(name, stated[name], known[name], contents.path, shapes)
     by_table = getattr(package, "ASSUMED", {}).get(label, {})
-    usual = {name: value for name, value in contents.usual.items() if name not in known}
+    # A model may hold another (bitgen its tower), whose format takes something for its fields.
+    usual = {n: value for n, value in contents.usual.items() if n in names and n not in known}
     by_table = {name: value for name, value in by_table.items() if name in assumed}
     assumed = {**assumed, **by_table, **usual}
     return {**known, **stated}, {k: v for k, v in assumed.items() if k not in stated}

@@ -26,6 +26,10 @@ _KNOWN = re.compile(r"vit_(small|base|large|giant)_patch14_(reg4_)?dinov2(\..*)?
 _IDLE = {"num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "drop_rate",
          "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
          "img_size", "embed_dim", "depth", "patch_size", "init_values"}  # fmt: skip
+MAYBE = (
+    "mask_token is missing, as in timm's files, which may have the same names: timm interpolates "
+    "positions for images of another size with --set interpolation=antialias"
+)
 _FIELDS = {"num_heads": "heads"}
 
 
@@ -50,6 +54,8 @@ def understood(contents: Contents, towers: list[str], folder: Path) -> Contents:
     if changed or said:
         contents.notes.append("the names are timm's")
         contents.usual = {**contents.usual, "interpolation": "antialias"}
+    elif not any(name.endswith("mask_token") for name in tensors):
+        contents.notes.append(MAYBE)
     if said:
         contents.fields = {**contents.fields, **_fields(config, folder / CONFIG)}
     return contents

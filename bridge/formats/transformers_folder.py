@@ -6,6 +6,7 @@ is what the `config.json` beside it says, too.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,17 +91,22 @@ def with_config(contents: Contents, folder: Path) -> Contents:
     Raises:
         Problem: as `open_folder`.
     """
-    if contents.fields or not (folder / CONFIG).is_file():
+    if contents.fields:
+        return contents
+    if not (folder / CONFIG).is_file():
+        if "dinov2" in (found := {*_marked(contents)}):
+            # Whoever wrote these names computes as transformers does.
+            kind = next((each for each in found if each.endswith("registers")), "dinov2")
+            usual = {"interpolation": dinov2.INTERPOLATION[kind]}
+            return replace(contents, usual=usual | contents.usual)
         return contents
     if (config := config_in(folder)) is None:
         if contents.arch is None:
             describe(contents, folder)
         return contents
     kind = _named_kind(config)
-    # A name may follow a wrapper's prefix, so that only its end is sure.
-    marked = (k for end, k in _MARKS.items() if any(n.endswith(end) for n in contents.tensors))
     if kind is None and not contents.arch:
-        kind = next(marked, None)
+        kind = next(_marked(contents), None)
     if kind is None or (contents.arch and contents.arch != getattr(KINDS.get(kind), "ARCH", "")):
         return contents
     _check(config, folder)
@@ -111,6 +117,12 @@ def with_config(contents: Contents, folder: Path) -> Contents:
     if name and not _ITS_CLASS.fullmatch(name):
         known.notes.append(f"{name[:80]!r}, the class that config.json names, is read as {kind}")
     return replace(known, origin={**origin_of(folder), **known.origin})
+
+
+def _marked(contents: Contents) -> Iterator[str]:
+    """Kinds of models that the names of tensors show; a name may follow a wrapper's prefix, so
+    that only its end is sure."""
+    return (k for end, k in _MARKS.items() if any(n.endswith(end) for n in contents.tensors))
 
 
 def _named_class(config: dict[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import bridge
+from bridge.formats import timm
 from jaxmodels.errors import Problem
 
 pytestmark = pytest.mark.usefixtures("readers_here")
@@ -144,6 +145,30 @@ def test_a_mask_token_may_be_missing(tmp_path):
     source = bridge.open_source(tmp_path / "x.pth", config={"heads": 2})
     assert "mask_token is missing, on which no output depends: zeros" in source.notes
     assert not source.tensors["mask"].read().any()
+    # timm's file may look the same.
+    assert source.assumed["interpolation"] == "scale_offset"
+    assert timm.MAYBE in source.notes
+    torch.save(published(tower), tmp_path / "x.pth")
+    assert timm.MAYBE not in bridge.open_source(tmp_path / "x.pth", config={"heads": 2}).notes
+
+
+@pytest.mark.parametrize("registers", [0, 1])
+@pytest.mark.parametrize("prefix", ["", "model.backbone."])
+def test_transformers_names_without_a_config(tmp_path, registers, prefix):
+    """Who wrote them interpolates positions as transformers does."""
+    _, tower = made(2, 4, 1, registers, False, False, 0)
+    state = {prefix + name: tensor.contiguous() for name, tensor in tower.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    way = "antialias" if registers else "size"
+    report = bridge.inspect(tmp_path, config={"heads": 2})
+    assert report.assumed == {"interpolation": way}
+    images = np.random.default_rng(0).random((1, 70, 42, 3), np.float32)
+    with torch.no_grad():
+        wanted = tower(torch.from_numpy(images.transpose(0, 3, 1, 2))).last_hidden_state.numpy()
+    model = bridge.load(tmp_path / "model.safetensors", config={"heads": 2})
+    assert (
+        np.abs(np.asarray(model(jnp.asarray(images))) - wanted).max() < 1e-5 * np.abs(wanted).max()
+    )
 
 
 @pytest.mark.parametrize(
