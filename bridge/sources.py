@@ -28,7 +28,7 @@ from bridge.vocabulary import (
     NO_TOKENIZER,
     check_fits,
     check_size,
-    padding,
+    padding_notes,
     tokenizer_by_convention,
     used,
 )
@@ -198,7 +198,7 @@ def _bind(
     origin |= {NO_TOKENIZER: unread} if unread and used(settings) and tokenizer is None else {}
     assumed = {field: value for field, value in assumed.items() if field not in overrides}
     notes += [f"assumed: {field} = {value}" for field, value in assumed.items()]
-    notes += _padding(settings)
+    notes += padding_notes(settings)
     preset = contents.preset or preset_of(package, settings)
     return Source(
         path=contents.path,
@@ -296,15 +296,6 @@ def _parameters(contents: Contents) -> tuple[dict[str, Tensor], list[str]]:
     check_masks([contents.tensors[name] for name in dropped], contents.path)
     found = {name: t for name, t in contents.tensors.items() if name not in dropped}
     return found, [*contents.notes, *(f"dropped: {name}, no parameter" for name in dropped)]
-
-
-def _padding(config: Any) -> list[str]:
-    """What is to be said of rows of the embedding that stand for no token."""
-    if not (rows := padding(config)):
-        return []
-    return [
-        f"rows {rows[0]} to {rows[-1]} of the embedding are padding: kept as they are, never drawn"
-    ]
 
 
 def _moments(

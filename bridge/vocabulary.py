@@ -119,6 +119,15 @@ def padding(config: Any) -> range:
     return range(used(config), getattr(config, "vocab", 0))
 
 
+def padding_notes(config: Any) -> list[str]:
+    """What is to be said of rows of the embedding that stand for no token."""
+    if not (rows := padding(config)):
+        return []
+    return [
+        f"rows {rows[0]} to {rows[-1]} of the embedding are padding: kept as they are, never drawn"
+    ]
+
+
 def check_fits(tokenizer: Tokenizer, rows: Any, where: Path) -> None:
     """Checks that an embedding has a row for each token.
 
@@ -167,7 +176,11 @@ def given_tokenizer(source: Any, file: Path) -> Any:
     check_size(tokenizer, config, file)
     origin = {key: value for key, value in source.origin.items() if key != NO_TOKENIZER}
     assumed = {name: value for name, value in source.assumed.items() if name != "tokens"}
-    return replace(source, tokenizer=tokenizer, config=config, origin=origin, assumed=assumed)
+    settled = {f"assumed: tokens = {used(source.config)}", *padding_notes(source.config)}
+    notes = [note for note in source.notes if note not in settled] + padding_notes(config)
+    return replace(
+        source, tokenizer=tokenizer, config=config, origin=origin, assumed=assumed, notes=notes
+    )
 
 
 def read_generation(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 import bridge
 from bridge.vocabulary import NO_TOKENIZER
 from jaxmodels.commands.initial import refuse_own_characters
-from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+from jaxmodels.errors import CORRUPT, DONE, MISMATCH, Problem
 from jaxmodels.recipe import Recipe
 from tests.bridge.helpers import command
 from tests.bridge.tokenizer_folders import END, FLAGS, save_model, slow_files, trained
@@ -291,3 +291,23 @@ def test_two_files_that_disagree(tmp_path):
     source = bridge.open_source(save_model(tmp_path, 281))
     assert source.tokenizer is None
     assert any("'<z>' the ids 280 and 5" in note for note in source.notes)
+
+
+def test_a_given_vocabulary_settles_an_assumed_count(tmp_path, capsys):
+    """A bare file of 285 rows does not say how many of them are tokens."""
+    weights = save_model(tmp_path / "in", 285) / "model.safetensors"
+    (tmp_path / "in" / "config.json").unlink()
+    config = {"heads": 2, "gelu": "exact"}
+    assert bridge.open_source(weights, config=config).assumed["tokens"] == 285
+    (tmp_path / "tokenizer.json").write_text(trained())
+    words = ["convert", weights, tmp_path / "out", "--vocab", tmp_path / "tokenizer.json"]
+    words += ["--set", "heads=2", "gelu=exact", "--json"]
+    code, report, err = command(capsys, *words)
+    assert code == DONE, err
+    assert "tokens" not in report["assumed"]
+    assert "assumed: tokens" not in err
+    assert "rows 280 to 284 of the embedding are padding" in err
+    assert "`tokens" not in (tmp_path / "out" / "README.md").read_text()
+    source = bridge.open_source(tmp_path / "out")
+    assert (source.config.vocab, source.config.tokens, source.assumed) == (285, 280, {})
+    assert source.tokenizer.vocab_size == 280
