@@ -1,5 +1,6 @@
 """Which architecture and which of its tables a checkpoint follows, and what it says twice."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,18 @@ from bridge.tensors import Tensor, is_float, raw
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
 
+_MERGE = "merge it first, with peft's merge_and_unload(), and save the result"
+_APPLY = "apply it first (torch.nn.utils, its remove_ functions), and save the state dict again"
+# A part of a name → what is kept beside, or in the place of, a weight; and what to do.
+_REPARAMETRISED = {
+    re.compile(r"\.(lora_(A|B|embedding_[AB]|magnitude_vector)|ia3_l|hada_w1_a|lokr_w1)\b"): (
+        "an adapter (LoRA or the like) lies beside them",
+        _MERGE,
+    ),
+    re.compile(r"\.(weight|bias)_(orig|mask)$"): ("they are pruned, or normed by spectrum", _APPLY),
+    re.compile(r"\.weight_[gv]$"): ("they are normed (weight_norm)", _APPLY),
+    re.compile(r"\.parametrizations\."): ("they are parametrised", _APPLY),
+}
 _MASK = 2**26  # numbers in the largest mask of attention that is looked at: 8,192 positions
 
 
@@ -103,6 +116,24 @@ def _stranger(
         else f"known architectures: {', '.join(jaxmodels.ARCHS)}",
         exit_code=MISMATCH,
     )
+
+
+def check_plain(names: Iterable[str], where: Path) -> None:
+    """Refuses weights that are not stored as they are used: adapters, pruning and the like.
+
+    Raises:
+        Problem: (mismatch) a name says so.
+    """
+    for name in names:
+        for words, (what, fix) in _REPARAMETRISED.items():
+            if words.search(name):
+                raise Problem(
+                    f"the weights are not stored as the model uses them: {what}",
+                    where=str(where),
+                    why=f"it holds {name}; what the model computes depends on all parts",
+                    fix=fix,
+                    exit_code=MISMATCH,
+                )
 
 
 def check_numbers(parameters: Iterable[Tensor], where: Path) -> None:

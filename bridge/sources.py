@@ -16,6 +16,7 @@ from bridge.matching import (
     candidate_tables,
     check_masks,
     check_numbers,
+    check_plain,
     drop_ties,
     leave_other_heads,
 )
@@ -132,6 +133,7 @@ def bind(
     contents = unwrapped(averages.weighted(contents, config or {}), arch, config or {})
     choices = (CHOICE, averages.CHOICE)
     config = {name: value for name, value in (config or {}).items() if name not in choices}
+    check_plain(contents.tensors, contents.path)
     found, notes = _parameters(contents)
     found = apart(found, arch or contents.arch)
     name, candidates = candidate_tables(contents, found, arch)

@@ -34,6 +34,15 @@ _ZEROS = Kind("filled with zeros, as an interrupted download leaves it", AGAIN)
 _ARCHIVE = Kind("a compressed file or an archive", "unpack it first, and give what was in it")
 _HDF5 = Kind("an HDF5 file, in which TensorFlow and Keras keep weights (tf_model.h5)", TORCH)
 FLAX = Kind("a msgpack file, in which Flax keeps weights (flax_model.msgpack)", TORCH)
+_KERAS = Kind("a Keras model", TORCH)
+_TO_FILE = "save the tensors by their names, as safetensors or with torch.save"
+_NUMPY = Kind("a NumPy file, arrays that are no checkpoint known here", _TO_FILE)
+_PROGRAM = Kind("a program that torch.export saved, with code", _TO_FILE)
+DISTRIBUTED = Kind(
+    "a part of torch's distributed checkpoint (FSDP), whose tensors lie in pieces",
+    "join its folder into one file, and give that: "
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+)
 _ONNX = Kind("an ONNX graph", TORCH)
 _LITE = Kind("a TensorFlow Lite model", TORCH)
 _LLMC = Kind("a file of llm.c", "convert the PyTorch weights that it was made from instead")
@@ -52,6 +61,7 @@ _STARTS = {
     b"7z\xbc\xaf": _ARCHIVE,
     b"Rar!": _ARCHIVE,
     b"\x89HDF\r\n\x1a\n": _HDF5,
+    b"\x93NUMPY": _NUMPY,
     b"lmgg": _GGML,  # the numbers "ggml", "ggmf", "ggjt" and "ggla", little-endian
     b"fmgg": _GGML,
     b"tjgg": _GGML,
@@ -67,6 +77,10 @@ _ENDINGS = {
         Kind("a download that did not end", AGAIN),
     ),
     ".onnx": _ONNX,
+    ".distcp": DISTRIBUTED,
+    ".npz": _NUMPY,
+    ".keras": _KERAS,
+    ".pt2": _PROGRAM,
     ".msgpack": FLAX,
     ".h5": _HDF5,
     ".ot": Kind("a file of rust-bert", TORCH),
@@ -114,6 +128,9 @@ def found_in(folder: Path) -> tuple[list[str], str]:
     kinds = {path.name: kind for path in paths if path.is_file() and (kind := kind_of(path))}
     fix = next((kind.fix for kind in kinds.values()), "")
     folders = [path.name for path in paths if path.is_dir()]
+    if inside := [name for name in folders if any((folder / name).glob("*.distcp"))]:
+        kinds |= dict.fromkeys(inside, DISTRIBUTED)
+        fix = fix or DISTRIBUTED.fix.replace("FOLDER", inside[0])
     if steps := [name for name in folders if _STEP.fullmatch(name)]:
         steps.sort(key=lambda name: int(name.rpartition("-")[2]))
         fix = f"it is a Trainer's; give one of its checkpoints: {', '.join(steps[-3:])}"

@@ -89,6 +89,8 @@ def recognise(path: Path) -> Contents:
     if not path.exists():
         raise Problem("no such file or folder", where=str(path), fix="check the path")
     refuse_strange(path)
+    if path.name.endswith(".distcp"):  # files that torch.save wrote, one behind the other
+        raise unsupported.problem(path, unsupported.DISTRIBUTED)
     if found := _format(path):
         contents = found.open(path)
         folder = path if path.is_dir() else path.parent

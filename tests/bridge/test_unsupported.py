@@ -1,7 +1,9 @@
 """Files that are no checkpoint: the refusal says what they are."""
 
+import io
 import json
 import struct
+import zipfile
 
 import flax.serialization
 import gguf
@@ -12,6 +14,15 @@ from safetensors.torch import save_file
 
 import bridge
 from jaxmodels.errors import CORRUPT, Problem
+
+
+def zipped(*names):
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x" * 40)
+    return held.getvalue()
+
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
@@ -34,6 +45,11 @@ KINDS = {
     "weights.safetensors": (b"", "empty"),
     "zeros.safetensors": (bytes(4096), "zeros"),
     "error.bin": (b"Entry not found", "Entry not found"),
+    "__0_0.distcp": (b"PK\x03\x04" + bytes(30), "dcp_to_torch"),
+    "weights.npz": (zipped("wte.npy", "wpe.npy"), "NumPy"),
+    "weights.npy": (b"\x93NUMPY\x01\x00" + bytes(120), "NumPy"),
+    "gpt2.keras": (zipped("metadata.json", "config.json", "model.weights.h5"), "Keras"),
+    "gpt2.pt2": (zipped("gpt2/archive_format", "gpt2/models/model.json"), "torch.export"),
     "weights.tar.gz": (b"\x1f\x8b\x08\x00" + bytes(9), "unpack"),
 }
 
@@ -96,3 +112,15 @@ def test_big_endian_gguf(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     assert "big-endian" in refused(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("config", [None, {"model_type": "gpt2"}])
+def test_a_folder_of_accelerate_with_a_distributed_checkpoint(tmp_path, config):
+    inside = tmp_path / "pytorch_model_fsdp_0"
+    inside.mkdir()
+    for name in (".metadata", "__0_0.distcp"):
+        (inside / name).write_bytes(b"PK\x03\x04" + bytes(30))
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "dcp_to_torch pytorch_model_fsdp_0 model.pt" in refused(tmp_path)
+    assert "dcp_to_torch" in refused(inside)
