@@ -221,7 +221,19 @@ class Stored:
         spec: dict[str, Any] = {"driver": self.layout.driver, "kvstore": place}
         if self.layout.complete:
             spec["fill_missing_data_reads"] = False
-        return tensorstore.open(spec, open=True).result()
+        store = tensorstore.open(spec, open=True).result()
+        layout = store.chunk_layout
+        pieces = [layout.read_chunk.shape or (), layout.write_chunk.shape or ()]
+        larger = [
+            piece
+            for piece in pieces
+            if any(a > max(b, 1) for a, b in zip(piece, self.shape, strict=False))
+        ]
+        if store.shape != self.shape or larger:
+            # A piece is held whole, however small it is in the file.
+            said = f"in pieces of {larger[0]}" if larger else f"as {store.shape}"
+            raise ValueError(f"it is stored {said}, and is {self.shape}")
+        return store
 
     def _sound(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if (array.shape, array.dtype) != (shape, self.dtype):

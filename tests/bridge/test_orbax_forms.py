@@ -242,3 +242,19 @@ def test_a_lost_array_is_a_damage(tmp_path):
     source = bridge.open_source(folder)
     with pytest.raises(Problem, match="cannot be read"):
         source.tensors["head/kernel"].read()
+
+
+def test_an_array_that_is_stored_larger_than_it_is(tmp_path):
+    """A piece is held whole when it is read, however small it is in the file."""
+    tree = save(tmp_path / "tree", params(), use_ocdbt=False, use_zarr3=False)
+    place = next(path for path in tree.iterdir() if path.name.endswith("scale"))
+    said = json.loads((place / ".zarray").read_text())
+    size = said["shape"][0]
+    said |= {"compressor": None, "chunks": [2 * size]}
+    (place / ".zarray").write_text(json.dumps(said))
+    (place / "0").write_bytes(np.ones(2 * size, np.float32).tobytes())
+    tensors = bridge.open_source(tree).tensors
+    with pytest.raises(Problem, match="cannot be read") as caught:
+        tensors[place.name.replace(".", "/")].read()
+    assert caught.value.exit_code == CORRUPT
+    assert "it is stored in pieces of" in caught.value.why
