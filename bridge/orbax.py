@@ -227,7 +227,7 @@ class Stored:
         larger = [
             piece
             for piece in pieces
-            if any(a > max(b, 1) for a, b in zip(piece, self.shape, strict=False))
+            if any((a or 0) > max(b, 1) for a, b in zip(piece, self.shape, strict=False))
         ]
         if store.shape != self.shape or larger:
             # A piece is held whole, however small it is in the file.

@@ -6,7 +6,7 @@ sides. Rows are written once, from us to them; the other direction is derived.
 
 import difflib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -130,10 +130,14 @@ def coverage(rows: Rows, names: Iterable[str]) -> float:
     names = list(names)
     if not names:
         return 0.0
-    hits = {
-        (ours, theirs): [name for name in names if pattern(theirs).fullmatch(name)]
-        for ours, theirs, _ in rows
-    }
+    by_end = defaultdict(list)  # most rows are compared with few of many names
+    for name in names:
+        by_end[name.rpartition(".")[2]].append(name)
+    hits = {}
+    for ours, theirs, _ in rows:
+        end = theirs.rpartition(".")[2]
+        near = names if {"{", "*"} & {*end} else by_end.get(end, [])
+        hits[ours, theirs] = [name for name in near if pattern(theirs).fullmatch(name)]
     matched = {name for found in hits.values() for name in found}
     needed = [key for key, found in hits.items() if found or not key[0].endswith("/bias")]
     if not needed:

@@ -162,8 +162,8 @@ def remade(folder: Path, content: Callable[[], Json]) -> str:
     if same and (data.get("normalizer") or None) == normalizer:
         return ""
     return (
-        f"transformers 5 makes a {str(named)[:80]} of the vocabulary and the merges alone, and may cut "
-        f"some texts otherwise than {TOKENIZER} says; here, as in transformers 4, it is followed"
+        f"transformers 5 makes a {str(named)[:80]} of the vocabulary and the merges alone, and may "
+        f"cut some texts otherwise than {TOKENIZER} says; it is followed here"
     )
 
 

@@ -96,8 +96,8 @@ def with_config(contents: Contents, folder: Path) -> Contents:
     if not (folder / CONFIG).is_file():
         if "dinov2" in (found := {*_marked(contents)}):
             # Whoever wrote these names computes as transformers does.
-            kind = next((each for each in found if each.endswith("registers")), "dinov2")
-            usual = {"interpolation": dinov2.INTERPOLATION[kind]}
+            shown = next((each for each in found if each.endswith("registers")), "dinov2")
+            usual = {"interpolation": dinov2.INTERPOLATION[shown]}
             return replace(contents, usual=usual | contents.usual)
         return contents
     if (config := config_in(folder)) is None:
