@@ -23,7 +23,7 @@ from bridge.vocabulary import (
     find_tokenizer,
     read_generation,
 )
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from data_pipelines.transformers_files import remade
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
@@ -98,7 +98,8 @@ def take_tokenizer(contents: Contents, folder: Path) -> None:
     found, unread = find_tokenizer(folder, rows if type(rows) is int else None, dataset)
     if contents.format == "gpt2" and found is not None:
         found = as_transformers(found)
-    if found is not None and (told := remade(folder, found.to_json)):
+    subwords = found is not None and not isinstance(found, CharTokenizer)
+    if subwords and (told := remade(folder, found.to_json)):
         contents.notes.append(told)
     contents.tokenizer, contents.unread = found, unread
 

@@ -161,3 +161,11 @@ def test_what_transformers_5_makes_anew_is_noted(tmp_path, kind, changes, differ
     assert opened.tokenizer.to_json()["pre_tokenizer"]["type"] == (
         "Sequence" if "pre_tokenizer" in changes else "ByteLevel"
     )
+
+
+def test_characters_need_no_settings_of_transformers(tmp_path):
+    source = save_model(tmp_path / "in", 3)
+    (source / "characters.json").write_text(json.dumps(["a", "b", "c"]))
+    (source / "tokenizer.json").write_text(trained())
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tok')
+    assert bridge.open_source(source).tokenizer.vocab_size == 3
