@@ -98,9 +98,8 @@ def take_tokenizer(contents: Contents, folder: Path) -> None:
     found, unread = find_tokenizer(folder, rows if type(rows) is int else None, dataset)
     if contents.format == "gpt2" and found is not None:
         found = as_transformers(found)
-    subwords = found is not None and not isinstance(found, CharTokenizer)
-    if subwords and (told := remade(folder, found.to_json)):
-        contents.notes.append(told)
+    if found is not None and not isinstance(found, CharTokenizer):
+        contents.notes += remade(folder, found.to_json)
     contents.tokenizer, contents.unread = found, unread
 
 

@@ -134,8 +134,8 @@ def read_files(folder: Path, rows: int | None = None) -> tuple[Json, Json]:
     return data, settings_of(said)
 
 
-def remade(folder: Path, content: Callable[[], Json]) -> str:
-    """What transformers 5 makes otherwise of the tokeniser in a folder; empty where it does not.
+def remade(folder: Path, content: Callable[[], Json]) -> list[str]:
+    """What is to be said of a tokeniser in a folder of which transformers 5 makes another one.
 
     Some of its classes take vocabulary and merges from tokenizer.json and pass over how it
     normalises and cuts a text, which counted before and does here.
@@ -145,12 +145,12 @@ def remade(folder: Path, content: Callable[[], Json]) -> str:
         content: gives its tokenizer.json.
     """
     if not (folder / TOKENIZER).is_file():
-        return ""
+        return []
     said = _object(folder / CONFIG)
     named = said.get("tokenizer_class")
     kind = named.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(named, str) else ""
     if kind not in _CUTS:
-        return ""
+        return []
     data, (normalizer, cuts) = content(), _CUTS[kind]
     before, model = data.get("pre_tokenizer"), data.get("model")
     found = before if isinstance(before, dict) else {}
@@ -160,11 +160,11 @@ def remade(folder: Path, content: Callable[[], Json]) -> str:
         same = same and space == (found.get("add_prefix_space") is True)
     same = same and not (isinstance(model, dict) and model.get("ignore_merges"))
     if same and (data.get("normalizer") or None) == normalizer:
-        return ""
-    return (
+        return []
+    return [
         f"transformers 5 makes a {str(named)[:80]} of the vocabulary and the merges alone, and may "
         f"cut some texts otherwise than {TOKENIZER} says; it is followed here"
-    )
+    ]
 
 
 def special_tokens(said: Json) -> Iterator[tuple[str, Json]]:
