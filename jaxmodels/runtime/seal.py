@@ -20,7 +20,7 @@ DIGESTS, DATA = "digests.json", "data/"
 # lies in a run (a report, a plot of learning rates, somebody's notes) is none of the seal's affair.
 _DRAWN = ("loss.png", "metrics.png", "stats.png", "summary.json")  # made anew by each call
 _KEPT = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "metrics.jsonl", "stats.jsonl")
-_GROWING = ("tensorboard/*", "samples/*")
+_GROWING = ("tensorboard/*", "samples/*", "profile/*")
 
 
 def seal(run: Path) -> None:

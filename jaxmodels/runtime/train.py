@@ -174,8 +174,8 @@ class _Loop:
             NotFinite: the recipe does not ask for it, or it did not help.
         """
         batches, out = self.job.batches, self.outcome
+        self.checkpoints.wait()  # the one before the problem may be under way
         self.rollbacks.refuse(problem)
-        self.checkpoints.wait()
         self._close_logs()
         batches.set_state(self.beginning)
         self.state = self._restore()
