@@ -204,8 +204,9 @@ def refuse_fewer_steps(run: Path, steps: int) -> None:
     is asked for; all processes do, or none."""
     done = 0
     if first() and max(rundir.steps(run / "checkpoints"), default=0) > steps:
-        found = newest_sound(run / "checkpoints", {})
-        done = int(found.folder.name) if found else 0
+        if found := newest_sound(run / "checkpoints", {}):
+            found.release()
+            done = int(found.folder.name)
     if (done := from_first(done)) > steps:
         raise NothingToDo(done)
 

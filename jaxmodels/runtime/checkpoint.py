@@ -190,8 +190,8 @@ class Checkpoints:
                 return None
             refuse_changed(self.folder / name)
             restored = restore(self.folder / name, abstract)
-            if found is not None and found.held is not None:
-                found.held.close()
+            if found is not None:
+                found.release()
             if not (odd := not_finite(restored.state)):
                 break
             passed[int(name)] = are_not_finite(odd)

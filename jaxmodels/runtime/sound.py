@@ -47,6 +47,11 @@ class Found(NamedTuple):
     held: IO[bytes] | None
     """As of `hold`: while it is open, no training removes the checkpoint."""
 
+    def release(self) -> None:
+        """Lets it be removed."""
+        if self.held is not None:
+            self.held.close()
+
 
 def newest_sound(folder: Path, passed: dict[int, str]) -> Found | None:
     """The newest sound checkpoint: the one to go on from; as `first_sound`."""
