@@ -202,11 +202,11 @@ class NothingToDo(Exception):
 def refuse_fewer_steps(run: Path, steps: int) -> None:
     """Raises NothingToDo if the newest sound checkpoint is of a later step than the last one that
     is asked for; all processes do, or none."""
-    done = 0
-    if first() and max(rundir.steps(run / "checkpoints"), default=0) > steps:
-        if found := newest_sound(run / "checkpoints", {}):
-            found.release()
-            done = int(found.folder.name)
+    done, folder = 0, run / "checkpoints"
+    later = first() and max(rundir.steps(folder), default=0) > steps
+    if later and (found := newest_sound(folder, {})):
+        found.release()
+        done = int(found.folder.name)
     if (done := from_first(done)) > steps:
         raise NothingToDo(done)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxmodels.runtime.files import (
     MANIFEST,
+    UNKNOWN,
     differing,
     digests,
     read_json,
@@ -16,15 +17,18 @@ from jaxmodels.runtime.rundir import CONFIG, VOCABULARIES
 
 DIGESTS, DATA = "digests.json", "data/"
 
-# What `train` writes, but for the checkpoints, which have manifests of their own. Whatever else
-# lies in a run (a report, a plot of learning rates, somebody's notes) is none of the seal's affair.
-_DRAWN = ("loss.png", "metrics.png", "stats.png", "summary.json")  # made anew by each call
+CHECKPOINTS = "checkpoints/"  # which have manifests of their own
+
+# What other verbs write into a run, whenever they are called; it is made of what is sealed.
+_OTHERS = ("*.html", "find_lr.json", "find_lr.png")
+# What a call of `train` goes on with; all else it makes anew.
 _KEPT = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "metrics.jsonl", "stats.jsonl")
-_GROWING = ("tensorboard/*", "samples/*", "profile/*")
+_GROWING = ("tensorboard/*", "samples/*")
+_DRAWN = DATA + "shapes/"  # which seals of earlier versions left out
 
 
 def seal(run: Path) -> None:
-    """Writes digests.json, when a call of `train` ends: the digest of every file that it wrote,
+    """Writes digests.json, when a call of `train` ends: the digest of every file of the run,
     and what an earlier call found to be damaged."""
     write_sealed(run / DIGESTS, {"files": digests(run, _ours(run)), "damaged": damaged_before(run)})
 
@@ -52,11 +56,16 @@ def damaged_before(run: Path) -> list[str]:
 
 
 def damage_to_keep(run: Path) -> list[str]:
-    """What is wrong with the files that a call of `train` is about to extend, and what was wrong
-    before: one sentence a file. Those that it makes anew, and the data, do not count."""
-    wrong = [line for line in _against_seal(run) or [] if not line.startswith((*_DRAWN, DATA))]
-    now = (f"{line}; training went on from it" for line in wrong)
+    """What is wrong with the files that a call of `train` is about to go on with, and what was
+    wrong before: one sentence a file. Those that it makes anew, and the data, do not count."""
+    found = _against_seal(run) or []
+    lost = [line for line in found if not line.endswith(UNKNOWN) and _goes_on(line.split(" ")[0])]
+    now = (f"{line}; training went on from it" for line in lost)
     return list(dict.fromkeys([*damaged_before(run), *now]))
+
+
+def _goes_on(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, like) for like in (DIGESTS, *_KEPT, *_GROWING))
 
 
 def sealed(run: Path) -> bool:
@@ -93,12 +102,13 @@ def _against_seal(run: Path) -> list[str] | None:
         return None
     ours = _ours(run)
     try:
-        files = read_sealed(run / DIGESTS)["files"]
-        promised = {name: entry for name, entry in files.items() if ours(name)}
+        said = read_sealed(run / DIGESTS)
+        promised = {name: entry for name, entry in said["files"].items() if ours(name)}
     except (OSError, ValueError, AttributeError) as error:
         return [f"{DIGESTS} is damaged ({error})"]
-    # A sample more is no damage; a second vocabulary is.
-    return differing(promised, digests(run, lambda n: n in promised or n in _KEPT))
+    early = "damaged" not in said
+    found = digests(run, lambda name: ours(name) and not (early and name.startswith(_DRAWN)))
+    return differing(promised, found)
 
 
 def _ours(run: Path) -> Callable[[str], bool]:
@@ -107,11 +117,13 @@ def _ours(run: Path) -> Callable[[str], bool]:
     told = _of_data(run)
 
     def ours(name: str) -> bool:
+        if name.startswith(CHECKPOINTS) or name == DIGESTS:
+            return False
         if any(part.startswith(".") for part in name.split("/")):
             return False
         if name.startswith(DATA):
             return name.removeprefix(DATA) not in told
-        return any(fnmatch.fnmatchcase(name, like) for like in (*_DRAWN, *_KEPT, *_GROWING))
+        return not any(fnmatch.fnmatchcase(name, like) for like in _OTHERS)
 
     return ours
 

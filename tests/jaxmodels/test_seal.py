@@ -29,20 +29,31 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_a_sound_run_is_sound_whatever_lies_beside_it(run):
+def test_what_other_verbs_write_into_a_sound_run_is_no_damage(run):
     assert loose_damage(run) == []
-    for name in ("report.html", "find_lr.json", "notes.txt", "samples/.DS_Store", "data/mine"):
+    names = ("report.html", "find_lr.json", "find_lr.png", "samples/.DS_Store", ".lock")
+    for name in names:
         (run / name).write_text("one")
     assert loose_damage(run) == []
     seal(run)
-    for name in ("report.html", "find_lr.json", "notes.txt", "samples/.DS_Store"):
+    for name in names:
         (run / name).write_text("two")
     assert loose_damage(run) == []
 
 
-def test_a_seal_of_an_earlier_version_knew_the_report(run):
+def test_a_strange_file_is_told_and_not_kept_against_the_run(run):
+    for name in ("notes.txt", "data/more.bin", "samples/x"):
+        (run / name).write_text("stray")
+        assert loose_damage(run) == [f"{name} is not in the manifest"]
+        assert damage_to_keep(run) == []
+        seal(run)
+        assert loose_damage(run) == []
+
+
+def test_a_seal_of_an_earlier_version_knew_the_report_and_not_the_drawn_shapes(run):
     sealed = json.loads((run / DIGESTS).read_text())
     sealed["files"]["report.html"] = {"bytes": 1, "sha256": "0" * 64}
+    del sealed["files"]["data/shapes/1.0.0/features.json"]
     write_sealed(run / DIGESTS, {"files": sealed["files"]})
     assert loose_damage(run) == []
 
