@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from jaxmodels.runtime.files import (
@@ -87,7 +88,7 @@ def loose_damage(run: Path) -> list[str] | None:
     if now is None:
         return before or None
     problems = before + now
-    if now or not (run / DATA / MANIFEST).is_file():
+    if now:
         return problems
     promised = _of_data(run)
     found = {
@@ -112,8 +113,8 @@ def _against_seal(run: Path) -> list[str] | None:
 
 
 def _ours(run: Path) -> Callable[[str], bool]:
-    """Tells of a file whether a seal speaks of it. Of the data it is what the data's own manifest
-    leaves out."""
+    """Tells of a file whether a seal speaks of it. Of the data it is what the data's own manifests
+    leave out."""
     told = _of_data(run)
 
     def ours(name: str) -> bool:
@@ -129,9 +130,13 @@ def _ours(run: Path) -> Callable[[str], bool]:
 
 
 def _of_data(run: Path) -> dict[str, str]:
-    """File → sha256, as the manifest of the run's data says; empty where it says nothing."""
-    try:
-        said = read_json(run / DATA / MANIFEST).get("sha256")
-    except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
+    """File → sha256, as the manifests of the run's data say, of which a mixture has several: those
+    need not be hashed for each seal."""
+    told: dict[str, str] = {}
+    for manifest in sorted((run / DATA).rglob(MANIFEST)):
+        with suppress(OSError, ValueError):
+            said = read_json(manifest).get("sha256")
+            below = manifest.parent.relative_to(run / DATA)
+            if isinstance(said, dict):
+                told |= {str(below / name): digest for name, digest in said.items()}
+    return told

@@ -29,6 +29,21 @@ def run(tmp_path):
     return tmp_path
 
 
+def test_the_parts_of_a_mixture_are_checked_by_their_own_manifests(run):
+    part = run / "data" / "2"
+    part.mkdir()
+    (part / "tokens.bin").write_bytes(b"tokens")
+    told = {"tokens.bin": hashlib.sha256(b"tokens").hexdigest()}
+    (part / "manifest.json").write_text(json.dumps({"sha256": told}))
+    seal(run)
+    sealed = json.loads((run / DIGESTS).read_text())["files"]
+    assert "data/2/manifest.json" in sealed
+    assert "data/2/tokens.bin" not in sealed
+    assert loose_damage(run) == []
+    (part / "tokens.bin").write_bytes(b"Tokens")
+    assert [line.split(" (")[0] for line in loose_damage(run)] == ["data/2/tokens.bin is damaged"]
+
+
 def test_what_other_verbs_write_into_a_sound_run_is_no_damage(run):
     assert loose_damage(run) == []
     names = ("report.html", "find_lr.json", "find_lr.png", "samples/.DS_Store", ".lock")
