@@ -92,7 +92,7 @@ def _read_step(folder: Path, held: IO[bytes] | None) -> Contents:
     contents.moments = partial(_moments, folder, run, tensors)
     contents.state = _state(folder)
     if orbax.is_tree(folder / "ema"):  # without the frozen parameters, which are their average
-        contents.averaged = tensors | orbax.read_tree(folder / "ema")[0]
+        contents.averaged = tensors | orbax.read_tree(folder / "ema", held)[0]
     if (run / "checkpoints").is_dir():
         refuse_strange(run)
     if is_run(run):
