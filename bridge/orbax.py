@@ -24,8 +24,10 @@ VALUE = ".value"
 _SMALL = {METADATA, "_sharding", "_CHECKPOINT_METADATA", "manifest.ocdbt", ".zarray", "zarr.json"}
 
 
-def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+def read_tree(folder: Path, held: Any = None) -> tuple[dict[str, Tensor], list[str]]:
     """The arrays of a checkpoint, unread, and notes on what was left aside.
+
+    What is `held` is kept as long as an array may be read: a lock, say.
 
     A last level named `value`, which nnx states have, is dropped where it stands alone. Leaves that
     are no arrays (strings, None) are left aside.
@@ -42,7 +44,7 @@ def read_tree(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
         if metadata is None:  # Orbax logs why, and raises nothing
             raise ValueError("what it says of its arrays cannot be read")
         leaves = jax.tree_util.tree_flatten_with_path(metadata.tree)[0]
-        layout = _Layout.of(folder)
+        layout = _Layout.of(folder, held)
     except Exception as error:
         raise _unreadable(folder, error) from error
     tensors, notes = {}, []
@@ -166,14 +168,16 @@ class _Layout:
     """Whether all arrays are in one database; else each has a folder."""
     complete: bool
     """Whether pieces that are zero are stored too, so that one that is not there is a damage."""
+    held: Any = None
+    """See `read_tree`."""
 
     @classmethod
-    def of(cls, folder: Path) -> "_Layout":
+    def of(cls, folder: Path, held: Any = None) -> "_Layout":
         said = read_json(folder / METADATA)
         driver = "zarr3" if said.get("use_zarr3") else "zarr"
         # Earlier versions of Orbax did not say it; the database is there, or it is not.
         ocdbt = said.get("use_ocdbt", (folder / "manifest.ocdbt").is_file())
-        return cls(driver, ocdbt, bool(said.get("store_array_data_equal_to_fill_value")))
+        return cls(driver, ocdbt, bool(said.get("store_array_data_equal_to_fill_value")), held)
 
 
 @dataclass(frozen=True)

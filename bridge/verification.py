@@ -1,6 +1,6 @@
 """Checks that a checkpoint is what was written, and the same model on both sides."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import jaxmodels
 from bridge.configuration import values_of
 from bridge.contents import Contents
 from bridge.formats import recognise
-from bridge.formats.runs import is_run
+from bridge.formats.runs import is_run, is_step, not_finite
 from bridge.migration import part_of
 from bridge.outputs import Agreement, agreement
 from bridge.report import Report
@@ -18,6 +18,8 @@ from bridge.tensors import compare
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.seal import loose_damage, sealed
+from jaxmodels.runtime.sound import hold, unsound
 
 CARD = "README.md"
 
@@ -71,9 +73,9 @@ def verify(
         problems=problems or [],
         notes=[],
     )
-    if is_run(path) and rundir.loose_damage(path) is None:
-        why = "no call of `train` came to its end here, or one is running"
-        report["notes"].append(f"only the checkpoints were checked: {why}")
+    if is_run(path):
+        report["notes"] += _notes_on_run(path)
+        report["problems"] += [] if problems else _not_finite(path / "checkpoints")
     if not report.problems:
         contents = None if against is None else recognise(Path(against))
         try:
@@ -116,9 +118,9 @@ def digest_problems(path: Path) -> list[str] | None:
 
     Of a run, every checkpoint has one, and the other files too once `train` came to its end.
     """
-    steps = [step for step in sorted(path.glob("checkpoints/*")) if step.name.isdecimal()]
+    steps = [path / "checkpoints" / str(step) for step in rundir.steps(path / "checkpoints")]
     folders = [path, *steps] if (path / MANIFEST).is_file() else steps
-    loose = rundir.loose_damage(path)
+    loose = loose_damage(path)
     if not folders and loose is None:
         return None
     return [
@@ -126,9 +128,36 @@ def digest_problems(path: Path) -> list[str] | None:
         *(
             f"{folder.name}: {line}" if folder != path else line
             for folder in folders
-            for line in (*damage(folder), *rundir.changed_since(folder))
+            for line in _problems(folder)
         ),
     ]
+
+
+def _problems(folder: Path) -> list[str]:
+    """What is wrong with a folder that has a manifest; a checkpoint is kept from pruning while it
+    is read, and nothing is wrong with one that was removed before."""
+    if folder.exists() and not is_step(folder):
+        return damage(folder)
+    held = hold(folder)
+    found = unsound(folder)
+    found += rundir.changed_since(folder)
+    if held is not None:
+        held.close()
+    return found if folder.exists() else []
+
+
+def _not_finite(checkpoints: Path) -> Iterator[str]:
+    for step in rundir.steps(checkpoints):
+        if odd := not_finite(checkpoints / str(step)):
+            yield f"{step}: {odd}"
+
+
+def _notes_on_run(run: Path) -> Iterator[str]:
+    if not sealed(run):
+        why = "no call of `train` came to its end here, or one is running"
+        yield f"only the checkpoints were checked: {why}"
+    if strays := rundir.strays(run / "checkpoints"):
+        yield f"checkpoints/ also holds what is no checkpoint: {', '.join(strays)}"
 
 
 def but_for_the_card(problems: list[str] | None) -> list[str] | None:

@@ -34,6 +34,9 @@ class Optim:
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
     decay: float = 0.2
     """wsd: length of the decay, counted like `warmup`."""
+    schedule_steps: int = 0
+    """Steps that the schedule runs over, after which the learning rate stays at its end; 0: all
+    steps of the run."""
     b1: float = 0.9
     """adamw, lion: decay of the first moment."""
     b2: float = 0.999
@@ -62,6 +65,7 @@ class Optim:
         rates = ("peak_lr", "init_lr", "end_lr", "least_lr")
         for name in (*rates, "warmup", "decay", "eps", "muon_rms", "weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
+        within("optim.schedule_steps", self.schedule_steps, 0)
         for name in ("b1", "b2", "momentum"):
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)
         for text, factor in self.lr_scale:
@@ -97,7 +101,8 @@ class Recipe:
     accelerator, as many on a CPU as keep activations in its caches. Needs a loss that is a
     mean over rows: one that compares rows (`WHOLE`) takes a micro-batch whole."""
     steps: int = 1000
-    """Optimiser steps in the whole run; the learning-rate schedule ends here."""
+    """Optimiser steps in the whole run; the learning-rate schedule ends here, unless
+    `optim.schedule_steps` says otherwise."""
     seed: int = 0
     """Seeds parameters, dropout and data order."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -120,8 +125,10 @@ class Recipe:
     """Most validation batches in one evaluation."""
     save_every: int = 200
     """Steps between checkpoints."""
+    save_minutes: float = 0.0
+    """Minutes between checkpoints, besides those by steps; 0 saves by steps only."""
     keep: int = 2
-    """Newest checkpoints kept, besides the best by validation loss."""
+    """Newest sound checkpoints kept, besides the best by validation loss."""
     sample_every: int = 200
     """Steps between printed samples; 0 turns them off."""
     prompt: str = "The "
@@ -135,6 +142,10 @@ class Recipe:
     """Decay of a running average of the parameters (EMA), such as 0.999, beside those that are
     trained; 0 keeps none. In step t it is at most (1 + t)/(10 + t), so that short runs average too.
     Validation and samples are those of the average; --weights chooses elsewhere."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """When the loss or the parameters are no finite numbers any more: stop (exit code 8), or roll
+    back to the newest checkpoint and go on from there, past the data that led to it; a third
+    time in a row from the same checkpoint stops too."""
     optim: Optim = field(default_factory=Optim)
     """The optimiser and its schedule."""
 
@@ -144,6 +155,7 @@ class Recipe:
         within("vocab_documents", self.vocab_documents, 1)
         for name in ("slices", "eval_batches", "patience", "sample_every", "stats_every", "jump"):
             within(name, getattr(self, name), 0)
+        within("save_minutes", self.save_minutes, 0)
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)
         within("ema_decay", self.ema_decay, 0, 1, below=True)
@@ -153,3 +165,8 @@ class Recipe:
                 fix="change --slices or --batch; --slices 0 chooses",
                 exit_code=USAGE,
             )
+
+    @property
+    def horizon(self) -> int:
+        """Steps that the learning rate's schedule runs over."""
+        return self.optim.schedule_steps or self.steps

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from bridge.table import listing
 from bridge.tensors import Tensor
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime import rundir
-from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.sound import best_sound, checked_finite, hold, told, unsound
 
 _LEAF = re.compile(r"opt\.\d{5}\.(?P<place>[\d.]*)(?P<field>count|mu|nu)(?:\.(?P<path>.+))?")
 
@@ -34,25 +35,31 @@ def is_run(folder: Path) -> bool:
 
 
 def open_run(folder: Path) -> Contents:
-    """The best sound checkpoint of a run."""
-    notes: list[str] = []
-    step = rundir.best_sound(folder / "checkpoints", notes.append)
-    if step is None:
-        raise Problem(
-            "the run has no checkpoint yet",
-            where=str(folder / "checkpoints"),
-            fix="train until the first checkpoint is saved",
-            exit_code=CORRUPT,
-        )
-    contents = _read_step(step)
+    """The best sound checkpoint of a run; a training that prunes meanwhile leaves it alone."""
+    passed: dict[int, str] = {}
+    while True:
+        found = best_sound(folder / "checkpoints", passed)
+        if found is None:
+            raise Problem(
+                "the run has no checkpoint yet",
+                where=str(folder / "checkpoints"),
+                fix="train until the first checkpoint is saved",
+                exit_code=CORRUPT,
+            )
+        if not (odd := not_finite(found.folder)):
+            break
+        passed[int(found.folder.name)] = odd
+    contents = _read_step(*found)
     contents.path = folder
-    contents.notes = [*notes, f"checkpoint {step.name} was taken", *contents.notes]
+    taken = f"checkpoint {found.folder.name} was taken"
+    contents.notes = [*told(passed), taken, *contents.notes]
     return contents
 
 
 def open_step(folder: Path) -> Contents:
     """One checkpoint of a run."""
-    if broken := damage(folder):
+    held = hold(folder)
+    if broken := unsound(folder):
         raise Problem(
             "the checkpoint is damaged",
             where=str(folder),
@@ -60,18 +67,32 @@ def open_step(folder: Path) -> Contents:
             fix="give the run directory: its best sound checkpoint is taken",
             exit_code=CORRUPT,
         )
-    return _read_step(folder)
+    return _read_step(folder, held)
 
 
-def _read_step(folder: Path) -> Contents:
+def not_finite(folder: Path) -> str:
+    """Which parameters of a checkpoint hold infinities or NaN, in a sentence; empty if none does.
+
+    Only those of earlier versions are read: later ones are checked before they are saved.
+    """
+    if checked_finite(folder):
+        return ""
+    tensors = orbax.read_tree(folder / "params")[0]
+    odd = [name for name, tensor in tensors.items() if not np.isfinite(tensor.read()).all()]
+    from jaxmodels.runtime.finite import are_not_finite
+
+    return are_not_finite(odd) if odd else ""
+
+
+def _read_step(folder: Path, held: IO[bytes] | None) -> Contents:
     run = folder.absolute().parent.parent
     origin = {"step": int(folder.name), "metrics": rundir.metrics(folder)}
-    tensors, notes = orbax.read_tree(folder / "params")
+    tensors, notes = orbax.read_tree(folder / "params", held)
     contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
     contents.moments = partial(_moments, folder, run, tensors)
     contents.state = _state(folder)
     if orbax.is_tree(folder / "ema"):  # without the frozen parameters, which are their average
-        contents.averaged = tensors | orbax.read_tree(folder / "ema")[0]
+        contents.averaged = tensors | orbax.read_tree(folder / "ema", held)[0]
     if (run / "checkpoints").is_dir():
         refuse_strange(run)
     if is_run(run):

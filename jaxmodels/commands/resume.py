@@ -1,10 +1,11 @@
 """May this run go on? One process, one set of settings, one text."""
 
 import fcntl
+import math
 import os
 import platform
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,9 @@ from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime import rundir, settings
-from jaxmodels.runtime.files import make_folder
+from jaxmodels.runtime.files import make_folder, write_json
+from jaxmodels.runtime.processes import first, from_first
+from jaxmodels.runtime.sound import newest_sound
 
 # Recipe fields that may differ when a run goes on; all others decide what is learned. The
 # data may have moved: its content is compared.
@@ -23,11 +26,19 @@ _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
     "eval_every",
     "eval_batches",
     "save_every",
+    "save_minutes",
+    "on_divergence",
     "sample_every",
     "stats_every",
     "jump",
     "patience",
+    "optim.schedule_steps",
+    "optim.end_lr",
+    "optim.least_lr",
 }
+# What a run that diverged needs lower; up to the largest value that it has had they may go.
+_PEAK, _CLIP = "recipe.optim.peak_lr", "recipe.optim.clip"
+_LIMITED = {_PEAK: " (it may be lowered)", _CLIP: " (it may be lowered; 0 is no clipping)"}
 
 _LOCK = ".lock"
 
@@ -111,11 +122,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     return stored
 
 
-def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) -> None:
-    """Refuses to continue a run with settings that would make it another run."""
+def compare_settings(
+    run: Path, resolved: dict[str, Any], has_checkpoint: bool
+) -> list[dict[str, Any]]:
+    """Refuses to continue a run with settings that would make it another run.
+
+    Returns:
+        the history of the run's settings: of each call that changed any {"step", "changed"}, from
+        which step on, and name → [old, new]. This call's own, if there is one, is the last; its
+        step is that of the newest checkpoint until `resumed` tells better.
+    """
     if not has_checkpoint or not (run / "config.json").exists():
-        return
+        return []
     stored = read_settings(run / "config.json")
+    history = _history(stored)
     changed = settings.differences(
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
         {name: resolved[name] for name in ("arch", "model", "recipe")},
@@ -124,9 +144,10 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
         changed.pop(name, None)
     if stored.get("init"):  # so does the tokeniser of a run that began from a checkpoint
         changed.pop("recipe.tokenizer", None)
-    free = {name for name in changed if name.removeprefix("recipe.") in _FREE}
     fixed = [
-        f"{name}: {old!r} → {new!r}" for name, (old, new) in changed.items() if name not in free
+        f"{name}: {old!r} → {new!r}{_LIMITED.get(name, '')}"
+        for name, (old, new) in changed.items()
+        if not _may_change(name, new, [*history, {"changed": changed}])
     ]
     if fixed:
         raise Problem(
@@ -137,9 +158,106 @@ def compare_settings(run: Path, resolved: dict[str, Any], has_checkpoint: bool) 
             f"jaxmodels train --out {shlex.quote(str(run))}",
             exit_code=MISMATCH,
         )
-    for name in sorted(free):
+    for name in sorted(changed):
         old, new = changed[name]
         say(f"changed since the run began: {name} {old!r} → {new!r}")
+    if changed:
+        step = rundir.steps(run / "checkpoints")[-1]
+        history.append({"step": step, "changed": {k: list(v) for k, v in changed.items()}})
+    return history
+
+
+def _history(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    found = stored.get("history", [])
+    return [dict(entry) for entry in found] if isinstance(found, list) else []
+
+
+def _may_change(name: str, new: Any, history: list[dict[str, Any]]) -> bool:
+    """Whether a setting may have a new value.
+
+    Args:
+        name: such as recipe.optim.peak_lr.
+        new: its value.
+        history: of the run's settings, with what is to change now.
+    """
+    if name not in _LIMITED:
+        return name.removeprefix("recipe.") in _FREE
+    had = [entry["changed"][name][0] for entry in history if name in entry["changed"]]
+    return any(_loose(name, new) <= _loose(name, old) for old in had)
+
+
+def _loose(name: str, value: float) -> float:
+    """A clip of 0 is none, and so the loosest."""
+    return value or math.inf if name == _CLIP else value
+
+
+class NothingToDo(Exception):
+    """More steps are done than asked for."""
+
+    def __init__(self, done: int):
+        super().__init__(f"{done} steps are done")
+        self.done = done
+
+
+def refuse_fewer_steps(run: Path, steps: int) -> None:
+    """Raises NothingToDo if the newest sound checkpoint is of a later step than the last one that
+    is asked for; all processes do, or none."""
+    done, folder = 0, run / "checkpoints"
+    later = first() and max(rundir.steps(folder), default=0) > steps
+    if later and (found := newest_sound(folder, {})):
+        found.release()
+        done = int(found.folder.name)
+    if (done := from_first(done)) > steps:
+        raise NothingToDo(done)
+
+
+def teller(run: Path, recipe: Recipe, history: list[dict[str, Any]]) -> Callable[[int], None]:
+    """What is called with the step that a run goes on from; to be made before config.json is
+    written. It puts the step into the history and says how the learning rate changes.
+
+    Args:
+        run: the run directory.
+        recipe: how the run goes on.
+        history: of `compare_settings`.
+    """
+    if not first() or not history:
+        return lambda step: None
+    stored = read_settings(run / "config.json")
+    if history == _history(stored):
+        return lambda step: None
+    before = settings.merge(Recipe(), stored["recipe"], str(run / "config.json"))
+
+    def resumed(step: int) -> None:
+        config = settings.read_file(run / "config.json")
+        if config["history"][-1]["step"] != step:
+            config["history"][-1]["step"] = step
+            write_json(run / "config.json", config)
+        _tell_rate(before, recipe, step)
+
+    return resumed
+
+
+def _tell_rate(before: Recipe, after: Recipe, step: int) -> None:
+    """Says how the learning rate goes on where it is another one than it would have been."""
+    from jaxmodels.runtime.optim import schedule
+
+    if (before.horizon, before.optim) == (after.horizon, after.optim):
+        return
+    was, will = (schedule(recipe.optim, recipe.horizon) for recipe in (before, after))
+    old, new, end = float(was(step)), float(will(step)), float(will(after.steps))
+    if abs(new - old) > 1e-6 * max(new, old):
+        why = ""
+        if before.horizon != after.horizon:
+            why = f": its schedule now runs over {after.horizon} steps, not {before.horizon}"
+        say(f"the learning rate goes from {old:.3g} to {new:.3g} at step {step}{why}")
+    if new > old and after.horizon > before.horizon:
+        say(
+            f"to keep the decay that was done, add --optim.schedule-steps {before.horizon}: the "
+            f"learning rate then stays at {float(was(after.steps)):.3g} from there on, or at what "
+            "--optim.end-lr says"
+        )
+    if max(new, end) == 0:
+        say("the learning rate is 0, so nothing is learned; --optim.end-lr changes that")
 
 
 def own_tokenizer(run: Path, has_checkpoint: bool) -> Any:

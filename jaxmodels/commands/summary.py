@@ -1,6 +1,5 @@
 """How a training run ended: summary.json, a few lines, the exit code."""
 
-import json
 import math
 import shlex
 from dataclasses import asdict
@@ -10,10 +9,10 @@ from typing import Any
 from jaxmodels.cli import emit, say
 from jaxmodels.commands.train_options import Train, repeated
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
-from jaxmodels.runtime.files import write_json
+from jaxmodels.runtime.files import read_json, write_json
 from jaxmodels.runtime.outcome import EARLY, Outcome
 from jaxmodels.runtime.progress import duration
-from jaxmodels.runtime.rundir import seal
+from jaxmodels.runtime.seal import seal
 
 
 def conclude(
@@ -59,17 +58,35 @@ def conclude(
     return DONE if outcome.done else STOPPED
 
 
+def nothing_to_do(run: Path, done: int, options: Train[Any]) -> int:
+    """Says that more steps are done than asked for; with --json, what the last call left."""
+    here = shlex.quote(str(run))
+    say(
+        f"{done} steps are done, which is more than --steps {options.recipe.steps}: nothing was "
+        "changed",
+        f"longer:    jaxmodels train --out {here}{options.place} --steps {2 * done}",
+    )
+    if options.json:
+        emit(_last(run / "summary.json") or {"reason": "done", "step": done, "run": str(run)})
+    return DONE
+
+
+def _last(path: Path) -> dict[str, Any]:
+    """The summary of the call before this one; empty when it cannot be read."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
 def _idle(reason: str, idle: bool) -> bool:
     return idle and reason == "time is up"
 
 
 def _was_idle(path: Path) -> bool:
     """Whether the call before this one had too few hours for a step, too."""
-    try:
-        last = json.loads(path.read_text(encoding="utf-8"))
-        return _idle(last["reason"], last["idle"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    last = _last(path)
+    return bool(_idle(str(last.get("reason")), bool(last.get("idle"))))
 
 
 def _print(run: Path, outcome: Outcome, again: str, asked: str) -> None:

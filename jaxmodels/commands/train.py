@@ -20,7 +20,7 @@ from jaxmodels.commands.run_data import (
     refuse_other_kind,
     sampler,
 )
-from jaxmodels.commands.summary import conclude
+from jaxmodels.commands.summary import conclude, nothing_to_do
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
 from jaxmodels.runtime.outcome import not_begun
@@ -33,7 +33,8 @@ from jaxmodels.runtime.processes import (
     tell_stop,
     together,
 )
-from jaxmodels.runtime.rundir import VOCABULARIES, steps, unseal
+from jaxmodels.runtime.rundir import VOCABULARIES, steps
+from jaxmodels.runtime.seal import damage_to_keep, unseal
 from jaxmodels.runtime.stop import Stop, Stopped
 
 
@@ -77,12 +78,18 @@ def _run(
 ) -> int:
     """Trains, or tries learning rates. A stop before the first step loses nothing."""
     try:
-        data, options = _prepare(run, options, resolved, stop, source)
+        try:
+            data, options = _prepare(run, options, resolved, stop, source)
+        except resume.NothingToDo as problem:
+            begun()
+            return part(nothing_to_do(run, problem.done, options) if first() else DONE)
         if options.find_lr:
             return _find_lr(run, options, resolved, data, argv, stop)
+        resumed = resume.teller(run, options.recipe, resolved.get("history", []))
         if first():
             _write_config(run, resolved, data)
         job = _job(run, options, resolved, data, stop)
+        job.resumed = resumed
         if source is not None:
             job.begin = starter(source, options.model, options.init_optimizer)
         from jaxmodels.runtime.plots import draw
@@ -127,7 +134,10 @@ def _prepare(
     # Before the data, which may take long to prepare.
     _check_devices(jaxmodels.arch(resolved["arch"]), options)
     refuse_other_kind(options.recipe.data, options.model, resolved["arch"])
-    resume.compare_settings(run, resolved, has_checkpoint)
+    history = resume.compare_settings(run, resolved, has_checkpoint)
+    if has_checkpoint and not options.find_lr:
+        resume.refuse_fewer_steps(run, options.recipe.steps)
+    resolved |= {"history": history} if history else {}
     if source is not None and not used(source.config):
         source = None  # a tower alone knows no words: they are the data's
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
@@ -207,7 +217,10 @@ def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
     from jaxmodels.runtime.files import write_json
     from jaxmodels.runtime.settings import read_file
 
-    unseal(run)
+    damaged = damage_to_keep(run) if steps(run / "checkpoints") else []
+    for line in damaged:
+        say(f"warning: {line}")
+    unseal(run, damaged)
     settings = resolved | {
         "data": data.identity,
         "version": jaxmodels.__version__,

@@ -19,7 +19,7 @@ from jaxmodels.runtime.profiler import window
 C = TypeVar("C")
 
 # What config.json of a run holds; model and recipe are taken from it.
-_OF_A_RUN = ("arch", "preset", "model", "recipe", "data", "init", "version", "environment")
+_OF_A_RUN = frozenset("arch preset model recipe history data init version environment".split())
 
 
 @dataclass(frozen=True)

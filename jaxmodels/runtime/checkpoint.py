@@ -11,6 +11,8 @@ complete; the manifest then finds what the disk got wrong. Orbax itself accepts 
 import errno
 import json
 import os
+import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,20 +25,26 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmodels.cli import say
 from jaxmodels.errors import Problem
 from jaxmodels.runtime import processes
 from jaxmodels.runtime.files import (
+    MANIFEST,
     as_full_disk,
     make_folder,
     plain,
+    read_json,
     whole_folder,
     write_json,
     write_manifest,
 )
+from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
 from jaxmodels.runtime.paths import flatten, nest
-from jaxmodels.runtime.rundir import around_jumps, best, identity, steps
+from jaxmodels.runtime.rundir import around_jumps, best, identity, refuse_changed, steps
+from jaxmodels.runtime.sound import claim, newest_sound, set_aside, told, unsound
 from jaxmodels.runtime.step import State
 
+_PLACE = re.compile(r"^[\d.]+")  # of a leaf: its number, and where it lies in optax's tuples
 BLOCK = 2**20  # bytes of a block from which on it is stored on its own; Orbax warns of less
 
 
@@ -57,6 +65,7 @@ def restore(checkpoint: Path, abstract: State) -> Restored:
     """
     target = _train_tree(abstract)
     try:
+        target["opt"] = _as_stored(checkpoint / "train", target["opt"])
         params = _read(checkpoint / "params", nest(abstract.params))
         train = _read(checkpoint / "train", target)
         ema = flatten(_read(checkpoint / "ema", nest(abstract.ema))) if abstract.ema else None
@@ -73,6 +82,18 @@ def restore(checkpoint: Path, abstract: State) -> Restored:
     )
     state = State(flatten(params), flatten(train["rest"]), opt, train["step"], train["key"], ema)
     return Restored(state, data, checkpoint)
+
+
+def _as_stored(folder: Path, opt: dict[str, Any]) -> dict[str, Any]:
+    """The optimiser's leaves under the names that they were saved with, if these differ only in
+    the place in optax's nested tuples: that moves when clipping is turned on or off."""
+    keys = [
+        [part["key"] for part in leaf["key_metadata"]]
+        for leaf in read_json(folder / "_METADATA")["tree_metadata"].values()
+    ]
+    stored = sorted(key[1] for key in keys if key[0] == "opt" and len(key) == 2)
+    alike = [_PLACE.sub("", name) for name in stored] == [_PLACE.sub("", name) for name in opt]
+    return dict(zip(stored, opt.values(), strict=True)) if alike else opt
 
 
 def _read(folder: Path, abstract: Any) -> Any:
@@ -130,6 +151,9 @@ def _train_tree(state: State) -> dict[str, Any]:
 class Checkpoints:
     """Writes checkpoints in the background; keeps the newest few, the best, those at jumps.
 
+    Only sound ones count as kept. Those that this call wrote or went on from are; others are
+    hashed once, when they would be kept, and what is damaged is renamed and never removed.
+
     Args:
         folder: the run's `checkpoints` folder.
         keep: newest checkpoints to keep, besides the best by validation loss.
@@ -143,18 +167,55 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._saves = 0
         self._run = identity(self.folder.parent)
+        self._sound: set[int] = set()
         if processes.first():
             make_folder(self.folder)
-            for left in folder.glob(".*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for left in self.folder.glob(".[0-9]*.*"):  # what killed calls left
+                if left.suffix in (".tmp", ".old") and left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def resume(self, abstract: State) -> Restored | None:
+        """The newest sound checkpoint, read; None when there is none at all.
+
+        Those that it passes over (damaged, renamed, not finite) are said and set aside.
+
+        Raises:
+            Problem: (corrupt) none is sound, or the run's files are not those of the checkpoint.
+        """
+        passed: dict[int, str] = {}
+        while True:
+            found = newest_sound(self.folder, passed) if processes.first() else None
+            name = processes.from_first(found and found.folder.name)
+            if name is None:
+                return None
+            refuse_changed(self.folder / name)
+            restored = restore(self.folder / name, abstract)
+            if found is not None:
+                found.release()
+            if not (odd := not_finite(restored.state)):
+                break
+            passed[int(name)] = are_not_finite(odd)
+        self._sound.add(int(name))
+        if processes.first():
+            for step, line in zip(passed, told(passed), strict=True):
+                say(line)
+                self._set_aside(step)
+        return restored
 
     def save(self, state: State, data: Any, metrics: dict[str, float]) -> None:
-        """Starts saving; returns when the arrays are copied. Errors come with the next call."""
+        """Starts saving; returns when the arrays are copied. Errors come with the next call.
+
+        Raises:
+            NotFinite: the state is not, so it is not saved.
+        """
         self.wait()
+        step = int(state.step)
+        if odd := not_finite(state):
+            raise NotFinite(f"after step {step} {are_not_finite(odd)}", step)
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self.folder).free < need:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
-        step, snapshot = int(state.step), jax.block_until_ready(jax.tree.map(_on_host, state))
+        snapshot = jax.block_until_ready(jax.tree.map(_on_host, state))
         self._pending = self._pool.submit(
             self._write, step, snapshot, data, metrics, time.monotonic()
         )
@@ -184,10 +245,11 @@ class Checkpoints:
             processes.exchange(name=f"{name}/written")
             if processes.first():
                 write_json(temporary / "data.json", data)
-                manifest = {"step": step, "metrics": metrics, "run": self._run}
+                manifest = {"step": step, "metrics": metrics, "finite": True, "run": self._run}
                 write_manifest(temporary, manifest)
         if processes.first():
-            self._prune()
+            self._sound.add(step)
+            self._prune(step)
         processes.exchange(name=f"{name}/done")
         self.seconds = time.monotonic() - start
 
@@ -197,14 +259,53 @@ class Checkpoints:
         if not processes.first():
             yield self.folder / processes.exchange(name=f"{name}/folder")[0]
             return
+        if step not in self._sound and os.path.lexists(self.folder / str(step)):
+            say(f"what lies at {self.folder / str(step)} is no sound checkpoint")
+            self._set_aside(step)
         with whole_folder(self.folder / str(step), force=True) as temporary:
             processes.exchange(temporary.name, name=f"{name}/folder")
             yield temporary
 
-    def _prune(self) -> None:
-        """Removes all but the newest `keep`, the best, and those of the newest jumps."""
-        found = steps(self.folder)
-        kept = {*found[-max(self.keep, 1) :], best(self.folder), *around_jumps(self.folder)}
+    def _prune(self, written: int) -> None:
+        """Removes all but what was just written, the newest `keep`, the best, those of the newest
+        jumps; nor what somebody reads, whose turn comes after the next save."""
+        while True:
+            found = steps(self.folder)
+            kept = {
+                *found[-max(self.keep, 1) :],
+                best(self.folder),
+                *around_jumps(self.folder),
+                written,
+            }
+            odd = {step: wrong for step in found if step in kept and (wrong := self._wrong(step))}
+            if not odd:
+                break
+            for step, wrong in odd.items():
+                say(f"checkpoint {step} is damaged and does not count: {'; '.join(wrong[:3])}")
+                self._set_aside(step)
         for step in found:
             if step not in kept:
-                shutil.rmtree(self.folder / str(step))
+                self._remove(self.folder / str(step))
+
+    def _wrong(self, step: int) -> list[str]:
+        """What is wrong with a checkpoint; of one that is known to be sound nothing is read."""
+        wrong = [] if step in self._sound else unsound(self.folder / str(step))
+        if not wrong:
+            self._sound.add(step)
+        return wrong
+
+    def _remove(self, checkpoint: Path) -> None:
+        """Removes a checkpoint, out of sight first: half of one would be taken for damage."""
+        held = claim(checkpoint)
+        if held is None and (checkpoint / MANIFEST).exists():
+            return
+        hidden = checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+        if held is not None:
+            held.close()
+
+    def _set_aside(self, step: int) -> None:
+        self._sound.discard(step)
+        kept = set_aside(self.folder / str(step))
+        say(f"it is kept as {kept}; remove it when you do not need it")

@@ -22,6 +22,7 @@ from typing import Any
 from jaxmodels.errors import EXISTS, Problem
 
 MANIFEST = "manifest.json"
+UNKNOWN = "is not in the manifest"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n')
 MAX_JSON = 30_000_000  # bytes; read as JSON they may fill a gigabyte
 MAX_DEPTH, MAX_DIGITS = 50, 40  # of brackets in brackets; of a number
@@ -295,7 +296,7 @@ def differing(promised: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """
     return [
         *(f"{name} is missing" for name in promised if name not in found),
-        *(f"{name} is not in the manifest" for name in found if name not in promised),
+        *(f"{name} {UNKNOWN}" for name in found if name not in promised),
         *(
             f"{name} is damaged (its sha256 is not the one in the manifest)"
             for name in promised

@@ -1,34 +1,80 @@
 """metrics.jsonl, one line for each step, and the same numbers for TensorBoard."""
 
 import json
+import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
-from jaxmodels.runtime.files import write_text
+from jaxmodels.cli import say
+from jaxmodels.runtime.files import json_object, write_text
 
 SECONDS = 10.0  # after so many, numbers are put on the disk for those who watch a run
 
 
+LINE = 30_000_000  # bytes; no line is longer, and a longer one is not read into memory
+DAMAGED = ".damaged"
+"""What the name of a file ends with that had lines which cannot be read."""
+
+
 def read(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.jsonl; a line that a kill cut off is left out."""
+    """The records of a file of JSON lines; lines that cannot be read are left out."""
+    return list(read_lines(path)[0])
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The records of a file of JSON lines, one a step in rising order, and the numbers (from 1) of
+    the lines that are none.
+
+    What a kill cut off, behind the last end of a line, is neither.
+    """
+    records: list[dict[str, Any]] = []
+    odd: list[int] = []
     if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+        return records, odd
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), 1):
+            try:
+                record = json_object(line)
+            except ValueError:
+                record = {}
+            step = record.get("step")
+            if type(step) is not int or step <= (records[-1]["step"] if records else 0):
+                odd.append(number)
+            elif all(_is_value(name, value) for name, value in record.items()):
+                records.append(record)
+            else:
+                odd.append(number)
+    return records, odd
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The complete lines of a file; one that is too long is given without its end."""
+    while line := file.readline(LINE):
+        whole = line.endswith(b"\n")
+        while not whole and (rest := file.readline(LINE)):
+            whole = rest.endswith(b"\n")
+        if whole:
+            yield line
+
+
+def _is_value(name: str, value: Any) -> bool:
+    """Whether a record may hold this: a number, null, or (of stats.jsonl) those of parameters."""
+    if name == "params" and isinstance(value, dict):
+        return all(isinstance(row, dict) for row in value.values())
+    return value is None or type(value) in (int, float)
 
 
 class Lines:
     """A file of JSON lines, one a step; on resume, what came after the checkpoint is taken back.
+
+    Where lines cannot be read, the file is kept under another name, and this one goes on without
+    them.
 
     Args:
         path: the file.
@@ -36,7 +82,10 @@ class Lines:
     """
 
     def __init__(self, path: Path, step: int):
-        kept = [record for record in read(path) if record["step"] <= step]
+        records, odd = read_lines(path)
+        if odd:
+            _keep_damaged(path, odd)
+        kept = [record for record in records if record["step"] <= step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.last: dict[str, Any] = kept[-1] if kept else {}
         """The record of the step that the run continues from."""
@@ -45,8 +94,9 @@ class Lines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds the record of one step."""
-        self._file.write(json.dumps(record) + "\n")
+        """Adds the record of one step; a number that is not finite, which JSON has none for, is
+        null."""
+        self._file.write(json.dumps({name: _number(x) for name, x in record.items()}) + "\n")
 
     def flush(self) -> None:
         """Puts everything on the disk; called before a checkpoint, which must not be ahead."""
@@ -57,6 +107,27 @@ class Lines:
         """Flushes and closes."""
         self.flush()
         self._file.close()
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _keep_damaged(path: Path, odd: list[int]) -> None:
+    """Says which lines of a file cannot be read, and gives it a second name to be kept under."""
+    kept, count = path.with_name(path.name + DAMAGED), 1
+    while os.path.lexists(kept):
+        count += 1
+        kept = path.with_name(f"{path.name}{DAMAGED}-{count}")
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, kept)
+    lines = f"line {odd[0]} cannot be read and is"
+    if len(odd) > 1:
+        more = ", …" if len(odd) > 5 else ""
+        lines = f"{len(odd)} lines ({', '.join(map(str, odd[:5]))}{more}) cannot be read and are"
+    say(f"{path.name}: {lines} left out; the file as it was is kept as {kept}")
 
 
 class Silent:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf, isfinite
 
 
 @dataclass
@@ -19,14 +20,16 @@ class Patience:
     since: int = 0
     """Evaluations after it."""
 
-    def see(self, loss: float) -> None:
-        """Takes note of an evaluation."""
-        if self.best is None or loss < self.best:
+    def see(self, loss: float | None) -> None:
+        """Takes note of an evaluation; a loss that is not finite (null in metrics.jsonl) is no
+        lower one."""
+        loss = inf if loss is None or not isfinite(loss) else loss
+        if loss < (inf if self.best is None else self.best):
             self.best, self.since = loss, 0
         else:
             self.since += 1
 
-    def replay(self, losses: Iterable[float]) -> "Patience":
+    def replay(self, losses: Iterable[float | None]) -> "Patience":
         """Takes note of earlier evaluations."""
         for loss in losses:
             self.see(loss)

@@ -1,9 +1,9 @@
 """Plots of a run, drawn from its metrics.jsonl and stats.jsonl: as files, and for its report."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmodels.cli import say
-from jaxmodels.runtime.files import write_bytes
+from jaxmodels.runtime.files import json_object, write_bytes
 from jaxmodels.runtime.paths import layer_of
 from jaxmodels.runtime.pictures import picture, title
 from jaxmodels.runtime.stats import FILE as STATS
@@ -189,19 +189,18 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 def thinned(path: Path, most: int, always: str = "\0") -> tuple[list[Record], int]:
     """Records of a file of JSON lines: every n-th, so that about `most` are parsed, and n.
 
-    The last line, and lines in which `always` occurs, are taken besides. A line that a kill cut
-    off is left out.
+    The last line, and lines in which `always` occurs, are taken besides. A line that cannot be
+    read, such as one that a kill cut off, is left out.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = text.splitlines()
     stride = math.ceil(len(lines) / most) if lines else 1
     records = []
     for index, line in enumerate(lines):
         if index % stride == 0 or index == len(lines) - 1 or always in line:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-    return records, stride
+            with suppress(ValueError):
+                records.append(json_object(line.encode()))
+    return [record for record in records if type(record.get("step")) is int], stride
 
 
 def spread(count: int, most: int) -> list[int]:

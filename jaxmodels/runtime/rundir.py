@@ -1,35 +1,45 @@
 """What lies in a run directory's `checkpoints` folder, without starting JAX."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import (
-    MANIFEST,
-    damage,
-    differing,
-    digest,
-    digests,
-    read_json,
-    read_sealed,
-    write_sealed,
-)
+from jaxmodels.runtime.files import MANIFEST, digest, read_json
 from jaxmodels.runtime.settings import differences
 
-CONFIG, DIGESTS = "config.json", "digests.json"
-CHECKPOINTS, DATA = "checkpoints/", "data/"
+CONFIG = "config.json"
 VOCABULARIES = ("characters.json", "tokenizer.json")
-
-Say = Callable[[str], None]
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a `checkpoints` folder, oldest first."""
+    """Steps of the checkpoints in a `checkpoints` folder, oldest first.
+
+    A checkpoint is a folder whose name is a number and that holds some part of one; whatever else
+    lies there is none of ours.
+    """
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    return sorted(int(path.name) for path in folder.iterdir() if _is_checkpoint(path))
+
+
+def strays(folder: Path) -> list[str]:
+    """Names of what else lies in a `checkpoints` folder, but for hidden files; sorted."""
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if not _is_checkpoint(path))
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    name = path.name
+    number = name.isascii() and name.isdecimal() and str(int(name)) == name
+    return number and any((path / part).exists() for part in (MANIFEST, "params", "train"))
+
+
+def recorded(checkpoint: Path, name: str) -> Any:
+    """What a checkpoint's manifest says under a name; None where it says nothing."""
+    return _read(checkpoint / MANIFEST).get(name)
 
 
 def valid_loss(checkpoint: Path) -> float | None:
@@ -84,49 +94,6 @@ def refuse_changed(checkpoint: Path) -> None:
         )
 
 
-def seal(run: Path) -> None:
-    """Writes digests.json, when a call of `train` ends: the digest of every file of the run.
-
-    Not of those in `checkpoints` and `data`, which have manifests of their own.
-    """
-    write_sealed(run / DIGESTS, {"files": _loose(run)})
-
-
-def unseal(run: Path) -> None:
-    """Removes digests.json: from now on files change."""
-    (run / DIGESTS).unlink(missing_ok=True)
-
-
-def loose_damage(run: Path) -> list[str] | None:
-    """What is wrong with a run outside of `checkpoints`: one sentence a file; empty if sound.
-
-    None where no call of `train` came to its end, or one is running: then nobody can say.
-    """
-    if not (run / DIGESTS).is_file():
-        return None
-    try:
-        promised = read_sealed(run / DIGESTS)["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{DIGESTS} is damaged ({error})"]
-    problems = differing(promised, _loose(run))
-    if problems or not (run / DATA / MANIFEST).is_file():
-        return problems
-    tokens = _read(run / DATA / MANIFEST).get("sha256")
-    found = {name: entry["sha256"] for name, entry in digests(run / DATA).items()}
-    return [DATA + line for line in differing(tokens if isinstance(tokens, dict) else {}, found)]
-
-
-def _loose(run: Path) -> dict[str, dict[str, Any]]:
-    """The digests of a run's files that `seal` speaks of."""
-    apart = (CHECKPOINTS, DATA)
-
-    def wanted(name: str) -> bool:
-        ours = not name.startswith((*apart, ".")) or name == DATA + MANIFEST
-        return ours and name != DIGESTS
-
-    return digests(run, wanted)
-
-
 def metrics(checkpoint: Path) -> dict[str, float]:
     """The metrics that were stored with a checkpoint; empty when they cannot be read."""
     try:
@@ -147,49 +114,6 @@ def around_jumps(folder: Path, most: int = 2) -> list[int]:
     found = steps(folder)
     jumps = [at for at, step in enumerate(found) if "jump" in metrics(folder / str(step))]
     return [step for at in jumps[-most:] for step in found[max(at - 1, 0) : at + 1]]
-
-
-def newest_sound(folder: Path, say: Say) -> Path | None:
-    """The newest checkpoint whose digests are right: the one to go on from."""
-    return _first_sound(folder, steps(folder)[::-1], say)
-
-
-def best_sound(folder: Path, say: Say) -> Path | None:
-    """The best checkpoint by validation loss, or else the newest, whose digests are right.
-
-    This is the one to sample from, to measure and to convert.
-    """
-
-    def rank(step: int) -> tuple[float, int]:
-        loss = valid_loss(folder / str(step))
-        return (math.inf if loss is None else loss, -step)
-
-    return _first_sound(folder, sorted(steps(folder), key=rank), say)
-
-
-def _first_sound(folder: Path, wanted: list[int], say: Say) -> Path | None:
-    """The first of these checkpoints that is sound; None when there are none.
-
-    Raises:
-        Problem: (corrupt) all of them are damaged.
-    """
-    told: list[str] = []
-    for step in wanted:
-        wrong = damage(folder / str(step))
-        if not wrong:
-            for line in told:
-                say(line)
-            return folder / str(step)
-        told.append(f"checkpoint {step} is damaged and is passed over: {'; '.join(wrong[:3])}")
-    if wanted:
-        raise Problem(
-            "every checkpoint is damaged",
-            where=str(folder),
-            why="\n".join(told[:10]),
-            fix="restore the folder from a copy, or start anew in another folder",
-            exit_code=CORRUPT,
-        )
-    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -229,8 +229,8 @@ def put_whole(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return jax.tree.map(put, batch)
 
 
-def everywhere(flag: bool, mesh: Mesh) -> jax.Array:
-    """int32 [devices]: each process's own flag, on each of its devices."""
+def everywhere(flag: int, mesh: Mesh) -> jax.Array:
+    """int32 [devices]: each process's own number, on each of its devices."""
     local = np.full(jax.local_device_count(), flag, np.int32)
     at = NamedSharding(mesh, P(AXES))
     return jax.make_array_from_process_local_data(at, local, (mesh.size,))

@@ -84,7 +84,7 @@ def training(
     rate: optax.Schedule | None = None,
 ) -> Training:
     """`init` and `train_step` with the recipe's optimiser, at its own learning rate or another."""
-    rate = rate or schedule(recipe.optim, recipe.steps)
+    rate = rate or schedule(recipe.optim, recipe.horizon)
     tx = optimiser(recipe.optim, rate)
     skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
     step = train_step(package, skeleton, tx, rate, recipe, abstract)

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 
 from jaxmodels.cli import say
-from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import chips, plan, platform, processes, rundir
+from jaxmodels.runtime import chips, plan, platform, processes
+from jaxmodels.runtime.divergence import Rollbacks
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_bytes, write_text
+from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
 from jaxmodels.runtime.metrics import MetricsLog, Silent
 from jaxmodels.runtime.outcome import EARLY, Outcome
 from jaxmodels.runtime.patience import Patience
@@ -50,16 +51,22 @@ class Job:
     """What the model (a module) writes now; printed as training goes."""
     begin: Callable[[State], State] = lambda state: state
     """What makes of a fresh state the one that the run begins with."""
+    resumed: Callable[[int], None] = lambda step: None
+    """Told the step of the checkpoint that the run goes on from."""
     profile: Window | None = None
     """Steps to trace."""
+
+
+SAVE, STOP = 1, 2  # what a process may ask the others for
 
 
 def train(job: Job) -> Outcome:
     """Trains to `recipe.steps`, or until told to stop, and leaves a committed checkpoint.
 
     Raises:
-        Problem: (verification failed) the loss is not finite; nothing is saved over what was
-            good. (corrupt) every checkpoint to resume from is damaged, or the run's files are not
+        NotFinite: (verification failed) the loss or the parameters are not finite; what was saved
+            before stays.
+        Problem: (corrupt) every checkpoint to resume from is damaged, or the run's files are not
             those that it was saved with.
         OSError: the disk is full; the checkpoints that were complete stay as they were.
     """
@@ -77,72 +84,107 @@ class _Loop:
         self.job, self.stop = job, job.stop
         recipe = job.recipe
         self.mesh = make_mesh(recipe.mesh)
-        self.skeleton, fresh, abstract, self.step_function = training(
+        self.skeleton, self.fresh, self.abstract, self.step_function = training(
             job.package, job.config, recipe, self.mesh
         )
         self.loss_function = loss_function(job.package, self.skeleton, self.mesh)
         self.checkpoints = ckpt.Checkpoints(job.run / "checkpoints", recipe.keep)
         self.outcome = Outcome(steps=recipe.steps)
-        self.state = self._start(fresh, abstract)
+        self.beginning = job.batches.get_state() if recipe.on_divergence == "rollback" else None
+        self.state = self._restore()
+        if self.outcome.step:
+            self.outcome.resumed_from = self.outcome.step
+            say(f"resumed from checkpoint {self.outcome.step}")
+            job.resumed(self.outcome.step)
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
-        sizes = {path: leaf.size for path, leaf in self.state.params.items()}
-        self.inline = platform.computes_inline(sum(sizes.values()))
-        self.log: MetricsLog | Silent = Silent()
-        self.stats: StatsLog | Silent = Silent()
-        if processes.first():
-            self.log = MetricsLog(job.run, self.outcome.step)
-            self.stats = StatsLog(job.run, self.outcome.step, recipe.stats_every, sizes)
-        self.outcome.loss = processes.from_first(self.log.last.get("loss"))
-        seen = [record["valid_loss"] for record in self.log.evaluated]
-        self.patience = Patience(recipe.patience).replay(processes.from_first(seen))
+        self.sizes = {path: leaf.size for path, leaf in self.state.params.items()}
+        self.inline = platform.computes_inline(sum(self.sizes.values()))
         peak = chips.peak_flops(jax.devices()[0].device_kind)
         self.peak = (peak or 0.0) * self.mesh.size  # operations a second of all devices
         planned = plan.Job(job.package, job.config, recipe)
         self.work = plan.useful_flops(planned, self.mesh) if peak else 0  # operations of a step
+        self.agreed = False  # several processes want to stop
+        self.rollbacks = Rollbacks(job.run, recipe)
+        self._open_logs()
+
+    def _restore(self) -> State:
+        """The state of the newest sound checkpoint, and the data's position; or a fresh one."""
+        restored = self.checkpoints.resume(self.abstract)
+        if restored is None:
+            self.outcome.step, self.outcome.checkpoint = 0, None
+            return self.job.begin(self.fresh())
+        self.job.batches.set_state(restored.data)
+        self.outcome.step = self.outcome.checkpoint = int(restored.state.step)
+        return restored.state
+
+    def _open_logs(self) -> None:
+        """Takes the logs up where the state is."""
+        recipe, out = self.job.recipe, self.outcome
+        self.log: MetricsLog | Silent = Silent()
+        self.stats: StatsLog | Silent = Silent()
+        if processes.first():
+            self.log = MetricsLog(self.job.run, out.step)
+            self.stats = StatsLog(self.job.run, out.step, recipe.stats_every, self.sizes)
+        out.loss = processes.from_first(self.log.last.get("loss"))
+        seen = [record["valid_loss"] for record in self.log.evaluated]
+        self.patience = Patience(recipe.patience).replay(processes.from_first(seen))
         # Numbers of the last step: on the device, then on the host, then in the log.
         self.pending: tuple[dict[str, Any], dict[str, int], Told] | None = None
         self.record: dict[str, Any] | None = None
         self.numbers: jax.Array | None = None
-        self.agreed = False  # several processes want to stop
         self.jumped = 0.0  # the loss, between two steps since the last save
-        self.ticks = time.monotonic()
-        self.saved = self.outcome.checkpoint
+        self.asked = False  # for a save, because the time for one has come
+        self.ticks = self.saved_at = time.monotonic()
+        self.saved = out.checkpoint
 
-    def _start(self, fresh: Callable[[], State], abstract: State) -> State:
-        """A fresh state, or that of the newest sound checkpoint with the data's position."""
-        folder = self.checkpoints.folder
-        newest = rundir.newest_sound(folder, say) if processes.first() else None
-        name = processes.from_first(newest and newest.name)  # one process reads all of it
-        if name is None:
-            return self.job.begin(fresh())
-        found = folder / name
-        rundir.refuse_changed(found)
-        restored = ckpt.restore(found, abstract)
-        self.job.batches.set_state(restored.data)
-        step = int(restored.state.step)
-        self.outcome.step = self.outcome.resumed_from = self.outcome.checkpoint = step
-        say(f"resumed from checkpoint {step}")
-        return restored.state
+    def _close_logs(self) -> None:
+        for log in (self.log, self.stats):
+            log.close()
+        self.log = self.stats = Silent()
 
     def run(self) -> Outcome:
-        steps, out = self.job.recipe.steps, self.outcome
+        steps, out, profile = self.job.recipe.steps, self.outcome, self.job.profile
         try:
-            profile = self.job.profile
             if profile is not None and profile.last <= out.step:
                 say(f"--profile: step {profile.last} is done already; nothing will be traced")
             with Progress(out.step, steps, shown=processes.first()) as self.progress:
-                due = self._due()
-                while out.step < steps and not due and not self.patience.over:
-                    with self._profiled(out.step + 1):
-                        self._one()
-                    due = self.agreed if processes.several() else self._due()
-                self._finish()
+                while True:
+                    try:
+                        self._steps()
+                        return out
+                    except NotFinite as problem:
+                        self._roll_back(problem)
         finally:
-            if self.job.profile is not None:
-                self.job.profile.stop()
-            self.log.close()
-            self.stats.close()
-        return out
+            if profile is not None:
+                profile.stop()
+            self._close_logs()
+
+    def _steps(self) -> None:
+        due = self._due()
+        while self.outcome.step < self.outcome.steps and not due and not self.patience.over:
+            with self._profiled(self.outcome.step + 1):
+                self._one()
+            due = self.agreed if processes.several() else self._due()
+        self._finish()
+
+    def _roll_back(self, problem: NotFinite) -> None:
+        """Goes back to the newest checkpoint, and past the data of the steps up to the problem.
+
+        Raises:
+            NotFinite: the recipe does not ask for it, or it did not help.
+        """
+        batches, out = self.job.batches, self.outcome
+        self.checkpoints.wait()  # the one before the problem may be under way
+        self.rollbacks.refuse(problem)
+        self._close_logs()
+        batches.set_state(self.beginning)
+        self.state = self._restore()
+        skipped = self.rollbacks.after(problem, out.step)
+        for _ in range(skipped):
+            next(batches)
+        self._open_logs()
+        back = f"back to step {out.step}, leaving out the data of {skipped} steps from there"
+        self.progress.say(f"{problem.what}: {back}")
 
     @contextmanager
     def _profiled(self, step: int) -> Iterator[None]:
@@ -180,7 +222,8 @@ class _Loop:
         extra = {}
         if last or out.step % recipe.eval_every == 0:
             extra = self._evaluate()
-        if last or extra or self.jumped or out.step % recipe.save_every == 0:
+        wanted = self.asked if processes.several() else self._save_due()
+        if last or extra or self.jumped or wanted or out.step % recipe.save_every == 0:
             self._save(extra)
         if self.job.sampler and recipe.sample_every and out.step % recipe.sample_every == 0:
             self._sample()
@@ -191,10 +234,13 @@ class _Loop:
             return
         (record, amounts, told), self.pending = self.pending, None
         record |= told.read()
-        self.agreed |= told.stop is not None and bool(told.stop)
+        if told.stop is not None:
+            self.agreed |= int(told.stop) >= STOP
+            self.asked |= int(told.stop) >= SAVE
         self.numbers = told.stats
         if not math.isfinite(record["loss"]):
-            raise self._diverged(record["step"])
+            step = record["step"]
+            raise NotFinite(f"the loss of step {step} is not a finite number", step)
         now, out = time.monotonic(), self.outcome
         self._watch(record["step"], record["loss"])
         seconds, self.ticks = max(now - self.ticks, 1e-9), now
@@ -230,15 +276,6 @@ class _Loop:
             self.jumped = max(self.jumped, jump, key=abs)
             self.progress.say(f"step {step}: the loss jumped by {jump:+.4f}; saving a checkpoint")
 
-    def _diverged(self, step: int) -> Problem:
-        return Problem(
-            f"the loss of step {step} is not a finite number",
-            where=str(self.job.run),
-            why="the run diverged; the checkpoints before it are kept",
-            fix="lower --optim.peak-lr (or look for one with --find-lr) and resume",
-            exit_code=UNVERIFIED,
-        )
-
     def _evaluate(self) -> dict[str, float]:
         """The validation loss and metrics of this step; empty without any, or if a stop is due."""
         self._settle()
@@ -250,12 +287,16 @@ class _Loop:
         if not found:
             return {}
         loss = found["loss"]
+        finite = math.isfinite(loss)
+        if not finite and (odd := not_finite(state)):
+            raise NotFinite(f"after step {out.step} {are_not_finite(odd)}", out.step)
         self.patience.see(loss)
-        out.valid_loss = loss
-        if out.best_valid_loss is None or loss < out.best_valid_loss:
+        out.valid_loss = loss if finite else None
+        if finite and (out.best_valid_loss is None or loss < out.best_valid_loss):
             out.best_valid_loss, out.best_step = loss, out.step
         which = " of the averaged weights" if state.ema else ""
-        self.progress.say(f"step {out.step}: validation loss {loss:.4f}{which}")
+        note = "" if finite else ", which is no finite number and never the best"
+        self.progress.say(f"step {out.step}: validation loss {loss:.4f}{which}{note}")
         self.ticks = time.monotonic()
         return {f"valid_{name}": value for name, value in found.items()}
 
@@ -267,8 +308,8 @@ class _Loop:
             self.stats.flush()
             jump, self.jumped = {"jump": self.jumped} if self.jumped else {}, 0.0
             self.checkpoints.save(self.state, self.job.batches.get_state(), extra | jump)
-        self.saved = self.outcome.step
-        self.ticks = time.monotonic()
+        self.saved, self.asked = self.outcome.step, False
+        self.ticks = self.saved_at = time.monotonic()
 
     def _sample(self) -> None:
         self._settle()
@@ -291,13 +332,20 @@ class _Loop:
         return self.agreed
 
     def _flag(self) -> jax.Array | None:
-        """Whether this process wants to stop, for the step to tell the others, and this one too.
+        """What this process wants, for the step to tell the others, and this one too: to stop, or
+        (by the clock of the first one) to save.
 
-        They all read it with the loss of that step, that is during the next, and stop after it.
+        They all read it with the loss of that step, that is during the next, and do it after that.
         """
         if not processes.several():
             return None
-        return everywhere(self.stop.due(self._reserve()), self.mesh)
+        save = SAVE if processes.first() and self._save_due() else 0
+        return everywhere(STOP if self.stop.due(self._reserve()) else save, self.mesh)
+
+    def _save_due(self) -> bool:
+        """Whether the time for a save has come."""
+        minutes = self.job.recipe.save_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _reserve(self) -> float:
         """Seconds to keep for the end: two steps, a save at half of its last speed, an exit.
