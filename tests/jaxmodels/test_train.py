@@ -144,15 +144,18 @@ def test_what_a_kill_left_behind_is_cleaned_up(run):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("kills")
-def test_ten_kills_lose_nothing(tmp_path):
-    """SIGKILL at ten random moments of 150 steps: parameters and losses are bit-identical."""
+def test_kills_lose_nothing(tmp_path):
+    """SIGKILL at four random moments of 150 steps: parameters and losses are bit-identical.
+
+    `make chaos` does it a hundred times, to every architecture.
+    """
     flags = ["--steps", "150", "--eval-every", "50", "--save-every", "15", "--sample-every", "0"]
     flags += ["--batch", "64", "--model.dropout", "0.1"]  # long enough to be hit, and random bits
     flags += ["--stats-every", "20", "--jump", "0.3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(["train", "charlm:tiny", "--out", str(whole), *flags]) == DONE
     rng, kills, landed = random.Random(0), 0, 0
-    while kills < 10:
+    while kills < 4:
         process = command("train", "charlm:tiny", "--out", str(broken), *flags)
         for line in process.stderr:
             if line.startswith("step "):
@@ -162,7 +165,7 @@ def test_ten_kills_lose_nothing(tmp_path):
         process.kill()
         process.communicate()
         kills += 1
-    assert landed >= 5
+    assert landed >= 2
     assert main(["train", "--out", str(broken)]) == DONE
     assert losses(broken) == losses(whole)
     assert same(params(broken, 150), params(whole, 150))
