@@ -63,6 +63,7 @@ def _forgetful():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 # The first example of a test pays for imports and compilation; a busy machine is no defect.
