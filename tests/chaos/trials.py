@@ -121,17 +121,21 @@ _HURT: dict[str, Callable[[Path, random.Random], None]] = {
 }
 
 
-# Without its seal nobody can say what a run's files were.
+# Without its seal nobody can say what a run's files were; the lock tells who trained it last.
 _UNKNOWABLE = {("digests.json", "deleted")}
 
 
 def damage(case: Case, whole: Path, out: Path, rng: random.Random) -> tuple[Wrong, int]:
     """Each file hurt in each way: `verify` finds it, and the run goes on as before or refuses."""
     wrong, tried = [], 0
-    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
+    files = [
+        path.relative_to(whole)
+        for path in sorted(whole.rglob("*"))
+        if path.is_file() and path.stat().st_size and path.name != ".lock"
+    ]
     for name in files:
         for how, hurt in _HURT.items():
-            if not (whole / name).stat().st_size or (name.name, how) in _UNKNOWABLE:
+            if (name.name, how) in _UNKNOWABLE:
                 continue
             run = Path(shutil.copytree(whole, out / "run"))
             hurt(run / name, rng)
