@@ -35,14 +35,10 @@ def pytest_configure(config):
     share_cache()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist takes the groups
 def pytest_collection_modifyitems(items):
-    """A module's tests share what its fixtures made, in one worker; the longest modules begin."""
+    """Modules with the most slow tests begin, so that no worker ends with a long one alone."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def pytest_collection_finish():

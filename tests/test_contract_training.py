@@ -131,9 +131,7 @@ print(json.dumps(losses))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.xdist_group(case)) for case in CASES]
-)
+@pytest.mark.parametrize("case", CASES)
 def test_sharded_training_equals_one_device(case):
     env = simulated(8)
     if case == "bitgen":

@@ -29,8 +29,11 @@ def trained(tmp_path_factory):
 
 
 def places(folder, rng):
-    """FLIPS places (file, byte, bit): every file at least once, large ones more often."""
-    files = [path for path in files_below(folder) if path.stat().st_size]
+    """FLIPS places (file, byte, bit): every file at least once, large ones more often.
+
+    Not the lock, which says who trains a run and is no part of it.
+    """
+    files = [path for path in files_below(folder) if path.stat().st_size and path.name != ".lock"]
     weights = [path.stat().st_size for path in files]
     chosen = files + rng.choices(files, weights, k=FLIPS - len(files))
     assert len(chosen) == FLIPS

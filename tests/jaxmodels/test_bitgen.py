@@ -211,7 +211,8 @@ def test_writing_is_smoothed_cross_entropy_without_padding(model):
         evidence = larimar.write(model.memory.evidence, model.memory.address(keys), codes)
         both = [model.memory.read(keys), model.memory.read(keys, evidence)]
         logits, alone, recalled = [], (True, 0), (False, 1)
-        kinds = [alone, recalled, alone, (True, 1), alone, recalled, alone, alone]
+        # By the first three bits of (√5 − 1) / 2 times the number of the image.
+        kinds = [alone, alone, recalled, alone, (True, 1), alone, recalled, alone]
         for row, (image, code) in enumerate(kinds):
             part = slice(row, row + 1)
             context, sees = model.context(seen[part] if image else None, both[code][part])

@@ -143,7 +143,6 @@ def test_what_a_kill_left_behind_is_cleaned_up(run):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("kills")
 def test_kills_lose_nothing(tmp_path):
     """SIGKILL at four random moments of 150 steps: parameters and losses are bit-identical.
 
