@@ -44,9 +44,9 @@ def weighted(contents: Contents, config: Mapping[str, Any]) -> Contents:
     if not contents.averaged:
         return contents
     if choice == RAW:
-        note = f"trained weights were taken, not their running average (--weights {EMA})"
+        note = f"using the trained weights, not their running average (--weights {EMA})"
         return replace(contents, notes=[*contents.notes, note])
-    note = f"averaged weights (EMA) were taken; --weights {RAW} takes those that are trained"
+    note = f"using the averaged weights (EMA); --weights {RAW} uses the trained ones"
     return replace(
         contents,
         tensors=contents.averaged,

@@ -25,26 +25,26 @@ class Convert:
     dst: Positional[Annotated[Path, arg(metavar="DST")]]
     """The folder to create."""
     to: str = "safetensors"
-    """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint in
-    the names of the architecture's seed; for wikigpt also gpt2: a GPT-2 folder of transformers,
+    """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint with
+    the names of the authors' code; for wikigpt also gpt2: a GPT-2 folder of transformers,
     nanogpt: nanoGPT's out_dir, DST/ckpt.pt, and gguf: DST/model.gguf for llama.cpp; for bwetaf
-    also bwetaf: the seed's folder; for wigip also wigip-zip: the seed's DST/step_N.zip; for
-    bitgen_stage1 also bitgen: the seed's DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2
+    also bwetaf: its own folder; for wigip also wigip-zip: its own DST/step_N.zip; for
+    bitgen_stage1 also bitgen: its own DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2
     folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the published code
     loads."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
-    """What the files cannot say, such as heads=4."""
+    """Settings that the files lack, such as heads=4."""
     vocab: Path | None = None
     """The tokeniser, if it is not beside the source: characters.json, tokenizer.json, or a JSON
     list of the characters in the order of their ids (wigip; unknown ones become id 0)."""
     dtype: str = "keep"
     """keep, float32, bfloat16 or float16; with --to gguf also q8_0."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()
-    """With --dtype: parameters that stay float32 all the same, such as "head/*" (our paths). The
-    vectors of norms, gates and temperatures and the matrices of ternary layers always do, unless
-    a pattern is none."""
+    """With --dtype: more parameters that stay float32, such as "head/*" (paths as in `inspect
+    --tensors`). Norms, gates, temperatures and ternary matrices always do, unless a pattern is
+    none."""
     max_shard_size: str = "5GB"
     """Split the safetensors file above this size."""
     dry_run: bool = False
@@ -53,14 +53,14 @@ class Convert:
     """digest: read back; roundtrip: and equal to the source bit for bit; logits: and the same
     outputs in JAX and PyTorch."""
     weights: Literal["ema", "raw"] | None = None
-    """Of a run that keeps a running average of its weights: ema, the average, or raw, what it
-    trains. By default the average; with --optimizer what is trained, whose moments they are."""
+    """For a run trained with --ema-decay: ema, the averaged weights, or raw, the trained ones. By
+    default ema; with --optimizer raw, which the moments belong to."""
     text: str | None = None
     """With --verify logits: compare outputs on this text too."""
     gradients: bool = False
     """With --verify logits: compare the gradient of every parameter too."""
     optimizer: bool = False
-    """Carry AdamW's moments along: from a run, a nanoGPT, bwetaf or wigip checkpoint or a model
+    """Also convert AdamW's moments: from a run, a nanoGPT, bwetaf or wigip checkpoint or a model
     directory that has them, to any target but orbax and gguf."""
     force: bool = False
     """Replace an earlier output."""
@@ -83,7 +83,7 @@ class Inspect:
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
-    """What the files cannot say, such as heads=4."""
+    """Settings that the files lack, such as heads=4."""
     json: bool = False
     """Print one JSON object."""
 
@@ -98,11 +98,11 @@ class Verify:
     path: Positional[Path]
     """Model directory or run directory."""
     against: Path | None = None
-    """The source that it was made from."""
+    """The source that it was converted from."""
     set: Settings = ()
-    """What the source (without --against, PATH) cannot say, as given to `convert`."""
+    """Settings that the source (without --against, PATH) lacks, as given to `convert`."""
     atol: float = 1e-4
-    """Largest difference of outputs, and relative one of gradients, that passes."""
+    """Tolerance: largest difference of outputs, and largest relative difference of gradients."""
     text: str | None = None
     """Compare outputs on this text too."""
     gradients: bool = False
@@ -277,7 +277,7 @@ def _show_agreement(report: Any) -> None:
     if report.max_abs_logit_diff_to_source is not None:
         largest, same = report.max_abs_logit_diff_to_source, report.argmax_agreement_with_source
         show(f"largest logit difference to the source: {largest:.3g}")
-        show(f"its largest logit is the same at {same:.2%} of positions")
+        show(f"the source's largest logit is the same at {same:.2%} of positions")
 
 
 def _show_inspection(report: Any, tensors: bool) -> None:

@@ -55,9 +55,9 @@ def fields_of(
         if complete:
             return stated, {}
         raise Problem(
-            "the sizes of the model cannot be told",
+            "the sizes of the model cannot be determined",
             where=str(contents.path),
-            why=f"a tensor that tells them is missing or misshapen ({error}); it holds:\n"
+            why=f"a tensor that determines them is missing or misshapen ({error}); it holds:\n"
             + table.listing([str(tensor) for tensor in found.values()]),
             fix="the file is incomplete: fetch or save it again",
             exit_code=MISMATCH,
@@ -92,9 +92,9 @@ def check_known(
         words = get_args(types_of(package.Config)[unknown[0]])
         choices = [word for word in words if isinstance(word, str)]
         raise Problem(
-            f"nothing tells the model's {' and '.join(unknown)}",
+            f"the model's {' and '.join(unknown)} cannot be determined",
             where=str(where),
-            why=f"neither a config nor the shapes say it, and it changes the numbers\n({said})",
+            why=f"no config and no shape says it, and it changes the outputs\n({said})",
             fix=f"give it: --set {unknown[0]}={' or '.join(choices) or 'NUMBER'}",
             exit_code=MISMATCH,
         )
@@ -126,7 +126,7 @@ def _contradiction(
     return Problem(
         f"the config says {name} = {stated}, the tensors {known}",
         where=str(where),
-        why=f"shapes that tell it:\n{table.listing(telling)}" if telling else "",
+        why=f"shapes that say it:\n{table.listing(telling)}" if telling else "",
         fix="config and tensors belong to different models: fetch both again",
         exit_code=MISMATCH,
     )

@@ -198,7 +198,7 @@ def _may_write(src: Path, dst: Path, force: bool) -> None:
     foreign = dst.is_file() or (dst.is_dir() and any(dst.iterdir()) and not ours)
     if force and foreign:
         raise Problem(
-            "the output path holds something that is no checkpoint written by convert",
+            "the output path holds something that `convert` did not write",
             where=str(dst),
             why="--force replaces a whole folder, and only one that an earlier run wrote",
             fix="give another output path, or remove it yourself",

@@ -80,7 +80,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             known = "little-endian ones are, which all current machines write"
             _refuse(path, "big-endian GGUF files are not read", known)
         if magic != MAGIC or version not in VERSIONS:
-            _refuse(path, "this is no GGUF file of version 2 or 3", f"it says version {version}")
+            _refuse(path, "this is not a GGUF file of version 2 or 3", f"it says version {version}")
         tensors, keys = reader.number("<Q"), reader.number("<Q")
         if tensors > MAX_TENSORS or keys > MAX_KEYS:
             _refuse(path, "the GGUF file has too many parts", f"{tensors:,} tensors, {keys:,} keys")
@@ -162,7 +162,7 @@ class _Reader:
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError as error:
-            _refuse(self.path, "a string is no text", str(error))
+            _refuse(self.path, "a string is not text", str(error))
 
     def value(self, kind: int, nested: bool = False) -> Any:
         if kind in _NUMBERS:

@@ -23,7 +23,7 @@ def repository(address: str) -> str:
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", address, re.ASCII)
     if match is None or ".." in address or "--" in address:
         raise Problem(
-            f"this is no address of a repository: {address!r}",
+            f"this is not the address of a repository: {address!r}",
             fix="write hf://owner/name",
             exit_code=USAGE,
         )

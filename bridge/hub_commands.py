@@ -85,7 +85,7 @@ def pull_main(argv: list[str]) -> int:
         return DONE
     digests = "digests right" if report.digests_ok else "no manifest to check it by"
     show(
-        f"{report.output}: {report.format or 'no checkpoint that is known here'}, "
+        f"{report.output}: {report.format or 'not a checkpoint of a known format'}, "
         f"{len(report.files)} files, {report.bytes:,} bytes; {digests}"
     )
     show(f"next: jaxmodels inspect {report.output}")

@@ -104,7 +104,7 @@ def _stranger(
 ) -> Problem:
     right = f"give --arch {closest}" if arch else "fetch config and tensors again"
     return Problem(
-        "the tensors are those of no architecture here"
+        "the tensors match no known architecture"
         if stated is None
         else f"the tensors are not those of {stated}",
         where=str(contents.path),
@@ -144,7 +144,7 @@ def check_numbers(parameters: Iterable[Tensor], where: Path) -> None:
     """
     if wrong := [str(tensor) for tensor in parameters if not is_float(tensor.dtype)]:
         raise Problem(
-            "parameters are no floating-point numbers",
+            "parameters are not floating-point numbers",
             where=str(where),
             why=f"a quantised model, whose scales would be lost:\n{table.listing(wrong)}",
             fix="use a checkpoint of the model that was not quantised",

@@ -59,7 +59,7 @@ def part_of(source: Source, arch: str) -> Source:
         tokenizer=None,
         notes=[
             *(note for note in source.notes if not note.startswith("assumed: ") or field in note),
-            f"the {arch} was taken that is {prefix[:-1]!r} in a {source.arch}",
+            f"using the {arch} that is {prefix[:-1]!r} in a {source.arch}",
         ],
         moments=moments,
     )

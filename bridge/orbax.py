@@ -52,7 +52,7 @@ def read_tree(folder: Path, held: Any = None) -> tuple[dict[str, Tensor], list[s
         name = ".".join(str(_key(key)) for key in key_path)
         shape, dtype = getattr(leaf, "shape", None), _dtype(leaf)
         if shape is None or dtype is None:
-            notes.append(f"left aside: {name}, which is no array")
+            notes.append(f"ignored: {name}, which is not an array")
             continue
         stored = Stored(folder, name, tuple(shape), dtype, layout)
         # Some write flat dicts, whose keys are whole paths.
@@ -64,7 +64,7 @@ def _refuse_strange(folder: Path) -> None:
     """Refuses what Orbax's libraries would wait for, or read without end: they open any path."""
     for path in folder.rglob("*"):
         if not (path.is_file() or path.is_dir()):
-            raise _unreadable(folder, ValueError("it is no file"), str(path.relative_to(folder)))
+            raise _unreadable(folder, ValueError("it is not a file"), str(path.relative_to(folder)))
         if path.name in _SMALL and path.stat().st_size > MAX_JSON:
             error = ValueError(f"it has more than {MAX_JSON:,} bytes")
             raise _unreadable(folder, error, str(path.relative_to(folder)))

@@ -36,7 +36,7 @@ _HDF5 = Kind("an HDF5 file, in which TensorFlow and Keras keep weights (tf_model
 FLAX = Kind("a msgpack file, in which Flax keeps weights (flax_model.msgpack)", TORCH)
 _KERAS = Kind("a Keras model", TORCH)
 _TO_FILE = "save the tensors by their names, as safetensors or with torch.save"
-_NUMPY = Kind("a NumPy file, arrays that are no checkpoint known here", _TO_FILE)
+_NUMPY = Kind("a NumPy file, arrays that are not a checkpoint of a known format", _TO_FILE)
 _PROGRAM = Kind("a program that torch.export saved, with code", _TO_FILE)
 DISTRIBUTED = Kind(
     "a part of torch's distributed checkpoint (FSDP), whose tensors lie in pieces",

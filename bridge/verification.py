@@ -157,7 +157,7 @@ def _notes_on_run(run: Path) -> Iterator[str]:
         why = "no call of `train` came to its end here, or one is running"
         yield f"only the checkpoints were checked: {why}"
     if strays := rundir.strays(run / "checkpoints"):
-        yield f"checkpoints/ also holds what is no checkpoint: {', '.join(strays)}"
+        yield f"checkpoints/ also holds what is not a checkpoint: {', '.join(strays)}"
 
 
 def but_for_the_card(problems: list[str] | None) -> list[str] | None:

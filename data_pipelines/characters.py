@@ -224,7 +224,7 @@ def _difference(found: Any, expected: Any) -> str:
 
 def _broken(why: str, where: str) -> DataProblem:
     return DataProblem(
-        "this is no character vocabulary",
+        "this is not a character vocabulary",
         where=where,
         why=why,
         fix="give the file that was written beside the checkpoint or the tokens, or a JSON list "

@@ -95,7 +95,7 @@ def read_limited(path: Path, limit: int) -> bytes:
 
     Raises:
         OSError: there is no such file, or it cannot be opened.
-        ValueError: it is no regular file, or longer than `limit` bytes.
+        ValueError: it is not a regular file, or longer than `limit` bytes.
     """
     with _regular(path, limit) as file:
         content = file.read(limit + 1)
@@ -116,7 +116,7 @@ def _regular(path: Path, limit: int | None) -> Iterator[BufferedReader]:
     with naming(path), open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         if limit is not None and status.st_size > limit:
             raise _too_large(limit)
         yield file

@@ -21,7 +21,7 @@ def path_of(text: str) -> Path:
         why = "it has a zero byte"
     except RuntimeError as error:
         why = str(error)
-    raise DataProblem("this is no path", where=repr(text)[:200], why=why, exit_code=USAGE)
+    raise DataProblem("this is not a path", where=repr(text)[:200], why=why, exit_code=USAGE)
 
 
 def split_name(text: str) -> tuple[str, str]:

@@ -97,7 +97,7 @@ def _read(file: Path | io.BytesIO, where: str) -> np.ndarray:
         raise _too_large(where, str(error)) from None
     except Exception as error:  # pillow's decoders raise anything for damaged files
         raise DataProblem(
-            "this is no image that can be read",
+            "this is not a readable image",
             where=where,
             why=f"{type(error).__name__}: {str(error)[:200]}",
             fix=f"leave it out, or save it again; known are {', '.join(FORMATS)}",
@@ -145,9 +145,7 @@ def _of_16_bits(grey: np.ndarray, where: str) -> np.ndarray:
 
 def _unknown_range(where: str, why: str) -> DataProblem:
     fix = "save it with 8 or 16 bits"
-    return DataProblem(
-        "it cannot be told what is white in the image", where=where, why=why, fix=fix
-    )
+    return DataProblem("what is white in the image is not known", where=where, why=why, fix=fix)
 
 
 def _shortened(image: np.ndarray) -> np.ndarray:

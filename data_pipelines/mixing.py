@@ -56,7 +56,7 @@ def parse_mixture(spec: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
 def _wrong(spec: str, why: str) -> DataProblem:
     return DataProblem(
-        "this is no mixture",
+        "this is not a mixture",
         where=spec,
         why=why,
         fix="give each source its weight: mix:3*text:books,1*jsonl:web.jsonl#body",

@@ -55,7 +55,7 @@ class Mixture:
         """What the user should know, a sentence each."""
         told = []
         for source, share in zip(self.sources, self.shares, strict=True):
-            told.append(f"{share:.2%} of {source.spec}: {source.train_tokens:,} tokens")
+            told.append(f"{share:.2%} of rows from {source.spec}: {source.train_tokens:,} tokens")
             told += [f"{source.spec}: {note}" for note in source.notes]
         return told
 

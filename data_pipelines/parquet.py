@@ -37,7 +37,7 @@ def _row_groups(path: Path, column: str) -> list[Part]:
             fields, groups = list(file.schema_arrow), file.num_row_groups
         names = [field.name for field in fields]
     except (lib.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise _bad(path, "this is no readable Parquet file", str(error)) from None
+        raise _bad(path, "this is not a readable Parquet file", str(error)) from None
     if names.count(column) > 1:
         raise _bad(path, f"there are {names.count(column)} columns {column!r}", _table(fields))
     if column not in names or not _is_text(fields[names.index(column)].type):
@@ -45,9 +45,9 @@ def _row_groups(path: Path, column: str) -> list[Part]:
     try:
         chunks = chunks_of(path, column)
         if len(chunks) != groups:
-            raise ValueError(f"its footer tells of {len(chunks)} row groups, and of {groups}")
+            raise ValueError(f"its footer lists {len(chunks)} row groups, and counts {groups}")
     except ValueError as error:
-        raise _bad(path, "this is no readable Parquet file", str(error)) from None
+        raise _bad(path, "this is not a readable Parquet file", str(error)) from None
     return [
         Part(chunk.unpacked, partial(_read_rows, path, i, chunk, column))
         for i, chunk in enumerate(chunks)

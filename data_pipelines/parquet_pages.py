@@ -60,7 +60,7 @@ def chunks_of(path: Path, column: str) -> list[Chunk]:
         raise ValueError(f"its footer is damaged: {type(error).__name__}") from None
     for chunk in found:
         if min(chunk) < 0 or chunk.start + chunk.packed > size:
-            raise ValueError(f"its footer tells of bytes {chunk}, and the file has {size:,}")
+            raise ValueError(f"its footer points to bytes {chunk}, and the file has {size:,}")
     return found
 
 

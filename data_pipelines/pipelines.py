@@ -166,7 +166,7 @@ def _with_ends(data: AnyData) -> AnyData:
     """The data, unless it cannot tell documents apart and should."""
     if data.segments and (data.tokenizer is None or data.tokenizer.end_of_text is None):
         raise DataProblem(
-            "the tokens do not tell where a document ends, so there are no segments",
+            "the tokens do not mark where a document ends, so there are no segments",
             where=data.spec,
             fix="use a tokeniser with an end of text, such as gpt2",
             exit_code=USAGE,

@@ -209,7 +209,7 @@ def read_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise damaged(folder, f"{name}: {error}") from None
     if found != manifest["sha256"][name]:
-        raise damaged(folder, f"{name} is not the one that the manifest tells")
+        raise damaged(folder, f"{name} is not the one in the manifest")
     return load_tokenizer(folder / name)
 
 
@@ -242,7 +242,7 @@ def refuse_foreign(folder: Path, force: bool) -> None:
 def damaged(folder: Path, why: str) -> DataProblem:
     """The error that a prepared folder is not what was written."""
     return DataProblem(
-        "this is no intact folder of prepared tokens",
+        "this is not an intact folder of prepared tokens",
         where=str(folder),
         why=why,
         fix="write it anew with `jaxmodels data prepare SPEC FOLDER`",

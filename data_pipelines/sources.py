@@ -23,7 +23,7 @@ SPECS = {
     "bin:PATH": "what `data prepare` wrote, or a raw file of tokens (?dtype=uint32)",
     "mix:WEIGHT*SPEC,WEIGHT*SPEC": "texts mixed by weight, row by row: mix:3*text:books,1*pydoc",
     "shapes[:SIDE]": "images with captions: 10,256 drawn scenes, SIDE (56) pixels wide",
-    "images:FOLDER[#FILE]": "images with captions, told by COCO's JSON or CSV (file,caption)",
+    "images:FOLDER[#FILE]": "images with captions in COCO's JSON or a CSV (file,caption)",
     "coco_captions[:SPLIT]": "tfds:coco_captions; so any TFDS dataset with an image and captions",
 }
 """Form of a spec → what it is."""

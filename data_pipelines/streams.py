@@ -98,7 +98,7 @@ def open_bin(
     if not name:
         raise unknown_spec(spec)
     if asked and (dtype not in DTYPES or path.is_dir()):
-        why = "a prepared folder tells its own" if path.is_dir() else f"known: {', '.join(DTYPES)}"
+        why = "a prepared folder has its own" if path.is_dir() else f"known: {', '.join(DTYPES)}"
         raise DataProblem(f"dtype {dtype!r} cannot be used", where=spec, why=why, exit_code=USAGE)
     if path.is_dir():
         return _open_folder(path, tokenizer, progress, whole)
@@ -143,7 +143,7 @@ def _open_folder(
     if not (whole := whole or tokens.nbytes <= WHOLE_FILE):
         notes.append(_not_read(tokens, "`jaxmodels data inspect` checks them all"))
     elif _scan(tokens, progress)[0] != manifest["sha256"][TOKENS]:
-        raise damaged(folder, f"{TOKENS} is not the one that the manifest tells")
+        raise damaged(folder, f"{TOKENS} is not the one in the manifest")
     if unknown := manifest["unknown"]:
         share = unknown / manifest["tokens"]
         what = "characters" if isinstance(own, CharTokenizer) else "tokens"
@@ -163,7 +163,7 @@ def _map(path: Path, dtype: str) -> np.ndarray:
     size, width = path.stat().st_size, np.dtype(DTYPES[dtype]).itemsize
     if size == 0 or size % width:
         raise DataProblem(
-            "this is no token file",
+            "this is not a token file",
             where=str(path),
             why=f"{size:,} bytes are not a whole number of {dtype} tokens"
             if size

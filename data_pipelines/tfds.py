@@ -127,7 +127,7 @@ def builder_of(folder: str) -> Any:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # whatever stumbles over damaged JSON
         raise DataProblem(
-            "this is no intact dataset of TFDS",
+            "this is not an intact TFDS dataset",
             where=folder,
             why=f"{type(error).__name__}: {str(error)[:200]}",
             fix="prepare or fetch the dataset again",

@@ -112,7 +112,7 @@ def tokenizer_from_json(data: Any, where: str = "", settings: str = "") -> Token
         return GPT2Tokenizer(settings) if is_gpt2(data) else made
     if isinstance(data, list) or (isinstance(data, dict) and "chars" in data):
         return CharTokenizer.from_json(data, where)
-    why = "it has neither the key model nor the key chars, and is no list of characters"
+    why = "it has neither the key model nor the key chars, and is not a list of characters"
     raise _no_tokenizer(Path(where), why)
 
 
@@ -156,7 +156,7 @@ def decode_stream(
 
 def _no_tokenizer(file: Path, why: str) -> DataProblem:
     return DataProblem(
-        "this is no tokeniser",
+        "this is not a tokeniser",
         where=str(file),
         why=why,
         fix="give a characters.json or a tokenizer.json, or a folder that has one",

@@ -118,7 +118,7 @@ def read_files(folder: Path, rows: int | None = None) -> tuple[Json, Json]:
         data = _object(folder / TOKENIZER)
         if not isinstance(data.get("model"), dict):
             why = "it has no key model"
-            raise DataProblem("this is no tokeniser", where=str(folder / TOKENIZER), why=why)
+            raise DataProblem("this is not a tokeniser", where=str(folder / TOKENIZER), why=why)
     else:
         kind = said.get("tokenizer_class")
         if kind not in (*_GPT2, *_ANY) or "auto_map" in said:
@@ -209,7 +209,7 @@ def _merged(folder: Path, names: tuple[str, ...]) -> Json:
     lines = (line.rstrip("\r") for line in _text(folder / names[1]).split("\n"))
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if bad := next((pair for pair in merges if len(pair) != 2), None):
-        why = f"{' '.join(bad)[:80]!r} is no pair of tokens"
+        why = f"{' '.join(bad)[:80]!r} is not a pair of tokens"
         raise DataProblem("the merges cannot be read", where=str(folder / names[1]), why=why)
     return byte_level(vocab, merges)
 

@@ -43,7 +43,7 @@ VERBS = {
 
 USAGE_TEXT = "\n".join(
     [
-        "usage: jaxmodels VERB [options]      (jaxmodels VERB --help tells the options)",
+        "usage: jaxmodels VERB [options]      (jaxmodels VERB --help lists them)",
         "",
         *(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()),
         "",

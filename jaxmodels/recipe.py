@@ -15,13 +15,12 @@ class Optim:
     """
 
     name: Literal["adamw", "muon", "sgd", "lion", "adafactor"] = "adamw"
-    """The optimiser. In bytes for each parameter: adamw remembers 8, lion 4, muon 4
-    for a matrix and 8 for what it leaves to adamw, sgd nothing (with momentum 4), adafactor next to
-    nothing."""
+    """The optimiser. Its state in bytes for each parameter: adamw 8, lion 4, muon 4 for a matrix
+    (8 for what it leaves to adamw), sgd none (with momentum 4), adafactor next to none."""
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    """How the learning rate goes on after the warm-up: cosine and linear fall to end_lr at the
-    last step; wsd (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) stays at the peak and
-    falls linearly at the end, over `decay`."""
+    """The learning rate after the warm-up: cosine and linear fall to end_lr at the last step; wsd
+    (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) stays at the peak and falls
+    linearly at the end, over `decay`."""
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
     init_lr: float = 0.0
@@ -29,25 +28,25 @@ class Optim:
     end_lr: float = 0.0
     """Learning rate at the last step."""
     least_lr: float = 0.0
-    """Learning rate below which the decay does not go (seed 004)."""
+    """Floor of the learning rate during the decay."""
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
     decay: float = 0.2
     """wsd: length of the decay, counted like `warmup`."""
     schedule_steps: int = 0
-    """Steps that the schedule runs over, after which the learning rate stays at its end; 0: all
-    steps of the run."""
+    """Length of the schedule in steps, after which the learning rate stays at its end; 0 means
+    --steps. Set it to train a finished run longer without raising the rate again."""
     b1: float = 0.9
     """adamw, lion: decay of the first moment."""
     b2: float = 0.999
-    """adamw: decay of the second moment; lion: of its only one."""
+    """adamw: decay of the second moment; lion: of its single moment."""
     eps: float = 1e-8
     """adamw: added to the root of the second moment."""
     muon_rms: float = 0.2
     """muon: root mean square of a step at a learning rate of 1. With 0.2, about adamw's, adamw's
     rates and decay can be kept (Liu et al. 2025, arXiv:2502.16982)."""
     muon_skip: tuple[str, ...] = ("head/*", "match/*")
-    """muon: path patterns of kernels that are left to adamw, as all is that is no kernel."""
+    """muon: path patterns of kernels that adamw updates, as it does all that is not a kernel."""
     momentum: float = 0.0
     """sgd: decay of the running sum of gradients; 0 keeps none."""
     weight_decay: float = 1e-4
@@ -55,9 +54,9 @@ class Optim:
     no_decay: tuple[str, ...] = ()
     """Path patterns of parameters without weight decay, such as "*/norm1/*"."""
     lr_scale: tuple[tuple[str, float], ...] = ()
-    """Path patterns with what the learning rate is multiplied by there; the first that matches
-    wins, what none matches has 1. At 0 a parameter is frozen: no gradient, no update, no decay,
-    nothing remembered. As a flag: --optim.lr-scale "dinov2/*" 0.1 "embed/*" 0."""
+    """Path patterns, each with a factor for the learning rate; the first match wins, and without a
+    match the factor is 1. A factor of 0 freezes: no gradient, update, decay or optimiser state.
+    As a flag: --optim.lr-scale "dinov2/*" 0.1 "embed/*" 0."""
     clip: float = 1.0
     """Largest global norm of a gradient; 0 turns clipping off."""
 
@@ -85,21 +84,21 @@ class Recipe:
     texts by weight: mix:3*text:books,1*jsonl:web.jsonl#body."""
     tokenizer: str = "chars"
     """What turns text into tokens: chars (the text's own characters, <PAD> and <UNK>), bare-chars
-    (its characters alone, as in seed 000's code: any other is taken for the first), gpt2, or the
-    path of a tokenizer.json or characters.json."""
+    (its characters alone: any other becomes the first of them, as in wigip's own code), gpt2,
+    or the path of a tokenizer.json or characters.json."""
     vocab_documents: int = 1000
-    """With chars, of a dataset that is read while one trains (c4, wikipedia, tfds:NAME): the
-    vocabulary is that of this many documents, from the first on."""
+    """With chars and streamed data (c4, wikipedia, tfds:NAME): take the vocabulary from this many
+    documents, the first ones."""
     segments: bool = False
-    """Tokens see only their own document; needs a tokeniser with an end of text."""
+    """Tokens attend only to their own document; needs a tokeniser with an end-of-text token."""
     batch: int = 32
     """Sequences in a micro-batch, over all devices."""
     accum: int = 1
     """Micro-batches whose gradients are averaged into one optimiser step."""
     slices: int = 0
-    """Parts that a micro-batch is computed in, one after the other; 0 chooses: one on an
-    accelerator, as many on a CPU as keep activations in its caches. Needs a loss that is a
-    mean over rows: one that compares rows (`WHOLE`) takes a micro-batch whole."""
+    """Split each micro-batch into this many parts, computed one after the other; 0 chooses: one on
+    an accelerator, on a CPU as many as keep activations in its caches. Not for a loss that compares
+    rows with each other, as bitgen's."""
     steps: int = 1000
     """Optimiser steps in the whole run; the learning-rate schedule ends here, unless
     `optim.schedule_steps` says otherwise."""
@@ -108,8 +107,8 @@ class Recipe:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters and optimiser stay in float32."""
     remat: Literal["none", "full", "dots"] = "none"
-    """What is computed again in the backward pass, for less memory and more time: none; full, all
-    inside of a block (--remat alone); dots, all but a block's large products."""
+    """What is recomputed in the backward pass, which saves memory and costs time: none; full, all
+    inside a block (--remat alone); dots, all but a block's large matrix products."""
     mesh: str = ""
     """Devices by axis, such as "data=2,model=4"; empty puts all devices on the data axis."""
     min_freq: int = 1
@@ -117,18 +116,18 @@ class Recipe:
     valid_fraction: float = 0.05
     """Share of the text, from its end, that is held out for validation."""
     eval_every: int = 200
-    """Steps between evaluations."""
+    """Steps between evaluations on held-out data."""
     patience: int = 0
     """End the run after this many evaluations in a row without a lower validation loss (exit code
     0); 0 trains to the last step."""
     eval_batches: int = 20
-    """Most validation batches in one evaluation."""
+    """Validation batches in one evaluation, at most."""
     save_every: int = 200
     """Steps between checkpoints."""
     save_minutes: float = 0.0
-    """Minutes between checkpoints, besides those by steps; 0 saves by steps only."""
+    """Also save a checkpoint when this many minutes have passed since the last; 0 does not."""
     keep: int = 2
-    """Newest sound checkpoints kept, besides the best by validation loss."""
+    """Newest checkpoints to keep, besides the best by validation loss."""
     sample_every: int = 200
     """Steps between printed samples; 0 turns them off."""
     prompt: str = "The "
@@ -137,15 +136,15 @@ class Recipe:
     """Steps between statistics of every parameter and its gradient; 0 turns them off."""
     jump: float = 0.0
     """Save a checkpoint, and keep it, when the loss differs from that of the step before by more
-    than this (nats); 0 turns it off. Seed 003 takes 1.5."""
+    than this (nats), such as 1.5; 0 turns it off."""
     ema_decay: float = 0.0
-    """Decay of a running average of the parameters (EMA), such as 0.999, beside those that are
-    trained; 0 keeps none. In step t it is at most (1 + t)/(10 + t), so that short runs average too.
-    Validation and samples are those of the average; --weights chooses elsewhere."""
+    """Decay of a running average of the parameters (EMA), such as 0.999; 0 keeps no average. At
+    step t the decay is at most (1 + t)/(10 + t), so that short runs average too. Validation and
+    samples use the average; eval, generate and convert have --weights to choose."""
     on_divergence: Literal["stop", "rollback"] = "stop"
-    """When the loss or the parameters are no finite numbers any more: stop (exit code 8), or roll
-    back to the newest checkpoint and go on from there, past the data that led to it; a third
-    time in a row from the same checkpoint stops too."""
+    """When the loss or a parameter becomes NaN or infinite: stop (exit code 8), or rollback, which
+    goes on from the newest checkpoint and skips the data that led there; the third time in a
+    row from the same checkpoint stops too."""
     optim: Optim = field(default_factory=Optim)
     """The optimiser and its schedule."""
 

@@ -114,7 +114,7 @@ def recognise(path: Path) -> Contents:
         held = f"it holds: {', '.join(names) or 'nothing'}"
         why, fix = "\n".join([*said, held]), advice or fix
     raise Problem(
-        "this is no checkpoint that is known here",
+        "this is not a checkpoint of a known format",
         where=str(path),
         why=why,
         fix=fix,

@@ -102,7 +102,7 @@ def check_config(config: Any, where: Path) -> None:
     """
     if config.rotate_qk:
         raise Problem(
-            "the seed's package cannot compute what this model does",
+            "the authors' package cannot compute what this model does",
             where=str(where),
             why="rotate_qk is on; its published code never rotates queries and keys",
             fix="use --to safetensors",
@@ -182,7 +182,7 @@ def _tensors(path: Path, tree: Tree) -> dict[str, Tensor]:
     strangers = [name for name, leaf in found.items() if not isinstance(leaf, Tensor)]
     if strangers or not found:
         raise Problem(
-            "the file is no tree of arrays",
+            "the file is not a tree of arrays",
             where=str(path),
             why=f"no array: {', '.join(strangers[:10])}" if strangers else "it is empty",
             fix="give the file with the parameters",

@@ -71,7 +71,7 @@ def _chosen(folder: Path, notes: list[str]) -> Path:
             raise _no_latest(folder, f"it cannot be read ({error})") from None
         if name not in {step.name for step in steps}:
             raise _no_latest(folder, f"it says {name[:80]!r}, which is none of the steps here")
-    notes.append(f"{name} was taken, of {len(steps)}")
+    notes.append(f"using {name}, one of {len(steps)}")
     return folder / name
 
 

@@ -98,7 +98,7 @@ def _newest(folder: Path) -> tuple[Path, list[str]]:
             exit_code=MISMATCH,
         )
     step = finished[-1]
-    notes = [f"step {step.name} was taken, the newest of {len(finished)}"]
+    notes = [f"using step {step.name}, the newest of {len(finished)}"]
     return step, notes + [f"left aside: {path.name}: {why}" for path, why in steps.items() if why]
 
 

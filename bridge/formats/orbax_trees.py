@@ -74,7 +74,7 @@ def model_in(
     place = _preferred(found, where)
     names = place.names(words)
     node = ".".join(place.node)
-    notes = [f"the model was taken from {node!r} in the tree"] if node else []
+    notes = [f"using {node!r} in the tree as the model"] if node else []
     if place.joined:
         notes.append("parts of the model that were saved apart were joined")
     notes += _left([keys for name, keys in words.items() if name not in names], place.node)

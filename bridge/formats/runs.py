@@ -51,7 +51,7 @@ def open_run(folder: Path) -> Contents:
         passed[int(found.folder.name)] = odd
     contents = _read_step(*found)
     contents.path = folder
-    taken = f"checkpoint {found.folder.name} was taken"
+    taken = f"using checkpoint {found.folder.name}"
     contents.notes = [*told(passed), taken, *contents.notes]
     return contents
 

@@ -66,7 +66,7 @@ def open_folder(folder: Path) -> Contents:
         contents.origin = {**origin_of(folder), **contents.origin}
     contents.path = folder
     if older:
-        contents.notes.insert(0, f"{newest.name} was taken, the newest of {len(older) + 1}")
+        contents.notes.insert(0, f"using {newest.name}, the newest of {len(older) + 1}")
     return contents
 
 
@@ -123,9 +123,9 @@ def check_config(config: Any, where: Path) -> None:
     """
     if config.objective != "next_char":
         raise Problem(
-            "the seed's code cannot compute what this model does",
+            "the authors' code cannot compute what this model does",
             where=str(where),
-            why=f"its objective is {config.objective}; the seed's code would read the same "
+            why=f"its objective is {config.objective}; the authors' code would read the same "
             "parameters as next_char, and predict nonsense",
             fix="use --to safetensors",
             exit_code=MISMATCH,
@@ -144,7 +144,7 @@ def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Mom
         return None if plain else required(moments, where)
     if not optimizer.has_adam(was):
         raise Problem(
-            "the seed's optimiser cannot take AdamW's moments",
+            "the authors' optimiser cannot take AdamW's moments",
             where=str(where),
             why="its code trains by SGD behind clipping, whose state is a count of updates",
             fix="leave --optimizer out, and that state is written; --to safetensors --optimizer "

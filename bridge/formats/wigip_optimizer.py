@@ -43,7 +43,7 @@ def said(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
         plain = _described(state, where, [MAX_PARTS], 0)
     except Unknown as error:
         return {}, [f"the optimiser's state is not kept: {error}"]
-    none = "the optimiser has no moments (the seed's is SGD); its counts are kept"
+    none = "the optimiser has no moments (the authors' is SGD); its counts are kept"
     return {"optimizer": plain}, [] if has_adam(plain) else [none]
 
 
@@ -116,7 +116,7 @@ def _restored(plain: Any, moments: tuple[Any, ...] | None, depth: int) -> Any:
             not rest and moments and 0 <= count <= LARGEST
         ):
             return _record(ADAM, number(count), *moments)
-    raise Unknown("it is no state that can be written")
+    raise Unknown("it is not a state that can be written")
 
 
 def has_adam(plain: Any) -> bool:

@@ -154,7 +154,7 @@ def tensors_of(value: Any, name: str, where: str) -> dict[str, Tensor]:
             found[name] = replace(node, name=name)
             return
         if type(node) is not dict or id(node) in seen or depth > MAX_DEPTH:
-            raise BrokenPickle(f"{name or 'it'} is no tree of arrays: {brief(node)}")
+            raise BrokenPickle(f"{name or 'it'} is not a tree of arrays: {brief(node)}")
         seen.add(id(node))
         for key, child in node.items():
             if not isinstance(key, str) or not _NAME.fullmatch(key):
@@ -203,7 +203,7 @@ def _calls(where: str) -> dict[str, Any]:
         if (known := kind_of(of)) is not None:
             return known
         raise _unsafe(
-            "the file holds arrays that are no numbers, and was refused",
+            "the file holds arrays that are not numbers, and was refused",
             where,
             f"the dtype is {brief(of.name if isinstance(of, Named) else of)}; arrays of objects "
             "may run code when they are loaded the usual way",

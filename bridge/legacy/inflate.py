@@ -53,7 +53,7 @@ class Allowance:
                 where=f"{self.path}: {name}",
                 why=f"at most {RATIO} times its size and {FREE:,} bytes are unpacked"
                 if self.inflated < 0
-                else f"more than {HELD:,} bytes of it are no large arrays",
+                else f"more than {HELD:,} bytes of it are not large arrays",
                 fix="use it only if you trust it: unpack it elsewhere and save its tensors anew",
                 exit_code=UNSAFE,
             )

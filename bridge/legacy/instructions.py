@@ -48,7 +48,7 @@ def instructions(stream: Stream) -> Iterator[tuple[str, Any, int]]:
         opcode = _OPCODES.get(code)
         # Python 3 writes no STRING, and decoding one gives warnings.
         if opcode is None or opcode.name == "STRING":
-            raise BrokenPickle(f"{code!r} at byte {at} is no instruction that is read")
+            raise BrokenPickle(f"{code!r} at byte {at} is not an instruction that is read")
         argument = None
         if opcode.name in BYTES:
             size = int.from_bytes(stream.read(BYTES[opcode.name]), "little")

@@ -134,7 +134,7 @@ class _Reader:
         if 0xD4 <= first <= 0xD8:
             return "ext", 1 << (first - 0xD4)
         if first not in _LENGTHS:
-            _refuse(self.path, "this is no msgpack", f"byte {first:#x} at {self.file.tell() - 1}")
+            _refuse(self.path, "this is not msgpack", f"byte {first:#x} at {self.file.tell() - 1}")
         kind, form = _LENGTHS[first]
         return kind, self.number(form)
 
@@ -146,13 +146,13 @@ class _Reader:
         if kind not in (ARRAY, SCALAR):
             _refuse(self.path, f"{name} is of an unknown kind", f"extension type {kind}")
         if self.header() != ("array", 3):
-            _refuse(self.path, f"{name} is no array", "[shape, dtype, values] is missing")
+            _refuse(self.path, f"{name} is not an array", "[shape, dtype, values] is missing")
         shape, dtype = (self.value(name, MAX_DEPTH - 1) for _ in range(2))
         label, size = self.header()
         start = self.file.tell()
         sound = _is_shape(shape) and isinstance(dtype, str) and dtype in _KINDS
         if not sound or label != "bin":
-            _refuse(self.path, f"{name} is no array", f"shape {shape}, dtype {dtype}"[:200])
+            _refuse(self.path, f"{name} is not an array", f"shape {shape}, dtype {dtype}"[:200])
         needed = prod(shape) * _KINDS[dtype].itemsize
         if size != needed or start + size != end:
             _refuse(self.path, f"shape and bytes of {name} disagree", f"{needed:,} and {size:,}")
@@ -166,20 +166,20 @@ class _Reader:
         parts = self.value(name, MAX_DEPTH - 1)
         numbers = isinstance(parts, list) and all(type(part) in (int, float) for part in parts)
         if not numbers or len(parts) != 2 or self.file.tell() != end:
-            _refuse(self.path, f"{name} is no complex number", repr(parts)[:80])
+            _refuse(self.path, f"{name} is not a complex number", repr(parts)[:80])
         return complex(*parts)
 
     def joined(self, parts: Tree, name: str) -> Tensor:
         """The tensor whose flat pieces these are."""
         shape, pieces = parts.get("shape"), parts.get("chunks")
         if not isinstance(shape, dict) or not isinstance(pieces, dict):
-            _refuse(self.path, f"{name} is no chunked array", "shape or chunks are missing")
+            _refuse(self.path, f"{name} is not a chunked array", "shape or chunks are missing")
         # Keys count "0", "1", ..., in whatever order they were written.
         sizes: list[Any] = [shape.get(str(i)) for i in range(len(shape))]
         chunks: list[Any] = [pieces.get(str(i)) for i in range(len(pieces))]
         sound = _is_shape(sizes) and all(isinstance(chunk, Tensor) for chunk in chunks)
         if not sound or len({chunk.dtype for chunk in chunks}) != 1:
-            _refuse(self.path, f"{name} is no chunked array", f"shape {sizes}"[:200])
+            _refuse(self.path, f"{name} is not a chunked array", f"shape {sizes}"[:200])
         if sum(chunk.size for chunk in chunks) != prod(sizes):
             _refuse(self.path, f"the pieces of {name} do not fit its shape", f"{sizes}"[:200])
 
@@ -210,7 +210,7 @@ class _Reader:
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError as error:
-            _refuse(self.path, "the tree has a name that is no text", str(error))
+            _refuse(self.path, "the tree has a name that is not text", str(error))
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]

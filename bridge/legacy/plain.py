@@ -55,7 +55,7 @@ def encode(value: Any) -> tuple[dict[str, Any], list[Tensor]]:
         if type(part) in (list, tuple):
             return ["list", [point(child) for child in part]]
         if isinstance(part, Array):
-            return ["named", "an array of no numbers"]
+            return ["named", "an array that is not of numbers"]
         return ["named", part.name if isinstance(part, Named) else brief(part)]
 
     top = point(value)

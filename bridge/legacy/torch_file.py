@@ -44,7 +44,7 @@ class _Archive:
         self.members = {entry.name: entry for entry in read_entries(path)}
         pickles = [name for name in self.members if is_pickle(name)]
         if len(pickles) != 1:
-            _refuse(path, "this is no file of torch.save", "it needs one data.pkl")
+            _refuse(path, "this is not a file of torch.save", "it needs one data.pkl")
         self.pickle, self.root = pickles[0], pickles[0].removesuffix("data.pkl")
         self.sound: set[str] = set()  # members whose CRC was right: many tensors may share one
 

@@ -133,7 +133,7 @@ def _end64(path: Path, file: BinaryIO, locator: bytes, end: int) -> tuple[int, .
     disk, place, _ = struct.unpack("<IQI", locator[4:])
     record = _at(path, file, place, _END64_SIZE)
     if not record.startswith(_END64) or disk or place + _END64_SIZE + _LOCATOR_SIZE != end:
-        _broken(path, "its zip64 record is not where it is said to be")
+        _broken(path, "its zip64 record is not where the file says")
     # Versions and the record's own size stand in front.
     first, second, here, count, size, start = struct.unpack("<IIQQQQ", record[16:])
     return first, second, here, count, size, start, place
@@ -218,7 +218,7 @@ def _text(path: Path, raw: bytes, flags: int) -> str:
     try:
         return raw.decode("utf-8" if flags & _UTF8 else "cp437")
     except UnicodeDecodeError:
-        _broken(path, "a name in it is no text")
+        _broken(path, "a name in it is not text")
 
 
 def _at(path: Path, file: BinaryIO, start: int, size: int) -> bytes:

@@ -111,7 +111,7 @@ def _from_json(file: Path, text: str, left: Left) -> dict[str, list[str]]:
         if caption is None:  # as everywhere: it says nothing
             caption = ""
         if not isinstance(caption, str):
-            raise _broken(file, f"the caption {number!r} is no text: {repr(caption)[:200]}")
+            raise _broken(file, f"the caption {number!r} is not text: {repr(caption)[:200]}")
         caption = without_surrogates(caption)
         if image not in captions:
             left.setdefault("captions of images that the file does not list", []).append(caption)
@@ -143,13 +143,13 @@ def _from_csv(file: Path, text: str, left: Left) -> dict[str, list[str]]:
 def _key(value: Any) -> int | str:
     if isinstance(value, int | str):
         return value
-    raise TypeError(f"{value!r} is no id")
+    raise TypeError(f"{value!r} is not an id")
 
 
 def _name(file: Path, name: Any) -> str:
     """The name of an image, which must lie in the folder or below it."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise _broken(file, f"this is no name of a file: {repr(name)[:200]}")
+        raise _broken(file, f"this is not a file name: {repr(name)[:200]}")
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
         raise DataProblem(
             "the name of an image leads outside of the folder",

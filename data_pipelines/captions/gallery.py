@@ -86,7 +86,7 @@ def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
     """The lines of captions.jsonl; all files are read through once, for their digests.
 
     Raises:
-        DataProblem: (corrupt) a file is not the one that the manifest tells, or too large.
+        DataProblem: (corrupt) a file is not the one in the manifest, or too large.
     """
     for name, expected in manifest["sha256"].items():
         try:
@@ -94,7 +94,7 @@ def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
         except (OSError, ValueError) as error:
             raise damaged(folder, f"{name}: {error}") from None
         if found != expected:
-            raise damaged(folder, f"{name} is not the one that the manifest tells")
+            raise damaged(folder, f"{name} is not the one in the manifest")
     longest, path = max_document(), folder / CAPTIONS
     rows: list[Row] = []
     with naming(path), path.open("rb") as file:
@@ -104,7 +104,7 @@ def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
                 raise too_long("line", where)
             rows.append(_row(line, folder, where))
     if len(rows) != sum(manifest["images"][split] for split in ("train", "valid")):
-        raise damaged(folder, f"{CAPTIONS} has {len(rows):,} lines; the manifest tells otherwise")
+        raise damaged(folder, f"{CAPTIONS} has {len(rows):,} lines; the manifest says otherwise")
     return rows
 
 
@@ -115,7 +115,7 @@ def _row(line: bytes, folder: Path, where: str) -> Row:
         if row.split not in ("train", "valid") or row.index < 0 or not row.captions:
             raise ValueError(f"split {row.split!r}, index {row.index}")
         if not all(isinstance(text, str) for text in (row.name, *row.captions)):
-            raise TypeError("its name or a caption is no text")
+            raise TypeError("its name or a caption is not text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(folder, f"{where}: {type(error).__name__}: {str(error)[:200]}") from None
     said = tuple(without_surrogates(text) for text in row.captions)
@@ -142,7 +142,7 @@ def notes_of(manifest: dict[str, Any]) -> Iterator[str]:
 def damaged(folder: Path, why: str) -> DataProblem:
     """The error that a prepared folder is not what was written."""
     return DataProblem(
-        "this is no intact folder of prepared images",
+        "this is not an intact folder of prepared images",
         where=str(folder),
         why=why,
         fix="write it anew with `jaxmodels data prepare SPEC FOLDER`",

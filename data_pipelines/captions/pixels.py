@@ -41,4 +41,4 @@ def size_of(image: Path | bytes, name: str) -> tuple[int, int]:
             return opened.size
     except Exception as error:  # pillow raises anything
         why = str(error)
-        raise DataProblem("this is no image", where=name, why=why, fix="leave it out") from None
+        raise DataProblem("this is not an image", where=name, why=why, fix="leave it out") from None

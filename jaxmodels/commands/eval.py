@@ -21,28 +21,28 @@ class Eval:
     """Run directory, checkpoint or model directory."""
     data: str | None = None
     """pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); by default what the run was trained
-    on. A model without its run needs it."""
+    on. Required for a model without its run."""
     valid_fraction: float | None = None
     """Share of the text, from its end, to measure on; 1 for all. By default as in training, or
     0.05 without a run."""
     batch: int = 32
-    """Sequences in a batch, or images that are read at once. It changes no number."""
+    """Sequences in a batch, or images read at once. The results do not depend on it."""
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     max_images: int | None = None
-    """Measure on at most so many held-out images, the first; retrieval is among these only."""
+    """Measure on the first held-out images only, at most this many; retrieval is among these."""
     image: tuple[Path, ...] = ()
-    """With --caption: instead of measuring, tell how similar these image files are to texts."""
+    """With --caption: instead of measuring, print how similar these image files are to texts."""
     caption: tuple[str, ...] = ()
     """The texts that are compared with each --image."""
     vocab: Path | None = None
     """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
     for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
-    """What the checkpoint cannot say, such as heads=4."""
+    """Settings that the checkpoint lacks, such as heads=4."""
     weights: Literal["ema", "raw"] | None = None
-    """Of a run that keeps a running average of its weights: ema, the average, which is the
-    default, or raw, what it trains."""
+    """For a run trained with --ema-decay: ema, the averaged weights (the default), or raw, the
+    trained ones."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -178,9 +178,9 @@ def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     spec = options.data or recipe.get("data")
     if spec is None:
         raise Problem(
-            "there is no run that says what to measure on",
+            "--data is missing",
             where=str(options.path),
-            why="this is a model on its own",
+            why="this is a model without its run, which would say what it was trained on",
             fix="give --data, for example --data text:PATH",
             exit_code=USAGE,
         )

@@ -19,13 +19,13 @@ class Generate:
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
     prompt: str | None = None
-    """The text to continue; by default a new line, or of an image nothing."""
+    """The text to continue; by default a new line, or nothing with --image."""
     image: Path | None = None
-    """An image file to write about, for a model that sees."""
+    """An image file to caption, for a vision-language model."""
     max_new_tokens: int = 300
-    """Tokens (characters) to add; of an image at most as many as fit the model's context."""
+    """Tokens (or characters) to add; with --image at most as many as fit the context."""
     temperature: float | None = None
-    """Divides the logits; 0 always takes the likeliest token. By default 0.8, and of an image 0."""
+    """Divides the logits; 0 always takes the likeliest token. Default: 0.8; with --image 0."""
     top_k: int | None = None
     """Draw from the k likeliest tokens."""
     top_p: float | None = None
@@ -40,10 +40,10 @@ class Generate:
     """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
     for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
-    """What the checkpoint cannot say, such as heads=4."""
+    """Settings that the checkpoint lacks, such as heads=4."""
     weights: Literal["ema", "raw"] | None = None
-    """Of a run that keeps a running average of its weights: ema, the average, which is the
-    default, or raw, what it trains."""
+    """For a run trained with --ema-decay: ema, the averaged weights (the default), or raw, the
+    trained ones."""
     json: bool = False
     """Print one JSON object instead of the text."""
 

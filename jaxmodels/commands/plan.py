@@ -24,7 +24,7 @@ C = TypeVar("C")
 class Plan(Generic[C]):
     """Compile the train step of ARCH:PRESET for a TPU slice, without a TPU.
 
-    The settings are those of `train`. Exit code 7: it does not fit; what does is named.
+    The settings are those of `train`. Exit code 7: it does not fit; settings that do are named.
     """
 
     recipe: Annotated[Recipe, arg(name="")]
@@ -32,11 +32,11 @@ class Plan(Generic[C]):
     topology: str = ""
     """The slice, such as v5e:4x4 or v4:2x2x2."""
     hours: float | None = None
-    """A budget: the steps and tokens that fit into so many hours are told."""
+    """A budget: also say how many steps and tokens fit into these hours."""
     search: bool = False
     """Try meshes, batches and remat policies, and print what is fastest."""
     minutes: float = 15.0
-    """With --search, or when it does not fit: begin no compilation after so many minutes."""
+    """With --search, or when it does not fit: start no compilation after this many minutes."""
     config: Path | None = None
     """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
     json: bool = False

@@ -20,7 +20,7 @@ class Report:
     out: Annotated[Path | None, arg(aliases=("-o",))] = None
     """The file to write; by default RUN_DIR/report.html. A report is replaced by a newer one."""
     force: bool = False
-    """Replace a file that is no report."""
+    """Replace a file that is not a report."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     run, out = options.run, options.out or options.run / "report.html"
     if not (run / rundir.CONFIG).is_file() or not (run / "checkpoints").is_dir():
         raise Problem(
-            "this is no run directory",
+            "this is not a run directory",
             where=str(run),
             why="config.json and checkpoints/ of `jaxmodels train` are not there",
             fix="give the folder that was `--out` of train",
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     with naming(out):
         if out.exists() and not options.force and not _ours(out, MARK):
             raise Problem(
-                "the output exists, and is no report",
+                "the output exists and is not a report",
                 where=str(out),
                 fix="give another -o FILE, or --force to replace it",
                 exit_code=EXISTS,

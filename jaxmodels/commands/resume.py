@@ -78,7 +78,7 @@ def _lock(run: Path) -> IO[str]:
                 "another process is training here",
                 where=str(run),
                 why=f"it is process {who}" if who else "",
-                fix="wait for it, stop it (`kill` lets it save), or give another --out",
+                fix="wait for it, stop it (`kill PID` lets it save), or give another --out",
                 exit_code=EXISTS,
             ) from error
         with suppress(FileNotFoundError):
@@ -252,7 +252,7 @@ def _tell_rate(before: Recipe, after: Recipe, step: int) -> None:
         say(f"the learning rate goes from {old:.3g} to {new:.3g} at step {step}{why}")
     if new > old and after.horizon > before.horizon:
         say(
-            f"to keep the decay that was done, add --optim.schedule-steps {before.horizon}: the "
+            f"to keep the decay as it was, add --optim.schedule-steps {before.horizon}: the "
             f"learning rate then stays at {float(was(after.steps)):.3g} from there on, or at what "
             "--optim.end-lr says"
         )

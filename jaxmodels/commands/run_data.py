@@ -38,7 +38,7 @@ def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
     raise Problem(
         f"{arch} learns from {wants}, and the data is {has}",
         where=spec,
-        fix=f"give --data {fix}, for example; `jaxmodels data list` tells all",
+        fix=f"give --data {fix}, for example; `jaxmodels data list` names all",
         exit_code=USAGE,
     )
 

@@ -31,37 +31,38 @@ class Train(Generic[C]):
     out: Path | None = None
     """The run directory."""
     init: Path | None = None
-    """Begin from the parameters of this checkpoint (anything that `convert` reads), with its sizes
-    and its tokeniser."""
+    """Start from the parameters, sizes and tokeniser of this checkpoint (anything that `convert`
+    reads)."""
     init_optimizer: bool = False
-    """With --init: take AdamW's moments over too."""
+    """With --init: take over AdamW's moments too."""
     max_hours: float | None = None
-    """Stop in time to save before this many hours have passed (exit code 75)."""
+    """Save and stop before this many hours have passed (exit code 75: resumable)."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """auto: continue if there is a checkpoint; never: refuse if there is; must: refuse if not."""
+    """auto: resume if there is a checkpoint; never: refuse if there is one; must: refuse if not."""
     config: Path | None = None
     """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
     print_config: bool = False
     """Print the resolved settings as JSON and stop."""
     profile: str = ""
-    """FIRST:LAST, as in 10:20: trace these steps with JAX's profiler, into RUN/profile; TensorBoard
-    (plugin xprof) and ui.perfetto.dev show it."""
+    """FIRST:LAST, as in 10:20: trace these steps with JAX's profiler into OUT/profile, for
+    TensorBoard (plugin xprof) or ui.perfetto.dev."""
     find_lr: bool = False
-    """Instead of training, try learning rates from 1e-7 to 10, plot the losses, suggest one."""
+    """Instead of training, try learning rates from 1e-7 to 10, plot the losses and suggest one;
+    it saves no checkpoint."""
     json: bool = False
     """Print the summary as one JSON object on standard output."""
     coordinator: str = ""
     """To train in several processes, each with the same command but for --process: HOST:PORT of
-    process 0. TPU pods, Slurm and Open MPI tell this, and the next two, by themselves."""
+    process 0. TPU pods, Slurm and Open MPI provide this and the next two."""
     processes: int = 0
-    """How many processes train together; 0 asks the cluster (one, where there is none), 1 asks
-    nobody."""
+    """How many processes train together; 0 asks the cluster (1 where there is none), 1 trains
+    alone."""
     process: int | None = None
-    """Which of them this one is, from 0 on."""
+    """Index of this process, from 0."""
     join_timeout: int = 300
     """Seconds that a process waits for the others at the start."""
     heartbeat: int = 100
-    """Seconds without a sign of one process after which the others end, to be started again."""
+    """Seconds without a sign of life from a process after which the others stop, resumable."""
 
     def __post_init__(self) -> None:
         within("--max-hours", self.max_hours, 0)

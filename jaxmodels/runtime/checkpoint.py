@@ -260,7 +260,7 @@ class Checkpoints:
             yield self.folder / processes.exchange(name=f"{name}/folder")[0]
             return
         if step not in self._sound and os.path.lexists(self.folder / str(step)):
-            say(f"what lies at {self.folder / str(step)} is no sound checkpoint")
+            say(f"{self.folder / str(step)} is not a sound checkpoint")
             self._set_aside(step)
         with whole_folder(self.folder / str(step), force=True) as temporary:
             processes.exchange(temporary.name, name=f"{name}/folder")

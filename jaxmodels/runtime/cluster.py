@@ -57,7 +57,7 @@ def find(coordinator: str, processes: int, process: int | None) -> Place | None:
             f"there is no process {process} of {processes}"
             if process is not None and coordinator
             else "--processes needs --coordinator HOST:PORT and --process I too",
-            why="no cluster was found that tells them" if found is None else "",
+            why="no cluster was found that provides them" if found is None else "",
             fix="number the processes from 0 on, and give all of them process 0's address",
             exit_code=USAGE,
         )

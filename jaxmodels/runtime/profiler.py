@@ -47,7 +47,7 @@ def window(text: str, folder: Path, steps: int) -> Window:
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= steps):
         raise Problem(
-            f"--profile {text} is no window of steps",
+            f"--profile {text} is not a range of steps",
             why=f"it is written FIRST:LAST, two of the steps from 1 to {steps}",
             fix="for example --profile 10:20",
             exit_code=USAGE,

@@ -125,7 +125,7 @@ class _Host:
         index, count = said["process"], self.me["processes"]
         why = ""
         if said["processes"] != count:
-            why = f"process 0 was told of {count} processes, process {index} of {said['processes']}"
+            why = f"process 0 expects {count} processes, process {index} {said['processes']}"
         elif index in self.here or not 0 < index < count:
             why = f"two processes say that they are number {index}"
         elif changed := differences(self.me["facts"], said["facts"]):
@@ -156,7 +156,7 @@ def _visit(
             if isinstance(answer, dict) and "what" in answer:
                 code = USAGE if "disagree" in answer["what"] else NETWORK
                 raise Problem(answer["what"], why=answer["why"], exit_code=code)
-            why = "what answers there is no process of this run, or it ended"
+            why = "what answers there is not a process of this run, or has ended"
         time.sleep(_PAUSE)
     raise Problem(
         f"process 0 was not found within {wait} s",

@@ -30,7 +30,7 @@ def unsound(checkpoint: Path) -> list[str]:
     if wrong or str(step) == checkpoint.name:
         return wrong
     if step is None:
-        return ["it is no checkpoint of a training"]
+        return ["it is not a training checkpoint"]
     return [f"it is the checkpoint of step {step}, renamed or copied"]
 
 

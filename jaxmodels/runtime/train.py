@@ -295,7 +295,7 @@ class _Loop:
         if finite and (out.best_valid_loss is None or loss < out.best_valid_loss):
             out.best_valid_loss, out.best_step = loss, out.step
         which = " of the averaged weights" if state.ema else ""
-        note = "" if finite else ", which is no finite number and never the best"
+        note = "" if finite else ", which is not finite and never counts as the best"
         self.progress.say(f"step {out.step}: validation loss {loss:.4f}{which}{note}")
         self.ticks = time.monotonic()
         return {f"valid_{name}": value for name, value in found.items()}

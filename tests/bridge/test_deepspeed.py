@@ -50,7 +50,7 @@ def test_the_step_that_latest_names(tmp_path, module):
     (tmp_path / "latest").write_text("global_step9")
     value, notes = taken(tmp_path)
     assert value == 9
-    assert "global_step9 was taken, of 2" in notes
+    assert "using global_step9, one of 2" in notes
     assert taken(tmp_path / "global_step10")[0] == 10
     for said in ("../global_step9", "global_step11", "\x00", ""):
         (tmp_path / "latest").write_text(said)

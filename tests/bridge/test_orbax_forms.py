@@ -174,7 +174,7 @@ def managed(tmp_path_factory):
 
 def test_a_managers_folder_gives_its_newest_step(managed):
     source = the_model_in(managed)
-    assert "step ckpt_000120 was taken, the newest of 2" in source.notes
+    assert "using step ckpt_000120, the newest of 2" in source.notes
     assert source.origin["step"] == 120
     assert source.moments().count == 2
     step = the_model_in(managed / "ckpt_000120")
@@ -186,7 +186,7 @@ def test_steps_that_are_trees_themselves(tmp_path):
     for step in (9, 10):
         save(tmp_path / "run" / f"step_{step}", nnx.state(model()))
     source = the_model_in(tmp_path / "run")
-    assert "step step_10 was taken, the newest of 2" in source.notes
+    assert "using step step_10, the newest of 2" in source.notes
     save(tmp_path / "run" / "other_11", nnx.state(model()))
     assert "several trainings" in refused(MISMATCH, tmp_path / "run")
 
@@ -211,7 +211,7 @@ def test_unfinished_steps_are_passed_over_or_refused(tmp_path, spoil):
             manager.save(step, args=ocp.args.StandardSave(params()))
     spoil(tmp_path / "run" / "2")
     notes = the_model_in(tmp_path / "run").notes
-    assert "step 1 was taken, the newest of 1" in notes
+    assert "using step 1, the newest of 1" in notes
     (left,) = (path for path in (tmp_path / "run").iterdir() if path.name.startswith("2"))
     assert any(note.startswith(f"left aside: {left.name}: ") for note in notes)
     assert "never finished" in refused(CORRUPT, left)

@@ -151,7 +151,7 @@ def test_a_bomb_that_is_no_pickle(tmp_path, monkeypatch):
 
 def test_damage_is_told_before_what_it_led_to(tmp_path):
     path = checkpoint(tmp_path / "x.zip", b"\xff" + bytes(100))
-    assert "is no instruction" in refused(path, CORRUPT)
+    assert "is not an instruction" in refused(path, CORRUPT)
     with zipfile.ZipFile(path) as archive:
         crc = archive.getinfo("params/x.pkl.gz").CRC.to_bytes(4, "little")
     path.write_bytes(path.read_bytes().replace(crc, b"abcd"))
@@ -256,4 +256,4 @@ def test_the_longest_pickles_are_refused_within_limits_of_the_system(tmp_path, n
 
 def test_nothing_else_is_read(tmp_path):
     path = write_zip(tmp_path / "x.zip", {"a.pkl.gz": b"", "state_and_opt.pkl.gz": b""})
-    assert "no checkpoint that is known" in refused(path, CORRUPT)
+    assert "not a checkpoint of a known format" in refused(path, CORRUPT)

@@ -127,7 +127,7 @@ def test_heads_that_nothing_tells_must_be_given(tmp_path):
     bridge.convert(run, tmp_path / "model")
     alone = tmp_path / "alone.safetensors"
     shutil.copy(tmp_path / "model" / "model.safetensors", alone)
-    with pytest.raises(Problem, match="nothing tells the model's heads"):
+    with pytest.raises(Problem, match="the model's heads cannot be determined"):
         bridge.open_source(alone)
     assert bridge.open_source(alone, config={"heads": 2}).assumed == {"objective": "next_char"}
     given = bridge.load(alone, config={"heads": 2})

@@ -166,7 +166,7 @@ def folder(tmp_path):
 def test_the_newest_of_a_folder_by_step(folder):
     source = bridge.open_source(folder)
     assert (source.format, source.origin["step"]) == ("wigip-zip", 100)
-    assert "step_100.zip was taken, the newest of 3" in source.notes
+    assert "using step_100.zip, the newest of 3" in source.notes
     assert bridge.open_source(folder / "step_9.zip").origin["step"] == 9
 
 

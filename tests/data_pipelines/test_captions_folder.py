@@ -143,7 +143,7 @@ def test_captions_that_cannot_be_read(folder, name, content, says):
     [
         ([(1, "a.png"), (1, "b.png")], [(1, "a")], "2 images have the id 1"),
         ([(1, "a.png"), (2, "a.png")], [(1, "a")], "2 images have the file name 'a.png'"),
-        ([(1, "a.png")], [(1, 7)], "is no text: 7"),
+        ([(1, "a.png")], [(1, 7)], "is not text: 7"),
         ([(1, 5)], [(1, "a")], "no name of a file: 5"),
     ],
 )

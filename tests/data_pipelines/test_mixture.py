@@ -296,6 +296,6 @@ def test_nothing_held_out(root, tmp_path):
 
 
 def test_what_is_said_of_it(stored, root):
-    assert stored.notes[0] == f"37.50% of text:{root}/low.txt: 432 tokens"
+    assert stored.notes[0] == f"37.50% of rows from text:{root}/low.txt: 432 tokens"
     assert stored.train_tokens == sum(source.train_tokens for source in stored.sources)
     assert Path(root / "stored" / "3" / "tokens.bin").is_file()

@@ -184,7 +184,7 @@ def test_a_raw_token_file(tmp_path, dtype):
         ("six.bin?dtype=int8", "dtype 'int8' cannot be used", 2),
         ("missing.bin", "no token file", 3),
         ("folder", "no intact folder of prepared tokens", 3),
-        ("folder?dtype=uint16", "a prepared folder tells its own", 2),
+        ("folder?dtype=uint16", "a prepared folder has its own", 2),
     ],
 )
 def test_what_is_no_token_file(tmp_path, name, says, code):

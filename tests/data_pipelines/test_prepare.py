@@ -185,7 +185,7 @@ def test_a_truncated_file_is_refused(tmp_path, text, name, keep):
 def test_another_vocabulary_file_is_refused(tmp_path, text):
     made = prepare(text, tmp_path / "out")
     CharTokenizer.build(["xyz"]).save(tmp_path / "out" / "characters.json")
-    with pytest.raises(DataProblem, match="not the one that the manifest tells"):
+    with pytest.raises(DataProblem, match="not the one in the manifest"):
         read_tokenizer(tmp_path / "out", made)
 
 

@@ -234,7 +234,7 @@ def test_a_vocabulary_that_is_no_json_is_refused(run, tmp_path, capsys):
     assert main(["generate", str(run), "--vocab", str(tmp_path / "v.json")]) == CORRUPT
     said = capsys.readouterr().err
     assert "v.json" in said
-    assert "this is no tokeniser" in said
+    assert "this is not a tokeniser" in said
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(tmp_path, monkey
     run = tmp_path / "run"
     outcome = train(job(run, recipe=replace(RECIPE, eval_every=5, keep=1), valid=[{}]))
     assert (outcome.best_step, outcome.best_valid_loss, outcome.valid_loss) == (20, 2.5, 2.5)
-    assert "validation loss nan, which is no finite number and never the best" in (
+    assert "validation loss nan, which is not finite and never counts as the best" in (
         capsys.readouterr().err
     )
     found = [r["valid_loss"] for r in read(run / "metrics.jsonl") if "valid_loss" in r]

@@ -31,7 +31,7 @@ def test_a_run_on_a_mixture_resumes_to_the_bit(root, tmp_path, monkeypatch, caps
     flags = ["--batch", "4", "--keep", "3"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(whole, "--data", mixture, *flags) == DONE
-    assert f"75.00% of text:{root}/a,b.txt" in capsys.readouterr().err
+    assert f"75.00% of rows from text:{root}/a,b.txt" in capsys.readouterr().err
     state = json.loads((whole / "checkpoints" / "20" / "data.json").read_text())
     assert state["batch"] == 20
     assert state["sources"][0] == 60

@@ -95,6 +95,6 @@ def test_a_run_that_ends_within_its_window_leaves_the_trace(tmp_path):
 
 @pytest.mark.parametrize("text", ["10", "0:3", "5:4", "9:11", "a:b", "1:2:3", "-1:3", ":"])
 def test_what_is_no_window_is_refused(text, tmp_path):
-    with pytest.raises(Problem, match="is no window of steps") as caught:
+    with pytest.raises(Problem, match="is not a range of steps") as caught:
         window(text, tmp_path, steps=10)
     assert caught.value.exit_code == USAGE
