@@ -46,7 +46,7 @@ SHOWS = {
     "jaxmodels convert out/ckpt.pt gpt2 --to gpt2 --verify logits": r"verified: logits\n",
     "jaxmodels convert gpt2 gguf --to gguf --dtype q8_0": r"^gguf.*: wikigpt, .* verified: digest",
     "jaxmodels convert step_7.zip wigip --verify roundtrip": r"verified: roundtrip\n",
-    "jaxmodels convert books-pytorch seed --to orbax": r"^seed: charlm.* verified: digest\n",
+    "jaxmodels convert books-pytorch orbax --to orbax": r"^orbax: charlm.* verified: digest\n",
 }
 # What is too large for a test, and what is run in its place.
 SMALLER = {
