@@ -178,7 +178,7 @@ def _unsaid(source: Source, written: Source, to: str) -> list[str]:
     changed = changed_fields(source, written)
     lost = [name for name in written.assumed if name in changed or name in written.unsaid]
     values = values_of(source.config)
-    notes = [f"{to} cannot say {name} = {values[name]}" for name in lost]
+    notes = [f"{to} cannot store {name} = {values[name]}" for name in lost]
     unlike = differences(source) if to in PYTORCH else ""
     return [*notes, unlike] if unlike else notes
 

@@ -48,7 +48,7 @@ class Moments:
                     complaints.append(f"{pair.theirs}: {is_there} {label}")
         if complaints:
             raise Problem(
-                "the optimiser's state is that of another model",
+                "the optimiser's state belongs to another model",
                 where=where,
                 why=listing(complaints),
                 fix="give the state that was saved with these parameters, or leave it out",

@@ -79,7 +79,7 @@ def check_written(
             from_source = agreement(written, source, wishes[0])
     if problems:
         raise Problem(
-            "the output is not what was to be written; it was removed",
+            "the output does not read back as it was written; it was removed",
             why=table.listing(problems),
             fix="check the disk and try again",
             exit_code=UNVERIFIED,

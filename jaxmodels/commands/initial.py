@@ -59,7 +59,7 @@ def _part(model: Any, source: Any) -> Any:
     except Problem:
         part = replace(part, interpolation=own)
         replace(model, **{source.arch: part})  # raises for what is wrong besides
-        say(f"positions are interpolated by {own!r}, which is the only way of this model")
+        say(f"positions are interpolated by {own!r}, the only way this model supports")
     return part
 
 
@@ -90,7 +90,7 @@ def refuse_own_characters(recipe: Recipe, source: Any) -> None:
     others = ("chars", "bare-chars", *(["gpt2"] if source.origin.get("no_tokenizer") else []))
     if recipe.tokenizer in others and not recipe.data.startswith("bin:"):
         raise Problem(
-            "the checkpoint to begin from has no vocabulary, and the text's would be another",
+            "the checkpoint of --init has no vocabulary, and the text's own would differ",
             where=str(source.path),
             fix="give the one that it was trained with: --tokenizer PATH names it (characters.json,"
             " tokenizer.json or a JSON list of characters), or --data bin:PATH what it made",
@@ -124,7 +124,7 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
         ours, theirs = values_of(config), values_of(source.config)
         changed = [f"{k}: {theirs[k]!r} → {ours[k]!r}" for k in ours if ours[k] != theirs[k]]
         raise Problem(
-            "the model has other sizes than the checkpoint it is to begin from",
+            "the model's sizes differ from those of the checkpoint of --init",
             where=str(source.path),
             why="\n".join(changed),
             fix="leave those settings out",

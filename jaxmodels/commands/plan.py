@@ -147,7 +147,7 @@ def planned(
     raise Problem(
         f"{spec} does not fit on {slice_.name}: {needs}",
         where=job.flags,
-        fix=f"what fits and is nearest: {near.job.flags}, which needs {near.needed / GIB:.1f} GiB"
+        fix=f"the nearest settings that fit: {near.job.flags}, with {near.needed / GIB:.1f} GiB"
         if near
         else "nothing was found that fits: take a larger slice, or give --minutes to look longer",
         exit_code=NO_SPACE,

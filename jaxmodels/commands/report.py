@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         raise Problem(
             "this is not a run directory",
             where=str(run),
-            why="config.json and checkpoints/ of `jaxmodels train` are not there",
+            why="it lacks the config.json and checkpoints/ of `jaxmodels train`",
             fix="give the folder that was `--out` of train",
             exit_code=CORRUPT,
         )

@@ -75,7 +75,7 @@ def open_data(
         ours = there in (folder, *folder.glob("[0-9]*")) and _prepared(folder)
         if has_checkpoint or not ours or not first():
             raise
-        say(f"{problem.what}; no step was done with them, so they are made anew")
+        say(f"{problem.what}; no step was trained on them, so they are prepared again")
         shutil.rmtree(folder)
         data = opened()
     for note in data.notes:
@@ -97,15 +97,15 @@ def fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int]
     preset = jaxmodels.preset(f"{resolved['arch']}:{resolved['preset']}")[2].vocab
     if not hasattr(model, "tokens"):
         if model.vocab not in (preset, tokens):
-            say(f"model.vocab is {tokens}, the data's, not {model.vocab}")
+            say(f"model.vocab set to {tokens}, as the data has, not {model.vocab}")
         return {"vocab": tokens}
     given = model.vocab != preset
     if model.vocab >= tokens and (given or model.vocab - tokens < _PADDING):
         if tokens not in (model.vocab, model.tokens):
-            say(f"model.tokens is {tokens}, the data's; model.vocab stays {model.vocab}")
+            say(f"model.tokens set to {tokens}, as the data has; model.vocab stays {model.vocab}")
         return {"vocab": model.vocab, "tokens": tokens}
     if given:
-        say(f"model.vocab is {tokens}, the data's, which {model.vocab} rows cannot hold")
+        say(f"model.vocab raised from {model.vocab} to {tokens}, as the data has")
     return {"vocab": tokens, "tokens": tokens}
 
 

@@ -67,7 +67,7 @@ def test_the_published_file_comes_back_as_it_was(golden, pth, tmp_path, name):
         assert report.max_abs_logit_diff <= 1e-5
         file = tmp_path / f"{to}-pth" / "dinov2_pretrain.pth"
         same(torch.load(file, weights_only=True), published(golden, name))
-        assert report.notes == ["dinov2-pth cannot say heads = 4"]
+        assert report.notes == ["dinov2-pth cannot store heads = 4"]
 
 
 @pytest.mark.slow

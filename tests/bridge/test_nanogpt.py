@@ -172,7 +172,7 @@ def test_padding_is_kept_and_told(tmp_path):
         "status"
     ] == ("equal")
     report = bridge.convert(tmp_path / "out", tmp_path / "back", to="nanogpt", verify="roundtrip")
-    assert "nanogpt cannot say tokens = 90" in report.notes
+    assert "nanogpt cannot store tokens = 90" in report.notes
 
 
 def test_a_head_of_its_own_is_refused(tmp_path):

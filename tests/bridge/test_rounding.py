@@ -87,7 +87,7 @@ def test_a_mistake_in_rounding_is_found(trained, tmp_path, monkeypatch):
         return type(made)(made.name, made.shape, made.dtype, read)
 
     monkeypatch.setattr(plan, "cast", truncated)
-    with pytest.raises(Problem, match="not what was to be written") as caught:
+    with pytest.raises(Problem, match="does not read back as it was written") as caught:
         bridge.convert(trained, tmp_path / "out", dtype="bfloat16", verify="roundtrip")
     assert caught.value.exit_code == UNVERIFIED
     assert "further from its source than rounding takes it" in caught.value.why

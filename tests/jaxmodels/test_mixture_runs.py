@@ -57,7 +57,7 @@ def test_what_another_start_prepared_is_made_anew(root, tmp_path, capsys):
     text = f"text:{root}/a,b.txt"
     for spec in (f"mix:1*{text},1*pydoc", text, f"mix:1*pydoc,3*{text}", f"mix:1*{text},1*pydoc"):
         assert opened(spec).spec == spec
-    assert capsys.readouterr().err.count("made anew") == 2
+    assert capsys.readouterr().err.count("prepared again") == 2
 
 
 @pytest.mark.parametrize("verb", ["train", "eval"])

@@ -76,7 +76,7 @@ def test_what_does_not_fit_exits_with_7_and_names_what_does(invented, capsys):
     code, out, err = run(capsys, "wikigpt:tiny", "--topology", "v5e:2x2", "--batch", "2048")
     assert code == 7
     assert not out
-    assert "what fits and is nearest: --mesh data=4,model=1 --batch" in err
+    assert "the nearest settings that fit: --mesh data=4,model=1 --batch" in err
 
 
 @pytest.mark.slow

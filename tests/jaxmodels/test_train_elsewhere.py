@@ -29,7 +29,7 @@ def test_without_a_checkpoint_other_data_is_prepared_anew(tmp_path, capsys):
     assert main(["data", "prepare", "pydoc", str(run / "data")]) == DONE
     text.write_text("The value of an object may change. " * 400)
     assert train(run, "--data", f"text:{text}", "--steps", "2") == DONE
-    assert "made anew" in capsys.readouterr().err
+    assert "prepared again" in capsys.readouterr().err
     assert json.loads((run / "data" / "manifest.json").read_text())["spec"] == f"text:{text}"
     assert train(run, "--data", "pydoc", "--steps", "3") == MISMATCH  # there is a checkpoint now
     shutil.rmtree(run / "checkpoints")
