@@ -30,7 +30,7 @@ def weighted(contents: Contents, config: Mapping[str, Any]) -> Contents:
         raise Problem(
             f"weights cannot be {str(choice)[:80]!r}",
             where=str(contents.path),
-            fix=f"give {EMA}, the running average that a run keeps, or {RAW}, what it trains",
+            fix=f"give {EMA}, the running average, or {RAW}, the trained weights",
             exit_code=USAGE,
         )
     if choice == EMA and not contents.averaged:
@@ -44,7 +44,7 @@ def weighted(contents: Contents, config: Mapping[str, Any]) -> Contents:
     if not contents.averaged:
         return contents
     if choice == RAW:
-        note = f"using the trained weights, not their running average (--weights {EMA})"
+        note = "using the trained weights, not their running average"
         return replace(contents, notes=[*contents.notes, note])
     note = f"using the averaged weights (EMA); --weights {RAW} uses the trained ones"
     return replace(

@@ -285,7 +285,7 @@ def _show_inspection(report: Any, tensors: bool) -> None:
         value = report[key]
         if isinstance(value, dict):
             value = ", ".join(f"{count} {dtype}" for dtype, count in value.items())
-        value = f"{value:,}" if isinstance(value, int) else value
+        value = f"{value:,}" if isinstance(value, int) else value or "unknown"
         show(f"{key + ':':<12} {value}")
     show(f"{'vocabulary:':<12} {'yes' if report.vocab_present else 'no'}")
     show(f"{'optimiser:':<12} {'yes' if report.optimizer else 'no'}")

@@ -52,7 +52,7 @@ def read_tree(folder: Path, held: Any = None) -> tuple[dict[str, Tensor], list[s
         name = ".".join(str(_key(key)) for key in key_path)
         shape, dtype = getattr(leaf, "shape", None), _dtype(leaf)
         if shape is None or dtype is None:
-            notes.append(f"ignored: {name}, which is not an array")
+            notes.append(f"left aside: {name}, which is not an array")
             continue
         stored = Stored(folder, name, tuple(shape), dtype, layout)
         # Some write flat dicts, whose keys are whole paths.

@@ -126,7 +126,7 @@ def digest_problems(path: Path) -> list[str] | None:
     return [
         *(loose or []),
         *(
-            f"{folder.name}: {line}" if folder != path else line
+            f"checkpoint {folder.name}: {line}" if folder != path else line
             for folder in folders
             for line in _problems(folder)
         ),
@@ -149,7 +149,7 @@ def _problems(folder: Path) -> list[str]:
 def _not_finite(checkpoints: Path) -> Iterator[str]:
     for step in rundir.steps(checkpoints):
         if odd := not_finite(checkpoints / str(step)):
-            yield f"{step}: {odd}"
+            yield f"checkpoint {step}: {odd}"
 
 
 def _notes_on_run(run: Path) -> Iterator[str]:

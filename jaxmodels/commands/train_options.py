@@ -110,8 +110,10 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
         if not spec and not {"-h", "--help"} & set(argv):
             raise Problem(
                 "ARCH:PRESET is missing",
-                why="--out names no run to continue",
-                fix="for example: jaxmodels train charlm:notebook --out runs/first",
+                why=f"{run} holds no run to continue: it has no config.json" if run else "",
+                fix="restore it from a copy, or repeat the whole command that the run began with"
+                if begun
+                else "for example: jaxmodels train charlm:notebook --out runs/first",
                 exit_code=USAGE,
             )
         arch, preset, model = jaxmodels.preset(spec or "charlm:notebook")

@@ -50,10 +50,16 @@ class Outcome:
         return self.seconds["train"] / whole if whole else None
 
     def smooth(self, speeds: dict[str, float], seconds: float) -> None:
-        """Takes note of the speed of a step: tokens_per_second, mfu, and its seconds."""
-        for name, speed in [*speeds.items(), ("step_seconds", seconds)]:
+        """Takes note of the speed of a step: tokens_per_second, mfu, and its seconds.
+
+        Times are averaged, and speeds through their reciprocals: a mean of speeds would be that of
+        the quick steps, and contradict the time that a run takes.
+        """
+        before = self.step_seconds
+        self.step_seconds = 0.9 * before + 0.1 * seconds if before else seconds
+        for name, speed in speeds.items():
             before = getattr(self, name)
-            setattr(self, name, 0.9 * before + 0.1 * speed if before else speed)
+            setattr(self, name, 1 / (0.9 / before + 0.1 / speed) if before and speed else speed)
 
     @property
     def speeds(self) -> dict[str, float]:

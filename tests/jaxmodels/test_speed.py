@@ -98,3 +98,12 @@ def test_what_is_no_window_is_refused(text, tmp_path):
     with pytest.raises(Problem, match="is not a range of steps") as caught:
         window(text, tmp_path, steps=10)
     assert caught.value.exit_code == USAGE
+
+
+def test_a_quick_step_among_slow_ones_does_not_raise_the_speed():
+    """Steps of 1 s, and one of 1 ms as an asynchronous device gives: 100 tokens take longer."""
+    outcome = Outcome()
+    for seconds in [1.0, 1.0, 0.001, 1.0]:
+        outcome.smooth({"tokens_per_second": 100 / seconds}, seconds)
+    assert outcome.tokens_per_second == pytest.approx(100 / outcome.step_seconds)
+    assert outcome.tokens_per_second < 112
