@@ -132,8 +132,16 @@ def compare_settings(
         which step on, and name → [old, new]. This call's own, if there is one, is the last; its
         step is that of the newest checkpoint until `resumed` tells better.
     """
-    if not has_checkpoint or not (run / "config.json").exists():
+    if not has_checkpoint:
         return []
+    if not (run / "config.json").exists():
+        raise Problem(
+            "the run has lost its config.json",
+            where=str(run),
+            why="without it, settings and data cannot be compared with those of the run",
+            fix="restore it from a copy of the run, or give another --out",
+            exit_code=CORRUPT,
+        )
     stored = read_settings(run / "config.json")
     history = _history(stored)
     changed = settings.differences(

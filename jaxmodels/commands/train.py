@@ -100,6 +100,10 @@ def _run(
         begun()
         try:
             outcome = train(job)
+            # What is not measured apart is nearly all before the first step: reading the data,
+            # building the model, restoring the checkpoint.
+            rest = time.monotonic() - stop.began - sum(outcome.seconds.values())
+            outcome.seconds["start"] += max(rest, 0.0)
         finally:
             if first():
                 draw(run)

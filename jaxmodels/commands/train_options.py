@@ -111,7 +111,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
             raise Problem(
                 "ARCH:PRESET is missing",
                 why=f"{run} holds no run to continue: it has no config.json" if run else "",
-                fix="restore it from a copy, or repeat the whole command that the run began with"
+                fix="restore it from a copy of the run"
                 if begun
                 else "for example: jaxmodels train charlm:notebook --out runs/first",
                 exit_code=USAGE,

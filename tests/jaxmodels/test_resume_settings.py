@@ -8,7 +8,7 @@ import pytest
 
 import bridge
 from jaxmodels.__main__ import main
-from jaxmodels.errors import DONE, MISMATCH
+from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE
 from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import files_below
 from tests.jaxmodels.helpers import train
@@ -34,6 +34,14 @@ def on(run: Path, *flags: str) -> int:
 
 def history(run: Path) -> list:
     return json.loads((run / "config.json").read_text())["history"]
+
+
+def test_a_lost_config_is_named(run, capsys):
+    (run / "config.json").unlink()
+    assert on(run) == USAGE
+    assert f"{run} holds no run to continue: it has no config.json" in capsys.readouterr().err
+    assert train(run, *FEW) == CORRUPT
+    assert "the run has lost its config.json" in capsys.readouterr().err
 
 
 def test_fewer_steps_than_are_done_change_nothing(run, capsys):

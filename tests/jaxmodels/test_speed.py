@@ -1,6 +1,7 @@
 """What a run tells of its speed: MFU where the chip is known, goodput, a trace of some steps."""
 
 import json
+import time
 
 import jax
 import pytest
@@ -107,3 +108,16 @@ def test_a_quick_step_among_slow_ones_does_not_raise_the_speed():
         outcome.smooth({"tokens_per_second": 100 / seconds}, seconds)
     assert outcome.tokens_per_second == pytest.approx(100 / outcome.step_seconds)
     assert outcome.tokens_per_second < 112
+
+
+def test_all_time_of_a_call_is_told(tmp_path, monkeypatch):
+    """What lies outside the steps, such as reading the data, belongs to the start."""
+
+    def slow(job):
+        time.sleep(0.2)
+        return Outcome(step=30, steps=30)
+
+    monkeypatch.setattr("jaxmodels.runtime.train.train", slow)
+    assert train(tmp_path / "run") == DONE
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["seconds"]["start"] >= 0.2
