@@ -51,7 +51,7 @@ class Evaluate:
     vocab: Path | None = None
     """characters.json or tokenizer.json, for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
-    """What the checkpoint cannot say, such as heads=4."""
+    """Settings that the checkpoint lacks, such as heads=4."""
     out: Path = RESULTS
     """Folder whose lm_eval.jsonl the results are added to."""
 

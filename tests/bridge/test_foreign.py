@@ -110,7 +110,7 @@ def test_a_pipe_itself(tmp_path):
     os.mkfifo(tmp_path / "model.safetensors")
     for path in (tmp_path, tmp_path / "model.safetensors"):
         assert main(["inspect", str(path)]) == CORRUPT
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_limited(tmp_path / "model.safetensors", 10)
 
 

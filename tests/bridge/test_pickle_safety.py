@@ -129,9 +129,9 @@ def test_the_command_says_so(canary, tmp_path, capsys):
 )
 def test_arrays_of_anything_but_numbers(tmp_path, array):
     pickled = pickle.dumps({"kernel": array})
-    assert "arrays that are no numbers" in refused(checkpoint(tmp_path / "x.zip", pickled))
+    assert "arrays that are not numbers" in refused(checkpoint(tmp_path / "x.zip", pickled))
 
 
 def test_arrays_with_fields(tmp_path):
     pickled = pickle.dumps({"kernel": np.zeros(2, [("a", "f4")])})
-    assert "arrays that are no numbers" in refused(checkpoint(tmp_path / "x.zip", pickled))
+    assert "arrays that are not numbers" in refused(checkpoint(tmp_path / "x.zip", pickled))

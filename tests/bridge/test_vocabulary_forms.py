@@ -51,7 +51,7 @@ def test_convert_and_generate_take_it(form, tmp_path, capsys):
         (json.dumps(["ab"] * 53), CORRUPT, "'ab', which is not one character"),
         (json.dumps(["a"] * 53), CORRUPT, "'a' occurs twice"),
         (json.dumps({c: i for i, c in enumerate(FORMS["list"])}), CORRUPT, "list of characters"),
-        (json.dumps("".join(FORMS["list"])), CORRUPT, "no list of characters"),
+        (json.dumps("".join(FORMS["list"])), CORRUPT, "not a list of characters"),
         ("".join(FORMS["list"]), CORRUPT, "JSONDecodeError"),
     ],
 )

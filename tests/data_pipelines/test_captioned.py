@@ -272,7 +272,7 @@ def test_a_changed_file_is_found(few, tmp_path, name):
     data = bytearray((tmp_path / "data" / name).read_bytes())
     data[10] ^= 1
     (tmp_path / "data" / name).write_bytes(data)
-    with pytest.raises(DataProblem, match="no intact folder of prepared images") as caught:
+    with pytest.raises(DataProblem, match="not an intact folder of prepared images") as caught:
         opened(tmp_path / "data", "shapes:14")
     assert caught.value.exit_code == 3
 

@@ -126,7 +126,7 @@ def test_names_of_what_is_left_out_are_few(folder):
         ("captions.csv", b"file,caption\na.png\n", "line 2 has not as many fields"),
         ("captions.csv", b"file,caption\na.png,a,b\n", "line 2 has not as many fields"),
         ("captions.csv", b'file,caption\na.png,"a\n', "line 2"),
-        ("captions.csv", b"file,caption\n,a\n", "no name of a file"),
+        ("captions.csv", b"file,caption\n,a\n", "not a file name"),
     ],
 )
 def test_captions_that_cannot_be_read(folder, name, content, says):
@@ -144,7 +144,7 @@ def test_captions_that_cannot_be_read(folder, name, content, says):
         ([(1, "a.png"), (1, "b.png")], [(1, "a")], "2 images have the id 1"),
         ([(1, "a.png"), (2, "a.png")], [(1, "a")], "2 images have the file name 'a.png'"),
         ([(1, "a.png")], [(1, 7)], "is not text: 7"),
-        ([(1, 5)], [(1, "a")], "no name of a file: 5"),
+        ([(1, 5)], [(1, "a")], "not a file name: 5"),
     ],
 )
 def test_json_that_contradicts_itself(folder, images, said, says):

@@ -143,7 +143,7 @@ def test_every_key_is_needed(key):
 def test_a_file_that_is_no_vocabulary(tmp_path, content):
     path = tmp_path / "characters.json"
     path.write_bytes(content)
-    with pytest.raises(DataProblem, match="no character vocabulary"):
+    with pytest.raises(DataProblem, match="not a character vocabulary"):
         CharTokenizer.load(path)
 
 

@@ -73,7 +73,7 @@ def test_inspect_finds_a_flipped_bit(prepared):
     data = bytearray((prepared / "tokens.bin").read_bytes())
     data[700] ^= 1
     (prepared / "tokens.bin").write_bytes(data)
-    with pytest.raises(DataProblem, match="no intact folder") as caught:
+    with pytest.raises(DataProblem, match="not an intact folder") as caught:
         main(["inspect", str(prepared)])
     assert caught.value.exit_code == 3
     assert "tokens.bin" in caught.value.why

@@ -120,7 +120,7 @@ def test_a_number_sign_in_specs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a\0b"])
 def test_what_is_no_path_is_said(path):
-    with pytest.raises(DataProblem, match="no path") as caught:
+    with pytest.raises(DataProblem, match="not a path") as caught:
         open_text(f"text:{path}")
     assert caught.value.exit_code == 2
 

@@ -145,7 +145,7 @@ def test_a_line_of_a_gallery_that_is_no_row_is_named(gallery, tmp_path, line):
     path.write_text(path.read_text() + line + "\n")
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     manifest["sha256"]["captions.jsonl"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(DataProblem, match="no intact folder") as caught:
+    with pytest.raises(DataProblem, match="not an intact folder") as caught:
         read_rows(tmp_path / "data", manifest)
     assert "line 2" in caught.value.why
 
@@ -160,7 +160,7 @@ def test_a_gallerys_files_of_other_sizes_and_kinds(gallery, tmp_path, name, what
         os.mkfifo(tmp_path / name)
     else:
         sparse(tmp_path / name, 1 << 40)
-    with pytest.raises(DataProblem, match="no intact folder"):
+    with pytest.raises(DataProblem, match="not an intact folder"):
         read_rows(tmp_path, read_gallery(tmp_path))
 
 
@@ -195,7 +195,7 @@ def test_any_manifest_of_tokens_is_opened_or_refused(tokens, tmp_path, data, val
 def test_a_manifest_that_cannot_be_read(tokens, tmp_path, content):
     path = tmp_path / "manifest.json"
     path.write_text(content) if content else sparse(path, 1 << 40)
-    with pytest.raises(DataProblem, match="no intact folder of prepared tokens"):
+    with pytest.raises(DataProblem, match="not an intact folder of prepared tokens"):
         read_manifest(tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_a_large_folder_is_believed_and_inspected_whole(tokens, tmp_path, monkey
     monkeypatch.setattr(streams, "WHOLE_FILE", 10)
     spec = f"bin:{tmp_path}/data"
     assert "data inspect" in open_data(spec, folder="", context=4, batch=2).notes[0]
-    with pytest.raises(DataProblem, match="no intact"):
+    with pytest.raises(DataProblem, match="not an intact"):
         of_tokens(spec)
 
 

@@ -113,7 +113,7 @@ def test_a_spec(spec, sources, shares):
     ],
 )
 def test_what_is_no_mixture(tmp_path, spec, why):
-    with pytest.raises(DataProblem, match="no mixture") as caught:
+    with pytest.raises(DataProblem, match="not a mixture") as caught:
         open_data(spec, folder=tmp_path, **SIZES)
     assert why in caught.value.why
     assert caught.value.exit_code == 2

@@ -183,7 +183,7 @@ def test_a_raw_token_file(tmp_path, dtype):
         ("six.bin?dtype=uint32", "6 bytes are not a whole number of uint32", 3),
         ("six.bin?dtype=int8", "dtype 'int8' cannot be used", 2),
         ("missing.bin", "no token file", 3),
-        ("folder", "no intact folder of prepared tokens", 3),
+        ("folder", "not an intact folder of prepared tokens", 3),
         ("folder?dtype=uint16", "a prepared folder has its own", 2),
     ],
 )
@@ -234,7 +234,7 @@ def test_tokens_that_were_overwritten_are_refused(folder, spec):
     opened(folder)
     path = folder / "tokens" / "tokens.bin"
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(DataProblem, match="no intact folder") as caught:
+    with pytest.raises(DataProblem, match="not an intact folder") as caught:
         opened(folder, spec=spec.format(folder))
     assert caught.value.exit_code == 3
     assert "tokens.bin is not the one" in caught.value.why
@@ -275,6 +275,6 @@ def test_segments_of_prepared_tokens(tmp_path):
         ends = (batch["tokens"][:, :-1] == 50256).astype(int)
         assert np.array_equal(np.diff(batch["segments"], axis=1), ends)
         assert ends.sum() > 3
-    with pytest.raises(DataProblem, match="do not tell where a document ends") as caught:
+    with pytest.raises(DataProblem, match="do not mark where a document ends") as caught:
         open_data("pydoc", **options | {"folder": tmp_path / "chars"})
     assert caught.value.exit_code == 2

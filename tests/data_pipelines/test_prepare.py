@@ -168,7 +168,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, text, damage):
     made = prepare(text, tmp_path / "out")
     damage(made)
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(made))
-    with pytest.raises(DataProblem, match="no intact folder") as caught:
+    with pytest.raises(DataProblem, match="not an intact folder") as caught:
         read_manifest(tmp_path / "out")
     assert caught.value.exit_code == 3
 
@@ -178,7 +178,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, text, damage):
 def test_a_truncated_file_is_refused(tmp_path, text, name, keep):
     prepare(text, tmp_path / "out")
     os.truncate(tmp_path / "out" / name, keep)
-    with pytest.raises(DataProblem, match="no intact folder"):
+    with pytest.raises(DataProblem, match="not an intact folder"):
         read_manifest(tmp_path / "out")
 
 

@@ -129,7 +129,7 @@ def test_what_is_no_parquet_or_has_no_such_text(tmp_path):
     with pytest.raises(DataProblem, match="no column of text 'id'"):
         open_text(f"parquet:{path}#id")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataProblem, match="no readable Parquet") as caught:
+    with pytest.raises(DataProblem, match="not a readable Parquet") as caught:
         open_text(f"parquet:{path}")
     assert (caught.value.where, caught.value.exit_code) == (str(path), 3)
 

@@ -100,13 +100,13 @@ def test_an_unknown_name(name):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "no tokeniser"),
-        ("3", "no tokeniser"),
-        ("[]", "no character vocabulary"),
-        ('{"model": 3}', "no tokeniser"),
+        ("{", "not a tokeniser"),
+        ("3", "not a tokeniser"),
+        ("[]", "not a character vocabulary"),
+        ('{"model": 3}', "not a tokeniser"),
         ('{"model": {"type": "BPE"}}', "tokenizer.json cannot be read"),
         ('{"model": {"type": "No"}, "version": "1.0"}', "tokenizer.json cannot be read"),
-        ('{"chars": []}', "no character vocabulary"),
+        ('{"chars": []}', "not a character vocabulary"),
     ],
 )
 def test_a_file_that_is_no_tokenizer(tmp_path, content, says):
@@ -133,6 +133,6 @@ def test_what_is_unknown_is_counted(tmp_path, monkeypatch, shard):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(DataProblem, match="no tokeniser") as caught:
+    with pytest.raises(DataProblem, match="not a tokeniser") as caught:
         load_tokenizer(tmp_path)
     assert caught.value.exit_code == 3

@@ -70,7 +70,7 @@ def test_a_report_replaces_reports_only(run, capsys):
     own = run / "mine.html"
     own.write_text("precious")
     assert main(["report", str(run), "-o", str(own)]) == EXISTS
-    assert "no report" in capsys.readouterr().err
+    assert "not a report" in capsys.readouterr().err
     assert own.read_text() == "precious"
     assert main(["report", str(run), "-o", str(own), "--force"]) == DONE
     assert own.read_text() != "precious"
