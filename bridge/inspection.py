@@ -287,7 +287,8 @@ def _misnamed(path: Path, found: str | None) -> list[str]:
 
 
 def _look(report: Report, tensor: Tensor, array: np.ndarray) -> str:
-    """The value of a tensor that holds one only, as biases and scales do before training."""
+    """The value of a tensor that holds one only, as biases, scales and single tokens do before
+    training."""
     if not array.size or not is_float(tensor.dtype):
         return ""
     if bad := int(np.count_nonzero(~np.isfinite(array))):
@@ -298,7 +299,7 @@ def _look(report: Report, tensor: Tensor, array: np.ndarray) -> str:
     first = array.reshape(-1)[0]
     if array.size == 1 or not (array == first).all():
         return ""
-    if array.ndim >= 2 and first == 0:
+    if array.size > array.shape[-1] and first == 0:
         report["problems"].append(f"{visible(tensor.name)} is all zero")
         return ""
     return f"{float(first):g}"

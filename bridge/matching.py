@@ -28,7 +28,8 @@ _REPARAMETRISED = {
     re.compile(r"\.weight_[gv]$"): ("they are normed (weight_norm)", _APPLY),
     re.compile(r"\.parametrizations\."): ("they are parametrised", _APPLY),
 }
-_MASK = 2**26  # numbers in the largest mask of attention that is looked at: 8,192 positions
+_BUFFER = 2**26  # numbers in the largest that is looked at: a mask of 8,192 positions
+BASE = 10_000.0  # of rotary positions, as in jaxmodels/layers/rotary.py
 
 
 def own_rows(package: Any) -> Rows:
@@ -152,25 +153,41 @@ def check_numbers(parameters: Iterable[Tensor], where: Path) -> None:
         )
 
 
-def check_masks(dropped: Iterable[Tensor], where: Path) -> None:
-    """Checks that masks of attention, which GPT-2's older files hold, are the causal one.
+def leave_buffers(package: Any, found: dict[str, Tensor], where: Path) -> None:
+    """Takes out what a state holds besides parameters, by the package's layout, if a model makes
+    the same of it: the causal mask of older GPT-2 files, and frequencies of a rotation.
 
     Raises:
-        Problem: (mismatch) one hides something else.
+        Problem: (mismatch) one has other values.
     """
-    for tensor in dropped:
-        square = len(tensor.shape) == 4 and tensor.shape[-1] == tensor.shape[-2]
-        if not square or not tensor.name.endswith("attn.bias") or tensor.size > _MASK:
+    known = [pattern(each) for each in getattr(package, "BUFFERS", ())]
+    for name in [name for name in found if any(each.fullmatch(name) for each in known)]:
+        tensor = found[name]
+        square = len(tensor.shape) >= 2 and tensor.shape[-1] == tensor.shape[-2]
+        if name.endswith("bias") and not square and tensor.size > 1:
+            continue  # a bias of something: it is unexpected
+        del found[name]
+        if tensor.size > _BUFFER or name.endswith("masked_bias"):
             continue
-        if not np.array_equal(tensor.read() != 0, np.tril(np.ones(tensor.shape, bool))):
-            raise Problem(
-                f"{tensor.name} is a mask of attention, and not the causal one",
-                where=str(where),
-                why="its zeros are not those above the diagonal: what its model sees is computed "
-                "by no architecture here",
-                fix="use a checkpoint of a model in which a token sees all tokens before it",
-                exit_code=MISMATCH,
-            )
+        if name.endswith("bias"):
+            causal = np.tril(np.ones(tensor.shape, bool))
+            if not np.array_equal(tensor.read() != 0, causal):
+                raise _other_buffer(name, "a mask of attention, and not the causal one", where)
+        elif name.endswith("inv_freq"):
+            usual = BASE ** -(np.arange(tensor.size) / tensor.size)
+            if not np.allclose(tensor.read().astype(np.float64).ravel(), usual, rtol=0.01):
+                said = f"frequencies of a rotation, and not those of the base {BASE:,.0f}"
+                raise _other_buffer(name, said, where)
+
+
+def _other_buffer(name: str, what: str, where: Path) -> Problem:
+    return Problem(
+        f"{name} is {what}",
+        where=str(where),
+        why="what its model computes is computed by no architecture here",
+        fix="use a checkpoint of a model that was not changed so",
+        exit_code=MISMATCH,
+    )
 
 
 def drop_ties(package: Any, rows: Rows, found: dict[str, Tensor], where: Path) -> list[str]:

@@ -153,17 +153,19 @@ def differences(source: Source) -> str:
 def _loading(source: Source) -> str:
     """The card's part for who wants to use the model."""
     classes = auto = twin(source.arch).AUTO_CLASS
+    # Only where a modelling file of ours lies there: of transformers' own classes nothing is run.
+    given = '"PATH", trust_remote_code=True' if twin(source.arch).FILES else '"PATH"'
     tokenizer = ""
     if source.tokenizer is not None:
         classes = f"{auto}, AutoTokenizer"
-        tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)'
+        tokenizer = f"\ntokenizer = AutoTokenizer.from_pretrained({given})"
     return f"""## How to load it
 
 PyTorch:
 
 ```python
 from transformers import {classes}
-model = {auto}.from_pretrained("PATH", trust_remote_code=True){tokenizer}
+model = {auto}.from_pretrained({given}){tokenizer}
 ```
 
 JAX:

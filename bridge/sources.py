@@ -14,10 +14,10 @@ from bridge.contents import Contents
 from bridge.formats import recognise
 from bridge.matching import (
     candidate_tables,
-    check_masks,
     check_numbers,
     check_plain,
     drop_ties,
+    leave_buffers,
     leave_other_heads,
 )
 from bridge.moments import Moments
@@ -40,9 +40,8 @@ from jaxmodels import sizes
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST
 
-# What a state holds besides parameters: nnx's random streams, frequencies that are computed
-# again, and the causal mask of older GPT-2 files. They are dropped, and said.
-NOT_PARAMETERS = re.compile(r"(.*\.)?(rngs\..*|inv_freq|attn\.(masked_)?bias)")
+# nnx's random streams, in the state of any model: no parameters.
+_STREAMS = re.compile(r"(.*\.)?rngs\..*")
 
 
 @dataclass
@@ -134,9 +133,12 @@ def bind(
     choices = (CHOICE, averages.CHOICE)
     config = {name: value for name, value in (config or {}).items() if name not in choices}
     check_plain(contents.tensors, contents.path)
-    found, notes = _parameters(contents)
+    found = {n: tensor for n, tensor in contents.tensors.items() if not _STREAMS.fullmatch(n)}
     found = apart(found, arch or contents.arch)
     name, candidates = candidate_tables(contents, found, arch)
+    leave_buffers(jaxmodels.arch(name), found, contents.path)
+    dropped = [n for n in contents.tensors if n not in found]
+    notes = [*contents.notes, *(f"dropped: {n}, no parameter" for n in dropped)]
     problems = []
     for candidate in candidates:
         try:
@@ -291,13 +293,6 @@ def parameter_shapes(arch: str, config: Any) -> dict[str, Shape]:
 def preset_of(package: Any, config: Any) -> str | None:
     """The preset that equals a config, if one does."""
     return next((name for name, preset in package.PRESETS.items() if preset == config), None)
-
-
-def _parameters(contents: Contents) -> tuple[dict[str, Tensor], list[str]]:
-    dropped = [name for name in contents.tensors if NOT_PARAMETERS.fullmatch(name)]
-    check_masks([contents.tensors[name] for name in dropped], contents.path)
-    found = {name: t for name, t in contents.tensors.items() if name not in dropped}
-    return found, [*contents.notes, *(f"dropped: {name}, no parameter" for name in dropped)]
 
 
 def _moments(

@@ -147,7 +147,7 @@ def remade(folder: Path, content: Callable[[], Json]) -> list[str]:
     if not (folder / TOKENIZER).is_file():
         return []
     said = _object(folder / CONFIG)
-    named = said.get("tokenizer_class")
+    named = _class_in(folder, said)
     kind = named.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(named, str) else ""
     if kind not in _CUTS:
         return []
@@ -188,7 +188,16 @@ def _said(folder: Path) -> Json:
     template = folder / "chat_template.jinja"
     if template.is_file():
         said["chat_template"] = _text(template)
-    return said
+    return said | {"tokenizer_class": _class_in(folder, said)}
+
+
+def _class_in(folder: Path, said: Json) -> Any:
+    """The class that AutoTokenizer takes: the settings', else the model's own."""
+    if (named := said.get("tokenizer_class")) is not None:
+        return named
+    config = _object(folder / "config.json")
+    named = config.get("tokenizer_class")
+    return named or ("GPT2Tokenizer" if config.get("model_type") == "gpt2" else None)
 
 
 def settings_of(said: Json) -> Json:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import pytest
+from transformers import Dinov2Config, Dinov2Model
 
 from jaxmodels.__main__ import VERBS, main
 from jaxmodels.errors import DONE
@@ -45,6 +46,9 @@ SHOWS = {
     "jaxmodels convert runs/books books-pytorch --verify logits": r"verified: logits\n",
     "jaxmodels convert out/ckpt.pt gpt2 --to gpt2 --verify logits": r"verified: logits\n",
     "jaxmodels convert gpt2 gguf --to gguf --dtype q8_0": r"^gguf.*: wikigpt, .* verified: digest",
+    "jaxmodels convert gpt2 again --to nanogpt": r"^again: wikigpt, .* verified: digest",
+    "jaxmodels convert dinov2-small tower --verify logits": r"^tower: dinov2.* verified: logits",
+    "jaxmodels convert tower back --to dinov2": r"^back: dinov2, .* verified: digest",
     "jaxmodels convert step_7.zip wigip --verify roundtrip": r"verified: roundtrip\n",
     "jaxmodels convert books-pytorch orbax --to orbax": r"^orbax: charlm.* verified: digest\n",
 }
@@ -129,6 +133,9 @@ def folders(tmp_path_factory):
             shutil.copytree(home / "runs", folder / "runs")
             shutil.copytree(GOLDEN / "nanogpt_bias", folder / "out")
             shutil.copy(GOLDEN / "wigip" / "step_7.zip", folder)
+            sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+            tower = Dinov2Model(Dinov2Config(**sizes, image_size=28, patch_size=14))
+            tower.save_pretrained(folder / "dinov2-small")
         return made[section]
 
     with chdir(home):

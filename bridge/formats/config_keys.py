@@ -1,11 +1,17 @@
 """Keys of a config.json of transformers that change what is computed, and what is said of them."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxmodels.errors import MISMATCH, Problem
+
+# The classes of transformers itself.
+ITS_CLASS = re.compile(
+    r"(GPT2|Dinov2(WithRegisters)?)((LMHead|DoubleHeads)?Model|PreTrainedModel|Backbone|For\w+)"
+)
 
 
 def check_only(config: Mapping[str, Any], only: Mapping[str, Any], arch: str, where: Path) -> None:
@@ -31,3 +37,10 @@ def unsupported(key: str, value: Any, why: str, where: Path) -> Problem:
         fix="convert another checkpoint of the model; the numbers of this one would be wrong",
         exit_code=MISMATCH,
     )
+
+
+def named_class(config: Mapping[str, Any]) -> str | None:
+    """The class that a config says the model is of."""
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    return name if isinstance(name, str) else None

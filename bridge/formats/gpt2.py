@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge.contents import Contents, seed_of, take_tokenizer, with_seed
 from bridge.formats import model_files, nanogpt
-from bridge.formats.config_keys import check_only, unsupported
+from bridge.formats.config_keys import ITS_CLASS, check_only, named_class, unsupported
 
 ARCH, CONFIG = "wikigpt", "config.json"
 
@@ -90,11 +90,12 @@ def described(
     path = folder / CONFIG
     fields = nanogpt.fields(said, path) if own else fields_of(config, path)
     unknown = [] if own else _unknown(config)
-    if unknown and not named:
+    kind = named_class(said)
+    if unknown and not (named and ITS_CLASS.fullmatch(kind or "GPT2Model")):
+        whose = f"nor the class {kind[:80]!r}" if kind else "nor whose config this is"
         raise unsupported(
-            unknown[0], config[unknown[0]], "what it does is not known, nor whose config this is",
-            path,
-        )  # fmt: skip
+            unknown[0], config[unknown[0]], f"what it does is not known, {whose}", path
+        )
     # Where nothing says that transformers wrote it, its usual values are no answer either.
     usual = {n: value for n, value in USUAL.items() if n not in fields} if named else {}
     idle = nanogpt.idle_notes(said) if own else []

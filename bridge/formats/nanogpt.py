@@ -6,7 +6,7 @@ the optimiser).
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -50,6 +50,11 @@ _IDLE = re.compile(
     r"|learning_rate|min_lr|max_iters|max_steps|lr_decay_iters|warmup_(iters|steps)|weight_decay"
     r"|beta[12]|grad_clip|eval_(interval|iters)|log_interval"
 )
+# Words for what changes the output of a model, among settings of any kind.
+_CHANGES = re.compile(
+    r"(.*_)?(mup|rope|rotary|alibi|moe|experts?|kv_heads?|qk_?norm|soft_?cap|rms_?norm|swiglu"
+    r"|activation|act_fn|sliding_window)(_.*)?"
+)
 # A checkpoint does not say which GELU its nanoGPT computed.
 GELU_NOTE = (
     "nanoGPT computed the tanh form of GELU until June 2023: give --set gelu=tanh for a "
@@ -66,11 +71,43 @@ def args_of(value: Any) -> dict[str, Any] | None:
     """
     if not isinstance(value, dict):
         return None
-    if isinstance(args := value.get("model_args"), dict):
+    if args := next((said for key, said in _settings(value) if key == "model_args"), None):
         return args
     sizes = ARGS.keys() - {"bias", "dropout"}
     known = (value.get(key) for key in ("config", "model_config", "gptconf"))
     return next((args for args in known if isinstance(args, dict) and sizes <= args.keys()), None)
+
+
+def beside(value: Any, where: Path) -> dict[str, Any]:
+    """The count of heads that settings say which a trainer saved beside a model of nanoGPT's
+    names, among others: its own, Lightning's, or the arguments of a command.
+
+    Raises:
+        Problem: (mismatch) they name a part of a model that nanoGPT does not have.
+    """
+    keys = {"config", "args", "hparams", "hyper_parameters", "model_config", "cfg"}
+    for key, said in _settings(value):
+        if key not in keys or not {"n_head", "n_embd"} <= said.keys():
+            continue
+        odd = {n: x for n, x in said.items() if isinstance(n, str) and _CHANGES.fullmatch(n) and x}
+        if odd:
+            raise _changed(odd, where)
+        return {"heads": said["n_head"]}
+    return {}
+
+
+def _settings(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All dicts within dicts, the outer ones first, by their keys; each once."""
+    level: list[Any] = [value]
+    seen: set[int] = set()
+    for _ in range(4):
+        inside = [pair for node in level if isinstance(node, dict) for pair in node.items()]
+        level = []
+        for key, item in inside:
+            if isinstance(key, str) and isinstance(item, dict) and id(item) not in seen:
+                seen.add(id(item))
+                level.append(item)
+                yield key, item
 
 
 def described(contents: Contents, value: dict[str, Any], args: dict[str, Any]) -> Contents:
@@ -104,17 +141,24 @@ def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
     Raises:
         Problem: (mismatch) it has arguments that nanoGPT does not have.
     """
-    if unknown := [str(name) for name in args if name not in ARGS and not _is_idle(name, args)]:
-        said = ", ".join(f"{name} = {str(args.get(name))[:40]}" for name in unknown[:10])
-        raise Problem(
-            f"nanoGPT has no model argument {unknown[0][:80]!r}",
-            where=str(where),
-            why=f"a changed nanoGPT wrote this: {said}; what it computes otherwise is not known",
-            fix="the numbers would be wrong; if you know that these change nothing, save the "
-            "checkpoint again without them",
-            exit_code=MISMATCH,
-        )
+    unknown = {n: x for n, x in args.items() if n not in ARGS and not _is_idle(n, args)}
+    if unknown:
+        raise _changed(unknown, where)
     return {field: args[name] for name, field in ARGS.items() if name in args}
+
+
+def _changed(unknown: dict[Any, Any], where: Path) -> Problem:
+    """The problem with arguments of a changed nanoGPT."""
+    said = [f"{name} = {str(value)[:40]}" for name, value in unknown.items()]
+    return Problem(
+        f"nanoGPT has no model argument {str(next(iter(unknown)))[:80]!r}",
+        where=str(where),
+        why=f"a changed nanoGPT wrote this: {', '.join(said[:10])}; what it computes otherwise is "
+        "not known",
+        fix="the numbers would be wrong; if you know that these change nothing, save the "
+        "checkpoint again without them",
+        exit_code=MISMATCH,
+    )
 
 
 def idle_notes(args: dict[str, Any]) -> list[str]:

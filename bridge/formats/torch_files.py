@@ -3,7 +3,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from bridge import unsupported
 from bridge.contents import Contents, checked, take_tokenizer
@@ -63,7 +62,7 @@ def open_file(path: Path) -> Contents:
     contents = Contents(path, "torch", held.tensors, notes=held.notes, strange=held.strange)
     if (args := nanogpt.args_of(value)) is not None:
         return nanogpt.described(contents, value, args)
-    contents.usual = _heads(value)
+    contents.usual = nanogpt.beside(value, path)
     return contents
 
 
@@ -91,13 +90,3 @@ def weight_files(folder: Path) -> list[Path]:
 def _indices(folder: Path) -> list[Path]:
     """The indices of torch's shards."""
     return sorted(path for path in folder.iterdir() if _INDEX.fullmatch(path.name))
-
-
-def _heads(value: dict[str, Any]) -> dict[str, Any]:
-    """The count of heads that the settings say which a trainer saved beside a model of nanoGPT's
-    names: its own, Lightning's, or the arguments of a command."""
-    for key in ("config", "args", "hparams", "hyper_parameters", "model_config", "cfg"):
-        said = value.get(key)
-        if isinstance(said, dict) and {"n_head", "n_embd"} <= said.keys():
-            return {"heads": said["n_head"]}
-    return {}

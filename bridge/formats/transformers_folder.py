@@ -14,6 +14,7 @@ from typing import Any
 from bridge import unsupported
 from bridge.contents import Contents, describe, is_own, origin_of
 from bridge.formats import deepspeed, dinov2, gguf, gpt2, model_files, torch_files
+from bridge.formats.config_keys import ITS_CLASS, named_class
 from bridge.safetensors_reader import parse_json
 from bridge.table import listing
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
@@ -34,10 +35,6 @@ _CLASSES = {
     "Dinov2": "dinov2",
     "GPT2": "gpt2",
 }
-# Of transformers itself.
-_ITS_CLASS = re.compile(
-    r"(GPT2|Dinov2(WithRegisters)?)((LMHead|DoubleHeads)?Model|PreTrainedModel|Backbone|For\w+)"
-)
 # A word in the names of tensors that only that model_type has, where the config names none.
 _MARKS = {
     ".attn.c_attn.weight": "gpt2",
@@ -113,8 +110,8 @@ def with_config(contents: Contents, folder: Path) -> Contents:
     if held := [name for name in contents.tensors if _QUANTISED.fullmatch(name)]:
         raise _quantised(folder, f"it holds:\n{listing(held)}")
     known = KINDS[kind].described(contents, {**config, "model_type": kind}, config, folder)
-    name = _named_class(config)
-    if name and not _ITS_CLASS.fullmatch(name):
+    name = named_class(config)
+    if name and not ITS_CLASS.fullmatch(name):
         known.notes.append(f"{name[:80]!r}, the class that config.json names, is read as {kind}")
     return replace(known, origin={**origin_of(folder), **known.origin})
 
@@ -125,16 +122,10 @@ def _marked(contents: Contents) -> Iterator[str]:
     return (k for end, k in _MARKS.items() if any(n.endswith(end) for n in contents.tensors))
 
 
-def _named_class(config: dict[str, Any]) -> str | None:
-    classes = config.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
-    return name if isinstance(name, str) else None
-
-
 def _named_kind(config: dict[str, Any]) -> str | None:
     if isinstance(kind := config.get("model_type"), str):
         return kind
-    if (name := _named_class(config)) is None:
+    if (name := named_class(config)) is None:
         return None
     return next((kind for begin, kind in _CLASSES.items() if name.startswith(begin)), name)
 
@@ -150,9 +141,9 @@ def _check(config: dict[str, Any], folder: Path) -> None:
             fix="its tensors may have the same names; their numbers would mean something else",
             exit_code=MISMATCH,
         )
-    name, code = _named_class(config), config.get("auto_map")
+    name, code = named_class(config), config.get("auto_map")
     of_its_own = isinstance(code, dict) and any(key.startswith("AutoModel") for key in code)
-    if name and of_its_own and not _ITS_CLASS.fullmatch(name):
+    if name and of_its_own and not ITS_CLASS.fullmatch(name):
         raise Problem(
             f"the model has code of its own, the class {name[:80]!r}",
             where=str(folder / CONFIG),

@@ -5,6 +5,7 @@ from jaxmodels.lazy import lazy
 
 __all__ = [
     "ASSUMED",
+    "BUFFERS",
     "PRESETS",
     "RECIPES",
     "SEED",
@@ -25,6 +26,7 @@ __getattr__ = lazy(
         "commit": "model",
         "SHARDING": "layout",
         "ASSUMED": "layout",
+        "BUFFERS": "layout",
         "WEIGHTS": "layout",
         "SEED": "layout",
         "sizes": "layout",

@@ -59,6 +59,8 @@ SEED = (
 
 # The seed's heads are no convention of others' files: of PyTorch's, nothing is assumed.
 ASSUMED = {"WEIGHTS": {"heads": None}}
+# What the seed's checkpoints hold besides parameters: the frequencies of the rotation.
+BUFFERS = ("*inv_freq",)
 
 
 def sizes(

@@ -6,6 +6,7 @@ from jaxmodels.wikigpt.config import PRESETS, RECIPES, Config
 __all__ = [
     "ALSO_TIED",
     "ASSUMED",
+    "BUFFERS",
     "GGUF",
     "OTHER_HEADS",
     "PREFIX",
@@ -33,6 +34,7 @@ __getattr__ = lazy(
         "TIED": "layout",
         "ALSO_TIED": "layout",
         "ASSUMED": "layout",
+        "BUFFERS": "layout",
         "OTHER_HEADS": "layout",
         "PREFIX": "layout",
         "sizes": "layout",

@@ -80,7 +80,10 @@ ALSO_TIED = (("lm_head.decoder.weight", "embed/embedding"),)
 # In front of their names, but for a file that holds only the part without the head.
 PREFIX = "transformer."
 # Heads for other tasks, which go with the same model: transformers' classes, trl's.
-OTHER_HEADS = ("multiple_choice_head.*", "score.*", "classifier.*", "qa_outputs.*", "v_head.*")
+OTHER_HEADS = ("multiple_choice_head.*", "score.*", "classifier.*", "qa_outputs.*", "v_head.*",
+               "value_head.*", "reward_head.*", "classification_head.*", "cls_head.*")  # fmt: skip
+# What its files hold besides parameters: the causal mask of older ones.
+BUFFERS = ("*.attn.bias", "*.attn.masked_bias")
 
 # What is assumed otherwise of a file that follows a table: nanoGPT's GELU, our Config's.
 ASSUMED = {"SEED": {"gelu": "exact"}, "own": {"gelu": "exact"}}

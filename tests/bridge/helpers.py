@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 import jaxmodels
 from bridge.legacy import apart, child, plain
+from bridge.orbax import read_tree
 from jaxmodels.__main__ import main
 from jaxmodels.runtime.files import write_manifest
 from jaxmodels.runtime.paths import nest, params_of, split
@@ -67,6 +68,12 @@ def random_state(spec: str, seed: int = 0) -> dict[str, np.ndarray]:
         else np.full(leaf.shape, 3, leaf.dtype)
         for path, leaf in split(model)[2].items()
     }
+
+
+def seed_tree() -> dict[str, np.ndarray]:
+    """The golden checkpoint as path → array, in the seed's names."""
+    tensors, _ = read_tree(SEED)
+    return {name.replace(".", "/"): tensor.read() for name, tensor in tensors.items()}
 
 
 def save_tree(folder: Path, flat: dict[str, np.ndarray]) -> Path:

@@ -7,7 +7,6 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge.orbax import read_tree
 from bridge.sources import parse_settings
 from bridge.tensors import DTYPES
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
@@ -20,14 +19,9 @@ from tests.bridge.helpers import (
     flip,
     random_params,
     save_tree,
+    seed_tree,
     write_run,
 )
-
-
-def seed_tree():
-    """The golden checkpoint as path → array, in the seed's names."""
-    tensors, _ = read_tree(SEED)
-    return {name.replace(".", "/"): tensor.read() for name, tensor in tensors.items()}
 
 
 def refused(exit_code, path, **options):
@@ -56,7 +50,7 @@ def test_what_the_seed_does_not_say_is_assumed_and_reported():
 
 def test_an_nnx_state_saved_whole(tmp_path):
     tree = {f"{name}/value": array for name, array in seed_tree().items()}
-    tree["layers/0/attn/rope/inv_freq/value"] = np.ones(4, np.float32)
+    tree["layers/0/attn/rope/inv_freq/value"] = 10_000 ** -(np.arange(4, dtype=np.float32) / 4)
     tree["layers/0/ffn/dropout/rngs/count/value"] = np.zeros((), np.uint32)
     source = bridge.open_source(save_tree(tmp_path / "state", tree))
     assert "dropped: layers.0.attn.rope.inv_freq, no parameter" in source.notes

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 import bridge
 from bridge.vocabulary import NO_TOKENIZER
+from data_pipelines.transformers_files import read_files, remade
 from jaxmodels.commands.initial import refuse_own_characters
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, Problem
 from jaxmodels.recipe import Recipe
@@ -311,3 +312,19 @@ def test_a_given_vocabulary_settles_an_assumed_count(tmp_path, capsys):
     source = bridge.open_source(tmp_path / "out")
     assert (source.config.vocab, source.config.tokens, source.assumed) == (285, 280, {})
     assert source.tokenizer.vocab_size == 280
+
+
+def test_a_gpt2_without_a_named_class_gets_gpt2s_tokeniser(tmp_path):
+    """AutoTokenizer goes by the model then, which decides what ends a text."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": level, "model": model}
+    lower = {"normalizer": {"type": "Lowercase"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | lower))
+    assert not remade(tmp_path, lambda: content | lower)
+    assert read_files(tmp_path, rows=4)[0]["added_tokens"] == []
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "GPT2Tokenizer" in remade(tmp_path, lambda: content | lower)[0]
+    assert not remade(tmp_path, lambda: content)
+    (end,) = read_files(tmp_path, rows=4)[0]["added_tokens"]
+    assert (end["id"], end["content"]) == (2, "<|endoftext|>")
