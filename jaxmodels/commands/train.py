@@ -28,8 +28,10 @@ from jaxmodels.runtime.processes import (
     begun,
     exchange,
     first,
+    index,
     lost_is_resumable,
     part,
+    several,
     tell_stop,
     together,
 )
@@ -202,7 +204,9 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
     from jaxmodels.runtime.sharding import make_mesh, own_rows
     from jaxmodels.runtime.train import Job
 
-    recipe = options.recipe
+    recipe, traces = options.recipe, run / "profile"
+    if several():  # JAX takes a folder with the traces of two processes for damaged
+        traces /= f"process{index()}"
     return Job(
         jaxmodels.arch(resolved["arch"]),
         options.model,
@@ -212,7 +216,7 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
         run,
         stop,
         sampler(jaxmodels.arch(resolved["arch"]), options.model, recipe, data),
-        profile=window(options.profile, run / "profile", recipe.steps) if options.profile else None,
+        profile=window(options.profile, traces, recipe.steps) if options.profile else None,
     )
 
 

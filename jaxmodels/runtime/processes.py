@@ -83,9 +83,14 @@ def count() -> int:
     return _team.count if _team else 1
 
 
+def index() -> int:
+    """Which of them this one is, from 0 on."""
+    return _team.index if _team else 0
+
+
 def first() -> bool:
     """Whether this process is the one that prints and writes for all."""
-    return _team is None or _team.index == 0
+    return index() == 0
 
 
 def start(

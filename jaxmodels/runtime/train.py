@@ -197,8 +197,9 @@ class _Loop:
         yield
         if profile.ends(step):
             self._settle()
-            profile.stop()
-            self.progress.say(f"steps {profile.first} to {profile.last} traced: {profile.folder}")
+            if profile.stop():
+                here = profile.folder
+                self.progress.say(f"steps {profile.first} to {profile.last} traced: {here}")
             self.ticks = time.monotonic()
 
     def _one(self) -> None:
