@@ -183,7 +183,8 @@ class _Loop:
         for _ in range(skipped):
             next(batches)
         self._open_logs()
-        back = f"back to step {out.step}, leaving out the data of {skipped} steps from there"
+        of = "a step" if skipped == 1 else f"{skipped} steps"
+        back = f"back to step {out.step}, leaving out the data of {of} from there"
         self.progress.say(f"{problem.what}: {back}")
 
     @contextmanager
