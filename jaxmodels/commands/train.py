@@ -85,15 +85,17 @@ def _run(
         except resume.NothingToDo as problem:
             begun()
             return part(nothing_to_do(run, problem.done, options) if first() else DONE)
+        begin = None
+        if source is not None:
+            begin = starter(source, options.model, options.init_optimizer)
         if options.find_lr:
-            return _find_lr(run, options, resolved, data, argv, stop)
+            return _find_lr(run, options, resolved, data, argv, stop, begin)
         resumed = resume.teller(run, options.recipe, resolved.get("history", []))
         if first():
             _write_config(run, resolved, data)
         job = _job(run, options, resolved, data, stop)
         job.resumed = resumed
-        if source is not None:
-            job.begin = starter(source, options.model, options.init_optimizer)
+        job.begin = begin or job.begin
         from jaxmodels.runtime.plots import draw
         from jaxmodels.runtime.train import train
 
@@ -256,6 +258,7 @@ def _find_lr(
     data: Any,
     argv: list[str],
     stop: Stop,
+    begin: Any,
 ) -> int:
     from jaxmodels.runtime.files import write_bytes, write_json
     from jaxmodels.runtime.find_lr import find_lr, plot
@@ -267,7 +270,8 @@ def _find_lr(
             yield batch
 
     package = jaxmodels.arch(resolved["arch"])
-    result = find_lr(package, options.model, options.recipe, batches())
+    where = {"begin": begin} if begin else {}
+    result = find_lr(package, options.model, options.recipe, batches(), **where)
     write_json(run / "find_lr.json", result)
     if png := picture("the learning rates", lambda: plot(result), dpi=120):
         write_bytes(run / "find_lr.png", png)
