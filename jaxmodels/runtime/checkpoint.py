@@ -61,8 +61,12 @@ class Checkpoints:
         if processes.first():
             make_folder(self.folder)
             for left in self.folder.glob(".[0-9]*.*"):  # what killed calls left
-                if left.suffix in (".tmp", ".old") and left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
+                replaced = left.suffix == ".old"  # its successor may never have got its name
+                name = self.folder / left.name.split(".")[1]
+                if replaced and not os.path.lexists(name):
+                    left.rename(name)
+                elif (replaced or left.suffix == ".tmp") and left.is_dir():
+                    _erase(left)
 
     def resume(self, abstract: State) -> Restored | None:
         """The newest sound checkpoint, read; None when there is none at all.
@@ -168,7 +172,10 @@ class Checkpoints:
                 self._set_aside(step)
         for step in found:
             if step not in kept:
-                self._remove(self.folder / str(step))
+                try:
+                    self._remove(self.folder / str(step))
+                except OSError as error:  # what is too much is no reason to end a training
+                    say(f"checkpoint {step} could not be removed: {error}")
 
     def _wrong(self, step: int) -> list[str]:
         """What is wrong with a checkpoint; of one that is known to be sound nothing is read."""
@@ -184,7 +191,7 @@ class Checkpoints:
             return
         hidden = checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
         checkpoint.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        _erase(hidden)
         if held is not None:
             held.close()
 
@@ -192,3 +199,11 @@ class Checkpoints:
         self._sound.discard(step)
         kept = set_aside(self.folder / str(step))
         say(f"it is kept as {kept}; remove it when you do not need it")
+
+
+def _erase(folder: Path) -> None:
+    """Removes a folder; of one that lies elsewhere only the link that leads there."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
