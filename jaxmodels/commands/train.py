@@ -113,6 +113,9 @@ def _run(
                 draw(run)
     except Stopped:
         tell_stop(stop.reason or "")
+        if options.find_lr:  # of a run that is there, the summary stays
+            say(f"{stop.reason}: not all learning rates were tried, so none is suggested")
+            return INTERRUPTED if stop.reason == "interrupted" else STOPPED
         outcome = not_begun(
             run / "checkpoints",
             options.recipe.steps,

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from jaxmodels import charlm
-from jaxmodels.errors import UNVERIFIED, Problem
+from jaxmodels.errors import STOPPED, UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import find_lr as module
+from tests.jaxmodels.helpers import train
 
 
 @pytest.fixture
@@ -46,3 +47,10 @@ def test_too_few_losses_are_an_error_in_words(curve, losses):
     with pytest.raises(Problem, match="cannot be compared") as caught:
         found(5)
     assert caught.value.exit_code == UNVERIFIED
+
+
+def test_one_that_is_stopped_is_no_end_of_a_run(tmp_path, capsys):
+    for _ in range(2):
+        assert train(tmp_path / "run", "--find-lr", "--max-hours", "0") == STOPPED
+    assert "time is up: not all learning rates were tried" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "summary.json").exists()
