@@ -1,4 +1,4 @@
-"""On several devices: the average of the weights, also of stacked blocks, and evaluation."""
+"""On several devices: the average of the weights, also of stacked blocks."""
 
 import json
 
@@ -73,37 +73,3 @@ def test_the_average_of_stacked_blocks_on_a_mesh():
     assert found["restored on another mesh"]
     assert found["ema"] == found["raw"]
     assert found["ema"][1]
-
-
-EVALUATED = """
-import json, sys
-import jax
-from flax import nnx
-import jaxmodels
-from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.paths import split
-from jaxmodels.runtime.sharding import make_mesh, placement
-from tests.contract import smallest
-from tests.jaxmodels.test_evaluation_groups import cut, rows
-
-jax.config.update("jax_enable_x64", True)
-package, config = jaxmodels.arch(sys.argv[1]), smallest(sys.argv[1])
-skeleton, params, rest = split(nnx.jit(lambda: package.Model(config, rngs=nnx.Rngs(0)))())
-params = {path: x.astype("float64") for path, x in params.items()}
-whole, found = rows(config, 77), []
-for spec, size in (("", 8), ("data=4", 8), ("data=2,model=2", 77)):
-    mesh = make_mesh(spec) if spec else None
-    own = jax.device_put(params, placement(mesh, package.SHARDING, params)) if mesh else params
-    loss = loss_function(package, skeleton, mesh)
-    found.append(evaluate(loss, own, rest, cut(whole, size)))
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["bitgen", "bitgen_stage1"])
-def test_captions_are_evaluated_as_on_one_device(arch):
-    one, *others = json.loads(printed(EVALUATED, arch, env=simulated(4)))
-    assert {"loss", "text_loss", "itm_acc"} <= one.keys()
-    for other in others:
-        assert other == pytest.approx(one, abs=1e-5)
