@@ -18,6 +18,21 @@ def chosen(config: Mapping[str, Any] | None, weights: str | None) -> dict[str, A
     return {**(config or {}), **({CHOICE: weights} if weights else {})}
 
 
+def as_in(
+    other: Mapping[str, Any], contents: Contents, config: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Settings for a checkpoint that is compared with another one: where it has both weights and
+    none were chosen, those that the other one was made from.
+
+    Args:
+        other: the origin of the other one, as `convert` wrote it down.
+        contents: the checkpoint.
+        config: settings as they were given.
+    """
+    made_from = other.get("weights") if contents.averaged else None
+    return {**({CHOICE: made_from} if made_from else {}), **(config or {})}
+
+
 def weighted(contents: Contents, config: Mapping[str, Any]) -> Contents:
     """The contents with the weights that were chosen; without a choice averaged, where there are
     any: by these a run's validation chose its best checkpoint.
@@ -45,7 +60,8 @@ def weighted(contents: Contents, config: Mapping[str, Any]) -> Contents:
         return contents
     if choice == RAW:
         note = "using the trained weights, not their running average"
-        return replace(contents, notes=[*contents.notes, note])
+        origin = {**contents.origin, "weights": RAW}
+        return replace(contents, origin=origin, notes=[*contents.notes, note])
     note = f"using the averaged weights (EMA); --weights {RAW} uses the trained ones"
     return replace(
         contents,

@@ -84,6 +84,9 @@ class Inspect:
     """The architecture, if the files do not say it."""
     set: Settings = ()
     """Settings that the files lack, such as heads=4."""
+    weights: Literal["ema", "raw"] | None = None
+    """Of a run that keeps a running average of its weights: ema, the average, or raw, what it
+    trains. By default raw, with a note that both are there."""
     json: bool = False
     """Print one JSON object."""
 
@@ -101,6 +104,9 @@ class Verify:
     """The source that it was converted from."""
     set: Settings = ()
     """Settings that the source (without --against, PATH) lacks, as given to `convert`."""
+    weights: Literal["ema", "raw"] | None = None
+    """Of a run that keeps a running average of its weights: ema, the average, or raw, what it
+    trains. By default those that PATH was made from, or ema."""
     atol: float = 1e-4
     """Tolerance: largest difference of outputs, and largest relative difference of gradients."""
     text: str | None = None
@@ -124,18 +130,27 @@ class Diff:
     """The other."""
     set: Settings = ()
     """What neither of them can say, such as heads=4."""
+    weights: Literal["ema", "raw"] | None = None
+    """Of a run that keeps a running average of its weights: ema, the average, or raw, what it
+    trains. By default those that the other one was made from, or ema."""
     json: bool = False
     """Print one JSON object."""
+
+
+def _with_weights(options: Any) -> Any:
+    """Options whose `set` says what --weights does."""
+    from bridge.averages import CHOICE
+
+    if not options.weights:
+        return options
+    return replace(options, set=(*options.set, f"{CHOICE}={options.weights}"))
 
 
 def convert_main(argv: list[str]) -> int:
     """Runs `jaxmodels convert`."""
     options = parse(Convert, gathered(gathered(argv, "--set"), "--keep-fp32"), "convert")
     silence_storage()
-    from bridge.averages import CHOICE
-
-    if options.weights:  # the words that are told to `verify` say it too
-        options = replace(options, set=(*options.set, f"{CHOICE}={options.weights}"))
+    options = _with_weights(options)  # the words that are told to `verify` say them too
     import bridge
     from bridge.sources import parse_settings
 
@@ -168,7 +183,7 @@ def convert_main(argv: list[str]) -> int:
 
 def inspect_main(argv: list[str]) -> int:
     """Runs `jaxmodels inspect`."""
-    options = parse(Inspect, gathered(argv, "--set"), "inspect")
+    options = _with_weights(parse(Inspect, gathered(argv, "--set"), "inspect"))
     silence_storage()
     import bridge
     from bridge.sources import parse_settings
@@ -183,7 +198,7 @@ def inspect_main(argv: list[str]) -> int:
 
 def verify_main(argv: list[str]) -> int:
     """Runs `jaxmodels verify`."""
-    options = parse(Verify, gathered(argv, "--set"), "verify")
+    options = _with_weights(parse(Verify, gathered(argv, "--set"), "verify"))
     silence_storage()
     import bridge
     from bridge.sources import parse_settings
@@ -214,7 +229,7 @@ def verify_main(argv: list[str]) -> int:
 
 def diff_main(argv: list[str]) -> int:
     """Runs `jaxmodels diff`."""
-    options = parse(Diff, argv, "diff")
+    options = _with_weights(parse(Diff, argv, "diff"))
     silence_storage()
     import bridge
     from bridge.sources import parse_settings

@@ -134,6 +134,8 @@ def origin_of(folder: Path) -> dict[str, Any]:
             origin[key] = known[key]
     if isinstance(known.get(NO_TOKENIZER), str):
         origin[NO_TOKENIZER] = known[NO_TOKENIZER]
+    if known.get("weights") in ("ema", "raw"):  # of a run that keeps both (averages)
+        origin["weights"] = known["weights"]
     if said := drawing(known.get("generation")):
         origin["generation"] = said
     return origin

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge.averages import as_in
 from bridge.configuration import values_of
+from bridge.contents import Contents
 from bridge.formats import recognise
 from bridge.report import Report
-from bridge.sources import Source, bind, open_source
+from bridge.sources import Source, bind
 from bridge.tensors import compare
 from jaxmodels.errors import Problem
 
@@ -30,8 +32,9 @@ def diff(a: str | Path, b: str | Path, config: Mapping[str, Any] | None = None) 
     Raises:
         Problem: as `bridge.load`, for either.
     """
-    left = open_source(a, config=config)
-    right = _other(Path(b), left, config)
+    contents, others = recognise(Path(a)), recognise(Path(b))
+    left = bind(contents, config=as_in(others.origin, contents, config))
+    right = _other(others, left, as_in(contents.origin, others, config))
     arch = [left.arch, right.arch]
     if left.arch != right.arch:
         return Report(same=False, arch=arch, config={}, tensors={})
@@ -45,9 +48,8 @@ def diff(a: str | Path, b: str | Path, config: Mapping[str, Any] | None = None) 
     return Report(same=same, arch=arch, config=config, tensors=tensors)
 
 
-def _other(path: Path, left: Source, config: Mapping[str, Any] | None) -> Source:
+def _other(contents: Contents, left: Source, config: Mapping[str, Any]) -> Source:
     """The second checkpoint: what its files cannot say is as in the first, if that can be."""
-    contents = recognise(path)
     if contents.arch not in (None, left.arch):
         return bind(contents, config=config)
     try:

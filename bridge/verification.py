@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
+from bridge.averages import as_in
 from bridge.configuration import values_of
 from bridge.contents import Contents
 from bridge.formats import recognise
@@ -200,9 +201,9 @@ def misrounded_in(written: Source, path: str, source: Source) -> bool:
 def _reference(contents: Contents, source: Source, config: Mapping[str, Any]) -> Source:
     """What a checkpoint was made from, as a model of the same architecture.
 
-    What it cannot say (the head count, say) is as its conversion says.
+    What it cannot say (the head count, say) is as its conversion says; and so is which weights.
     """
-    said = values_of(source.config)
+    said, config = values_of(source.config), as_in(source.origin, contents, config)
     if getattr(jaxmodels.arch(source.arch), "PART_OF", ()):
         try:
             known = {f"{source.arch}.{name}": value for name, value in said.items()}

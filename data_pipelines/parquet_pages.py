@@ -53,6 +53,9 @@ def chunks_of(path: Path, column: str) -> list[Chunk]:
     name, found = [column.encode()], []
     try:
         for group in _struct(footer, 0, 0)[1][4]:
+            if not group[3]:  # no rows, and no pages: the offsets may lead anywhere
+                found.append(Chunk(0, 0, 0))
+                continue
             told = next(chunk[3] for chunk in group[1] if chunk[3][3] == name)
             start = min(told[9], told.get(11) or told[9])
             found.append(Chunk(start, told[7], told[6]))

@@ -16,6 +16,8 @@ from data_pipelines.limits import max_document, too_long
 from data_pipelines.sources import CHUNK, Part, Progress, Source
 
 _COUNTED = 1 << 32  # bytes whose lines are counted, to tell the place of an error
+_KINDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number"}
+_KINDS[float] = "a number"
 _RANGE = 1 << 24  # bytes of a JSON file that make a part
 
 
@@ -78,15 +80,19 @@ def _text_of(line: bytes, field: str, path: Path, at: int) -> str:
     except RecursionError:
         why = "its brackets are nested too deeply"
         raise _bad_line(path, at, "this line cannot be read", why) from None
-    except ValueError as error:  # not UTF-8, or a number of thousands of digits
+    except UnicodeDecodeError as error:
         raise _bad_line(path, at, "this line is not JSON", str(error)) from None
+    except ValueError:
+        why = "a number in it has more than 4300 digits"
+        raise _bad_line(path, at, "this line cannot be read", why) from None
     if not isinstance(record, dict):
         raise _bad_line(path, at, f"this line has no text {field!r}", "no object")
     text = record.get(field, ...)
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise _bad_line(path, at, f"this line has no text {field!r}", _fields(record))
+        kind = f"{field!r} is {_KINDS.get(type(text), 'missing')}; "
+        raise _bad_line(path, at, f"this line has no text {field!r}", kind + _fields(record))
     return without_surrogates(text)
 
 

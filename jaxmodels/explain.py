@@ -1,5 +1,6 @@
 """What the operating system and libraries say of a failure, in our words."""
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ def explain(error: Exception) -> Exception:
             fix="free some space, or write elsewhere; what was there before is untouched",
             exit_code=NO_SPACE,
         )
+    if _is_memory(error):
+        return Problem(
+            "there is not enough memory",
+            where=_place(error),
+            why=(str(error).splitlines() or [""])[0],
+            fix="close other programs, or take less at once: a smaller --batch (in training with "
+            "more --accum, or with --remat), a smaller model; `jaxmodels plan` tells what fits",
+            exit_code=NO_SPACE,
+        )
     if isinstance(error, FileNotFoundError):
         return Problem(
             "no such file or folder", where=_place(error), fix="check the path", exit_code=CORRUPT
@@ -42,6 +52,13 @@ def explain(error: Exception) -> Exception:
         fix="run again with --debug and report the traceback",
         exit_code=INTERNAL,
     )
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the host or of a device, which JAX tells by a status."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED")
 
 
 def _place(error: Exception) -> str:

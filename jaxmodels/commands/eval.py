@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from itertools import repeat
+from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from jaxmodels.cli import emit, gathered, parse, refuse_repeated, say
-from jaxmodels.errors import MISMATCH, USAGE, Problem, within
+from jaxmodels.errors import MISMATCH, UNVERIFIED, USAGE, Problem, within
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def _images(options: Eval, model: Any, tokenizer: Any) -> int:
             package = jaxmodels.package_of(model)
             limits = options.max_images, options.max_batches
             result = eval_images.measured(package, model, data, *limits)
+        _refuse_no_number(options, result["loss"])
         shown = eval_images.lines(result)
     emit(result) if options.json else print(*shown, sep="\n")
     return 0
@@ -115,6 +117,7 @@ def _text(options: Eval, model: Any, tokenizer: Any) -> int:
         package = jaxmodels.package_of(model)
         loss = evaluate(loss_function(package, skeleton), params, rest, batches)
     assert loss is not None
+    _refuse_no_number(options, loss["loss"])
     result = report(loss["loss"], *_measured(package, model, batches, tokenizer))
     if options.json:
         emit(result)
@@ -127,6 +130,19 @@ def _text(options: Eval, model: Any, tokenizer: Any) -> int:
             + f", over {result['tokens']:,} tokens"
         )
     return 0
+
+
+def _refuse_no_number(options: Eval, loss: float) -> None:
+    """Raises a Problem (verification failed) where there is no result: JSON has no NaN, either."""
+    if not isfinite(loss):
+        raise Problem(
+            f"the loss is no finite number: {loss}",
+            where=str(options.path),
+            why="parameters or activations are not finite",
+            fix="take an earlier checkpoint; `jaxmodels inspect PATH --tensors` shows what is not "
+            "finite",
+            exit_code=UNVERIFIED,
+        )
 
 
 def _measured(

@@ -28,8 +28,10 @@ from jaxmodels.runtime.processes import (
     begun,
     exchange,
     first,
+    index,
     lost_is_resumable,
     part,
+    several,
     tell_stop,
     together,
 )
@@ -83,15 +85,17 @@ def _run(
         except resume.NothingToDo as problem:
             begun()
             return part(nothing_to_do(run, problem.done, options) if first() else DONE)
+        begin = None
+        if source is not None:
+            begin = starter(source, options.model, options.init_optimizer)
         if options.find_lr:
-            return _find_lr(run, options, resolved, data, argv, stop)
+            return _find_lr(run, options, resolved, data, argv, stop, begin)
         resumed = resume.teller(run, options.recipe, resolved.get("history", []))
         if first():
             _write_config(run, resolved, data)
         job = _job(run, options, resolved, data, stop)
         job.resumed = resumed
-        if source is not None:
-            job.begin = starter(source, options.model, options.init_optimizer)
+        job.begin = begin or job.begin
         from jaxmodels.runtime.plots import draw
         from jaxmodels.runtime.train import train
 
@@ -109,6 +113,9 @@ def _run(
                 draw(run)
     except Stopped:
         tell_stop(stop.reason or "")
+        if options.find_lr:  # of a run that is there, the summary stays
+            say(f"{stop.reason}: not all learning rates were tried, so none is suggested")
+            return INTERRUPTED if stop.reason == "interrupted" else STOPPED
         outcome = not_begun(
             run / "checkpoints",
             options.recipe.steps,
@@ -202,7 +209,9 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
     from jaxmodels.runtime.sharding import make_mesh, own_rows
     from jaxmodels.runtime.train import Job
 
-    recipe = options.recipe
+    recipe, traces = options.recipe, run / "profile"
+    if several():  # JAX takes a folder with the traces of two processes for damaged
+        traces /= f"process{index()}"
     return Job(
         jaxmodels.arch(resolved["arch"]),
         options.model,
@@ -212,7 +221,7 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
         run,
         stop,
         sampler(jaxmodels.arch(resolved["arch"]), options.model, recipe, data),
-        profile=window(options.profile, run / "profile", recipe.steps) if options.profile else None,
+        profile=window(options.profile, traces, recipe.steps) if options.profile else None,
     )
 
 
@@ -252,6 +261,7 @@ def _find_lr(
     data: Any,
     argv: list[str],
     stop: Stop,
+    begin: Any,
 ) -> int:
     from jaxmodels.runtime.files import write_bytes, write_json
     from jaxmodels.runtime.find_lr import find_lr, plot
@@ -263,7 +273,8 @@ def _find_lr(
             yield batch
 
     package = jaxmodels.arch(resolved["arch"])
-    result = find_lr(package, options.model, options.recipe, batches())
+    where = {"begin": begin} if begin else {}
+    result = find_lr(package, options.model, options.recipe, batches(), **where)
     write_json(run / "find_lr.json", result)
     if png := picture("the learning rates", lambda: plot(result), dpi=120):
         write_bytes(run / "find_lr.png", png)

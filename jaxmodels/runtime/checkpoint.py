@@ -9,9 +9,7 @@ complete; the manifest then finds what the disk got wrong. Orbax itself accepts 
 """
 
 import errno
-import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -19,133 +17,25 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxmodels.cli import say
-from jaxmodels.errors import Problem
 from jaxmodels.runtime import processes
 from jaxmodels.runtime.files import (
     MANIFEST,
     as_full_disk,
     make_folder,
-    plain,
-    read_json,
     whole_folder,
     write_json,
     write_manifest,
 )
 from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
-from jaxmodels.runtime.paths import flatten, nest
 from jaxmodels.runtime.rundir import around_jumps, best, identity, refuse_changed, steps
 from jaxmodels.runtime.sound import claim, newest_sound, set_aside, told, unsound
 from jaxmodels.runtime.step import State
-
-_PLACE = re.compile(r"^[\d.]+")  # of a leaf: its number, and where it lies in optax's tuples
-BLOCK = 2**20  # bytes of a block from which on it is stored on its own; Orbax warns of less
-
-
-class Restored(NamedTuple):
-    """What a checkpoint held."""
-
-    state: State
-    data: Any
-    """Position of the data iterator, as its `get_state` gave it."""
-    folder: Path
-
-
-def restore(checkpoint: Path, abstract: State) -> Restored:
-    """Reads a checkpoint into arrays placed as in `abstract` (shapes, dtypes, shardings).
-
-    Raises:
-        Problem: (corrupt) Orbax cannot read it into these shapes.
-    """
-    target = _train_tree(abstract)
-    try:
-        target["opt"] = _as_stored(checkpoint / "train", target["opt"])
-        params = _read(checkpoint / "params", nest(abstract.params))
-        train = _read(checkpoint / "train", target)
-        ema = flatten(_read(checkpoint / "ema", nest(abstract.ema))) if abstract.ema else None
-    except (ValueError, KeyError, OSError) as error:
-        raise Problem(
-            "a checkpoint cannot be read back",
-            where=str(checkpoint),
-            why=str(error).splitlines()[0],
-            fix="was the model or the optimiser changed since? Resume with the same settings",
-        ) from error
-    data = json.loads((checkpoint / "data.json").read_text())
-    opt = jax.tree.unflatten(
-        jax.tree.structure(abstract.opt), [leaf for _, leaf in sorted(train["opt"].items())]
-    )
-    state = State(flatten(params), flatten(train["rest"]), opt, train["step"], train["key"], ema)
-    return Restored(state, data, checkpoint)
-
-
-def _as_stored(folder: Path, opt: dict[str, Any]) -> dict[str, Any]:
-    """The optimiser's leaves under the names that they were saved with, if these differ only in
-    the place in optax's nested tuples: that moves when clipping is turned on or off."""
-    keys = [
-        [part["key"] for part in leaf["key_metadata"]]
-        for leaf in read_json(folder / "_METADATA")["tree_metadata"].values()
-    ]
-    stored = sorted(key[1] for key in keys if key[0] == "opt" and len(key) == 2)
-    alike = [_PLACE.sub("", name) for name in stored] == [_PLACE.sub("", name) for name in opt]
-    return dict(zip(stored, opt.values(), strict=True)) if alike else opt
-
-
-def _read(folder: Path, abstract: Any) -> Any:
-    with _orbax(f"read/{folder.name}") as reader:
-        wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=wanted)
-        return reader.restore(plain(folder), args=args)
-
-
-def _saved(tree: Any) -> ocp.args.PyTreeSave:
-    """What to write of a tree of arrays. Large ones of three axes and more are all blocks of a
-    model, stored so that one block can be read on its own."""
-
-    def how(leaf: Any) -> ocp.SaveArgs:
-        if leaf.ndim < 3 or leaf.nbytes < BLOCK * leaf.shape[0]:
-            return ocp.SaveArgs()
-        return ocp.SaveArgs(chunk_byte_size=leaf.nbytes // leaf.shape[0], shard_axes=(0,))
-
-    return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(how, tree))
-
-
-def _orbax(name: str) -> ocp.Checkpointer:
-    """What reads or writes one folder, together with the other processes.
-
-    Orbax's barriers would go through the devices, and so meet the training's own collectives in
-    different order on different processes, unless it is told who takes part. `name` is theirs and
-    used once.
-    """
-    options = ocp.options.MultiprocessingOptions()
-    if processes.several():
-        everybody = set(range(processes.count()))
-        options = ocp.options.MultiprocessingOptions(0, everybody, f"jaxmodels/{name}")
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-def _on_host(leaf: Any) -> Any:
-    """A copy in the host's memory, of no more than what lies on this process's devices."""
-    if not processes.several():
-        return np.array(leaf)
-    return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
-
-
-def _train_tree(state: State) -> dict[str, Any]:
-    """What is saved besides the parameters, with names that need no Python type to be read."""
-    leaves = jax.tree.leaves_with_path(state.opt)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    opt = {
-        f"{index:05d}.{name.replace('/', '.')}": leaf
-        for index, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))
-    }
-    return {"opt": opt, "rest": nest(state.rest), "step": state.step, "key": state.key}
+from jaxmodels.runtime.stored import Restored, restore, snapshot, write
 
 
 class Checkpoints:
@@ -171,8 +61,12 @@ class Checkpoints:
         if processes.first():
             make_folder(self.folder)
             for left in self.folder.glob(".[0-9]*.*"):  # what killed calls left
-                if left.suffix in (".tmp", ".old") and left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
+                replaced = left.suffix == ".old"  # its successor may never have got its name
+                name = self.folder / left.name.split(".")[1]
+                if replaced and not os.path.lexists(name):
+                    left.rename(name)
+                elif (replaced or left.suffix == ".tmp") and left.is_dir():
+                    _erase(left)
 
     def resume(self, abstract: State) -> Restored | None:
         """The newest sound checkpoint, read; None when there is none at all.
@@ -215,9 +109,8 @@ class Checkpoints:
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self.folder).free < need:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
-        snapshot = jax.block_until_ready(jax.tree.map(_on_host, state))
         self._pending = self._pool.submit(
-            self._write, step, snapshot, data, metrics, time.monotonic()
+            self._write, step, snapshot(state), data, metrics, time.monotonic()
         )
 
     def wait(self) -> None:
@@ -233,13 +126,7 @@ class Checkpoints:
         name = f"save {self._saves}"
         with self._temporary(step, name) as temporary:
             try:
-                with _orbax(f"{name}/params") as writer:
-                    writer.save(plain(temporary) / "params", args=_saved(nest(state.params)))
-                if state.ema:
-                    with _orbax(f"{name}/ema") as writer:
-                        writer.save(plain(temporary) / "ema", args=_saved(nest(state.ema)))
-                with _orbax(f"{name}/train") as writer:
-                    writer.save(plain(temporary) / "train", args=_saved(_train_tree(state)))
+                write(temporary, state, name)
             except Exception as error:
                 raise as_full_disk(error, self.folder) from error
             processes.exchange(name=f"{name}/written")
@@ -285,7 +172,10 @@ class Checkpoints:
                 self._set_aside(step)
         for step in found:
             if step not in kept:
-                self._remove(self.folder / str(step))
+                try:
+                    self._remove(self.folder / str(step))
+                except OSError as error:  # what is too much is no reason to end a training
+                    say(f"checkpoint {step} could not be removed: {error}")
 
     def _wrong(self, step: int) -> list[str]:
         """What is wrong with a checkpoint; of one that is known to be sound nothing is read."""
@@ -301,7 +191,7 @@ class Checkpoints:
             return
         hidden = checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
         checkpoint.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        _erase(hidden)
         if held is not None:
             held.close()
 
@@ -309,3 +199,11 @@ class Checkpoints:
         self._sound.discard(step)
         kept = set_aside(self.folder / str(step))
         say(f"it is kept as {kept}; remove it when you do not need it")
+
+
+def _erase(folder: Path) -> None:
+    """Removes a folder; of one that lies elsewhere only the link that leads there."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

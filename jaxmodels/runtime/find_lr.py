@@ -1,13 +1,17 @@
 """The learning-rate range test (Smith 2017, arXiv:1506.01186), as seed 002 offers it."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.step import training
+from jaxmodels.runtime.step import State, training
+
+_FEWEST = 3  # losses that a slope is taken of
 
 
 def find_lr(
@@ -18,14 +22,19 @@ def find_lr(
     low: float = 1e-7,
     high: float = 10.0,
     steps: int = 100,
+    begin: Callable[[State], State] = lambda state: state,
 ) -> dict[str, Any]:
     """Trains `steps` steps while the rate grows from `low` to `high` by equal factors.
 
-    Uses the recipe's own optimiser, so that the rate found is one for it. Stops once the
-    loss is four times its best, or no number.
+    Uses the recipe's own optimiser, so that the rate found is one for it, and begins where the run
+    will: `begin` makes of a fresh state what it begins with. Stops once the loss is four times its
+    best, or no number.
 
     Returns:
         `rates`, `losses` (smoothed, nats) and `suggestion`: where the loss falls fastest.
+
+    Raises:
+        Problem: (verification failed) the loss is no finite number before a rate was of any use.
     """
 
     def rate(step: Any) -> Any:
@@ -33,7 +42,7 @@ def find_lr(
 
     mesh = make_mesh(recipe.mesh)
     _, fresh, _, step = training(package, config, recipe, mesh, rate)
-    state, smooth = fresh(), 0.0
+    state, smooth = begin(fresh()), 0.0
     rates: list[float] = []
     losses: list[float] = []
     for index in range(steps):
@@ -44,12 +53,20 @@ def find_lr(
         smooth = 0.9 * smooth + 0.1 * loss
         rates.append(float(rate(index)))
         losses.append(smooth / (1 - 0.9 ** (index + 1)))
+    if len(losses) < _FEWEST:
+        raise Problem(
+            "the learning rates cannot be compared",
+            why=f"at the smallest, {low:g}, the loss is no finite number or grows at once"
+            f" (after {len(losses)} steps)",
+            fix="look at the data and, with --init, at the checkpoint: jaxmodels inspect PATH",
+            exit_code=UNVERIFIED,
+        )
     return {"rates": rates, "losses": losses, "suggestion": _steepest(rates, losses)}
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float:
     """The rate at which the loss falls fastest per factor of the rate."""
-    slopes = np.gradient(losses, np.log(rates)) if len(losses) > 2 else np.zeros(len(losses))
+    slopes = np.gradient(losses, np.log(rates))
     return rates[int(np.argmin(slopes))]
 
 

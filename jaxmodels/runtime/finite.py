@@ -18,6 +18,9 @@ class NotFinite(Problem):
         step: the optimiser step that it was seen in.
     """
 
+    everywhere = True
+    """All processes see it: what they look at is the same."""
+
     def __init__(self, what: str, step: int):
         super().__init__(what, why="training diverged", exit_code=UNVERIFIED)
         self.step = step

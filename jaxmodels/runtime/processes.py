@@ -83,9 +83,14 @@ def count() -> int:
     return _team.count if _team else 1
 
 
+def index() -> int:
+    """Which of them this one is, from 0 on."""
+    return _team.index if _team else 0
+
+
 def first() -> bool:
     """Whether this process is the one that prints and writes for all."""
-    return _team is None or _team.index == 0
+    return index() == 0
 
 
 def start(
@@ -228,11 +233,17 @@ def tell_stop(reason: str) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """When its block fails in one process, the others hear of it and end with the same code."""
+    """When its block fails in one process, the others hear of it and end with the same code.
+
+    An error with `everywhere` is raised in all of them alike: each says it itself.
+    """
     try:
         yield
     except BaseException as error:
-        if _team is not None:
+        if _team is not None and getattr(error, "everywhere", False):
+            exchange(name="failed everywhere")  # so that none takes another for lost
+            _team.failed = True
+        elif _team is not None:
             code = int(getattr(error, "exit_code", INTERNAL))
             what = str(getattr(error, "what", "") or f"{type(error).__name__}: {error}")
             _tell_failure(what.splitlines()[0], code)

@@ -1,8 +1,11 @@
 """A window of training steps, traced by JAX's profiler."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxmodels.cli import say
 from jaxmodels.errors import USAGE, Problem
 
 
@@ -22,20 +25,35 @@ class Window:
         if not self.running and not self.done and self.first <= step <= self.last:
             import jax
 
-            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
-            self.running = True
+            with self._harmless():
+                jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+                self.running = True
 
     def ends(self, step: int) -> bool:
         """Whether this step, once it is computed, is the last one of a running window."""
         return self.running and step >= self.last
 
-    def stop(self) -> None:
-        """Writes the trace, if the window is running."""
-        if self.running:
-            import jax
+    def stop(self) -> bool:
+        """Writes the trace, if the window is running; tells whether it is there."""
+        if not self.running:
+            return False
+        import jax
 
-            self.running, self.done = False, True
+        self.running, self.done = False, True
+        with self._harmless():
             jax.profiler.stop_trace()
+            return True
+        return False
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Within its block no error ends the training: a trace is no part of what is learned."""
+        try:
+            yield
+        except Exception as error:
+            self.done = True
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"--profile: no trace was written to {self.folder}: {why}")
 
 
 def window(text: str, folder: Path, steps: int) -> Window:

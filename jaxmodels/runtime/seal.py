@@ -29,9 +29,10 @@ _DRAWN = DATA + "shapes/"  # which seals of earlier versions left out
 
 
 def seal(run: Path) -> None:
-    """Writes digests.json, when a call of `train` ends: the digest of every file of the run,
-    and what an earlier call found to be damaged."""
-    write_sealed(run / DIGESTS, {"files": digests(run, _ours(run)), "damaged": damaged_before(run)})
+    """Writes digests.json, when a call of `train` ends: the digest of every file of the run, and
+    what was found to be damaged, also by a call that ended before it had unsealed the run."""
+    damaged = damage_to_keep(run)
+    write_sealed(run / DIGESTS, {"files": digests(run, _ours(run)), "damaged": damaged})
 
 
 def unseal(run: Path, damaged: list[str]) -> None:

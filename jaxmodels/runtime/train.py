@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from jaxmodels.cli import say
+from jaxmodels.errors import Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import checkpoint as ckpt
 from jaxmodels.runtime import chips, plan, platform, processes
@@ -183,7 +184,8 @@ class _Loop:
         for _ in range(skipped):
             next(batches)
         self._open_logs()
-        back = f"back to step {out.step}, leaving out the data of {skipped} steps from there"
+        of = "a step" if skipped == 1 else f"{skipped} steps"
+        back = f"back to step {out.step}, leaving out the data of {of} from there"
         self.progress.say(f"{problem.what}: {back}")
 
     @contextmanager
@@ -197,8 +199,9 @@ class _Loop:
         yield
         if profile.ends(step):
             self._settle()
-            profile.stop()
-            self.progress.say(f"steps {profile.first} to {profile.last} traced: {profile.folder}")
+            if profile.stop():
+                here = profile.folder
+                self.progress.say(f"steps {profile.first} to {profile.last} traced: {here}")
             self.ticks = time.monotonic()
 
     def _one(self) -> None:
@@ -315,14 +318,21 @@ class _Loop:
         self._settle()
         with self.outcome.timed("eval"):
             assert self.job.sampler is not None
-            text, png = self.job.sampler(self.skeleton.merge(self.state.weights, self.state.rest))
+            state, step = self.state, self.outcome.step
+            try:
+                text, png = self.job.sampler(self.skeleton.merge(state.weights, state.rest))
+            except Problem as problem:
+                if odd := not_finite(state):
+                    raise NotFinite(f"after step {step} {are_not_finite(odd)}", step) from problem
+                self.progress.say(f"no sample at step {step}: {problem.what}")
+                return
             if processes.first():
                 folder = self.job.run / "samples"
                 folder.mkdir(exist_ok=True)
-                write_text(folder / f"{self.outcome.step}.txt", text + "\n")
+                write_text(folder / f"{step}.txt", text + "\n")
                 if png is not None:
-                    write_bytes(folder / f"{self.outcome.step}.png", png)
-            self.progress.say(f"--- sample at step {self.outcome.step}\n{text}\n---")
+                    write_bytes(folder / f"{step}.png", png)
+            self.progress.say(f"--- sample at step {step}\n{text}\n---")
         self.ticks = time.monotonic()
 
     def _due(self) -> bool:

@@ -96,7 +96,7 @@ def differences(one: Path, two: Path) -> list[str]:
     """What is not the same, to the bit, in the last checkpoints and the logs of two runs."""
     found = [
         f"{name} of the last checkpoint"
-        for name in ("params", "train")
+        for name in ("params", "train", "ema")
         if not _equal(*(_tree(run / "checkpoints" / str(STEPS) / name) for run in (one, two)))
     ]
     for name in ("metrics.jsonl", "stats.jsonl"):
@@ -112,6 +112,8 @@ def differences(one: Path, two: Path) -> list[str]:
 
 
 def _tree(path: Path) -> Any:
+    if not path.exists():  # of a run that keeps no average
+        return {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         return jax.tree.map(np.asarray, reader.restore(path))
 

@@ -250,3 +250,30 @@ def test_nulls_without_end_cost_nothing(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": pa.nulls(3_000_000, pa.string())}), path)
     assert "".join(open_text(f"parquet:{path}").chunks()) == ""
+
+
+def test_a_part_without_rows_is_empty_and_no_damage(tmp_path):
+    """As Spark writes it of an empty partition."""
+    for name, values in (("a", []), ("c", ["text"])):
+        pq.write_table(
+            pa.table({"text": pa.array(values, pa.string())}), tmp_path / f"{name}.parquet"
+        )
+    source = open_text(f"parquet:{tmp_path}")
+    assert "".join(source.chunks()).strip() == "text"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"text": 5}', "'text' is a number; its fields: text"),
+        ('{"text": {"a": 1}}', "'text' is an object; its fields: text"),
+        ('{"body": "x"}', "'text' is missing; its fields: body"),
+        ('{"n": ' + "9" * 9000 + "}", "a number in it has more than 4300 digits"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_is_wrong_with_a_line_is_said(tmp_path, line, why):
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(DataProblem) as caught:
+        list(open_text(f"jsonl:{tmp_path / 'a.jsonl'}").chunks())
+    assert caught.value.why == why

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmodels import charlm
-from jaxmodels.errors import UNVERIFIED
+from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime import rundir
 from jaxmodels.runtime import train as loop
@@ -124,6 +124,23 @@ def test_rolling_back_leaves_the_data_out_and_is_exact(tmp_path, capsys):
         assert losses(broken) == losses(run)
         assert same(params(broken, 20), params(run, 20))
         shutil.rmtree(broken)
+
+
+@pytest.mark.parametrize("bad", [(7,), ()])
+def test_a_sample_that_cannot_be_drawn_is_no_end(tmp_path, capsys, bad):
+    """Of a state that is not finite it is divergence, and of a sound one no more than no sample."""
+
+    def sampler(model):
+        raise Problem("nothing can be drawn")
+
+    made = job(tmp_path / "run", *bad, recipe=replace(RECIPE, steps=8, sample_every=7))
+    made.sampler = sampler
+    if bad:
+        with pytest.raises(NotFinite, match=r"after step 7 params.+ are not finite"):
+            train(made)
+    else:
+        assert train(made).step == 8
+        assert "no sample at step 7: nothing can be drawn" in capsys.readouterr().err
 
 
 def test_rolling_back_to_the_very_beginning(tmp_path):

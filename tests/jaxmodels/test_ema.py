@@ -13,12 +13,13 @@ from jaxmodels import charlm
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.checkpoint import Checkpoints, restore
+from jaxmodels.runtime.checkpoint import Checkpoints
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.plan import Job, held, state_of
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
+from jaxmodels.runtime.stored import restore
 from tests.jaxmodels import toy
 from tests.jaxmodels.helpers import params, same, train
 

@@ -1,6 +1,7 @@
 """Evaluations of images with captions: how rows are cut into batches changes no number."""
 
 from itertools import chain
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,8 @@ from flax import nnx
 
 import jaxmodels
 from jaxmodels.bitgen.objectives import _turns
+from jaxmodels.commands.eval import Eval, _refuse_no_number
+from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.runtime.batches import first_rows, grouped
 from jaxmodels.runtime.evaluate import GROUP, evaluate, loss_function
 from jaxmodels.runtime.paths import split
@@ -93,3 +96,11 @@ def test_equal_captions_and_images_are_right():
     assert told["i2t_recall_at_1"] == 0.75  # image 0 is like no text at all
     other = recalls(images, texts, owner, texts_alike=np.arange(4), images_alike=np.arange(4))
     assert other == plain
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_is_no_result(loss):
+    with pytest.raises(Problem, match="no finite number") as caught:
+        _refuse_no_number(Eval(Path("model")), float(loss))
+    assert caught.value.exit_code == UNVERIFIED
+    _refuse_no_number(Eval(Path("model")), 0.0)

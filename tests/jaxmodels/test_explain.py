@@ -86,3 +86,20 @@ def test_a_file_that_an_object_holds_is_found(tmp_path):
     except OSError as error:
         problem = explain(error)
     assert (problem.where, problem.exit_code) == (str(tmp_path / "log"), NO_SPACE)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 7.28 TiB for an array"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8000000000000 bytes.\nmore"),
+    ],
+    ids=repr,
+)
+def test_memory_that_is_full_is_no_defect(error):
+    problem = explain(error)
+    assert (problem.what, problem.exit_code) == ("there is not enough memory", NO_SPACE)
+    assert "--batch" in problem.fix
+    assert "\n" not in problem.why

@@ -143,7 +143,7 @@ def test_a_reader_takes_the_next_when_one_is_pruned_before_it(tmp_path, monkeypa
     assert (found.folder.name, passed) == ("3", {})
 
 
-@pytest.mark.parametrize("part", ["params", "rest", "opt"])
+@pytest.mark.parametrize("part", ["params", "rest", "opt", "ema"])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, part, value):
     checkpoints = ckpt.Checkpoints(tmp_path, keep=1)
@@ -153,3 +153,37 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, part, value):
     checkpoints.wait()
     assert (caught.value.exit_code, rundir.steps(tmp_path)) == (UNVERIFIED, [1])
     assert sound.checked_finite(tmp_path / "1")
+
+
+def test_what_cannot_be_removed_ends_no_training(tmp_path, monkeypatch, capsys):
+    save(tmp_path, 1, 2)
+    real = Path.rename
+
+    def rename(self, target):
+        if self.name == "1":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    save(tmp_path, 3, keep=1)
+    assert names(tmp_path) == ["1", "3"]
+    assert "checkpoint 1 could not be removed: [Errno 13]" in capsys.readouterr().err
+
+
+def test_what_a_kill_between_two_renames_left_is_not_lost(tmp_path):
+    """Where a file system cannot swap two names."""
+    save(tmp_path, 10)
+    (tmp_path / "10").rename(tmp_path / ".10.0123abcd.old")
+    ckpt.Checkpoints(tmp_path, keep=1)
+    assert names(tmp_path) == ["10"]
+    assert sound.unsound(tmp_path / "10") == []
+
+
+def test_a_checkpoint_that_was_moved_and_linked_is_pruned_as_a_link(tmp_path):
+    folder, moved = tmp_path / "checkpoints", tmp_path / "moved"
+    save(folder, 10)
+    (folder / "10").rename(moved)
+    (folder / "10").symlink_to(moved)
+    save(folder, 20, keep=1)
+    assert names(folder) == ["20"]
+    assert (moved / "manifest.json").exists()

@@ -110,6 +110,14 @@ def test_damage_stays_known_when_training_goes_on(run):
     assert loose_damage(run) == damaged
 
 
+def test_a_call_that_ends_before_it_began_seals_no_damage(run):
+    """One of too few hours, or stopped while it starts: it never unsealed the run."""
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.6}\n')
+    (run / "summary.json").write_text("{}")
+    seal(run)
+    assert [line.split(" (")[0] for line in loose_damage(run)] == ["metrics.jsonl is damaged"]
+
+
 def test_a_sound_run_is_unsealed_as_ever(run):
     assert damage_to_keep(run) == []
     unseal(run, [])
