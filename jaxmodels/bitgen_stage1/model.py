@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -22,11 +21,12 @@ from jaxmodels.bitgen_stage1.parts import apply, drop, embedding, linear, norm
 from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.heads import join_heads, qkv_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.once import once
 from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.sharding import product_in_parts, spread
+from jaxmodels.layers.sharding import spread
 
 # ImageNet's, which DINOv2 was trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,11 +58,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]; weights are dropped when there are rngs."""
-        parts = product_in_parts(self.qkv, x.astype(self.qkv.kernel[...].dtype), 3)
-        q, k, v = rearrange(parts, "n b t (h k) -> n b t h k", h=self.heads)
+        q, k, v = qkv_heads(self.qkv, x.astype(self.qkv.kernel[...].dtype), self.heads)
         key = None if rngs is None else rngs.dropout()
         out = self_attention(q, k, v, causal=False, rate=self.rate, key=key)
-        return apply(self.proj, rearrange(out, "b t h k -> b t (h k)"))
+        return join_heads(self.proj, out)
 
 
 class Block(nnx.Module):

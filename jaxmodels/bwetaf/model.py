@@ -7,7 +7,6 @@ final norm; the head is the embedding; the residual stream is always float32.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -19,12 +18,13 @@ from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
+from jaxmodels.layers.heads import heads_of, join_heads, product_in_parts
 from jaxmodels.layers.linear import Linear, for_rows
 from jaxmodels.layers.losses import chunked_cross_entropy
-from jaxmodels.layers.norm import dtype_behind
+from jaxmodels.layers.norm import dtype_behind, normalised
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.rotary import Rotation, rotate_interleaved, rotation
-from jaxmodels.layers.sharding import product_in_parts, spread
+from jaxmodels.layers.rotary import Rotation, rotation
+from jaxmodels.layers.sharding import spread
 
 _INIT = nnx.initializers.normal(0.02)
 
@@ -38,8 +38,7 @@ class Norm(nnx.Module):
     def __call__(self, x):
         """float32 [b, t, d] → [b, t, d] in the parameters' dtype."""
         scale = self.scale[...]
-        root = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
-        return (x * root * for_rows(scale, x.shape)).astype(scale.dtype)
+        return (normalised(x, 1e-8) * for_rows(scale, x.shape)).astype(scale.dtype)
 
 
 class Attention(nnx.Module):
@@ -56,18 +55,14 @@ class Attention(nnx.Module):
 
     def __call__(self, x, positions, real, segments, cache: KVCache | None):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
-        q, k, v = (
-            rearrange(part(x), "b t (h k) -> b t h k", h=self.heads)
-            for part in (self.q, self.k, self.v)
-        )
-        if self.rotate:
-            turn = rotation(positions, q.shape[-1])
-            q, k = rotate_interleaved(q, turn), rotate_interleaved(k, turn)
+        turn = rotation(positions, x.shape[-1] // self.heads) if self.rotate else None
+        q, k = (heads_of(part, x, self.heads, turn) for part in (self.q, self.k))
+        v = heads_of(self.v, x, self.heads)
         if cache is None:
             out, kept = self_attention(q, k, v, real=real, segments=segments), None
         else:
             out, kept = cache.attend(self.layer, q, k, v)
-        return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
+        return join_heads(self.proj, out), kept
 
 
 class Mlp(nnx.Module):

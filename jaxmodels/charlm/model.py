@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -17,13 +16,14 @@ from jaxmodels.charlm.config import Config
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
+from jaxmodels.layers.heads import join_heads, product_in_parts, qkv_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.layers.once import once
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.rotary import rotate_interleaved, rotation
-from jaxmodels.layers.sharding import product_in_parts, spread
+from jaxmodels.layers.rotary import rotation
+from jaxmodels.layers.sharding import spread
 
 
 class Steps(nnx.Variable):
@@ -41,14 +41,12 @@ class Attention(nnx.Module):
 
     def __call__(self, x, turn, segments, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
-        parts = product_in_parts(self.qkv, x, 3)
-        qkv = rearrange(parts, "n b t (h k) -> n b t h k", h=self.heads)
-        q, k, v = rotate_interleaved(qkv[0], turn), rotate_interleaved(qkv[1], turn), qkv[2]
+        q, k, v = qkv_heads(self.qkv, x, self.heads, turn)
         if cache is None:
             out, kept = self_attention(q, k, v, segments=segments), None
         else:
             out, kept = cache.attend(layer, q, k, v)
-        return self.proj(rearrange(out, "b t h k -> b t (h k)")), kept
+        return join_heads(self.proj, out), kept
 
 
 class Mlp(nnx.Module):

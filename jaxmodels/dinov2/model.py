@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from jaxmodels.dinov2.config import Config
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.heads import heads_of, join_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.once import once
@@ -52,12 +53,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
-        q, k, v = (
-            rearrange(part(x), "b t (h k) -> b t h k", h=self.heads)
-            for part in (self.q, self.k, self.v)
-        )
-        out = self_attention(q, k, v, causal=False)
-        return self.proj(rearrange(out, "b t h k -> b t (h k)"))
+        q, k, v = (heads_of(part, x, self.heads) for part in (self.q, self.k, self.v))
+        return join_heads(self.proj, self_attention(q, k, v, causal=False))
 
 
 class Mlp(nnx.Module):

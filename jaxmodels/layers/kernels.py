@@ -100,8 +100,10 @@ def splash(
         return jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]).swapaxes(1, 2)
 
     mask = (library.CausalMask if causal else library.FullMask)((size, size))
+    # Numbers of narrow heads would leave lanes empty, where positions fill them.
+    layout = library.QKVLayout.SEQ_MINOR if width < LANES else library.QKVLayout.HEAD_DIM_MINOR
     # Of queries and of keys, forward and in both parts of the backward pass.
-    sizes = library.BlockSizes(tile, tile, tile, tile, tile, tile, tile, tile)
+    sizes = library.BlockSizes(*[tile] * 8, q_layout=layout, k_layout=layout, v_layout=layout)
     kernel = library.make_splash_mha(
         library.MultiHeadMask([mask] * heads),
         block_sizes=sizes,

@@ -1,4 +1,4 @@
-"""Linear layers, and parameters that all rows share, with gradients that suit XLA on a CPU."""
+"""Linear layers, and parameters that all rows share, with gradients that suit XLA."""
 
 from functools import partial
 from typing import Any
@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxmodels.layers.precision import wide
+from jaxmodels.layers.target import platform
 
 
 class Linear(nnx.Linear):
@@ -19,24 +20,34 @@ class Linear(nnx.Linear):
         assert out_sharding is None
         x, kernel = self.promote_dtype((inputs, self.kernel[...]), dtype=self.dtype)
         out = product(x, kernel, self.preferred_element_type)
-        return out if self.bias is None else out + for_rows(self.bias[...], out.shape)
+        if self.bias is None:
+            return out
+        # What widens has a nonlinearity behind it, and its gradient comes from a product.
+        return out + for_rows(self.bias[...], out.shape, kernel.shape[1] > kernel.shape[0])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(
     x: Float[Array, "*b i"], kernel: Float[Array, "i o"], dtype: Any = None
 ) -> Float[Array, "*b o"]:
     """`x · kernel` in a dtype, by default that of both.
 
-    The kernel's gradient is `xᵀ · g`, or `(gᵀ · x)ᵀ` where g is the smaller. JAX always takes the
-    second, for which XLA turns g round: where it is the larger, in the time of all other products.
+    On a CPU the kernel's gradient is `xᵀ · g`, or `(gᵀ · x)ᵀ` where g is the smaller. JAX always
+    takes the second, for which XLA turns g round: where it is the larger, in the time of all other
+    products. Elsewhere nothing is turned round, but read in whatever order it lies.
     """
+    if platform() == "cpu":
+        return _on_cpu(x, kernel, dtype)
+    return jnp.dot(x, kernel, preferred_element_type=dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _on_cpu(x: Array, kernel: Array, dtype: Any) -> Array:
     dims = ((x.ndim - 1,), (0,)), ((), ())
     return jax.lax.dot_general(x, kernel, dims, preferred_element_type=dtype)
 
 
 def _forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel, dtype), (x, kernel)
+    return _on_cpu(x, kernel, dtype), (x, kernel)
 
 
 def _backward(dtype: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -51,31 +62,44 @@ def _backward(dtype: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, A
     return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
 
 
-product.defvjp(_forward, _backward)
+_on_cpu.defvjp(_forward, _backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def for_rows(parameter: Float[Array, "d"], shape: tuple[int, ...]) -> Float[Array, "*b d"]:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def for_rows(
+    parameter: Float[Array, "*d"], shape: tuple[int, ...], joined: bool = False
+) -> Float[Array, "*b"]:
     """A parameter that all rows share, for each of them.
 
     Its gradient is summed up as a product with ones on a CPU, where XLA takes twenty times as long
-    for sums along columns.
+    for sums along columns, and on a TPU, whose matrix unit else has nothing to do meanwhile.
+
+    Args:
+        parameter: what is shared.
+        shape: that of the rows, which ends with the parameter's.
+        joined: the gradient comes right out of a product; XLA joins a plain sum to it on a TPU.
     """
     return jnp.broadcast_to(parameter, shape)
 
 
-def _shared(parameter: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    return for_rows(parameter, shape), parameter
+def _shared(parameter: Array, shape: tuple[int, ...], joined: bool) -> tuple[Array, Array]:
+    return for_rows(parameter, shape, joined), parameter
 
 
-def _summed(shape: tuple[int, ...], parameter: Array, g: Array) -> tuple[Array]:
-    rows = g.reshape(-1, g.shape[-1]).astype(wide(g.dtype))
-    total = jax.lax.platform_dependent(rows, cpu=_by_product, default=partial(jnp.sum, axis=0))
+def _summed(shape: tuple[int, ...], joined: bool, parameter: Array, g: Array) -> tuple[Array]:
+    rows = tuple(range(g.ndim - parameter.ndim))
+    if platform() == "cpu":
+        flat = g.reshape(-1, *parameter.shape).astype(wide(g.dtype))
+        total = jnp.ones(len(flat), flat.dtype) @ flat
+    elif platform() == "tpu" and not joined:
+        # As many ones as a tile has rows: of a single one XLA makes a sum again.
+        ones = jnp.ones((8, *g.shape[: len(rows)]), g.dtype)
+        dims = (tuple(axis + 1 for axis in rows), rows), ((), ())
+        exactly = {"precision": "highest", "preferred_element_type": wide(g.dtype)}
+        total = jax.lax.dot_general(ones, g, dims, **exactly)[0]
+    else:
+        total = jnp.sum(g.astype(wide(g.dtype)), axis=rows)
     return (total.astype(parameter.dtype),)
-
-
-def _by_product(rows: Array) -> Array:
-    return jnp.ones(len(rows), rows.dtype) @ rows
 
 
 for_rows.defvjp(_shared, _summed)

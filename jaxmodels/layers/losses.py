@@ -11,9 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.layers.precision import exact, wide
 from jaxmodels.layers.sharding import axis_size, spread
+from jaxmodels.layers.target import platform
 
 # Most bytes of float32 logits that `chunked_cross_entropy` holds at once.
 LOGITS_BYTES = 1 << 26
+# The same where memory is the only limit: each chunk reads and writes the head's gradient.
+LARGE_LOGITS_BYTES = 1 << 30
 
 
 def cross_entropy(logits: Float[Array, "*b v"], targets: Int[Array, "*b"]) -> Float[Array, ""]:
@@ -114,7 +117,8 @@ def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
     than it multiplies over two axes.
     """
     batch, t = x.shape[:2]
-    most = max(LOGITS_BYTES // (4 * batch * head.shape[0]), 1)
+    largest = LOGITS_BYTES if platform() == "cpu" else LARGE_LOGITS_BYTES
+    most = max(largest // (4 * batch * head.shape[0]), 1)
     count = -(-t // most)
     size = -(-t // count)
 
@@ -128,15 +132,57 @@ def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
 def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, Array, Array]:
     """A chunk's parts of the means, and the gradient of the loss with respect to its logits."""
     logits = jnp.einsum("nd,vd->nv", x, head, preferred_element_type=weight.dtype)
-    top = logits.max(axis=-1)
-    # One exponential for the sum and the gradient: XLA's sum of exponentials is slow on a CPU.
-    powers = jnp.exp(logits - top[..., None])
-    total = powers.sum(axis=-1)
-    # Once more, so that the logits need not be kept beside their powers.
+    # Of the target once more, so that the logits need not be kept beside their powers on a CPU,
+    # and is known before them elsewhere.
     picked = jnp.sum(exact(x) * head[targets], axis=-1)
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
+    form = _from_the_top if platform() == "cpu" else _from_the_target
+    each, hits, of_logits = form(logits, picked, targets, weight, hot)
+    return jnp.sum(weight * each), jnp.sum(weight * hits), of_logits.astype(x.dtype)
+
+
+def _from_the_top(
+    logits: Array, picked: Array, targets: Array, weight: Array, hot: Array
+) -> tuple[Array, Array, Array]:
+    """Cross-entropies, whether the target was the likeliest, and the gradient.
+
+    There is one exponential for the sum and the gradient: XLA's sum of exponentials is slow on a
+    CPU.
+    """
+    top = logits.max(axis=-1)
+    powers = jnp.exp(logits - top[..., None])
+    total = powers.sum(axis=-1)
     of_logits = powers * (weight / total)[..., None] - weight[..., None] * hot
     # The likeliest is the one whose power is e to 0.
     hits = jnp.take_along_axis(powers, targets[..., None], axis=-1)[..., 0] == 1
-    loss = jnp.sum(weight * (jnp.log(total) + top - picked))
-    return loss, jnp.sum(weight * hits), of_logits.astype(x.dtype)
+    return jnp.log(total) + top - picked, hits, of_logits
+
+
+def _from_the_target(
+    logits: Array, picked: Array, targets: Array, weight: Array, hot: Array
+) -> tuple[Array, Array, Array]:
+    """The same with powers of what a logit is above the target's.
+
+    The sum then need not wait for the largest logit, so XLA takes it where the product gives the
+    logits, instead of reading all of them again. Where it overflows, which is beyond 80 nats, it is
+    taken from the largest after all.
+    """
+    top = logits.max(axis=-1)
+    total = jnp.exp(logits - picked[..., None]).sum(axis=-1)
+    beyond = ~jnp.isfinite(total)
+    start = jnp.where(beyond, top, picked)
+
+    def again() -> Array:
+        return jnp.exp(logits - start[..., None]).sum(axis=-1)
+
+    level = start + jnp.log(jax.lax.cond(_anywhere(beyond), again, lambda: total))
+    of_logits = weight[..., None] * (jnp.exp(logits - level[..., None]) - hot)
+    hits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] == top
+    return level - picked, hits, of_logits
+
+
+def _anywhere(flags: Array) -> Array:
+    """Whether one is set, on any device: all of them must go the same way."""
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    found = flags.any()
+    return jax.lax.pmax(found.astype(jnp.int32), axes) > 0 if axes else found

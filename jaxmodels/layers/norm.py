@@ -1,5 +1,6 @@
 """Normalisation in float32, whatever the precision of the products around it."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxmodels.layers.linear import for_rows
 from jaxmodels.layers.precision import exact
+from jaxmodels.layers.target import platform
 
 
 def dtype_behind(norm: Any, weights: Array) -> jnp.dtype:
@@ -26,15 +28,72 @@ def layer_norm(norm: nnx.LayerNorm | nnx.RMSNorm, x: Float[Array, "*b d"]) -> Fl
     assert norm.scale is not None
     x = exact(x)
     scale, bias = norm.scale[...], getattr(norm, "bias", None)
-    mean = x.mean(axis=-1, keepdims=True) if isinstance(norm, nnx.LayerNorm) else 0.0
+    kind = norm.epsilon, isinstance(norm, nnx.LayerNorm), norm.use_fast_variance
+    each = for_rows(exact(scale), x.shape)
+    if platform() == "cpu":
+        centred, root = _measured(x, *kind)
+        out = centred * (root * each)
+    else:
+        out = normalised(x, *kind) * each
+    if bias is not None:
+        out = out + for_rows(exact(bias[...]), x.shape)
+    return out.astype(scale.dtype)
+
+
+def normalised(
+    x: Float[Array, "*b d"], epsilon: float, centre: bool = False, fast: bool = True
+) -> Float[Array, "*b d"]:
+    """Rows divided by the root of their mean square plus epsilon.
+
+    Args:
+        x: rows of numbers.
+        epsilon: is added to the mean of squares.
+        centre: subtract a row's mean first.
+        fast: take the variance as E[x²] − E[x]² instead of from differences.
+    """
+    if platform() != "cpu":
+        return _in_one_pass(x, epsilon, centre, fast)
+    centred, root = _measured(x, epsilon, centre, fast)
+    return centred * root
+
+
+def _measured(x: Array, epsilon: float, centre: bool, fast: bool) -> tuple[Array, Array]:
+    """The rows without their means, and what they are multiplied by: [… d], [… 1]."""
+    mean = x.mean(axis=-1, keepdims=True) if centre else 0.0
     centred = x - mean
-    if norm.use_fast_variance:
+    if fast:
         squares = jnp.square(x).mean(axis=-1, keepdims=True)
         variance = jnp.maximum(squares - jnp.square(mean), 0.0)
     else:
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    root = jax.lax.rsqrt(variance + norm.epsilon)
-    out = centred * (root * for_rows(exact(scale), x.shape))
-    if bias is not None:
-        out = out + for_rows(exact(bias[...]), x.shape)
-    return out.astype(scale.dtype)
+    return centred, jax.lax.rsqrt(variance + epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _in_one_pass(x: Array, epsilon: float, centre: bool, fast: bool) -> Array:
+    """`normalised`; its backward pass goes through the rows once for both of its sums.
+
+    JAX's goes through them again for each: what the sums of a row are, it cannot know before.
+    """
+    centred, root = _measured(x, epsilon, centre, fast)
+    return centred * root
+
+
+def _forward(
+    x: Array, epsilon: float, centre: bool, fast: bool
+) -> tuple[Array, tuple[Array, Array]]:
+    centred, root = _measured(x, epsilon, centre, fast)
+    return centred * root, (centred, root)
+
+
+def _backward(
+    epsilon: float, centre: bool, fast: bool, kept: tuple[Array, Array], g: Array
+) -> tuple[Array]:
+    centred, root = kept
+    out = centred * root
+    along = (g * out).mean(axis=-1, keepdims=True)
+    level = g.mean(axis=-1, keepdims=True) if centre else 0.0
+    return (root * (g - level - out * along),)
+
+
+_in_one_pass.defvjp(_forward, _backward)

@@ -4,6 +4,8 @@ import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
+from jaxmodels.layers.target import platform
+
 # Numbers below which a call costs as much as it saves: the rows of a step of decoding.
 _FEW = 2**15
 
@@ -16,7 +18,7 @@ def once(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     XLA does not look through a call that it is told to keep. (It removes an
     `optimization_barrier` before it joins.)
     """
-    return x if x.size < _FEW else _both_ways(x)
+    return x if x.size < _FEW or platform() != "cpu" else _both_ways(x)
 
 
 @jax.custom_vjp
@@ -28,10 +30,6 @@ _both_ways.defvjp(lambda x: (_settled(x), None), lambda _, g: (_settled(g),))
 
 
 def _settled(x: Array) -> Array:
-    return jax.lax.platform_dependent(x, cpu=_called, default=lambda x: x)
-
-
-def _called(x: Array) -> Array:
     with set_xla_metadata(inlineable="false"):
         return _itself(x)
 

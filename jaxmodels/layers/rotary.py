@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxmodels.layers.target import platform
+
 
 class Rotation(NamedTuple):
     """How far each pair of a head's numbers is turned at each position."""
@@ -18,7 +20,7 @@ def rotation(positions: Int[Array, "*b t"], width: int, base: float = 10_000.0) 
     """Cosine and sine of the angles `position · base^(-2j/width)`, in float32."""
     rate = base ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angle = positions[..., None].astype(jnp.float32) * rate
-    return jax.lax.platform_dependent(angle, cpu=_once, default=_turns)
+    return _once(angle) if platform() == "cpu" else _turns(angle)
 
 
 def _turns(angle: Array) -> Rotation:
@@ -41,3 +43,17 @@ def rotate_interleaved(x: Float[Array, "b t h k"], by: Rotation) -> Float[Array,
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def partners(kernel: Float[Array, "*d k"]) -> Float[Array, "*d k"]:
+    """Columns that make the other number of each interleaved pair: −x1, x0, −x3, x2, …"""
+    pairs = kernel.reshape(*kernel.shape[:-1], -1, 2)
+    return jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(kernel.shape)
+
+
+def turned(
+    x: Float[Array, "b t h k"], other: Float[Array, "b t h k"], by: Rotation
+) -> Float[Array, "b t h k"]:
+    """As `rotate_interleaved`, of numbers and of their `partners`, place by place."""
+    cos, sin = (jnp.repeat(angle, 2, axis=-1)[..., None, :] for angle in by)
+    return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)

@@ -8,11 +8,8 @@ from math import prod
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from einops import rearrange
-from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Shaped
 
 
 def spread(x: Shaped[Array, "..."], *axes: Any) -> Shaped[Array, "..."]:
@@ -33,23 +30,6 @@ def spread(x: Shaped[Array, "..."], *axes: Any) -> Shaped[Array, "..."]:
         at = axes.index(...)
         axes = (*axes[:at], *(None,) * (x.ndim + 1 - len(axes)), *axes[at + 1 :])
     return jax.lax.with_sharding_constraint(x, dividing(x.shape, axes))
-
-
-def product_in_parts(
-    linear: nnx.Linear, x: Float[Array, "b t d"], parts: int
-) -> Float[Array, "{parts} b t f"]:
-    """The parts of one product, whose columns lie one part after the other.
-
-    On a mesh that splits columns, those of a part are not where the part's pieces belong. The
-    kernel is brought there: what it gives for all positions would be more to send.
-    """
-    if axis_size("model") == 1:
-        return rearrange(linear(x), "b t (n f) -> n b t f", n=parts)
-    kernel = rearrange(linear.kernel[...], "d (n f) -> d n f", n=parts)
-    out = jnp.einsum("btd,dnf->nbtf", x, spread(kernel, "data", None, "model"))
-    if linear.bias is not None:
-        out = out + spread(rearrange(linear.bias[...], "(n f) -> n 1 1 f", n=parts), ..., "model")
-    return out
 
 
 def axis_size(axis: str) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -17,12 +16,13 @@ from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
+from jaxmodels.layers.heads import join_heads, qkv_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.layers.once import once
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.sharding import product_in_parts, spread
+from jaxmodels.layers.sharding import spread
 from jaxmodels.wikigpt.config import Config
 
 
@@ -59,15 +59,14 @@ class Attention(nnx.Module):
     def __call__(self, x, segments, cache: KVCache | None, layer: int, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
         cfg = self.config
-        parts = product_in_parts(self.qkv, x, 3)
-        q, k, v = rearrange(parts, "n b t (h k) -> n b t h k", h=cfg.heads)
+        q, k, v = qkv_heads(self.qkv, x, cfg.heads)
         if cache is None:
             key = None if rngs is None else rngs.dropout()
             out = self_attention(q, k, v, segments=segments, rate=cfg.dropout, key=key)
             kept = None
         else:
             out, kept = cache.attend(layer, q, k, v)
-        return _drop(self.proj(rearrange(out, "b t h k -> b t (h k)")), cfg, rngs), kept
+        return _drop(join_heads(self.proj, out), cfg, rngs), kept
 
 
 class Mlp(nnx.Module):

@@ -1,0 +1,112 @@
+"""Products whose columns are several things: parts, and the heads of attention.
+
+A CPU multiplies once and cuts what comes of it. A TPU lays out the last two axes of an array in
+tiles of 8 × 128 numbers: what is cut into parts or heads afterwards is copied for each use. There
+every part has a product of its own, straight into its heads, and their axes stay apart.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxmodels.layers.linear import for_rows
+from jaxmodels.layers.rotary import Rotation, partners, rotate_interleaved, turned
+from jaxmodels.layers.sharding import axis_size, spread
+from jaxmodels.layers.target import platform
+
+Heads = Float[Array, "b t h k"]
+
+
+def product_in_parts(
+    linear: nnx.Linear, x: Float[Array, "b t d"], parts: int
+) -> tuple[Float[Array, "b t f"], ...]:
+    """`linear(x)` in parts, whose columns lie one part after the other."""
+    if platform() == "cpu":
+        return tuple(_cut(linear, x, parts))
+    kernels, biases = _parts(linear, parts)
+    products = (x @ spread(kernel, "data", "model") for kernel in kernels)
+    return tuple(_added(out, bias) for out, bias in zip(products, biases, strict=True))
+
+
+def heads_of(
+    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, turn: Rotation | None = None
+) -> Heads:
+    """`linear(x)` cut into heads, their interleaved pairs turned if there is a rotation."""
+    if platform() == "cpu":
+        return _turned(rearrange(linear(x), "b t (h k) -> b t h k", h=heads), turn)
+    (kernel,), (bias,) = _parts(linear, 1)
+    return _into_heads(x, kernel, bias, heads, turn)
+
+
+def qkv_heads(
+    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, turn: Rotation | None = None
+) -> tuple[Heads, Heads, Heads]:
+    """Queries, keys and values from one kernel, cut into heads; a rotation turns the first two."""
+    if platform() == "cpu":
+        cut = rearrange(_cut(linear, x, 3), "n b t (h k) -> n b t h k", h=heads)
+        return _turned(cut[0], turn), _turned(cut[1], turn), cut[2]
+    q, k, v = zip(*_parts(linear, 3), strict=True)
+    return (
+        _into_heads(x, *q, heads, turn),
+        _into_heads(x, *k, heads, turn),
+        _into_heads(x, *v, heads, None),
+    )
+
+
+def join_heads(linear: nnx.Linear, x: Heads) -> Float[Array, "b t d"]:
+    """`linear` of what all heads have found."""
+    if platform() == "cpu":
+        return linear(rearrange(x, "b t h k -> b t (h k)"))
+    kernel = rearrange(linear.kernel[...], "(h k) d -> h k d", h=x.shape[2])
+    bias = None if linear.bias is None else linear.bias[...]
+    return _added(jnp.einsum("bthk,hkd->btd", x, kernel), bias)
+
+
+def _into_heads(
+    x: Array, kernel: Array, bias: Array | None, heads: int, turn: Rotation | None
+) -> Array:
+    kernel = rearrange(kernel, "d (h k) -> d h k", h=heads)
+    bias = None if bias is None else rearrange(bias, "(h k) -> h k", h=heads)
+
+    def product(kernel: Array, bias: Array | None) -> Array:
+        kernel = spread(kernel, "data", "model", None)
+        return _added(jnp.einsum("btd,dhk->bthk", x, kernel), bias)
+
+    out = product(kernel, bias)
+    if turn is None:
+        return out
+    # The other number of each pair by a product too: none has to change its place in a tile.
+    other = product(partners(kernel), None if bias is None else partners(bias))
+    return turned(out, other, turn)
+
+
+def _cut(linear: nnx.Linear, x: Array, parts: int) -> Array:
+    """[parts b t f].
+
+    On a mesh that splits columns, those of a part are not where the part's pieces belong. The
+    kernel is brought there: what it gives for all positions would be more to send.
+    """
+    if axis_size("model") == 1:
+        return rearrange(linear(x), "b t (n f) -> n b t f", n=parts)
+    kernel = rearrange(linear.kernel[...], "d (n f) -> d n f", n=parts)
+    out = jnp.einsum("btd,dnf->nbtf", x, spread(kernel, "data", None, "model"))
+    if linear.bias is not None:
+        out = out + spread(rearrange(linear.bias[...], "(n f) -> n 1 1 f", n=parts), ..., "model")
+    return out
+
+
+def _parts(linear: nnx.Linear, parts: int) -> tuple[list[Array], list[Array | None]]:
+    """Kernels [d f] and biases [f] of the parts."""
+    kernels = jnp.split(linear.kernel[...], parts, axis=1)
+    if linear.bias is None:
+        return kernels, [None] * parts
+    return kernels, list(jnp.split(linear.bias[...], parts))
+
+
+def _added(out: Array, bias: Array | None) -> Array:
+    return out if bias is None else out + for_rows(bias, out.shape)
+
+
+def _turned(x: Array, turn: Rotation | None) -> Array:
+    return x if turn is None else rotate_interleaved(x, turn)

@@ -1,0 +1,14 @@
+"""What the program that is being traced will run on."""
+
+import jax
+
+
+def platform() -> str:
+    """`cpu`, `tpu` or `gpu`: what the ambient mesh is made of, else JAX's default device.
+
+    Some layers have another form for each: layouts and sums that suit a CPU's caches cost a TPU
+    most of its time, and the other way round. Every form is right on every platform. The mesh is
+    the one that the train step sets (`runtime/step.py`), whose devices need not exist.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
