@@ -102,8 +102,12 @@ def splash(
     mask = (library.CausalMask if causal else library.FullMask)((size, size))
     # Numbers of narrow heads would leave lanes empty, where positions fill them.
     layout = library.QKVLayout.SEQ_MINOR if width < LANES else library.QKVLayout.HEAD_DIM_MINOR
-    # Of queries and of keys, forward and in both parts of the backward pass.
-    sizes = library.BlockSizes(*[tile] * 8, q_layout=layout, k_layout=layout, v_layout=layout)
+    sizes = library.BlockSizes(  # of queries and of keys, forward and in both backward passes
+        *(tile, tile, tile, tile, tile, tile, tile, tile),
+        q_layout=layout,
+        k_layout=layout,
+        v_layout=layout,
+    )
     kernel = library.make_splash_mha(
         library.MultiHeadMask([mask] * heads),
         block_sizes=sizes,
