@@ -59,7 +59,9 @@ def normalised(
 
 def _measured(x: Array, epsilon: float, centre: bool, fast: bool) -> tuple[Array, Array]:
     """The rows without their means, and what they are multiplied by: [… d], [… 1]."""
-    mean = x.mean(axis=-1, keepdims=True) if centre else 0.0
+    if not centre:
+        return x, jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
+    mean = x.mean(axis=-1, keepdims=True)
     centred = x - mean
     if fast:
         squares = jnp.square(x).mean(axis=-1, keepdims=True)
