@@ -44,7 +44,10 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
         codes = module.memory.codes(exact(pooled))
         codes, divergence = _episode(module.memory, keys, codes, draws)
         empty = module.memory.address(keys) @ module.memory.mean
-    writing = _writing(module, tokens, real, seen, codes, empty)
+    # In training a row's place decides what it is written from, else a hash of its image's number.
+    turn = torch.arange(len(ids), device=ids.device)
+    turn = turn if draws else (ids.long() * 2654435769 % 2**32) >> 29
+    writing = _writing(module, tokens, real, seen, codes, empty, turn)
     parts = (contrast, matching, writing, divergence)
     total = sum(weight * part for weight, part in zip(module.config.weights, parts, strict=True))
     return total, (text.detach(), image.detach(), ids)
@@ -137,12 +140,17 @@ def _episode(memory: Any, keys: Tensor, codes: Tensor, draws: bool) -> tuple[Ten
 
 
 def _writing(
-    module: Any, tokens: Tensor, real: Tensor, seen: Tensor, codes: Tensor, empty: Tensor
+    module: Any,
+    tokens: Tensor,
+    real: Tensor,
+    seen: Tensor,
+    codes: Tensor,
+    empty: Tensor,
+    turn: Tensor,
 ) -> Tensor:
     """Cross-entropy of writing each text: of eight rows five see their image and an empty memory,
     two what the memory has of it, and one both."""
-    row = torch.arange(len(tokens), device=tokens.device)
-    recalls, both = row % 4 == 1, row % 8 == 3
+    recalls, both = turn % 4 == 1, turn % 8 == 3
     token = module.memory.out(torch.where((recalls | both)[:, None], codes, empty))
     context = torch.cat([seen, token[:, None]], 1)
     sees = (~recalls[:, None]).repeat(1, context.shape[1])

@@ -155,7 +155,8 @@ def test_what_exists_is_untouched(tmp_path):
     target.mkdir()
     (target / "precious.txt").write_text("mine")
     assert "exists" in refused(EXISTS, SEED, target, config=HEADS)
-    assert "holds something that `convert` did not write" in refused(EXISTS, SEED, target, config=HEADS, force=True)
+    said = refused(EXISTS, SEED, target, config=HEADS, force=True)
+    assert "holds something that `convert` did not write" in said
     assert [path.name for path in target.iterdir()] == ["precious.txt"]
 
 
