@@ -125,7 +125,9 @@ class _Host:
         index, count = said["process"], self.me["processes"]
         why = ""
         if said["processes"] != count:
-            why = f"process 0 expects {count} processes, process {index} {said['processes']}"
+            why = (
+                f"process 0 expects {count} processes, process {index} expects {said['processes']}"
+            )
         elif index in self.here or not 0 < index < count:
             why = f"two processes say that they are number {index}"
         elif changed := differences(self.me["facts"], said["facts"]):

@@ -108,7 +108,7 @@ def test_the_shapes_are_those_that_are_named(number, side):
         fill = len(places) / (height * width)
         assert fill == pytest.approx(fills[thing.kind.shape], abs=0.13)
         if thing.kind.shape == "diamond":
-            assert height > 1.15 * width
+            assert height > 1.15 * width - 0.5  # whole pixels
         if thing.kind.shape == "triangle":  # its lower half is the wider
             middle = (places[:, 0].min() + places[:, 0].max()) / 2
             assert (places[:, 0] > middle).mean() > 0.6

@@ -188,7 +188,8 @@ def met(*callers: tuple[int, int, dict]) -> list[str]:
 
 def test_processes_meet_or_are_told_why_not():
     assert met((3, 0, {}), (3, 2, {}), (3, 1, {})) == ["", "", ""]
-    assert all("told of 2 processes, process 1 of 3" in why for why in met((2, 0, {}), (3, 1, {})))
+    told = met((2, 0, {}), (3, 1, {}))
+    assert all("process 0 expects 2 processes, process 1 expects 3" in why for why in told)
     told = met((3, 0, {}), (3, 1, {}), (3, 1, {}))
     assert all("two processes say that they are number 1" in why for why in told)
     assert all("batch: 8 and 16" in why for why in met((2, 0, {"batch": 8}), (2, 1, {"batch": 16})))
