@@ -208,6 +208,7 @@ def test_bfloat16_stays_near_float32(arch):
     assert norms[0] != norms[1]
 
 
+@pytest.mark.slow
 @archs
 def test_a_step_in_bfloat16_keeps_its_state_in_float32(arch):
     package = learner(arch)

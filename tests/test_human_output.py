@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import bridge
 from jaxmodels.__main__ import VERBS, main
 from jaxmodels.errors import DONE, NETWORK, USAGE
 from tests.jaxmodels.helpers import train
@@ -29,10 +30,10 @@ CALLS = [
     (["report", "RUN"], r"^report: .*report\.html$"),
 ]
 ERRORS = [
-    (["eval", "OUT/model"], USAGE, "give --data"),
+    (["eval", "OUT/bare"], USAGE, "give --data"),
     (["generate", "RUN", "--image", "x.png"], USAGE, "it sees no images"),
     (["push", "OUT/none", "hf://a/b"], None, "where: "),
-    (["push", "OUT/model", "a/b"], None, "hf://"),
+    (["push", "OUT/bare", "a/b"], None, "hf://"),
     (["pull", "hf://a/b", "OUT/pulled"], NETWORK, "fix: "),
     (["bench", "steq"], USAGE, "did you mean step"),
     (["plan", "charlm:tiny", "--topology", "v9"], USAGE, "v9"),
@@ -48,6 +49,7 @@ def places(tmp_path_factory):
     out = tmp_path_factory.mktemp("people")
     (out / "text.txt").write_text("It was the best of times.\n" * 300)
     assert train(out / "run", "--steps", "2", "--eval-every", "2") == DONE
+    bridge.convert(out / "run", out / "bare")
     return {"RUN": str(out / "run"), "OUT": str(out), "TEXT": str(out / "text.txt")}
 
 

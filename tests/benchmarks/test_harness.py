@@ -56,6 +56,7 @@ def failing():
     raise RuntimeError("this contestant cannot be built")
 
 
+@pytest.mark.slow
 def test_isolated_contestants_have_a_process_and_its_peak_memory():
     (timing,) = race([Contestant("a", sleeper)], rounds=1, isolated=True)
     assert timing.value == 1
@@ -63,6 +64,7 @@ def test_isolated_contestants_have_a_process_and_its_peak_memory():
     assert timing.peak_bytes is None or timing.peak_bytes > 30_000_000
 
 
+@pytest.mark.slow
 def test_a_contestant_that_fails_in_its_process_ends_the_race():
     with pytest.raises(Problem, match="process of a contestant ended"):
         race([Contestant("a", failing)], rounds=1, isolated=True)

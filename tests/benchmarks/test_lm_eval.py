@@ -49,6 +49,7 @@ def by_hand(scorer, tokens, start):
     return chosen[start - 1 :].sum(), likeliest[start - 1 :].all()
 
 
+@pytest.mark.slow
 def test_loglikelihood_is_that_of_the_models_logits(scorer):
     pairs = [("the cat ", "sat."), ("a", " b"), ("", "dog"), ("on and", "")]
     found = scorer.loglikelihood(pairs)

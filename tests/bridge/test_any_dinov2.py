@@ -152,6 +152,7 @@ def test_a_mask_token_may_be_missing(tmp_path):
     assert timm.MAYBE not in bridge.open_source(tmp_path / "x.pth", config={"heads": 2}).notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("registers", [0, 1])
 @pytest.mark.parametrize("prefix", ["", "model.backbone."])
 def test_transformers_names_without_a_config(tmp_path, registers, prefix):
@@ -171,6 +172,7 @@ def test_transformers_names_without_a_config(tmp_path, registers, prefix):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "said"),
     [('{"architecture": "vit_base_patch16_clip_224"}', "timm's vit_base_patch16_clip_224"),

@@ -266,6 +266,7 @@ def test_answers_are_checked(monkeypatch, answer, code):
     assert len(said["what"]) <= apart.MAX_TEXT
 
 
+@pytest.mark.slow
 def test_a_tensor_of_another_size_is_not_taken(monkeypatch):
     child = child_of(recognise(CKPT))
     assert "a tensor of another size" in told(child.tensor, 0, (7,), np.dtype("f4"))["why"]

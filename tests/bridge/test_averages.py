@@ -49,6 +49,7 @@ def test_what_was_made_from_one_is_compared_with_it(run, tmp_path, choice, other
         assert main(["diff", str(run), str(again), "--weights", "raw"]) == UNVERIFIED
 
 
+@pytest.mark.slow
 def test_a_run_is_verified_and_inspected_by_either(run, capsys):
     for choice in ("raw", "ema"):
         assert main(["verify", str(run), "--weights", choice]) == DONE

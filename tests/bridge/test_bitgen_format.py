@@ -222,6 +222,7 @@ def test_a_run_and_its_directory_hold_the_state(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_state_that_is_not_there(tmp_path):
     """All of it missing, it begins anew; some of it missing, the file is broken."""
     whole = tensors()

@@ -218,6 +218,7 @@ def test_the_optimiser_of_another_model(folder, tmp_path):
     bridge.convert(folder, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_an_optimiser_that_is_not_adamw(folder):
     (folder / OPTIMIZER).write_bytes(serialization.to_bytes(optax.sgd(0.1).init({"a": 1.0})))
     assert "not AdamW" in refused(MISMATCH, moments.load, folder)

@@ -173,6 +173,7 @@ def test_a_config_that_changed_is_written_anew(saved, tmp_path):
     assert said["summary_type"] == "cls_index"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["activation_function", "embd_pdrop", "n_layer", "model_type"])
 def test_values_of_any_type_are_refused_in_words(tmp_path, key):
     run = write_run(tmp_path / "run", {1: 2.0}, spec="wikigpt:tiny")

@@ -97,6 +97,7 @@ def can_be_kept(values, way):
     return way.form != "gguf" or (plain and values["activation_function"] in TANH)
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(configs(), ways, st.integers(0, 2**30))
 @pytest.mark.usefixtures("readers_here")

@@ -166,6 +166,7 @@ def test_our_own_folder_keeps_what_names_our_code(server, model_directory, tmp_p
     assert damage(tmp_path / "new") == []
 
 
+@pytest.mark.slow
 def test_push_refuses_what_names_code_and_leaves_code_out(server, tmp_path):
     from tests.bridge.helpers import GOLDEN
 

@@ -211,6 +211,7 @@ def test_moments_of_another_model(run, tmp_path):
     assert any("27 entries" in note for note in bridge.inspect(path).notes)
 
 
+@pytest.mark.slow
 def test_a_stray_or_damaged_optimizer_file(run, tmp_path):
     bridge.convert(run[0], tmp_path / "a", optimizer=True)
     shutil.copyfile(tmp_path / "a" / "optimizer.safetensors", tmp_path / "optimizer.safetensors")

@@ -269,6 +269,7 @@ def test_torch_files_without_a_model(tmp_path, value):
     assert "no named tensors" in refused(CORRUPT, bridge.load, saved(tmp_path, value))
 
 
+@pytest.mark.slow
 def test_settings_changed_inside_with_fitting_checksums_are_seen(tmp_path):
     """The manifest beside it is asked too (input 3658 of the fuzzer)."""
     bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "out", to="nanogpt")

@@ -111,6 +111,7 @@ def test_one_that_asks_to_run_code_is_refused(folder):
     assert caught.value.exit_code == UNSAFE
 
 
+@pytest.mark.slow
 def test_what_sample_py_cannot_read_is_said(tmp_path):
     bare(tmp_path, [AddedToken("<a>")])
     report = bridge.convert(save_model(tmp_path, 281), tmp_path / "out", to="nanogpt")

@@ -120,6 +120,7 @@ result = [out.embeddings.tolist(), out.image_features.tolist(), model.fusion.que
     assert found[2:] == [[3], [1, 10, 64]]
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_long_is_refused():
     config = replace(PACKAGE.PRESETS["tiny"], context=4)
     module = twin("bitgen_stage1").build(config)

@@ -188,6 +188,7 @@ for path in {[str(folder) for folder in folders]!r}:
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
 def test_the_card_tells_architecture_numbers_origin_licence_and_loading(tmp_path):
     run = write_run(tmp_path / "run", {1: 2.0}, spec="wikigpt:tiny")
     bridge.convert(run, tmp_path / "out")

@@ -114,6 +114,7 @@ def test_big_endian_gguf(tmp_path):
     assert "big-endian" in refused(tmp_path / "model.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [None, {"model_type": "gpt2"}])
 def test_a_folder_of_accelerate_with_a_distributed_checkpoint(tmp_path, config):
     inside = tmp_path / "pytorch_model_fsdp_0"

@@ -216,6 +216,7 @@ def test_a_run_becomes_a_checkpoint_of_the_seed(tmp_path):
     assert block["SelfAttention_0"]["query"]["kernel"].shape == (64, 2, 32)
 
 
+@pytest.mark.slow
 def test_what_the_seed_cannot_compute_is_refused(tmp_path):
     told = refused(
         MISMATCH,

@@ -276,6 +276,7 @@ def test_cut_anywhere(tmp_path, part, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_a_flipped_bit_is_found(tmp_path, seed, golden_tensors):
     data = bytearray(ZIP.read_bytes())

@@ -208,6 +208,7 @@ def test_the_only_validation_batch_may_be_small():
         assert only["tokens"].dtype == np.int32
 
 
+@pytest.mark.slow
 @given(
     tokens=st.lists(st.integers(0, 3), min_size=30, max_size=80),
     context=st.integers(1, 9),

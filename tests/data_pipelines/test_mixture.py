@@ -184,6 +184,7 @@ def test_an_epoch_of_a_source_takes_each_window_once(stored):
     assert sorted(seen[:windows]) == sorted(every[:windows].tolist())
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     done=st.integers(0, 40),

@@ -38,6 +38,7 @@ def whole():
         return stepped(toy.RECIPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 def test_loss_gradients_and_metrics_are_those_of_the_whole_batch(cut, whole):
     with jax.enable_x64(True):

@@ -184,6 +184,7 @@ def test_impossible_sizes_are_refused(change):
     assert caught.value.exit_code == USAGE
 
 
+@pytest.mark.slow
 def test_a_mask_and_a_cache_are_refused():
     model = jaxmodels.create("bwetaf:tiny")
     tokens = jnp.ones((1, 4), jnp.int32)

@@ -110,6 +110,7 @@ def test_initialisation_is_the_seeds():
     assert not params["head/bias"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"heads": 3}, {"dim": 24, "heads": 8}, {"dropout": 1.0}])
 def test_impossible_sizes_are_refused(change):
     with pytest.raises(Problem) as caught:

@@ -137,6 +137,7 @@ def plain() -> int:
     return cycles(compiled(jax.value_and_grad(loss), params, tokens))
 
 
+@pytest.mark.slow
 def test_a_block_and_its_loss_cost_less_than_plainly_written():
     mine, others = apart(ours), apart(plain)
     assert others > 1e6  # the compiler tells estimates at all

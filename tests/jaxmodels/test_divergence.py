@@ -81,6 +81,7 @@ def job(run, *bad, recipe=RECIPE, valid=()):
     return Job(charlm, charlm.PRESETS["tiny"], recipe, Batches(*bad), list(valid), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bad", "kept"), [(7, [5]), (10, [5]), (20, [5, 10, 15])])
 def test_what_is_not_finite_is_not_saved(tmp_path, bad, kept):
     """Seen by the loss of the next step, or, where a save comes first, by the save."""
@@ -126,6 +127,7 @@ def test_rolling_back_leaves_the_data_out_and_is_exact(tmp_path, capsys):
         shutil.rmtree(broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [(7,), ()])
 def test_a_sample_that_cannot_be_drawn_is_no_end(tmp_path, capsys, bad):
     """Of a state that is not finite it is divergence, and of a sound one no more than no sample."""
@@ -143,6 +145,7 @@ def test_a_sample_that_cannot_be_drawn_is_no_end(tmp_path, capsys, bad):
         assert "no sample at step 7: nothing can be drawn" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_rolling_back_to_the_very_beginning(tmp_path):
     run = tmp_path / "run"
     assert train(job(run, 2, recipe=replace(RECIPE, on_divergence="rollback"))).step == 20
@@ -191,6 +194,7 @@ def test_saves_by_the_clock_change_nothing_else(tmp_path):
     assert same(params(timed, 6), params(run, 6))
 
 
+@pytest.mark.slow
 def test_saves_wait_for_their_time(tmp_path, monkeypatch):
     recipe = replace(RECIPE, steps=12, save_every=1000, save_minutes=0.5)
     slow = job(tmp_path / "run", recipe=recipe)

@@ -151,6 +151,7 @@ def test_rows_without_a_negative_do_not_count():
     assert float(accuracy) == 1
 
 
+@pytest.mark.slow
 def test_the_temperature_is_clamped_and_can_come_back():
     for outside, bound in ((-1.0, 0.001), (3.0, 1.0), (0.5, 0.5)):
         value, slope = jax.value_and_grad(fiber.clamped)(jnp.asarray(outside))

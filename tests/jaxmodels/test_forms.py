@@ -70,6 +70,7 @@ def test_without_a_mesh_it_is_the_default_device():
     assert target.platform() == jax.default_backend()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_in_heads_in_parts_and_back(bias):

@@ -111,6 +111,7 @@ def test_both_ways_to_address_agree_without_noise():
     np.testing.assert_allclose(larimar.address(keys, slots, 0.5), ridge, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_divergences_are_those_of_the_gaussians():
     torch = pytest.importorskip("torch")
     prior, w, codes = drawn(3, 4)

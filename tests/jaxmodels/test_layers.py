@@ -185,6 +185,7 @@ def test_cross_entropy_is_torchs():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_decoded_token_is_written_in_place(batch):
     """No step of a loop of decoding copies a cache, as XLA does when a write has two readers."""

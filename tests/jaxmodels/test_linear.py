@@ -84,6 +84,7 @@ def test_layer_norm_is_flaxs(kind):
         np.testing.assert_allclose(one, two, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(64, 256), (256, 64)])
 def test_nothing_as_large_as_the_larger_side_is_turned_round(sizes):
     """XLA would write a transposed copy of what the kernel's gradient is computed from."""

@@ -31,6 +31,7 @@ def run(tmp_path_factory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_whose_path_is_no_utf8(run, capsys):
     assert rundir.steps(run / "checkpoints")[-1] == 3
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -241,6 +241,7 @@ def test_slices():
     assert topology("v5e:1x1").interconnect == 0
 
 
+@pytest.mark.slow
 def test_roofline_takes_the_slowest():
     slice_ = topology("v5e:2x2")
     gather = hlo.Collective("all-gather", 10, 10**9, 4)

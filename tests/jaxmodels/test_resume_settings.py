@@ -36,6 +36,7 @@ def history(run: Path) -> list:
     return json.loads((run / "config.json").read_text())["history"]
 
 
+@pytest.mark.slow
 def test_a_lost_config_is_named(run, capsys):
     (run / "config.json").unlink()
     assert on(run) == USAGE
@@ -53,6 +54,7 @@ def test_fewer_steps_than_are_done_change_nothing(run, capsys):
     assert {path: path.read_bytes() for path in files_below(run)} == before
 
 
+@pytest.mark.slow
 def test_more_steps_say_what_becomes_of_the_learning_rate(run, capsys):
     assert on(run, "--steps", "8") == DONE
     said = capsys.readouterr().err
@@ -70,6 +72,7 @@ def test_the_decay_that_was_done_is_kept_if_wanted(run, capsys):
     assert [round(json.loads(line)["lr"], 9) for line in lines[4:]] == [1e-5, 1e-5]
 
 
+@pytest.mark.slow
 def test_a_lower_rate_and_clipping_are_allowed_and_recorded(run, capsys):
     assert on(run, "--optim.peak-lr", "0.02") == MISMATCH
     assert on(run, "--optim.clip", "0") == MISMATCH
@@ -86,6 +89,7 @@ def test_a_lower_rate_and_clipping_are_allowed_and_recorded(run, capsys):
     assert len(history(run)) == 2
 
 
+@pytest.mark.slow
 def test_the_history_tells_the_step_that_was_gone_on_from(tmp_path):
     run = tmp_path / "run"
     assert train(run, *FEW, "--save-every", "2") == DONE
@@ -95,6 +99,7 @@ def test_the_history_tells_the_step_that_was_gone_on_from(tmp_path):
     assert rundir.strays(run / "checkpoints") == ["4.damaged"]
 
 
+@pytest.mark.slow
 def test_clipping_may_be_turned_on(tmp_path):
     """Optax's state then lies elsewhere in its nested tuples."""
     run = tmp_path / "run"
@@ -102,6 +107,7 @@ def test_clipping_may_be_turned_on(tmp_path):
     assert on(run, "--optim.clip", "1", "--steps", "5") == DONE
 
 
+@pytest.mark.slow
 def test_damage_in_metrics_is_said_and_does_not_stop(run, capsys):
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"step": 2', b'"step": \xff'))

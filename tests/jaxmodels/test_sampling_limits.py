@@ -33,6 +33,7 @@ def drawn(logits, sampling, banned=BANNED, rows=200) -> set[int]:
     return set(np.asarray(sample(many, spread, sampling, banned)).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1e-9, 1e-30, 1e-38, 1e-45, 0.0])
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e4, 1e30])
 def test_cold_is_greedy(temperature, scale):
@@ -91,6 +92,7 @@ def tokens(model, sampling, rows=2, count=3, **more) -> np.ndarray:
     return np.concatenate(list(generate(model, prompt, count, sampling, **more)), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(None), Sampling(0.8)])
 def test_a_model_without_numbers_is_an_error_and_no_token(sampling):
     with pytest.raises(Problem, match="cannot be drawn") as caught:
@@ -117,6 +119,7 @@ def test_all_tokens_banned_is_an_error():
     assert set(tokens(model, Sampling(1.0), banned=everything[:-1]).flat) == {everything[-1]}
 
 
+@pytest.mark.slow
 def test_a_cold_generation_is_the_greedy_one():
     """In a batch and alone, in pieces of any length."""
     model = jaxmodels.create("charlm:tiny")
@@ -144,6 +147,7 @@ def test_impossible_options_are_refused(sampling):
     assert caught.value.exit_code == USAGE
 
 
+@pytest.mark.slow
 def test_the_command_says_that_nothing_can_be_drawn(monkeypatch, capsys):
     """And, of a prompt that the vocabulary does not know, that nothing of it is seen."""
     model = broken()
@@ -159,6 +163,7 @@ def test_the_command_says_that_nothing_can_be_drawn(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--temperature", "--top-p", "--min-p"])
 @pytest.mark.parametrize("value", ["-0.5", "nan", "inf"])
 def test_the_command_refuses_impossible_options(option, value, capsys):

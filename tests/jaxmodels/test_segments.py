@@ -95,6 +95,7 @@ def test_the_padding_of_bwetaf_stays_apart():
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_characters_tell_no_documents(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", "charlm:tiny", "--out", str(out), "--segments"]) == USAGE

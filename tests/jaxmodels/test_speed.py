@@ -54,6 +54,7 @@ def test_operations_of_a_step_are_six_for_each_weight_and_token():
     assert useful_flops(job.with_recipe(remat="full")) == useful_flops(job)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_known_chip_tells_its_mfu_and_its_goodput(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(chips, "peak_flops", lambda kind: 1e12)
     assert train(tmp_path / "run", "--steps", "10") == DONE
@@ -79,6 +80,7 @@ def test_goodput_is_the_share_of_time_in_steps():
     assert outcome.goodput == 0.6
 
 
+@pytest.mark.slow
 def test_a_window_of_steps_is_traced(tmp_path, capsys):
     run = tmp_path / "run"
     assert train(run, "--steps", "10", "--profile", "3:4") == DONE
@@ -88,6 +90,7 @@ def test_a_window_of_steps_is_traced(tmp_path, capsys):
     assert jaxmodels.__main__.main(["verify", str(run)]) == DONE
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_within_its_window_leaves_the_trace(tmp_path):
     run = tmp_path / "run"
     assert train(run, "--steps", "10", "--profile", "10:10") == DONE

@@ -50,6 +50,7 @@ def warm(tmp_path_factory):
     assert train(tmp_path_factory.mktemp("warm") / "run", "--steps", "2") == DONE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [unread, full, closed])
 def test_training_goes_on_without_its_terminal(warm, tmp_path, monkeypatch, gone):
     monkeypatch.setattr("sys.stderr", gone())
@@ -59,6 +60,7 @@ def test_training_goes_on_without_its_terminal(warm, tmp_path, monkeypatch, gone
     assert [record["step"] for record in read(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_summary_without_space_is_told_when_the_work_is_done(warm, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout", full())
     assert train(tmp_path / "run", "--steps", "2", "--json") == NO_SPACE
@@ -66,6 +68,7 @@ def test_a_summary_without_space_is_told_when_the_work_is_done(warm, tmp_path, m
     assert rundir.steps(tmp_path / "run" / "checkpoints") == [2]
 
 
+@pytest.mark.slow
 def test_a_conversion_whose_reader_went_away_is_whole(warm, tmp_path, monkeypatch):
     assert train(tmp_path / "run", "--steps", "2") == DONE
     monkeypatch.setattr("sys.stdout", unread())

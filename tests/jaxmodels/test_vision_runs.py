@@ -170,6 +170,7 @@ def test_eval_tells_losses_and_recall(name, request, capsys):
     assert "R@10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_how_similar_images_and_captions_are(bitgen, data, capsys):
     words = ["eval", str(bitgen), "--image", image(data, 1), image(data, 2)]
     words += ["--caption", "a small red circle", "--caption", "a large blue square"]
@@ -249,6 +250,7 @@ def test_unreadable_images_are_named(bitgen, tmp_path, capsys):
         assert file.name in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plan_knows_what_batches_hold():
     import jaxmodels
 

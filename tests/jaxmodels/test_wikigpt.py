@@ -188,6 +188,7 @@ def test_text_beyond_the_context_is_refused():
     assert caught.value.exit_code == USAGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"heads": 3}, {"tokens": 65}, {"tokens": 0}, {"context": 1}, {"dropout": 1.0}],
