@@ -52,7 +52,7 @@ class Stream:
 
     def __init__(self, stream: Any, needed: bool, wait: bool):
         self._own = stream is None
-        self._stream: Any = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self._stream: Any = stream or io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8")
         self.needed = needed
         self.lost: Unwritten | None = None
         self._poll: Any = None

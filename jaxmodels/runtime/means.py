@@ -66,8 +66,11 @@ def restored(told: Metrics) -> Metrics:
 def gathered(aux: dict[str, Any]) -> dict[str, Any]:
     """What pieces told for `commit`, [pieces, …], as one batch would: rows one after the other,
     and scalars, which are counts, added up."""
-    rows = lambda x: rearrange(x, "a b ... -> (a b) ...") if x.ndim > 1 else x.sum(axis=0)  # noqa: E731
-    return jax.tree.map(rows, aux)
+
+    def joined(x: jax.Array) -> jax.Array:
+        return rearrange(x, "a b ... -> (a b) ...") if x.ndim > 1 else x.sum(axis=0)
+
+    return jax.tree.map(joined, aux)
 
 
 def pieces(

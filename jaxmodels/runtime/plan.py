@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmodels.recipe import Recipe
@@ -18,9 +18,15 @@ from jaxmodels.runtime.batches import batch_shapes
 from jaxmodels.runtime.chips import Topology
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.paths import Arrays, Skeleton
-from jaxmodels.runtime.sharding import AnyMesh, make_mesh
+from jaxmodels.runtime.sharding import AXES, AnyMesh
 from jaxmodels.runtime.step import State, init, training
 
+_ONE_CPU = AbstractMesh(
+    (1, 1),
+    AXES,
+    axis_types=(AxisType.Auto, AxisType.Auto),
+    abstract_device=AbstractDevice("cpu", None, "cpu"),
+)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
 _NEEDED = (
@@ -166,29 +172,31 @@ def _needed(message: str) -> int:
     return 0
 
 
-def loss_of(job: Job, mesh: AnyMesh | None = None) -> tuple[Any, State]:
+def loss_of(job: Job) -> tuple[Any, State]:
     """The loss of one micro-batch as a function of (parameters, rest, batch), and shapes for it.
 
-    Nothing is computed, and no device of the mesh needs to exist; by default it is one CPU.
+    Nothing is computed. It is traced for one CPU, which need not exist: forms for other platforms
+    have products that only move numbers (`layers/target.py`).
     """
-    skeleton, state = state_of(job, mesh or make_mesh("", jax.devices("cpu")[:1]))
+    skeleton, state = state_of(job, _ONE_CPU)
     dtype = jnp.dtype(job.recipe.dtype)
 
     def loss(params: Arrays, rest: Arrays, batch: Any) -> jax.Array:
         cast = {path: leaf.astype(dtype) for path, leaf in params.items()}
-        value: jax.Array = job.package.loss(skeleton.merge(cast, rest), batch, None)[0]
+        with jax.sharding.use_abstract_mesh(_ONE_CPU):
+            value: jax.Array = job.package.loss(skeleton.merge(cast, rest), batch, None)[0]
         return value
 
     return loss, state
 
 
-def useful_flops(job: Job, mesh: AnyMesh | None = None) -> int:
+def useful_flops(job: Job) -> int:
     """Operations of a step, without those that remat does again.
 
     Three times the products of the loss: the backward pass has two for each of the forward pass.
     """
     one = job.with_recipe(remat=Recipe().remat, accum=1)
-    loss, state = loss_of(one, mesh)
+    loss, state = loss_of(one)
     forward = flops.products(loss, state.params, state.rest, one.batch)
     return 3 * job.recipe.accum * flops.total(forward)
 

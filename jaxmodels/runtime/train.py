@@ -103,7 +103,7 @@ class _Loop:
         peak = chips.peak_flops(jax.devices()[0].device_kind)
         self.peak = (peak or 0.0) * self.mesh.size  # operations a second of all devices
         planned = plan.Job(job.package, job.config, recipe)
-        self.work = plan.useful_flops(planned, self.mesh) if peak else 0  # operations of a step
+        self.work = plan.useful_flops(planned) if peak else 0  # operations of a step
         self.agreed = False  # several processes want to stop
         self.rollbacks = Rollbacks(job.run, recipe)
         self._open_logs()

@@ -119,9 +119,10 @@ def _tree(path: Path) -> Any:
 
 
 def _equal(one: Any, two: Any) -> bool:
-    same = lambda a, b: a.dtype == b.dtype and np.array_equal(a, b)  # noqa: E731
-    alike = jax.tree.structure(one) == jax.tree.structure(two)
-    return alike and all(jax.tree.leaves(jax.tree.map(same, one, two)))
+    (ours, shape), (theirs, other) = map(jax.tree.flatten, (one, two))
+    return shape == other and all(
+        a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

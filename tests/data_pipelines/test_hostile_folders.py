@@ -186,7 +186,7 @@ def test_any_manifest_of_tokens_is_opened_or_refused(tokens, tmp_path, data, val
             os.link(tokens / file, tmp_path / file)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     try:
-        open_data(f"bin:{tmp_path}", folder="", context=4, batch=1).notes  # noqa: B018
+        assert isinstance(open_data(f"bin:{tmp_path}", folder="", context=4, batch=1).notes, list)
     except DataProblem as problem:
         str(problem).encode()
 

@@ -55,6 +55,15 @@ def test_operations_of_a_step_are_six_for_each_weight_and_token():
 
 
 @pytest.mark.slow
+def test_useful_operations_are_the_same_wherever_they_are_counted(monkeypatch):
+    """On a TPU charlm turns its rotary pairs by a product that only moves numbers."""
+    package = jaxmodels.arch("charlm")
+    job = Job(package, package.PRESETS["tiny"], package.RECIPES["tiny"])
+    here = useful_flops(job)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert useful_flops(job) == here
+
+
 def test_a_run_on_a_known_chip_tells_its_mfu_and_its_goodput(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(chips, "peak_flops", lambda kind: 1e12)
     assert train(tmp_path / "run", "--steps", "10") == DONE
