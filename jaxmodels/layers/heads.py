@@ -1,6 +1,6 @@
 """Products whose columns are several things: parts, and the heads of attention.
 
-A CPU multiplies once and cuts what comes of it. A TPU lays out the last two axes of an array in
+CPUs and GPUs multiply once and cut the result. A TPU lays out the last two axes of an array in
 tiles of 8 × 128 numbers: what is cut into parts or heads afterwards is copied for each use. There
 every part has a product of its own, straight into its heads, and their axes stay apart.
 """
@@ -22,7 +22,7 @@ def product_in_parts(
     linear: nnx.Linear, x: Float[Array, "b t d"], parts: int
 ) -> tuple[Float[Array, "b t f"], ...]:
     """`linear(x)` in parts, whose columns lie one part after the other."""
-    if platform() == "cpu":
+    if platform() != "tpu":
         return tuple(_cut(linear, x, parts))
     kernels, biases = _parts(linear, parts)
     products = (x @ spread(kernel, "data", "model") for kernel in kernels)
@@ -33,7 +33,7 @@ def heads_of(
     linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, turn: Rotation | None = None
 ) -> Heads:
     """`linear(x)` cut into heads, their interleaved pairs turned if there is a rotation."""
-    if platform() == "cpu":
+    if platform() != "tpu":
         return _turned(rearrange(linear(x), "b t (h k) -> b t h k", h=heads), turn)
     (kernel,), (bias,) = _parts(linear, 1)
     return _into_heads(x, kernel, bias, heads, turn)
@@ -43,7 +43,7 @@ def qkv_heads(
     linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, turn: Rotation | None = None
 ) -> tuple[Heads, Heads, Heads]:
     """Queries, keys and values from one kernel, cut into heads; a rotation turns the first two."""
-    if platform() == "cpu":
+    if platform() != "tpu":
         cut = rearrange(_cut(linear, x, 3), "n b t (h k) -> n b t h k", h=heads)
         return _turned(cut[0], turn), _turned(cut[1], turn), cut[2]
     q, k, v = zip(*_parts(linear, 3), strict=True)
@@ -56,7 +56,7 @@ def qkv_heads(
 
 def join_heads(linear: nnx.Linear, x: Heads) -> Float[Array, "b t d"]:
     """`linear` of what all heads have found."""
-    if platform() == "cpu":
+    if platform() != "tpu":
         return linear(rearrange(x, "b t h k -> b t (h k)"))
     kernel = rearrange(linear.kernel[...], "(h k) d -> h k d", h=x.shape[2])
     bias = None if linear.bias is None else linear.bias[...]
