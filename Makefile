@@ -13,7 +13,7 @@ test: .venv/ready .venv/tpu/ready
 	$(BIN)/mypy
 	PYTHONPATH="$(CURDIR)/.venv/tpu" $(BIN)/python -m pytest
 
-# What is quick, after each change: two minutes.
+# What is quick, after each change: two to three minutes.
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
 
