@@ -168,7 +168,7 @@ def compare_settings(
         )
     for name in sorted(changed):
         old, new = changed[name]
-        say(f"changed since the run began: {name} {old!r} → {new!r}")
+        say(f"changed since the last call: {name} {old!r} → {new!r}")
     if changed:
         step = rundir.steps(run / "checkpoints")[-1]
         history.append({"step": step, "changed": {k: list(v) for k, v in changed.items()}})

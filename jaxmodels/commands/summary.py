@@ -62,7 +62,7 @@ def nothing_to_do(run: Path, done: int, options: Train[Any]) -> int:
     """Says that more steps are done than asked for; with --json, what the last call left."""
     here = shlex.quote(str(run))
     say(
-        f"{done} steps are done, more than --steps {options.recipe.steps}: nothing was changed",
+        f"{done} steps are done, more than --steps {options.recipe.steps}: the run stays as it is",
         f"longer:    jaxmodels train --out {here}{options.place} --steps {2 * done}",
     )
     if options.json:

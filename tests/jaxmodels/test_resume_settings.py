@@ -49,7 +49,7 @@ def test_fewer_steps_than_are_done_change_nothing(run, capsys):
     before = {path: path.read_bytes() for path in files_below(run)}
     assert on(run, "--steps", "3", "--json") == DONE
     out, err = capsys.readouterr()
-    assert "4 steps are done, more than --steps 3: nothing was changed" in err
+    assert "4 steps are done, more than --steps 3: the run stays as it is" in err
     assert json.loads(out)["step"] == 4
     assert {path: path.read_bytes() for path in files_below(run)} == before
 
@@ -80,7 +80,7 @@ def test_a_lower_rate_and_clipping_are_allowed_and_recorded(run, capsys):
     assert "history" not in json.loads((run / "config.json").read_text())
     assert on(run, "--optim.peak-lr", "0.001", "--optim.clip", "0.5", "--steps", "5") == DONE
     said = capsys.readouterr().err
-    assert "changed since the run began: recipe.optim.peak_lr 0.01 → 0.001" in said
+    assert "changed since the last call: recipe.optim.peak_lr 0.01 → 0.001" in said
     lowered = {"recipe.optim.peak_lr": [0.01, 0.001], "recipe.optim.clip": [1.0, 0.5]}
     assert history(run) == [{"step": 4, "changed": {"recipe.steps": [4, 5], **lowered}}]
     assert on(run, "--optim.peak-lr", "0.01") == DONE  # back to what it had
