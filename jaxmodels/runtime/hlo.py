@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read off its text."""
+"""What a compiled program sends between devices and expects to cost, read off its text."""
 
 import re
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ _LESS = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(L[TE])")
 _INDEX = re.compile(r"get-tuple-element\(.*index=(\d+)")
 _CONSTANT = re.compile(r"= [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_CYCLES = re.compile(r'"?estimated_cycles"?:"?(\d+)')
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,29 @@ def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
         row["count"] += one.count
         row["bytes"] += round(one.count * one.sent)
     return dict(sorted(rows.items()))
+
+
+def estimated_cycles(text: str) -> int:
+    """Clock cycles that the compiler expects of the whole program; 0 where it tells none.
+
+    libtpu writes its own estimate beside each operation; what is in a loop counts as often as it
+    runs. It is a model, not a clock: programs for the same work can be compared by it.
+
+    Args:
+        text: the module as `Compiled.as_text()` gives it.
+    """
+    bodies, entry = _computations(text)
+
+    def of(name: str) -> int:
+        total = 0
+        for line in bodies.get(name, []):
+            if found := _CYCLES.search(line):
+                total += int(found[1])
+            if " while(" in line and (body := _BODY.search(line)):
+                total += _trips(line, bodies) * of(body[1])
+        return total
+
+    return of(entry)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

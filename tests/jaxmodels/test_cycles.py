@@ -1,13 +1,13 @@
 """What libtpu's compiler expects our layers to cost on a TPU, against plain JAX; none is needed."""
 
 import importlib.util
-import re
 from dataclasses import replace
 
 import pytest
 
 from jaxmodels.runtime import tpu
 from jaxmodels.runtime.apart import apart
+from jaxmodels.runtime.hlo import estimated_cycles
 
 pytestmark = [
     pytest.mark.slow,
@@ -16,7 +16,7 @@ pytestmark = [
     ),
 ]
 
-BATCH, T, DIM, HEADS, HIDDEN, VOCAB = 16, 512, 512, 8, 2048, 16_384
+BATCH, T, DIM, HEADS, HIDDEN, VOCAB = 8, 512, 256, 4, 512, 16_384
 
 
 @pytest.fixture(autouse=True)
@@ -25,36 +25,12 @@ def _described(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def cycles(text: str) -> int:
-    """The compiler's estimates of a program, what is in a loop as often as it runs."""
-    bodies: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in text.splitlines():
-        if head := re.match(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
-            name = head[2]
-            entry, bodies[name] = (name if head[1] else entry), []
-        elif name:
-            bodies[name].append(line)
-
-    def of(name: str) -> int:
-        total = 0
-        for line in bodies.get(name, []):
-            if found := re.search(r'estimated_cycles":"?(\d+)', line):
-                total += int(found[1])
-            if loop := re.search(r" while\(.*body=%?([\w.\-]+)", line):
-                times = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-                assert times
-                total += int(times[1]) * of(loop[1])
-        return total
-
-    return of(entry)
-
-
-def compiled(function, *shapes) -> str:
+def cycles(function, *shapes) -> int:
+    """Of the program that libtpu's compiler makes of a function."""
     import jax
 
     lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
-    return lowered.compile().as_text()
+    return estimated_cycles(lowered.compile().as_text())
 
 
 def ours() -> int:
@@ -64,22 +40,23 @@ def ours() -> int:
 
     from jaxmodels import wikigpt
     from jaxmodels.runtime.chips import topology
-    from jaxmodels.runtime.plan import Job, loss_of
+    from jaxmodels.runtime.plan import Job, state_of
     from jaxmodels.runtime.sharding import ambient, make_mesh
 
     sizes = {"heads": HEADS, "hidden": HIDDEN, "context": T, "gelu": "tanh"}
     config = replace(wikigpt.PRESETS["tiny"], vocab=VOCAB, tokens=VOCAB, dim=DIM, layers=1, **sizes)
     recipe = replace(wikigpt.RECIPES["tiny"], batch=BATCH, accum=1, dtype="bfloat16")
     mesh = make_mesh("", tpu.devices(topology("v5e:1x1")))
-    loss, state = loss_of(Job(wikigpt, config, recipe))
+    skeleton, state = state_of(Job(wikigpt, config, recipe), mesh)
     at = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
     tokens = jax.ShapeDtypeStruct((BATCH, T + 1), jnp.int32)
     shapes = jax.tree.map(lambda x: x.update(sharding=at), (state.params, state.rest, tokens))
 
-    def step(params, rest, tokens):
-        return jax.value_and_grad(loss)(params, rest, {"tokens": tokens})
+    def loss(params, rest, tokens):
+        params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+        return wikigpt.loss(skeleton.merge(params, rest), {"tokens": tokens}, None)[0]
 
-    return cycles(compiled(ambient(mesh, step), *shapes))
+    return cycles(ambient(mesh, jax.value_and_grad(loss)), *shapes)
 
 
 def plain() -> int:
@@ -134,11 +111,11 @@ def plain() -> int:
         for name, shape in shapes.items()
     }
     tokens = jax.ShapeDtypeStruct((BATCH, T + 1), jnp.int32, sharding=at)
-    return cycles(compiled(jax.value_and_grad(loss), params, tokens))
+    return cycles(jax.value_and_grad(loss), params, tokens)
 
 
-@pytest.mark.slow
 def test_a_block_and_its_loss_cost_less_than_plainly_written():
     mine, others = apart(ours), apart(plain)
     assert others > 1e6  # the compiler tells estimates at all
-    assert mine <= others, f"{mine / 1e6:.2f} and plainly {others / 1e6:.2f} million cycles"
+    # 0.70. With the forms that suit a CPU: heads 0.76, loss 0.74.
+    assert mine <= 0.72 * others, f"{mine / 1e6:.2f} and plainly {others / 1e6:.2f} million cycles"
