@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxmodels
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.plan import Job
+from jaxmodels.runtime.planning.plan import Job
 from jaxmodels.sizes import outline
 
 Batch = dict[str, np.ndarray]

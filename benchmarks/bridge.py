@@ -30,12 +30,12 @@ from benchmarks.harness import (
     save,
     table,
 )
-from bridge import table as weights
-from bridge.safetensors_writer import SINGLE, write_file
-from bridge.sources import parameter_shapes
-from bridge.tensors import Tensor
+from bridge.core import table as weights
+from bridge.core.tensors import Tensor
+from bridge.storage.safetensors_writer import SINGLE, write_file
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
+from jaxmodels.sizes import parameter_shapes
 
 # What `jaxmodels bench` runs; QUICK with --quick.
 RUNS = ((),)

@@ -19,10 +19,10 @@ import jaxmodels
 from benchmarks.generators import INPUTS, WAYS, ours, torch_loop, transformers
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.peers import torch_device
-from bridge.sources import parameter_shapes
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem
+from jaxmodels.sizes import parameter_shapes
 
 OURS = "jaxmodels"
 UNPACKED = "jaxmodels, not packed"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from benchmarks.harness import Call, Contestant, race
 from benchmarks.peers import finished, torch_device
 from data_pipelines.cores import cores
-from jaxmodels.runtime.flops import Product
+from jaxmodels.runtime.planning.flops import Product
 
 _WORK = 1e13  # operations of a call on an accelerator, which is told of them faster than it works
 

@@ -54,7 +54,8 @@ def twin_with(arch: str, config: Any, arrays: dict[str, Any], device: str = "cpu
     """
     import torch
 
-    from bridge.torch import state_dict, twin
+    from bridge.core.twins import twin
+    from bridge.torch.loading import state_dict
     from jaxmodels.runtime.paths import unstack
 
     arrays = unstack(arrays, getattr(jaxmodels.arch(arch), "STACKED", ()))
@@ -66,7 +67,7 @@ def twin_with(arch: str, config: Any, arrays: dict[str, Any], device: str = "cpu
 
 
 def _tensor(path: str, array: np.ndarray) -> Any:
-    from bridge.tensors import Tensor
+    from bridge.core.tensors import Tensor
 
     return Tensor(path, array.shape, array.dtype, lambda: array)
 
@@ -165,8 +166,8 @@ def _seed_package(folder: Path, config: Any, recipe: Recipe) -> tuple[Any, Any]:
 
 def _seed_tree(arch: str, params: dict[str, Any]) -> dict[str, Any]:
     """Parameters as the seed's tree: {"params": …}."""
-    from bridge import table
-    from bridge.ops import OPS
+    from bridge.core import table
+    from bridge.core.ops import OPS
     from jaxmodels.runtime.paths import nest
 
     pairs = table.pairs(jaxmodels.arch(arch).SEED, params)

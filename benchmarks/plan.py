@@ -16,9 +16,9 @@ from unittest import mock
 import jaxmodels
 from benchmarks.harness import RESULTS, Absent, Run, counts, save
 from jaxmodels.cli import parse, say
-from jaxmodels.runtime import tpu
-from jaxmodels.runtime.chips import GIB, topology
-from jaxmodels.runtime.plan import Job, TooLarge, refusal, report
+from jaxmodels.runtime.planning import tpu
+from jaxmodels.runtime.planning.chips import GIB, topology
+from jaxmodels.runtime.planning.plan import Job, TooLarge, refusal, report
 from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
 RUNS = (

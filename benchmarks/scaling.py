@@ -22,10 +22,10 @@ from benchmarks.harness import RESULTS, Run, counts, save
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import hlo
-from jaxmodels.runtime.apart import apart
-from jaxmodels.runtime.chips import CHIPS, Topology
-from jaxmodels.runtime.plan import Compiled, roofline
+from jaxmodels.runtime.planning import hlo
+from jaxmodels.runtime.planning.chips import CHIPS, Topology
+from jaxmodels.runtime.planning.isolated import apart
+from jaxmodels.runtime.planning.plan import Compiled, roofline
 from jaxmodels.runtime.sharding import check_rows
 
 RUNS = (
@@ -103,7 +103,7 @@ def _compiled(package: str, config: Any, recipe: Recipe, count: int) -> Compiled
 
 def compiled_here(package: str, config: Any, recipe: Recipe) -> Compiled:
     """The step compiled for all devices of this process."""
-    from jaxmodels.runtime.plan import Job, compile_step
+    from jaxmodels.runtime.planning.plan import Job, compile_step
     from jaxmodels.runtime.sharding import make_mesh
 
     return compile_step(Job(import_module(package), config, recipe), make_mesh(recipe.mesh))

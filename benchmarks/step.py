@@ -26,7 +26,7 @@ from benchmarks.trainers import jax_step, seed_step, torch_step
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.flops import Product, products
+from jaxmodels.runtime.planning.flops import Product, products
 from jaxmodels.runtime.platform import choose_thread
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import fitting_slices, training

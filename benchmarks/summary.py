@@ -15,7 +15,7 @@ from benchmarks.records import read
 from jaxmodels.__main__ import guarded
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.runtime.pictures import defaults
+from jaxmodels.runtime.reporting.pictures import defaults
 
 OURS = "jaxmodels"
 README = Path(__file__).parents[1] / "README.md"

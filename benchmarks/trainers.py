@@ -11,8 +11,8 @@ import jaxmodels
 from benchmarks.batches import BATCHES, shapes, targets, values
 from benchmarks.harness import Call
 from benchmarks.peers import seed_bwetaf, twin_with
-from bridge import table
-from bridge.state import state_shapes
+from bridge.core import table
+from bridge.core.state import state_shapes
 from jaxmodels import sizes
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim, Recipe

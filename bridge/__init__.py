@@ -16,14 +16,14 @@ __all__ = ["convert", "diff", "inspect", "load", "open_source", "pull", "push", 
 _function = lazy(
     __name__,
     {
-        "convert": "conversion",
-        "diff": "difference",
-        "inspect": "inspection",
-        "load": "loading",
-        "open_source": "sources",
-        "pull": "hub",
-        "push": "hub",
-        "verify": "verification",
+        "convert": "conversion.convert",
+        "diff": "checks.difference",
+        "inspect": "checks.inspection",
+        "load": "checkpoint.loading",
+        "open_source": "checkpoint.opening",
+        "pull": "hub.push_pull",
+        "push": "hub.push_pull",
+        "verify": "checks.verification",
     },
 )
 

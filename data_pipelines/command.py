@@ -71,7 +71,7 @@ def prepare_(
         force: replace the prepared folder that is there.
         json: print the manifest as one JSON object.
     """
-    from data_pipelines.pipelines import captioned
+    from data_pipelines.captions.opening import captioned
     from data_pipelines.prepare import prepare
     from data_pipelines.tokenizers import CHARS, open_tokenizer
 
@@ -144,7 +144,7 @@ def inspect_(
         json: print one JSON object.
     """
     from data_pipelines import reports
-    from data_pipelines.pipelines import captioned
+    from data_pipelines.captions.opening import captioned
     from data_pipelines.prepare import MANIFEST
 
     if (Path(what) / MANIFEST).is_file():
@@ -182,7 +182,7 @@ def bench_(
         json: print one JSON object.
     """
     from data_pipelines import reports
-    from data_pipelines.pipelines import captioned
+    from data_pipelines.captions.opening import captioned
 
     spec = f"bin:{what}" if Path(what).exists() else what
     if captioned(spec):

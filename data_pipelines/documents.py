@@ -10,7 +10,7 @@ from data_pipelines.characters import CharTokenizer
 from data_pipelines.encoding import separator
 from data_pipelines.errors import DataProblem
 from data_pipelines.loader import ENDLESS, Batch, Rows, batch_of, epoch_keys, permute
-from data_pipelines.sources import Progress, Source
+from data_pipelines.reading import Progress, Source
 from data_pipelines.tfds import Texts, texts
 from data_pipelines.tokenizers import Tokenizer
 

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from data_pipelines.sources import CHUNK, Part
+from data_pipelines.reading import CHUNK, Part
 from data_pipelines.tokenizers import Tokenizer, count_unknown
 
 A = TypeVar("A")

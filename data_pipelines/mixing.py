@@ -4,18 +4,15 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
-
-from data_pipelines import pipelines
+from data_pipelines.captions.opening import captioned
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.documents import first_documents
 from data_pipelines.errors import MISMATCH, USAGE, DataProblem
 from data_pipelines.finding import path_of
-from data_pipelines.mixture import Mixture
 from data_pipelines.prepare import read_manifest, read_tokenizer
-from data_pipelines.sources import MIX, SPECS, Progress, Reading, open_text
+from data_pipelines.reading import Progress, Reading
+from data_pipelines.sources import MIX, SPECS, open_text
 from data_pipelines.tokenizers import BARE_CHARS, CHARS, Tokenizer, open_tokenizer
 
 _KINDS = "|".join(sorted({re.split(r"[:\[]", form)[0] for form in SPECS}))
@@ -43,7 +40,7 @@ def parse_mixture(spec: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
             raise _wrong(spec, f"there is no weight before {after[:200]}")
         if source.startswith(f"{MIX}:"):
             raise _wrong(spec, "a mixture cannot be part of another")
-        if pipelines.captioned(source):
+        if captioned(source):
             raise _wrong(spec, f"images with captions cannot be mixed: {source}")
         sources.append(source)
         weights.append(weight)
@@ -64,53 +61,7 @@ def _wrong(spec: str, why: str) -> DataProblem:
     )
 
 
-def open_mixture(
-    spec: str,
-    folder: Path,
-    tokenizer: str | Tokenizer | None,
-    context: int,
-    batch: int,
-    seed: int,
-    valid_fraction: float,
-    segments: bool,
-    *,
-    vocab_documents: int,
-    min_freq: int,
-    progress: Progress | None,
-) -> Mixture:
-    """The texts of a mixture, those in files prepared into FOLDER/1, FOLDER/2, …; see `open_data`.
-
-    Raises:
-        DataProblem: as `open_data`; (mismatch) prepared sources have different vocabularies.
-    """
-    specs, shares = parse_mixture(spec)
-    if not isinstance(tokenizer, Tokenizer):
-        tokenizer = _shared(specs, tokenizer or CHARS, vocab_documents, min_freq, progress)
-    sources = tuple(
-        pipelines.open_data(
-            source,
-            folder=folder / str(i),
-            context=context,
-            batch=1,
-            seed=_own_seed(seed, i),
-            valid_fraction=valid_fraction,
-            min_freq=min_freq,
-            progress=progress,
-            tokenizer=tokenizer,
-            segments=segments,
-            vocab_documents=vocab_documents,
-        )
-        for i, source in enumerate(specs, 1)
-    )
-    return Mixture(spec, sources, shares, tokenizer, context, batch, seed, valid_fraction, segments)
-
-
-def _own_seed(seed: int, number: int) -> int:
-    """Sources of one length would else come in one order."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _shared(
+def shared_tokenizer(
     specs: tuple[str, ...],
     name: str,
     vocab_documents: int,

@@ -10,7 +10,7 @@ from data_pipelines.finding import find, split_name
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import FREE_OF_RATIO, MAX_PAGE, MAX_RATIO, max_document, too_long
 from data_pipelines.parquet_pages import Chunk, chunks_of, largest_page
-from data_pipelines.sources import Part, Source
+from data_pipelines.reading import Part, Source
 
 _ROWS, _MEMORY = 1 << 14, 1 << 26  # rows in memory together, and their bytes
 

@@ -4,17 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from data_pipelines.captions.captioned import Captioned
-from data_pipelines.captions.examples import is_captioned
-from data_pipelines.captions.gallery import is_gallery
-from data_pipelines.captions.opening import open_captioned
+from data_pipelines.captions.opening import captioned, open_captioned
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.data import Data
 from data_pipelines.documents import characters_of
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.mixing import parse_mixture, shared_tokenizer
 from data_pipelines.mixture import Mixture
-from data_pipelines.sources import MIX, Progress, Reading, open_text
+from data_pipelines.reading import Progress, Reading
+from data_pipelines.sources import MIX, open_text
 from data_pipelines.streaming import VOCAB_DOCUMENTS, Streamed, open_streamed
 from data_pipelines.streams import open_bin, open_prepared
 from data_pipelines.tfds import NAMES
@@ -100,9 +101,7 @@ def open_data(
     sizes = (context, batch, seed, valid_fraction, segments)
     counting: dict[str, Any] = {"vocab_documents": vocab_documents, "min_freq": min_freq}
     if kind == MIX:
-        from data_pipelines.mixing import open_mixture
-
-        return open_mixture(spec, Path(folder), tokenizer, *sizes, **counting, progress=progress)
+        return _open_mixture(spec, Path(folder), tokenizer, *sizes, **counting, progress=progress)
     if isinstance(tokenizer, str):
         if tokenizer == BARE_CHARS and kind != "bin":
             tokenizer = _bare(spec, min_freq, vocab_documents, progress)
@@ -120,6 +119,48 @@ def open_data(
     return _with_ends(data)
 
 
+def _open_mixture(
+    spec: str,
+    folder: Path,
+    tokenizer: str | Tokenizer | None,
+    context: int,
+    batch: int,
+    seed: int,
+    valid_fraction: float,
+    segments: bool,
+    *,
+    vocab_documents: int,
+    min_freq: int,
+    progress: Progress | None,
+) -> Mixture:
+    """The texts of a mixture, files prepared into FOLDER/1, FOLDER/2, …; see `open_data`."""
+    specs, shares = parse_mixture(spec)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = shared_tokenizer(specs, tokenizer or CHARS, vocab_documents, min_freq, progress)
+    sources = tuple(
+        open_data(
+            source,
+            folder=folder / str(i),
+            context=context,
+            batch=1,
+            seed=_own_seed(seed, i),
+            valid_fraction=valid_fraction,
+            min_freq=min_freq,
+            progress=progress,
+            tokenizer=tokenizer,
+            segments=segments,
+            vocab_documents=vocab_documents,
+        )
+        for i, source in enumerate(specs, 1)
+    )
+    return Mixture(spec, sources, shares, tokenizer, context, batch, seed, valid_fraction, segments)
+
+
+def _own_seed(seed: int, number: int) -> int:
+    """Sources of one length would else come in one order."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
 def _bare(
     spec: str, min_freq: int, vocab_documents: int, progress: Progress | None
 ) -> CharTokenizer:
@@ -133,14 +174,6 @@ def _bare(
     if not found.chars:
         raise DataProblem("the text gives no vocabulary", where=spec, fix="give another text")
     return replace(found, specials=())
-
-
-def captioned(spec: str) -> bool:
-    """Whether a spec names images with captions; raises as `open_data`."""
-    if spec.startswith(f"{MIX}:"):
-        return False
-    kind, _, rest = spec.partition(":")
-    return is_gallery(path_of(rest)) if kind == "bin" else is_captioned(spec)
 
 
 def _open_images(

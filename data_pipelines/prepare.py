@@ -13,8 +13,9 @@ from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
 from data_pipelines.files import digest, read_limited, refuse_existing, whole_folder
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.limits import MAX_MANIFEST
+from data_pipelines.reading import Progress, Reading, Source
 from data_pipelines.shards import SHARD, encode_all, join, locked, shards_of
-from data_pipelines.sources import Progress, Reading, Source, fingerprint, open_text
+from data_pipelines.sources import fingerprint, open_text
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 from data_pipelines.transformers_files import MAX_FILE
 

@@ -19,7 +19,8 @@ from data_pipelines.finding import path_of
 from data_pipelines.loader import Windows, batches
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import read_manifest
-from data_pipelines.sources import Progress, Reading, Source, fingerprint, open_text
+from data_pipelines.reading import Progress, Reading, Source
+from data_pipelines.sources import fingerprint, open_text
 from data_pipelines.streaming import Streamed, open_streamed
 from data_pipelines.streams import open_bin
 from data_pipelines.tokenizers import CHARS, Tokenizer, open_tokenizer

@@ -20,7 +20,7 @@ import numpy as np
 from data_pipelines.encoding import Shard, Writer, encode
 from data_pipelines.files import digest, read_limited, sync, write_text
 from data_pipelines.limits import MAX_MANIFEST
-from data_pipelines.sources import CHUNK, Part, Progress, Source
+from data_pipelines.reading import CHUNK, Part, Progress, Source
 from data_pipelines.tokenizers import Tokenizer
 
 SHARD = 1 << 24

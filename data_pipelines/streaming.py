@@ -12,7 +12,7 @@ from data_pipelines.documents import Documents, Packed, characters_of
 from data_pipelines.encoding import separator
 from data_pipelines.errors import DataProblem
 from data_pipelines.loader import Batch, Rows, Validation, epoch_keys, permute
-from data_pipelines.sources import Progress, Source
+from data_pipelines.reading import Progress, Source
 from data_pipelines.tfds import Texts, texts
 from data_pipelines.tokenizers import Tokenizer, count_unknown, unknown_name
 

@@ -18,7 +18,8 @@ from data_pipelines.prepare import (
     read_manifest,
     read_tokenizer,
 )
-from data_pipelines.sources import Progress, fingerprint, open_text, unknown_spec
+from data_pipelines.reading import Progress
+from data_pipelines.sources import fingerprint, open_text, unknown_spec
 from data_pipelines.tokenizers import Tokenizer, unknown_name
 
 _PIECE = 1 << 22  # tokens of a raw file that are looked at together

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import naming
 from data_pipelines.finding import find, refuse_holes
-from data_pipelines.sources import Part, Source
+from data_pipelines.reading import Part, Source
 
 
 def open_pydoc() -> Source:

@@ -10,7 +10,7 @@ from typing import Any
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.finding import path_of
 from data_pipelines.ids import without_surrogates
-from data_pipelines.sources import Part, Source
+from data_pipelines.reading import Part, Source
 
 NAMES = {"wikipedia": "wikipedia/20230601.en", "c4": "c4/en"}
 """Words for datasets that many train on."""

@@ -24,18 +24,18 @@ VERBS = {
     ),
     "generate": ("jaxmodels.commands.generate:main", "continue a prompt, caption an image"),
     "report": ("jaxmodels.commands.report:main", "a run as one HTML page"),
-    "convert": ("bridge.commands:convert_main", "move a checkpoint between formats"),
+    "convert": ("bridge.commands.checkpoints:convert_main", "move a checkpoint between formats"),
     "inspect": (
-        "bridge.commands:inspect_main",
+        "bridge.commands.checkpoints:inspect_main",
         "say what a checkpoint is, without executing anything",
     ),
     "verify": (
-        "bridge.commands:verify_main",
+        "bridge.commands.checkpoints:verify_main",
         "check digests, and numbers against PyTorch or a source",
     ),
-    "diff": ("bridge.commands:diff_main", "compare two checkpoints tensor by tensor"),
-    "push": ("bridge.hub_commands:push_main", "publish a model on the Hugging Face hub"),
-    "pull": ("bridge.hub_commands:pull_main", "fetch a checkpoint from the hub, whole and checked"),
+    "diff": ("bridge.commands.checkpoints:diff_main", "compare two checkpoints tensor by tensor"),
+    "push": ("bridge.commands.hub:push_main", "publish a model on the Hugging Face hub"),
+    "pull": ("bridge.commands.hub:pull_main", "fetch a checkpoint from the hub, whole and checked"),
     "data": ("data_pipelines.command:main", "list, prepare and inspect training data"),
     "bench": ("benchmarks.command:main", "measure speed, memory and quality against named peers"),
     "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),
@@ -110,7 +110,7 @@ def _run(argv: list[str]) -> int:
 
 def _left(code: int) -> int:
     """The exit code of a failure. One of several processes that train together ends here."""
-    if processes := sys.modules.get("jaxmodels.runtime.processes"):
+    if processes := sys.modules.get("jaxmodels.runtime.multihost.processes"):
         processes.leave(code)
     return code
 

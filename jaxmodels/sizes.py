@@ -23,12 +23,17 @@ def shapes(arch: str, config: Any) -> dict[str, Any]:
     return dict(_shapes(arch, config))
 
 
+def parameter_shapes(arch: str, config: Any) -> dict[str, tuple[int, ...]]:
+    """Our path → shape of every parameter, without making any."""
+    return {path: tuple(leaf.shape) for path, leaf in _shapes(arch, config).items()}
+
+
 @lru_cache(64)
 def _shapes(arch: str, config: Any) -> dict[str, Any]:
-    import jaxmodels
+    from jaxmodels import registry
     from jaxmodels.runtime.paths import params_of, unstack
 
-    package = jaxmodels.arch(arch)
+    package = registry.arch(arch)
     return unstack(params_of(outline(package, config)), getattr(package, "STACKED", ()))
 
 

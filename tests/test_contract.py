@@ -10,8 +10,8 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge import table
-from bridge.ops import OPS
+from bridge.core import table
+from bridge.core.ops import OPS
 from jaxmodels import sizes
 from jaxmodels.commands.list import parameter_count
 from jaxmodels.runtime.generate import generate

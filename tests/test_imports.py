@@ -104,7 +104,7 @@ def test_torch_is_not_loaded_by_training_and_generation():
     code = (
         "import sys, jaxmodels.commands.train, jaxmodels.commands.generate;"
         "import jaxmodels.runtime.train,"
-        "jaxmodels.runtime.generate, bridge, bridge.loading, data_pipelines.pipelines;"
+        "jaxmodels.runtime.generate, bridge, bridge.checkpoint.loading, data_pipelines.pipelines;"
         "print([m for m in ('torch', 'tensorflow', 'transformers') if m in sys.modules])"
     )
     assert printed(code) == "[]"
@@ -114,7 +114,7 @@ def test_torch_is_not_loaded_by_training_and_generation():
 def test_torch_is_not_loaded_for_tensorboard_either(tmp_path):
     """tensorboardX would import it, which takes longer than the rest of a tiny preset's start."""
     code = (
-        "import sys, pathlib; from jaxmodels.runtime.metrics import MetricsLog;"
+        "import sys, pathlib; from jaxmodels.runtime.reporting.metrics import MetricsLog;"
         "MetricsLog(pathlib.Path(sys.argv[1]), 0).close(); loaded = 'torch' in sys.modules;"
         "import torch; print(loaded, torch.ones(2).tolist())"
     )

@@ -5,9 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge import unsupported
-from bridge.contents import Contents, changed, complete
-from bridge.foreign import code_beside, refuse_strange
 from bridge.formats import (
     bwetaf,
     deepspeed,
@@ -20,8 +17,11 @@ from bridge.formats import (
     transformers_folder,
     wigip,
 )
-from bridge.legacy import apart
-from bridge.safetensors_reader import looks_like_safetensors
+from bridge.formats.foreign import code_beside, refuse_strange
+from bridge.formats.raw import Contents, changed, complete
+from bridge.sandbox import client
+from bridge.storage import unsupported
+from bridge.storage.safetensors_reader import looks_like_safetensors
 from jaxmodels.cli import visible
 from jaxmodels.errors import CORRUPT, Problem
 
@@ -106,7 +106,7 @@ def recognise(path: Path) -> Contents:
         unsupported.refuse(path)
         start = _start(path)
         if start.startswith(b"PK"):
-            apart.read("check", path)  # says what is wrong with it, if something is
+            client.read("check", path)  # says what is wrong with it, if something is
         why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
         said, advice = unsupported.found_in(path)

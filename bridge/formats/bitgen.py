@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from bridge.contents import Contents, seed_of, with_seed
-from bridge.moments import Moments, count_of
-from bridge.table import path_of
-from bridge.tensors import Fingerprint, Tensor, fingerprint
+from bridge.core.moments import Moments, count_of
+from bridge.core.table import path_of
+from bridge.core.tensors import Fingerprint, Tensor, fingerprint
+from bridge.formats.raw import Contents, seed_of, with_seed
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
 
@@ -172,7 +172,7 @@ def write_bitgen(
     """
     import torch
 
-    from bridge.torch import to_torch
+    from bridge.core.twins import to_torch
 
     state, digests = {}, {}
     for name, tensor in tensors.items():
@@ -257,7 +257,7 @@ def _torch_optimiser(
     """`state_dict()` of the trainer's AdamW, and of its schedule over optimiser steps."""
     import torch
 
-    from bridge.torch import to_torch
+    from bridge.core.twins import to_torch
 
     order = trained(tensors)
     said = {**SETTINGS, **(moments.settings if moments else {})}

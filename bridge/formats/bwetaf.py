@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
-from bridge import table, unsupported
-from bridge.contents import Contents, checked, origin_of, seed_of, with_seed
-from bridge.legacy import apart
+from bridge.core import table
+from bridge.core.moments import Moments, count_of
+from bridge.core.tensors import Fingerprint, Tensor
+from bridge.formats.raw import Contents, checked, origin_of, seed_of, with_seed
 from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree
 from bridge.legacy.msgpack_writer import write_msgpack
-from bridge.moments import Moments, count_of
-from bridge.safetensors_reader import parse_json
-from bridge.tensors import Fingerprint, Tensor
+from bridge.sandbox import client
+from bridge.storage import unsupported
+from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 
 WEIGHTS_FILE, CONFIG, OPTIMIZER = (
@@ -67,7 +68,7 @@ def open_file(path: Path) -> Contents:
     Raises:
         Problem: (corrupt) damaged, or a tree of another model.
     """
-    tensors = _tensors(path, apart.read("msgpack", path))
+    tensors = _tensors(path, client.read("msgpack", path))
     if not any(table.path_of(jaxmodels.arch("bwetaf").SEED, name) for name in tensors):
         raise unsupported.problem(path, unsupported.FLAX)
     return Contents(path, "bwetaf", tensors)
@@ -81,7 +82,7 @@ def open_folder(folder: Path) -> Contents:
     """
     said = parse_json(folder / CONFIG)
     path = folder / WEIGHTS_FILE
-    tensors = _tensors(path, apart.read("msgpack", path))
+    tensors = _tensors(path, client.read("msgpack", path))
     return Contents(
         folder,
         "bwetaf",
@@ -208,7 +209,7 @@ def _moments(path: Path) -> Moments | None:
     """AdamW's state, wherever in optax's chain it stands."""
     if not path.is_file():
         return None
-    node = _adam(apart.read("msgpack", path))
+    node = _adam(client.read("msgpack", path))
     if node is None:
         raise Problem(
             "the optimiser is not AdamW",

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge.contents import Contents, checked, take_tokenizer
+from bridge.core.tensors import is_float
 from bridge.formats import torch_files
-from bridge.tensors import is_float
+from bridge.formats.raw import Contents, checked, take_tokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from jaxmodels.runtime.files import read_limited
 

@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bridge.contents import Contents, seed_of, with_seed
 from bridge.formats import model_files
 from bridge.formats.config_keys import check_only
+from bridge.formats.raw import Contents, seed_of, with_seed
 
 ARCH, CONFIG = "dinov2", "config.json"
 # transformers' model_type → how its class interpolates positions.

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from bridge.contents import Contents
+from bridge.core.moments import Moments
+from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from bridge.formats import timm
-from bridge.moments import Moments
-from bridge.tensors import Fingerprint, Tensor, fingerprint
-from bridge.wrappers import without_words
+from bridge.formats.raw import Contents
+from bridge.formats.wrappers import without_words
 from jaxmodels.errors import CORRUPT, Problem
 
 FORMAT = "dinov2-pth"
@@ -92,7 +92,7 @@ def write_pth(
     """
     import torch
 
-    from bridge.torch import to_torch
+    from bridge.core.twins import to_torch
 
     state, digests = {}, {}
     for name, tensor in tensors.items():

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from bridge.contents import Contents, checked, origin_of
+from bridge.core.tensors import DTYPES, Fingerprint, Tensor, cast, fingerprint, raw
 from bridge.formats import gguf_vocabulary
-from bridge.gguf_reader import (
+from bridge.formats.raw import Contents, checked, origin_of
+from bridge.storage.gguf_reader import (
     BLOCK,
     Q8_0,
     dequantised,
@@ -23,7 +24,6 @@ from bridge.gguf_reader import (
     read_gguf,
     stored_bytes,
 )
-from bridge.tensors import DTYPES, Fingerprint, Tensor, cast, fingerprint, raw
 from data_pipelines.errors import DataProblem
 from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.transformers_files import UnknownTokenizer

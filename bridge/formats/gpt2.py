@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bridge.contents import Contents, seed_of, take_tokenizer, with_seed
 from bridge.formats import model_files, nanogpt
 from bridge.formats.config_keys import ITS_CLASS, check_only, named_class, unsupported
+from bridge.formats.raw import Contents, seed_of, take_tokenizer, with_seed
 
 ARCH, CONFIG = "wikigpt", "config.json"
 

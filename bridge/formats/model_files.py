@@ -5,17 +5,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bridge.contents import Contents, checked, describe
-from bridge.moments import SETTINGS, Moments, count_of
-from bridge.safetensors_reader import (
+from bridge.core.moments import SETTINGS, Moments, count_of
+from bridge.core.tensors import Tensor
+from bridge.formats.raw import Contents, checked, describe
+from bridge.storage.safetensors_reader import (
     looks_like_safetensors,
     parse_json,
     read_file,
     read_metadata,
     read_sharded,
 )
-from bridge.safetensors_writer import write_file
-from bridge.tensors import Tensor
+from bridge.storage.safetensors_writer import write_file
 from jaxmodels.errors import CORRUPT, Problem
 
 OPTIMIZER = "optimizer.safetensors"

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from bridge.contents import Contents, seed_of, with_seed
+from bridge.core.moments import Moments, count_of
+from bridge.core.tensors import Fingerprint, Tensor, fingerprint
+from bridge.formats.nanogpt_meta import DATASET
+from bridge.formats.nanogpt_meta import FILE as META
+from bridge.formats.raw import Contents, seed_of, with_seed
 from bridge.legacy.torch_writer import write_torch
 from bridge.legacy.unpickle import Named, Record
-from bridge.moments import Moments, count_of
-from bridge.nanogpt_meta import DATASET
-from bridge.nanogpt_meta import FILE as META
-from bridge.tensors import Fingerprint, Tensor, fingerprint
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jaxmodels.errors import MISMATCH, Problem

@@ -11,13 +11,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bridge import orbax
-from bridge.contents import Contents, checked, describe
+from bridge.core.table import listing
+from bridge.core.tensors import Tensor
 from bridge.formats import runs
 from bridge.formats.orbax_trees import model_in, moments_in
-from bridge.safetensors_reader import parse_json
-from bridge.table import listing
-from bridge.tensors import Tensor
+from bridge.formats.raw import Contents, checked, describe
+from bridge.storage import orbax
+from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 
 CHECKPOINT, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"

@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 import jaxmodels
-from bridge import parts, table
-from bridge.matching import tables
-from bridge.moments import Moments, count_of
-from bridge.stacks import apart
-from bridge.table import listing
-from bridge.tensors import Tensor
+from bridge.core import fused_tensors, table
+from bridge.core.layouts import tables
+from bridge.core.moments import Moments, count_of
+from bridge.core.table import listing
+from bridge.core.tensors import Tensor
+from bridge.storage.stacks import apart
 from jaxmodels.errors import MISMATCH, Problem
 
-FITS = 0.5  # share of names, as in bridge/matching.py
+FITS = 0.5  # share of names, as in bridge/checkpoint/matching.py
 DEPTH = 6
 # Nothing below is a model.
 _MOMENTS = re.compile(
@@ -159,7 +159,7 @@ def _fit(names: Iterable[Words]) -> float:
         package = jaxmodels.arch(arch)
         ties = {tied for tied, _ in getattr(package, "TIED", ())}
         cut = [name for name in apart(found, arch) if name not in ties]
-        fits = (table.coverage(rows, parts.names(rows, cut)) for _, rows in tables(package))
+        fits = (table.coverage(rows, fused_tensors.names(rows, cut)) for _, rows in tables(package))
         best = max(best, *fits)
     return best
 

@@ -8,17 +8,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from bridge import orbax
-from bridge.contents import Contents, describe
-from bridge.foreign import refuse_strange
-from bridge.moments import SETTINGS, Moments, count_of
-from bridge.safetensors_reader import parse_json
-from bridge.table import listing
-from bridge.tensors import Tensor
+from bridge.core.moments import SETTINGS, Moments, count_of
+from bridge.core.table import listing
+from bridge.core.tensors import Tensor
+from bridge.formats.foreign import refuse_strange
+from bridge.formats.raw import Contents, describe
+from bridge.storage import orbax
+from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import MANIFEST
-from jaxmodels.runtime.sound import best_sound, checked_finite, hold, told, unsound
+from jaxmodels.runtime.runs import rundir
+from jaxmodels.runtime.runs.sound import best_sound, checked_finite, hold, told, unsound
 
 _LEAF = re.compile(r"opt\.\d{5}\.(?P<place>[\d.]*)(?P<field>count|mu|nu)(?:\.(?P<path>.+))?")
 

@@ -2,7 +2,7 @@
 
 A trainer keeps its model under a key of its choice, often several deep, beside its optimiser, its
 settings and what it counts. All dicts of tensors are found here; which of them is the model, and
-what wrappers put before its names, `bridge/wrappers.py` tells.
+what wrappers put before its names, `bridge/formats/wrappers.py` tells.
 """
 
 import math
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bridge.core.tensors import Tensor
+from bridge.formats.wrappers import unread_kind
 from bridge.legacy.unpickle import Named, Record
-from bridge.tensors import Tensor
-from bridge.wrappers import unread_kind
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 
 MAX_DEPTH = 6

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from bridge.contents import Contents
-from bridge.safetensors_reader import parse_json
-from bridge.tensors import Tensor
+from bridge.core.tensors import Tensor
+from bridge.formats.raw import Contents
+from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import MISMATCH, Problem
 
 CONFIG = "config.json"

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bridge import unsupported
-from bridge.contents import Contents, describe, is_own, origin_of
+from bridge.core.table import listing
 from bridge.formats import deepspeed, dinov2, gguf, gpt2, model_files, torch_files
 from bridge.formats.config_keys import ITS_CLASS, named_class
-from bridge.safetensors_reader import parse_json
-from bridge.table import listing
+from bridge.formats.raw import Contents, describe, is_own, origin_of
+from bridge.storage import unsupported
+from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"

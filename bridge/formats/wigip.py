@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from bridge.contents import Contents, checked, origin_of, seed_of, with_seed
+from bridge.core.moments import Moments, count_of, required
+from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from bridge.formats import wigip_optimizer as optimizer
-from bridge.legacy import apart
+from bridge.formats.raw import Contents, checked, origin_of, seed_of, with_seed
 from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.pickle_writer import write_array, write_pickle
-from bridge.moments import Moments, count_of, required
-from bridge.safetensors_reader import parse_json
-from bridge.tensors import Fingerprint, Tensor, fingerprint
+from bridge.sandbox import client
+from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from jaxmodels.runtime.files import MANIFEST
 
@@ -38,7 +38,7 @@ _LEVEL = 1  # weights do not compress; higher levels only take longer
 
 def is_file(path: Path) -> bool:
     """Whether a file is a zip of pickled parameters."""
-    return any(_MEMBER.fullmatch(name) for name in apart.names(path))
+    return any(_MEMBER.fullmatch(name) for name in client.names(path))
 
 
 def is_folder(folder: Path) -> bool:
@@ -77,7 +77,7 @@ def open_file(path: Path) -> Contents:
         Problem: (unsafe) it asks to run code, is built to mislead, or unpacks to far more than its
             size; (corrupt) damaged, or not what the seed writes.
     """
-    found = apart.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
+    found = client.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
     state = found["values"].pop(STATE, None)
     tensors: dict[str, Tensor] = {}
     for name, value in found["values"].items():

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bridge.core.tensors import DTYPES, Tensor
 from bridge.legacy.inflate import Allowance, GzipStream, Span
 from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.unpickle import (
@@ -26,7 +27,6 @@ from bridge.legacy.unpickle import (
     read_pickle,
 )
 from bridge.legacy.zip_reader import read_entries
-from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 
 MAX_DIMS = 32

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from bridge.tensors import DTYPES, Tensor
+from bridge.core.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
 CHUNKED = "__msgpack_chunked_array__"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bridge.core.tensors import Fingerprint, Tensor, fingerprint, raw
 from bridge.legacy.msgpack_reader import ARRAY, CHUNKED, Tree
-from bridge.tensors import Fingerprint, Tensor, fingerprint, raw
 
 MAX_CHUNK = 2**30
 

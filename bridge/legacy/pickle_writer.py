@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bridge.core.tensors import DTYPES, Tensor, raw
 from bridge.legacy.unpickle import Record
-from bridge.tensors import DTYPES, Tensor, raw
 
 _PIECE = 2**20
 _TO_NUMPY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from bridge.core.tensors import DTYPES, Tensor
 from bridge.legacy import harmless
 from bridge.legacy.array_pickle import Array
 from bridge.legacy.instructions import BrokenPickle, Stream
 from bridge.legacy.unpickle import Named, Record, brief, natural, read_pickle
-from bridge.tensors import DTYPES, Tensor
 
 MAX_PICKLE = 50_000_000  # bytes; the largest seen are a few million
 MAX_DIMS = 32

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from bridge.core.tensors import Tensor, raw
 from bridge.legacy.pickle_writer import Writable, write_number, write_pickle, write_text
 from bridge.legacy.torch_pickle import STORAGES
-from bridge.tensors import Tensor, raw
 
 ALIGNMENT = 64  # of each storage in the file, so that torch can map it
 _ROOT = "archive/"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.captions.examples import Collection, Example, shapes_side
+from data_pipelines.captions.source import Example, ImageTextSource, shapes_side
 from data_pipelines.errors import DataProblem
 from data_pipelines.tfds import builder_of, data_source, example, folder_of, text_of
 
@@ -28,7 +28,7 @@ def has_captions(rest: str) -> bool:
     return isinstance(image, tfds.features.Image) and strings
 
 
-def open_dataset(spec: str, rest: str) -> Collection:
+def open_dataset(spec: str, rest: str) -> ImageTextSource:
     """`tfds:NAME[/CONFIG][/VERSION][:SPLIT]`, with the features `image` and `captions`.
 
     Without SPLIT, `train` is trained on and the dataset's own validation split is held out.
@@ -41,7 +41,7 @@ def open_dataset(spec: str, rest: str) -> Collection:
     return open_version(spec, folder_of(name), split)
 
 
-def open_version(spec: str, folder: Path, split: str = "") -> Collection:
+def open_version(spec: str, folder: Path, split: str = "") -> ImageTextSource:
     """As `open_dataset`, for the folder of a dataset's version."""
     info = builder_of(str(folder)).info
     held_out = "" if split else next((name for name in _HELD_OUT if name in info.splits), "")
@@ -52,10 +52,10 @@ def open_version(spec: str, folder: Path, split: str = "") -> Collection:
         "splits": [split or "train", held_out],
         "examples": [len(train), len(valid)],
     }
-    return Collection(spec, train, valid, records)
+    return ImageTextSource(spec, train, valid, records)
 
 
-def open_shapes(spec: str, folder: Path) -> Collection:
+def open_shapes(spec: str, folder: Path) -> ImageTextSource:
     """The shapes that were drawn into a folder.
 
     Raises:

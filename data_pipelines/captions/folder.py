@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import Any
 
-from data_pipelines.captions.examples import Collection, Example
+from data_pipelines.captions.source import Example, ImageTextSource
 from data_pipelines.errors import UNSAFE, USAGE, DataProblem
 from data_pipelines.files import read_limited
 from data_pipelines.finding import path_of, split_name
@@ -21,7 +21,7 @@ _FILES = ("captions*.json", "captions*.csv")
 Left = dict[str, list[str]]
 
 
-def open_folder(spec: str, rest: str) -> Collection:
+def open_folder(spec: str, rest: str) -> ImageTextSource:
     """`images:FOLDER[#FILE]`: the images that FILE tells captions of.
 
     FILE, relative to the folder, is COCO's JSON (`images`: id and file_name; `annotations`:
@@ -58,7 +58,7 @@ def open_folder(spec: str, rest: str) -> Collection:
         "captions_file_sha256": hashlib.sha256(content).hexdigest(),
         "image_sizes_sha256": sizes.hexdigest(),
     }
-    return Collection(spec, examples, (), records, left)
+    return ImageTextSource(spec, examples, (), records, left)
 
 
 def _captions_file(folder: Path) -> Path:

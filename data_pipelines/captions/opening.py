@@ -9,24 +9,35 @@ import numpy as np
 
 from data_pipelines.captions import pixels
 from data_pipelines.captions.captioned import Captioned, Images
-from data_pipelines.captions.examples import Collection, open_examples, side_of
+from data_pipelines.captions.examples import is_captioned, open_examples, side_of
 from data_pipelines.captions.gallery import (
     IMAGES,
     Row,
     images_of,
+    is_gallery,
     notes_of,
     read_gallery,
     read_rows,
 )
 from data_pipelines.captions.prepare import prepare_images
+from data_pipelines.captions.source import ImageTextSource
 from data_pipelines.captions.tokens import Captions
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.cores import cores
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
 from data_pipelines.finding import path_of
-from data_pipelines.sources import Progress
+from data_pipelines.reading import Progress
+from data_pipelines.sources import MIX
 from data_pipelines.tokenizers import WORDS, Tokenizer
 from data_pipelines.words import build_words
+
+
+def captioned(spec: str) -> bool:
+    """Whether a spec names images with captions; raises as `is_captioned`."""
+    if spec.startswith(f"{MIX}:"):
+        return False
+    kind, _, rest = spec.partition(":")
+    return is_gallery(path_of(rest)) if kind == "bin" else is_captioned(spec)
 
 
 def open_captioned(
@@ -96,7 +107,7 @@ def _prepared(spec: str, folder: Path, side: int, progress: Progress | None) -> 
 
 def _source(
     spec: str, folder: Path, manifest: dict[str, Any], side: int
-) -> tuple[Collection | None, list[str]]:
+) -> tuple[ImageTextSource | None, list[str]]:
     """The examples that the folder was prepared from, and notes; None if they are not needed.
 
     Raises:
@@ -134,7 +145,7 @@ def _built(name: str | None, texts: tuple[tuple[str, ...], ...], min_freq: int) 
 def _pixels(
     ready: np.ndarray | None,
     rows: list[Row],
-    collection: Collection | None,
+    collection: ImageTextSource | None,
     side: int,
     folder: Path,
 ) -> Callable[[np.ndarray], Images]:

@@ -13,21 +13,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines.captions.examples import (
-    SHAPES,
-    Collection,
-    Example,
-    open_examples,
-    shapes_side,
-    side_of,
-)
+from data_pipelines.captions.examples import open_examples, side_of
 from data_pipelines.captions.gallery import CAPTIONS, IMAGES, Row
 from data_pipelines.captions.pixels import decoded, size_of, squared
+from data_pipelines.captions.source import SHAPES, Example, ImageTextSource, shapes_side
 from data_pipelines.cores import cores
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import digest, whole_folder
 from data_pipelines.prepare import MANIFEST, refuse_foreign
-from data_pipelines.sources import Progress
+from data_pipelines.reading import Progress
 
 BUDGET = 2 << 30
 """Bytes of decoded images that are kept on disk; of a collection that has more, none are."""
@@ -97,7 +91,7 @@ def prepare_images(
 
 
 def _write(
-    collection: Collection,
+    collection: ImageTextSource,
     new: Path,
     side: int,
     decode: bool,
@@ -127,7 +121,7 @@ def _write(
 
 
 def _read(
-    collection: Collection, side: int, decode: bool
+    collection: ImageTextSource, side: int, decode: bool
 ) -> Iterator[tuple[Example, Row | None, Pixels]]:
     """Examples in order, read by threads; no row where an image cannot be read."""
 

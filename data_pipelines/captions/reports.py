@@ -14,8 +14,8 @@ from data_pipelines.captions.gallery import IMAGES, read_gallery, read_rows
 from data_pipelines.captions.pixels import decoded, squared
 from data_pipelines.finding import path_of
 from data_pipelines.pipelines import open_data
+from data_pipelines.reading import Progress
 from data_pipelines.reports import rates
-from data_pipelines.sources import Progress
 
 _EXCERPT = 3  # captions
 _BATCHES, _DECODED = 100, 64  # batches, and images, in a round of a timing

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.captions.shapes import HELD_OUT, TRAIN, captions, draw, scene
 from data_pipelines.files import FULL
-from data_pipelines.sources import Progress
+from data_pipelines.reading import Progress
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):

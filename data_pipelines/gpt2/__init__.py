@@ -4,29 +4,21 @@ Sources: openai/gpt-2 (the pattern and the vocabulary), and the package openai-w
 `gpt2.tiktoken` (MIT, LICENSE) holds the same vocabulary as ranks.
 """
 
-import base64
-import hashlib
 import json
 import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int32
 
-from data_pipelines.errors import DataProblem
 from data_pipelines.files import write_text
+from data_pipelines.gpt2.ranks import END_OF_TEXT, RANKS_SHA256, VOCAB, ranks
 from data_pipelines.ids import checked_ids, without_surrogates
 from data_pipelines.transformers_files import CONFIG
-
-RANKS = Path(__file__).with_name("gpt2.tiktoken")
-RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-END_OF_TEXT = "<|endoftext|>"
-VOCAB = 50_257
 
 # Contractions; letters, digits or other signs, each with one space before them; white space.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -103,23 +95,6 @@ class GPT2Tokenizer:
         write_text(path / self.FILE if path.is_dir() else path, text)
 
 
-@cache
-def ranks() -> dict[bytes, int]:
-    """Bytes of a token → id, for all ids but end of text.
-
-    Raises:
-        DataProblem: (corrupt) the file that comes with the program is not what it was.
-    """
-    try:
-        data = RANKS.read_bytes()
-    except OSError as error:
-        raise _damaged(str(error)) from None
-    if (found := hashlib.sha256(data).hexdigest()) != RANKS_SHA256:
-        raise _damaged(f"its sha256 is {found}, not {RANKS_SHA256}")
-    rows = (line.split() for line in data.splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in rows}
-
-
 _own = threading.local()
 
 
@@ -140,12 +115,3 @@ def _encoding() -> Any:
             explicit_n_vocab=VOCAB,
         )
     return _own.encoding
-
-
-def _damaged(why: str) -> DataProblem:
-    return DataProblem(
-        "GPT-2's vocabulary, which comes with this program, is damaged",
-        where=str(RANKS),
-        why=why,
-        fix="install the program anew",
-    )

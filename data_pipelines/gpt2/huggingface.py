@@ -6,7 +6,7 @@ import json
 from functools import cache
 from typing import Any
 
-from data_pipelines.gpt2 import END_OF_TEXT, GPT2Tokenizer, ranks
+from data_pipelines.gpt2.ranks import END_OF_TEXT, VOCAB, ranks
 
 # sha256 of vocabulary and merges; recognises a file without deriving the merges (a second).
 _CONTENT = "d87e6c52eb5ed462a6b806fdea23a777afd8e5ccef882a07bf7d4cb2dff5c1cf"
@@ -26,13 +26,13 @@ def _content() -> tuple[dict[str, int], list[list[str]]]:
         for token, rank in sorted(known.items(), key=lambda item: item[1])
         if len(token) > 1
     ]
-    return vocab | {END_OF_TEXT: GPT2Tokenizer.end_of_text}, merges
+    return vocab | {END_OF_TEXT: VOCAB - 1}, merges
 
 
 def tokenizer_json() -> dict[str, Any]:
     """A tokenizer.json that `tokenizers` reads, with GPT-2's ids."""
     vocab, merges = _content()
-    end = {"id": GPT2Tokenizer.end_of_text, "content": END_OF_TEXT, "special": True}
+    end = {"id": VOCAB - 1, "content": END_OF_TEXT, "special": True}
     end |= {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
@@ -73,7 +73,7 @@ def is_gpt2(data: dict[str, Any]) -> bool:
         and not before.get("add_prefix_space")
         and before.get("use_regex", True)
         and (data.get("decoder") or {}).get("type") == "ByteLevel"
-        and added == [(END_OF_TEXT, GPT2Tokenizer.end_of_text, True)]
+        and added == [(END_OF_TEXT, VOCAB - 1, True)]
         and content_digest(model["vocab"], model["merges"]) == _CONTENT
     )
 

@@ -10,7 +10,7 @@ from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
-from jaxmodels.layers.once import once
+from jaxmodels.layers.no_recompute import once
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import spread
 

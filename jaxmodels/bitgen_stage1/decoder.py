@@ -10,7 +10,7 @@ from jaxmodels.bitgen_stage1.bitlinear import BitLinear
 from jaxmodels.bitgen_stage1.config import Config
 from jaxmodels.bitgen_stage1.parts import drop, norm
 from jaxmodels.layers.attention import self_attention
-from jaxmodels.layers.once import once
+from jaxmodels.layers.no_recompute import once
 from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
 

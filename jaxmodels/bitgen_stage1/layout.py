@@ -137,7 +137,7 @@ def _torch(path: str) -> str:
     return ".".join([*parents, "weight" if name in ("kernel", "scale", "embedding") else name])
 
 
-# Our path, the PyTorch twin's name, op (bridge/ops.py).
+# Our path, the PyTorch twin's name, op (bridge/core/ops.py).
 
 CARRIED = {"dinov2": (("vision/*", "*"),)}
 

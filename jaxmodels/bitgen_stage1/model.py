@@ -23,7 +23,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.heads import join_heads, qkv_heads
 from jaxmodels.layers.linear import Linear
-from jaxmodels.layers.once import once
+from jaxmodels.layers.no_recompute import once
 from jaxmodels.layers.precision import exact
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import spread

@@ -15,7 +15,7 @@ SHARDING = (
     ("*", P()),  # norms and biases are small
 )
 
-# Our path, the PyTorch twin's name, op (bridge/ops.py). The head is the embedding.
+# Our path, the PyTorch twin's name, op (bridge/core/ops.py). The head is the embedding.
 WEIGHTS = (
     ("embed/embedding", "embed.weight", "same"),
     ("blocks/{i}/norm1/scale", "blocks.{i}.norm1.weight", "same"),

@@ -16,7 +16,7 @@ SHARDING = (
     ("*", P()),  # norms and the other biases are small
 )
 
-# Our path, the PyTorch twin's name, op (bridge/ops.py).
+# Our path, the PyTorch twin's name, op (bridge/core/ops.py).
 WEIGHTS = (
     ("embed/embedding", "embed.weight", "same"),
     ("blocks/{i}/norm1/scale", "blocks.{i}.norm1.weight", "same"),

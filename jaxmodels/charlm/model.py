@@ -19,8 +19,8 @@ from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.heads import join_heads, product_in_parts, qkv_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import cross_entropy
+from jaxmodels.layers.no_recompute import once
 from jaxmodels.layers.norm import dtype_behind, layer_norm
-from jaxmodels.layers.once import once
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import rotation
 from jaxmodels.layers.sharding import spread

@@ -13,7 +13,7 @@ from jaxmodels.recipe import Recipe
 
 
 def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
-    """Architecture, preset of the recipe, Config and opened checkpoint (`bridge.sources.Source`).
+    """Architecture, preset of the recipe, Config and opened checkpoint (a `Source`).
 
     Fields that only matter in training (dropout), which a checkpoint of another program need not
     say, are the preset's. Of another architecture the vocabulary is taken, where it has words; what
@@ -68,8 +68,8 @@ def _opened(path: Path, arch: str | None) -> Any:
 
     Of a run its trained weights: those that its moments are of.
     """
-    from bridge.migration import rows_between
-    from bridge.sources import open_source
+    from bridge.checkpoint.opening import open_source
+    from bridge.checkpoint.transfer import rows_between
 
     package = jaxmodels.arch(arch) if arch else None
     if hasattr(package, "CARRIED"):
@@ -111,11 +111,11 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     import jax
     import numpy as np
 
-    from bridge.configuration import values_of
-    from bridge.moments import required
-    from bridge.sources import parameter_shapes
-    from bridge.stacks import joined
+    from bridge.checkpoint.config import values_of
+    from bridge.core.moments import required
+    from bridge.storage.stacks import joined
     from jaxmodels.runtime.optim import with_moments as with_adam
+    from jaxmodels.sizes import parameter_shapes
 
     package = import_module(type(config).__module__.rpartition(".")[0])
     if package is not jaxmodels.arch(source.arch):
@@ -159,8 +159,8 @@ def _carrier(package: Any, source: Any, config: Any, with_moments: bool) -> Call
     import jax
     import numpy as np
 
-    from bridge.migration import carried
-    from bridge.sources import parameter_shapes
+    from bridge.checkpoint.transfer import carried
+    from jaxmodels.sizes import parameter_shapes
 
     if with_moments:
         raise Problem(

@@ -22,9 +22,9 @@ def open_model(
         Problem: what `bridge.load` raises; (usage) it is a part of other models;
             (corrupt) `vocab` is no tokeniser; (mismatch) it is not of the model's size.
     """
-    from bridge.loading import model_of
-    from bridge.sources import open_source, parse_settings
-    from bridge.vocabulary import given_tokenizer
+    from bridge.checkpoint.loading import model_of
+    from bridge.checkpoint.opening import open_source, parse_settings
+    from bridge.formats.tokenizer import given_tokenizer
 
     source = open_source(path, config=parse_settings(settings), weights=weights)
     jaxmodels.learner(source.arch)

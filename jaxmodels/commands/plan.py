@@ -14,8 +14,9 @@ from jaxmodels.commands.plan_report import budget, described, show, table
 from jaxmodels.commands.train_options import config_file, with_policy
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import settings, tpu
-from jaxmodels.runtime.chips import GIB, Topology, topology
+from jaxmodels.runtime import settings
+from jaxmodels.runtime.planning import tpu
+from jaxmodels.runtime.planning.chips import GIB, Topology, topology
 
 C = TypeVar("C")
 
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     spec, options = resolve(argv)
     slice_ = topology(options.topology)
     tpu.prepare()  # before JAX is imported
-    from jaxmodels.runtime.plan import Job
+    from jaxmodels.runtime.planning.plan import Job
     from jaxmodels.runtime.sharding import check_heads, mesh_sizes
 
     arch, preset, _ = jaxmodels.preset(spec)
@@ -119,8 +120,8 @@ def planned(
     spec: str, job: Any, slice_: Topology, options: Plan[Any], compiled: Callable[[Any], Any]
 ) -> int:
     """Compiles one setting and reports it; where it does not fit, looks for what does."""
-    from jaxmodels.runtime.estimate import Setting
-    from jaxmodels.runtime.plan import TooLarge, refusal, report
+    from jaxmodels.runtime.planning.estimate import Setting
+    from jaxmodels.runtime.planning.plan import TooLarge, refusal, report
     from jaxmodels.runtime.sharding import mesh_sizes
 
     say(f"compiling {spec} for {slice_.name}: {job.flags}")
@@ -182,8 +183,8 @@ def searched(
 
 
 def _search(job: Any, slice_: Topology, options: Plan[Any], compiled: Callable[[Any], Any]) -> Any:
-    from jaxmodels.runtime.plan import report
-    from jaxmodels.runtime.search import Search
+    from jaxmodels.runtime.planning.plan import report
+    from jaxmodels.runtime.planning.search import Search
 
     def reported(job: Any, compiled: Any) -> dict[str, Any]:
         return report(job, compiled, slice_)

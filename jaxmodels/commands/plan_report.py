@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxmodels.runtime.chips import GIB, Topology
+from jaxmodels.runtime.planning.chips import GIB, Topology
 
 
 def described(spec: str, job: Any, slice_: Topology) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from jaxmodels.cli import emit, parse, say
 from jaxmodels.errors import CORRUPT, EXISTS, Problem
-from jaxmodels.runtime import rundir
+from jaxmodels.runtime.runs import rundir
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
             exit_code=CORRUPT,
         )
     from jaxmodels.runtime.files import naming, write_text
-    from jaxmodels.runtime.page import MARK, page
+    from jaxmodels.runtime.reporting.page import MARK, page
 
     with naming(out):
         if out.exists() and not options.force and not _ours(out, MARK):

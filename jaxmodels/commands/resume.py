@@ -15,10 +15,11 @@ import jaxmodels
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
 from jaxmodels.recipe import Optim, Recipe
-from jaxmodels.runtime import rundir, settings
+from jaxmodels.runtime import settings
 from jaxmodels.runtime.files import make_folder, write_json
-from jaxmodels.runtime.processes import first, from_first
-from jaxmodels.runtime.sound import newest_sound
+from jaxmodels.runtime.multihost.processes import first, from_first
+from jaxmodels.runtime.runs import rundir
+from jaxmodels.runtime.runs.sound import newest_sound
 
 # Recipe fields that may differ when a run goes on; all others decide what is learned. The
 # data may have moved: its content is compared.

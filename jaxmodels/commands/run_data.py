@@ -12,7 +12,7 @@ from jaxmodels.commands.train_options import Train
 from jaxmodels.commands.unknown import say_unknown
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.processes import first
+from jaxmodels.runtime.multihost.processes import first
 from jaxmodels.runtime.stop import Stop
 
 _PADDING = 128  # fewer rows than these are taken for padding of the vocabulary
@@ -25,7 +25,7 @@ def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
     Raises:
         Problem: (usage) naming what goes with the model; and as `data_pipelines`' `open_data`.
     """
-    from data_pipelines.pipelines import captioned
+    from data_pipelines.captions.opening import captioned
     from jaxmodels.runtime.batches import sees
 
     if captioned(spec) == sees(config):

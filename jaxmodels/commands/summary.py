@@ -10,9 +10,9 @@ from jaxmodels.cli import emit, say
 from jaxmodels.commands.train_options import Train, repeated
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
 from jaxmodels.runtime.files import read_json, write_json
-from jaxmodels.runtime.outcome import EARLY, Outcome
-from jaxmodels.runtime.progress import duration
-from jaxmodels.runtime.seal import seal
+from jaxmodels.runtime.reporting.progress import duration
+from jaxmodels.runtime.runs.outcome import EARLY, Outcome
+from jaxmodels.runtime.runs.seal import seal
 
 
 def conclude(

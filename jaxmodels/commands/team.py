@@ -11,8 +11,8 @@ import jaxmodels
 from jaxmodels.commands import resume
 from jaxmodels.commands.train_options import Train
 from jaxmodels.errors import MISMATCH, USAGE, Problem
-from jaxmodels.runtime import processes
-from jaxmodels.runtime.cluster import find
+from jaxmodels.runtime.multihost import processes
+from jaxmodels.runtime.multihost.cluster import find
 from jaxmodels.runtime.stop import Stop
 
 T = TypeVar("T")

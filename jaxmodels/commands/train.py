@@ -23,8 +23,7 @@ from jaxmodels.commands.run_data import (
 from jaxmodels.commands.summary import conclude, nothing_to_do
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
-from jaxmodels.runtime.outcome import not_begun
-from jaxmodels.runtime.processes import (
+from jaxmodels.runtime.multihost.processes import (
     begun,
     exchange,
     first,
@@ -35,8 +34,9 @@ from jaxmodels.runtime.processes import (
     tell_stop,
     together,
 )
-from jaxmodels.runtime.rundir import VOCABULARIES, steps
-from jaxmodels.runtime.seal import damage_to_keep, unseal
+from jaxmodels.runtime.runs.outcome import not_begun
+from jaxmodels.runtime.runs.rundir import VOCABULARIES, steps
+from jaxmodels.runtime.runs.seal import damage_to_keep, unseal
 from jaxmodels.runtime.stop import Stop, Stopped
 
 
@@ -96,7 +96,7 @@ def _run(
         job = _job(run, options, resolved, data, stop)
         job.resumed = resumed
         job.begin = begin or job.begin
-        from jaxmodels.runtime.plots import draw
+        from jaxmodels.runtime.reporting.plots import draw
         from jaxmodels.runtime.train import train
 
         stop.check()
@@ -133,7 +133,7 @@ def _prepare(
     run: Path, options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any
 ) -> tuple[Any, Train[Any]]:
     """The data, and the options with its vocabulary; refuses what does not go together."""
-    from bridge.vocabulary import used
+    from bridge.formats.tokenizer import used
     from jaxmodels.runtime import platform
     from jaxmodels.sizes import parameters
 
@@ -181,7 +181,7 @@ def _prepare(
 def _check_devices(package: ModuleType, options: Train[Any]) -> None:
     import jax
 
-    from jaxmodels.runtime import processes
+    from jaxmodels.runtime.multihost import processes
     from jaxmodels.runtime.sharding import check_heads, check_rows, make_mesh
 
     if jax.process_count() != processes.count():
@@ -265,7 +265,7 @@ def _find_lr(
 ) -> int:
     from jaxmodels.runtime.files import write_bytes, write_json
     from jaxmodels.runtime.find_lr import find_lr, plot
-    from jaxmodels.runtime.pictures import picture
+    from jaxmodels.runtime.reporting.pictures import picture
 
     def batches() -> Iterator[dict[str, Any]]:
         for batch in data.train():

@@ -13,8 +13,9 @@ from jaxmodels.commands.initial import open_initial
 from jaxmodels.commands.resume import read_settings
 from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import rundir, settings
+from jaxmodels.runtime import settings
 from jaxmodels.runtime.profiler import window
+from jaxmodels.runtime.runs import rundir
 
 C = TypeVar("C")
 

@@ -49,7 +49,7 @@ _BLOCK = (
     ("blocks/{i}/mlp/fc2/bias", _B + "mlp.fc2.bias", "same"),
 )
 
-# Our path, the name in the module of transformers 5, op (bridge/ops.py).
+# Our path, the name in the module of transformers 5, op (bridge/core/ops.py).
 WEIGHTS = (
     *_ENDS,
     *_BLOCK,

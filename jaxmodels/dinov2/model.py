@@ -21,8 +21,8 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.heads import heads_of, join_heads
 from jaxmodels.layers.linear import Linear
+from jaxmodels.layers.no_recompute import once
 from jaxmodels.layers.norm import layer_norm
-from jaxmodels.layers.once import once
 from jaxmodels.layers.precision import exact, wide
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.resize import bicubic

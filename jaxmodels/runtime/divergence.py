@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.finite import NotFinite
-from jaxmodels.runtime.rundir import steps
+from jaxmodels.runtime.runs.rundir import steps
 
 MOST = 2
 """Rollbacks to one checkpoint; when it diverges from there once more, going back does not help."""

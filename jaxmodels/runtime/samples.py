@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmodels.layers.sampling import Sampling
 from jaxmodels.runtime.generate import before, generate
-from jaxmodels.runtime.pictures import picture, title
+from jaxmodels.runtime.reporting.pictures import picture, title
 
 GREEDY = Sampling(None)
 

@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import means, stats
+from jaxmodels.runtime import means
 from jaxmodels.runtime.optim import optimiser, schedule, trained
 from jaxmodels.runtime.paths import Arrays, Skeleton, split
+from jaxmodels.runtime.reporting import stats
 from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
 
 

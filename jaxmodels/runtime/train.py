@@ -14,20 +14,22 @@ import jax
 from jaxmodels.cli import say
 from jaxmodels.errors import Problem
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import chips, plan, platform, processes
+from jaxmodels.runtime import platform
 from jaxmodels.runtime.divergence import Rollbacks
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
-from jaxmodels.runtime.metrics import MetricsLog, Silent
-from jaxmodels.runtime.outcome import EARLY, Outcome
+from jaxmodels.runtime.multihost import processes
 from jaxmodels.runtime.patience import Patience
+from jaxmodels.runtime.planning import chips, plan
 from jaxmodels.runtime.profiler import Window
-from jaxmodels.runtime.progress import Progress, amounts
+from jaxmodels.runtime.reporting.metrics import MetricsLog, Silent
+from jaxmodels.runtime.reporting.progress import Progress, amounts
+from jaxmodels.runtime.reporting.stats import StatsLog
+from jaxmodels.runtime.runs import checkpoint as ckpt
+from jaxmodels.runtime.runs.outcome import EARLY, Outcome
 from jaxmodels.runtime.samples import Sample
 from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch
-from jaxmodels.runtime.stats import StatsLog
 from jaxmodels.runtime.step import State, Told, training
 from jaxmodels.runtime.stop import Stop
 

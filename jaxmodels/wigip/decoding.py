@@ -1,6 +1,6 @@
 """What wigip remembers between characters, and how it goes on from there."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,6 @@ from jaxtyping import Array, Float, Int
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.wigip.dense import attend_to
-
-if TYPE_CHECKING:
-    from jaxmodels.wigip.model import Model
 
 
 class Window(NamedTuple):
@@ -49,7 +46,7 @@ class PatchCache(NamedTuple):
 Cache = Window | PatchCache
 
 
-def empty(model: "Model", batch: int, size: int) -> Cache:
+def empty(model: Any, batch: int, size: int) -> Cache:
     """The cache of `Model.init_cache`."""
     cfg = model.config
     if cfg.objective == "next_char":
@@ -63,7 +60,7 @@ def empty(model: "Model", batch: int, size: int) -> Cache:
 
 
 def prefill(
-    model: "Model", tokens: Int[Array, "b t"], length: Int[Array, ""], cache: Cache
+    model: Any, tokens: Int[Array, "b t"], length: Int[Array, ""], cache: Cache
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Logits after the first `length` tokens, and the empty cache filled with them.
 
@@ -85,7 +82,7 @@ def prefill(
     return step(model, before, token)[::-1]
 
 
-def step(model: "Model", cache: Cache, token: Int[Array, "b"]) -> tuple[Cache, Float[Array, "b v"]]:
+def step(model: Any, cache: Cache, token: Int[Array, "b"]) -> tuple[Cache, Float[Array, "b v"]]:
     """The cache with one more character, and the logits of the next."""
     if isinstance(cache, Window):
         ids = jnp.concatenate([cache.ids[:, 1:], token[:, None]], axis=1)

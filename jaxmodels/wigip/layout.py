@@ -24,7 +24,7 @@ SHARDING = (
     ("*", P()),  # norms, the other biases and the narrow embedding are small
 )
 
-# Our path, the PyTorch twin's name, op (bridge/ops.py).
+# Our path, the PyTorch twin's name, op (bridge/core/ops.py).
 WEIGHTS = (
     ("embed/embedding", "embed.weight", "same"),
     ("patch/kernel", "patch.weight", "convolution"),

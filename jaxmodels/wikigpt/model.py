@@ -19,8 +19,8 @@ from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.heads import join_heads, qkv_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import chunked_cross_entropy
+from jaxmodels.layers.no_recompute import once
 from jaxmodels.layers.norm import dtype_behind, layer_norm
-from jaxmodels.layers.once import once
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import spread
 from jaxmodels.wikigpt.config import Config

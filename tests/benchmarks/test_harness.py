@@ -13,7 +13,7 @@ from jax import lax
 from benchmarks import harness
 from benchmarks.harness import Contestant, Run, Timing, race, ratio, save, table
 from jaxmodels.errors import Problem
-from jaxmodels.runtime.flops import Product, products
+from jaxmodels.runtime.planning.flops import Product, products
 
 times = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=9)
 

@@ -8,8 +8,8 @@ import pytest
 import jaxmodels
 from benchmarks import plan, scaling
 from benchmarks.records import Absent
-from jaxmodels.runtime import hlo
-from jaxmodels.runtime.plan import Compiled, TooLarge
+from jaxmodels.runtime.planning import hlo
+from jaxmodels.runtime.planning.plan import Compiled, TooLarge
 
 REDUCE = hlo.Collective("all-reduce", count=3, bytes=1000, group=2)
 MEMORY = {"parameters": 10, "optimizer": 20, "batch": 1, "temporaries": 5, "code": 4}

@@ -16,8 +16,8 @@ from benchmarks import trainers
 from benchmarks.batches import shapes, values
 from benchmarks.peers import twin_with
 from benchmarks.trainers import fresh_arrays
-from bridge import table
-from bridge.ops import OPS
+from bridge.core import table
+from bridge.core.ops import OPS
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.paths import split

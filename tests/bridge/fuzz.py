@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import bridge
-from bridge.tensors import digest_of
+from bridge.core.tensors import digest_of
 from data_pipelines.tokenizer_trial import _TRIAL
 from jaxmodels.errors import CORRUPT, MISMATCH, NO_SPACE, UNSAFE, UNVERIFIED, USAGE, Problem
 from tests.bridge import fuzz_corpus

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import bridge
-from bridge.tensors import digest_of
+from bridge.core.tensors import digest_of
 from tests.bridge.helpers import GOLDEN, HEADS, SEED, random_params, save_tree, write_run
 from tests.bridge.zips import by_global, by_stack, numpy_pickle, text
 

@@ -11,12 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxmodels
-from bridge.legacy import apart, child, plain
-from bridge.orbax import read_tree
+from bridge.sandbox import client, codec, worker
+from bridge.storage.orbax import read_tree
 from jaxmodels.__main__ import main
 from jaxmodels.runtime.files import write_manifest
 from jaxmodels.runtime.paths import nest, params_of, split
-from jaxmodels.runtime.rundir import identity
+from jaxmodels.runtime.runs.rundir import identity
 from jaxmodels.sizes import outline
 from tests.contract import smallest
 
@@ -131,11 +131,11 @@ def command(capsys, *argv):
 
 
 def read_here(kind, path, options=None):
-    """`apart.read` without a process of its own."""
-    said, tensors = child.reader(kind)(path, options)
-    return plain.decode(json.loads(json.dumps(said)), lambda n, *_: tensors[n].read(), 2**60)
+    """`client.read` without a process of its own."""
+    said, tensors = worker.reader(kind)(path, options)
+    return codec.decode(json.loads(json.dumps(said)), lambda n, *_: tensors[n].read(), 2**60)
 
 
 def in_this_process() -> AbstractContextManager:
     """Meanwhile readers run here, where they can be watched, and faster for many small files."""
-    return patch.multiple(apart, read=read_here, _names=apart._names.__wrapped__)
+    return patch.multiple(client, read=read_here, _names=client._names.__wrapped__)

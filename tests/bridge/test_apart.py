@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import bridge
+from bridge.core.tensors import digest_of
 from bridge.formats import recognise
-from bridge.legacy import apart
-from bridge.tensors import digest_of
+from bridge.sandbox import client
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 from tests.bridge import fuzz_corpus
 from tests.bridge.fuzz_mutate import mutate
@@ -60,8 +60,8 @@ def test_limits_are_set_and_nothing_of_ours_is_seen(path, monkeypatch):
     for name in ("Max file size", "Max core file size", "Max processes"):
         assert limits[name] == ["0", "0"]
     assert limits["Max open files"] == ["16", "16"]
-    assert int(limits["Max address space"][0]) < 2 * apart.MEMORY
-    assert int(limits["Max cpu time"][0]) <= apart.SECONDS + 5
+    assert int(limits["Max address space"][0]) < 2 * client.MEMORY
+    assert int(limits["Max cpu time"][0]) <= client.SECONDS + 5
     names = [entry.split(b"=")[0] for entry in (about / "environ").read_bytes().split(b"\0")]
     assert {*names} <= {b"OPENBLAS_NUM_THREADS", b"LD_LIBRARY_PATH", b""}
     mapped = (about / "maps").read_text()
@@ -75,7 +75,7 @@ def test_limits_are_set_and_nothing_of_ours_is_seen(path, monkeypatch):
 
 
 def test_too_much_memory(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(apart, "MEMORY", 30_000_000)
+    monkeypatch.setattr(client, "MEMORY", 30_000_000)
     long = saved(tmp_path / "long.pt", b"}" * 1_900_000)  # dicts of 130 MB
     said = told(recognise, long)
     assert (said["what"], said["exit_code"]) == (
@@ -92,7 +92,7 @@ def test_too_much_memory(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_too_much_time(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(apart, "SECONDS", 0)
+    monkeypatch.setattr(client, "SECONDS", 0)
     # A key of 300,000 numbers, looked at 5,000 times, takes minutes.
     pickled = b"}(" + b"K\x01" * 300_000 + b"tq\x000" + b"h\x00Ns" * 5_000
     long = saved(tmp_path / "long.pt", pickled)
@@ -108,14 +108,14 @@ def test_a_tensor_for_which_memory_is_lacking(monkeypatch, tmp_path):
     torch.save({"large": torch.zeros(10_000_000), "small": torch.ones(3)}, tmp_path / "x.pt")
     tensors = recognise(tmp_path / "x.pt").tensors
     with monkeypatch.context() as patch:
-        patch.setattr(apart, "MEMORY", -100_000_000)  # of 120 that such a tensor may take
+        patch.setattr(client, "MEMORY", -100_000_000)  # of 120 that such a tensor may take
         assert "more memory" in told(tensors["large"].read)["what"]
     assert tensors["small"].read().tolist() == [1, 1, 1]
     assert tensors["large"].read().shape == (10_000_000,)
 
 
 def test_killed_midway(monkeypatch, tmp_path, capsys):
-    read, seen = apart.Child.tensor, []
+    read, seen = client.Child.tensor, []
 
     def kill(self, *arguments):
         seen.append(self)
@@ -123,7 +123,7 @@ def test_killed_midway(monkeypatch, tmp_path, capsys):
             os.kill(self.process.pid, signal.SIGKILL)
         return read(self, *arguments)
 
-    monkeypatch.setattr(apart.Child, "tensor", kill)
+    monkeypatch.setattr(client.Child, "tensor", kill)
     code, _, err = command(capsys, "convert", CKPT, tmp_path / "out")
     assert code == CORRUPT
     assert "ended before it was done" in err
@@ -135,11 +135,11 @@ def test_killed_midway(monkeypatch, tmp_path, capsys):
 
 
 def test_what_ends_it_at_its_start_is_said(monkeypatch):
-    monkeypatch.setattr(apart, "FOLDERS", [])
-    said = told(apart.read, "torch", CKPT)
+    monkeypatch.setattr(client, "FOLDERS", [])
+    said = told(client.read, "torch", CKPT)
     assert "No module named" in said["why"]
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert "cannot be started" in told(apart.read, "torch", CKPT)["what"]
+    assert "cannot be started" in told(client.read, "torch", CKPT)["what"]
 
 
 def test_an_interruption_ends_it(monkeypatch):
@@ -150,7 +150,7 @@ def test_an_interruption_ends_it(monkeypatch):
         def interrupt(self, request, into):
             raise KeyboardInterrupt
 
-        patch.setattr(apart.Child, "exchange", interrupt)
+        patch.setattr(client.Child, "exchange", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tensor.read()
     assert child.process.returncode is not None
@@ -239,7 +239,7 @@ def test_it_makes_of_a_file_what_the_readers_make_here(tmp_path):
     assert not all(seen)
 
 
-class Liar(apart.Child):
+class Liar(client.Child):
     """A process that answers what a test likes."""
 
     answers: tuple = ()
@@ -259,11 +259,11 @@ class Liar(apart.Child):
     ],
 )
 def test_answers_are_checked(monkeypatch, answer, code):
-    monkeypatch.setattr(apart, "Child", Liar)
+    monkeypatch.setattr(client, "Child", Liar)
     monkeypatch.setattr(Liar, "answers", answer)
-    said = told(apart.read, "torch", CKPT)
+    said = told(client.read, "torch", CKPT)
     assert said["exit_code"] == code
-    assert len(said["what"]) <= apart.MAX_TEXT
+    assert len(said["what"]) <= client.MAX_TEXT
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ import bridge
 from jaxmodels import charlm
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, UNVERIFIED
-from jaxmodels.runtime.checkpoint import Checkpoints
 from jaxmodels.runtime.paths import split
+from jaxmodels.runtime.runs.checkpoint import Checkpoints
 from jaxmodels.runtime.step import State
 
 

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 import bridge
-from bridge.safetensors_reader import read_file
-from bridge.tensors import DIGEST, raw
+from bridge.core.tensors import DIGEST, raw
+from bridge.storage.safetensors_reader import read_file
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, UNVERIFIED, Problem
 from jaxmodels.runtime.files import damage, files_below, write_manifest

@@ -8,10 +8,10 @@ import torch
 
 import bridge
 import jaxmodels
-from bridge import table
+from bridge.core import table
+from bridge.core.moments import load as load_moments
+from bridge.core.ops import OPS
 from bridge.formats import bitgen
-from bridge.moments import load as load_moments
-from bridge.ops import OPS
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.runtime.paths import split
 from jaxmodels.sizes import outline
@@ -238,7 +238,7 @@ def test_state_that_is_not_there(tmp_path):
 
 
 def test_settings_of_the_tower(checkpoint):
-    from bridge.sources import parse_settings
+    from bridge.checkpoint.opening import parse_settings
 
     assert parse_settings(["dinov2.heads=4"]) == HEADS
     said = refused(USAGE, bridge.open_source, checkpoint, config={"dinov2.head": 4})

@@ -12,7 +12,7 @@ import pytest
 from flax import serialization
 
 import bridge
-from bridge import moments
+from bridge.checkpoint.loading import load_moments
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from tests.bridge.helpers import random_params, save_tree, vocabulary
 
@@ -189,7 +189,7 @@ def seed_optimizer(folder, scale=1.0):
 @pytest.mark.slow
 def test_moments_cross_and_come_back_byte_for_byte(folder, tmp_path):
     fresh, state = seed_optimizer(folder)
-    found = moments.load(folder)
+    found = load_moments(folder)
     assert found.count == 1
     held = state[0].mu["params"]["blocks_1"]["attn"]["d_out"]["b"]
     np.testing.assert_array_equal(found.mu["blocks/1/attn/proj/bias"].read(), held[0, 0])
@@ -221,4 +221,4 @@ def test_the_optimiser_of_another_model(folder, tmp_path):
 @pytest.mark.slow
 def test_an_optimiser_that_is_not_adamw(folder):
     (folder / OPTIMIZER).write_bytes(serialization.to_bytes(optax.sgd(0.1).init({"a": 1.0})))
-    assert "not AdamW" in refused(MISMATCH, moments.load, folder)
+    assert "not AdamW" in refused(MISMATCH, load_moments, folder)

@@ -8,7 +8,7 @@ import pytest
 
 import bridge
 from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime import rundir
+from jaxmodels.runtime.runs import rundir
 from tests.bridge.helpers import HEADS, SEED, command, flip, random_params, save_tree
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import bridge
-from bridge.orbax import read_tree
-from bridge.tensors import DTYPES, digest_of
+from bridge.core.tensors import DTYPES, digest_of
+from bridge.storage.orbax import read_tree
 from jaxmodels.errors import EXISTS, MISMATCH, NO_SPACE, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.files import damage
 from jaxmodels.runtime.paths import flatten, params_of
@@ -57,7 +57,7 @@ def test_an_orbax_folder_opens_with_orbax_and_is_written_array_by_array(
             most = max(most, len(alive))
 
     monkeypatch.setattr(
-        "bridge.orbax.np.ascontiguousarray", lambda array: real(array).view(Watched)
+        "bridge.storage.orbax.np.ascontiguousarray", lambda array: real(array).view(Watched)
     )
     bridge.convert(converted, tmp_path / "out", to="orbax")
     assert 1 <= most <= 2
@@ -202,12 +202,12 @@ sys.exit(main(["convert", {str(SEED)!r}, {str(tmp_path / "out")!r}, "--set", "he
 
 
 def test_an_output_that_comes_out_wrong_does_not_appear(tmp_path, monkeypatch):
-    from bridge import conversion
-    from bridge.ops import OPS, Op
+    from bridge.conversion.convert import convert
+    from bridge.core.ops import OPS, Op
 
     one_way = Op(OPS["transpose"].forward, lambda x: np.roll(x.T, 1))
     monkeypatch.setitem(OPS, "transpose", one_way)
-    assert conversion.CHECKS[2] == "roundtrip"
+    assert convert.CHECKS[2] == "roundtrip"
     told = refused(UNVERIFIED, SEED, tmp_path / "out", config=HEADS, verify="roundtrip")
     assert "head/kernel does not come back" in told
     assert not list(tmp_path.iterdir())
@@ -221,7 +221,8 @@ def test_unknown_choices(tmp_path, option):
 @pytest.mark.slow
 def test_names_are_functions_whatever_is_imported_first():
     code = """
-import bridge, bridge.conversion, bridge.inspection, bridge.verification, bridge.difference
+import bridge, bridge.conversion.convert, bridge.checks.inspection
+import bridge.checks.verification, bridge.checks.difference
 for name in ("convert", "inspect", "verify", "diff", "load", "open_source"):
     assert callable(getattr(bridge, name)), name
 import sys
@@ -233,13 +234,13 @@ assert "torch" not in sys.modules
 
 
 def test_a_folder_that_appears_during_a_conversion_stays(tmp_path, monkeypatch):
-    from bridge import conversion
+    from bridge.conversion.convert import convert
 
     def late(*_):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").write_text("dear")
 
-    monkeypatch.setattr(conversion, "check_written", late)
+    monkeypatch.setattr(convert, "check_written", late)
     told = refused(EXISTS, SEED, tmp_path / "out", config=HEADS)
     assert "exists already" in told
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]

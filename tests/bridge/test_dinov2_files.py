@@ -12,9 +12,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import bridge
-from bridge import parts
-from bridge.safetensors_reader import read_sharded
-from bridge.tensors import Tensor
+from bridge.core import fused_tensors
+from bridge.core.tensors import Tensor
+from bridge.storage.safetensors_reader import read_sharded
 from jaxmodels.dinov2 import PRESETS, Model
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
 from jaxmodels.runtime.paths import params_of
@@ -317,10 +317,10 @@ def tensor(name: str, array: np.ndarray) -> Tensor:
 def test_parts_are_cut_and_joined():
     array = np.arange(24).reshape(6, 4)
     held = {"x.3.qkv": tensor("x.3.qkv", array), "y": tensor("y", array)}
-    cut = parts.split(ROWS, held)
+    cut = fused_tensors.split(ROWS, held)
     assert list(cut) == ["x.3.qkv[0]", "x.3.qkv[1]", "x.3.qkv[2]", "y"]
     np.testing.assert_array_equal(cut["x.3.qkv[1]"].read(), array[2:4])
-    back = parts.join(dict(reversed(cut.items())))
+    back = fused_tensors.join(dict(reversed(cut.items())))
     assert list(back) == ["y", "x.3.qkv"]
     assert back["x.3.qkv"].shape == (6, 4)
     np.testing.assert_array_equal(back["x.3.qkv"].read(), array)
@@ -328,6 +328,6 @@ def test_parts_are_cut_and_joined():
 
 @pytest.mark.parametrize("shape", [(), (7, 3), (0,)])
 def test_what_cannot_be_cut_stays_whole_or_is_empty(shape):
-    found = parts.split(ROWS, {"x.0.qkv": tensor("x.0.qkv", np.zeros(shape))})
+    found = fused_tensors.split(ROWS, {"x.0.qkv": tensor("x.0.qkv", np.zeros(shape))})
     whole = shape != (0,)
     assert list(found) == (["x.0.qkv"] if whole else [f"x.0.qkv[{i}]" for i in range(3)])

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import bridge
-from bridge.targets import TARGETS
-from bridge.tensors import digest_of
+from bridge.conversion.targets import TARGETS
+from bridge.core.tensors import digest_of
 from jaxmodels.errors import Problem
 from tests.bridge.helpers import GOLDEN, HEADS, SEED, write_run
 from tests.jaxmodels.stage1 import state_dict

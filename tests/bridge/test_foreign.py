@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import bridge
-from bridge.contents import origin_of, seed_of
-from bridge.foreign import data_only, without_code
-from bridge.safetensors_writer import write_file
-from bridge.tensors import DTYPES, Tensor
+from bridge.core.tensors import DTYPES, Tensor
+from bridge.formats.foreign import data_only, without_code
+from bridge.formats.raw import origin_of, seed_of
+from bridge.storage.safetensors_writer import write_file
 from jaxmodels import cli
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE, Problem
@@ -180,14 +180,14 @@ def test_many_tensors_of_one_storage(tmp_path, monkeypatch):
     """Their values are looked at as far as the files' size goes; the storage is summed up once."""
     storage = torch.arange(50_000, dtype=torch.float32)
     torch.save({f"t{i}": storage[i:] for i in range(300)}, tmp_path / "shared.pt")
-    monkeypatch.setattr("bridge.inspection.ALWAYS_READ", 2**20)
+    monkeypatch.setattr("bridge.checks.inspection.ALWAYS_READ", 2**20)
     report = bridge.inspect(tmp_path / "shared.pt")
     assert report.tensors == 300
     assert any("were not looked at" in note for note in report.notes)
 
 
 def test_more_tensors_than_any_model_has(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridge.safetensors_reader.MAX_TENSORS", 10)
+    monkeypatch.setattr("bridge.storage.safetensors_reader.MAX_TENSORS", 10)
     nothing = np.zeros(0, np.float32)
     tensors = [Tensor(f"t{i}", (0,), DTYPES["F32"], lambda: nothing) for i in range(11)]
     write_file(tmp_path / "model.safetensors", tensors)

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 import bridge
-from bridge.gguf_reader import read_gguf
-from bridge.tensors import DTYPES
+from bridge.core.tensors import DTYPES
+from bridge.storage.gguf_reader import read_gguf
 from data_pipelines.gpt2 import GPT2Tokenizer
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE, Problem
 from tests.bridge.helpers import command, random_params, save_tree, vocabulary

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer
 
 import bridge
 from bridge.formats import gguf_vocabulary
-from bridge.gguf_reader import read_gguf
+from bridge.storage.gguf_reader import read_gguf
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.transformers_files import UnknownTokenizer
 from jaxmodels.errors import MISMATCH, Problem

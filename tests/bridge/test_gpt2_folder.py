@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import bridge
-from bridge.vocabulary import write_tokenizer
+from bridge.formats.tokenizer import write_tokenizer
 from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from tests.bridge.helpers import vocabulary, write_run

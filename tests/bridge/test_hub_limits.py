@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import HfApi
 
 import bridge
-from bridge import hub, hub_client, hub_limits
-from bridge.foreign import our_code
+from bridge.formats.foreign import our_code
+from bridge.hub import client, limits, push_pull
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, NETWORK, UNSAFE, Problem
 from jaxmodels.runtime.files import damage
@@ -58,9 +58,9 @@ def endless(monkeypatch):
     server.listing, server.piece, server.pause = None, b" " * 2**16, 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
-    for module in (hub, hub_client):
+    for module in (push_pull, client):
         monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=url))
-    monkeypatch.setattr(hub_limits, "SPARE", 0)
+    monkeypatch.setattr(limits, "SPARE", 0)
     yield server
     server.left.set()
     server.shutdown()
@@ -91,8 +91,8 @@ def test_a_file_without_end(endless, tmp_path):
 
 
 def test_a_slow_drip(endless, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_limits, "PATIENCE", 0.5)
-    monkeypatch.setattr(hub, "seconds_for", lambda size: 0.5)
+    monkeypatch.setattr(limits, "PATIENCE", 0.5)
+    monkeypatch.setattr(push_pull, "seconds_for", lambda size: 0.5)
     endless.listing = files({"rfilename": "model.safetensors", "size": 10**6})
     endless.piece, endless.pause = b" ", 0.05
     refused(NETWORK, tmp_path / "new", "takes too long")
@@ -128,7 +128,7 @@ def test_a_listing_of_nonsense(endless, tmp_path, listing):
 def server(monkeypatch):
     found = Hub()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for module in (hub, hub_client):
+    for module in (push_pull, client):
         monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=found.url))
     yield found
     found.shutdown()

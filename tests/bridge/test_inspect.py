@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import bridge
+from bridge.core.moments import Moments
+from bridge.core.tensors import DTYPES
 from bridge.formats import model_files
-from bridge.moments import Moments
-from bridge.safetensors_reader import read_file
-from bridge.safetensors_writer import write_file
-from bridge.tensors import DTYPES
+from bridge.storage.safetensors_reader import read_file
+from bridge.storage.safetensors_writer import write_file
 from jaxmodels.errors import CORRUPT, DONE
 from jaxmodels.runtime.paths import params_of
 from tests.bridge.helpers import (

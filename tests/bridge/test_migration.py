@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import jaxmodels
-from bridge import migration
-from bridge.sources import open_source, parameter_shapes
+from bridge.checkpoint import transfer
+from bridge.checkpoint.opening import open_source
 from jaxmodels import bitgen
 from jaxmodels.commands.initial import open_initial
 from jaxmodels.errors import Problem
+from jaxmodels.sizes import parameter_shapes
 from tests.bridge.helpers import GOLDEN, random_params, write_run
 
 TOWER = GOLDEN.parent / "dinov2" / "hf"
@@ -38,7 +39,7 @@ def test_what_fits_is_carried(stage1):
     source = open_source(stage1)
     config = replace(bitgen.PRESETS["tiny"], vocab=source.config.vocab, **LIKE)
     shapes = parameter_shapes("bitgen", config)
-    tensors, notes = migration.carried(bitgen, source, shapes)
+    tensors, notes = transfer.carried(bitgen, source, shapes)
     params = random_params("bitgen_stage1:tiny", seed=3)
     names = {path: path for path in shapes if path.startswith("vision/")}
     names |= {"embed/embedding": "embed/embedding", "pos/embedding": "pos/embedding"}
@@ -55,7 +56,7 @@ def test_what_fits_is_carried(stage1):
 def test_what_has_another_shape_is_left_and_told(stage1):
     source = open_source(stage1)
     config = replace(bitgen.PRESETS["tiny"], vocab=source.config.vocab, **LIKE | {"context": 16})
-    tensors, notes = migration.carried(bitgen, source, parameter_shapes("bitgen", config))
+    tensors, notes = transfer.carried(bitgen, source, parameter_shapes("bitgen", config))
     assert "pos/embedding" not in tensors
     assert "pos/embedding is (16, 32) here, (32, 32) there" in notes
 
@@ -65,7 +66,7 @@ def test_a_model_that_nothing_fits_is_refused(stage1):
     config = replace(bitgen.PRESETS["card"], vocab=9)
     shapes = parameter_shapes("bitgen", config) | {"temperature": (1,)}
     with pytest.raises(Problem) as caught:
-        migration.carried(bitgen, open_source(stage1), shapes)
+        transfer.carried(bitgen, open_source(stage1), shapes)
     assert caught.value.exit_code == 5
 
 
@@ -75,7 +76,7 @@ def test_a_published_tower_is_carried_whole(arch):
     _, _, config, source = open_initial(str(TOWER), f"{arch}:tiny")
     assert config.dinov2 == source.config != jaxmodels.preset(f"{arch}:tiny")[2].dinov2
     assert config.vocab == jaxmodels.preset(f"{arch}:tiny")[2].vocab
-    tensors, notes = migration.carried(jaxmodels.arch(arch), source, parameter_shapes(arch, config))
+    tensors, notes = transfer.carried(jaxmodels.arch(arch), source, parameter_shapes(arch, config))
     assert tensors.keys() == {f"vision/{path}" for path in source.tensors}
     assert notes[1] == "left there: nothing"
     for path, tensor in source.tensors.items():

@@ -13,14 +13,14 @@ import torch
 from flax import nnx
 
 import bridge
-from bridge import moments
+from bridge.checkpoint.loading import load_moments
 from jaxmodels import wikigpt
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Optim
-from jaxmodels.runtime.checkpoint import Checkpoints
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.paths import split
+from jaxmodels.runtime.runs.checkpoint import Checkpoints
 from jaxmodels.runtime.step import State
 from tests.bridge.helpers import SEED
 from tests.bridge.test_nanogpt import GOLDEN
@@ -98,7 +98,7 @@ def assert_same(found, state):
 @pytest.mark.slow
 def test_a_run_directory_has_them(run):
     folder, _, state = run
-    found = moments.load(folder)
+    found = load_moments(folder)
     assert_same(found, state)
     assert found.settings == {
         "lr": 1e-2,
@@ -107,7 +107,7 @@ def test_a_run_directory_has_them(run):
         "eps": 1e-6,
         "weight_decay": 0.1,
     }
-    assert_same(moments.load(folder / "checkpoints" / "5"), state)
+    assert_same(load_moments(folder / "checkpoints" / "5"), state)
     assert bridge.inspect(folder).optimizer
 
 
@@ -117,11 +117,11 @@ def test_they_cross_and_come_back(run, tmp_path, to):
     folder, _, state = run
     report = bridge.convert(folder, tmp_path / "out", to=to, optimizer=True, verify="roundtrip")
     assert report.optimizer
-    found = moments.load(tmp_path / "out")
+    found = load_moments(tmp_path / "out")
     assert_same(found, state)
     assert found.settings["b2"] == 0.95
     bridge.convert(tmp_path / "out", tmp_path / "back", to="nanogpt", optimizer=True)
-    assert_same(moments.load(tmp_path / "back"), state)
+    assert_same(load_moments(tmp_path / "back"), state)
     assert bridge.inspect(tmp_path / "back").optimizer
     bridge.convert(tmp_path / "out", tmp_path / "without")
     assert not (tmp_path / "without" / "optimizer.safetensors").exists()
@@ -190,7 +190,7 @@ def test_absent_moments_are_a_problem(tmp_path):
     assert "no optimiser state" in told
     assert "sgd" in told
     assert not (tmp_path / "out").exists()
-    assert "no optimiser state" in refused(MISMATCH, moments.load, SEED)
+    assert "no optimiser state" in refused(MISMATCH, load_moments, SEED)
     refused(USAGE, bridge.convert, SEED, tmp_path / "out", to="orbax", optimizer=True)
 
 
@@ -201,12 +201,12 @@ def test_moments_of_another_model(run, tmp_path):
     state = value["optimizer"]["state"]
     state[2]["exp_avg"] = torch.zeros(3, 4)
     torch.save(value, path)
-    told = refused(MISMATCH, moments.load, path)
+    told = refused(MISMATCH, load_moments, path)
     assert "transformer.h.0.attn.c_attn.weight" in told
     assert "(3, 4), not (96, 32)" in told
     del state[2]
     torch.save(value, path)
-    assert "27 entries for 29 tensors" in refused(MISMATCH, moments.load, path)
+    assert "27 entries for 29 tensors" in refused(MISMATCH, load_moments, path)
     bridge.load(path)  # the parameters are sound
     assert any("27 entries" in note for note in bridge.inspect(path).notes)
 
@@ -217,4 +217,4 @@ def test_a_stray_or_damaged_optimizer_file(run, tmp_path):
     shutil.copyfile(tmp_path / "a" / "optimizer.safetensors", tmp_path / "optimizer.safetensors")
     bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "b")
     shutil.copyfile(tmp_path / "optimizer.safetensors", tmp_path / "b" / "optimizer.safetensors")
-    assert "another model" in refused(MISMATCH, moments.load, tmp_path / "b")
+    assert "another model" in refused(MISMATCH, load_moments, tmp_path / "b")

@@ -10,10 +10,10 @@ from flax import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.core.tensors import DTYPES, Tensor
 from bridge.legacy import msgpack_writer
 from bridge.legacy.msgpack_reader import leaves, looks_like_tree, read_msgpack
 from bridge.legacy.msgpack_writer import write_msgpack
-from bridge.tensors import DTYPES, Tensor
 from jaxmodels.errors import CORRUPT, Problem
 
 

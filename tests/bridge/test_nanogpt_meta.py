@@ -8,8 +8,8 @@ import torch
 from tokenizers import AddedToken
 
 import bridge
-from bridge.nanogpt_meta import places
-from bridge.vocabulary import given_tokenizer
+from bridge.formats.nanogpt_meta import places
+from bridge.formats.tokenizer import given_tokenizer
 from data_pipelines.characters import CharTokenizer
 from jaxmodels.errors import UNSAFE, Problem
 from tests.bridge.test_tokenizer_files import bare

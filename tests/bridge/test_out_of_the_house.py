@@ -11,7 +11,7 @@ from flax import nnx
 
 import bridge
 import jaxmodels
-from bridge.tensors import DTYPES
+from bridge.core.tensors import DTYPES
 from data_pipelines.pipelines import open_data
 from data_pipelines.tokenizers import load_tokenizer
 from jaxmodels.commands.initial import open_initial
@@ -39,7 +39,7 @@ def sgd_run(folder):
     (step / "checkpoints").rename(run / "checkpoints")
     (run / "checkpoints" / "7" / "manifest.json").unlink()
     from jaxmodels.runtime.files import write_manifest
-    from jaxmodels.runtime.rundir import identity
+    from jaxmodels.runtime.runs.rundir import identity
 
     about = {"step": 7, "metrics": {}, "run": identity(run)}
     write_manifest(run / "checkpoints" / "7", about)
@@ -68,8 +68,8 @@ def test_an_sgd_run_goes_on_in_the_seeds_chain(tmp_path):
 def test_adams_moments_are_refused_by_the_seeds_chain(tmp_path):
     run = write_run(tmp_path / "run", {7: 2.0}, spec="wigip:tiny")
     source = bridge.open_source(run)
+    from bridge.core.moments import Moments
     from bridge.formats.wigip import carried
-    from bridge.moments import Moments
 
     with pytest.raises(Problem) as caught:
         carried(Moments(7, source.tensors, source.tensors), source.origin, run)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.legacy.plain import Garbled, decode, encode
+from bridge.core.tensors import Tensor
 from bridge.legacy.unpickle import Named, Record
-from bridge.tensors import Tensor
+from bridge.sandbox.codec import Garbled, decode, encode
 
 
 def crossed(value):

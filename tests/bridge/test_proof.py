@@ -4,9 +4,9 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge import table
-from bridge.outputs import agreement
-from bridge.torch import twin
+from bridge.checks.parity import agreement
+from bridge.core import table
+from bridge.core.twins import twin
 from jaxmodels.errors import DONE, UNVERIFIED, USAGE, Problem
 from tests.bridge.helpers import HEADS, SEED, command, write_run
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import bridge
-from bridge.tensors import digest_of
+from bridge.core.tensors import digest_of
 from jaxmodels.errors import CORRUPT, EXISTS, NO_SPACE
 from jaxmodels.runtime.files import digests
 from tests.bridge.helpers import GOLDEN, HEADS, SEED, command
@@ -18,7 +18,7 @@ SEEDS = GOLDEN.parent
 SERVER = """
 import json, os, random, resource, signal, sys
 sys.dont_write_bytecode = True  # a cut .pyc would fail whatever is imported after this
-import bridge, bridge.conversion, bridge.torch, bridge.orbax, torch, gguf
+import bridge, bridge.conversion.convert, bridge.torch, bridge.storage.orbax, torch, gguf
 from jaxmodels.__main__ import main
 
 def work(task):

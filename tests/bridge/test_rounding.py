@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 import bridge
-from bridge import plan, verification
+from bridge.checks import verification
+from bridge.checks.rounding import misrounded
+from bridge.conversion.convert import plan
+from bridge.core.tensors import cast
 from bridge.formats import gguf
-from bridge.gguf_reader import dequantised
-from bridge.rounding import misrounded
-from bridge.tensors import cast
+from bridge.storage.gguf_reader import dequantised
 from jaxmodels.errors import UNVERIFIED, Problem
 from tests.bridge.helpers import write_run
 

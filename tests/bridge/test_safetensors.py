@@ -13,9 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from bridge.safetensors_reader import read_file, read_sharded
-from bridge.safetensors_writer import INDEX, parse_size, plan_shards, write_file, write_index
-from bridge.tensors import DTYPES, Tensor
+from bridge.core.tensors import DTYPES, Tensor
+from bridge.storage.safetensors_reader import read_file, read_sharded
+from bridge.storage.safetensors_writer import (
+    INDEX,
+    parse_size,
+    plan_shards,
+    write_file,
+    write_index,
+)
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 from jaxmodels.runtime.files import digest
 
@@ -264,12 +270,13 @@ def test_an_index_without_map(sharded):
 
 
 def test_large_arrays_are_turned_round_in_pieces_and_tiles(tmp_path, monkeypatch):
-    from bridge import tensors, writing
+    from bridge.core import tensors
+    from bridge.storage import hashing
 
     monkeypatch.setattr(tensors, "PIECE", 5_000)
     monkeypatch.setattr(tensors, "TILE", (7, 3))
-    monkeypatch.setattr(writing, "CALL", 1_000)
-    monkeypatch.setattr(writing, "AHEAD", 2_000)
+    monkeypatch.setattr(hashing, "CALL", 1_000)
+    monkeypatch.setattr(hashing, "AHEAD", 2_000)
     array = np.random.default_rng(0).standard_normal((50, 31, 1)).astype(np.float32)
     for name, view in {
         "turned": array[..., 0].T,

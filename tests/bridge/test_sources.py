@@ -7,8 +7,8 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge.sources import parse_settings
-from bridge.tensors import DTYPES
+from bridge.checkpoint.opening import parse_settings
+from bridge.core.tensors import DTYPES
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
 from jaxmodels.runtime.paths import params_of
 from tests.bridge.helpers import (

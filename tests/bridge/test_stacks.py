@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import bridge
-from bridge.orbax import Stored, read_tree
-from bridge.stacks import apart
-from bridge.tensors import Tensor
+from bridge.core.tensors import Tensor
+from bridge.storage.orbax import Stored, read_tree
+from bridge.storage.stacks import apart
 from jaxmodels.errors import Problem
-from jaxmodels.runtime import checkpoint, stored
 from jaxmodels.runtime.paths import params_of
+from jaxmodels.runtime.runs import checkpoint, stored
 from jaxmodels.runtime.step import State
 from tests.bridge.helpers import assert_same_params, random_params, write_run
 from tests.children import printed, simulated
@@ -66,7 +66,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from bridge.orbax import read_tree
+from bridge.storage.orbax import read_tree
 from jaxmodels.runtime import checkpoint, stored
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import State

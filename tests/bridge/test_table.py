@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from bridge import table
-from bridge.ops import OPS
-from bridge.tensors import DTYPES, Tensor
+from bridge.core import table
+from bridge.core.ops import OPS
+from bridge.core.tensors import DTYPES, Tensor
 from jaxmodels.errors import MISMATCH, Problem
 
 ROWS = (

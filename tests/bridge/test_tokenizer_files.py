@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 import bridge
-from bridge.vocabulary import NO_TOKENIZER
+from bridge.formats.tokenizer import NO_TOKENIZER
 from data_pipelines.transformers_files import read_files, remade
 from jaxmodels.commands.initial import refuse_own_characters
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, Problem

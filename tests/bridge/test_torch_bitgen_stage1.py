@@ -11,11 +11,11 @@ from flax import nnx
 
 import bridge
 import jaxmodels
-from bridge import table
-from bridge.ops import OPS
-from bridge.tensors import Tensor
-from bridge.torch import state_dict as torch_state
-from bridge.torch import twin
+from bridge.core import table
+from bridge.core.ops import OPS
+from bridge.core.tensors import Tensor
+from bridge.core.twins import twin
+from bridge.torch.loading import state_dict as torch_state
 from jaxmodels.runtime.paths import split
 from tests.bridge.helpers import random_params, write_run
 from tests.bridge.twins import alone

@@ -8,10 +8,10 @@ import torch
 
 import bridge
 import jaxmodels
-from bridge import table
-from bridge.torch import twin
+from bridge.core import table
+from bridge.core.twins import twin
+from bridge.formats.tokenizer import write_tokenizer
 from bridge.torch.charlm.modeling_charlm import CharLMConfig, CharLMForCausalLM
-from bridge.vocabulary import write_tokenizer
 from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.charlm import PRESETS, WEIGHTS, loss
 from jaxmodels.runtime.paths import split

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.core.tensors import Tensor
+from bridge.core.twins import to_torch
 from bridge.formats import torch_files
 from bridge.legacy.torch_file import read_torch
 from bridge.legacy.unpickle import MAX_STEPS
-from bridge.tensors import Tensor
-from bridge.torch import to_torch
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 
 DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()

@@ -73,8 +73,8 @@ def test_dense_logits_of_any_length_and_their_loss():
 
 @pytest.mark.slow
 def test_dense_gradients_are_the_same():
-    from bridge import table
-    from bridge.ops import OPS
+    from bridge.core import table
+    from bridge.core.ops import OPS
 
     (skeleton, params, rest), module = both("dense")
     tokens = np.random.default_rng(1).integers(0, 64, (2, 65))

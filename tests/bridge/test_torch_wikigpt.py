@@ -12,10 +12,11 @@ from flax import nnx
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 import bridge
-from bridge import table
-from bridge.ops import OPS
-from bridge.tensors import Tensor
-from bridge.torch import state_dict, twin
+from bridge.core import table
+from bridge.core.ops import OPS
+from bridge.core.tensors import Tensor
+from bridge.core.twins import twin
+from bridge.torch.loading import state_dict
 from jaxmodels.runtime.paths import params_of, split
 from jaxmodels.wikigpt import PRESETS, WEIGHTS, Model, loss
 from tests.bridge.helpers import assert_same_params, save_tree, write_run

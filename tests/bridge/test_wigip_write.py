@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import bridge
-from bridge import moments
+from bridge.checkpoint.loading import load_moments
 from bridge.formats import recognise
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.runtime import files
@@ -127,7 +127,7 @@ def adam_zip(path, updates=3, blocks=lambda v: v):
 @pytest.mark.parametrize("blocks", [lambda v: v, plain_blocks])
 def test_adams_moments_cross_and_come_back(tmp_path, blocks):
     path = adam_zip(tmp_path / "x.zip", blocks=blocks)
-    held = moments.load(path)
+    held = load_moments(path)
     assert held.count == 3
     assert bridge.inspect(path).optimizer
     theirs = seeds_loader(path, tmp_path / "a")[STATE]["opt_state"]

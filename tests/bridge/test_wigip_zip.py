@@ -16,7 +16,8 @@ from flax.core import FrozenDict
 
 import bridge
 from bridge.formats import recognise
-from bridge.legacy import apart, inflate
+from bridge.legacy import inflate
+from bridge.sandbox import client
 from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 from tests.bridge.helpers import command, flip, read_here
@@ -135,7 +136,7 @@ def test_dtypes_and_layouts(tmp_path, protocol):
 
 def test_opening_reads_no_large_array(tmp_path, monkeypatch):
     monkeypatch.setattr(inflate, "SMALL", 1000)
-    monkeypatch.setattr(apart, "read", read_here)
+    monkeypatch.setattr(client, "read", read_here)
 
     def never(span):
         raise AssertionError("read")

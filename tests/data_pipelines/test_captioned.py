@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import data_pipelines
 from data_pipelines.captions import shapes_dataset
-from data_pipelines.captions.examples import shapes_side
 from data_pipelines.captions.gallery import read_gallery, read_rows
 from data_pipelines.captions.prepare import prepare_images
 from data_pipelines.captions.shapes import captions, draw, scene
+from data_pipelines.captions.source import shapes_side
 from data_pipelines.captions.tokens import encoded, padded
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem

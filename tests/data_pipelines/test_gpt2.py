@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bridge.vocabulary import write_tokenizer
+from bridge.formats.tokenizer import write_tokenizer
 from data_pipelines import gpt2
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.captions.opening import captioned
 from data_pipelines.errors import DataProblem
 from data_pipelines.mixing import parse_mixture
 from data_pipelines.mixture import Mixture
-from data_pipelines.pipelines import captioned, open_data
+from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare
 from data_pipelines.sources import open_text
 from data_pipelines.streaming import Streamed

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.sources import Reading, fingerprint, open_text
+from data_pipelines.reading import Reading
+from data_pipelines.sources import fingerprint, open_text
 
 
 def text_of(spec, size=1 << 20):

@@ -13,7 +13,7 @@ import pytest
 
 import jaxmodels
 from jaxmodels.commands.train_options import resolve
-from jaxmodels.runtime import rundir
+from jaxmodels.runtime.runs import rundir
 
 ROOT = Path(jaxmodels.__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jaxmodels
-from jaxmodels.runtime import rundir
+from jaxmodels.runtime.runs import rundir
 
 NOTEBOOK = Path(jaxmodels.__file__).parents[1] / "examples" / "notebook.ipynb"
 MODEL = "wigip:tiny"

@@ -8,7 +8,7 @@ import numpy as np
 
 import bridge
 from jaxmodels.__main__ import main
-from jaxmodels.runtime.metrics import read
+from jaxmodels.runtime.reporting.metrics import read
 
 SMALL = ["--steps", "30", "--eval-every", "10", "--save-every", "10", "--sample-every", "0"]
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import jaxmodels
-from jaxmodels.runtime.chips import GIB
-from jaxmodels.runtime.plan import Compiled, Job
+from jaxmodels.runtime.planning.chips import GIB
+from jaxmodels.runtime.planning.plan import Compiled, Job
 
 # The keys of --json that scripts stand on.
 CONTRACT = {

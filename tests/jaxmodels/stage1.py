@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmodels
-from bridge.ops import OPS
-from bridge.table import pairs
+from bridge.core.ops import OPS
+from bridge.core.table import pairs
 from jaxmodels.dinov2.config import Config as Tower
 from jaxmodels.runtime.paths import split
 from jaxmodels.sizes import outline

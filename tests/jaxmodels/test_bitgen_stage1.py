@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import jaxmodels
-from bridge.table import pairs
+from bridge.core.table import pairs
 from jaxmodels.bitgen_stage1.bitlinear import BitLinear, eight_bits, ternary
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe

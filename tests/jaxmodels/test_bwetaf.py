@@ -12,7 +12,7 @@ from flax import nnx
 from flax.serialization import msgpack_restore
 
 import jaxmodels
-from bridge.ops import OPS
+from bridge.core.ops import OPS
 from jaxmodels import bwetaf
 from jaxmodels.bwetaf.model import rotated, sinusoid
 from jaxmodels.errors import USAGE, Problem

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from jaxmodels.runtime import tpu
-from jaxmodels.runtime.apart import apart
-from jaxmodels.runtime.hlo import estimated_cycles
+from jaxmodels.runtime.planning import tpu
+from jaxmodels.runtime.planning.hlo import estimated_cycles
+from jaxmodels.runtime.planning.isolated import apart
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,8 +39,8 @@ def ours() -> int:
     import jax.numpy as jnp
 
     from jaxmodels import wikigpt
-    from jaxmodels.runtime.chips import topology
-    from jaxmodels.runtime.plan import Job, state_of
+    from jaxmodels.runtime.planning.chips import topology
+    from jaxmodels.runtime.planning.plan import Job, state_of
     from jaxmodels.runtime.sharding import ambient, make_mesh
 
     sizes = {"heads": HEADS, "hidden": HIDDEN, "context": T, "gelu": "tanh"}
@@ -65,7 +65,7 @@ def plain() -> int:
     import jax.numpy as jnp
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
-    from jaxmodels.runtime.chips import topology
+    from jaxmodels.runtime.planning.chips import topology
 
     width = DIM // HEADS
     at = jax.sharding.SingleDeviceSharding(tpu.devices(topology("v5e:1x1"))[0])

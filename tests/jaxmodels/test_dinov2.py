@@ -17,9 +17,9 @@ from flax import nnx
 
 import bridge
 import jaxmodels
-from bridge import table
-from bridge.ops import OPS
-from bridge.safetensors_reader import read_sharded
+from bridge.core import table
+from bridge.core.ops import OPS
+from bridge.storage.safetensors_reader import read_sharded
 from jaxmodels.dinov2 import PRESETS, WEIGHTS, Config, Model
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.runtime.paths import split

@@ -11,11 +11,11 @@ import pytest
 from jaxmodels import charlm
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Optim
-from jaxmodels.runtime import rundir
 from jaxmodels.runtime import train as loop
 from jaxmodels.runtime.finite import NotFinite
-from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.patience import Patience
+from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.train import Job, train
 from tests.jaxmodels.helpers import losses, params, same
 

@@ -13,13 +13,13 @@ from jaxmodels import charlm
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.checkpoint import Checkpoints
-from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.optim import optimiser
-from jaxmodels.runtime.plan import Job, held, state_of
+from jaxmodels.runtime.planning.plan import Job, held, state_of
+from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.runs.checkpoint import Checkpoints
+from jaxmodels.runtime.runs.stored import restore
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
-from jaxmodels.runtime.stored import restore
 from tests.jaxmodels import toy
 from tests.jaxmodels.helpers import params, same, train
 
@@ -121,7 +121,7 @@ def run(tmp_path_factory):
 
 
 def tree(folder):
-    from bridge.orbax import read_tree
+    from bridge.storage.orbax import read_tree
 
     return {name.replace(".", "/"): t.read() for name, t in read_tree(folder)[0].items()}
 

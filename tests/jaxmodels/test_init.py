@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bridge
-from bridge import moments
+from bridge.checkpoint.loading import load_moments
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, MISMATCH, USAGE
 from tests.jaxmodels.helpers import params, same
@@ -36,7 +36,7 @@ def test_the_run_begins_with_the_checkpoint(model, tmp_path):
     assert frozen(model, tmp_path / "run") == DONE
     begun = {path: tensor.read() for path, tensor in bridge.open_source(model).tensors.items()}
     assert same(params(tmp_path / "run", 1), begun)
-    assert moments.load(tmp_path / "run").count == 1
+    assert load_moments(tmp_path / "run").count == 1
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_the_moments_go_on(model, tmp_path):
     assert frozen(model, tmp_path / "run", "--init-optimizer") == DONE
     init = json.loads((tmp_path / "run" / "config.json").read_text())["init"]
     assert init == {"path": str(model), "optimizer": True}
-    before, after = moments.load(model), moments.load(tmp_path / "run")
+    before, after = load_moments(model), load_moments(tmp_path / "run")
     assert (before.count, after.count) == (8, 9)
     path = "blocks/0/mlp/out/kernel"
     # One gradient, clipped to a norm of 1, is a thousandth of the new mean of squares.

@@ -8,8 +8,8 @@ import pytest
 
 from jaxmodels import charlm
 from jaxmodels.recipe import Optim
-from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import rundir
+from jaxmodels.runtime.runs import checkpoint as ckpt
+from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.train import Job, train
 from tests.jaxmodels.helpers import losses
 

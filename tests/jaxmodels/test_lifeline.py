@@ -8,8 +8,8 @@ import pytest
 
 from jaxmodels.errors import STOPPED
 from jaxmodels.runtime.files import damage
-from jaxmodels.runtime.lifeline import Lifelines
-from jaxmodels.runtime.rundir import steps
+from jaxmodels.runtime.multihost.lifeline import Lifelines
+from jaxmodels.runtime.runs.rundir import steps
 from tests.jaxmodels.test_processes import two, wait_for
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE
-from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import plain
-from jaxmodels.runtime.pictures import defaults, picture
+from jaxmodels.runtime.reporting.pictures import defaults, picture
+from jaxmodels.runtime.runs import rundir
 from tests.jaxmodels.helpers import train
 
 # No UTF-8; a formula that is none; no glyph; a pattern that does not match itself; a fragment.
@@ -78,7 +78,7 @@ def test_a_path_is_changed_only_where_it_must_be(tmp_path):
 def test_plots_need_no_backend(tmp_path, backend):
     """As Jupyter leaves it to the processes that it starts."""
     script = (
-        "import os\nfrom jaxmodels.runtime.pictures import picture\n"
+        "import os\nfrom jaxmodels.runtime.reporting.pictures import picture\n"
         "def plot():\n    from matplotlib.figure import Figure\n    return Figure()\n"
         "assert picture('it', plot)\nassert os.environ['MPLBACKEND']\n"
     )

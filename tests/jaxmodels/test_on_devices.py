@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import bridge, jaxmodels
-from jaxmodels.runtime.checkpoint import Checkpoints
+from jaxmodels.runtime.runs.checkpoint import Checkpoints
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.sharding import fetch, make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
-from jaxmodels.runtime.stored import restore
+from jaxmodels.runtime.runs.stored import restore
 
 package = jaxmodels.arch("wigip")
 config = replace(package.PRESETS["tiny"], objective="dense")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxmodels
-from jaxmodels.layers import once as module
+from jaxmodels.layers import no_recompute as module
 from jaxmodels.layers.keys import keys
 from jaxmodels.runtime.paths import split
 from tests.children import printed, simulated
@@ -52,7 +52,7 @@ MESH = """
 import json, sys
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxmodels.layers.once import once
+from jaxmodels.layers.no_recompute import once
 from jaxmodels.layers.sharding import spread
 from jaxmodels.runtime.sharding import ambient, make_mesh
 mesh = make_mesh(sys.argv[1])

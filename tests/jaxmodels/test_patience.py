@@ -7,9 +7,9 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, USAGE
-from jaxmodels.runtime import rundir
-from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.patience import Patience
+from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.runs import rundir
 from tests.jaxmodels.helpers import losses, params, same, train
 
 # The validation loss of an evaluation, in order: lowest at the second, then it rises.

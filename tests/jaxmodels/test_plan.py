@@ -10,11 +10,11 @@ import pytest
 from jaxmodels.__main__ import main
 from jaxmodels.commands import plan as command
 from jaxmodels.errors import INTERNAL, Problem
-from jaxmodels.runtime import tpu
-from jaxmodels.runtime.apart import Died, apart
-from jaxmodels.runtime.chips import CHIPS, GIB, topology
-from jaxmodels.runtime.estimate import Estimate, Setting, head_counts, settings
-from jaxmodels.runtime.plan import TooLarge
+from jaxmodels.runtime.planning import tpu
+from jaxmodels.runtime.planning.chips import CHIPS, GIB, topology
+from jaxmodels.runtime.planning.estimate import Estimate, Setting, head_counts, settings
+from jaxmodels.runtime.planning.isolated import Died, apart
+from jaxmodels.runtime.planning.plan import TooLarge
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 
 

@@ -8,10 +8,10 @@ import pytest
 
 import jaxmodels
 from jaxmodels import sizes
-from jaxmodels.runtime import flops, hlo
-from jaxmodels.runtime.chips import CHIPS, GIB, topology
-from jaxmodels.runtime.plan import Job, report, roofline, useful_flops
-from jaxmodels.runtime.plan import _needed as needed
+from jaxmodels.runtime.planning import flops, hlo
+from jaxmodels.runtime.planning.chips import CHIPS, GIB, topology
+from jaxmodels.runtime.planning.plan import Job, report, roofline, useful_flops
+from jaxmodels.runtime.planning.plan import _needed as needed
 from tests import children
 from tests.children import printed
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
@@ -87,8 +87,8 @@ import json, sys
 from dataclasses import replace
 import jax, jaxmodels
 from jaxmodels.runtime import flops
-from jaxmodels.runtime.chips import topology
-from jaxmodels.runtime.plan import Job, compile_step, report
+from jaxmodels.runtime.planning.chips import topology
+from jaxmodels.runtime.planning.plan import Job, compile_step, report
 from jaxmodels.runtime.sharding import make_mesh
 
 arch, results = sys.argv[1], {}

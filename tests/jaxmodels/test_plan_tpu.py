@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jaxmodels
-from jaxmodels.runtime import tpu
+from jaxmodels.runtime.planning import tpu
 from tests.contract import writers
 
 pytestmark = pytest.mark.skipif(

@@ -14,12 +14,12 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, NETWORK, STOPPED, USAGE, Problem
-from jaxmodels.runtime import processes
-from jaxmodels.runtime.cluster import Place, find
 from jaxmodels.runtime.files import damage
-from jaxmodels.runtime.metrics import read
-from jaxmodels.runtime.rendezvous import meet
-from jaxmodels.runtime.rundir import steps
+from jaxmodels.runtime.multihost import processes
+from jaxmodels.runtime.multihost.cluster import Place, find
+from jaxmodels.runtime.multihost.rendezvous import meet
+from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.runs.rundir import steps
 from tests.children import simulated
 from tests.jaxmodels.helpers import command, losses
 

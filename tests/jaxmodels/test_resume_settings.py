@@ -9,8 +9,8 @@ import pytest
 import bridge
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE
-from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import files_below
+from jaxmodels.runtime.runs import rundir
 from tests.jaxmodels.helpers import train
 
 FEW = ["--steps", "4", "--batch", "2", "--model.layers", "1"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxmodels.errors import UNVERIFIED, Problem
-from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import rundir, sound
 from jaxmodels.runtime.finite import NotFinite
+from jaxmodels.runtime.runs import checkpoint as ckpt
+from jaxmodels.runtime.runs import rundir, sound
 from jaxmodels.runtime.step import State
 
 

@@ -9,11 +9,11 @@ import pytest
 import jaxmodels
 from jaxmodels import sizes
 from jaxmodels.errors import DONE, USAGE, Problem
-from jaxmodels.runtime import chips
-from jaxmodels.runtime.metrics import read
-from jaxmodels.runtime.outcome import Outcome
-from jaxmodels.runtime.plan import Job, useful_flops
+from jaxmodels.runtime.planning import chips
+from jaxmodels.runtime.planning.plan import Job, useful_flops
 from jaxmodels.runtime.profiler import window
+from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.runs.outcome import Outcome
 from tests.jaxmodels.helpers import train
 
 

@@ -14,10 +14,10 @@ from jaxmodels import charlm
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import plots
-from jaxmodels.runtime.metrics import read
+from jaxmodels.runtime.reporting import plots
+from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.reporting.stats import NAMES
 from jaxmodels.runtime.sharding import make_mesh, put_batch
-from jaxmodels.runtime.stats import NAMES
 from jaxmodels.runtime.step import init, train_step
 from tests.children import printed, simulated
 from tests.jaxmodels.helpers import params, same, train
@@ -71,7 +71,7 @@ def test_the_numbers_are_those_of_numpy():
 
 
 def test_vanishing_and_exploding_gradients_are_counted():
-    from jaxmodels.runtime.stats import measure
+    from jaxmodels.runtime.reporting.stats import measure
 
     g = jax.numpy.array([0.0, 9e-7, -9e-7, 2e-6, 99.0, -101.0, 1e6, 1.0])
     row = dict(zip(NAMES, measure({"a": g}, {"a": g}, {"a": g * 0.5})[0].tolist(), strict=True))

@@ -12,8 +12,8 @@ from jaxmodels import charlm
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, USAGE
 from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.optim import optimiser, schedule
+from jaxmodels.runtime.reporting.metrics import read
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
 from tests.jaxmodels.helpers import train

@@ -9,8 +9,8 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
-from jaxmodels.runtime import rundir
 from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.runs import rundir
 from tests.jaxmodels.helpers import SMALL, command, losses, params, same, train
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, MISMATCH
-from jaxmodels.runtime import rundir
+from jaxmodels.runtime.runs import rundir
 from tests.data_pipelines import tfds_on_disk
 from tests.jaxmodels.helpers import command, losses, params, same, train
 

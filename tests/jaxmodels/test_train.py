@@ -23,12 +23,13 @@ from jaxmodels.errors import (
     NO_SPACE,
     UNVERIFIED,
 )
-from jaxmodels.runtime import checkpoint as ckpt
-from jaxmodels.runtime import platform, rundir
+from jaxmodels.runtime import platform
 from jaxmodels.runtime import train as loop
 from jaxmodels.runtime.files import damage
-from jaxmodels.runtime.metrics import read
-from jaxmodels.runtime.progress import Progress
+from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.reporting.progress import Progress
+from jaxmodels.runtime.runs import checkpoint as ckpt
+from jaxmodels.runtime.runs import rundir
 from tests.jaxmodels.helpers import SMALL, command, losses, params, same, train
 
 

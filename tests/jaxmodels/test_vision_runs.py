@@ -12,8 +12,8 @@ import bridge
 from benchmarks.scenes import measured, things
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, USAGE
-from jaxmodels.runtime.metrics import read
-from jaxmodels.runtime.plan import Job
+from jaxmodels.runtime.planning.plan import Job
+from jaxmodels.runtime.reporting.metrics import read
 from jaxmodels.runtime.sharding import head_counts
 from tests.jaxmodels import scenes
 from tests.jaxmodels.helpers import losses, params, same, train

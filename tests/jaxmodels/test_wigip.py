@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from bridge.ops import OPS
+from bridge.core.ops import OPS
 from jaxmodels import wigip
 from jaxmodels.__main__ import main
 from jaxmodels.errors import USAGE, Problem

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 import jaxmodels
-from bridge import table
-from bridge.ops import OPS
+from bridge.core import table
+from bridge.core.ops import OPS
 from jaxmodels import sizes, wikigpt
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.losses import cross_entropy

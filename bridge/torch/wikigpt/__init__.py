@@ -58,7 +58,7 @@ def keys(config: Any) -> dict[str, Any]:
 
 
 def whole(config: Any) -> Any:
-    """The config whose parameters GPT2LMHeadModel always has: with biases (see bridge/zeros.py)."""
+    """With biases, which GPT2LMHeadModel always has (bridge/checkpoint/zeros.py)."""
     return replace(config, bias=True)
 
 

@@ -1,0 +1,1 @@
+"""An opened checkpoint: its architecture, its Config, and every tensor under our paths."""

@@ -1,0 +1,87 @@
+"""Any checkpoint as a JAX model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxmodels
+from bridge.checkpoint.opening import Source, open_source
+from bridge.core.moments import Moments, required
+from bridge.core.state import fresh_state
+from bridge.core.tensors import Tensor, is_float, target_dtype
+from bridge.storage.stacks import joined
+
+
+def load(
+    path: str | Path,
+    arch: str | None = None,
+    dtype: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+) -> Any:
+    """The `nnx.Module` of a checkpoint in any known format; deterministic unless given `rngs`.
+
+    Args:
+        path: model directory, safetensors file, Orbax folder, run directory or one of its
+            checkpoints; nanoGPT's `ckpt.pt` or its folder, DINOv2's `.pth`, another torch file
+            of named tensors, transformers' GPT-2 or DINOv2 folder, bwetaf's folder, wigip's
+            `step_N.zip` or a folder of them.
+        arch: the architecture, if the files do not say it.
+        dtype: "float32", "bfloat16" or "float16" for the parameters; None keeps the file's.
+        config: fields that the files cannot say, such as {"heads": 4}.
+        weights: of a run, "ema", the running average that it keeps, or "raw", what it trains;
+            None: the average, where one is kept.
+
+    Raises:
+        Problem: (corrupt) unreadable; (mismatch) a tensor is missing, unexpected or misshapen;
+            (usage) unknown architecture, field or dtype.
+    """
+    wanted = target_dtype(dtype)
+    return model_of(open_source(path, arch, config, weights), wanted)
+
+
+def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
+    """The `nnx.Module` of an opened source; see `load`."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxmodels.runtime.paths import split
+    from jaxmodels.sizes import outline
+
+    package = jaxmodels.arch(source.arch)
+    skeleton, _, rest = split(outline(package, source.config))
+    state = {path: source.tensors[path].read() for path in source.state}
+    if rest.keys() - state.keys():
+        state = fresh_state(source.arch, source.config) | state
+    trained = {path: t for path, t in source.tensors.items() if path not in source.state}
+
+    def placed(array: np.ndarray) -> Any:
+        return jnp.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
+
+    values = joined(trained, package, lambda tensor: _values(tensor, dtype))
+    params = {path: placed(array) for path, array in values}
+    return skeleton.merge(params, {path: placed(array) for path, array in state.items()})
+
+
+def _values(tensor: Tensor, dtype: np.dtype | None) -> np.ndarray:
+    values = tensor.read()
+    return values.astype(dtype) if dtype is not None and is_float(tensor.dtype) else values
+
+
+def load_moments(
+    path: str | Path, arch: str | None = None, config: Mapping[str, Any] | None = None
+) -> Moments:
+    """AdamW's state that lies at a path, under our paths and in our layout, unread.
+
+    Args:
+        path: run directory or one of its checkpoints, nanoGPT checkpoint, bwetaf folder,
+            wigip's zip, or model directory with `optimizer.safetensors`.
+        arch: the architecture, if the files do not say it.
+        config: fields that the files cannot say, such as {"heads": 4}.
+
+    Raises:
+        Problem: (mismatch) there is none, or it is that of another model; and as `bridge.load`.
+    """
+    return required(open_source(path, arch, config).moments(), Path(path))

@@ -1,0 +1,231 @@
+"""Checks that a checkpoint is what was written, and the same model on both sides."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jaxmodels
+from bridge.checkpoint.averages import as_in
+from bridge.checkpoint.config import values_of
+from bridge.checkpoint.opening import Source, bind, open_source
+from bridge.checkpoint.transfer import part_of
+from bridge.checks.parity import Agreement, agreement
+from bridge.checks.rounding import misrounded
+from bridge.core.report import Report
+from bridge.core.tensors import compare
+from bridge.formats import recognise
+from bridge.formats.raw import Contents
+from bridge.formats.runs import is_run, is_step, not_finite
+from jaxmodels.errors import USAGE, Problem
+from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.runs import rundir
+from jaxmodels.runtime.runs.seal import loose_damage, sealed
+from jaxmodels.runtime.runs.sound import hold, unsound
+
+CARD = "README.md"
+
+
+Wishes = tuple[str | None, bool]  # see `verify`: text, gradients
+
+
+def verify(
+    path: str | Path,
+    against: str | Path | None = None,
+    atol: float = 1e-4,
+    text: str | None = None,
+    gradients: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> Report:
+    """Checks digests, JAX against PyTorch, and (with `against`) every tensor and the outputs.
+
+    Args:
+        path: a model directory, run directory or any other source.
+        against: the source that it was made from, in any format.
+        atol: largest absolute difference of outputs (on random inputs and on the text) and
+            largest relative one of gradients that passes; computed in float32.
+        text: compare outputs on it too.
+        gradients: compare the gradient of every parameter too.
+        config: what `against` (without it, `path`) cannot say, as given to `convert`.
+
+    Returns:
+        `ok`; `digests_ok` (None where there is no manifest); of JAX against PyTorch
+        `max_abs_logit_diff`, `max_abs_logit_diff_on_text`, `argmax_agreement` (share of
+        positions) and `max_gradient_diff`; of JAX against JAX of the source
+        `max_abs_logit_diff_to_source` and `argmax_agreement_with_source`; None when they could
+        not be computed or were not asked for; `tensors_compared`; `tensors_equal`;
+        `max_abs_tensor_diff`; `problems`; `notes`.
+
+    Raises:
+        Problem: (corrupt) `path` does not exist, or `against` cannot be read; (usage) a text,
+            and no tokeniser.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise Problem("no such file or folder", where=str(path), fix="check the path")
+    problems = digest_problems(path)
+    report = Report(
+        ok=False,
+        digests_ok=None if problems is None else not problems,
+        **said_of(None),
+        **said_of_source(None),
+        tensors_compared=0,
+        tensors_equal=0,
+        max_abs_tensor_diff=None,
+        problems=problems or [],
+        notes=[],
+    )
+    if is_run(path):
+        report["notes"] += _notes_on_run(path)
+        report["problems"] += [] if problems else _not_finite(path / "checkpoints")
+    if not report.problems:
+        contents = None if against is None else recognise(Path(against))
+        try:
+            source = open_source(path, config=config if contents is None else None)
+            reference = None if contents is None else _reference(contents, source, config or {})
+            _compare(report, source, reference, atol, (text, gradients))
+        except Problem as problem:
+            if problem.exit_code == USAGE:
+                raise
+            report["problems"].append(told(problem))
+    report["ok"] = not report.problems
+    return report
+
+
+def said_of(found: Agreement | None) -> dict[str, float | None]:
+    """What a report says of JAX against PyTorch; all None where nothing was found out."""
+    return {
+        "max_abs_logit_diff": found and found.random,
+        "max_abs_logit_diff_on_text": found and found.text,
+        "argmax_agreement": found and found.argmax,
+        "max_gradient_diff": found and found.gradient,
+    }
+
+
+def said_of_source(found: Agreement | None) -> dict[str, float | None]:
+    """What a report says of JAX against JAX of the source."""
+    return {
+        "max_abs_logit_diff_to_source": found and max(found.random, found.text or 0.0),
+        "argmax_agreement_with_source": found and found.argmax,
+    }
+
+
+def told(problem: Problem) -> str:
+    """A problem as one text: what, where and why."""
+    return ": ".join(str(part) for part in (problem.what, problem.where, problem.why) if part)
+
+
+def digest_problems(path: Path) -> list[str] | None:
+    """What the manifests at a path contradict; None when there is no manifest.
+
+    Of a run, every checkpoint has one, and the other files too once `train` came to its end.
+    """
+    steps = [path / "checkpoints" / str(step) for step in rundir.steps(path / "checkpoints")]
+    folders = [path, *steps] if (path / MANIFEST).is_file() else steps
+    loose = loose_damage(path)
+    if not folders and loose is None:
+        return None
+    return [
+        *(loose or []),
+        *(
+            f"checkpoint {folder.name}: {line}" if folder != path else line
+            for folder in folders
+            for line in _problems(folder)
+        ),
+    ]
+
+
+def _problems(folder: Path) -> list[str]:
+    """What is wrong with a folder that has a manifest; a checkpoint is kept from pruning while it
+    is read, and nothing is wrong with one that was removed before."""
+    if folder.exists() and not is_step(folder):
+        return damage(folder)
+    held = hold(folder)
+    found = unsound(folder)
+    found += rundir.changed_since(folder)
+    if held is not None:
+        held.close()
+    return found if folder.exists() else []
+
+
+def _not_finite(checkpoints: Path) -> Iterator[str]:
+    for step in rundir.steps(checkpoints):
+        if odd := not_finite(checkpoints / str(step)):
+            yield f"checkpoint {step}: {odd}"
+
+
+def _notes_on_run(run: Path) -> Iterator[str]:
+    if not sealed(run):
+        why = "no call of `train` came to its end here, or one is running"
+        yield f"only the checkpoints were checked: {why}"
+    if strays := rundir.strays(run / "checkpoints"):
+        yield f"checkpoints/ also holds what is not a checkpoint: {', '.join(strays)}"
+
+
+def but_for_the_card(problems: list[str] | None) -> list[str] | None:
+    """Without what concerns the model card: it is prose, and asks to be edited."""
+    return problems and [line for line in problems if not line.startswith(f"{CARD} is damaged")]
+
+
+def compare_tensors(report: Report, source: Source, reference: Source) -> None:
+    """Compares every tensor under our paths; a dtype that was rounded may differ by its step."""
+    largest = 0.0
+    for path, tensor in source.tensors.items():
+        theirs = reference.tensors.get(path)
+        if theirs is None or theirs.shape != tensor.shape:
+            report["problems"].append(f"{path} is not the same parameter on both sides")
+            continue
+        ours, other = tensor.read(), theirs.read()
+        result = compare(ours, other)
+        report["tensors_compared"] += 1
+        report["tensors_equal"] += result["equal"]
+        largest = max(largest, result["max_abs"])
+        narrow = min(tensor.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
+        if path in source.quantised and path not in reference.quantised:
+            wrong = misrounded_in(source, path, reference)
+        else:
+            wrong = not compare(ours.astype(narrow), other.astype(narrow))["equal"]
+        if wrong:
+            report["problems"].append(f"{path} differs by up to {result['max_abs']:.3g}")
+    report["max_abs_tensor_diff"] = largest
+
+
+def misrounded_in(written: Source, path: str, source: Source) -> bool:
+    """Whether a parameter (our path) is further from its source than its rounding explains."""
+    exact, kept = source.tensors[path], written.tensors[path]
+    if path not in written.quantised:
+        return misrounded(exact.read(), kept.read())
+    pair = next(pair for pair in written.pairs if pair.ours == path)
+    return misrounded(pair.export(exact).read(), pair.export(kept).read(), blocks=True)
+
+
+def _reference(contents: Contents, source: Source, config: Mapping[str, Any]) -> Source:
+    """What a checkpoint was made from, as a model of the same architecture.
+
+    What it cannot say (the head count, say) is as its conversion says; and so is which weights.
+    """
+    said, config = values_of(source.config), as_in(source.origin, contents, config)
+    if getattr(jaxmodels.arch(source.arch), "PART_OF", ()):
+        try:
+            known = {f"{source.arch}.{name}": value for name, value in said.items()}
+            whole = bind(contents, config=config, conventions=known)
+        except Problem:
+            pass
+        else:
+            return part_of(whole, source.arch)
+    return bind(contents, source.arch, config, conventions=said)
+
+
+def _compare(
+    report: Report, source: Source, reference: Source | None, atol: float, wishes: Wishes
+) -> None:
+    if reference is not None:
+        compare_tensors(report, source, reference)
+    between = agreement(source, None, *wishes)
+    report |= said_of(between)
+    report["problems"] += between.complaints("JAX and PyTorch", atol)
+    if reference is not None:
+        other = agreement(source, reference, wishes[0])
+        report |= said_of_source(other)
+        # Outputs of rounded weights differ by what rounding did; the tensors were judged above.
+        if report.tensors_equal == report.tensors_compared:
+            report["problems"] += other.complaints("it and the source", atol)

@@ -1,0 +1,1 @@
+"""The verbs that move checkpoints: convert, inspect, verify, diff, push, pull."""

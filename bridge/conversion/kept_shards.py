@@ -1,0 +1,149 @@
+"""Shards that a killed conversion had finished, kept beside its target for the next call.
+
+`.NAME.parts` holds each finished shard and, written after it, a record with its sha256. It belongs
+to one plan for one source; one process at a time has it, and it goes when the conversion ends. A
+download keeps its files in the same way.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jaxmodels
+from bridge.conversion.plan import Plan
+from bridge.core.tensors import Fingerprint, Tensor
+from bridge.storage.safetensors_writer import write_file, write_index
+from jaxmodels.runtime.files import digest, files_below, sync, write_json
+
+PLAN = "plan"
+
+
+@contextmanager
+def kept_parts(target: Path, source: Path, plan: Plan, weights: str = "") -> Iterator[Path | None]:
+    """The folder of finished shards; None where it is of no use, or another process has it.
+
+    `weights` says which of the source's are written, where it holds several.
+    """
+    if len(plan.shards) == 1:
+        yield None
+        return
+    with kept_beside(target, _identity(source, plan) + weights) as folder:
+        yield folder
+
+
+@contextmanager
+def kept_beside(
+    target: Path, identity: str, keeps: Callable[[Exception], bool] = lambda error: False
+) -> Iterator[Path | None]:
+    """A folder beside `target` for what a later call can use; None if another process has it.
+
+    It stays when the process is killed or interrupted; success removes it, and so does an error
+    that `keeps` does not tell to be survived. What belongs to another `identity` is cleared.
+    """
+    folder = target.with_name(f".{target.name}.parts")
+    lock = _locked(folder)
+    if lock is None:
+        yield None
+        return
+    try:
+        _only_of(folder, identity)
+        yield folder
+    except Exception as error:
+        if not keeps(error):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def write_shards(
+    folder: Path, parts: Path | None, plan: Plan, tell: Callable[[Tensor], None]
+) -> tuple[dict[str, Fingerprint], dict[str, str], int]:
+    """Writes the shards of a plan, and their index when there are several.
+
+    Args:
+        folder: where they go.
+        parts: where finished ones wait meanwhile; None for nowhere.
+        plan: the plan.
+        tell: called after each tensor.
+
+    Returns:
+        tensor name → {"dtype", "shape", digest}; shard → sha256, as it was to be written; and how
+        many shards were there already.
+    """
+    found: dict[str, Fingerprint] = {}
+    files: dict[str, str] = {}
+    there = 0
+    for name, tensors in plan.shards.items():
+        held = _finished(parts, name) if parts else None
+        if held is not None:
+            there += 1
+            plan.errors.update(held["errors"])
+            for tensor in tensors:
+                tell(tensor)
+            found |= held["tensors"]
+            files[name] = held["sha256"]
+            continue
+        written, files[name] = write_file((parts or folder) / name, tensors, tell)
+        found |= written
+        if parts:
+            sync(parts / name)
+            said = {"sha256": files[name], "tensors": written, "errors": plan.errors}
+            write_json(parts / f"{name}.json", said)
+    if parts:
+        for name in plan.shards:
+            (parts / name).rename(folder / name)
+    write_index(folder, plan.shards)
+    return found, files, there
+
+
+def _finished(parts: Path, name: str) -> dict[str, Any] | None:
+    """The record of a shard that is there and whole."""
+    try:
+        said = json.loads((parts / f"{name}.json").read_text(encoding="utf-8"))
+        return dict(said) if said["sha256"] == digest(parts / name) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _locked(folder: Path) -> int | None:
+    """The folder, made and locked; None if another process has it."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return None
+        if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+            return lock
+        os.close(lock)  # who had it removed it meanwhile
+
+
+def _only_of(folder: Path, identity: str) -> None:
+    """Clears what another plan left."""
+    try:
+        same = (folder / PLAN).read_text(encoding="utf-8") == identity
+    except OSError:
+        same = False
+    if not same:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (folder / PLAN).write_text(identity, encoding="utf-8")
+
+
+def _identity(source: Path, plan: Plan) -> str:
+    """What the shards follow from: the plan, and which files the source is, as they are now."""
+    files = files_below(source) if source.is_dir() else [source]
+    state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    said = [jaxmodels.__version__, str(source.resolve()), state, plan.rows]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

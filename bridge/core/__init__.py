@@ -1,0 +1,1 @@
+"""Tensors that are read when asked for, and tables of weight names: no file, no format."""

@@ -1,0 +1,162 @@
+"""What is taken of files that somebody else wrote: data, and never what names code.
+
+transformers imports the file that a `config.json` names (`auto_map`), and fetches code where an
+attention's name holds a slash; nanoGPT unpickles what lies under the name of a data set. So of what
+a source's config says only what is known to be data is carried into an output, and files that are
+fetched lose the keys that name code.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jaxmodels
+from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.runtime.files import digest, read_json
+
+# Keys whose values are classes or modules that are imported, or repositories of code.
+_CODE = re.compile(
+    r"auto_map(ping)?|parent_library|custom_\w+|trust_remote_code|\w*kernel\w*"
+    r"|_?\w*attn_implementation\w*|_?experts_implementation"
+)
+_SCRIPTS = (".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".sh", ".exe", ".bat", ".jar", ".js")
+_CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
+# Files that say what a model is; what else has their names cannot be passed over.
+_BESIDE = (".json", ".txt", ".safetensors", ".gguf")
+
+_WORD = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
+# transformers' keys whose values are words of its own.
+_TRANSFORMERS = {
+    *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype"),
+    *("activation_function", "activation", "hidden_act", "position_embedding_type"),
+    *("summary_type", "summary_activation", "problem_type", "finetuning_task"),
+    *("out_features", "stage_names", "interpolation", "gelu"),
+}
+_LABELS = ("id2label", "label2id")  # any text
+# Format whose config is written again → those of its keys that may hold words.
+_WORDS = {
+    "gpt2": _TRANSFORMERS,
+    "dinov2": _TRANSFORMERS,
+    "nanogpt": {
+        *("dataset", "init_from", "backend", "device", "dtype", "out_dir", "activation"),
+        *("wandb_project", "wandb_run_name"),
+    },
+    "bwetaf": {"possible_opt_path"},
+}
+
+
+def data_only(format: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a source's config says, without what could name code, a path or a repository.
+
+    Args:
+        format: whose config it is, as in `Contents`.
+        said: the parsed config.
+
+    Returns:
+        Numbers, truths and None under any key, words where the format is known to have them,
+        and dicts and lists of these. Of formats whose config is not written again, all of it.
+    """
+    if format not in _WORDS:
+        return dict(said)
+    words = _WORDS[format]
+    return {key: value for key, value in said.items() if _is_data(key, value, words)}
+
+
+def _is_data(key: str, value: Any, words: set[str]) -> bool:
+    if isinstance(value, str):
+        return not value or (key in words and _WORD.fullmatch(value) is not None)
+    if key in _LABELS and isinstance(value, dict):
+        return all(isinstance(label, str | int) for label in value.values())
+    if isinstance(value, dict):
+        return all(_is_data(str(inner), part, words) for inner, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_data(key, part, words) for part in value)
+    return value is None or isinstance(value, bool | int | float)
+
+
+def our_code() -> dict[str, str]:
+    """Name → sha256 of the modelling files that model directories of this version carry."""
+    from bridge.core.twins import twin
+
+    return {file.name: digest(file) for arch in jaxmodels.ARCHS for file in twin(arch).FILES}
+
+
+def code_of_ours(folder: Path) -> set[str]:
+    """The modelling files in a folder that are those of this version to the byte."""
+    ours = our_code()
+    present = [name for name in ours if (folder / name).is_file()]
+    return {name for name in present if digest(folder / name) == ours[name]}
+
+
+def without_code(value: Any, ours: set[str]) -> tuple[Any, list[str]]:
+    """Parsed JSON without the keys that name code, at any depth, and these keys.
+
+    Args:
+        value: the parsed file; it is not changed.
+        ours: modelling files beside it that may be named, see `code_of_ours`.
+    """
+    if isinstance(value, list):
+        pairs = [without_code(part, ours) for part in value]
+        return [part for part, _ in pairs], [key for _, keys in pairs for key in keys]
+    if not isinstance(value, dict):
+        return value, []
+    kept, left_out = {}, []
+    for key, part in value.items():
+        if _CODE.fullmatch(key) and _names_code(part, ours):
+            left_out.append(key)
+        else:
+            kept[key], inside = without_code(part, ours)
+            left_out += inside
+    return kept, left_out
+
+
+def _names_code(value: Any, ours: set[str]) -> bool:
+    """Whether a value under such a key names what is not ours; numbers and plain words do not."""
+    if isinstance(value, str):
+        return not (not value or value.isidentifier() or f"{value.partition('.')[0]}.py" in ours)
+    if isinstance(value, dict):
+        return any(_names_code(part, ours) for part in value.values())
+    return isinstance(value, list) and any(_names_code(part, ours) for part in value)
+
+
+def code_beside(folder: Path) -> list[str]:
+    """What is to be said of code beside a checkpoint: that it is neither run nor copied."""
+    ours = code_of_ours(folder)
+    found = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.name.lower().endswith(_SCRIPTS) and path.name not in ours
+    ]
+    for name in _CONFIGS:
+        try:
+            _, keys = without_code(read_json(folder / name), ours)
+        except (OSError, ValueError):  # whoever needs the file says so
+            continue
+        found += [f"{key} in {name}" for key in keys]
+    return [f"code is neither run nor copied: {', '.join(found)}"] if found else []
+
+
+def refuse_strange(path: Path) -> None:
+    """Checks that a path is a file or a folder, and what should be files in the folder are.
+
+    Raises:
+        Problem: (corrupt) one is a folder, a pipe, a device, or a link that leads nowhere.
+    """
+    files = [path]
+    if path.is_dir():
+        files = [inside for inside in sorted(path.iterdir()) if inside.name.endswith(_BESIDE)]
+    for file in files:
+        if not file.is_file():
+            kind = "a pipe, a socket or a device"
+            if file.is_symlink():
+                kind = "a link that leads to no file"
+            elif file.is_dir():
+                kind = "a folder"
+            raise Problem(
+                "a file was expected here",
+                where=str(file),
+                why=f"it is {kind}",
+                fix="remove it, or fetch the file again",
+                exit_code=CORRUPT,
+            )

@@ -1,0 +1,239 @@
+"""What lies at a path: named tensors and what is written beside them.
+
+Nothing here knows of models; `bridge/checkpoint/opening.py` gives the names their meaning.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxmodels
+from bridge.core.moments import Moments
+from bridge.core.tensors import DIGESTS, Tensor, digest_of
+from bridge.core.twins import twin
+from bridge.formats.foreign import data_only
+from bridge.formats.tokenizer import (
+    NO_TOKENIZER,
+    as_transformers,
+    drawing,
+    find_tokenizer,
+    read_generation,
+)
+from bridge.storage.safetensors_reader import Stored, parse_json
+from data_pipelines.tokenizers import CharTokenizer, Tokenizer
+from data_pipelines.transformers_files import remade
+from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
+
+
+@dataclass
+class Contents:
+    """What a path holds, before any table is applied."""
+
+    path: Path
+    format: str
+    """As in `jaxmodels convert --to`; "torch" for a bare state dict."""
+    tensors: dict[str, Tensor]
+    """Their name → tensor."""
+    arch: str | None = None
+    """Architecture, when the files say it."""
+    preset: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Config fields that the files say, among other keys."""
+    usual: dict[str, Any] = field(default_factory=dict)
+    """What the format takes for Config fields of which its files say nothing: assumed, and said."""
+    tokenizer: Tokenizer | None = None
+    unread: str = ""
+    """Why a tokeniser that lies there is not read: then no convention stands in for it."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Step and metrics of a training run; under "seed" what the seed's file says and a Config
+    does not, for the way back."""
+    notes: list[str] = field(default_factory=list)
+    quantised: frozenset[str] = frozenset()
+    """Names of those tensors that are Q8_0 in the file, and read as float32."""
+    damaged: list[str] = field(default_factory=list)
+    """What a manifest says otherwise of the files that give the tensors their meaning."""
+    averaged: dict[str, Tensor] = field(default_factory=dict)
+    """The running average (EMA) that a run keeps of its tensors, under the same names."""
+    table: str | None = None
+    """Whose names these are, "WEIGHTS" or "SEED", when the format says it."""
+    moments: Callable[[], Moments | None] = lambda: None
+    """Reads the optimiser's state that lies with the tensors, under their names."""
+    strange: dict[str, str] = field(default_factory=dict)
+    """Their name → what a torch file calls to make what lies there, which is not read."""
+    state: dict[str, Tensor] = field(default_factory=dict)
+    """Their name → tensor of a run's state apart from the parameters; those that the model's
+    tables do not name are its own affair."""
+
+
+def is_own(config: dict[str, Any]) -> bool:
+    """Whether a config.json is ours, or what transformers saved of our class: it names one of our
+    architectures."""
+    ours, kind = tuple(jaxmodels.ARCHS), config.get("model_type")
+    # Where transformers has the class itself, no file of ours travels along.
+    return config.get("arch") in ours or (kind in ours and bool(twin(kind).FILES))
+
+
+def describe(contents: Contents, folder: Path) -> None:
+    """Takes over what the files beside the tensors say."""
+    config = parse_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    # A run directory keeps the model's fields apart from the recipe's.
+    if is_own(config):
+        contents.fields = config["model"] if isinstance(config.get("model"), dict) else config
+    arch, preset = config.get("arch"), config.get("preset")
+    contents.arch = arch if isinstance(arch, str) else None
+    contents.preset = preset if isinstance(preset, str) else None
+    contents.origin = {**origin_of(folder), **contents.origin}
+    take_tokenizer(contents, folder)
+
+
+def take_tokenizer(contents: Contents, folder: Path) -> None:
+    """Takes the tokeniser that lies in a folder; of a kind that is not read, the reason."""
+    rows = contents.fields.get("vocab")
+    config = seed_of(contents.origin, "nanogpt").get("config")
+    dataset = config.get("dataset") if isinstance(config, dict) else None
+    found, unread = find_tokenizer(folder, rows if type(rows) is int else None, dataset)
+    if contents.format == "gpt2" and found is not None:
+        found = as_transformers(found)
+    if found is not None and not isinstance(found, CharTokenizer):
+        contents.notes += remade(folder, found.to_json)
+    contents.tokenizer, contents.unread = found, unread
+
+
+def complete(contents: Contents, path: Path) -> None:
+    """Takes what every format may have beside it: a tokeniser, and how transformers draws."""
+    folder = path if path.is_dir() else path.parent
+    if contents.tokenizer is None and not contents.unread:
+        try:
+            take_tokenizer(contents, folder)
+        except Problem as problem:
+            if path.is_dir():
+                raise
+            contents.unread = f"{problem.what} ({problem.where})"
+    if path.is_dir():
+        told = origin_of(path).get(NO_TOKENIZER)
+        contents.unread = contents.unread or (told if isinstance(told, str) else "")
+    if contents.format == "gpt2" and (said := read_generation(folder)):
+        contents.origin = {**contents.origin, "generation": said}
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What an earlier conversion into a folder knew of where the model comes from."""
+    manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    source = manifest.get("source")
+    known = source if isinstance(source, dict) else {}
+    # Anybody may have written it: what `card` and the writers use is taken, in its types.
+    origin: dict[str, Any] = {
+        key: known[key] for key in ("step", "epoch") if type(known.get(key)) is int
+    }
+    for key in ("metrics", "seed"):
+        if isinstance(known.get(key), dict):
+            origin[key] = known[key]
+    if isinstance(known.get(NO_TOKENIZER), str):
+        origin[NO_TOKENIZER] = known[NO_TOKENIZER]
+    if known.get("weights") in ("ema", "raw"):  # of a run that keeps both (averages)
+        origin["weights"] = known["weights"]
+    if said := drawing(known.get("generation")):
+        origin["generation"] = said
+    return origin
+
+
+def seed_of(origin: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a seed's file in the format `name` said, as `with_seed` kept it; empty if nothing."""
+    seed = origin.get("seed")
+    said = seed.get(name) if isinstance(seed, dict) else None
+    return data_only(name, said) if isinstance(said, dict) else {}
+
+
+def with_seed(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[str, Any]:
+    """The origin with what a seed's file in the format `name` says, for the way back."""
+    seed = origin.get("seed")
+    kept = data_only(name, said)
+    return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: kept}}
+
+
+# Endings of files that say what the tensors mean; a checksum inside can be made to fit a change.
+MEANING = (".json", ".pt", ".pth", ".zip", ".gguf", "meta.pkl")
+
+
+def changed(folder: Path) -> list[str]:
+    """What our manifest says otherwise of itself and of the files that say what the tensors mean.
+
+    The tensors of others are compared one by one, see `checked`.
+    """
+    manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    promised = manifest.get("files")
+    if not isinstance(promised, dict) or "tensors" not in manifest:  # somebody else's
+        return []
+    try:
+        read_sealed(folder / MANIFEST)
+    except ValueError:
+        return [f"{MANIFEST} is damaged"]
+    told = {name: entry for name, entry in promised.items() if name.endswith(MEANING)}
+    return differing(told, digests(folder, lambda name: name in told))
+
+
+def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, each compared with its digest in the folder's manifest when it is read."""
+    if not (folder / MANIFEST).is_file():
+        return tensors
+    promised = parse_json(folder / MANIFEST).get("tensors")
+    entries = promised if isinstance(promised, dict) else {}
+    return {
+        name: replace(tensor, read=_Checked(folder, tensor, *told))
+        if (told := _told(entries.get(name)))
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _told(entry: Any) -> tuple[str, Any] | None:
+    """The name of the digest that an entry of a manifest has, and the digest."""
+    known = DIGESTS.keys() & (entry.keys() if isinstance(entry, dict) else ())
+    return next(((name, entry[name]) for name in sorted(known)), None)
+
+
+def check(tensor: Tensor) -> None:
+    """Reads the values and lets them go; raises what reading raises."""
+    if isinstance(tensor.read, _Checked):
+        tensor.read.check()
+    else:
+        tensor.read()
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Reads a tensor and compares it with the digest that a manifest promises."""
+
+    folder: Path
+    tensor: Tensor
+    name: str  # of the digest
+    promised: str
+
+    def __call__(self) -> np.ndarray:
+        array = self.tensor.read()
+        self._compare(digest_of(array, self.name))
+        return array
+
+    def check(self) -> None:
+        """The same, in pieces where the file can be read so; nothing is kept."""
+        if not isinstance(self.tensor.read, Stored):
+            self()
+            return
+        digest = DIGESTS[self.name]()
+        for piece in self.tensor.read.pieces():
+            digest.update(piece.data)
+        self._compare(digest.hexdigest())
+
+    def _compare(self, found: str) -> None:
+        if found != self.promised:
+            raise Problem(
+                f"the tensor {self.tensor.name!r} is damaged",
+                where=str(self.folder),
+                why=f"its {self.name} is not the one in {MANIFEST}",
+                fix="fetch or convert the model again",
+                exit_code=CORRUPT,
+            )

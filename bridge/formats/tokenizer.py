@@ -1,0 +1,279 @@
+"""The tokeniser that goes with a model: found beside it, checked, written for transformers."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bridge.formats.nanogpt_meta import FILE as META
+from bridge.formats.nanogpt_meta import places, read_meta
+from bridge.storage.safetensors_reader import parse_json
+from data_pipelines.errors import DataProblem
+from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.tokenizers import (
+    CharTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+from data_pipelines.transformers_files import CONFIG, UnknownTokenizer, files_in, refuse_foreign
+from jaxmodels.errors import MISMATCH, Problem
+
+GENERATION = "generation_config.json"
+NO_TOKENIZER = "no_tokenizer"
+"""Key of an origin: why the tokeniser that lay beside the source was not read."""
+# What of a generation_config.json is taken over.
+_DRAWING = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "do_sample",
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "num_beams", "num_beam_groups", "diversity_penalty", "num_return_sequences", "early_stopping",
+    "penalty_alpha", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "use_cache",
+    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
+    "bad_words_ids", "renormalize_logits", "output_attentions", "output_hidden_states",
+    "output_scores", "return_dict_in_generate",
+)  # fmt: skip
+
+
+def read_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
+    """The tokeniser in a file, or the one in a folder; nanoGPT's meta.pkl too.
+
+    `rows` is the number of rows of the model's embedding, where it is known.
+
+    Raises:
+        Problem: (corrupt) there is none, or it cannot be used.
+    """
+    with _as_problem():
+        if path.name == META:
+            return read_meta(path)
+        return load_tokenizer(path, rows)
+
+
+def find_tokenizer(
+    folder: Path, rows: int | None = None, dataset: Any = None
+) -> tuple[Tokenizer | None, str]:
+    """The tokeniser that lies in a folder, or why one that lies there is not read.
+
+    Args:
+        folder: the one around a checkpoint.
+        rows: of the model's embedding, where they are known.
+        dataset: what a nanoGPT checkpoint calls its data.
+
+    Raises:
+        Problem: (corrupt) its file is damaged; (unsafe) it asks to run code.
+    """
+    with _as_problem():
+        try:
+            if (folder / CharTokenizer.FILE).is_file() or files_in(folder):
+                return load_tokenizer(folder, rows), ""
+            if meta := next((p for p in places(folder, dataset) if p.is_file()), None):
+                return read_meta(meta), ""
+            refuse_foreign(folder)
+        except UnknownTokenizer as problem:
+            return None, problem.why
+    return None, ""
+
+
+def as_transformers(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokeniser with settings, so that special tokens in a text are read as they are there.
+
+    A tokeniser of ours has none, and transformers is told to take such tokens for text.
+    """
+    if isinstance(tokenizer, CharTokenizer) or tokenizer.settings:
+        return tokenizer
+    end = tokenizer.end_of_text
+    name = None if end is None else tokenizer.decode([end])
+    settings = {} if name is None else {"bos_token": name, "eos_token": name}
+    return replace(tokenizer, settings=json.dumps(settings))
+
+
+@contextmanager
+def _as_problem() -> Iterator[None]:
+    """Problems of data become the command's."""
+    try:
+        yield
+    except DataProblem as problem:
+        told = {name: getattr(problem, name) for name in ("where", "why", "fix", "exit_code")}
+        raise Problem(problem.what, **told) from problem
+
+
+def tokenizer_by_convention(config: Any) -> Tokenizer | None:
+    """GPT-2's, for a model with as many tokens as GPT-2; else None.
+
+    The checkpoints of nanoGPT and BwETAF carry no tokeniser: everybody knows which it is.
+    """
+    return GPT2Tokenizer() if used(config) == GPT2Tokenizer.vocab_size else None
+
+
+def used(config: Any) -> int:
+    """Token ids that a model uses: its vocabulary without the rows that only pad it; 0 where it
+    reads no text."""
+    count: int = getattr(config, "tokens", getattr(config, "vocab", 0))
+    return count
+
+
+def padding(config: Any) -> range:
+    """Rows of a model's embedding that stand for no token."""
+    return range(used(config), getattr(config, "vocab", 0))
+
+
+def padding_notes(config: Any) -> list[str]:
+    """What is to be said of rows of the embedding that stand for no token."""
+    if not (rows := padding(config)):
+        return []
+    return [
+        f"rows {rows[0]} to {rows[-1]} of the embedding are padding: kept as they are, never drawn"
+    ]
+
+
+def check_fits(tokenizer: Tokenizer, rows: Any, where: Path) -> None:
+    """Checks that an embedding has a row for each token.
+
+    Raises:
+        Problem: (mismatch) it has not.
+    """
+    if isinstance(rows, int) and tokenizer.vocab_size > rows:
+        raise _other_size(tokenizer, rows, where)
+
+
+def check_size(tokenizer: Tokenizer, config: Any, where: Path) -> None:
+    """Checks that a tokeniser has as many ids as the model uses.
+
+    Raises:
+        Problem: (mismatch) it has not.
+    """
+    if tokenizer.vocab_size != used(config):
+        raise _other_size(tokenizer, used(config), where)
+
+
+def _other_size(tokenizer: Tokenizer, count: int, where: Path) -> Problem:
+    return Problem(
+        f"the vocabulary has {tokenizer.vocab_size} entries, the model {count}",
+        where=str(where),
+        fix="give the vocabulary that the model was trained with",
+        exit_code=MISMATCH,
+    )
+
+
+def given_tokenizer(source: Any, file: Path) -> Any:
+    """A source with the tokeniser of `--vocab` in the place of its own.
+
+    Rows beyond its tokens are padding, unless the source says how many tokens there are.
+
+    Raises:
+        Problem: (corrupt) it is none; (mismatch) it has not the size of the model.
+    """
+    config = source.config
+    tokenizer = read_tokenizer(file, getattr(config, "vocab", None))
+    if (
+        "tokens" in source.assumed
+        or used(config) == getattr(config, "tokens", None) == config.vocab
+    ):
+        check_fits(tokenizer, config.vocab, file)
+        config = replace(config, tokens=tokenizer.vocab_size)
+    check_size(tokenizer, config, file)
+    origin = {key: value for key, value in source.origin.items() if key != NO_TOKENIZER}
+    assumed = {name: value for name, value in source.assumed.items() if name != "tokens"}
+    settled = {f"assumed: tokens = {used(source.config)}", *padding_notes(source.config)}
+    notes = [note for note in source.notes if note not in settled] + padding_notes(config)
+    return replace(
+        source, tokenizer=tokenizer, config=config, origin=origin, assumed=assumed, notes=notes
+    )
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """What is taken over of a folder's generation_config.json."""
+    return drawing(parse_json(folder / GENERATION) if (folder / GENERATION).is_file() else {})
+
+
+def drawing(said: Any) -> dict[str, Any]:
+    """Keys of a generation_config.json that are known, where they are numbers, truths or lists."""
+    if not isinstance(said, dict):
+        return {}
+    plain = int | float | list
+    return {key: said[key] for key in _DRAWING if isinstance(said.get(key), plain)}
+
+
+def generation_config(
+    tokenizer: Tokenizer | None, config: Any, said: dict[str, Any]
+) -> dict[str, Any]:
+    """What transformers' `generate` must know: ids that are never drawn, and what ends a text.
+
+    `said` is what the source said of it, which counts.
+    """
+    special = tokenizer.special_ids if tokenizer else ()
+    values: dict[str, Any] = {"suppress_tokens": [*special, *padding(config)]}
+    if isinstance(tokenizer, CharTokenizer) and tokenizer.pad_id is not None:
+        values["pad_token_id"] = tokenizer.pad_id
+    values |= ends(tokenizer)
+    if "eos_token_id" in values:
+        values["pad_token_id"] = values["eos_token_id"]
+    return {name: value for name, value in (values | said).items() if value != []}
+
+
+def ends(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """transformers' keys for the id between documents; empty where there is none."""
+    end = tokenizer.end_of_text if tokenizer else None
+    return {} if end is None else {"bos_token_id": end, "eos_token_id": end}
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
+    """Writes what `AutoTokenizer` needs besides the tokeniser's own file to give the same ids."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+    }
+    if isinstance(tokenizer, CharTokenizer):
+        _write(folder / GPT2Tokenizer.FILE, _words(tokenizer))
+        config |= {"padding_side": "left", "split_special_tokens": True}
+        config |= {"unk_token": "<UNK>"} if tokenizer.specials else {}
+        config |= {"pad_token": "<PAD>"} if tokenizer.pad_id is not None else {}
+    elif tokenizer.settings:
+        config |= json.loads(tokenizer.settings)
+    else:  # of ours: a special token that is written in a text is text
+        config["split_special_tokens"] = True
+        if tokenizer.end_of_text is not None:
+            end = tokenizer.decode([tokenizer.end_of_text])
+            config |= {"padding_side": "left", "bos_token": end, "eos_token": end, "pad_token": end}
+    if isinstance(tokenizer, SubwordTokenizer):
+        # transformers 4 sets it in tokenizer.json as it stands here.
+        before = tokenizer.to_json().get("pre_tokenizer") or {}
+        config |= {key: before[key] for key in ("add_prefix_space",) if key in before}
+    _write(folder / CONFIG, config)
+
+
+def _words(tokenizer: CharTokenizer) -> dict[str, Any]:
+    """A character vocabulary as tokenizer.json.
+
+    Each character is one word of a WordLevel vocabulary; characters outside it become `<UNK>`,
+    or without special tokens (seed 000) the first character.
+    """
+    content = tokenizer.to_json()
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "[\\s\\S]"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": content["special_tokens"] | content["char_to_int"],
+            "unk_token": "<UNK>" if tokenizer.specials else tokenizer.chars[0],
+        },
+    }
+
+
+def _write(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,245 @@
+"""The one model in a checkpoint that holds more: what wrappers and trainers put before its names.
+
+A wrapper puts a word into every name below it (`module`, `_orig_mod`). A module that holds the
+model puts a path before its names (`model.`, `student.backbone.`) and may hold other things: a
+loss, a head, a second model. Where the model lies is found by the names of its tables alone.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jaxmodels
+from bridge.core.fused_tensors import whole
+from bridge.core.layouts import tables
+from bridge.core.moments import Moments
+from bridge.core.table import Rows, listing
+from bridge.core.tensors import Tensor
+from bridge.formats.raw import Contents
+from jaxmodels.errors import MISMATCH, UNSAFE, USAGE, Problem
+
+CHOICE = "model"
+"""What `--set` calls the choice among several models in one checkpoint."""
+# Anywhere in a name: a part of the model may be wrapped by itself.
+WORDS = {
+    "module": "torch's DataParallel or DistributedDataParallel",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "torch's FullyShardedDataParallel",
+    "_fpw_module": "torch's FullyShardedDataParallel",
+    "_checkpoint_wrapped_module": "torch's activation checkpointing",
+    "_forward_module": "Lightning",
+}
+# At the root of a checkpoint, beside the names of a model: losses, and what measures.
+_BESIDE = re.compile(r"([a-z]+_)*(loss|losses|criterion|metrics?)(_[a-z]+)*\..*|loss_\w+")
+# Words on the way to an optimiser's moments, which have the names of the model.
+_MOMENTS = {"mu", "nu", "opt_state", "optimizer", "optimizer_state", "exp_avg", "exp_avg_sq"}
+# Of a student and its teacher, the published DINOv2 is the teacher.
+_TEACHER = {"dinov2": "teacher"}
+# torch's functions that make tensors of kinds that are not read, and what these are.
+_KINDS = {
+    "torch._utils._rebuild_qtensor": "quantised",
+    "torch._utils._rebuild_sparse_tensor": "sparse",
+    "torch._utils._rebuild_sparse_csr_tensor": "sparse",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a meta tensor, which has no values",
+    "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
+    "torch.nn.parameter.UninitializedParameter": "a parameter that was never initialised",
+}
+_DTYPE = re.compile(r"torch\.(float|complex|q?u?int|bits)[a-z0-9_]*|torch\.(Complex|Q)\w+Storage")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A model that seems to lie under a prefix."""
+
+    arch: str
+    prefix: str
+    names: int
+    """How many tensors there have a name of the model's."""
+
+
+def unwrapped(contents: Contents, arch: str | None, config: Mapping[str, Any]) -> Contents:
+    """The contents of one model under its own names, with a note on all that was left out.
+
+    Args:
+        contents: what was found.
+        arch: the architecture, if it was given.
+        config: fields that were given; CHOICE among them chooses one of several models.
+
+    Raises:
+        Problem: (mismatch) there are several models, and none was chosen, or a tensor of a kind
+            that is not read; (unsafe) a tensor that only code could make.
+    """
+    contents = without_words(contents)
+    names = [*contents.tensors, *contents.strange]
+    places = _places(names, arch or contents.arch)
+    chosen = _chosen(contents, places, config)
+    prefix = chosen.prefix if chosen else ""
+    others = [place.prefix for place in places if place.prefix != prefix]
+    inside = [
+        name
+        for name in names
+        if name.startswith(prefix)
+        and not any(name.startswith(other) for other in others if len(other) > len(prefix))
+        and not (chosen and _BESIDE.fullmatch(name.removeprefix(prefix)))
+    ]
+    _check(contents, chosen, inside)
+    return _within(contents, prefix, inside)
+
+
+def without_words(contents: Contents) -> Contents:
+    """The contents under names without WORDS, with a note on each that there was."""
+    names = [*contents.tensors, *contents.strange]
+    new = {name: ".".join(w for w in name.split(".") if w not in WORDS) for name in names}
+    found = [word for word in WORDS if any(word in name.split(".") for name in names)]
+    if not found or len(set(new.values())) < len(new) or not all(new.values()):
+        return contents
+    notes = [f"{word!r} in names, left by {WORDS[word]}, was removed" for word in found]
+    return _renamed(contents, new, notes)
+
+
+def _places(names: Iterable[str], arch: str | None) -> list[_Place]:
+    """Where models of the architecture that fits most names lie."""
+    best: list[_Place] = []
+    for name, rows, prefixes in _fits(names, arch):
+        needed = {theirs for ours, theirs, _ in rows if not ours.endswith("/bias")}
+        found = [
+            _Place(name, prefix, hits.total())
+            for prefix, hits in prefixes.items()
+            if _MOMENTS.isdisjoint(prefix.split("."))
+            and 2 * len(hits.keys() & needed) >= len(needed)
+        ]
+        # More names, and of equals what has the shorter prefix.
+        if found and _rank(found) > _rank(best):
+            best = found
+    return best
+
+
+def _rank(places: list[_Place]) -> tuple[int, int]:
+    if not places:
+        return 0, 0
+    most = max(places, key=lambda place: (place.names, -len(place.prefix)))
+    return most.names, -len(most.prefix)
+
+
+def _fits(
+    names: Iterable[str], arch: str | None
+) -> Iterator[tuple[str, Rows, dict[str, Counter[str]]]]:
+    """For each table: prefix → row, by its name there → how many names are of it."""
+    archs = [arch] if arch in jaxmodels.ARCHS else list(jaxmodels.ARCHS)
+    known = [(name, rows) for name in archs for _, rows in tables(jaxmodels.arch(name))]
+    index: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for number, (_, rows) in enumerate(known):
+        for theirs in {theirs for _, theirs, _ in rows}:
+            index[re.sub(r"\{\w+\}", "0", whole(theirs))].append((number, theirs))
+    found: list[dict[str, Counter[str]]] = [defaultdict(Counter) for _ in known]
+    for name in names:
+        words = name.split(".")
+        plain = ["0" if word.isdecimal() else word for word in words]
+        for at in range(min(len(words), 12)):
+            for number, theirs in index.get(".".join(plain[at:]), ()):
+                found[number]["".join(f"{word}." for word in words[:at])][theirs] += 1
+    for (name, rows), prefixes in zip(known, found, strict=True):
+        yield name, rows, prefixes
+
+
+def _chosen(contents: Contents, places: list[_Place], config: Mapping[str, Any]) -> _Place | None:
+    """The one of several models that is meant."""
+    labels = {place.prefix.rstrip(".") or ".": place for place in places}
+    if (choice := config.get(CHOICE)) is not None:
+        fits = [p for label, p in labels.items() if choice == label or choice in label.split(".")]
+        if len(fits) == 1:
+            return fits[0]
+        raise Problem(
+            f"there is no model {str(choice)[:80]!r} in the checkpoint",
+            where=str(contents.path),
+            why=f"it holds: {', '.join(labels) or 'none that is known'}",
+            fix=f"choose one of them with --set {CHOICE}=NAME",
+            exit_code=USAGE,
+        )
+    if len(places) > 1:
+        teacher = _TEACHER.get(places[0].arch)
+        fits = [p for label, p in labels.items() if teacher in label.split(".")]
+        if len(fits) == 1:
+            return fits[0]
+        raise Problem(
+            f"the checkpoint holds {len(places)} models",
+            where=str(contents.path),
+            why=listing([f"{label}: {place.names} tensors" for label, place in labels.items()]),
+            fix=f"choose one: --set {CHOICE}={next(iter(labels))}",
+            exit_code=MISMATCH,
+        )
+    return places[0] if places else None
+
+
+def _check(contents: Contents, chosen: _Place | None, inside: list[str]) -> None:
+    """Refuses a tensor of the model that cannot be read."""
+    prefix = chosen.prefix if chosen else ""
+    known = [name for name in inside if name in contents.strange]
+    if chosen:
+        rows = [rows for _, rows in tables(jaxmodels.arch(chosen.arch))]
+        index = {re.sub(r"\{\w+\}", "0", whole(t)) for each in rows for _, t, _ in each}
+        known = [n for n in known if re.sub(r"\b\d+\b", "0", n.removeprefix(prefix)) in index]
+    if not known:
+        return
+    name, made = known[0], contents.strange[known[0]]
+    if kind := unread_kind(made):
+        raise Problem(
+            f"the tensor {name} is {kind}; that is not read",
+            where=str(contents.path),
+            why=f"{len(known)} tensors of the model are of that kind",
+            fix="save them as plain tensors of float32, bfloat16 or float16",
+            exit_code=MISMATCH,
+        )
+    raise Problem(
+        f"the tensor {name} could only be made by running code, and was refused",
+        where=str(contents.path),
+        why=f"the file calls {made[:200]} to make it",
+        fix="use it only if you trust it: save its tensors alone, as safetensors, elsewhere",
+        exit_code=UNSAFE,
+    )
+
+
+def unread_kind(made: str) -> str:
+    """What kind of tensor, which is not read, torch makes by a name; "" where it makes none."""
+    return _KINDS.get(made) or (f"of numbers of {made}" if _DTYPE.fullmatch(made) else "")
+
+
+def _within(contents: Contents, prefix: str, inside: list[str]) -> Contents:
+    """The contents under a prefix, without it; what else there was is told."""
+    notes = []
+    if prefix:
+        notes.append(f"the model lies under {prefix.rstrip('.')!r}")
+    kept = set(inside)
+    if aside := [name for name in (*contents.tensors, *contents.strange) if name not in kept]:
+        notes.append(f"left out, as no part of the model: {_some(aside)}")
+    if not notes:
+        return contents
+    new = {name: name.removeprefix(prefix) for name in inside}
+    return _renamed(contents, new, notes)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _renamed(contents: Contents, new: Mapping[str, str], notes: list[str]) -> Contents:
+    """The tensors whose names are keys, under new names."""
+
+    def renamed(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {new[n]: replace(t, name=new[n]) for n, t in held.items() if n in new}
+
+    def moments() -> Moments | None:
+        held = contents.moments()
+        return held and held.mapped(renamed)
+
+    return replace(
+        contents,
+        tensors=renamed(contents.tensors),
+        strange={new[n]: made for n, made in contents.strange.items() if n in new},
+        notes=[*contents.notes, *notes],
+        moments=moments,
+    )

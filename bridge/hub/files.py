@@ -1,0 +1,94 @@
+"""Which files of a repository are taken, and what is taken out of them: data only, no code."""
+
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from bridge.formats.foreign import code_of_ours, our_code, without_code
+from bridge.storage.safetensors_reader import parse_json
+from jaxmodels.runtime.files import write_json
+
+# What `pull` takes, and `push` sends: what is read here, data and prose, which nothing executes.
+_DATA = (
+    *("*.safetensors", "*.gguf", "*.md", "*.txt", "LICENSE", "manifest.json", "*.index.json"),
+    *("config.json", "generation_config.json", "preprocessor_config.json", "characters.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
+    *("added_tokens.json", "understanding_good_stuff.json"),
+)
+# Orbax's files, some of which have no endings.
+_ORBAX = re.compile(
+    r"(.*/)?(_METADATA|_CHECKPOINT_METADATA|_sharding|[\w.-]+\.ocdbt|d/[0-9a-f]+"
+    r"|array_metadatas/process_\d+)"
+)
+# The weights of published checkpoints in the formats of their own code. They are read as data
+# (a pickle is never executed) and taken only where there is no safetensors file.
+_WEIGHTS = (
+    *("good_stuff.pkl", "make_stuff_better.pkl", "step_*.zip", "ckpt.pt", "checkpoint-*.pt"),
+    *("stage1_*.pt", "model_epoch_*.pt", "pytorch_model.bin", "pytorch_model-*.bin"),
+    *("dinov2_*.pth", "meta.pkl"),
+)
+# Pulled files that may name code; such keys are left out.
+_MAY_NAME = {
+    *("config.json", "generation_config.json", "tokenizer_config.json"),
+    "preprocessor_config.json",
+}
+
+
+def wanted(names: list[str]) -> list[str]:
+    """Those files of a repository that `pull` takes, sorted.
+
+    Names that would lead out of the folder, or are hidden, are never among them.
+    """
+    inside = [
+        name
+        for name in sorted(names)
+        if not any(part.startswith(".") or not part for part in re.split(r"[/\\]", name))
+    ]
+    kinds: tuple[str, ...] = _DATA
+    if not any(name.endswith(".safetensors") for name in inside):
+        kinds += _WEIGHTS
+    ours = our_code()
+    return [name for name in inside if name in ours or _fits(name, kinds)]
+
+
+def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+    last = name.rpartition("/")[2]
+    return any(fnmatchcase(last, p) for p in patterns) or bool(_ORBAX.fullmatch(name))
+
+
+def remove_foreign_code(folder: Path, files: list[str]) -> list[str]:
+    """Removes code that is not ours to the byte; the files that stay."""
+    foreign = (our_code().keys() & set(files)) - code_of_ours(folder)
+    for file in foreign:
+        (folder / file).unlink()
+    return [file for file in files if file not in foreign]
+
+
+def leave_out_code(folder: Path, files: list[str]) -> list[str]:
+    """Takes the keys that name code which is not ours out of configs; what was taken out.
+
+    The folder's manifest says otherwise of these files then.
+
+    Raises:
+        Problem: (corrupt) a config is no JSON.
+    """
+    ours, left_out = code_of_ours(folder), []
+    for file in files:
+        if file.rpartition("/")[2] in _MAY_NAME:
+            kept, keys = without_code(parse_json(folder / file), ours)
+            if keys:
+                write_json(folder / file, kept)
+                left_out += [f"{key} in {file}" for key in keys]
+    return left_out
+
+
+def named_code(folder: Path, files: list[str]) -> list[str]:
+    """The keys in configs that name code which is not ours, as "KEY in FILE".
+
+    Raises:
+        Problem: (corrupt) a config is no JSON.
+    """
+    ours = code_of_ours(folder)
+    configs = [file for file in files if file.rpartition("/")[2] in _MAY_NAME]
+    keys = {file: without_code(parse_json(folder / file), ours)[1] for file in configs}
+    return [f"{key} in {file}" for file in configs for key in keys[file]]

@@ -1,0 +1,1 @@
+"""Containers of tensors: safetensors, Orbax, GGUF."""

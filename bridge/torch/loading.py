@@ -1,0 +1,61 @@
+"""Any checkpoint as a PyTorch module."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jaxmodels
+from bridge.checkpoint.opening import open_source
+from bridge.checkpoint.zeros import filled
+from bridge.core import table
+from bridge.core.tensors import Tensor
+from bridge.core.twins import tied, to_torch, twin
+
+
+def load(path: str | Path, arch: str | None = None, config: Mapping[str, Any] | None = None) -> Any:
+    """The checkpoint as a `torch.nn.Module` in eval mode.
+
+    Args:
+        path: anything that `bridge.load` takes.
+        arch: the architecture, if the files do not say it.
+        config: fields that the files cannot say, such as {"heads": 4}.
+
+    Returns:
+        the module, in the dtype of the file (float32 if the file mixes several).
+
+    Raises:
+        Problem: as `bridge.load`; every tensor must be there, and no other.
+    """
+    return module_of(open_source(path, arch, config))
+
+
+def module_of(source: Any) -> Any:
+    """The `torch.nn.Module` of an opened source; see `load`."""
+    import torch
+
+    state = state_dict(source.arch, source.config, source.tensors)
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) > 1:
+        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    with torch.device("meta"):  # nothing is initialised only to be overwritten
+        module = twin(source.arch).build(source.config)
+    module.load_state_dict(state, strict=True, assign=True)
+    if tied(source.arch):
+        module.tie_weights()  # the same values became two parameters
+    return module.eval()
+
+
+def state_dict(arch: str, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Name → torch tensor of all that the module of an architecture holds.
+
+    Args:
+        arch: the architecture.
+        config: the model's Config.
+        tensors: our path → tensor, in our layout.
+    """
+
+    tensors = filled(arch, config, tensors)
+    pairs = table.pairs(jaxmodels.arch(arch).WEIGHTS, tensors)
+    state = {pair.ours: to_torch(pair.export(tensors[pair.ours])) for pair in pairs}
+    named = {pair.theirs: state[pair.ours] for pair in pairs}
+    return named | {name: state[path] for name, path in tied(arch)}

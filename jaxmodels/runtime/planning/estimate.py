@@ -1,0 +1,129 @@
+"""What a train step needs on a slice, estimated from shapes, before anything is compiled."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, prod
+from typing import Any, get_args, get_type_hints
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.planning import flops
+from jaxmodels.runtime.planning.chips import Topology
+from jaxmodels.runtime.planning.plan import Job, held, loss_of, state_of
+from jaxmodels.runtime.sharding import AXES, head_counts
+
+LARGEST_BATCH = 1 << 14
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search may choose."""
+
+    data: int
+    model: int
+    batch: int
+    remat: str
+
+    @property
+    def mesh(self) -> str:
+        """As `--mesh` takes it."""
+        return f"data={self.data},model={self.model}"
+
+    def of(self, job: Job) -> Job:
+        """The job with this setting; as many sequences a step as before where they fit."""
+        accum = max(1, job.recipe.batch * job.recipe.accum // self.batch)
+        return job.with_recipe(mesh=self.mesh, batch=self.batch, remat=self.remat, accum=accum)
+
+
+def policies() -> tuple[str, ...]:
+    """What `Recipe.remat` may be."""
+    return get_args(get_type_hints(Recipe)["remat"])
+
+
+def settings(job: Job, devices: int) -> Iterator[Setting]:
+    """Every mesh that divides devices and heads, with batches that double, and every policy."""
+    for model in range(1, devices + 1):
+        if devices % model or any(count % model for count in head_counts(job.config)):
+            continue
+        batch = devices // model
+        while batch <= LARGEST_BATCH:
+            for remat in policies():
+                yield Setting(devices // model, model, batch, remat)
+            batch *= 2
+
+
+class Estimate:
+    """Memory and time of settings, from shapes alone.
+
+    Memory: the state, gradients, a copy of the parameters in the precision of the computation,
+    and what the backward pass keeps of the forward pass, split over the data axis. Time: that of
+    the operations, or of gathering parameters and summing gradients over the data axis, whichever
+    is longer; what the model axis costs is left out, so that a search compiles it to know.
+    """
+
+    def __init__(self, job: Job, slice_: Topology):
+        self.job, self.slice = job, slice_
+        self._state = cache(self._state_bytes)
+        self._row = cache(self._one_row)
+        self._factors: dict[Any, float] = {}
+
+    def bytes(self, setting: Setting) -> int:
+        """Memory of one device."""
+        fixed, _ = self._state(setting.data, setting.model)
+        return fixed + round(self._activations(setting) * self._factor(setting))
+
+    def seconds(self, setting: Setting) -> float:
+        """The least time of a micro-batch."""
+        work = self._row(setting.remat)[1] * setting.batch
+        compute = work / (self.slice.devices * self.slice.flops)
+        sent = 3 * self._state(setting.data, setting.model)[1] * (setting.data - 1)
+        links = self.slice.interconnect
+        return max(compute, sent / links if links else 0.0)
+
+    def tokens_per_second(self, setting: Setting) -> float:
+        """The most that can be hoped for."""
+        return setting.batch * int(self.job.config.context) / self.seconds(setting)
+
+    def learn(self, setting: Setting, needed: int) -> None:
+        """Takes note of what the compiler found."""
+        fixed, _ = self._state(setting.data, setting.model)
+        known = max(needed - fixed, 1) / max(self._activations(setting), 1)
+        self._factors[setting.remat] = known
+        self._factors[setting.mesh, setting.remat] = known
+
+    def _factor(self, setting: Setting) -> float:
+        """How much more than estimated the compiler needed, for this mesh or a similar setting."""
+        any_known = max(self._factors.values(), default=1.0)
+        return self._factors.get(
+            (setting.mesh, setting.remat), self._factors.get(setting.remat, any_known)
+        )
+
+    def _activations(self, setting: Setting) -> int:
+        return ceil(setting.batch / setting.data) * self._row(setting.remat)[0]
+
+    def _state_bytes(self, data: int, model: int) -> tuple[int, int]:
+        """Bytes of state, gradients and copy on one device, and of the copy alone."""
+        mesh = AbstractMesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2)
+        parts = held(state_of(self.job, mesh)[1])
+        copy = parts["parameters"] * jnp.dtype(self.job.recipe.dtype).itemsize // 4
+        return sum(parts.values()) + parts["parameters"] + copy, copy
+
+    def _one_row(self, remat: Any) -> tuple[int, int]:
+        """Bytes that the backward pass keeps of one sequence, and operations of both passes."""
+        one = self.job.with_recipe(batch=1, accum=1, remat=remat)
+        loss, state = loss_of(one)
+        at = (state.params, state.rest, one.batch)
+
+        def kept(params: Any, rest: Any, batch: Any) -> Any:
+            return jax.vjp(lambda p: loss(p, rest, batch), params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(kept, *at))
+        shapes = {leaf.shape for leaf in state.params.values()}
+        kept_bytes = sum(
+            prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves if leaf.shape not in shapes
+        )
+        return kept_bytes, flops.total(flops.products(jax.grad(loss), *at))

@@ -1,0 +1,145 @@
+"""Which mesh, batch and remat to train with: estimates choose what is worth a compilation."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import log2
+from typing import Any
+
+from jaxmodels.errors import Problem
+from jaxmodels.runtime.planning.chips import GIB, Topology
+from jaxmodels.runtime.planning.estimate import Estimate, Setting, settings
+from jaxmodels.runtime.planning.plan import Compiled, Job, TooLarge
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting that was compiled."""
+
+    setting: Setting
+    job: Job
+    compiled: Compiled | None
+    """None when it does not fit, or the compiler failed."""
+    needed: int
+    """Bytes on one device; 0 if the compiler failed."""
+    report: dict[str, Any]
+    """What `plan.report` says; empty without `compiled`."""
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second at most; 0 for what does not fit."""
+        return float(self.report.get("tokens_per_second_bound", 0.0))
+
+
+class Search:
+    """Compiles settings one after the other until its time is over.
+
+    Args:
+        job: what is trained.
+        slice_: where.
+        compiled: compiles a job; raises TooLarge, or Problem where the compiler fails.
+        reported: what `plan.report` says of a job and its compilation.
+        seconds: no compilation begins later than this.
+        say: told what is tried.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        slice_: Topology,
+        compiled: Callable[[Job], Compiled],
+        reported: Callable[[Job, Compiled], dict[str, Any]],
+        seconds: float,
+        say: Callable[[str], None],
+    ):
+        self.job, self.slice, self.say = job, slice_, say
+        self.compiled, self.reported = compiled, reported
+        self.estimate = Estimate(job, slice_)
+        self.until = time.monotonic() + seconds
+        self.trials: list[Trial] = []
+
+    def frontier(self, most: int = 8) -> list[Trial]:
+        """Tries what promises most; returns what was tried, the fastest first.
+
+        It ends when nothing left promises to be faster than what was found, or after `most`.
+        """
+        waiting = self._promising()
+        while waiting and not self._over(most):
+            setting = max(waiting, key=self.estimate.tokens_per_second)
+            waiting.remove(setting)
+            best = max((trial.speed for trial in self.trials), default=0.0)
+            if self.estimate.tokens_per_second(setting) < 1.01 * best:
+                break
+            if self._fits(setting) and self._tried(setting).compiled:
+                continue
+            if setting.batch // 2 >= setting.data:
+                waiting.append(replace(setting, batch=setting.batch // 2))
+        return sorted(self.trials, key=lambda trial: -trial.speed)
+
+    def nearest(self, failed: Setting, needed: int, most: int = 6) -> Trial | None:
+        """What fits and is nearest to a setting that does not; None if nothing was found.
+
+        Another policy is nearer than another mesh, and that nearer than half of the batch. At
+        last those with the smallest estimates are tried, though they do not promise to fit.
+        """
+        if needed:
+            self.estimate.learn(failed, needed)
+
+        def distance(setting: Setting) -> float:
+            changes = (setting.remat != failed.remat) + 1.5 * (setting.mesh != failed.mesh)
+            return 2 * log2(failed.batch / setting.batch) + changes
+
+        others = [
+            setting
+            for setting in settings(self.job, self.slice.devices)
+            if setting.batch <= failed.batch and setting != failed
+        ]
+        for setting in sorted(others, key=distance):
+            if self._over(most):
+                return None
+            if self._fits(setting) and (trial := self._tried(setting)).compiled:
+                return trial
+        tried = {trial.setting for trial in self.trials}
+        for setting in sorted(set(others) - tried, key=self.estimate.bytes)[:2]:
+            if not self._over(most) and (trial := self._tried(setting)).compiled:
+                return trial
+        return None
+
+    def _promising(self) -> list[Setting]:
+        """For each mesh and policy, the smallest batch that is as fast as larger ones."""
+        best: dict[Any, Setting] = {}
+        speed = self.estimate.tokens_per_second
+        for setting in settings(self.job, self.slice.devices):
+            key = setting.mesh, setting.remat
+            faster = key not in best or speed(setting) > 1.02 * speed(best[key])
+            if faster and self._fits(setting):
+                best[key] = setting
+        return list(best.values())
+
+    def _fits(self, setting: Setting) -> bool:
+        return self.estimate.bytes(setting) <= self.slice.chip.usable
+
+    def _over(self, most: int) -> bool:
+        return len(self.trials) >= most or time.monotonic() > self.until
+
+    def _tried(self, setting: Setting) -> Trial:
+        """Compiles a setting, says what came out, and learns from it."""
+        job, compiled, report = setting.of(self.job), None, {}
+        estimated = self.estimate.bytes(setting) / GIB
+        self.say(f"compiling {job.flags} (estimated {estimated:.1f} GiB)")
+        try:
+            compiled = self.compiled(job)
+            needed = compiled.bytes
+        except TooLarge as error:
+            needed = error.needed
+        except Problem as problem:
+            self.say(f"  {problem.what}")
+            needed = 0
+        if needed:
+            self.estimate.learn(setting, needed)
+            self.say(f"  needs {needed / GIB:.1f} GiB")
+        if compiled and needed <= self.slice.chip.usable:
+            report = self.reported(job, compiled)
+        trial = Trial(setting, job, compiled if report else None, needed, report)
+        self.trials.append(trial)
+        return trial

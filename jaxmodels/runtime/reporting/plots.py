@@ -1,0 +1,208 @@
+"""Plots of a run, drawn from its metrics.jsonl and stats.jsonl: as files, and for its report."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmodels.cli import say
+from jaxmodels.runtime.files import json_object, write_bytes
+from jaxmodels.runtime.paths import layer_of
+from jaxmodels.runtime.reporting.pictures import picture, title
+from jaxmodels.runtime.reporting.stats import FILE as STATS
+
+Record = dict[str, Any]
+
+METRICS = "metrics.jsonl"
+OF_ALL = {"step", "loss", "grad_norm", "lr", "tokens_per_second", "images_per_second"}
+"""What the records of every run hold."""
+
+
+def draw(run: Path) -> None:
+    """Draws loss.png, metrics.png and stats.png, where there are numbers for them."""
+    for name, png in pictures(run, {"loss": loss, "metrics": told, "stats": stats}):
+        try:
+            write_bytes(run / f"{name}.png", png)
+        except OSError as error:  # a plot is no reason for a run to fail
+            say(f"no plot of {name}: {error}")
+
+
+def pictures(run: Path, plots: dict[str, Callable[[Path], Any]]) -> Iterator[tuple[str, bytes]]:
+    """Names and PNG files of plots, those that there is something to see in."""
+    for name, plot in plots.items():
+        if (png := picture(name, partial(plot, run))) is not None:
+            yield name, png
+
+
+def loss(run: Path) -> Any:
+    """The loss of the steps, its running mean, and the validation losses."""
+    from matplotlib.figure import Figure
+
+    records, stride = thinned(run / METRICS, 4000, always='"valid_loss"')
+    if not records:
+        return None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    _curve(axes, records, "loss", stride)
+    axes.set(xlabel="optimiser step", ylabel="loss (nats)", title=title(run.absolute().name))
+    axes.legend()
+    return figure
+
+
+def told(run: Path) -> Any:
+    """What the loss tells besides itself, a panel each; None where it tells nothing."""
+    return _panels(run, lambda name: name not in OF_ALL)
+
+
+def everything(run: Path) -> Any:
+    """All numbers of the steps but the loss, a panel each."""
+    return _panels(run, lambda name: name not in ("step", "loss"))
+
+
+def _panels(run: Path, wanted: Callable[[str], bool]) -> Any:
+    from matplotlib.figure import Figure
+
+    records, stride = thinned(run / METRICS, 4000, always='"valid_loss"')
+    there = dict.fromkeys(name for record in records for name in record)
+    names = [name for name in there if wanted(name) and not name.startswith("valid_")]
+    if not names:
+        return None
+    columns = min(len(names), 3)
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        _curve(axes, records, name, stride)
+        axes.set(title=name, xlabel="optimiser step")
+    for axes in grid.flat[len(names) :]:
+        axes.set_axis_off()
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(title(run.absolute().name))
+    return figure
+
+
+def _curve(axes: Any, records: list[Record], name: str, stride: int) -> None:
+    """A number of the steps, its running mean, and its values at evaluations."""
+    steps, values = numbers(records, name)
+    width = max(1, len(values) // 25)
+    faint = {"alpha": 0.3, "linewidth": 0.8} if width > 1 else {"marker": "."}
+    axes.plot(steps, values, color="tab:blue", label="training, one step", **faint)
+    if width > 1:
+        label = f"training, mean over {width * stride} steps"
+        axes.plot(steps, running_mean(values, width), color="tab:blue", label=label)
+    valid = numbers(records, f"valid_{name}")
+    if len(valid[0]):
+        axes.plot(*valid, "o-", color="tab:orange", label="validation")
+    axes.grid(alpha=0.3)
+
+
+def numbers(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps that tell a number, and the number."""
+    there = [record for record in records if name in record]
+    return np.array([r["step"] for r in there]), np.array([r[name] for r in there], float)
+
+
+def stats(run: Path) -> Any:
+    """Gradients, updates and parameters of each layer over the run."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    records, _ = thinned(run / STATS, 200)
+    if not records:
+        return None
+    layers = [by_layer(record["params"]) for record in records]
+    steps, names = [record["step"] for record in records], list(layers[0])
+    figure = Figure(figsize=(14, 8), layout="constrained")
+    grid = figure.subplots(2, 3, sharex=True)
+    colours = colormaps["viridis"](np.linspace(0, 1, len(names)))
+    for axes, (number, heading, scale) in zip(grid.flat, _PANELS, strict=True):
+        for name, colour in zip(names, colours, strict=True):
+            values = [row[name][number] for row in layers]
+            axes.plot(steps, values, ".-", color=colour, linewidth=1, label=name)
+        axes.set(title=heading, xlabel="optimiser step")
+        positive = any(row[name][number] > 0 for row in layers for name in names)
+        axes.set_yscale(scale if positive else "linear")
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{title(run.absolute().name)}: parameters and gradients by layer")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    chosen = spread(len(names), 16)
+    figure.legend(
+        [handles[i] for i in chosen], [labels[i] for i in chosen], loc="outside right upper"
+    )
+    return figure
+
+
+_PANELS = (
+    ("grad_norm", "norm of the gradient", "log"),
+    ("grad_mean_abs", "mean |g|", "log"),
+    ("grad_vanishing", "share of |g| < 1e-6", "linear"),
+    ("norm", "norm of the parameters", "log"),
+    ("update_ratio", "norm of the update / norm of the parameters", "log"),
+    ("grad_exploding", "share of |g| > 100", "linear"),
+)
+
+
+def by_layer(params: dict[str, Record]) -> dict[str, dict[str, float]]:
+    """Layer → the plotted numbers, from those of its parameters; NaN where one is null."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for path, row in params.items():
+        groups[layer_of(path)].append(
+            {name: math.nan if value is None else value for name, value in row.items()}
+        )
+    return {layer: _together(groups[layer]) for layer in sorted(groups, key=_in_numbers)}
+
+
+def _in_numbers(layer: str) -> list[tuple[int, str]]:
+    """A key that sorts blocks/9 before blocks/10."""
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in layer.split("/")]
+
+
+def _together(rows: list[Record]) -> dict[str, float]:
+    sizes = [row["size"] for row in rows]
+    norm = math.hypot(*(row["norm"] for row in rows))
+    update = math.hypot(*(row["update_ratio"] * row["norm"] for row in rows))
+    means = {
+        name: float(np.average([row[name] for row in rows], weights=sizes))
+        for name in ("grad_mean_abs", "grad_vanishing", "grad_exploding")
+    }
+    return {
+        "grad_norm": math.hypot(*(row["grad_norm"] for row in rows)),
+        "norm": norm,
+        "update_ratio": update / norm if norm else 0.0,
+        **means,
+    }
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of up to `width` values around each; fewer at the ends."""
+    window = np.ones(width)
+    counts = np.convolve(np.ones(len(values)), window, mode="same")
+    return np.convolve(values, window, mode="same") / counts
+
+
+def thinned(path: Path, most: int, always: str = "\0") -> tuple[list[Record], int]:
+    """Records of a file of JSON lines: every n-th, so that about `most` are parsed, and n.
+
+    The last line, and lines in which `always` occurs, are taken besides. A line that cannot be
+    read, such as one that a kill cut off, is left out.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = text.splitlines()
+    stride = math.ceil(len(lines) / most) if lines else 1
+    records = []
+    for index, line in enumerate(lines):
+        if index % stride == 0 or index == len(lines) - 1 or always in line:
+            with suppress(ValueError):
+                records.append(json_object(line.encode()))
+    return [record for record in records if type(record.get("step")) is int], stride
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Up to `most` indices below `count`, evenly spaced, with the first and the last."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})

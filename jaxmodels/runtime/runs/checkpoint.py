@@ -1,0 +1,209 @@
+"""Checkpoints that survive kills, full disks and flipped bits.
+
+A checkpoint is a folder `checkpoints/<step>/`: `params/` (Orbax, nested by path), `train/`
+(Orbax: optimiser, other state, step, PRNG key), `ema/` (Orbax, as `params/`; where an average of
+the parameters is kept), `data.json` (position in the data) and
+`manifest.json` with a sha256 of every file and what the run says of its model. It is written
+under a temporary name and renamed when it is complete, so what has a number for a name was
+complete; the manifest then finds what the disk got wrong. Orbax itself accepts flipped bits.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxmodels.cli import say
+from jaxmodels.runtime.multihost import processes
+from jaxmodels.runtime.files import (
+    MANIFEST,
+    as_full_disk,
+    make_folder,
+    whole_folder,
+    write_json,
+    write_manifest,
+)
+from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
+from jaxmodels.runtime.runs.rundir import around_jumps, best, identity, refuse_changed, steps
+from jaxmodels.runtime.runs.sound import claim, newest_sound, set_aside, told, unsound
+from jaxmodels.runtime.step import State
+from jaxmodels.runtime.runs.stored import Restored, restore, snapshot, write
+
+
+class Checkpoints:
+    """Writes checkpoints in the background; keeps the newest few, the best, those at jumps.
+
+    Only sound ones count as kept. Those that this call wrote or went on from are; others are
+    hashed once, when they would be kept, and what is damaged is renamed and never removed.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        keep: newest checkpoints to keep, besides the best by validation loss.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder.absolute(), keep  # Orbax takes no relative paths
+        self.seconds = 0.0
+        """How long the last save took, from call to commit."""
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._saves = 0
+        self._run = identity(self.folder.parent)
+        self._sound: set[int] = set()
+        if processes.first():
+            make_folder(self.folder)
+            for left in self.folder.glob(".[0-9]*.*"):  # what killed calls left
+                replaced = left.suffix == ".old"  # its successor may never have got its name
+                name = self.folder / left.name.split(".")[1]
+                if replaced and not os.path.lexists(name):
+                    left.rename(name)
+                elif (replaced or left.suffix == ".tmp") and left.is_dir():
+                    _erase(left)
+
+    def resume(self, abstract: State) -> Restored | None:
+        """The newest sound checkpoint, read; None when there is none at all.
+
+        Those that it passes over (damaged, renamed, not finite) are said and set aside.
+
+        Raises:
+            Problem: (corrupt) none is sound, or the run's files are not those of the checkpoint.
+        """
+        passed: dict[int, str] = {}
+        while True:
+            found = newest_sound(self.folder, passed) if processes.first() else None
+            name = processes.from_first(found and found.folder.name)
+            if name is None:
+                return None
+            refuse_changed(self.folder / name)
+            restored = restore(self.folder / name, abstract)
+            if found is not None:
+                found.release()
+            if not (odd := not_finite(restored.state)):
+                break
+            passed[int(name)] = are_not_finite(odd)
+        self._sound.add(int(name))
+        if processes.first():
+            for step, line in zip(passed, told(passed), strict=True):
+                say(line)
+                self._set_aside(step)
+        return restored
+
+    def save(self, state: State, data: Any, metrics: dict[str, float]) -> None:
+        """Starts saving; returns when the arrays are copied. Errors come with the next call.
+
+        Raises:
+            NotFinite: the state is not, so it is not saved.
+        """
+        self.wait()
+        step = int(state.step)
+        if odd := not_finite(state):
+            raise NotFinite(f"after step {step} {are_not_finite(odd)}", step)
+        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self.folder).free < need:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+        self._pending = self._pool.submit(
+            self._write, step, snapshot(state), data, metrics, time.monotonic()
+        )
+
+    def wait(self) -> None:
+        """Returns when the last save is committed; raises what went wrong with it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(
+        self, step: int, state: State, data: Any, metrics: dict[str, float], start: float
+    ) -> None:
+        self._saves += 1
+        name = f"save {self._saves}"
+        with self._temporary(step, name) as temporary:
+            try:
+                write(temporary, state, name)
+            except Exception as error:
+                raise as_full_disk(error, self.folder) from error
+            processes.exchange(name=f"{name}/written")
+            if processes.first():
+                write_json(temporary / "data.json", data)
+                manifest = {"step": step, "metrics": metrics, "finite": True, "run": self._run}
+                write_manifest(temporary, manifest)
+        if processes.first():
+            self._sound.add(step)
+            self._prune(step)
+        processes.exchange(name=f"{name}/done")
+        self.seconds = time.monotonic() - start
+
+    @contextmanager
+    def _temporary(self, step: int, name: str) -> Iterator[Path]:
+        """The folder that all write into. Process 0 makes it, and gives it its name at the end."""
+        if not processes.first():
+            yield self.folder / processes.exchange(name=f"{name}/folder")[0]
+            return
+        if step not in self._sound and os.path.lexists(self.folder / str(step)):
+            say(f"{self.folder / str(step)} is not a sound checkpoint")
+            self._set_aside(step)
+        with whole_folder(self.folder / str(step), force=True) as temporary:
+            processes.exchange(temporary.name, name=f"{name}/folder")
+            yield temporary
+
+    def _prune(self, written: int) -> None:
+        """Removes all but what was just written, the newest `keep`, the best, those of the newest
+        jumps; nor what somebody reads, whose turn comes after the next save."""
+        while True:
+            found = steps(self.folder)
+            kept = {
+                *found[-max(self.keep, 1) :],
+                best(self.folder),
+                *around_jumps(self.folder),
+                written,
+            }
+            odd = {step: wrong for step in found if step in kept and (wrong := self._wrong(step))}
+            if not odd:
+                break
+            for step, wrong in odd.items():
+                say(f"checkpoint {step} is damaged and does not count: {'; '.join(wrong[:3])}")
+                self._set_aside(step)
+        for step in found:
+            if step not in kept:
+                try:
+                    self._remove(self.folder / str(step))
+                except OSError as error:  # what is too much is no reason to end a training
+                    say(f"checkpoint {step} could not be removed: {error}")
+
+    def _wrong(self, step: int) -> list[str]:
+        """What is wrong with a checkpoint; of one that is known to be sound nothing is read."""
+        wrong = [] if step in self._sound else unsound(self.folder / str(step))
+        if not wrong:
+            self._sound.add(step)
+        return wrong
+
+    def _remove(self, checkpoint: Path) -> None:
+        """Removes a checkpoint, out of sight first: half of one would be taken for damage."""
+        held = claim(checkpoint)
+        if held is None and (checkpoint / MANIFEST).exists():
+            return
+        hidden = checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
+        checkpoint.rename(hidden)
+        _erase(hidden)
+        if held is not None:
+            held.close()
+
+    def _set_aside(self, step: int) -> None:
+        self._sound.discard(step)
+        kept = set_aside(self.folder / str(step))
+        say(f"it is kept as {kept}; remove it when you do not need it")
+
+
+def _erase(folder: Path) -> None:
+    """Removes a folder; of one that lies elsewhere only the link that leads there."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
