@@ -118,19 +118,19 @@ def _images(size: tuple[int, int, int, int]) -> list[np.ndarray]:
 
 def _parts(arch: str, config: Any) -> Any:
     """The skeleton and the parameters of a fresh model, which both sides take."""
-    skeleton, params, rest = split(jaxmodels.arch(arch).Model(config, rngs=keys(default=0)))
-    return skeleton, params, rest
+    graphdef, params, rest = split(jaxmodels.arch(arch).Model(config, rngs=keys(default=0)))
+    return graphdef, params, rest
 
 
 def ours(arch: str, config: Any, size: tuple[int, int, int, int], dtype: str) -> Call:
     """Our model, compiled; returns the class token's features, float32 [b, d]."""
-    skeleton, params, rest = _parts(arch, config)
+    graphdef, params, rest = _parts(arch, config)
     images = _images(size)
 
     @jax.jit
     def features(params: Any, images: Any) -> Any:
         cast = {path: leaf.astype(dtype) for path, leaf in params.items()}
-        return skeleton.merge(cast, rest)(images)[:, 0].astype(jnp.float32)
+        return graphdef.merge(cast, rest)(images)[:, 0].astype(jnp.float32)
 
     return lambda index: np.asarray(features(params, images[index % BATCHES]))
 

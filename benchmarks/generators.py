@@ -20,13 +20,13 @@ WAYS = {"greedy": Sampling(None), "sampled": Sampling(0.8, top_k=50)}
 def _model(arch: str, config: Any) -> Any:
     """A model whose every matrix has a say in the tokens: the fresh one is almost uniform."""
     model = jaxmodels.arch(arch).Model(config, rngs=keys(default=0))
-    skeleton, params, rest = split(model)
+    graphdef, params, rest = split(model)
     rng = np.random.default_rng(0)
     moved = {
         path: jnp.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32))
         for path, leaf in params.items()
     }
-    return skeleton.merge(moved, rest)
+    return graphdef.merge(moved, rest)
 
 
 def _prompts(config: Any, size: tuple[int, int, int]) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import State, training
-from jaxmodels.runtime.train import Job, train
+from jaxmodels.runtime.training.train import Job, train
 
 RUNS = tuple(
     ("--preset", f"{arch}:tiny") for arch in jaxmodels.ARCHS if arch != "dinov2"

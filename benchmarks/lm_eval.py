@@ -137,14 +137,14 @@ class Scorer:
         if tokenizer is None:
             raise Problem("the model has no vocabulary", fix="give --vocab FILE", exit_code=USAGE)
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
-        skeleton, self._params, self._rest = split(model)
+        graphdef, self._params, self._rest = split(model)
 
         ids = np.arange(model.config.vocab)  # those that `generate` never draws
         never = np.isin(ids, tokenizer.special_ids)
         never |= ids >= getattr(model.config, "tokens", len(ids))
 
         def score(params: Any, rest: Any, tokens: Any) -> tuple[Any, Any]:
-            model = skeleton.merge(params, rest)
+            model = graphdef.merge(params, rest)
             inputs, wanted = tokens[:, :-1], tokens[:, 1:]
             dense = objective == "dense"
             logits = model.logits(model.dense(inputs)) if dense else model(inputs)[0]

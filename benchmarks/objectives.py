@@ -62,7 +62,7 @@ class Trainee:
         # The end is not known beforehand: no decay.
         optim = replace(recipe.optim, warmup=rate, end_lr=recipe.optim.peak_lr)
         self.recipe, self.mesh = replace(recipe, optim=optim, steps=10**9), make_mesh()
-        self.skeleton, fresh, _, self.step = training(
+        self.graphdef, fresh, _, self.step = training(
             self.package, self.config, self.recipe, self.mesh
         )
         self.batches = iter(data.train())
@@ -85,14 +85,14 @@ class Trainee:
 
         @jax.jit
         def one(params: Any, rest: Any, tokens: Any) -> Any:
-            model = self.skeleton.merge(params, rest)
+            model = self.graphdef.merge(params, rest)
             return cross_entropy(model(tokens[:, :-1])[0], tokens[:, -1])
 
-        params, rest = self.state.params, self.state.rest
+        params, rest = self.state.params, self.state.model_state
         parts = [
             float(one(params, rest, part)) for part in windows.reshape(64, -1, windows.shape[1])
         ]
-        whole = evaluate(loss_function(self.package, self.skeleton), params, rest, data.valid(None))
+        whole = evaluate(loss_function(self.package, self.graphdef), params, rest, data.valid(None))
         assert whole is not None
         return {
             "steps": self.steps,

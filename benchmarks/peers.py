@@ -58,7 +58,7 @@ def twin_with(arch: str, config: Any, arrays: dict[str, Any], device: str = "cpu
     from bridge.torch.loading import state_dict
     from jaxmodels.runtime.paths import unstack
 
-    arrays = unstack(arrays, getattr(jaxmodels.arch(arch), "STACKED", ()))
+    arrays = unstack(arrays, getattr(jaxmodels.arch(arch), "SCANNED", ()))
     torch.set_num_threads(cores())
     tensors = {path: _tensor(path, np.asarray(leaf)) for path, leaf in arrays.items()}
     module = twin(arch).build(config)
@@ -170,6 +170,6 @@ def _seed_tree(arch: str, params: dict[str, Any]) -> dict[str, Any]:
     from bridge.core.ops import OPS
     from jaxmodels.runtime.paths import nest
 
-    pairs = table.pairs(jaxmodels.arch(arch).SEED, params)
+    pairs = table.pairs(jaxmodels.arch(arch).UPSTREAM, params)
     flat = {pair.theirs: OPS[pair.op].forward(params[pair.ours]) for pair in pairs}
     return {"params": nest({name.replace(".", "/"): leaf for name, leaf in flat.items()})}

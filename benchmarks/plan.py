@@ -31,7 +31,7 @@ QUICK = (("--preset", "charlm:tiny", "--topology", "v5e:2x2", "--batch", "16"),)
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanCase:
     """Compile the train step of a preset for a TPU slice, and record what is known of it."""
 
     preset: str = "wikigpt:gpt2-124m"
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     Raises:
         Absent: libtpu is not installed.
     """
-    options = parse(Plan, argv, "bench plan")
+    options = parse(PlanCase, argv, "bench plan")
     if find_spec("libtpu") is None:
         raise Absent("libtpu is not installed", "pip install 'jaxmodels[tpu]'")
     arch, name, config = jaxmodels.preset(options.preset)

@@ -19,7 +19,7 @@ from data_pipelines.pipelines import open_data
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import within
 from jaxmodels.runtime.batches import sees
-from jaxmodels.runtime.train import Job, train
+from jaxmodels.runtime.training.train import Job, train
 
 _TRAINED = tuple(arch for arch in jaxmodels.ARCHS if arch != "dinov2")  # it has no loss
 RUNS = tuple(("--preset", f"{arch}:tiny") for arch in _TRAINED)

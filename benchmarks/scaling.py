@@ -24,7 +24,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning import hlo
 from jaxmodels.runtime.planning.chips import CHIPS, Topology
-from jaxmodels.runtime.planning.isolated import apart
+from jaxmodels.runtime.planning.isolated import run_isolated
 from jaxmodels.runtime.planning.plan import Compiled, roofline
 from jaxmodels.runtime.sharding import check_rows
 
@@ -98,7 +98,7 @@ def _compiled(package: str, config: Any, recipe: Recipe, count: int) -> Compiled
     # for a CPU to run them, and nothing is run here.
     flags += " --xla_disable_hlo_passes=all-reduce-promotion"
     with mock.patch.dict(os.environ, {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}):
-        return apart(compiled_here, package, config, recipe)
+        return run_isolated(compiled_here, package, config, recipe)
 
 
 def compiled_here(package: str, config: Any, recipe: Recipe) -> Compiled:

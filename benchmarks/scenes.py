@@ -139,8 +139,8 @@ def _found(model: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
     encoder = Encoder(model)
     similar = encoder.texts(batches) @ encoder.images(b["images"] for b in batches).T
     own = np.arange(len(similar))
-    skeleton, params, rest = split(model)
-    function = loss_function(jaxmodels.package_of(model), skeleton)
+    graphdef, params, rest = split(model)
+    function = loss_function(jaxmodels.package_of(model), graphdef)
     told = evaluate(function, params, rest, batches)
     assert told is not None
     return {
@@ -152,7 +152,7 @@ def _found(model: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
 
 def _written(model: Any, tokenizer: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
     """How often a greedy caption names a thing that is there, and both of them."""
-    from jaxmodels.runtime.samples import caption
+    from jaxmodels.runtime.training.samples import caption
 
     hits = []
     for batch in batches:
@@ -179,6 +179,6 @@ def _recalled(model: Any, batch: dict[str, Any]) -> float:
     tokens, mask = jnp.asarray(batch["tokens"]), jnp.asarray(batch["mask"])
     images = jnp.asarray(batch["images"], jnp.float32) / 255
     evidence = remember.write(model, tokens, images, mask)
-    found = remember.read(model, images=images, evidence=evidence)
+    found = remember.read(model, images=images, stats=evidence)
     index, _ = remember.nearest(found, remember.codes(model, tokens, mask))
     return float((index == jnp.arange(len(tokens))).mean())

@@ -145,7 +145,7 @@ def _contestants(
 
 def _slices(arch: str, recipe: Recipe, wanted: dict[str, Any]) -> int:
     """The parts that our step takes a batch in."""
-    if getattr(jaxmodels.arch(arch), "WHOLE", False):
+    if getattr(jaxmodels.arch(arch), "CROSS_ROW_LOSS", False):
         return 1
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
     return recipe.slices or fitting_slices(zeros, make_mesh(recipe.mesh))
@@ -191,9 +191,9 @@ def _show(options: Step, records: list[dict[str, Any]], work: float, rate: float
 def _forward(arch: str, config: Any, recipe: Recipe, batch: dict[str, Any]) -> list[Product]:
     """The matrix products of the loss of one batch, counted without computing it."""
     package = jaxmodels.arch(arch)
-    skeleton, _, abstract, _ = training(package, config, recipe, make_mesh(recipe.mesh))
+    graphdef, _, abstract, _ = training(package, config, recipe, make_mesh(recipe.mesh))
 
     def loss(params: Any, rest: Any, batch: Any) -> jax.Array:
-        return package.loss(skeleton.merge(params, rest), batch, None)[0]
+        return package.loss(graphdef.merge(params, rest), batch, None)[0]
 
-    return products(loss, abstract.params, abstract.rest, batch)
+    return products(loss, abstract.params, abstract.model_state, batch)

@@ -44,7 +44,7 @@ def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
 def fresh_arrays(arch: str, config: Any, recipe: Recipe) -> Arrays:
     """What our step begins with and the twin holds too: path → array."""
     state = training(jaxmodels.arch(arch), config, recipe, make_mesh(recipe.mesh)).fresh()
-    return state.params | {path: state.rest[path] for path in state_shapes(arch, config)}
+    return state.params | {path: state.model_state[path] for path in state_shapes(arch, config)}
 
 
 def seed_step(package: Path, config: Any, recipe: Recipe) -> Call:

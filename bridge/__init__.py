@@ -11,7 +11,17 @@ from typing import Any
 
 from jaxmodels.lazy import lazy
 
-__all__ = ["convert", "diff", "inspect", "load", "open_source", "pull", "push", "torch", "verify"]
+__all__ = [
+    "convert",
+    "diff",
+    "inspect",
+    "load",
+    "open_checkpoint",
+    "pull",
+    "push",
+    "torch",
+    "verify",
+]
 
 _function = lazy(
     __name__,
@@ -20,7 +30,7 @@ _function = lazy(
         "diff": "checks.difference",
         "inspect": "checks.inspection",
         "load": "checkpoint.loading",
-        "open_source": "checkpoint.opening",
+        "open_checkpoint": "checkpoint.opening",
         "pull": "hub.push_pull",
         "push": "hub.push_pull",
         "verify": "checks.verification",

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from data_pipelines.loader import Rows, Validation, Windows, read_ahead
-from data_pipelines.streams import Stream, open_bin
+from data_pipelines.streams import TokenStream, open_bin
 from data_pipelines.tokenizers import Tokenizer
 
 
@@ -16,7 +16,7 @@ class Data:
     """A token stream split in two, and how batches are drawn from it."""
 
     spec: str
-    stream: Stream
+    stream: TokenStream
     context: int
     batch: int
     seed: int

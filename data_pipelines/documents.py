@@ -45,7 +45,7 @@ class Documents:
         return np.concatenate([ids, self._separator]) if len(ids) else ids
 
 
-class Packed(grain.IterDataset):
+class PackedDocuments(grain.IterDataset):
     """Documents one after the other, cut into windows, a batch of them at a time.
 
     Args:

@@ -175,7 +175,7 @@ def read_ahead(windows: Windows, threads: int = 2, ahead: int = 8) -> grain.Data
     return iter(grain.MapDataset.source(windows).to_iter_dataset(options))
 
 
-def spread(count: int, batch: int, max_batches: int | None) -> list[int]:
+def evenly_spaced(count: int, batch: int, max_batches: int | None) -> list[int]:
     """Which batches of `count` held-out things to take; see `Validation`."""
     every, full = -(-count // batch), count // batch
     there = every if max_batches is None or every <= max_batches else full or every
@@ -211,7 +211,7 @@ class Validation(Sequence[Batch]):
         self._tokens, self._end, self._below = np.asarray(tokens), end_of_text, below
         self._context, self._batch = context, batch
         self._windows = max(0, (len(tokens) - 1) // context)
-        self._chosen = spread(self._windows, batch, max_batches)
+        self._chosen = evenly_spaced(self._windows, batch, max_batches)
 
     def __len__(self) -> int:
         return len(self._chosen)

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines.documents import Documents, Packed, characters_of
+from data_pipelines.documents import Documents, PackedDocuments, characters_of
 from data_pipelines.encoding import separator
 from data_pipelines.errors import DataProblem
 from data_pipelines.loader import Batch, Rows, Validation, epoch_keys, permute
@@ -102,7 +102,7 @@ class Streamed:
         documents = Documents(self._texts, 0, count, self.tokenizer, self.seed)
         options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=_AHEAD)
         ahead = grain.MapDataset.source(documents).to_iter_dataset(options)
-        return iter(Packed(ahead, self.batch, self.context + 1, self._end, rows))
+        return iter(PackedDocuments(ahead, self.batch, self.context + 1, self._end, rows))
 
     def valid(self, max_batches: int | None = None) -> "Validation | HeldOut":
         """Batches of held-out documents, always the same.

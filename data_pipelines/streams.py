@@ -26,7 +26,7 @@ _PIECE = 1 << 22  # tokens of a raw file that are looked at together
 _SAMPLES, _SAMPLE = 1024, 1 << 15  # pieces of a file that is not read through, and their tokens
 
 
-class Stream(NamedTuple):
+class TokenStream(NamedTuple):
     """Tokens, what they mean and what they are made from."""
 
     tokens: np.ndarray
@@ -50,7 +50,7 @@ def open_prepared(
     min_freq: int = 1,
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
-) -> Stream:
+) -> TokenStream:
     """The tokens of a text, prepared into `folder` unless they are there; see `open_data`."""
     if not folder.exists():
         try:
@@ -78,7 +78,7 @@ def open_bin(
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
     whole: bool = False,
-) -> Stream:
+) -> TokenStream:
     """What `bin:PATH` names: a prepared folder, or a raw file of little-endian tokens.
 
     A raw file is nanoGPT's train.bin: uint16 and nothing else, or `bin:PATH?dtype=uint32`.
@@ -119,7 +119,7 @@ def open_bin(
     needed = tokenizer.vocab_size if tokenizer else largest + 1
     digest = {"tokens_sha256" if whole else "tokens_sample_sha256": sha256}
     notes = () if whole else (_not_read(tokens, f"{_SAMPLES:,} samples of it tell it apart"),)
-    return Stream(tokens, tokenizer, needed, digest, notes, whole)
+    return TokenStream(tokens, tokenizer, needed, digest, notes, whole)
 
 
 def _not_read(tokens: np.ndarray, why: str) -> str:
@@ -129,7 +129,7 @@ def _not_read(tokens: np.ndarray, why: str) -> str:
 
 def _open_folder(
     folder: Path, tokenizer: Tokenizer | None, progress: Progress | None, whole: bool = False
-) -> Stream:
+) -> TokenStream:
     """Opens a prepared folder; its tokens are read through once, for their digest (`open_bin`)."""
     manifest = read_manifest(folder)
     own = read_tokenizer(folder, manifest)
@@ -150,7 +150,7 @@ def _open_folder(
         what = "characters" if isinstance(own, CharTokenizer) else "tokens"
         name = unknown_name(own)
         notes.append(f"{unknown:,} {what} ({share:.2%}) are {name}: not in the vocabulary")
-    return Stream(
+    return TokenStream(
         tokens,
         own,
         own.vocab_size,

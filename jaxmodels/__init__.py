@@ -5,7 +5,7 @@
     print(jaxmodels.summary(model))
 
 A model package is its own specification. It exports `Config, PRESETS, RECIPES, Model,
-loss, SHARDING, WEIGHTS` (and `commit`, `SEED`, `TIED` where it has them) and joins the
+loss, SHARDING, WEIGHTS` (and `commit`, `UPSTREAM`, `TIED` where it has them) and joins the
 workspace by one line in `ARCHS`. One that is but a part of others says so in `PART_OF`, and has no
 `RECIPES` and no `loss`.
 """
@@ -45,5 +45,5 @@ def summary(model: Any) -> str:
     if isinstance(model, str):
         name, _, config = preset(model)
         return sizes.table(sizes.by_layer(sizes.shapes(name, config)))
-    held = unstack(params_of(model), getattr(package_of(model), "STACKED", ()))
+    held = unstack(params_of(model), getattr(package_of(model), "SCANNED", ()))
     return sizes.table(sizes.by_layer(held))

@@ -18,7 +18,7 @@ def outline(package: ModuleType, config: Any) -> Any:
 def shapes(arch: str, config: Any) -> dict[str, Any]:
     """Path → shape and dtype of every parameter of a model, without allocating any.
 
-    Blocks are named one by one, also where the model holds them in one array (`STACKED`).
+    Blocks are named one by one, also where the model holds them in one array (`SCANNED`).
     """
     return dict(_shapes(arch, config))
 
@@ -34,12 +34,19 @@ def _shapes(arch: str, config: Any) -> dict[str, Any]:
     from jaxmodels.runtime.paths import params_of, unstack
 
     package = registry.arch(arch)
-    return unstack(params_of(outline(package, config)), getattr(package, "STACKED", ()))
+    return unstack(params_of(outline(package, config)), getattr(package, "SCANNED", ()))
 
 
 def parameters(arch: str, config: Any) -> int:
     """How many parameters a model has."""
     return sum(prod(leaf.shape) for leaf in _shapes(arch, config).values())
+
+
+def vocab_used(config: Any) -> int:
+    """Token ids that a model uses: its vocabulary without the rows that only pad it; 0 where it
+    reads no text."""
+    count: int = getattr(config, "tokens", getattr(config, "vocab", 0))
+    return count
 
 
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ archs = pytest.mark.parametrize("arch", jaxmodels.ARCHS)
 # Those that are but a part of others read images and have no loss.
 TOWERS = {name for name in jaxmodels.ARCHS if hasattr(jaxmodels.arch(name), "PART_OF")}
 # These read images with their captions, and compare the rows of a batch.
-PAIRS = {name for name in jaxmodels.ARCHS if hasattr(jaxmodels.arch(name), "WHOLE")}
+PAIRS = {name for name in jaxmodels.ARCHS if hasattr(jaxmodels.arch(name), "CROSS_ROW_LOSS")}
 writers = pytest.mark.parametrize(
     "arch", [name for name in jaxmodels.ARCHS if name not in TOWERS | PAIRS]
 )
@@ -99,8 +99,8 @@ def images_for(arch: str, batch: int = 2, seed: int = 0) -> jax.Array:
 
 def exact(model):
     """The model in float64: 8-bit levels are then the same whatever the order of sums."""
-    skeleton, params, rest = split(model)
-    return skeleton.merge({p: x.astype(jnp.float64) for p, x in params.items()}, rest)
+    graphdef, params, rest = split(model)
+    return graphdef.merge({p: x.astype(jnp.float64) for p, x in params.items()}, rest)
 
 
 def in_float64(recipe: Recipe, state: State) -> tuple[Recipe, State, State]:

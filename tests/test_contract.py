@@ -146,14 +146,14 @@ def test_features(arch):
 @writers
 def test_causality_by_gradient(arch):
     """The logits at t depend on the embeddings of tokens 0 to t, and on no later one."""
-    skeleton, params, rest = split(causal(arch))
+    graphdef, params, rest = split(causal(arch))
     length = 6
     tokens = jnp.arange(length)[None]  # every position has an embedding row of its own
 
     @jax.jit
     @jax.grad
     def gradient(embedding, t):
-        model = skeleton.merge(params | {"embed/embedding": embedding}, rest)
+        model = graphdef.merge(params | {"embed/embedding": embedding}, rest)
         # A tied head reads the embedding too: of the row of a token that does not occur.
         return jnp.abs(after_each(model, tokens)[0, t, length:]).sum()
 
@@ -208,9 +208,9 @@ def test_generation_goes_on_past_the_context(arch):
     """Pieces change nothing there either; without relative positions, it is the plain rule."""
     from jaxmodels.layers.sampling import Sampling
 
-    skeleton, params, rest = split(causal(arch, seed=2, context=9))
+    graphdef, params, rest = split(causal(arch, seed=2, context=9))
     rng = np.random.default_rng(2)  # fresh weights hardly look back: every token is the last one
-    model = skeleton.merge({p: x + 0.3 * rng.normal(size=x.shape) for p, x in params.items()}, rest)
+    model = graphdef.merge({p: x + 0.3 * rng.normal(size=x.shape) for p, x in params.items()}, rest)
     prompt, context = random_tokens(arch, 3, 5), model.config.context
 
     def drawn(rows, **settings):
@@ -244,7 +244,7 @@ def test_tables_are_total(arch):
         for path, leaf in held.items():
             assert len(match(package.SHARDING, path)) <= len(leaf.shape)
         for path in sizes.shapes(arch, preset):
-            for rows in (getattr(package, name, ()) for name in ("WEIGHTS", "SAVED", "SEED")):
+            for rows in (getattr(package, name, ()) for name in ("WEIGHTS", "SAVED", "UPSTREAM")):
                 found = [row for row in rows if pattern(row[0]).fullmatch(path)]
                 assert not rows or len(found) == 1, (path, found)
 
@@ -279,7 +279,7 @@ def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
         assert back[path].dtype == array.dtype
         np.testing.assert_array_equal(back[path], array)
     module = bridge.torch.load(folder)
-    layers = unstack(params, getattr(jaxmodels.arch(arch), "STACKED", ()))
+    layers = unstack(params, getattr(jaxmodels.arch(arch), "SCANNED", ()))
     for pair in table.pairs(jaxmodels.arch(arch).WEIGHTS, layers):
         tensor, ours = module.state_dict()[pair.theirs].numpy(), layers[pair.ours]
         np.testing.assert_array_equal(OPS[pair.op].inverse(tensor).reshape(ours.shape), ours)
@@ -295,13 +295,13 @@ def test_the_twin_gives_the_same_logits_and_gradients(converted):
     batch = batch_for(arch, batch=3)
     ours, theirs, theirs_loss = outputs_on_both_sides(arch, model, module, batch)
     assert np.abs(ours - theirs.detach().numpy()).max() <= 1e-5
-    skeleton, params, rest = split(model)
-    loss = lambda p: package.loss(skeleton.merge(p, rest), batch, None)[0]  # noqa: E731
+    graphdef, params, rest = split(model)
+    loss = lambda p: package.loss(graphdef.merge(p, rest), batch, None)[0]  # noqa: E731
     value, ours = jax.value_and_grad(loss)(params)
     assert float(value) == pytest.approx(theirs_loss.item(), abs=1e-5)
     theirs_loss.backward()
     theirs = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
-    ours = unstack(ours, getattr(jaxmodels.arch(arch), "STACKED", ()))
+    ours = unstack(ours, getattr(jaxmodels.arch(arch), "SCANNED", ()))
     live = [path for path in ours if path not in DEAD.get(arch, ())]
     pairs = table.pairs(jaxmodels.arch(arch).WEIGHTS, live)
     assert len(pairs) == len(theirs)

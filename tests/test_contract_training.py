@@ -42,13 +42,13 @@ def _gradients(arch: str, policy: str = "none"):
     with jax.enable_x64(True):
         model = package.Model(config, rngs=nnx.Rngs(0))
         model.remat = policy
-        skeleton, params, rest = split(exact(model))
+        graphdef, params, rest = split(exact(model))
         batch = batch_for(arch, batch=8, length=30)
 
         @jax.jit
         @jax.value_and_grad
         def gradients(params):
-            return package.loss(skeleton.merge(params, rest), batch, nnx.Rngs(dropout=1))[0]
+            return package.loss(graphdef.merge(params, rest), batch, nnx.Rngs(dropout=1))[0]
 
         return jax.tree.map(np.asarray, gradients(params))
 
@@ -164,12 +164,12 @@ def test_tree_mode_of_nnx_makes_the_programs_of_graph_mode(arch):
 @archs
 def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
     package = learner(arch)
-    skeleton, params, rest = split(small(arch))
+    graphdef, params, rest = split(small(arch))
     cast = {path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}
     batch = batch_for(arch)
 
     def loss(params):
-        return package.loss(skeleton.merge(params, rest), batch, nnx.Rngs(dropout=0))[0]
+        return package.loss(graphdef.merge(params, rest), batch, nnx.Rngs(dropout=0))[0]
 
     assert jax.eval_shape(loss, cast).dtype == jnp.float32
     found = products(jax.make_jaxpr(loss)(cast).jaxpr)
@@ -182,7 +182,7 @@ def test_every_product_of_a_bfloat16_step_is_in_bfloat16(arch):
 @archs
 def test_bfloat16_stays_near_float32(arch):
     package = learner(arch)
-    skeleton, params, rest = split(small(arch))
+    graphdef, params, rest = split(small(arch))
     drawn = np.random.default_rng(0)  # away from where they begin: gates are closed there
     params = {
         path: leaf + 0.02 * drawn.normal(size=leaf.shape).astype(np.float32)
@@ -195,7 +195,7 @@ def test_bfloat16_stays_near_float32(arch):
         @jax.value_and_grad
         def loss(params):
             cast = {path: leaf.astype(dtype) for path, leaf in params.items()}
-            return package.loss(skeleton.merge(cast, rest), batch, nnx.Rngs(dropout=1))[0]
+            return package.loss(graphdef.merge(cast, rest), batch, nnx.Rngs(dropout=1))[0]
 
         value, grads = loss(params)
         assert all(grad.dtype == jnp.float32 for grad in grads.values())

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,52 @@ def test_import_rules(path):
             assert within(module, allowed), f"{name} imports {module}"
 
 
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_a_circle_is_found():
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert sorted(set(circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}))) == ["a", "b", "c"]
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module → our modules that it imports, inside of functions included."""
+    files = {name_of(path): path for path in FILES}
+    graph = {}
+    for name, path in files.items():
+        found = {m if m in files else m.rpartition(".")[0] for m, _ in imports(path)}
+        graph[name] = found & files.keys() - {name}
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle_in(module_graph()) == []
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    """A room is a package of `bridge` or of `jaxmodels/runtime`; what lies beside rooms is one."""
+
+    def room(name: str) -> str:
+        parts = name.split(".")
+        depth = 3 if name.startswith("jaxmodels.runtime.") else 2
+        inside = len(parts) > depth or name in packages
+        return ".".join(parts[:depth] if inside else parts[: depth - 1] + ["*"])
+
+    packages = {name_of(path) for path in FILES if path.name == "__init__.py"}
+    rooms: dict[str, set[str]] = {}
+    for name, imported in module_graph().items():
+        if within(name, ("bridge", "jaxmodels.runtime")):
+            known = {room(m) for m in imported if within(m, ("bridge", "jaxmodels.runtime"))}
+            rooms.setdefault(room(name), set()).update(known - {room(name)})
+    assert len(rooms) > 12
+    assert circle_in(rooms) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_torch_stays_in_the_bridge_and_tensorflow_outside(path):
     name = name_of(path)
@@ -103,7 +150,7 @@ def test_torch_stays_in_the_bridge_and_tensorflow_outside(path):
 def test_torch_is_not_loaded_by_training_and_generation():
     code = (
         "import sys, jaxmodels.commands.train, jaxmodels.commands.generate;"
-        "import jaxmodels.runtime.train,"
+        "import jaxmodels.runtime.training.train,"
         "jaxmodels.runtime.generate, bridge, bridge.checkpoint.loading, data_pipelines.pipelines;"
         "print([m for m in ('torch', 'tensorflow', 'transformers') if m in sys.modules])"
     )
@@ -114,7 +161,7 @@ def test_torch_is_not_loaded_by_training_and_generation():
 def test_torch_is_not_loaded_for_tensorboard_either(tmp_path):
     """tensorboardX would import it, which takes longer than the rest of a tiny preset's start."""
     code = (
-        "import sys, pathlib; from jaxmodels.runtime.reporting.metrics import MetricsLog;"
+        "import sys, pathlib; from jaxmodels.runtime.metrics import MetricsLog;"
         "MetricsLog(pathlib.Path(sys.argv[1]), 0).close(); loaded = 'torch' in sys.modules;"
         "import torch; print(loaded, torch.ones(2).tolist())"
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from jaxmodels.errors import USAGE, Problem
 
 CHOICE = "run.weights"
@@ -19,7 +19,7 @@ def chosen(config: Mapping[str, Any] | None, weights: str | None) -> dict[str, A
 
 
 def as_in(
-    other: Mapping[str, Any], contents: Contents, config: Mapping[str, Any] | None
+    other: Mapping[str, Any], contents: RawCheckpoint, config: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Settings for a checkpoint that is compared with another one: where it has both weights and
     none were chosen, those that the other one was made from.
@@ -33,7 +33,7 @@ def as_in(
     return {**({CHOICE: made_from} if made_from else {}), **(config or {})}
 
 
-def weighted(contents: Contents, config: Mapping[str, Any]) -> Contents:
+def weighted(contents: RawCheckpoint, config: Mapping[str, Any]) -> RawCheckpoint:
     """The contents with the weights that were chosen; without a choice averaged, where there are
     any: by these a run's validation chose its best checkpoint.
 

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 from bridge.core import table
 from bridge.core.table import Rows, Shape
 from bridge.core.tensors import Tensor
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.runtime.paths import flatten
 from jaxmodels.runtime.settings import checked
@@ -34,7 +34,7 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 
 def fields_of(
-    package: Any, contents: Contents, label: str, rows: Rows, found: Mapping[str, Tensor]
+    package: Any, contents: RawCheckpoint, label: str, rows: Rows, found: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Config fields that the files say or the shapes tell, and those assumed.
 

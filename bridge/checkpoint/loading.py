@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
-from bridge.checkpoint.opening import Source, open_source
+from bridge.checkpoint.opening import Checkpoint, open_checkpoint
 from bridge.core.moments import Moments, required
 from bridge.core.state import fresh_state
 from bridge.core.tensors import Tensor, is_float, target_dtype
-from bridge.storage.stacks import joined
+from bridge.storage.stacks import stack_blocks
 
 
 def load(
@@ -39,10 +39,10 @@ def load(
             (usage) unknown architecture, field or dtype.
     """
     wanted = target_dtype(dtype)
-    return model_of(open_source(path, arch, config, weights), wanted)
+    return model_of(open_checkpoint(path, arch, config, weights), wanted)
 
 
-def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
+def model_of(source: Checkpoint, dtype: np.dtype | None = None) -> Any:
     """The `nnx.Module` of an opened source; see `load`."""
     import jax
     import jax.numpy as jnp
@@ -51,7 +51,7 @@ def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
     from jaxmodels.sizes import outline
 
     package = jaxmodels.arch(source.arch)
-    skeleton, _, rest = split(outline(package, source.config))
+    graphdef, _, rest = split(outline(package, source.config))
     state = {path: source.tensors[path].read() for path in source.state}
     if rest.keys() - state.keys():
         state = fresh_state(source.arch, source.config) | state
@@ -60,9 +60,9 @@ def model_of(source: Source, dtype: np.dtype | None = None) -> Any:
     def placed(array: np.ndarray) -> Any:
         return jnp.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
 
-    values = joined(trained, package, lambda tensor: _values(tensor, dtype))
+    values = stack_blocks(trained, package, lambda tensor: _values(tensor, dtype))
     params = {path: placed(array) for path, array in values}
-    return skeleton.merge(params, {path: placed(array) for path, array in state.items()})
+    return graphdef.merge(params, {path: placed(array) for path, array in state.items()})
 
 
 def _values(tensor: Tensor, dtype: np.dtype | None) -> np.ndarray:
@@ -84,4 +84,4 @@ def load_moments(
     Raises:
         Problem: (mismatch) there is none, or it is that of another model; and as `bridge.load`.
     """
-    return required(open_source(path, arch, config).moments(), Path(path))
+    return required(open_checkpoint(path, arch, config).moments(), Path(path))

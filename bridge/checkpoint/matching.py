@@ -13,7 +13,7 @@ from bridge.core import fused_tensors, table
 from bridge.core.layouts import tables, ties_of
 from bridge.core.table import Rows
 from bridge.core.tensors import Tensor, is_float, raw
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
 
@@ -34,7 +34,7 @@ BASE = 10_000.0  # of rotary positions, as in jaxmodels/layers/rotary.py
 
 
 def candidate_tables(
-    contents: Contents, found: Mapping[str, Tensor], arch: str | None
+    contents: RawCheckpoint, found: Mapping[str, Tensor], arch: str | None
 ) -> tuple[str, list[tuple[str, Rows]]]:
     """The architecture, and those of its tables (with their names) whose names fit best.
 
@@ -71,7 +71,7 @@ def leave_other_heads(package: Any, found: dict[str, Tensor]) -> list[str]:
 
 
 def _stranger(
-    contents: Contents,
+    contents: RawCheckpoint,
     found: Mapping[str, Tensor],
     arch: str | None,
     stated: str | None,

@@ -25,28 +25,27 @@ from bridge.core.state import begun, state_shapes, unnamed
 from bridge.core.table import Pair, Rows, Shape
 from bridge.core.tensors import Tensor
 from bridge.formats import recognise
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from bridge.formats.tokenizer import (
     NO_TOKENIZER,
     check_fits,
     check_size,
     padding_notes,
     tokenizer_by_convention,
-    used,
 )
 from bridge.formats.wrappers import CHOICE, unwrapped
-from bridge.storage.stacks import apart
+from bridge.storage.stacks import unstack_blocks
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST
-from jaxmodels.sizes import parameter_shapes
+from jaxmodels.sizes import parameter_shapes, vocab_used
 
 # nnx's random streams, in the state of any model: no parameters.
 _STREAMS = re.compile(r"(.*\.)?rngs\..*")
 
 
 @dataclass
-class Source:
+class Checkpoint:
     """A checkpoint that fits a model exactly; nothing of its values has been read yet."""
 
     path: Path
@@ -67,7 +66,7 @@ class Source:
     tokenizer: Tokenizer | None
     """The one beside the tensors, or else the convention's."""
     origin: dict[str, Any]
-    """Step and metrics of a training run; see `Contents`."""
+    """Step and metrics of a training run; see `RawCheckpoint`."""
     notes: list[str]
     unsaid: frozenset[str] = frozenset()
     """Those of the assumed fields that only the model whose copy this is tells; see `bind`."""
@@ -88,12 +87,12 @@ class Source:
         return sum(tensor.size for p, tensor in self.tensors.items() if p not in self.state)
 
 
-def open_source(
+def open_checkpoint(
     path: str | Path,
     arch: str | None = None,
     config: Mapping[str, Any] | None = None,
     weights: str | None = None,
-) -> Source:
+) -> Checkpoint:
     """Opens a checkpoint in any format that is known, and checks it against its model.
 
     Args:
@@ -111,13 +110,13 @@ def open_source(
 
 
 def bind(
-    contents: Contents,
+    contents: RawCheckpoint,
     arch: str | None = None,
     config: Mapping[str, Any] | None = None,
     conventions: Mapping[str, Any] | None = None,
     otherwise: Mapping[str, Any] | None = None,
-) -> Source:
-    """Gives the tensors of recognised contents their places in a model; see `open_source`.
+) -> Checkpoint:
+    """Gives the tensors of recognised contents their places in a model; see `open_checkpoint`.
 
     `conventions` stand in for the architecture's own where a field must be assumed, `otherwise`
     where none of its own may be: fields of a model whose copy this is.
@@ -135,7 +134,7 @@ def bind(
     config = {name: value for name, value in (config or {}).items() if name not in choices}
     check_plain(contents.tensors, contents.path)
     found = {n: tensor for n, tensor in contents.tensors.items() if not _STREAMS.fullmatch(n)}
-    found = apart(found, arch or contents.arch)
+    found = unstack_blocks(found, arch or contents.arch)
     name, candidates = candidate_tables(contents, found, arch)
     leave_buffers(jaxmodels.arch(name), found, contents.path)
     dropped = [n for n in contents.tensors if n not in found]
@@ -157,14 +156,14 @@ def bind(
 
 
 def _bind(
-    contents: Contents,
+    contents: RawCheckpoint,
     name: str,
     labelled: tuple[str, Rows],
     found: dict[str, Tensor],
     config: Mapping[str, Any],
     conventions: Mapping[str, Any],
     otherwise: Mapping[str, Any],
-) -> Source:
+) -> Checkpoint:
     """`bind` by one table, with its name, of one architecture."""
     package, (label, rows) = jaxmodels.arch(name), labelled
     found |= {n: t for n, t in contents.state.items() if table.path_of(rows, n)}
@@ -200,12 +199,14 @@ def _bind(
     tokenizer, said = _tokenizer_of(settings, tokenizer, unread, contents.path)
     notes += said
     origin = {key: value for key, value in contents.origin.items() if key != NO_TOKENIZER}
-    origin |= {NO_TOKENIZER: unread} if unread and used(settings) and tokenizer is None else {}
+    origin |= (
+        {NO_TOKENIZER: unread} if unread and vocab_used(settings) and tokenizer is None else {}
+    )
     assumed = {field: value for field, value in assumed.items() if field not in overrides}
     notes += [f"assumed: {field} = {value}" for field, value in assumed.items()]
     notes += padding_notes(settings)
     preset = contents.preset or preset_of(package, settings)
-    return Source(
+    return Checkpoint(
         path=contents.path,
         format=contents.format,
         arch=name,
@@ -229,7 +230,7 @@ def _bind(
     )
 
 
-def _tokenizer_there(contents: Contents, rows: Any) -> tuple[Tokenizer | None, str]:
+def _tokenizer_there(contents: RawCheckpoint, rows: Any) -> tuple[Tokenizer | None, str]:
     """The tokeniser that lies with the tensors, or why it is not taken.
 
     What lies beside a single file may be another model's.
@@ -255,7 +256,7 @@ def _tokenizer_of(
     Raises:
         Problem: (mismatch) it has not as many ids as the model uses.
     """
-    if not used(config):
+    if not vocab_used(config):
         return None, []
     if there is not None:
         check_size(there, config, where)
@@ -292,10 +293,12 @@ def preset_of(package: Any, config: Any) -> str | None:
 
 
 def _moments(
-    contents: Contents, rows: Rows, pairs: list[Pair], shapes: dict[str, Shape]
+    contents: RawCheckpoint, rows: Rows, pairs: list[Pair], shapes: dict[str, Shape]
 ) -> Moments | None:
     """AdamW's state under our paths."""
     if (moments := contents.moments()) is None:
         return None
-    moments = moments.mapped(lambda held: fused_tensors.split(rows, apart(held, contents.arch)))
+    moments = moments.mapped(
+        lambda held: fused_tensors.split(rows, unstack_blocks(held, contents.arch))
+    )
     return moments.bound(pairs, shapes, str(contents.path))

@@ -1,6 +1,6 @@
 """What a checkpoint of one architecture gives to a model of another, and the tower inside of one.
 
-A package says it in `CARRIED`: architecture → rows (our path pattern, their path pattern). A star
+A package says it in `INIT_FROM`: architecture → rows (our path pattern, their path pattern). A star
 that ends theirs stands for what the star at the end of ours does. What has the same shape on both
 sides is carried, and everything else of the new model begins as it would.
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import jaxmodels
-from bridge.checkpoint.opening import Source, preset_of
+from bridge.checkpoint.opening import Checkpoint, preset_of
 from bridge.core.moments import Moments
 from bridge.core.table import Shape, fill
 from bridge.core.tensors import Tensor
@@ -18,12 +18,12 @@ from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
 
 
-def rows_between(package: Any, source: Source) -> tuple[tuple[str, str], ...] | None:
+def rows_between(package: Any, source: Checkpoint) -> tuple[tuple[str, str], ...] | None:
     """The rows by which a source of another architecture is carried over; None without any."""
-    return getattr(package, "CARRIED", {}).get(source.arch)
+    return getattr(package, "INIT_FROM", {}).get(source.arch)
 
 
-def part_of(source: Source, arch: str) -> Source:
+def part_of(source: Checkpoint, arch: str) -> Checkpoint:
     """The model of an architecture that is a part of the source's, as a source of its own.
 
     The source itself where it is of this architecture, or has no such part.
@@ -31,7 +31,7 @@ def part_of(source: Source, arch: str) -> Source:
     package = jaxmodels.arch(source.arch)
     if source.arch not in getattr(jaxmodels.arch(arch), "PART_OF", ()):
         return source
-    ((ours, _),) = package.CARRIED[arch]
+    ((ours, _),) = package.INIT_FROM[arch]
     prefix, field = ours.removesuffix("*"), f"{arch}."
     config = getattr(source.config, arch)
     tensors = {p.removeprefix(prefix): t for p, t in source.tensors.items() if p.startswith(prefix)}
@@ -66,7 +66,7 @@ def part_of(source: Source, arch: str) -> Source:
 
 
 def carried(
-    package: Any, source: Source, shapes: Mapping[str, Shape]
+    package: Any, source: Checkpoint, shapes: Mapping[str, Shape]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Our path → tensor, unread, of what the source gives; and what is to be said of it.
 

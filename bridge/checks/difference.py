@@ -6,11 +6,11 @@ from typing import Any
 
 from bridge.checkpoint.averages import as_in
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Source, bind
+from bridge.checkpoint.opening import Checkpoint, bind
 from bridge.core.report import Report
 from bridge.core.tensors import compare
 from bridge.formats import recognise
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from jaxmodels.errors import Problem
 
 
@@ -48,7 +48,7 @@ def diff(a: str | Path, b: str | Path, config: Mapping[str, Any] | None = None) 
     return Report(same=same, arch=arch, config=config, tensors=tensors)
 
 
-def _other(contents: Contents, left: Source, config: Mapping[str, Any]) -> Source:
+def _other(contents: RawCheckpoint, left: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
     """The second checkpoint: what its files cannot say is as in the first, if that can be."""
     if contents.arch not in (None, left.arch):
         return bind(contents, config=config)
@@ -61,7 +61,7 @@ def _other(contents: Contents, left: Source, config: Mapping[str, Any]) -> Sourc
         return right
 
 
-def _compare(path: str, left: Source, right: Source) -> dict[str, Any]:
+def _compare(path: str, left: Checkpoint, right: Checkpoint) -> dict[str, Any]:
     a, b = left.tensors.get(path), right.tensors.get(path)
     if a is None or b is None:
         return {"status": "extra" if a is None else "missing"}

@@ -11,13 +11,13 @@ import numpy as np
 import jaxmodels
 from bridge.checkpoint.averages import CHOICE, RAW
 from bridge.checkpoint.config import types_of, values_of
-from bridge.checkpoint.opening import Source, bind
+from bridge.checkpoint.opening import Checkpoint, bind
 from bridge.checks.verification import but_for_the_card, digest_problems, told
 from bridge.core.report import Report
 from bridge.core.table import listing
 from bridge.core.tensors import DTYPES, Tensor, digest_of, is_float
 from bridge.formats import kind, recognise
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from bridge.storage.safetensors_reader import promised
 from jaxmodels.cli import visible
 from jaxmodels.errors import MISMATCH, UNSAFE, Problem
@@ -150,7 +150,7 @@ def _counts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _said(contents: Contents) -> dict[str, Any]:
+def _said(contents: RawCheckpoint) -> dict[str, Any]:
     """What the files say, whether or not it makes a model."""
     names: dict[str, Any] = {}
     if contents.arch in jaxmodels.ARCHS:
@@ -173,7 +173,7 @@ def _said(contents: Contents) -> dict[str, Any]:
     }
 
 
-def _has_moments(contents: Contents) -> bool:
+def _has_moments(contents: RawCheckpoint) -> bool:
     try:
         return contents.moments() is not None
     except Problem:
@@ -184,7 +184,7 @@ def _reads_text(arch: str | None) -> bool:
     return arch not in jaxmodels.ARCHS or "vocab" in types_of(jaxmodels.arch(arch).Config)
 
 
-def _unfit_moments(source: Source) -> list[str]:
+def _unfit_moments(source: Checkpoint) -> list[str]:
     """What keeps the optimiser's state from being carried along; the model is sound without it.
 
     Raises:
@@ -199,7 +199,7 @@ def _unfit_moments(source: Source) -> list[str]:
     return []
 
 
-def _meaning(source: Source) -> dict[str, Any]:
+def _meaning(source: Checkpoint) -> dict[str, Any]:
     """What only the model's table tells."""
     return {
         **_counts(source.tensors),
@@ -211,7 +211,7 @@ def _meaning(source: Source) -> dict[str, Any]:
     }
 
 
-def _values(report: Report, contents: Contents) -> None:
+def _values(report: Report, contents: RawCheckpoint) -> None:
     """Reads every tensor once, and adds what looks wrong to problems, what is odd to notes."""
     same: dict[str, list[str]] = defaultdict(list)
     rounded: dict[str, list[str]] = defaultdict(list)
@@ -248,7 +248,7 @@ def _values(report: Report, contents: Contents) -> None:
     ]
 
 
-def _all(contents: Contents) -> list[Tensor]:
+def _all(contents: RawCheckpoint) -> list[Tensor]:
     """The tensors, and those that a run keeps an average of besides."""
     averaged = contents.averaged.items()
     others = [t for name, t in averaged if t is not contents.tensors.get(name)]

@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxmodels
 from bridge.checkpoint.loading import model_of
-from bridge.checkpoint.opening import Source
+from bridge.checkpoint.opening import Checkpoint
 from bridge.core import table
 from bridge.core.tensors import DTYPES, Tensor
 from bridge.core.twins import twin
@@ -19,7 +19,7 @@ from jaxmodels.errors import MISMATCH, USAGE, Problem
 FLOAT32 = DTYPES["F32"]
 
 
-class Agreement(NamedTuple):
+class Parity(NamedTuple):
     """How far two sides are apart, in float32 on both."""
 
     random: float
@@ -48,11 +48,11 @@ class Agreement(NamedTuple):
 
 
 def agreement(
-    source: Source,
-    reference: Source | None = None,
+    source: Checkpoint,
+    reference: Checkpoint | None = None,
     text: str | None = None,
     gradients: bool = False,
-) -> Agreement:
+) -> Parity:
     """JAX against the PyTorch twin of the same source, or JAX against JAX of the reference.
 
     Args:
@@ -78,7 +78,7 @@ def agreement(
         theirs = [side.jax_outputs(other, each) for each in inputs]
     apart = [float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)]
     same = [(a.argmax(-1) == b.argmax(-1)).reshape(-1) for a, b in zip(ours, theirs, strict=True)]
-    return Agreement(
+    return Parity(
         random=apart[0],
         text=apart[1] if text is not None else None,
         argmax=float(np.concatenate(same).mean()),
@@ -88,7 +88,7 @@ def agreement(
     )
 
 
-def check_wishes(source: Source, text: str | None, gradients: bool) -> None:
+def check_wishes(source: Checkpoint, text: str | None, gradients: bool) -> None:
     """Checks that `agreement` can do what it will be asked for; raises as it does."""
     side = twin(source.arch)
     if text is not None:
@@ -97,7 +97,7 @@ def check_wishes(source: Source, text: str | None, gradients: bool) -> None:
         raise Problem(f"gradients of {source.arch} are not compared", exit_code=USAGE)
 
 
-def _read(side: ModuleType, source: Source, text: str) -> Any:
+def _read(side: ModuleType, source: Checkpoint, text: str) -> Any:
     """The text as inputs of the model."""
     if source.tokenizer is None or not hasattr(side, "given"):
         raise Problem(
@@ -113,7 +113,7 @@ def _read(side: ModuleType, source: Source, text: str) -> Any:
     return side.given(source.config, ids)
 
 
-def _gradients(side: ModuleType, source: Source, model: Any, module: Any, inputs: Any) -> float:
+def _gradients(side: ModuleType, source: Checkpoint, model: Any, module: Any, inputs: Any) -> float:
     """The largest relative difference of gradients of outputs, weighed at random, summed up."""
     import jax
     import torch
@@ -121,10 +121,10 @@ def _gradients(side: ModuleType, source: Source, model: Any, module: Any, inputs
     from jaxmodels.runtime.paths import split, unstack
 
     package = jaxmodels.arch(source.arch)
-    skeleton, params, rest = split(model)
+    graphdef, params, rest = split(model)
 
     def total(params: Any) -> Any:
-        out = side.jax_forward(skeleton.merge(params, rest), inputs)
+        out = side.jax_forward(graphdef.merge(params, rest), inputs)
         return (out * _weights(out.shape)).sum()
 
     ours = unstack(jax.jit(jax.grad(total))(params), stacked_in(package))

@@ -7,14 +7,14 @@ from typing import Any
 import jaxmodels
 from bridge.checkpoint.averages import as_in
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Source, bind, open_source
+from bridge.checkpoint.opening import Checkpoint, bind, open_checkpoint
 from bridge.checkpoint.transfer import part_of
-from bridge.checks.parity import Agreement, agreement
+from bridge.checks.parity import Parity, agreement
 from bridge.checks.rounding import misrounded
 from bridge.core.report import Report
 from bridge.core.tensors import compare
 from bridge.formats import recognise
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from bridge.formats.runs import is_run, is_step, not_finite
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, damage
@@ -80,7 +80,7 @@ def verify(
     if not report.problems:
         contents = None if against is None else recognise(Path(against))
         try:
-            source = open_source(path, config=config if contents is None else None)
+            source = open_checkpoint(path, config=config if contents is None else None)
             reference = None if contents is None else _reference(contents, source, config or {})
             _compare(report, source, reference, atol, (text, gradients))
         except Problem as problem:
@@ -91,7 +91,7 @@ def verify(
     return report
 
 
-def said_of(found: Agreement | None) -> dict[str, float | None]:
+def said_of(found: Parity | None) -> dict[str, float | None]:
     """What a report says of JAX against PyTorch; all None where nothing was found out."""
     return {
         "max_abs_logit_diff": found and found.random,
@@ -101,7 +101,7 @@ def said_of(found: Agreement | None) -> dict[str, float | None]:
     }
 
 
-def said_of_source(found: Agreement | None) -> dict[str, float | None]:
+def said_of_source(found: Parity | None) -> dict[str, float | None]:
     """What a report says of JAX against JAX of the source."""
     return {
         "max_abs_logit_diff_to_source": found and max(found.random, found.text or 0.0),
@@ -166,7 +166,7 @@ def but_for_the_card(problems: list[str] | None) -> list[str] | None:
     return problems and [line for line in problems if not line.startswith(f"{CARD} is damaged")]
 
 
-def compare_tensors(report: Report, source: Source, reference: Source) -> None:
+def compare_tensors(report: Report, source: Checkpoint, reference: Checkpoint) -> None:
     """Compares every tensor under our paths; a dtype that was rounded may differ by its step."""
     largest = 0.0
     for path, tensor in source.tensors.items():
@@ -189,7 +189,7 @@ def compare_tensors(report: Report, source: Source, reference: Source) -> None:
     report["max_abs_tensor_diff"] = largest
 
 
-def misrounded_in(written: Source, path: str, source: Source) -> bool:
+def misrounded_in(written: Checkpoint, path: str, source: Checkpoint) -> bool:
     """Whether a parameter (our path) is further from its source than its rounding explains."""
     exact, kept = source.tensors[path], written.tensors[path]
     if path not in written.quantised:
@@ -198,7 +198,9 @@ def misrounded_in(written: Source, path: str, source: Source) -> bool:
     return misrounded(pair.export(exact).read(), pair.export(kept).read(), blocks=True)
 
 
-def _reference(contents: Contents, source: Source, config: Mapping[str, Any]) -> Source:
+def _reference(
+    contents: RawCheckpoint, source: Checkpoint, config: Mapping[str, Any]
+) -> Checkpoint:
     """What a checkpoint was made from, as a model of the same architecture.
 
     What it cannot say (the head count, say) is as its conversion says; and so is which weights.
@@ -216,7 +218,7 @@ def _reference(contents: Contents, source: Source, config: Mapping[str, Any]) ->
 
 
 def _compare(
-    report: Report, source: Source, reference: Source | None, atol: float, wishes: Wishes
+    report: Report, source: Checkpoint, reference: Checkpoint | None, atol: float, wishes: Wishes
 ) -> None:
     if reference is not None:
         compare_tensors(report, source, reference)

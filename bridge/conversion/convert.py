@@ -8,13 +8,13 @@ from typing import Any
 
 from bridge.checkpoint import averages
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Source, bind, open_source
+from bridge.checkpoint.opening import Checkpoint, bind, open_checkpoint
 from bridge.checkpoint.transfer import part_of
 from bridge.checks.parity import check_wishes
 from bridge.checks.verification import said_of, said_of_source
 from bridge.conversion.kept_shards import kept_parts
 from bridge.conversion.model_directory import differences
-from bridge.conversion.plan import PYTORCH, Plan, make_plan
+from bridge.conversion.plan import PYTORCH, ConversionPlan, make_plan
 from bridge.conversion.progress import show
 from bridge.conversion.readback import CHECKS, changed_fields, check_written
 from bridge.conversion.targets import TARGETS, check_target, write_target
@@ -22,10 +22,11 @@ from bridge.core.moments import Moments, required
 from bridge.core.report import Report
 from bridge.core.tensors import target_dtype
 from bridge.formats import dinov2_pth, gguf, kind, nanogpt, recognise, wigip
-from bridge.formats.tokenizer import given_tokenizer, used
+from bridge.formats.tokenizer import given_tokenizer
 from bridge.storage.safetensors_writer import parse_size
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
 from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
+from jaxmodels.sizes import vocab_used
 
 OVERHEAD = 1_000_000  # bytes for all files but the tensors
 
@@ -98,7 +99,7 @@ def convert(
     target, source_path = Path(dst), Path(src)
     if optimizer and averages.CHOICE not in (config or {}):
         weights = weights or averages.RAW  # whose moments they are
-    source = open_source(source_path, arch, config, weights)
+    source = open_checkpoint(source_path, arch, config, weights)
     if TARGETS[to]:
         source = part_of(source, TARGETS[to])
     check_target(to, source)
@@ -147,7 +148,7 @@ def _dtype(name: str, to: str) -> Any:
     return name if name == gguf.QUANTISED else target_dtype(name)
 
 
-def _check_wishes(source: Source, verify: str, text: str | None, gradients: bool) -> None:
+def _check_wishes(source: Checkpoint, verify: str, text: str | None, gradients: bool) -> None:
     """Refuses before anything is written what could not be checked after it."""
     if verify == "logits":
         check_wishes(source, text, gradients)
@@ -159,7 +160,7 @@ def _check_wishes(source: Source, verify: str, text: str | None, gradients: bool
         )
 
 
-def _moments(source: Source, to: str) -> Moments | None:
+def _moments(source: Checkpoint, to: str) -> Moments | None:
     """What `--optimizer` carries along; None where the state is a count, which always goes."""
     if to == wigip.FORMAT:
         return wigip.carried(source.moments(), source.origin, source.path)
@@ -173,7 +174,7 @@ def _moments(source: Source, to: str) -> Moments | None:
     return required(source.moments(), source.path)
 
 
-def _unsaid(source: Source, written: Source, to: str) -> list[str]:
+def _unsaid(source: Checkpoint, written: Checkpoint, to: str) -> list[str]:
     """What the target cannot say and a reader would assume otherwise."""
     changed = changed_fields(source, written)
     lost = [name for name in written.assumed if name in changed or name in written.unsaid]
@@ -224,7 +225,9 @@ def _enough_space(report: Report) -> None:
         )
 
 
-def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | None) -> Report:
+def _report(
+    source: Checkpoint, dst: Path, to: str, plan: ConversionPlan, moments: Moments | None
+) -> Report:
     held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
     needed = plan.bytes + sum(tensor.nbytes for tensor in held) + OVERHEAD
     size = sum(tensor.nbytes for tensor in plan.ours.values())
@@ -251,7 +254,7 @@ def _report(source: Source, dst: Path, to: str, plan: Plan, moments: Moments | N
         bytes=size,
         files=[name for name in plan.shards if name],
         # None where there is no text to write with one.
-        vocab_present=source.tokenizer is not None if used(source.config) else None,
+        vocab_present=source.tokenizer is not None if vocab_used(source.config) else None,
         assumed=source.assumed,
         notes=notes,
         optimizer=moments is not None,

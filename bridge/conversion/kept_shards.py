@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from bridge.conversion.plan import Plan
+from bridge.conversion.plan import ConversionPlan
 from bridge.core.tensors import Fingerprint, Tensor
 from bridge.storage.safetensors_writer import write_file, write_index
 from jaxmodels.runtime.files import digest, files_below, sync, write_json
@@ -25,7 +25,9 @@ PLAN = "plan"
 
 
 @contextmanager
-def kept_parts(target: Path, source: Path, plan: Plan, weights: str = "") -> Iterator[Path | None]:
+def kept_parts(
+    target: Path, source: Path, plan: ConversionPlan, weights: str = ""
+) -> Iterator[Path | None]:
     """The folder of finished shards; None where it is of no use, or another process has it.
 
     `weights` says which of the source's are written, where it holds several.
@@ -65,7 +67,7 @@ def kept_beside(
 
 
 def write_shards(
-    folder: Path, parts: Path | None, plan: Plan, tell: Callable[[Tensor], None]
+    folder: Path, parts: Path | None, plan: ConversionPlan, tell: Callable[[Tensor], None]
 ) -> tuple[dict[str, Fingerprint], dict[str, str], int]:
     """Writes the shards of a plan, and their index when there are several.
 
@@ -141,7 +143,7 @@ def _only_of(folder: Path, identity: str) -> None:
         (folder / PLAN).write_text(identity, encoding="utf-8")
 
 
-def _identity(source: Path, plan: Plan) -> str:
+def _identity(source: Path, plan: ConversionPlan) -> str:
     """What the shards follow from: the plan, and which files the source is, as they are now."""
     files = files_below(source) if source.is_dir() else [source]
     state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -9,26 +9,20 @@ from typing import Any
 
 import jaxmodels
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Source
+from bridge.checkpoint.opening import Checkpoint
 from bridge.core.tensors import Fingerprint
 from bridge.core.twins import twin
 from bridge.formats import dinov2, gpt2
-from bridge.formats.tokenizer import (
-    drawing,
-    ends,
-    generation_config,
-    padding,
-    used,
-    write_tokenizer,
-)
+from bridge.formats.tokenizer import drawing, ends, generation_config, padding, write_tokenizer
 from jaxmodels.cli import visible
 from jaxmodels.runtime.files import write_manifest
+from jaxmodels.sizes import vocab_used
 
 # Targets whose config.json is transformers' own, and what makes it.
 CONFIGS = {"gpt2": gpt2.written_config, "dinov2": dinov2.written_config}
 
 
-def describe_model(folder: Path, source: Source, dtype: str) -> None:
+def describe_model(folder: Path, source: Checkpoint, dtype: str) -> None:
     """Writes config.json (architecture, preset, every field of the Config) and the tokeniser.
 
     Args:
@@ -50,7 +44,7 @@ def describe_model(folder: Path, source: Source, dtype: str) -> None:
 
 
 def complete(
-    folder: Path, source: Source, dtype: str, to: str = "safetensors", notes: Iterable[str] = ()
+    folder: Path, source: Checkpoint, dtype: str, to: str = "safetensors", notes: Iterable[str] = ()
 ) -> None:
     """Writes all of a model directory (or transformers folder) but tensors and manifest.
 
@@ -73,14 +67,14 @@ def complete(
     (folder / "README.md").write_text(card(source, dtype, notes), encoding="utf-8")
 
 
-def _keys(source: Source) -> dict[str, Any]:
+def _keys(source: Checkpoint) -> dict[str, Any]:
     """transformers' keys; what ends a text is the tokeniser's affair."""
     keys = twin(source.arch).keys(source.config)
     return keys | {key: end for key, end in ends(source.tokenizer).items() if key in keys}
 
 
 def promise(
-    folder: Path, source: Source, tensors: dict[str, Fingerprint], files: dict[str, str]
+    folder: Path, source: Checkpoint, tensors: dict[str, Fingerprint], files: dict[str, str]
 ) -> None:
     """Writes manifest.json: digests of every tensor and file, source and tool; the last file.
 
@@ -105,7 +99,7 @@ def promise(
     )
 
 
-def card(source: Source, dtype: str, notes: Iterable[str] = ()) -> str:
+def card(source: Checkpoint, dtype: str, notes: Iterable[str] = ()) -> str:
     """The model card, README.md: what it is, where it comes from, how to load it."""
     preset = f", preset {source.preset}" if source.preset else ""
     sizes = "\n".join(f"| {name} | {value} |" for name, value in values_of(source.config).items())
@@ -114,7 +108,7 @@ def card(source: Source, dtype: str, notes: Iterable[str] = ()) -> str:
         for name, value in source.assumed.items()
     ]
     lacks += [f"{note[0].upper()}{note[1:]}." for note in notes]
-    if source.tokenizer is None and used(source.config):
+    if source.tokenizer is None and vocab_used(source.config):
         lacks.append("The vocabulary is missing: token ids work, text does not.")
     if unlike := differences(source):
         lacks.append(f"{unlike[0].upper()}{unlike[1:]}.")
@@ -151,13 +145,13 @@ The licence is that of whoever trained it; set the `license` field above before 
     )
 
 
-def differences(source: Source) -> str:
+def differences(source: Checkpoint) -> str:
     """What the PyTorch class of a model computes otherwise than the model; mostly nothing."""
     said: str = getattr(twin(source.arch), "unlike", lambda _: "")(source.config)
     return said
 
 
-def _loading(source: Source) -> str:
+def _loading(source: Checkpoint) -> str:
     """The card's part for who wants to use the model."""
     classes = auto = twin(source.arch).AUTO_CLASS
     # Only where a modelling file of ours lies there: of transformers' own classes nothing is run.
@@ -185,7 +179,7 @@ model = bridge.load("PATH")
 `jaxmodels verify PATH` checks every digest in `manifest.json`, and JAX against PyTorch."""
 
 
-def _provenance(source: Source) -> str:
+def _provenance(source: Checkpoint) -> str:
     lines = [
         f"Converted by jaxmodels {jaxmodels.__version__} from `{_plain(source.path)}`, ",
         f"an {source.format} checkpoint"

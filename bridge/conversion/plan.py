@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import jaxmodels
-from bridge.checkpoint.opening import Source
+from bridge.checkpoint.opening import Checkpoint
 from bridge.checkpoint.zeros import filled
 from bridge.core import fused_tensors, table
 from bridge.core.layouts import own_rows
@@ -49,7 +49,7 @@ _LIBRARIES = 300_000_000  # bytes that the process takes before it reads a tenso
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """What a conversion will write."""
 
     rows: list[dict[str, Any]]
@@ -94,8 +94,8 @@ class Plan:
 
 
 def make_plan(
-    source: Source, to: str, dtype: Any, keep_fp32: tuple[str, ...], max_shard: int
-) -> Plan:
+    source: Checkpoint, to: str, dtype: Any, keep_fp32: tuple[str, ...], max_shard: int
+) -> ConversionPlan:
     """Which tensor goes where, as what; nothing is read.
 
     `dtype` is that of floating-point tensors, `gguf.QUANTISED`, or None for their own.
@@ -154,7 +154,7 @@ def make_plan(
     real = [pair for pair in pairs if pair.ours in ours]
     zeros = len(pairs) - len(real)
     notes = [_OF_LATENT.format(len(latent))] if latent else []
-    return Plan(rows, shards, ours, errors, real, zeros, frozenset(quantised), notes)
+    return ConversionPlan(rows, shards, ours, errors, real, zeros, frozenset(quantised), notes)
 
 
 def _stays(path: str, tensor: Tensor, to: str, dtype: Any, keep_fp32: tuple[str, ...]) -> bool:
@@ -166,7 +166,7 @@ def _stays(path: str, tensor: Tensor, to: str, dtype: Any, keep_fp32: tuple[str,
     return dtype is not None and kept_in_float32(path, tensor.shape, keep_fp32)
 
 
-def _is_latent(source: Source, path: str, keep_fp32: tuple[str, ...]) -> bool:
+def _is_latent(source: Checkpoint, path: str, keep_fp32: tuple[str, ...]) -> bool:
     """Whether a weight is rounded to −1, 0 and 1 when it is used, and better not before."""
     rows = getattr(jaxmodels.arch(source.arch), "TERNARY", ())
     ternary = any(pattern(row).fullmatch(path) for row in rows)
@@ -177,9 +177,9 @@ def _tell(errors: dict[str, float], path: str, _: str, error: float) -> None:
     errors[path] = error
 
 
-def _rows(source: Source, to: str) -> table.Rows:
+def _rows(source: Checkpoint, to: str) -> table.Rows:
     package = jaxmodels.arch(source.arch)
-    for name in _TABLES.get(to, ("SEED",)):
+    for name in _TABLES.get(to, ("UPSTREAM",)):
         if rows := getattr(package, name, ()):
             return tuple(rows)
     return own_rows(package)

@@ -3,14 +3,14 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Source
-from bridge.checks.parity import Agreement, agreement
+from bridge.checkpoint.opening import Checkpoint
+from bridge.checks.parity import Parity, agreement
 from bridge.checks.verification import Wishes, misrounded_in
-from bridge.conversion.plan import PYTORCH, Plan
+from bridge.conversion.plan import PYTORCH, ConversionPlan
 from bridge.core import table
 from bridge.core.moments import Moments, required
 from bridge.core.tensors import digest_of
-from bridge.formats.raw import Contents, check
+from bridge.formats.raw import RawCheckpoint, check
 from jaxmodels.errors import UNVERIFIED, Problem
 
 CHECKS = ("none", "digest", "roundtrip", "logits")
@@ -20,14 +20,14 @@ _READERS = dict.fromkeys(PYTORCH, 2)
 
 
 def check_written(
-    contents: Contents,
-    source: Source,
-    plan: Plan,
-    written: Source,
+    contents: RawCheckpoint,
+    source: Checkpoint,
+    plan: ConversionPlan,
+    written: Checkpoint,
     moments: Moments | None,
     level: str,
     wishes: Wishes = (None, False),
-) -> tuple[Agreement | None, Agreement | None]:
+) -> tuple[Parity | None, Parity | None]:
     """Checks a new folder before it gets its name.
 
     Args:
@@ -87,7 +87,7 @@ def check_written(
     return found, from_source
 
 
-def changed_fields(a: Source, b: Source) -> list[str]:
+def changed_fields(a: Checkpoint, b: Checkpoint) -> list[str]:
     """Fields in which the configs of two models of one architecture differ."""
     other = values_of(b.config)
     return [name for name, value in values_of(a.config).items() if other[name] != value]

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from bridge.checkpoint.opening import Source
+from bridge.checkpoint.opening import Checkpoint
 from bridge.conversion.kept_shards import write_shards
 from bridge.conversion.model_directory import complete, describe_model, promise
-from bridge.conversion.plan import PYTORCH, Plan
+from bridge.conversion.plan import PYTORCH, ConversionPlan
 from bridge.core.moments import Moments
 from bridge.core.tensors import FLOATS, Tensor, is_float
 from bridge.core.twins import twin
@@ -45,7 +45,7 @@ CHECKS = {
 }
 
 
-def check_target(to: str, source: Source) -> None:
+def check_target(to: str, source: Checkpoint) -> None:
     """Checks that a target can hold a model, before anything is created.
 
     Raises:
@@ -69,9 +69,9 @@ def check_target(to: str, source: Source) -> None:
 
 def write_target(
     folder: Path,
-    source: Source,
+    source: Checkpoint,
     to: str,
-    plan: Plan,
+    plan: ConversionPlan,
     moments: Moments | None,
     tell: Callable[[Tensor], None],
     parts: Path | None = None,

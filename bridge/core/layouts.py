@@ -16,7 +16,7 @@ def tables(package: Any) -> list[tuple[str, Rows]]:
     A table whose names all begin with the PREFIX of the package's layout stands there without it
     too.
     """
-    labels = "WEIGHTS", "SAVED", "SEED", "GGUF"
+    labels = "WEIGHTS", "SAVED", "UPSTREAM", "GGUF"
     known = [(name, rows) for name in labels if (rows := getattr(package, name, ()))]
     start = getattr(package, "PREFIX", None)
     short = [

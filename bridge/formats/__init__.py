@@ -18,7 +18,7 @@ from bridge.formats import (
     wigip,
 )
 from bridge.formats.foreign import code_beside, refuse_strange
-from bridge.formats.raw import Contents, changed, complete
+from bridge.formats.raw import RawCheckpoint, changed, complete
 from bridge.sandbox import client
 from bridge.storage import unsupported
 from bridge.storage.safetensors_reader import looks_like_safetensors
@@ -41,7 +41,7 @@ class Format(NamedTuple):
     """As in `jaxmodels convert --to`."""
     matches: Callable[[Path], bool]
     """Whether a file, or a folder, is one; it never raises for strange content."""
-    open: Callable[[Path], Contents]
+    open: Callable[[Path], RawCheckpoint]
 
 
 def _is_kind(kinds: set[str] | None, folder: Path) -> bool:
@@ -79,7 +79,7 @@ _FOLDERS = (
 )
 
 
-def recognise(path: Path) -> Contents:
+def recognise(path: Path) -> RawCheckpoint:
     """Finds out what lies at a path, without reading the values of tensors.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 from bridge.core.moments import Moments, count_of
 from bridge.core.table import path_of
 from bridge.core.tensors import Fingerprint, Tensor, fingerprint
-from bridge.formats.raw import Contents, seed_of, with_seed
+from bridge.formats.raw import RawCheckpoint, upstream_of, with_upstream
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
 
@@ -62,7 +62,7 @@ def is_checkpoint(value: Any) -> bool:
 
 def contents(
     path: Path, value: dict[str, Any], tensors: dict[str, Tensor], notes: list[str]
-) -> Contents:
+) -> RawCheckpoint:
     """What a checkpoint holds.
 
     Args:
@@ -82,7 +82,7 @@ def contents(
             name = _FIVE.sub(lambda found: _FOUR[found[0]], name)
         found[name] = replace(tensor, name=name)
     said = _plain(value.get("config"))
-    return Contents(
+    return RawCheckpoint(
         path,
         "bitgen",
         found,
@@ -90,14 +90,14 @@ def contents(
         fields={ours: said[theirs] for theirs, ours in FIELDS.items() if theirs in said},
         origin=_origin(value, said),
         notes=notes,
-        table="SEED",
+        table="UPSTREAM",
         moments=partial(_read_moments, path, found, value.get("optimizer_state_dict")),
     )
 
 
 def _origin(value: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """Where training stood, and what else the container says."""
-    known: dict[str, Any] = with_seed({}, "bitgen", {"config": said}) if said else {}
+    known: dict[str, Any] = with_upstream({}, "bitgen", {"config": said}) if said else {}
     for theirs, ours in (("global_step", "step"), ("epoch", "epoch")):
         if type(value.get(theirs)) is int:
             known[ours] = value[theirs]
@@ -180,7 +180,7 @@ def write_bitgen(
         digests[name] = fingerprint(array)
         state[name] = to_torch(replace(tensor, read=lambda array=array: array))  # type: ignore[misc]
         tell(tensor)
-    said = seed_of(origin, "bitgen").get("config")
+    said = upstream_of(origin, "bitgen").get("config")
     fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
     optimizer, scheduler = _torch_optimiser(tensors, moments, _plain(said))
     torch.save(
@@ -199,9 +199,9 @@ def write_bitgen(
 
 def _place(name: str) -> str:
     """Our path of a tensor of the seed's; the name itself where there is none."""
-    from jaxmodels.bitgen_stage1.layout import SEED
+    from jaxmodels.bitgen_stage1.layout import UPSTREAM
 
-    found = path_of(SEED, name)
+    found = path_of(UPSTREAM, name)
     return found[0] if found else name
 
 

@@ -16,7 +16,7 @@ import jaxmodels
 from bridge.core import table
 from bridge.core.moments import Moments, count_of
 from bridge.core.tensors import Fingerprint, Tensor
-from bridge.formats.raw import Contents, checked, origin_of, seed_of, with_seed
+from bridge.formats.raw import RawCheckpoint, checked, origin_of, upstream_of, with_upstream
 from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree
 from bridge.legacy.msgpack_writer import write_msgpack
 from bridge.sandbox import client
@@ -62,19 +62,19 @@ def is_file(path: Path) -> bool:
     return looks_like_tree(path)
 
 
-def open_file(path: Path) -> Contents:
+def open_file(path: Path) -> RawCheckpoint:
     """The parameters alone; sizes are told by the shapes or must be given.
 
     Raises:
         Problem: (corrupt) damaged, or a tree of another model.
     """
     tensors = _tensors(path, client.read("msgpack", path))
-    if not any(table.path_of(jaxmodels.arch("bwetaf").SEED, name) for name in tensors):
+    if not any(table.path_of(jaxmodels.arch("bwetaf").UPSTREAM, name) for name in tensors):
         raise unsupported.problem(path, unsupported.FLAX)
-    return Contents(path, "bwetaf", tensors)
+    return RawCheckpoint(path, "bwetaf", tensors)
 
 
-def open_folder(folder: Path) -> Contents:
+def open_folder(folder: Path) -> RawCheckpoint:
     """A saved bwetaf; a tokeniser's file that lies in the folder is the model's.
 
     Raises:
@@ -83,14 +83,14 @@ def open_folder(folder: Path) -> Contents:
     said = parse_json(folder / CONFIG)
     path = folder / WEIGHTS_FILE
     tensors = _tensors(path, client.read("msgpack", path))
-    return Contents(
+    return RawCheckpoint(
         folder,
         "bwetaf",
         checked(folder, tensors),
         arch="bwetaf",
         fields=_fields(said, folder / CONFIG),
-        origin=with_seed(origin_of(folder), "bwetaf", said),
-        table="SEED",
+        origin=with_upstream(origin_of(folder), "bwetaf", said),
+        table="UPSTREAM",
         moments=partial(_moments, folder / OPTIMIZER),
     )
 
@@ -143,7 +143,7 @@ def write_bwetaf(
 
 def written_config(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """understanding_good_stuff.json: an earlier one, changed where the Config differs now."""
-    was = seed_of(origin, "bwetaf")
+    was = upstream_of(origin, "bwetaf")
     now: dict[str, Any] = {key: getattr(config, field) for key, field in FIELDS.items()}
     now |= {"use_rope": config.positions == "rotate", "emb_init_range": config.init_range}
     if not was:

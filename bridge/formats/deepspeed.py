@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bridge.core.tensors import is_float
 from bridge.formats import torch_files
-from bridge.formats.raw import Contents, checked, take_tokenizer
+from bridge.formats.raw import RawCheckpoint, checked, take_tokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from jaxmodels.runtime.files import read_limited
 
@@ -37,7 +37,7 @@ def is_folder(folder: Path) -> bool:
     return _is_step(folder) or bool(_steps(folder))
 
 
-def open_folder(folder: Path) -> Contents:
+def open_folder(folder: Path) -> RawCheckpoint:
     """The model of a step, or of the one that `latest` names, else the newest.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bridge.formats import model_files
 from bridge.formats.config_keys import check_only
-from bridge.formats.raw import Contents, seed_of, with_seed
+from bridge.formats.raw import RawCheckpoint, upstream_of, with_upstream
 
 ARCH, CONFIG = "dinov2", "config.json"
 # transformers' model_type → how its class interpolates positions.
@@ -33,8 +33,8 @@ MASK = "use_mask_token"  # features do not depend on it, and what is written alw
 
 
 def described(
-    contents: Contents, config: dict[str, Any], said: dict[str, Any], folder: Path
-) -> Contents:
+    contents: RawCheckpoint, config: dict[str, Any], said: dict[str, Any], folder: Path
+) -> RawCheckpoint:
     """Contents with what a config says of them.
 
     Args:
@@ -53,7 +53,7 @@ def described(
         fields=_fields(config, folder / CONFIG),
         # Where nothing says that transformers wrote it, its usual value is no answer either.
         usual={"heads": HEADS} if said.keys() & {"model_type", "architectures"} else {},
-        origin=with_seed(contents.origin, "dinov2", said),
+        origin=with_upstream(contents.origin, "dinov2", said),
     )
     if folder == contents.path:
         result.moments = partial(model_files.read_moments, folder)
@@ -70,7 +70,7 @@ def written_config(config: Any, keys: dict[str, Any], origin: dict[str, Any]) ->
     """
     if config.interpolation != INTERPOLATION[keys["model_type"]]:
         keys = {**keys, "interpolation": config.interpolation}  # ours: transformers passes over it
-    was = dict(seed_of(origin, "dinov2"))
+    was = dict(upstream_of(origin, "dinov2"))
     if was.get(MASK) is False:
         was[MASK] = True
     if was.get("model_type") not in INTERPOLATION:

@@ -16,7 +16,7 @@ import numpy as np
 from bridge.core.moments import Moments
 from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from bridge.formats import timm
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from bridge.formats.wrappers import without_words
 from jaxmodels.errors import CORRUPT, Problem
 
@@ -27,7 +27,7 @@ _MARKS = ("cls_token", "pos_embed", "patch_embed.proj.weight")  # in every file
 _CHUNKED = re.compile(r"(^|\.)blocks\.\d+\.(?=\d+\.)")
 
 
-def understood(contents: Contents, folder: Path) -> Contents:
+def understood(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     """The contents, and what they mean where the names are those of DINOv2's code or of timm.
 
     Args:
@@ -46,7 +46,7 @@ def understood(contents: Contents, folder: Path) -> Contents:
     contents = replace(
         contents,
         arch="dinov2",
-        table="SEED",
+        table="UPSTREAM",
         format=FORMAT if contents.format == "torch" else contents.format,
         tensors=_unchunked(contents),
         notes=list(contents.notes),
@@ -56,7 +56,7 @@ def understood(contents: Contents, folder: Path) -> Contents:
     return timm.understood(contents, towers, folder)
 
 
-def _unchunked(contents: Contents) -> dict[str, Tensor]:
+def _unchunked(contents: RawCheckpoint) -> dict[str, Tensor]:
     new = {name: _CHUNKED.sub(r"\1blocks.", name) for name in contents.tensors}
     if len(set(new.values())) < len(new):
         raise Problem(

@@ -50,7 +50,7 @@ def data_only(format: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """What a source's config says, without what could name code, a path or a repository.
 
     Args:
-        format: whose config it is, as in `Contents`.
+        format: whose config it is, as in `RawCheckpoint`.
         said: the parsed config.
 
     Returns:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bridge.core.tensors import DTYPES, Fingerprint, Tensor, cast, fingerprint, raw
 from bridge.formats import gguf_vocabulary
-from bridge.formats.raw import Contents, checked, origin_of
+from bridge.formats.raw import RawCheckpoint, checked, origin_of
 from bridge.storage.gguf_reader import (
     BLOCK,
     Q8_0,
@@ -65,7 +65,7 @@ def is_folder(folder: Path) -> bool:
     return len(_files(folder)) == 1
 
 
-def open_folder(folder: Path) -> Contents:
+def open_folder(folder: Path) -> RawCheckpoint:
     """The file in a folder."""
     contents = open_file(_files(folder)[0])
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
@@ -73,7 +73,7 @@ def open_folder(folder: Path) -> Contents:
     return contents
 
 
-def open_file(path: Path) -> Contents:
+def open_file(path: Path) -> RawCheckpoint:
     """One GGUF file.
 
     Raises:
@@ -112,7 +112,7 @@ def open_file(path: Path) -> Contents:
             fix="fetch or save the file again",
             exit_code=getattr(error, "exit_code", CORRUPT),  # a tokeniser may be unsafe
         ) from None
-    return Contents(
+    return RawCheckpoint(
         path,
         FORMAT,
         tensors,

@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge.formats import model_files, nanogpt
 from bridge.formats.config_keys import ITS_CLASS, check_only, named_class, unsupported
-from bridge.formats.raw import Contents, seed_of, take_tokenizer, with_seed
+from bridge.formats.raw import RawCheckpoint, take_tokenizer, upstream_of, with_upstream
 
 ARCH, CONFIG = "wikigpt", "config.json"
 
@@ -71,8 +71,8 @@ _IDLE_STARTS = "_", "summary_", "output_", "tf_"
 
 
 def described(
-    contents: Contents, config: dict[str, Any], said: dict[str, Any], folder: Path
-) -> Contents:
+    contents: RawCheckpoint, config: dict[str, Any], said: dict[str, Any], folder: Path
+) -> RawCheckpoint:
     """Contents with what a config says of them.
 
     Args:
@@ -109,7 +109,7 @@ def described(
         fields=fields,
         usual=usual,
         notes=notes,
-        origin=with_seed(contents.origin, "gpt2", said),
+        origin=with_upstream(contents.origin, "gpt2", said),
     )
     if folder == contents.path:
         result.moments = partial(model_files.read_moments, folder)
@@ -125,7 +125,7 @@ def written_config(config: Any, keys: dict[str, Any], origin: dict[str, Any]) ->
         keys: transformers' keys for it.
         origin: what is known of where the model comes from.
     """
-    was = seed_of(origin, "gpt2")
+    was = upstream_of(origin, "gpt2")
     extra = {
         name: getattr(config, name)
         for name, usual in (("bias", True), ("tokens", config.vocab))
@@ -184,7 +184,7 @@ def _unknown(config: dict[str, Any]) -> list[str]:
     return [key for key in config if key not in known and not key.startswith(_IDLE_STARTS)]
 
 
-def _ties(contents: Contents, config: dict[str, Any], where: Path) -> list[str]:
+def _ties(contents: RawCheckpoint, config: dict[str, Any], where: Path) -> list[str]:
     """What is to be said of a head that the config does not tie: its values are compared later.
 
     Raises:

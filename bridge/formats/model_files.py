@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bridge.core.moments import SETTINGS, Moments, count_of
 from bridge.core.tensors import Tensor
-from bridge.formats.raw import Contents, checked, describe
+from bridge.formats.raw import RawCheckpoint, checked, describe
 from bridge.storage.safetensors_reader import (
     looks_like_safetensors,
     parse_json,
@@ -72,17 +72,17 @@ def tensors_in(folder: Path, file: Path | None = None) -> dict[str, Tensor]:
     return checked(folder, tensors)
 
 
-def open_folder(folder: Path) -> Contents:
+def open_folder(folder: Path) -> RawCheckpoint:
     """A model directory, or a folder of safetensors files."""
-    contents = Contents(folder, "safetensors", tensors_in(folder))
+    contents = RawCheckpoint(folder, "safetensors", tensors_in(folder))
     contents.moments = partial(read_moments, folder)
     describe(contents, folder)
     return contents
 
 
-def open_file(path: Path) -> Contents:
+def open_file(path: Path) -> RawCheckpoint:
     """One safetensors file."""
-    return Contents(path, "safetensors", read_file(path))
+    return RawCheckpoint(path, "safetensors", read_file(path))
 
 
 def read_moments(folder: Path) -> Moments | None:

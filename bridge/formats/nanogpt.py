@@ -19,7 +19,7 @@ from bridge.core.moments import Moments, count_of
 from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from bridge.formats.nanogpt_meta import DATASET
 from bridge.formats.nanogpt_meta import FILE as META
-from bridge.formats.raw import Contents, seed_of, with_seed
+from bridge.formats.raw import RawCheckpoint, upstream_of, with_upstream
 from bridge.legacy.torch_writer import write_torch
 from bridge.legacy.unpickle import Named, Record
 from data_pipelines.gpt2 import GPT2Tokenizer
@@ -110,7 +110,9 @@ def _settings(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield key, item
 
 
-def described(contents: Contents, value: dict[str, Any], args: dict[str, Any]) -> Contents:
+def described(
+    contents: RawCheckpoint, value: dict[str, Any], args: dict[str, Any]
+) -> RawCheckpoint:
     """Contents of the kind nanoGPT, with what the file says.
 
     Args:
@@ -121,7 +123,7 @@ def described(contents: Contents, value: dict[str, Any], args: dict[str, Any]) -
     Raises:
         Problem: (mismatch) there are arguments that nanoGPT does not have.
     """
-    contents.format, contents.arch, contents.table = "nanogpt", "wikigpt", "SEED"
+    contents.format, contents.arch, contents.table = "nanogpt", "wikigpt", "UPSTREAM"
     contents.fields = fields(args, contents.path)
     contents.notes += idle_notes(args)
     contents.origin = origin(value)
@@ -180,7 +182,7 @@ def _is_idle(name: Any, args: dict[str, Any]) -> bool:
 def origin(value: dict[str, Any]) -> dict[str, Any]:
     """Where training stood, and what else the checkpoint says."""
     said = {"model_args": _plain(value.get("model_args")), "config": _plain(value.get("config"))}
-    known: dict[str, Any] = with_seed({}, "nanogpt", said)
+    known: dict[str, Any] = with_upstream({}, "nanogpt", said)
     if type(step := value.get("iter_num", value.get("step"))) is int:
         known["step"] = step
     loss = value.get("best_val_loss", value.get("val_loss"))
@@ -218,17 +220,17 @@ def with_dataset(origin: dict[str, Any], tokenizer: Tokenizer | None) -> dict[st
     nanoGPT's `sample.py` takes GPT-2's tokens unless the checkpoint's `config` names a dataset
     that has a `meta.pkl`.
     """
-    said = seed_of(origin, "nanogpt")
+    said = upstream_of(origin, "nanogpt")
     config = _plain(said.get("config"))
     if not isinstance(tokenizer, CharTokenizer) or config.get("dataset"):
         return origin
-    return with_seed(origin, "nanogpt", {**said, "config": {**config, "dataset": DATASET}})
+    return with_upstream(origin, "nanogpt", {**said, "config": {**config, "dataset": DATASET}})
 
 
 def notes_on(origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
     """What nanoGPT's `sample.py` needs besides, or cannot do."""
     if isinstance(tokenizer, CharTokenizer):
-        dataset = seed_of(with_dataset(origin, tokenizer), "nanogpt")["config"]["dataset"]
+        dataset = upstream_of(with_dataset(origin, tokenizer), "nanogpt")["config"]["dataset"]
         return [f"nanoGPT's sample.py looks for {META} in its folder data/{dataset}: copy it there"]
     if tokenizer is None or isinstance(tokenizer, GPT2Tokenizer):
         return []
@@ -277,7 +279,7 @@ def write_nanogpt(
 
 def _said(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says besides the tensors, in nanoGPT's order."""
-    said = seed_of(origin, "nanogpt")
+    said = upstream_of(origin, "nanogpt")
     args = {name: getattr(config, field) for name, field in ARGS.items()}
     before = _plain(said.get("model_args"))
     return {

@@ -15,7 +15,7 @@ from bridge.core.table import listing
 from bridge.core.tensors import Tensor
 from bridge.formats import runs
 from bridge.formats.orbax_trees import model_in, moments_in
-from bridge.formats.raw import Contents, checked, describe
+from bridge.formats.raw import RawCheckpoint, checked, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
@@ -30,7 +30,7 @@ def is_folder(folder: Path) -> bool:
     return _is_step(folder) or bool(_steps(folder))
 
 
-def open_folder(folder: Path) -> Contents:
+def open_folder(folder: Path) -> RawCheckpoint:
     """The model of a tree, of a step, or of the newest finished step in a folder.
 
     Raises:
@@ -46,12 +46,12 @@ def open_folder(folder: Path) -> Contents:
     return contents
 
 
-def _open(folder: Path, step: Path, notes: list[str]) -> Contents:
+def _open(folder: Path, step: Path, notes: list[str]) -> RawCheckpoint:
     if why := _unfinished(step):
         raise _never_finished(step, why)
     tensors, said = _trees(step)
     prefix, model, left = model_in(tensors, step)
-    contents = Contents(folder, "orbax", checked(folder, model), notes=[*notes, *said, *left])
+    contents = RawCheckpoint(folder, "orbax", checked(folder, model), notes=[*notes, *said, *left])
     contents.moments = partial(moments_in, tensors, prefix, step)
     if number := _STEP.fullmatch(step.name):
         contents.origin = {"step": int(number["number"])}

@@ -21,7 +21,7 @@ from bridge.core.layouts import tables
 from bridge.core.moments import Moments, count_of
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
-from bridge.storage.stacks import apart
+from bridge.storage.stacks import unstack_blocks
 from jaxmodels.errors import MISMATCH, Problem
 
 FITS = 0.5  # share of names, as in bridge/checkpoint/matching.py
@@ -158,7 +158,7 @@ def _fit(names: Iterable[Words]) -> float:
     for arch in jaxmodels.ARCHS:
         package = jaxmodels.arch(arch)
         ties = {tied for tied, _ in getattr(package, "TIED", ())}
-        cut = [name for name in apart(found, arch) if name not in ties]
+        cut = [name for name in unstack_blocks(found, arch) if name not in ties]
         fits = (table.coverage(rows, fused_tensors.names(rows, cut)) for _, rows in tables(package))
         best = max(best, *fits)
     return best

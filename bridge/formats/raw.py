@@ -22,7 +22,7 @@ from bridge.formats.tokenizer import (
     find_tokenizer,
     read_generation,
 )
-from bridge.storage.safetensors_reader import Stored, parse_json
+from bridge.storage.safetensors_reader import SafetensorsArray, parse_json
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from data_pipelines.transformers_files import remade
 from jaxmodels.errors import CORRUPT, Problem
@@ -30,7 +30,7 @@ from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
 
 
 @dataclass
-class Contents:
+class RawCheckpoint:
     """What a path holds, before any table is applied."""
 
     path: Path
@@ -77,7 +77,7 @@ def is_own(config: dict[str, Any]) -> bool:
     return config.get("arch") in ours or (kind in ours and bool(twin(kind).FILES))
 
 
-def describe(contents: Contents, folder: Path) -> None:
+def describe(contents: RawCheckpoint, folder: Path) -> None:
     """Takes over what the files beside the tensors say."""
     config = parse_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     # A run directory keeps the model's fields apart from the recipe's.
@@ -90,10 +90,10 @@ def describe(contents: Contents, folder: Path) -> None:
     take_tokenizer(contents, folder)
 
 
-def take_tokenizer(contents: Contents, folder: Path) -> None:
+def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
     """Takes the tokeniser that lies in a folder; of a kind that is not read, the reason."""
     rows = contents.fields.get("vocab")
-    config = seed_of(contents.origin, "nanogpt").get("config")
+    config = upstream_of(contents.origin, "nanogpt").get("config")
     dataset = config.get("dataset") if isinstance(config, dict) else None
     found, unread = find_tokenizer(folder, rows if type(rows) is int else None, dataset)
     if contents.format == "gpt2" and found is not None:
@@ -103,7 +103,7 @@ def take_tokenizer(contents: Contents, folder: Path) -> None:
     contents.tokenizer, contents.unread = found, unread
 
 
-def complete(contents: Contents, path: Path) -> None:
+def complete(contents: RawCheckpoint, path: Path) -> None:
     """Takes what every format may have beside it: a tokeniser, and how transformers draws."""
     folder = path if path.is_dir() else path.parent
     if contents.tokenizer is None and not contents.unread:
@@ -141,14 +141,14 @@ def origin_of(folder: Path) -> dict[str, Any]:
     return origin
 
 
-def seed_of(origin: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a seed's file in the format `name` said, as `with_seed` kept it; empty if nothing."""
+def upstream_of(origin: dict[str, Any], name: str) -> dict[str, Any]:
+    """What an upstream file of the format `name` said, as `with_upstream` kept it; else empty."""
     seed = origin.get("seed")
     said = seed.get(name) if isinstance(seed, dict) else None
     return data_only(name, said) if isinstance(said, dict) else {}
 
 
-def with_seed(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[str, Any]:
+def with_upstream(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[str, Any]:
     """The origin with what a seed's file in the format `name` says, for the way back."""
     seed = origin.get("seed")
     kept = data_only(name, said)
@@ -220,7 +220,7 @@ class _Checked:
 
     def check(self) -> None:
         """The same, in pieces where the file can be read so; nothing is kept."""
-        if not isinstance(self.tensor.read, Stored):
+        if not isinstance(self.tensor.read, SafetensorsArray):
             self()
             return
         digest = DIGESTS[self.name]()

@@ -12,7 +12,7 @@ from bridge.core.moments import SETTINGS, Moments, count_of
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
 from bridge.formats.foreign import refuse_strange
-from bridge.formats.raw import Contents, describe
+from bridge.formats.raw import RawCheckpoint, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, Problem
@@ -34,7 +34,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()
 
 
-def open_run(folder: Path) -> Contents:
+def open_run(folder: Path) -> RawCheckpoint:
     """The best sound checkpoint of a run; a training that prunes meanwhile leaves it alone."""
     passed: dict[int, str] = {}
     while True:
@@ -56,7 +56,7 @@ def open_run(folder: Path) -> Contents:
     return contents
 
 
-def open_step(folder: Path) -> Contents:
+def open_step(folder: Path) -> RawCheckpoint:
     """One checkpoint of a run."""
     held = hold(folder)
     if broken := unsound(folder):
@@ -84,11 +84,11 @@ def not_finite(folder: Path) -> str:
     return are_not_finite(odd) if odd else ""
 
 
-def _read_step(folder: Path, held: IO[bytes] | None) -> Contents:
+def _read_step(folder: Path, held: IO[bytes] | None) -> RawCheckpoint:
     run = folder.absolute().parent.parent
     origin = {"step": int(folder.name), "metrics": rundir.metrics(folder)}
     tensors, notes = orbax.read_tree(folder / "params", held)
-    contents = Contents(folder, "orbax", tensors, notes=notes, origin=origin)
+    contents = RawCheckpoint(folder, "orbax", tensors, notes=notes, origin=origin)
     contents.moments = partial(_moments, folder, run, tensors)
     contents.state = _state(folder)
     if orbax.is_tree(folder / "ema"):  # without the frozen parameters, which are their average

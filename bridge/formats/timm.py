@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bridge.core.tensors import Tensor
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import MISMATCH, Problem
 
@@ -33,7 +33,7 @@ MAYBE = (
 _FIELDS = {"num_heads": "heads"}
 
 
-def understood(contents: Contents, towers: list[str], folder: Path) -> Contents:
+def understood(contents: RawCheckpoint, towers: list[str], folder: Path) -> RawCheckpoint:
     """The contents under the published names, with what timm's config says.
 
     Args:

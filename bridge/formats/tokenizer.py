@@ -20,6 +20,7 @@ from data_pipelines.tokenizers import (
 )
 from data_pipelines.transformers_files import CONFIG, UnknownTokenizer, files_in, refuse_foreign
 from jaxmodels.errors import MISMATCH, Problem
+from jaxmodels.sizes import vocab_used
 
 GENERATION = "generation_config.json"
 NO_TOKENIZER = "no_tokenizer"
@@ -104,19 +105,12 @@ def tokenizer_by_convention(config: Any) -> Tokenizer | None:
 
     The checkpoints of nanoGPT and BwETAF carry no tokeniser: everybody knows which it is.
     """
-    return GPT2Tokenizer() if used(config) == GPT2Tokenizer.vocab_size else None
-
-
-def used(config: Any) -> int:
-    """Token ids that a model uses: its vocabulary without the rows that only pad it; 0 where it
-    reads no text."""
-    count: int = getattr(config, "tokens", getattr(config, "vocab", 0))
-    return count
+    return GPT2Tokenizer() if vocab_used(config) == GPT2Tokenizer.vocab_size else None
 
 
 def padding(config: Any) -> range:
     """Rows of a model's embedding that stand for no token."""
-    return range(used(config), getattr(config, "vocab", 0))
+    return range(vocab_used(config), getattr(config, "vocab", 0))
 
 
 def padding_notes(config: Any) -> list[str]:
@@ -144,8 +138,8 @@ def check_size(tokenizer: Tokenizer, config: Any, where: Path) -> None:
     Raises:
         Problem: (mismatch) it has not.
     """
-    if tokenizer.vocab_size != used(config):
-        raise _other_size(tokenizer, used(config), where)
+    if tokenizer.vocab_size != vocab_used(config):
+        raise _other_size(tokenizer, vocab_used(config), where)
 
 
 def _other_size(tokenizer: Tokenizer, count: int, where: Path) -> Problem:
@@ -169,14 +163,14 @@ def given_tokenizer(source: Any, file: Path) -> Any:
     tokenizer = read_tokenizer(file, getattr(config, "vocab", None))
     if (
         "tokens" in source.assumed
-        or used(config) == getattr(config, "tokens", None) == config.vocab
+        or vocab_used(config) == getattr(config, "tokens", None) == config.vocab
     ):
         check_fits(tokenizer, config.vocab, file)
         config = replace(config, tokens=tokenizer.vocab_size)
     check_size(tokenizer, config, file)
     origin = {key: value for key, value in source.origin.items() if key != NO_TOKENIZER}
     assumed = {name: value for name, value in source.assumed.items() if name != "tokens"}
-    settled = {f"assumed: tokens = {used(source.config)}", *padding_notes(source.config)}
+    settled = {f"assumed: tokens = {vocab_used(source.config)}", *padding_notes(source.config)}
     notes = [note for note in source.notes if note not in settled] + padding_notes(config)
     return replace(
         source, tokenizer=tokenizer, config=config, origin=origin, assumed=assumed, notes=notes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bridge.core.tensors import Tensor
 from bridge.formats import bitgen, nanogpt
-from bridge.formats.raw import Contents, checked, take_tokenizer
+from bridge.formats.raw import RawCheckpoint, checked, take_tokenizer
 from bridge.formats.state_dicts import held_in
 from bridge.legacy.old_torch_file import is_old_torch
 from bridge.legacy.torch_file import is_pickle
@@ -33,7 +33,7 @@ def is_folder(folder: Path) -> bool:
     return len(_indices(folder)) == 1 or len(weight_files(folder)) == 1
 
 
-def open_folder(folder: Path, file: Path | None = None) -> Contents:
+def open_folder(folder: Path, file: Path | None = None) -> RawCheckpoint:
     """nanoGPT's `out_dir`, or another folder; a tokeniser's file that lies in it is the model's.
 
     `file` is the model among others there, or the index of its shards.
@@ -41,7 +41,7 @@ def open_folder(folder: Path, file: Path | None = None) -> Contents:
     file = file or next(iter([*_indices(folder), *weight_files(folder)]))
     if file.suffix == ".json":
         tensors = read_sharded(file, lambda path: read_state(path)[0])
-        contents = Contents(folder, "torch", tensors)
+        contents = RawCheckpoint(folder, "torch", tensors)
     else:
         contents = open_file(file)
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
@@ -49,7 +49,7 @@ def open_folder(folder: Path, file: Path | None = None) -> Contents:
     return contents
 
 
-def open_file(path: Path) -> Contents:
+def open_file(path: Path) -> RawCheckpoint:
     """A torch file: nanoGPT's, BitGen Stage 1's, or state dicts.
 
     Raises:
@@ -59,7 +59,7 @@ def open_file(path: Path) -> Contents:
     held = held_in(value.get(bitgen.STATE, value) if bitgen.is_checkpoint(value) else value, path)
     if bitgen.is_checkpoint(value):
         return bitgen.contents(path, value, held.tensors, held.notes)
-    contents = Contents(path, "torch", held.tensors, notes=held.notes, strange=held.strange)
+    contents = RawCheckpoint(path, "torch", held.tensors, notes=held.notes, strange=held.strange)
     if (args := nanogpt.args_of(value)) is not None:
         return nanogpt.described(contents, value, args)
     contents.usual = nanogpt.beside(value, path)

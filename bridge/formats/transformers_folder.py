@@ -14,7 +14,7 @@ from typing import Any
 from bridge.core.table import listing
 from bridge.formats import deepspeed, dinov2, gguf, gpt2, model_files, torch_files
 from bridge.formats.config_keys import ITS_CLASS, named_class
-from bridge.formats.raw import Contents, describe, is_own, origin_of
+from bridge.formats.raw import RawCheckpoint, describe, is_own, origin_of
 from bridge.storage import unsupported
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
@@ -69,7 +69,7 @@ def kind_in(folder: Path) -> str | None:
         return None
 
 
-def open_folder(folder: Path) -> Contents:
+def open_folder(folder: Path) -> RawCheckpoint:
     """A folder whose config names the kind of its model.
 
     Raises:
@@ -80,7 +80,7 @@ def open_folder(folder: Path) -> Contents:
     return _weights(folder)
 
 
-def with_config(contents: Contents, folder: Path) -> Contents:
+def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     """The contents with the meaning that `config.json` in the folder gives them.
 
     Nothing changes where there is none, or where the weights say themselves what they are.
@@ -116,7 +116,7 @@ def with_config(contents: Contents, folder: Path) -> Contents:
     return replace(known, origin={**origin_of(folder), **known.origin})
 
 
-def _marked(contents: Contents) -> Iterator[str]:
+def _marked(contents: RawCheckpoint) -> Iterator[str]:
     """Kinds of models that the names of tensors show; a name may follow a wrapper's prefix, so
     that only its end is sure."""
     return (k for end, k in _MARKS.items() if any(n.endswith(end) for n in contents.tensors))
@@ -175,14 +175,14 @@ def _quantised(folder: Path, why: str) -> Problem:
     )
 
 
-def _weights(folder: Path) -> Contents:
+def _weights(folder: Path) -> RawCheckpoint:
     """The weights in a folder: those that transformers would take, else the only ones."""
     held = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     file = held[0] if held else None
     if file is not None:
         unsupported.refuse(file, text=file.suffix == ".json")
     if model_files.is_folder(folder) if file is None else ".safetensors" in file.name:
-        contents = Contents(folder, "safetensors", model_files.tensors_in(folder, file))
+        contents = RawCheckpoint(folder, "safetensors", model_files.tensors_in(folder, file))
     elif file is not None or torch_files.is_folder(folder):
         contents = torch_files.open_folder(folder, file)
     elif gguf.is_folder(folder):

@@ -19,7 +19,7 @@ import numpy as np
 from bridge.core.moments import Moments, count_of, required
 from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from bridge.formats import wigip_optimizer as optimizer
-from bridge.formats.raw import Contents, checked, origin_of, seed_of, with_seed
+from bridge.formats.raw import RawCheckpoint, checked, origin_of, upstream_of, with_upstream
 from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.pickle_writer import write_array, write_pickle
 from bridge.sandbox import client
@@ -46,7 +46,7 @@ def is_folder(folder: Path) -> bool:
     return any(is_file(path) for path in _by_step(folder))
 
 
-def open_folder(folder: Path) -> Contents:
+def open_folder(folder: Path) -> RawCheckpoint:
     """The checkpoint of the largest step, with the tokeniser whose file lies in the folder.
 
     Raises:
@@ -70,7 +70,7 @@ def open_folder(folder: Path) -> Contents:
     return contents
 
 
-def open_file(path: Path) -> Contents:
+def open_file(path: Path) -> RawCheckpoint:
     """One checkpoint; every byte of it is checked, large arrays are read when they are asked for.
 
     Raises:
@@ -98,14 +98,14 @@ def open_file(path: Path) -> Contents:
     if (numbered := _FILE.fullmatch(path.name)) and int(numbered[1]) != step:
         notes.append(f"the file is called {path.name}, and holds step {step}")
     notes += [f"left aside: {name}" for name in found["others"][:10]]
-    return Contents(
+    return RawCheckpoint(
         path,
         FORMAT,
         _renamed(tensors, blocks, REMAT),
         arch="wigip",
-        origin=with_seed({"step": step}, FORMAT, {"blocks": blocks, **said}),
+        origin=with_upstream({"step": step}, FORMAT, {"blocks": blocks, **said}),
         notes=notes,
-        table="SEED",
+        table="UPSTREAM",
         moments=lambda: _moments(state["opt_state"], where, blocks),
     )
 
@@ -138,7 +138,7 @@ def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Mom
     Raises:
         Problem: (mismatch) it is of an optimiser that the seed's code does not have.
     """
-    was = seed_of(origin, FORMAT).get("optimizer")
+    was = upstream_of(origin, FORMAT).get("optimizer")
     if moments is None:
         plain = was is not None or origin.get("optimizer") == "sgd"
         return None if plain else required(moments, where)
@@ -184,7 +184,7 @@ def write_wigip(
             tell(tensor)
         return array
 
-    blocks = seed_of(origin, FORMAT).get("blocks")
+    blocks = upstream_of(origin, FORMAT).get("blocks")
     blocks = PLAIN if blocks == PLAIN else REMAT
     step = optimizer.number(_step(origin))
     state = {"step": step, "opt_state": _state(origin, moments, blocks)}
@@ -228,7 +228,7 @@ def _tree(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Any]:
 
 
 def _state(origin: dict[str, Any], moments: Moments | None, blocks: str) -> Any:
-    was = seed_of(origin, FORMAT).get("optimizer")
+    was = upstream_of(origin, FORMAT).get("optimizer")
     if moments is None:
         return optimizer.written(was, _step(origin), None)
     trees = (_tree(held, REMAT, blocks) for held in (moments.mu, moments.nu))

@@ -17,7 +17,7 @@ from bridge.core.layouts import tables
 from bridge.core.moments import Moments
 from bridge.core.table import Rows, listing
 from bridge.core.tensors import Tensor
-from bridge.formats.raw import Contents
+from bridge.formats.raw import RawCheckpoint
 from jaxmodels.errors import MISMATCH, UNSAFE, USAGE, Problem
 
 CHOICE = "model"
@@ -60,7 +60,9 @@ class _Place:
     """How many tensors there have a name of the model's."""
 
 
-def unwrapped(contents: Contents, arch: str | None, config: Mapping[str, Any]) -> Contents:
+def unwrapped(
+    contents: RawCheckpoint, arch: str | None, config: Mapping[str, Any]
+) -> RawCheckpoint:
     """The contents of one model under its own names, with a note on all that was left out.
 
     Args:
@@ -89,7 +91,7 @@ def unwrapped(contents: Contents, arch: str | None, config: Mapping[str, Any]) -
     return _within(contents, prefix, inside)
 
 
-def without_words(contents: Contents) -> Contents:
+def without_words(contents: RawCheckpoint) -> RawCheckpoint:
     """The contents under names without WORDS, with a note on each that there was."""
     names = [*contents.tensors, *contents.strange]
     new = {name: ".".join(w for w in name.split(".") if w not in WORDS) for name in names}
@@ -145,7 +147,9 @@ def _fits(
         yield name, rows, prefixes
 
 
-def _chosen(contents: Contents, places: list[_Place], config: Mapping[str, Any]) -> _Place | None:
+def _chosen(
+    contents: RawCheckpoint, places: list[_Place], config: Mapping[str, Any]
+) -> _Place | None:
     """The one of several models that is meant."""
     labels = {place.prefix.rstrip(".") or ".": place for place in places}
     if (choice := config.get(CHOICE)) is not None:
@@ -174,7 +178,7 @@ def _chosen(contents: Contents, places: list[_Place], config: Mapping[str, Any])
     return places[0] if places else None
 
 
-def _check(contents: Contents, chosen: _Place | None, inside: list[str]) -> None:
+def _check(contents: RawCheckpoint, chosen: _Place | None, inside: list[str]) -> None:
     """Refuses a tensor of the model that cannot be read."""
     prefix = chosen.prefix if chosen else ""
     known = [name for name in inside if name in contents.strange]
@@ -207,7 +211,7 @@ def unread_kind(made: str) -> str:
     return _KINDS.get(made) or (f"of numbers of {made}" if _DTYPE.fullmatch(made) else "")
 
 
-def _within(contents: Contents, prefix: str, inside: list[str]) -> Contents:
+def _within(contents: RawCheckpoint, prefix: str, inside: list[str]) -> RawCheckpoint:
     """The contents under a prefix, without it; what else there was is told."""
     notes = []
     if prefix:
@@ -226,7 +230,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _renamed(contents: Contents, new: Mapping[str, str], notes: list[str]) -> Contents:
+def _renamed(contents: RawCheckpoint, new: Mapping[str, str], notes: list[str]) -> RawCheckpoint:
     """The tensors whose names are keys, under new names."""
 
     def renamed(held: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ HELD = 4
 AHEAD = 2**27
 
 
-class Output:
+class HashedFile:
     """A file that is being written in pieces; see `writing`."""
 
     def __init__(self, file: Any, workers: list[ThreadPoolExecutor]):
@@ -78,13 +78,13 @@ class Output:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Output]:
+def writing(path: Path) -> Iterator[HashedFile]:
     """A new file to write; it is complete, though not yet safe on the disk, after the block."""
     with ExitStack() as stack:
         # Unbuffered, as all but the header is large.
         file = stack.enter_context(path.open("wb", buffering=0))
         # A thread each for writing, hash of the file, hash of the tensor, disk: pieces keep order.
         workers = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(4)]
-        output = Output(file, workers)
+        output = HashedFile(file, workers)
         yield output
         output.sha256()

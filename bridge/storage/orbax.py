@@ -54,7 +54,7 @@ def read_tree(folder: Path, held: Any = None) -> tuple[dict[str, Tensor], list[s
         if shape is None or dtype is None:
             notes.append(f"left aside: {name}, which is not an array")
             continue
-        stored = Stored(folder, name, tuple(shape), dtype, layout)
+        stored = OrbaxArray(folder, name, tuple(shape), dtype, layout)
         # Some write flat dicts, whose keys are whole paths.
         tensors[name.replace("/", ".")] = Tensor(name, tuple(shape), dtype, stored)
     return _without_value(tensors, notes)
@@ -181,7 +181,7 @@ class _Layout:
 
 
 @dataclass(frozen=True)
-class Stored:
+class OrbaxArray:
     """How one array of a checkpoint is read: whole, or one row of its first axis.
 
     The file is opened by its own name: Orbax restores a leaf by the structure of the whole tree,

@@ -54,7 +54,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if size > base + end:
         _refuse(path, "there is data after the last tensor", _sizes(base + end, size))
     tensors = {
-        name: Tensor(name, shape, dtype, Stored(path, base + start, shape, dtype))
+        name: Tensor(name, shape, dtype, SafetensorsArray(path, base + start, shape, dtype))
         for name, shape, dtype, start, _ in layout
     }
     return tensors | _shared(path, metadata, tensors)
@@ -216,7 +216,7 @@ def _naturals(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Stored:
+class SafetensorsArray:
     """How the values of a tensor are read: whole, or in pieces that take no memory to speak of."""
 
     path: Path

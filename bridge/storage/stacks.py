@@ -1,6 +1,6 @@
 """Blocks that a model runs in a scan lie in one array; the bridge names each on its own.
 
-`STACKED` of a model's layout says which. Here is the border: what a run saved is cut into blocks
+`SCANNED` of a model's layout says which. Here is the border: what a run saved is cut into blocks
 when it is opened, and blocks become one array when a model is made of them.
 """
 
@@ -12,16 +12,16 @@ import numpy as np
 
 import jaxmodels
 from bridge.core.tensors import Tensor
-from bridge.storage.orbax import Stored
+from bridge.storage.orbax import OrbaxArray
 from jaxmodels.runtime.paths import stack, unstack
 
 
 def stacked_in(package: ModuleType) -> tuple[str, ...]:
     """The subtrees whose arrays hold all blocks of a model; most models have none."""
-    return getattr(package, "STACKED", ())
+    return getattr(package, "SCANNED", ())
 
 
-def apart(tensors: Mapping[str, Tensor], arch: str | None) -> dict[str, Tensor]:
+def unstack_blocks(tensors: Mapping[str, Tensor], arch: str | None) -> dict[str, Tensor]:
     """Tensors by name, joined with dots, those of all blocks cut into one for each.
 
     Args:
@@ -45,7 +45,7 @@ def apart(tensors: Mapping[str, Tensor], arch: str | None) -> dict[str, Tensor]:
     return others | {name: _named(name, tensor) for name, tensor in named.items()}
 
 
-def joined(
+def stack_blocks(
     tensors: Mapping[str, Tensor], package: ModuleType, read: Callable[[Tensor], np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The model's own paths and their values, one after the other, blocks joined again.
@@ -80,7 +80,7 @@ class _Whole:
 
     def _read(self, i: int) -> np.ndarray:
         stored = self.tensor.read
-        if isinstance(stored, Stored) and stored.in_rows:
+        if isinstance(stored, OrbaxArray) and stored.in_rows:
             return stored.row(i)
         array = self.tensor.read() if self._array is None else self._array
         self._taken.add(i)

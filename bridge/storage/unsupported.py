@@ -16,37 +16,37 @@ AGAIN = "fetch the file again"
 TORCH = "convert the PyTorch weights (safetensors or pytorch_model.bin) of the same model instead"
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """What a file is, to follow "it is", and what its owner can do."""
 
     what: str
     fix: str
 
 
-_POINTER = Kind(
+_POINTER = FileKind(
     "a git-lfs pointer: it stands for a large file that was not fetched",
     "fetch the file itself, with `git lfs pull` or `huggingface-cli download`",
 )
-_PAGE = Kind("a web page (HTML), which a server sent instead of the file", AGAIN)
-_ANSWER = Kind("a server's answer (XML) instead of the file", AGAIN)
-_EMPTY = Kind("empty", AGAIN)
-_ZEROS = Kind("filled with zeros, as an interrupted download leaves it", AGAIN)
-_ARCHIVE = Kind("a compressed file or an archive", "unpack it first, and give what was in it")
-_HDF5 = Kind("an HDF5 file, in which TensorFlow and Keras keep weights (tf_model.h5)", TORCH)
-FLAX = Kind("a msgpack file, in which Flax keeps weights (flax_model.msgpack)", TORCH)
-_KERAS = Kind("a Keras model", TORCH)
+_PAGE = FileKind("a web page (HTML), which a server sent instead of the file", AGAIN)
+_ANSWER = FileKind("a server's answer (XML) instead of the file", AGAIN)
+_EMPTY = FileKind("empty", AGAIN)
+_ZEROS = FileKind("filled with zeros, as an interrupted download leaves it", AGAIN)
+_ARCHIVE = FileKind("a compressed file or an archive", "unpack it first, and give what was in it")
+_HDF5 = FileKind("an HDF5 file, in which TensorFlow and Keras keep weights (tf_model.h5)", TORCH)
+FLAX = FileKind("a msgpack file, in which Flax keeps weights (flax_model.msgpack)", TORCH)
+_KERAS = FileKind("a Keras model", TORCH)
 _TO_FILE = "save the tensors by their names, as safetensors or with torch.save"
-_NUMPY = Kind("a NumPy file, arrays that are not a checkpoint of a known format", _TO_FILE)
-_PROGRAM = Kind("a program that torch.export saved, with code", _TO_FILE)
-DISTRIBUTED = Kind(
+_NUMPY = FileKind("a NumPy file, arrays that are not a checkpoint of a known format", _TO_FILE)
+_PROGRAM = FileKind("a program that torch.export saved, with code", _TO_FILE)
+DISTRIBUTED = FileKind(
     "a part of torch's distributed checkpoint (FSDP), whose tensors lie in pieces",
     "join its folder into one file, and give that: "
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
 )
-_ONNX = Kind("an ONNX graph", TORCH)
-_LITE = Kind("a TensorFlow Lite model", TORCH)
-_LLMC = Kind("a file of llm.c", "convert the PyTorch weights that it was made from instead")
-_GGML = Kind(
+_ONNX = FileKind("an ONNX graph", TORCH)
+_LITE = FileKind("a TensorFlow Lite model", TORCH)
+_LLMC = FileKind("a file of llm.c", "convert the PyTorch weights that it was made from instead")
+_GGML = FileKind(
     "a ggml file of before GGUF, which llama.cpp itself no longer reads",
     "convert the original model instead, or a GGUF file of it",
 )
@@ -74,7 +74,7 @@ _LLMC_NUMBERS = {20240326, 20240327, 20240328, 20240520, 20240522}
 _ENDINGS = {
     **dict.fromkeys(
         (".incomplete", ".part", ".crdownload", ".download", ".aria2"),
-        Kind("a download that did not end", AGAIN),
+        FileKind("a download that did not end", AGAIN),
     ),
     ".onnx": _ONNX,
     ".distcp": DISTRIBUTED,
@@ -83,15 +83,15 @@ _ENDINGS = {
     ".pt2": _PROGRAM,
     ".msgpack": FLAX,
     ".h5": _HDF5,
-    ".ot": Kind("a file of rust-bert", TORCH),
-    ".mlmodel": Kind("a Core ML model", TORCH),
-    ".ckpt.index": Kind("a TensorFlow checkpoint", TORCH),
-    ".ckpt.meta": Kind("a TensorFlow checkpoint", TORCH),
-    ".data-00000-of-00001": Kind("a TensorFlow checkpoint", TORCH),
+    ".ot": FileKind("a file of rust-bert", TORCH),
+    ".mlmodel": FileKind("a Core ML model", TORCH),
+    ".ckpt.index": FileKind("a TensorFlow checkpoint", TORCH),
+    ".ckpt.meta": FileKind("a TensorFlow checkpoint", TORCH),
+    ".data-00000-of-00001": FileKind("a TensorFlow checkpoint", TORCH),
 }
 
 
-def kind_of(path: Path, text: bool = True) -> Kind | None:
+def kind_of(path: Path, text: bool = True) -> FileKind | None:
     """What a file is that cannot be read; None for one that may be part of a checkpoint.
 
     `text` says whether it may be text, as JSON is and weights are not.
@@ -111,7 +111,7 @@ def refuse(path: Path, text: bool = False) -> None:
         raise problem(path, found)
 
 
-def problem(path: Path, kind: Kind) -> Problem:
+def problem(path: Path, kind: FileKind) -> Problem:
     """What is said of a file of this kind."""
     return Problem(
         f"{path.name} cannot be read",
@@ -140,7 +140,7 @@ def found_in(folder: Path) -> tuple[list[str], str]:
     return [f"{name} is {kind.what}" for name, kind in kinds.items()], fix
 
 
-def _by_content(start: bytes) -> Kind | None:
+def _by_content(start: bytes) -> FileKind | None:
     if not start:
         return _EMPTY
     if not start.strip(b"\0"):
@@ -158,17 +158,17 @@ def _by_content(start: bytes) -> Kind | None:
     return FLAX if _is_flax(start) else _ONNX if _is_onnx(start) else None
 
 
-def _by_name(name: str) -> Kind | None:
+def _by_name(name: str) -> FileKind | None:
     return next((kind for end, kind in _ENDINGS.items() if name.lower().endswith(end)), None)
 
 
-def _by_text(start: bytes) -> Kind | None:
+def _by_text(start: bytes) -> FileKind | None:
     """Text, where numbers were expected: most often what a server said of an error."""
     text = start.decode("utf-8", "ignore")
     if len(text.encode()) < len(start) - 3 or not all(c.isprintable() or c.isspace() for c in text):
         return None
     line = next(iter(text.split("\n")), "").strip()[:80]
-    return Kind(f"text, which begins with {line!r}", AGAIN)
+    return FileKind(f"text, which begins with {line!r}", AGAIN)
 
 
 def _is_flax(start: bytes) -> bool:

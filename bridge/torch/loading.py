@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from bridge.checkpoint.opening import open_source
+from bridge.checkpoint.opening import open_checkpoint
 from bridge.checkpoint.zeros import filled
 from bridge.core import table
 from bridge.core.tensors import Tensor
@@ -26,7 +26,7 @@ def load(path: str | Path, arch: str | None = None, config: Mapping[str, Any] | 
     Raises:
         Problem: as `bridge.load`; every tensor must be there, and no other.
     """
-    return module_of(open_source(path, arch, config))
+    return module_of(open_checkpoint(path, arch, config))
 
 
 def module_of(source: Any) -> Any:

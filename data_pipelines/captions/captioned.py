@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 
 from data_pipelines.captions.tokens import Captions, encoded, padded
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.loader import ENDLESS, Rows, epoch_keys, permute, shuffled, spread
+from data_pipelines.loader import ENDLESS, Rows, epoch_keys, evenly_spaced, permute, shuffled
 from data_pipelines.tokenizers import Tokenizer, unknown_name
 
 Batch = dict[str, np.ndarray]
@@ -140,7 +140,7 @@ class Captioned:
             max_batches: at most so many, evenly spread, and only full ones if there are more;
                 None takes all.
         """
-        places, chosen = self._held_out, spread(self.valid_images, self.batch, max_batches)
+        places, chosen = self._held_out, evenly_spaced(self.valid_images, self.batch, max_batches)
 
         def make(i: int) -> Batch:
             turns = np.arange(len(places))[chosen[i] * self.batch :][: self.batch]

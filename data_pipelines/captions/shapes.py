@@ -33,7 +33,7 @@ _FINER = 4  # drawn so many times larger, and averaged: smooth edges
 _MARGIN, _GAP = 0.02, 0.05  # shares of the side
 
 
-class Kind(NamedTuple):
+class ShapeKind(NamedTuple):
     """What makes two things the same."""
 
     colour: str
@@ -43,16 +43,16 @@ class Kind(NamedTuple):
 class Combination(NamedTuple):
     """What makes two scenes say the same, sizes aside."""
 
-    first: Kind
+    first: ShapeKind
     relation: str
-    second: Kind
+    second: ShapeKind
 
 
 @dataclass(frozen=True)
 class Thing:
     """A shape in its place."""
 
-    kind: Kind
+    kind: ShapeKind
     size: str
     x: float
     """Its centre, as a share of the side, from the left."""
@@ -86,7 +86,7 @@ class Scene:
 @cache
 def combinations(seed: int = 0) -> tuple[tuple[Combination, ...], tuple[Combination, ...]]:
     """Those to train on and those held out: drawn by the seed, none in both."""
-    kinds = [Kind(*each) for each in product(COLOURS, SHAPES)]
+    kinds = [ShapeKind(*each) for each in product(COLOURS, SHAPES)]
     every = [Combination(a, r, b) for (a, b), r in product(permutations(kinds, 2), PLACES)]
     drawn = [every[i] for i in np.random.default_rng(seed).permutation(len(every))]
     return tuple(drawn[HELD_OUT:]), tuple(drawn[:HELD_OUT])

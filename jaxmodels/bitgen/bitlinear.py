@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int8, UInt8
 
 from jaxmodels.layers.norm import layer_norm
-from jaxmodels.layers.precision import exact, wide
+from jaxmodels.layers.precision import accum_dtype, to_float32
 
 # Least γ and least max |x|, as transformers has them.
 LEAST = 1e-5
@@ -37,17 +37,17 @@ class Packed(nnx.Variable):
 
 def ternary(kernel: Float[Array, "d f"]) -> tuple[Float[Array, "d f"], Float[Array, ""]]:
     """T, of −1, 0 and 1 in the kernel's dtype, and γ, float32: the kernel is about T · γ."""
-    wide = exact(kernel)
-    scale = 1 / jnp.maximum(jnp.abs(wide).mean(), LEAST)
-    return jnp.clip(jnp.round(wide * scale), -1, 1).astype(kernel.dtype), 1 / scale
+    values = to_float32(kernel)
+    scale = 1 / jnp.maximum(jnp.abs(values).mean(), LEAST)
+    return jnp.clip(jnp.round(values * scale), -1, 1).astype(kernel.dtype), 1 / scale
 
 
 def levels(x: Float[Array, "*b d"]) -> tuple[Float[Array, "*b d"], Float[Array, "*b 1"]]:
     """X, whole numbers of 8 bits in the dtype of x, and 1/s, float32: x is about X · (1/s)."""
-    wide = exact(x)
-    most = jnp.abs(wide).max(axis=-1, keepdims=True)
+    values = to_float32(x)
+    most = jnp.abs(values).max(axis=-1, keepdims=True)
     scale = 127 / jnp.maximum(most, LEAST)
-    return jnp.clip(jnp.round(wide * scale), -128, 127).astype(x.dtype), 1 / scale
+    return jnp.clip(jnp.round(values * scale), -128, 127).astype(x.dtype), 1 / scale
 
 
 @jax.custom_vjp
@@ -75,7 +75,7 @@ def _backward(kept: Any, of_y: Array) -> tuple[Array, Array]:
 
 def _matmul(a: Array, b: Array) -> Array:
     """Summed in float32, or in float64 what is in float64."""
-    return jnp.matmul(a, b, preferred_element_type=wide(a.dtype))
+    return jnp.matmul(a, b, preferred_element_type=accum_dtype(a.dtype))
 
 
 product.defvjp(_forward, _backward)

@@ -10,9 +10,9 @@ from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
-from jaxmodels.layers.no_recompute import once
+from jaxmodels.layers.no_recompute import no_recompute
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 
 Hidden = Float[Array, "b t d"]
 Heads = tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]
@@ -74,7 +74,7 @@ class Mlp(nnx.Module):
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
         hidden = jnp.square(nnx.relu(self.up(x)))
-        return self.out(spread(hidden, "data", ..., "model"))
+        return self.out(constrain(hidden, "data", ..., "model"))
 
 
 class Block(nnx.Module):
@@ -124,7 +124,7 @@ class Block(nnx.Module):
     def _add(self, x: Array, out: Array, rngs: nnx.Rngs | None) -> Array:
         if rngs is not None:
             out = dropout(out, self.config.dropout, rngs.dropout())
-        return once(spread(x + out, "data", ...))
+        return no_recompute(constrain(x + out, "data", ...))
 
 
 def through(

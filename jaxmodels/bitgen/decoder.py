@@ -14,7 +14,7 @@ from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import causal_mask
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.norm import layer_norm
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 
 class Cache(NamedTuple):
@@ -42,7 +42,7 @@ class Decoder(nnx.Module):
 
     def first(self, batch: int) -> Float[Array, "b 1 d"]:
         """The start of each text, float32."""
-        start = exact(self.start[...])
+        start = to_float32(self.start[...])
         return jnp.broadcast_to(start, (batch, 1, len(start)))
 
     def seen(self, others: Float[Array, "b s d"]) -> list[Heads]:

@@ -17,7 +17,7 @@ from jaxmodels.bitgen.blocks import through
 from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.linear import Linear
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 # Mean and standard deviation of ImageNet's colours, as DINOv2 wants its images normalised.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -33,26 +33,29 @@ class Pooler(nnx.Module):
     def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b d"]:
         """float32 [b, d], of length 1."""
         dtype = self.dense.kernel[...].dtype
-        x = exact(self.proj(nnx.tanh(self.dense(pooled.astype(dtype)))))
+        x = to_float32(self.proj(nnx.tanh(self.dense(pooled.astype(dtype)))))
         return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-12))
 
 
 def lower_text(
-    model: Any, tokens: Int[Array, "b t"], real: Bool[Array, "b t"], rngs: nnx.Rngs | None = None
+    model: Any,
+    tokens: Int[Array, "b t"],
+    mask: Bool[Array, "b t"],
+    rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "b t d"]:
     """Embeddings after the layers that see no image."""
     x = model.placed(tokens)
     if rngs is not None:
         x = dropout(x, model.config.dropout, rngs.dropout())
     for block in model.text[: model.config.layers - model.config.fused]:
-        x = through(block, model.remat, x, real[:, None], rngs=rngs)
+        x = through(block, model.remat, x, mask[:, None], rngs=rngs)
     return x
 
 
-def upper_text(model: Any, x, real, rngs: nnx.Rngs | None = None) -> Float[Array, "b t d"]:
+def upper_text(model: Any, x, mask, rngs: nnx.Rngs | None = None) -> Float[Array, "b t d"]:
     """What becomes of `lower_text` alone."""
     for block in model.text[model.config.layers - model.config.fused :]:
-        x = through(block, model.remat, x, real[:, None], rngs=rngs)
+        x = through(block, model.remat, x, mask[:, None], rngs=rngs)
     return model.text_norm(x)
 
 
@@ -69,7 +72,7 @@ def lower_image(
         images = jax.image.resize(images, size, "linear", antialias=False)
     normal = (images - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
     x = _merged(model, model.vision(normal), side // model.config.dinov2.patch)
-    y = exact(model.project(x.astype(model.project.kernel[...].dtype)))
+    y = to_float32(model.project(x.astype(model.project.kernel[...].dtype)))
     for block in model.image[: model.config.image_layers - model.config.fused]:
         y = through(block, model.remat, y, everything(y)[:, None], rngs=rngs)
     return y
@@ -83,7 +86,7 @@ def upper_image(model: Any, y, rngs: nnx.Rngs | None = None) -> Float[Array, "b 
 
 
 def together(
-    model: Any, x, real, y, rngs: nnx.Rngs | None = None
+    model: Any, x, mask, y, rngs: nnx.Rngs | None = None
 ) -> tuple[Float[Array, "b t d"], Float[Array, "b p d"]]:
     """What becomes of both in sight of each other: each layer sees the other side's state
     before it."""
@@ -96,15 +99,15 @@ def together(
     whole = everything(y)
     for text, image in pairs:
         of_image, of_text = text.cross.seen(y), image.cross.seen(x)
-        x = through(text, model.remat, x, real[:, None], of_image, whole, rngs)
-        y = through(image, model.remat, y, whole[:, None], of_text, real, rngs)
+        x = through(text, model.remat, x, mask[:, None], of_image, whole, rngs)
+        y = through(image, model.remat, y, whole[:, None], of_text, mask, rngs)
     return model.text_norm(x), model.image_norm(y)
 
 
-def mean(x: Float[Array, "b t d"], real: Bool[Array, "b t"]) -> Float[Array, "b d"]:
+def mean(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array, "b d"]:
     """The mean over tokens, float32."""
-    weight = real / real.sum(axis=1, keepdims=True)
-    return (exact(x) * weight[..., None]).sum(axis=1)
+    weight = mask / mask.sum(axis=1, keepdims=True)
+    return (to_float32(x) * weight[..., None]).sum(axis=1)
 
 
 def everything(x: Float[Array, "b t d"]) -> Bool[Array, "b t"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.blocks import HIDDEN
-from jaxmodels.layers.precision import exact, wide
+from jaxmodels.layers.precision import accum_dtype, to_float32
 
 # FIBER keeps the temperature between these.
 COLDEST, WARMEST = 0.001, 1.0
@@ -109,7 +109,7 @@ def contrast(
             "bd,nd->bn",
             query,
             jax.lax.stop_gradient(everything),
-            preferred_element_type=wide(query.dtype),
+            preferred_element_type=accum_dtype(query.dtype),
         )
         sims = product / temperature
         allowed = jnp.concatenate([jnp.ones(b, bool), filled])
@@ -142,7 +142,7 @@ def matching(
     logits: Float[Array, "n 2"], labels: Int[Array, "n"], counts: Bool[Array, "n"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cross-entropy and accuracy of "does the text tell of the image", over pairs that count."""
-    logits = exact(logits)
+    logits = to_float32(logits)
     scores = jax.nn.log_softmax(logits, axis=1)
     weight = counts / counts.sum()
     loss = -(weight * jnp.take_along_axis(scores, labels[:, None], axis=1)[:, 0]).sum()

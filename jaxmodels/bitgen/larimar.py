@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 Addressing = Literal["ridge", "iteration"]
 
 
-class Evidence(NamedTuple):
+class SufficientStats(NamedTuple):
     """What was written into a memory."""
 
     gram: Float[Array, "*g m m"]
@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
     """How many codes: those written less those forgotten."""
 
     @classmethod
-    def nothing(cls, slots: int, width: int, dtype: Any = jnp.float32) -> "Evidence":
+    def nothing(cls, slots: int, width: int, dtype: Any = jnp.float32) -> "SufficientStats":
         """An empty memory."""
         gram, total = jnp.zeros((slots, slots), dtype), jnp.zeros((slots, width), dtype)
         return cls(gram, total, jnp.zeros((), jnp.int32))
@@ -96,30 +96,30 @@ def address(
 
 
 def write(
-    evidence: Evidence, w: Float[Array, "*g n m"], codes: Float[Array, "*g n c"], sign: int = 1
-) -> Evidence:
+    stats: SufficientStats, w: Float[Array, "*g n m"], codes: Float[Array, "*g n c"], sign: int = 1
+) -> SufficientStats:
     """The memory with n more codes at their addresses, all at once."""
     turned = jnp.swapaxes(w, -1, -2)
-    return Evidence(
-        evidence.gram + sign * turned @ w,
-        evidence.total + sign * turned @ codes,
-        evidence.number + sign * w.shape[-2],
+    return SufficientStats(
+        stats.gram + sign * turned @ w,
+        stats.total + sign * turned @ codes,
+        stats.number + sign * w.shape[-2],
     )
 
 
 def forget(
-    evidence: Evidence, w: Float[Array, "*g n m"], codes: Float[Array, "*g n c"]
-) -> Evidence:
+    stats: SufficientStats, w: Float[Array, "*g n m"], codes: Float[Array, "*g n c"]
+) -> SufficientStats:
     """The memory without n codes that were written: what it would be had they never been."""
-    return write(evidence, w, codes, sign=-1)
+    return write(stats, w, codes, sign=-1)
 
 
-def posterior(prior: Prior, evidence: Evidence, noise: float) -> Posterior:
+def posterior(prior: Prior, stats: SufficientStats, noise: float) -> Posterior:
     """What is believed of the slots after the evidence; see the module."""
     before = jnp.exp(-prior.log_variance)
     # Both sides times ξ², so that small noise makes no large numbers.
-    precision = noise**2 * jnp.diag(before) + evidence.gram
-    mean = noise**2 * before[:, None] * prior.mean + evidence.total
+    precision = noise**2 * jnp.diag(before) + stats.gram
+    mean = noise**2 * before[:, None] * prior.mean + stats.total
     eye = jnp.broadcast_to(jnp.eye(len(before), dtype=precision.dtype), precision.shape)
     both = jnp.linalg.solve(precision, jnp.concatenate([mean, noise**2 * eye], axis=-1))
     return Posterior(both[..., : mean.shape[-1]], both[..., mean.shape[-1] :])

@@ -104,7 +104,7 @@ TERNARY = tuple(
 # What a checkpoint of another architecture gives: its name → rows (our path, theirs; "*" is the
 # same). Encoders and decoder of Stage 1 are other networks: post-norm, with biases, and without
 # the scales that come before each ternary product here.
-CARRIED = {
+INIT_FROM = {
     "bitgen_stage1": (
         ("vision/*", "vision/*"),
         ("embed/embedding", "embed/embedding"),

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 from jaxmodels.bitgen import larimar
 from jaxmodels.bitgen.config import Config
-from jaxmodels.bitgen.larimar import Evidence, Prior
+from jaxmodels.bitgen.larimar import Prior, SufficientStats
 from jaxmodels.layers.linear import Linear
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 
 class Written(nnx.Variable):
@@ -46,54 +46,56 @@ class Memory(nnx.Module):
         self.code = Linear(d, d, rngs=rngs)
         self.norm = nnx.LayerNorm(d, use_scale=False, use_bias=False, rngs=rngs)
         self.out = Linear(d, d, rngs=rngs)
-        self.gram, self.total, self.count = (Written(x) for x in Evidence.nothing(m, d))
+        self.gram, self.total, self.count = (Written(x) for x in SufficientStats.nothing(m, d))
 
     @property
-    def evidence(self) -> Evidence:
+    def stats(self) -> SufficientStats:
         """What was written into this memory."""
-        return Evidence(self.gram[...], self.total[...], self.count[...])
+        return SufficientStats(self.gram[...], self.total[...], self.count[...])
 
-    def set(self, evidence: Evidence) -> None:
+    def set(self, stats: SufficientStats) -> None:
         """Takes over what `larimar.write` or `forget` made of the evidence."""
-        self.gram[...], self.total[...], self.count[...] = evidence
+        self.gram[...], self.total[...], self.count[...] = stats
 
     @property
     def prior(self) -> Prior:
         """What is believed of the slots of an empty memory, float32."""
-        return Prior(exact(self.mean[...]), exact(self.log_variance[...]))
+        return Prior(to_float32(self.mean[...]), to_float32(self.log_variance[...]))
 
     def codes(self, pooled: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """The code of texts, float32 of mean 0 and variance 1, by the mean of their tokens."""
-        return self.norm(exact(self.code(pooled.astype(self.code.kernel[...].dtype))))
+        return self.norm(to_float32(self.code(pooled.astype(self.code.kernel[...].dtype))))
 
     def address(self, features: Float[Array, "*b d"]) -> Float[Array, "*b m"]:
         """Where unit features, the keys, lie in the memory; float32."""
         cfg = self.config
-        return larimar.address(exact(features), exact(self.keys[...]), cfg.noise, cfg.addressing)
+        return larimar.address(
+            to_float32(features), to_float32(self.keys[...]), cfg.noise, cfg.addressing
+        )
 
     def read(
         self,
         features: Float[Array, "b d"],
-        evidence: Evidence | None = None,
+        stats: SufficientStats | None = None,
         noise: Float[Array, "b m"] | None = None,
     ) -> Float[Array, "b d"]:
         """What lies at these keys.
 
         Args:
             features: unit features of texts or images.
-            evidence: what was written; by default that of this memory.
+            stats: what was written; by default that of this memory.
             noise: standard normal numbers, with which addresses are drawn; None reads at
                 their mean.
         """
-        believed = larimar.posterior(self.prior, evidence or self.evidence, self.config.noise)
+        believed = larimar.posterior(self.prior, stats or self.stats, self.config.noise)
         w = self.address(features)
         if noise is not None:
-            w = w + jnp.exp(0.5 * exact(self.address_log_variance[...])) * noise
+            w = w + jnp.exp(0.5 * to_float32(self.address_log_variance[...])) * noise
         return larimar.read(believed.mean, w)
 
     def token(self, codes: Float[Array, "b d"]) -> Float[Array, "b 1 d"]:
         """A code as the one token that the decoder sees of it."""
-        return exact(self.out(codes.astype(self.out.kernel[...].dtype)))[:, None]
+        return to_float32(self.out(codes.astype(self.out.kernel[...].dtype)))[:, None]
 
     def episode(
         self, features: Float[Array, "b d"], codes: Float[Array, "b d"], rngs: nnx.Rngs | None
@@ -110,11 +112,11 @@ class Memory(nnx.Module):
         if rngs is not None:
             at = self.address(keys + cfg.noise * _normal(keys.shape, rngs))
             written = values + cfg.noise * _normal(values.shape, rngs)
-        empty = Evidence.nothing(cfg.slots, cfg.dim)
-        evidence = larimar.write(empty, at, written)
-        believed = larimar.posterior(self.prior, evidence, cfg.noise)
+        empty = SufficientStats.nothing(cfg.slots, cfg.dim)
+        stats = larimar.write(empty, at, written)
+        believed = larimar.posterior(self.prior, stats, cfg.noise)
         mean = self.address(keys)
-        spread = exact(self.address_log_variance[...])
+        spread = to_float32(self.address_log_variance[...])
         w = mean if rngs is None else mean + jnp.exp(0.5 * spread) * _normal(mean.shape, rngs)
         divergence = larimar.divergence(self.prior, believed).mean()
         divergence += larimar.address_divergence(mean, spread).mean()

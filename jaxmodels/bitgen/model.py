@@ -37,7 +37,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.norm import dtype_behind
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 
 class Output(NamedTuple):
@@ -104,10 +104,10 @@ class Model(nnx.Module):
             Problem: (usage) more tokens than the context, no token at all, or another number of
                 images than of texts.
         """
-        real = self.real(tokens, mask)
-        x = lower_text(self, tokens, real)
-        alone = upper_text(self, x, real)
-        text_features = self.text_pool(mean(alone, real))
+        mask = self.padding_mask(tokens, mask)
+        x = lower_text(self, tokens, mask)
+        alone = upper_text(self, x, mask)
+        text_features = self.text_pool(mean(alone, mask))
         image_features, embeddings, seen = None, alone, None
         if images is not None:
             if len(images) != len(tokens):
@@ -119,7 +119,7 @@ class Model(nnx.Module):
             y = lower_image(self, images)
             seen = upper_image(self, y)
             image_features = self.image_pool(seen.mean(axis=1))
-            embeddings = together(self, x, real, y)[0]
+            embeddings = together(self, x, mask, y)[0]
         logits = None
         if targets is not None:
             self.check(targets.shape[1])
@@ -133,8 +133,8 @@ class Model(nnx.Module):
         self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None = None
     ) -> Float[Array, "b d"]:
         """Unit vectors of texts alone."""
-        real = self.real(tokens, mask)
-        return self.text_pool(mean(upper_text(self, lower_text(self, tokens, real), real), real))
+        mask = self.padding_mask(tokens, mask)
+        return self.text_pool(mean(upper_text(self, lower_text(self, tokens, mask), mask), mask))
 
     def image_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """Unit vectors of images in [0, 1] alone."""
@@ -142,11 +142,13 @@ class Model(nnx.Module):
 
     # What the objectives take one by one.
 
-    def real(self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None) -> Bool[Array, "b t"]:
+    def padding_mask(
+        self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None
+    ) -> Bool[Array, "b t"]:
         """True for tokens, False for padding; the first of a text always counts."""
         self.check(tokens.shape[1])
-        real = jnp.ones(tokens.shape, bool) if mask is None else mask == 1
-        return real.at[:, 0].set(True)
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask == 1
+        return mask.at[:, 0].set(True)
 
     def check(self, t: int) -> None:
         """Refuses texts that have no token or do not fit."""
@@ -170,7 +172,7 @@ class Model(nnx.Module):
         """Embeddings of tokens with their positions, float32."""
         positions = start + jnp.arange(tokens.shape[1])
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
-        return exact(of_token) + exact(of_place)
+        return to_float32(of_token) + to_float32(of_place)
 
     def inputs(self, targets: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """What the decoder reads when it is asked for the targets: start, then all but the last."""

@@ -41,7 +41,7 @@ def encoders(model: nnx.Module) -> dict[str, Array]:
 def following(model: Any) -> Any:
     """The model with its slow copies for parameters; itself before there are any."""
     parts: Any = nnx.split(model, nnx.Param, ...)
-    graph, params, rest = parts
+    graph, params, model_state = parts
     slow = model.slow
 
     def chosen(path: Any, leaf: Array) -> Array:
@@ -50,7 +50,7 @@ def following(model: Any) -> Any:
             return leaf
         return jnp.where(slow.steps[...] > 0, copy[...].astype(leaf.dtype), leaf)
 
-    return nnx.merge(graph, jax.tree.map_with_path(chosen, params), rest)
+    return nnx.merge(graph, jax.tree.map_with_path(chosen, params), model_state)
 
 
 def follow(model: Any) -> None:

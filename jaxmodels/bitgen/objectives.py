@@ -23,11 +23,11 @@ from jaxmodels.bitgen.memory import Episode
 from jaxmodels.bitgen.model import Model
 from jaxmodels.bitgen.momentum import follow, following
 from jaxmodels.layers.losses import chunked_scores
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 SMOOTHING = 0.1
 # The rows of a batch are compared with each other: a micro-batch may not be cut.
-WHOLE = True
+CROSS_ROW_LOSS = True
 
 
 def loss(
@@ -53,10 +53,10 @@ def loss(
     """
     of_itc, of_itm, of_writing, of_kl = model.config.weights
     tokens = batch["tokens"]
-    real = model.real(tokens, batch.get("mask"))
-    x = lower_text(model, tokens, real, rngs)
-    alone = upper_text(model, x, real, rngs)
-    pooled = mean(alone, real)
+    mask = model.padding_mask(tokens, batch.get("mask"))
+    x = lower_text(model, tokens, mask, rngs)
+    alone = upper_text(model, x, mask, rngs)
+    pooled = mean(alone, mask)
     text = model.text_pool(pooled)
     codes = model.memory.codes(pooled)
     total, metrics, aux, seen, keys = jnp.zeros(()), {}, {}, None, text
@@ -66,11 +66,11 @@ def loss(
         keys = model.image_pool(seen.mean(axis=1))
         ids = batch["image_id"]
         same = fiber.alike(ids, tokens)
-        tau = fiber.clamped(exact(model.temperature[...]))
+        tau = fiber.clamped(to_float32(model.temperature[...]))
         both = (text, keys)
         kept = _slow_features(model, batch) if model.config.momentum else both
         itc = fiber.contrast(both, kept, model.queue, ids, same, tau)
-        itm, accuracy = _matching(model, (x, real, y), itc, same, rngs)
+        itm, accuracy = _matching(model, (x, mask, y), itc, same, rngs)
         total = of_itc * itc.loss + of_itm * itm
         metrics = {
             "contrastive_loss": itc.loss,
@@ -84,7 +84,7 @@ def loss(
     keys = jax.lax.stop_gradient(keys)
     episode = model.memory.episode(keys, codes, rngs)
     turn = _turns(batch, training=rngs is not None)
-    writing, of_text = _writing(model, tokens, real, seen, keys, episode, turn, rngs)
+    writing, of_text = _writing(model, tokens, mask, seen, keys, episode, turn, rngs)
     total += of_writing * writing + of_kl * episode.divergence
     metrics |= of_text | {
         "memory_kl_loss": episode.divergence,
@@ -122,15 +122,15 @@ def _matching(
     model: Model, pair: tuple[Array, Array, Array], itc: fiber.Contrast, same: Array, rngs: Any
 ) -> tuple[Array, Array]:
     """Loss and accuracy on 3b pairs: (I, T), (I, a hard T), (a hard I, T)."""
-    x, real, y = pair
+    x, mask, y = pair
     b = len(x)
     of_image, some = fiber.negatives(itc.i2t, same, rngs)
     of_text, _ = fiber.negatives(itc.t2i, same, rngs)
     own = jnp.arange(b)
     texts = jnp.concatenate([own, of_image, own])
     images = jnp.concatenate([own, own, of_text])
-    sides = together(model, x[texts], real[texts], y[images], rngs)
-    judged = jnp.concatenate([mean(sides[0], real[texts]), sides[1].mean(axis=1)], axis=1)
+    sides = together(model, x[texts], mask[texts], y[images], rngs)
+    judged = jnp.concatenate([mean(sides[0], mask[texts]), sides[1].mean(axis=1)], axis=1)
     logits = model.match(judged.astype(model.match.kernel[...].dtype))
     labels = jnp.concatenate([jnp.ones(b, jnp.int32), jnp.zeros(2 * b, jnp.int32)])
     counts = jnp.concatenate([jnp.ones(b, bool), some, some])
@@ -152,7 +152,7 @@ def _turns(batch: dict[str, Any], training: bool) -> Array:
 def _writing(
     model: Model,
     tokens: Array,
-    real: Bool[Array, "b t"],
+    mask: Bool[Array, "b t"],
     seen: Array | None,
     keys: Array,
     episode: Episode,
@@ -173,11 +173,11 @@ def _writing(
         sees = sees.at[:, :-1].set(~recalls[:, None])
     hidden = model.decoder.hidden(model.inputs(tokens), context, sees, rngs, model.remat)
     head = model.embed.embedding[...]
-    plain, accuracy = chunked_scores(hidden, head, tokens, real)
+    plain, accuracy = chunked_scores(hidden, head, tokens, mask)
     # −0.9 log p(target) − 0.1 · mean of log p: what is added is a difference of two logits.
-    above = exact(head[tokens]) - exact(head).mean(axis=0)
-    margin = (exact(hidden) * above).sum(axis=-1)
-    smoothed = plain + SMOOTHING * (margin * real).sum() / real.sum()
+    above = to_float32(head[tokens]) - to_float32(head).mean(axis=0)
+    margin = (to_float32(hidden) * above).sum(axis=-1)
+    smoothed = plain + SMOOTHING * (margin * mask).sum() / mask.sum()
     metrics = {
         "text_loss": smoothed,
         "perplexity": jnp.exp(plain),

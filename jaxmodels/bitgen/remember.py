@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmodels.bitgen import larimar
 from jaxmodels.bitgen.encoders import lower_text, mean, upper_text
-from jaxmodels.bitgen.larimar import Evidence
+from jaxmodels.bitgen.larimar import SufficientStats
 from jaxmodels.bitgen.model import Model
 
 Tokens = Int[Array, "b t"]
@@ -25,8 +25,8 @@ def write(
     tokens: Tokens,
     images: Images | None = None,
     mask: Tokens | None = None,
-    evidence: Evidence | None = None,
-) -> Evidence:
+    stats: SufficientStats | None = None,
+) -> SufficientStats:
     """The memory with the texts in it.
 
     Args:
@@ -34,13 +34,13 @@ def write(
         tokens: one text a row.
         images: by which the texts are to be found; by themselves, if None. float32 in [0, 1].
         mask: 1 for tokens, 0 for padding.
-        evidence: the memory to add to; by default the model's own.
+        stats: the memory to add to; by default the model's own.
 
     Raises:
         Problem: (usage) as the model's call.
     """
     keys, codes = _written(model, tokens, images, mask)
-    return larimar.write(_own(model, evidence), model.memory.address(keys), codes)
+    return larimar.write(_own(model, stats), model.memory.address(keys), codes)
 
 
 def forget(
@@ -48,11 +48,11 @@ def forget(
     tokens: Tokens,
     images: Images | None = None,
     mask: Tokens | None = None,
-    evidence: Evidence | None = None,
-) -> Evidence:
+    stats: SufficientStats | None = None,
+) -> SufficientStats:
     """The memory without texts that were written with the same images by the same model."""
     keys, codes = _written(model, tokens, images, mask)
-    return larimar.forget(_own(model, evidence), model.memory.address(keys), codes)
+    return larimar.forget(_own(model, stats), model.memory.address(keys), codes)
 
 
 def read(
@@ -60,7 +60,7 @@ def read(
     tokens: Tokens | None = None,
     images: Images | None = None,
     mask: Tokens | None = None,
-    evidence: Evidence | None = None,
+    stats: SufficientStats | None = None,
 ) -> Float[Array, "b d"]:
     """The codes that the memory has for images or, without them, for texts.
 
@@ -71,13 +71,13 @@ def read(
     else:
         assert tokens is not None, "give texts or images to read by"
         keys = model.text_features(tokens, mask)
-    return model.memory.read(keys, _own(model, evidence))
+    return model.memory.read(keys, _own(model, stats))
 
 
 def codes(model: Model, tokens: Tokens, mask: Tokens | None = None) -> Float[Array, "b d"]:
     """The codes of texts, as they are written."""
-    real = model.real(tokens, mask)
-    return model.memory.codes(mean(upper_text(model, lower_text(model, tokens, real), real), real))
+    mask = model.padding_mask(tokens, mask)
+    return model.memory.codes(mean(upper_text(model, lower_text(model, tokens, mask), mask), mask))
 
 
 def nearest(
@@ -99,5 +99,5 @@ def _written(model: Model, tokens: Tokens, images: Images | None, mask: Tokens |
     return model.image_features(images), codes(model, tokens, mask)
 
 
-def _own(model: Model, evidence: Evidence | None) -> Evidence:
-    return model.memory.evidence if evidence is None else evidence
+def _own(model: Model, stats: SufficientStats | None) -> SufficientStats:
+    return model.memory.stats if stats is None else stats

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxmodels.bitgen_stage1.state import Buffer
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 
 def ternary(weights: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, ""]]:
@@ -45,7 +45,7 @@ class BitLinear(nnx.Module):
         kernel, bias = self.kernel[...], self.bias[...]
         if not quantised:
             return x.astype(kernel.dtype) @ kernel + bias
-        weights, weight_scale = ternary(exact(kernel))
+        weights, weight_scale = ternary(to_float32(kernel))
         values, scale = eight_bits(x.astype(weights.dtype))
         # Whole numbers below 2^24: exact in float32, as the seed's product is.
         product = jnp.matmul(values, weights, precision=jax.lax.Precision.HIGHEST)

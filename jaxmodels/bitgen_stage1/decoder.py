@@ -10,8 +10,8 @@ from jaxmodels.bitgen_stage1.bitlinear import BitLinear
 from jaxmodels.bitgen_stage1.config import Config
 from jaxmodels.bitgen_stage1.parts import drop, norm
 from jaxmodels.layers.attention import self_attention
-from jaxmodels.layers.no_recompute import once
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.no_recompute import no_recompute
+from jaxmodels.layers.precision import to_float32
 from jaxmodels.layers.remat import remat
 
 
@@ -67,10 +67,10 @@ class Block(nnx.Module):
     def __call__(self, y, source, rngs: nnx.Rngs | None):
         """y [b, t, d] and the mean of the encoder's output [b, d] → [b, t, d]."""
         quantised = rngs is None
-        y = once(y + drop(self.attn(self.norm1(y), quantised), self.rate, rngs))
+        y = no_recompute(y + drop(self.attn(self.norm1(y), quantised), self.rate, rngs))
         context = self.context(source, quantised=quantised)[:, None]
         y = y + drop(jnp.broadcast_to(context, y.shape), self.rate, rngs)
-        return once(y + drop(self.mlp(self.norm3(y), rngs), self.rate, rngs))
+        return no_recompute(y + drop(self.mlp(self.norm3(y), rngs), self.rate, rngs))
 
 
 class Decoder(nnx.Module):
@@ -98,4 +98,4 @@ class Decoder(nnx.Module):
 
     def logits(self, x: Float[Array, "*b d"], *, quantised: bool) -> Float[Array, "*b v"]:
         """float32 logits of what a call gave."""
-        return exact(self.head(x, quantised=quantised))
+        return to_float32(self.head(x, quantised=quantised))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxmodels.bitgen_stage1.config import Config
 from jaxmodels.bitgen_stage1.parts import apply, drop, linear, no_gradient, unit
 from jaxmodels.bitgen_stage1.state import Buffer
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 
 class Mlp(nnx.Module):
@@ -56,17 +56,17 @@ class Fusion(nnx.Module):
         """The tokens with the image in each; what the text was is not added (a quirk)."""
         words = apply(self.text, text)
         seen = jnp.broadcast_to(apply(self.image, image)[:, None], words.shape)
-        return exact(self.mlp(jnp.concatenate([words, seen], axis=-1), self.rate, rngs))
+        return to_float32(self.mlp(jnp.concatenate([words, seen], axis=-1), self.rate, rngs))
 
     def text_features(self, text: Float[Array, "b t d"]) -> Float[Array, "b d"]:
         """Unit features of texts: their first token, before any fusion (a quirk)."""
         pooled = apply(self.text_pooler_itc, apply(self.text_itc, text[:, 0]))
-        return unit(jnp.tanh(exact(pooled)), 1e-8)
+        return unit(jnp.tanh(to_float32(pooled)), 1e-8)
 
     def image_features(self, image: Float[Array, "b d"]) -> Float[Array, "b d"]:
         """Unit features of images."""
         pooled = apply(self.image_pooler_itc, apply(self.image_itc, image))
-        return unit(jnp.tanh(exact(pooled)), 1e-8)
+        return unit(jnp.tanh(to_float32(pooled)), 1e-8)
 
     def queued(
         self, text: Float[Array, "b d"], image: Float[Array, "b d"]

@@ -10,7 +10,7 @@ from jaxmodels.dinov2 import layout as tower
 _COLUMNS, _ROWS = P("data", "model"), P("model", "data")
 
 # Parameters that `commit` writes, besides state.
-WRITTEN = ("memory/mean",)
+COMMITTED = ("memory/mean",)
 
 SHARDING = (
     *((f"vision/{path}", spec) for path, spec in tower.SHARDING if path != "*"),
@@ -77,7 +77,7 @@ _F, _M, _G = "cross_modal_fusion.", "episodic_memory.", "episodic_memory.gpm.mem
 _E, _D = "attention_layers.{i}.", "text_decoder.decoder_layers.{i}."
 
 # Our path, the name in the seed's own checkpoint, op; in the order of the seed's module.
-SEED = (
+UPSTREAM = (
     ("embed/embedding", "token_embedding.weight", "same"),
     ("pos/embedding", "pos_embedding.weight", "same"),
     ("fusion/temperature", _F + "temperature", "same"),
@@ -139,7 +139,7 @@ def _torch(path: str) -> str:
 
 # Our path, the PyTorch twin's name, op (bridge/core/ops.py).
 
-CARRIED = {"dinov2": (("vision/*", "*"),)}
+INIT_FROM = {"dinov2": (("vision/*", "*"),)}
 
 # Weights that are rounded to −1, 0 and 1 in evaluation.
 TERNARY = (
@@ -150,7 +150,7 @@ TERNARY = (
     "decoder/head/kernel",
 )
 
-WEIGHTS = tuple((ours, _torch(ours), op) for ours, _, op in SEED)
+WEIGHTS = tuple((ours, _torch(ours), op) for ours, _, op in UPSTREAM)
 
 
 # Only a file of the seed follows its conventions.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxmodels.bitgen_stage1.config import Config
 from jaxmodels.bitgen_stage1.parts import apply, linear, no_gradient, norm, unit
 from jaxmodels.bitgen_stage1.state import Buffer
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 READ = 5  # slots that count for a token
 SHARE = 0.5  # of what was read, that is added to the query
@@ -64,7 +64,7 @@ class Memory(nnx.Module):
         self, x: Float[Array, "b t d"], noise: Float[Array, "m d"] | None
     ) -> tuple[Float[Array, "b t d"], Recall]:
         """x with what it recalls; the memory is its mean, or mean + exp(logvar / 2) · noise."""
-        queries = exact(apply(self.query, x))
+        queries = to_float32(apply(self.query, x))
         memory = self.drawn(noise)
         recall = self.read(queries, memory)
         picked = jax.nn.one_hot(recall.slots, memory.shape[0], dtype=recall.weights.dtype)
@@ -75,8 +75,8 @@ class Memory(nnx.Module):
 
     def drawn(self, noise: Float[Array, "m d"] | None) -> Float[Array, "m d"]:
         """The memory that is read."""
-        mean = exact(self.mean[...])
-        return mean if noise is None else mean + jnp.exp(exact(self.logvar[...]) / 2) * noise
+        mean = to_float32(self.mean[...])
+        return mean if noise is None else mean + jnp.exp(to_float32(self.logvar[...]) / 2) * noise
 
     def read(self, queries: Float[Array, "b t d"], memory: Float[Array, "m d"]) -> Recall:
         """The slots most similar to each query."""
@@ -102,11 +102,11 @@ class Memory(nnx.Module):
 
     def after(self, written: Written) -> Float[Array, "m d"]:
         """The mean once it is written."""
-        mean = exact(self.mean[...])
+        mean = to_float32(self.mean[...])
         new = KEPT * mean[written.slots] + (1 - KEPT) * written.queries
         return mean.at[written.slots].set(new)
 
     def divergence(self, mean: Float[Array, "m d"]) -> Float[Array, ""]:
         """½ (exp(logvar) + mean(μ²) − 1 − logvar): the seed's, of a scalar variance."""
-        logvar = exact(self.logvar[...])[0]
+        logvar = to_float32(self.logvar[...])[0]
         return 0.5 * (jnp.exp(logvar) + jnp.mean(mean * mean) - 1 - logvar)

@@ -23,10 +23,10 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.heads import join_heads, qkv_heads
 from jaxmodels.layers.linear import Linear
-from jaxmodels.layers.no_recompute import once
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.no_recompute import no_recompute
+from jaxmodels.layers.precision import to_float32
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 
 # ImageNet's, which DINOv2 was trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,9 +76,9 @@ class Block(nnx.Module):
 
     def __call__(self, x, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]."""
-        x = once(self.norm1(x + drop(self.attn(x, rngs), self.rate, rngs)))
-        x = once(self.norm2(x + drop(self.mlp(x, self.rate, rngs), self.rate, rngs)))
-        return spread(x, "data", ...)
+        x = no_recompute(self.norm1(x + drop(self.attn(x, rngs), self.rate, rngs)))
+        x = no_recompute(self.norm2(x + drop(self.mlp(x, self.rate, rngs), self.rate, rngs)))
+        return constrain(x, "data", ...)
 
 
 class Model(nnx.Module):
@@ -121,7 +121,7 @@ class Model(nnx.Module):
         if images is not None:
             image = self.seen(images)
             x, image_features = self.fusion(text, image, rngs), self.fusion.image_features(image)
-        x, recall = self.memory(spread(x, "data", ...), noise)
+        x, recall = self.memory(constrain(x, "data", ...), noise)
         block = remat(Block.__call__, self.remat)
         for layer in self.blocks:
             x = block(layer, x, rngs)
@@ -177,7 +177,7 @@ class Model(nnx.Module):
                 exit_code=USAGE,
             )
         rows = self.embed.embedding[...][tokens] + self.pos.embedding[...][: tokens.shape[1]]
-        return drop(spread(exact(rows), "data", ...), self.config.dropout, rngs)
+        return drop(constrain(to_float32(rows), "data", ...), self.config.dropout, rngs)
 
     def seen(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
         """Images, values in [0, 1], as one vector each: resized, normalised, seen by the tower."""
@@ -186,4 +186,4 @@ class Model(nnx.Module):
             images = jax.image.resize(images, (batch, side, side, 3), "linear", antialias=False)
         images = (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(STD, images.dtype)
         patches = self.vision(images)[:, 1 + self.config.dinov2.registers :]
-        return exact(apply(self.fusion.project, patches.mean(axis=1)))
+        return to_float32(apply(self.fusion.project, patches.mean(axis=1)))

@@ -18,10 +18,10 @@ from jaxmodels.bitgen_stage1.model import Model
 from jaxmodels.bitgen_stage1.parts import no_gradient
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.losses import LOGITS_BYTES
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.precision import to_float32
 
 # The loss compares the rows of a batch: it cannot be computed in slices.
-WHOLE = True
+CROSS_ROW_LOSS = True
 # The seed writes queues and memory in every forward pass, also of accumulated micro-batches.
 EVERY_PASS = True
 
@@ -61,7 +61,7 @@ def loss(
         noise = jax.random.normal(rngs.dropout(), model.memory.mean.shape)
     out = model(tokens, images, noise=noise, rngs=rngs)
     store: dict[str, Any] = {}
-    mean = exact(model.memory.mean[...])
+    mean = to_float32(model.memory.mean[...])
     writes = model.memory.write_count[...]
     if rngs is not None:
         store["written"] = written = model.memory.to_write(out.recall)
@@ -92,7 +92,7 @@ def commit(model: Model, aux: dict[str, Any]) -> None:
     optimiser.
 
     The memory's mean is a parameter that this writes and the optimiser moves afterwards
-    (`WRITTEN`).
+    (`COMMITTED`).
     """
     fusion, memory = model.fusion, model.memory
     if "queued" in aux:
@@ -122,7 +122,7 @@ def contrasted(
     """
     rows = jnp.arange(len(text))
     near = _product(text, image.T)  # text by image
-    temperature = exact(temperature)
+    temperature = to_float32(temperature)
     to_image = jnp.concatenate([near, _product(text, images)], axis=1) / temperature
     to_text = jnp.concatenate([near.T, _product(image, texts)], axis=1) / temperature
     contrast = (_first(to_image) + _first(to_text)) / 2

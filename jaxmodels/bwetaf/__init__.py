@@ -7,8 +7,8 @@ __all__ = [
     "ASSUMED",
     "PRESETS",
     "RECIPES",
-    "SEED",
     "SHARDING",
+    "UPSTREAM",
     "WEIGHTS",
     "Config",
     "Model",
@@ -24,7 +24,7 @@ __getattr__ = lazy(
         "SHARDING": "layout",
         "ASSUMED": "layout",
         "WEIGHTS": "layout",
-        "SEED": "layout",
+        "UPSTREAM": "layout",
         "sizes": "layout",
     },
 )

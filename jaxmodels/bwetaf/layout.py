@@ -31,7 +31,7 @@ WEIGHTS = (
 )
 
 # Our path, the name in the seed's own checkpoint (its msgpack tree, joined with dots), op.
-SEED = (
+UPSTREAM = (
     ("embed/embedding", "emb.embedding", "same"),
     ("blocks/{i}/norm1/scale", "blocks_{i}.ln1.scale", "same"),
     ("blocks/{i}/attn/q/kernel", "blocks_{i}.attn.q_dense.w", "same"),

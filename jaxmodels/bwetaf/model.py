@@ -18,13 +18,13 @@ from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
-from jaxmodels.layers.heads import heads_of, join_heads, product_in_parts
-from jaxmodels.layers.linear import Linear, for_rows
+from jaxmodels.layers.heads import fused_linear, heads_of, join_heads
+from jaxmodels.layers.linear import Linear, broadcast_param
 from jaxmodels.layers.losses import chunked_cross_entropy
 from jaxmodels.layers.norm import dtype_behind, normalised
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import Rotation, rotation
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 
 _INIT = nnx.initializers.normal(0.02)
 
@@ -38,7 +38,7 @@ class Norm(nnx.Module):
     def __call__(self, x):
         """float32 [b, t, d] → [b, t, d] in the parameters' dtype."""
         scale = self.scale[...]
-        return (normalised(x, 1e-8) * for_rows(scale, x.shape)).astype(scale.dtype)
+        return (normalised(x, 1e-8) * broadcast_param(scale, x.shape)).astype(scale.dtype)
 
 
 class Attention(nnx.Module):
@@ -53,13 +53,13 @@ class Attention(nnx.Module):
 
         self.q, self.k, self.v, self.proj = (linear(bias) for bias in (False, False, False, True))
 
-    def __call__(self, x, positions, real, segments, cache: KVCache | None):
+    def __call__(self, x, positions, padding_mask, segments, cache: KVCache | None):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
-        turn = rotation(positions, x.shape[-1] // self.heads) if self.rotate else None
-        q, k = (heads_of(part, x, self.heads, turn) for part in (self.q, self.k))
+        rope = rotation(positions, x.shape[-1] // self.heads) if self.rotate else None
+        q, k = (heads_of(part, x, self.heads, rope) for part in (self.q, self.k))
         v = heads_of(self.v, x, self.heads)
         if cache is None:
-            out, kept = self_attention(q, k, v, real=real, segments=segments), None
+            out, kept = self_attention(q, k, v, padding_mask=padding_mask, segments=segments), None
         else:
             out, kept = cache.attend(self.layer, q, k, v)
         return join_heads(self.proj, out), kept
@@ -74,8 +74,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
-        w, v = product_in_parts(self.wv, x, 2)
-        return self.out(spread(w * nnx.silu(v), "data", ..., "model"))
+        w, v = fused_linear(self.wv, x, 2)
+        return self.out(constrain(w * nnx.silu(v), "data", ..., "model"))
 
 
 class Block(nnx.Module):
@@ -88,14 +88,14 @@ class Block(nnx.Module):
         self.norm2 = Norm(cfg.dim)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, positions, real, segments, cache, rngs):
+    def __call__(self, x, positions, padding_mask, segments, cache, rngs):
         """float32 [b, t, d] → [b, t, d], and the keys and values to remember."""
-        out, kv = self.attn(self.norm1(x), positions, real, segments, cache)
+        out, kv = self.attn(self.norm1(x), positions, padding_mask, segments, cache)
         if rngs is not None:
             out = dropout(out, self.dropout, rngs.dropout())
-        x = spread(out + self.residual_scale * x, "data", ...)
+        x = constrain(out + self.residual_scale * x, "data", ...)
         x = self.mlp(self.norm2(x)) + self.residual_scale * x
-        return spread(x, "data", ...), kv
+        return constrain(x, "data", ...), kv
 
 
 class Model(nnx.Module):
@@ -159,7 +159,7 @@ class Model(nnx.Module):
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         table = self.embed.embedding[...]
-        x = spread(table[tokens].astype(jnp.float32), "data", ...)
+        x = constrain(table[tokens].astype(jnp.float32), "data", ...)
         x, kept = self.placed(x, positions), []
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
         block = remat(Block.__call__, policy)
@@ -174,8 +174,8 @@ class Model(nnx.Module):
     def placed(self, x: Float[Array, "b t d"], positions: Int[Array, "t"]) -> Float[Array, "b t d"]:
         """Scaled embeddings that know their positions."""
         x = x * self.config.embed_scale
-        turn = rotation(positions, self.config.dim)
-        return rotated(x, turn) if self.config.positions == "rotate" else x + sinusoid(turn)
+        rope = rotation(positions, self.config.dim)
+        return rotated(x, rope) if self.config.positions == "rotate" else x + sinusoid(rope)
 
     def init_cache(self, batch: int, size: int | None = None) -> KVCache:
         """An empty cache of `batch` sequences for `size` tokens, at most the context (None)."""
@@ -196,9 +196,9 @@ def rotated(x: Float[Array, "b t d"], by: Rotation) -> Float[Array, "b t d"]:
     return x * cos + jnp.concatenate([-second, first], axis=-1) * sin
 
 
-def sinusoid(turn: Rotation) -> Float[Array, "t d"]:
+def sinusoid(rope: Rotation) -> Float[Array, "t d"]:
     """Sines on even and cosines on odd columns (Vaswani et al. 2017, arXiv:1706.03762)."""
-    return rearrange(jnp.stack([turn.sin, turn.cos], axis=-1), "t pairs two -> t (pairs two)")
+    return rearrange(jnp.stack([rope.sin, rope.cos], axis=-1), "t pairs two -> t (pairs two)")
 
 
 def loss(

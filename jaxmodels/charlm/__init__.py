@@ -8,8 +8,8 @@ __all__ = [
     "BUFFERS",
     "PRESETS",
     "RECIPES",
-    "SEED",
     "SHARDING",
+    "UPSTREAM",
     "WEIGHTS",
     "Config",
     "Model",
@@ -28,7 +28,7 @@ __getattr__ = lazy(
         "ASSUMED": "layout",
         "BUFFERS": "layout",
         "WEIGHTS": "layout",
-        "SEED": "layout",
+        "UPSTREAM": "layout",
         "sizes": "layout",
     },
 )

@@ -37,7 +37,7 @@ WEIGHTS = (
 )
 
 # Our path, the name in the seed's own checkpoint (an Orbax save of its nnx.Param state), op.
-SEED = (
+UPSTREAM = (
     ("embed/embedding", "embed.embedding", "same"),
     ("blocks/{i}/norm1/scale", "layers.{i}.norm1.scale", "same"),
     ("blocks/{i}/norm1/bias", "layers.{i}.norm1.bias", "same"),

@@ -16,14 +16,14 @@ from jaxmodels.charlm.config import Config
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.dropout import dropout
-from jaxmodels.layers.heads import join_heads, product_in_parts, qkv_heads
+from jaxmodels.layers.heads import fused_linear, join_heads, qkv_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import cross_entropy
-from jaxmodels.layers.no_recompute import once
+from jaxmodels.layers.no_recompute import no_recompute
 from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.rotary import rotation
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 
 
 class Steps(nnx.Variable):
@@ -39,9 +39,9 @@ class Attention(nnx.Module):
         self.qkv = Linear(cfg.dim, 3 * cfg.dim, use_bias=False, kernel_init=init, rngs=rngs)
         self.proj = Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
 
-    def __call__(self, x, turn, segments, cache: KVCache | None, layer: int):
+    def __call__(self, x, rope, segments, cache: KVCache | None, layer: int):
         """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
-        q, k, v = qkv_heads(self.qkv, x, self.heads, turn)
+        q, k, v = qkv_heads(self.qkv, x, self.heads, rope)
         if cache is None:
             out, kept = self_attention(q, k, v, segments=segments), None
         else:
@@ -58,8 +58,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x, rate, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]; dropout at `rate` when there are rngs."""
-        w, v = product_in_parts(self.wv, x, 2)
-        hidden = spread(w * nnx.silu(v), "data", ..., "model")
+        w, v = fused_linear(self.wv, x, 2)
+        hidden = constrain(w * nnx.silu(v), "data", ..., "model")
         if rngs is not None:
             hidden = dropout(hidden, rate, rngs.dropout())
         return self.out(hidden)
@@ -74,12 +74,12 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(cfg.dim, rngs=rngs)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, turn, segments, cache, layer, rate, rngs):
+    def __call__(self, x, rope, segments, cache, layer, rate, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
-        out, kv = self.attn(layer_norm(self.norm1, x), turn, segments, cache, layer)
-        x = once(spread(x + out, "data", ...))
+        out, kv = self.attn(layer_norm(self.norm1, x), rope, segments, cache, layer)
+        x = no_recompute(constrain(x + out, "data", ...))
         x = x + self.mlp(layer_norm(self.norm2, x), rate, rngs)
-        return once(spread(x, "data", ...)), kv
+        return no_recompute(constrain(x, "data", ...)), kv
 
 
 class Model(nnx.Module):
@@ -138,14 +138,14 @@ class Model(nnx.Module):
         """What the head multiplies; otherwise as the call."""
         t = tokens.shape[1]
         positions = jnp.arange(t) if cache is None else cache.positions(t)
-        turn = rotation(positions, self.config.dim // self.config.heads)
+        rope = rotation(positions, self.config.dim // self.config.heads)
         rate = self.dropout_rate()
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
         block = remat(Block.__call__, policy, static_argnums=(5,))
         x, kept = self.embed.embedding[...][tokens].astype(jnp.float32), []
-        x = spread(x, "data", ...)
+        x = constrain(x, "data", ...)
         for i, layer in enumerate(self.blocks):
-            x, kv = block(layer, x, turn, segments, cache, i, rate, rngs)
+            x, kv = block(layer, x, rope, segments, cache, i, rate, rngs)
             kept.append(kv)
         if cache is not None:
             keys, values = zip(*kept, strict=True)

@@ -111,11 +111,11 @@ def _text(options: Eval, model: Any, tokenizer: Any) -> int:
         )
     with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
         batches = _batches(options, model, tokenizer, Path(folder))
-        skeleton, params, rest = split(model)
+        graphdef, params, model_state = split(model)
         import jaxmodels
 
         package = jaxmodels.package_of(model)
-        loss = evaluate(loss_function(package, skeleton), params, rest, batches)
+        loss = evaluate(loss_function(package, graphdef), params, model_state, batches)
     assert loss is not None
     _refuse_no_number(options, loss["loss"])
     result = report(loss["loss"], *_measured(package, model, batches, tokenizer))

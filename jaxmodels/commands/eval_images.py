@@ -35,11 +35,11 @@ def measured(package: Any, model: Any, data: Any, limit: int | None, batches: in
             fix="give --valid-fraction, for example 0.1",
             exit_code=USAGE,
         )
-    skeleton, params, rest = split(model)
+    graphdef, params, model_state = split(model)
     rows = data.valid(batches)
     if limit is not None:
         rows = first_rows(data.valid(), min(limit, (batches or limit) * data.batch))
-    found = evaluate(loss_function(package, skeleton), params, rest, rows)
+    found = evaluate(loss_function(package, graphdef), params, model_state, rows)
     assert found is not None
     images, said = data.retrieval(limit)
     return found | _ranked(model, data, images, said)

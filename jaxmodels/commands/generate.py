@@ -97,7 +97,7 @@ def _image(options: Generate, model: Any) -> Any:
     import jaxmodels
     from jaxmodels.commands.eval_images import read_images
     from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.samples import captions
+    from jaxmodels.runtime.training.samples import captions
 
     arch = jaxmodels.package_of(model).__name__.rpartition(".")[2]
     what, fix = "", ""
@@ -143,7 +143,7 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
     from data_pipelines.tokenizers import decode_stream
     from jaxmodels.layers.sampling import Sampling
     from jaxmodels.runtime.generate import before, generate
-    from jaxmodels.runtime.samples import last_token
+    from jaxmodels.runtime.training.samples import last_token
 
     sampling = Sampling(options.temperature or None, options.top_k, options.top_p, options.min_p)
     end, count, seen = tokenizer.end_of_text, options.max_new_tokens, None

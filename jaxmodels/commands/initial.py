@@ -13,7 +13,7 @@ from jaxmodels.recipe import Recipe
 
 
 def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
-    """Architecture, preset of the recipe, Config and opened checkpoint (a `Source`).
+    """Architecture, preset of the recipe, Config and opened checkpoint (a `Checkpoint`).
 
     Fields that only matter in training (dropout), which a checkpoint of another program need not
     say, are the preset's. Of another architecture the vocabulary is taken, where it has words; what
@@ -68,15 +68,15 @@ def _opened(path: Path, arch: str | None) -> Any:
 
     Of a run its trained weights: those that its moments are of.
     """
-    from bridge.checkpoint.opening import open_source
+    from bridge.checkpoint.opening import open_checkpoint
     from bridge.checkpoint.transfer import rows_between
 
     package = jaxmodels.arch(arch) if arch else None
-    if hasattr(package, "CARRIED"):
-        source = open_source(path, weights="raw")
+    if hasattr(package, "INIT_FROM"):
+        source = open_checkpoint(path, weights="raw")
         if rows_between(package, source):
             return source
-    return open_source(path, arch, weights="raw")
+    return open_checkpoint(path, arch, weights="raw")
 
 
 def refuse_own_characters(recipe: Recipe, source: Any) -> None:
@@ -113,7 +113,7 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
 
     from bridge.checkpoint.config import values_of
     from bridge.core.moments import required
-    from bridge.storage.stacks import joined
+    from bridge.storage.stacks import stack_blocks
     from jaxmodels.runtime.optim import with_moments as with_adam
     from jaxmodels.sizes import parameter_shapes
 
@@ -133,7 +133,7 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     moments = required(source.moments(), source.path) if with_moments else None
 
     def placed(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
-        values = joined(tensors, package, lambda tensor: np.asarray(tensor.read()))
+        values = stack_blocks(tensors, package, lambda tensor: np.asarray(tensor.read()))
         return {  # each device takes its part; no process needs another's
             path: jax.make_array_from_callback(
                 array.shape, like[path].sharding, array.astype(like[path].dtype).__getitem__
@@ -148,8 +148,8 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
             opt = with_adam(opt, moments.count, mu, nu)
         kept = {path: t for path, t in source.tensors.items() if path in source.state}
         params = {path: t for path, t in source.tensors.items() if path not in kept}
-        rest = state.rest | placed(kept, state.rest)
-        return state._replace(params=placed(params, state.params), rest=rest, opt=opt)
+        model_state = state.model_state | placed(kept, state.model_state)
+        return state._replace(params=placed(params, state.params), model_state=model_state, opt=opt)
 
     return start
 

@@ -23,10 +23,10 @@ def open_model(
             (corrupt) `vocab` is no tokeniser; (mismatch) it is not of the model's size.
     """
     from bridge.checkpoint.loading import model_of
-    from bridge.checkpoint.opening import open_source, parse_settings
+    from bridge.checkpoint.opening import open_checkpoint, parse_settings
     from bridge.formats.tokenizer import given_tokenizer
 
-    source = open_source(path, config=parse_settings(settings), weights=weights)
+    source = open_checkpoint(path, config=parse_settings(settings), weights=weights)
     jaxmodels.learner(source.arch)
     for note in source.notes:
         say(note)

@@ -22,7 +22,7 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True)
-class Plan(Generic[C]):
+class PlanOptions(Generic[C]):
     """Compile the train step of ARCH:PRESET for a TPU slice, without a TPU.
 
     The settings are those of `train`. Exit code 7: it does not fit; settings that do are named.
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     return run(spec, job, slice_, options, compiled)
 
 
-def resolve(argv: list[str]) -> tuple[str, Plan[Any]]:
+def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
     """ARCH:PRESET, and its settings with those of --config and the flags.
 
     Raises:
@@ -86,11 +86,11 @@ def resolve(argv: list[str]) -> tuple[str, Plan[Any]]:
         )
     arch, preset, model = jaxmodels.preset(spec or "charlm:notebook")
     recipe, file = jaxmodels.learner(arch).RECIPES[preset], config_file(argv)
-    default: Plan[Any] = Plan(
+    default: PlanOptions[Any] = PlanOptions(
         recipe=settings.merge(recipe, file.get("recipe", {}), "recipe"),
         model=settings.merge(model, file.get("model", {}), "model"),
     )
-    options = parse(Plan[type(model)], argv, f"plan {arch}:{preset}", default)  # type: ignore[misc]
+    options = parse(PlanOptions[type(model)], argv, f"plan {arch}:{preset}", default)  # type: ignore[misc]
     return spec, options
 
 
@@ -117,7 +117,7 @@ def divided(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
 
 
 def planned(
-    spec: str, job: Any, slice_: Topology, options: Plan[Any], compiled: Callable[[Any], Any]
+    spec: str, job: Any, slice_: Topology, options: PlanOptions[Any], compiled: Callable[[Any], Any]
 ) -> int:
     """Compiles one setting and reports it; where it does not fit, looks for what does."""
     from jaxmodels.runtime.planning.estimate import Setting
@@ -156,7 +156,7 @@ def planned(
 
 
 def searched(
-    spec: str, job: Any, slice_: Topology, options: Plan[Any], compiled: Callable[[Any], Any]
+    spec: str, job: Any, slice_: Topology, options: PlanOptions[Any], compiled: Callable[[Any], Any]
 ) -> int:
     """Compiles what promises most and reports the fastest."""
     trials = _search(job, slice_, options, compiled).frontier()
@@ -182,7 +182,9 @@ def searched(
     return DONE
 
 
-def _search(job: Any, slice_: Topology, options: Plan[Any], compiled: Callable[[Any], Any]) -> Any:
+def _search(
+    job: Any, slice_: Topology, options: PlanOptions[Any], compiled: Callable[[Any], Any]
+) -> Any:
     from jaxmodels.runtime.planning.plan import report
     from jaxmodels.runtime.planning.search import Search
 

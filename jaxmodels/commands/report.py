@@ -12,7 +12,7 @@ from jaxmodels.runtime.runs import rundir
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportOptions:
     """Write settings, curves, samples and summary of a run into one HTML file."""
 
     run: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
@@ -27,7 +27,7 @@ class Report:
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    options = parse(Report, argv, "report")
+    options = parse(ReportOptions, argv, "report")
     run, out = options.run, options.out or options.run / "report.html"
     if not (run / rundir.CONFIG).is_file() or not (run / "checkpoints").is_dir():
         raise Problem(

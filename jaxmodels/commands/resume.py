@@ -17,7 +17,7 @@ from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime import settings
 from jaxmodels.runtime.files import make_folder, write_json
-from jaxmodels.runtime.multihost.processes import first, from_first
+from jaxmodels.runtime.multihost.processes import broadcast, is_primary
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import newest_sound
 
@@ -212,11 +212,11 @@ def refuse_fewer_steps(run: Path, steps: int) -> None:
     """Raises NothingToDo if the newest sound checkpoint is of a later step than the last one that
     is asked for; all processes do, or none."""
     done, folder = 0, run / "checkpoints"
-    later = first() and max(rundir.steps(folder), default=0) > steps
+    later = is_primary() and max(rundir.steps(folder), default=0) > steps
     if later and (found := newest_sound(folder, {})):
         found.release()
         done = int(found.folder.name)
-    if (done := from_first(done)) > steps:
+    if (done := broadcast(done)) > steps:
         raise NothingToDo(done)
 
 
@@ -229,7 +229,7 @@ def teller(run: Path, recipe: Recipe, history: list[dict[str, Any]]) -> Callable
         recipe: how the run goes on.
         history: of `compare_settings`.
     """
-    if not first() or not history:
+    if not is_primary() or not history:
         return lambda step: None
     stored = read_settings(run / "config.json")
     if history == _history(stored):

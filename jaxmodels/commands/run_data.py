@@ -12,7 +12,7 @@ from jaxmodels.commands.train_options import Train
 from jaxmodels.commands.unknown import say_unknown
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.multihost.processes import first
+from jaxmodels.runtime.multihost.processes import is_primary
 from jaxmodels.runtime.stop import Stop
 
 _PADDING = 128  # fewer rows than these are taken for padding of the vocabulary
@@ -73,7 +73,7 @@ def open_data(
     except DataProblem as problem:
         there = Path(problem.where)  # a source of a mixture is prepared below the folder
         ours = there in (folder, *folder.glob("[0-9]*")) and _prepared(folder)
-        if has_checkpoint or not ours or not first():
+        if has_checkpoint or not ours or not is_primary():
             raise
         say(f"{problem.what}; no step was trained on them, so they are prepared again")
         shutil.rmtree(folder)
@@ -138,7 +138,7 @@ def sampler(
     import numpy as np
 
     from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.samples import caption_sampler, captions, text_sampler
+    from jaxmodels.runtime.training.samples import caption_sampler, captions, text_sampler
 
     if data.tokenizer is None or not recipe.sample_every:
         return None
@@ -156,7 +156,7 @@ def sampler(
 def asked_for(package: ModuleType, config: Any) -> str:
     """What `generate` may be asked for of such a model, as flags; empty if it writes nothing."""
     from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.samples import captions
+    from jaxmodels.runtime.training.samples import captions
 
     if not sees(config):
         return "--prompt 'The '"

@@ -10,7 +10,7 @@ from typing import Any
 
 import jaxmodels
 from jaxmodels.cli import emit, refuse_repeated, say
-from jaxmodels.commands import resume, team
+from jaxmodels.commands import multihost, resume
 from jaxmodels.commands.initial import refuse_own_characters, starter
 from jaxmodels.commands.run_data import (
     asked_for,
@@ -24,12 +24,12 @@ from jaxmodels.commands.summary import conclude, nothing_to_do
 from jaxmodels.commands.train_options import Train, repeated, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, MISMATCH, STOPPED, USAGE, Problem
 from jaxmodels.runtime.multihost.processes import (
+    all_gather,
     begun,
-    exchange,
-    first,
+    finish,
     index,
+    is_primary,
     lost_is_resumable,
-    part,
     several,
     tell_stop,
     together,
@@ -62,11 +62,11 @@ def main(argv: list[str]) -> int:
         if options.max_hours is not None:
             stop.deadline = stop.began + 3600 * options.max_hours
         try:
-            team.join(options, resolved, stop, source)
+            multihost.join(options, resolved, stop, source)
         except Stopped:
             say(f"{stop.reason} before the other processes came")
             return INTERRUPTED if stop.reason == "interrupted" else STOPPED
-        with together(), team.held(options.out), lost_is_resumable():
+        with together(), multihost.held(options.out), lost_is_resumable():
             return _run(options.out, options, resolved, argv, stop, source)
 
 
@@ -84,23 +84,23 @@ def _run(
             data, options = _prepare(run, options, resolved, stop, source)
         except resume.NothingToDo as problem:
             begun()
-            return part(nothing_to_do(run, problem.done, options) if first() else DONE)
+            return finish(nothing_to_do(run, problem.done, options) if is_primary() else DONE)
         begin = None
         if source is not None:
             begin = starter(source, options.model, options.init_optimizer)
         if options.find_lr:
             return _find_lr(run, options, resolved, data, argv, stop, begin)
         resumed = resume.teller(run, options.recipe, resolved.get("history", []))
-        if first():
+        if is_primary():
             _write_config(run, resolved, data)
         job = _job(run, options, resolved, data, stop)
         job.resumed = resumed
         job.begin = begin or job.begin
         from jaxmodels.runtime.reporting.plots import draw
-        from jaxmodels.runtime.train import train
+        from jaxmodels.runtime.training.train import train
 
         stop.check()
-        exchange()
+        all_gather()
         begun()
         try:
             outcome = train(job)
@@ -109,7 +109,7 @@ def _run(
             rest = time.monotonic() - stop.began - sum(outcome.seconds.values())
             outcome.seconds["start"] += max(rest, 0.0)
         finally:
-            if first():
+            if is_primary():
                 draw(run)
     except Stopped:
         tell_stop(stop.reason or "")
@@ -125,22 +125,21 @@ def _run(
     begun()
     took = time.monotonic() - stop.began
     asked = asked_for(jaxmodels.arch(resolved["arch"]), options.model)
-    code = conclude(run, outcome, argv, options, took, asked) if first() else DONE
-    return part(code)
+    code = conclude(run, outcome, argv, options, took, asked) if is_primary() else DONE
+    return finish(code)
 
 
 def _prepare(
     run: Path, options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any
 ) -> tuple[Any, Train[Any]]:
     """The data, and the options with its vocabulary; refuses what does not go together."""
-    from bridge.formats.tokenizer import used
     from jaxmodels.runtime import platform
-    from jaxmodels.sizes import parameters
+    from jaxmodels.sizes import parameters, vocab_used
 
     stop.check()
     platform.prepare()
     platform.choose_thread(parameters(resolved["arch"], options.model))
-    team.refuse_apart(run)
+    multihost.refuse_apart(run)
     has_checkpoint = resume.check_resume(run, options.resume)
     # Before the data, which may take long to prepare.
     _check_devices(jaxmodels.arch(resolved["arch"]), options)
@@ -149,13 +148,13 @@ def _prepare(
     if has_checkpoint and not options.find_lr:
         resume.refuse_fewer_steps(run, options.recipe.steps)
     resolved |= {"history": history} if history else {}
-    if source is not None and not used(source.config):
+    if source is not None and not vocab_used(source.config):
         source = None  # a tower alone knows no words: they are the data's
     tokenizer = resume.own_tokenizer(run, has_checkpoint) or (source and source.tokenizer)
     if source is not None and tokenizer is None:
         refuse_own_characters(options.recipe, source)
-    data = team.in_turn(lambda: open_data(run, options, tokenizer, has_checkpoint, stop))
-    team.refuse_other_data(data)
+    data = multihost.in_turn(lambda: open_data(run, options, tokenizer, has_checkpoint, stop))
+    multihost.refuse_other_data(data)
     if source is not None and source.tokenizer is not None:
         resolved["recipe"]["tokenizer"] = str(run / source.tokenizer.FILE)
     sizes = resume.own_sizes(run, has_checkpoint)
@@ -191,7 +190,7 @@ def _check_devices(package: ModuleType, options: Train[Any]) -> None:
             exit_code=USAGE,
         )
     recipe = options.recipe
-    if recipe.slices > 1 and getattr(package, "WHOLE", False):
+    if recipe.slices > 1 and getattr(package, "CROSS_ROW_LOSS", False):
         raise Problem(
             f"a micro-batch cannot be computed in {recipe.slices} slices",
             why="the loss compares its rows with each other",
@@ -205,9 +204,9 @@ def _check_devices(package: ModuleType, options: Train[Any]) -> None:
 
 
 def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, stop: Stop) -> Any:
-    from jaxmodels.runtime.profiler import window
     from jaxmodels.runtime.sharding import make_mesh, own_rows
-    from jaxmodels.runtime.train import Job
+    from jaxmodels.runtime.training.profiler import window
+    from jaxmodels.runtime.training.train import Job
 
     recipe, traces = options.recipe, run / "profile"
     if several():  # JAX takes a folder with the traces of two processes for damaged
@@ -264,8 +263,8 @@ def _find_lr(
     begin: Any,
 ) -> int:
     from jaxmodels.runtime.files import write_bytes, write_json
-    from jaxmodels.runtime.find_lr import find_lr, plot
     from jaxmodels.runtime.reporting.pictures import picture
+    from jaxmodels.runtime.training.find_lr import find_lr, plot
 
     def batches() -> Iterator[dict[str, Any]]:
         for batch in data.train():

@@ -14,8 +14,8 @@ from jaxmodels.commands.resume import read_settings
 from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
-from jaxmodels.runtime.profiler import window
 from jaxmodels.runtime.runs import rundir
+from jaxmodels.runtime.training.profiler import window
 
 C = TypeVar("C")
 

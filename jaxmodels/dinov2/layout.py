@@ -91,7 +91,7 @@ SAVED = (
 )
 
 # The names in the published .pth files.
-SEED = (
+UPSTREAM = (
     ("cls", "cls_token", "row"),
     ("pos", "pos_embed", "one"),
     ("registers", "register_tokens", "one"),

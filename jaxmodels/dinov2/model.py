@@ -21,12 +21,12 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.heads import heads_of, join_heads
 from jaxmodels.layers.linear import Linear
-from jaxmodels.layers.no_recompute import once
+from jaxmodels.layers.no_recompute import no_recompute
 from jaxmodels.layers.norm import layer_norm
-from jaxmodels.layers.precision import exact, wide
+from jaxmodels.layers.precision import accum_dtype, to_float32
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.resize import bicubic
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 
 _SMALL = nnx.initializers.truncated_normal(0.02)
 _TINY = nnx.initializers.normal(1e-6)
@@ -68,7 +68,7 @@ class Mlp(nnx.Module):
         """[b, t, d] → [b, t, d]."""
         # Of the GELU only what goes in is kept for the backward pass: JAX would keep four arrays.
         hidden = jax.checkpoint(partial(nnx.gelu, approximate=False))(self.fc1(x))
-        return self.fc2(spread(hidden, "data", ..., "model"))
+        return self.fc2(constrain(hidden, "data", ..., "model"))
 
 
 class SwiGlu(nnx.Module):
@@ -82,7 +82,7 @@ class SwiGlu(nnx.Module):
     def __call__(self, x):
         """[b, t, d] → [b, t, d]."""
         hidden = nnx.silu(self.gate(x)) * self.up(x)
-        return self.down(spread(hidden, "data", ..., "model"))
+        return self.down(constrain(hidden, "data", ..., "model"))
 
 
 class Block(nnx.Module):
@@ -98,8 +98,10 @@ class Block(nnx.Module):
 
     def __call__(self, x):
         """float32 [b, t, d] → [b, t, d]."""
-        x = once(spread(x + self.ls1[...] * self.attn(layer_norm(self.norm1, x)), "data", ...))
-        return once(spread(x + self.ls2[...] * self.mlp(layer_norm(self.norm2, x)), "data", ...))
+        x = x + self.ls1[...] * self.attn(layer_norm(self.norm1, x))
+        x = no_recompute(constrain(x, "data", ...))
+        x = x + self.ls2[...] * self.mlp(layer_norm(self.norm2, x))
+        return no_recompute(constrain(x, "data", ...))
 
 
 class Model(nnx.Module):
@@ -141,7 +143,7 @@ class Model(nnx.Module):
         if self.config.registers:
             first.append(self.registers[...])
         first = [jnp.broadcast_to(token, (len(x), *token.shape)) for token in first]
-        x = spread(jnp.concatenate([*first, x], axis=1), "data", ...)
+        x = constrain(jnp.concatenate([*first, x], axis=1), "data", ...)
         block = remat(Block.__call__, self.remat)
         for layer in self.blocks:
             x = block(layer, x)
@@ -150,7 +152,7 @@ class Model(nnx.Module):
     def positions(self, rows: int, columns: int) -> Float[Array, "n d"]:
         """float32 positions of a grid of patches, line by line; interpolated unless it is the
         one that they were learned on."""
-        side, grid = self.config.side, exact(self.pos[1:])
+        side, grid = self.config.side, to_float32(self.pos[1:])
         if rows == columns == side:
             return grid
         matrices = (bicubic(side, n, self.config.interpolation) for n in (rows, columns))
@@ -169,7 +171,7 @@ class Model(nnx.Module):
             "bne,ed->bnd",
             pieces.astype(kernel.dtype),
             rearrange(kernel, "p q k d -> (p q k) d"),
-            preferred_element_type=wide(kernel.dtype),
+            preferred_element_type=accum_dtype(kernel.dtype),
         )
         return product + self.patch.bias[...]
 

@@ -7,8 +7,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxmodels.layers.blocks import HIDDEN, blocked_attention
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.kernels import fused
-from jaxmodels.layers.precision import wide
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.precision import accum_dtype
+from jaxmodels.layers.sharding import constrain
 
 
 def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array, "*b t t"]:
@@ -35,7 +35,7 @@ def attention(
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped.
     """
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide(q.dtype))
+    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=accum_dtype(q.dtype))
     scores = scores * q.shape[-1] ** -0.5
     allowed = mask if mask.ndim == 2 else mask[:, None]
     weights = jax.nn.softmax(jnp.where(allowed, scores, HIDDEN), axis=-1).astype(q.dtype)
@@ -51,7 +51,7 @@ def self_attention(
     *,
     causal: bool = True,
     segments: Int[Array, "b t"] | None = None,
-    real: Int[Array, "b t"] | None = None,
+    padding_mask: Int[Array, "b t"] | None = None,
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "b t h k"]:
@@ -65,22 +65,22 @@ def self_attention(
         v: values.
         causal: a query sees no later key.
         segments: the document of each token; a query sees keys of its own only.
-        real: 1 for tokens, 0 for padding, as in `blocked_attention`; with causal attention only.
+        padding_mask: 1 for tokens, 0 for padding, as in `blocked_attention`; causal only.
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped; the weights are then whole in memory.
     """
-    q, k, v = (spread(x, "data", ..., "model", None) for x in (q, k, v))
+    q, k, v = (constrain(x, "data", ..., "model", None) for x in (q, k, v))
     if key is not None and rate > 0:
         out = attention(q, k, v, _mask(q.shape[1], causal, segments), rate, key)
-    elif real is not None:
-        out = blocked_attention(q, k, v, real, segments, causal)
+    elif padding_mask is not None:
+        out = blocked_attention(q, k, v, padding_mask, segments, causal)
     else:
 
         def plain(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
             return blocked_attention(q, k, v, segments=segments, causal=causal)
 
         out = fused(q, k, v, segments, causal, plain)
-    return spread(out, "data", ..., "model", None)
+    return constrain(out, "data", ..., "model", None)
 
 
 def _mask(t: int, causal: bool, segments: Array | None) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxmodels.layers.precision import wide
+from jaxmodels.layers.precision import accum_dtype
 
 # The score of a key that a query may not see.
 HIDDEN = -1e9
@@ -18,7 +18,7 @@ QUERIES = 128
 LOOPS = 4
 
 
-class Sight(NamedTuple):
+class MaskWindow(NamedTuple):
     """What decides which keys the queries of a loop see; the first two by blocks."""
 
     last: Int[Array, "n t"]
@@ -27,7 +27,7 @@ class Sight(NamedTuple):
     """The documents of the queries, if there are any."""
     keys: Int[Array, "b s"] | None
     """Those of the keys."""
-    real: Int[Array, "b s"] | None
+    padding_mask: Int[Array, "b s"] | None
     """1 for keys that may be seen at all."""
 
 
@@ -35,7 +35,7 @@ def blocked_attention(
     q: Float[Array, "b t h k"],
     k: Float[Array, "b t h k"],
     v: Float[Array, "b t h k"],
-    real: Int[Array, "b t"] | None = None,
+    padding_mask: Int[Array, "b t"] | None = None,
     segments: Int[Array, "b t"] | None = None,
     causal: bool = True,
 ) -> Float[Array, "b t h k"]:
@@ -49,7 +49,7 @@ def blocked_attention(
         q: queries.
         k: keys.
         v: values.
-        real: 1 for tokens, 0 for padding. No token sees padding; padding attends to all
+        padding_mask: 1 for tokens, 0 for padding. No token sees padding; padding attends to all
             positions alike, later ones too (seed 003).
         segments: the document of each token; a query sees keys of its own only.
         causal: a query sees no later key.
@@ -60,22 +60,22 @@ def blocked_attention(
     starts = range(0, t, group)
     ends = tuple(min(at + group, t) for at in starts)
     last = jnp.arange(t) if causal else jnp.full(t, t - 1)
-    queries, sights = [], []
+    queries, windows = [], []
     for at, end in zip(starts, ends, strict=True):
         own = None if segments is None else _cut(segments[:, at:end])
-        keys, seen = (None if x is None else x[:, :end] for x in (segments, real))
+        keys, seen = (None if x is None else x[:, :end] for x in (segments, padding_mask))
         queries.append(rearrange(_cut(q[:, at:end]), "n b t h k -> n b h t k"))
-        sights.append(Sight(_cut(last[None, at:end])[:, 0], own, keys, seen))
+        windows.append(MaskWindow(_cut(last[None, at:end])[:, 0], own, keys, seen))
     k, by_head = (_once(rearrange(x, "b s h k -> b h s k")) for x in (k, v))
-    out = _attend(ends, queries, k, by_head, sights)
+    out = _attend(ends, queries, k, by_head, windows)
     rows = [
         rearrange(x, "n b h t k -> b (n t) h k")[:, : end - at]
         for x, at, end in zip(out, starts, ends, strict=True)
     ]
     whole = jnp.concatenate(rows, axis=1)
-    if real is None:
+    if padding_mask is None:
         return whole
-    return jnp.where(real[:, :, None, None] == 1, whole, v.mean(axis=1, keepdims=True))
+    return jnp.where(padding_mask[:, :, None, None] == 1, whole, v.mean(axis=1, keepdims=True))
 
 
 def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b _ *d"]:
@@ -92,7 +92,7 @@ def _attend(
     queries: list[Float[Array, "_ b h _ k"]],
     k: Float[Array, "b h s k"],
     v: Float[Array, "b h s k"],
-    sights: list[Sight],
+    windows: list[MaskWindow],
 ) -> list[Float[Array, "_ b h _ k"]]:
     """Attention of loops of queries, [n b h t k] each, to the keys before their ends, at 1/√k.
 
@@ -100,48 +100,50 @@ def _attend(
     never turned round, as XLA would for the gradients of keys and values; keys and values are,
     once. Nor are the softmax's sums taken again.
     """
-    return _forward(ends, queries, k, v, sights)[0]
+    return _forward(ends, queries, k, v, windows)[0]
 
 
 def _forward(
-    ends: tuple[int, ...], queries: list[Array], k: Array, v: Array, sights: list[Sight]
+    ends: tuple[int, ...], queries: list[Array], k: Array, v: Array, windows: list[MaskWindow]
 ) -> tuple[list[Array], Any]:
     turned = _once(rearrange(k, "b h s k -> b h k s"))
     found = [
-        _forward_loop(q, turned[..., :end], v[:, :, :end], sight)
-        for q, end, sight in zip(queries, ends, sights, strict=True)
+        _forward_loop(q, turned[..., :end], v[:, :, :end], window)
+        for q, end, window in zip(queries, ends, windows, strict=True)
     ]
-    return [out for out, _, _ in found], (queries, k, v, sights, found)
+    return [out for out, _, _ in found], (queries, k, v, windows, found)
 
 
-def _forward_loop(q: Array, keys: Array, v: Array, sight: Sight) -> tuple[Array, Array, Array]:
+def _forward_loop(
+    q: Array, keys: Array, v: Array, window: MaskWindow
+) -> tuple[Array, Array, Array]:
     """What the queries find, and of the softmax the largest score and the sum."""
 
     def block(part: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array]:
         queries, last, own = part
-        scores = _scores(queries, keys, _mask(keys.shape[-1], last, own, sight))
+        scores = _scores(queries, keys, _mask(keys.shape[-1], last, own, window))
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
         out = _product("bhts,bhsk->bhtk", weights.astype(q.dtype), v) / total
         return out.astype(q.dtype), top, total
 
-    return jax.lax.map(block, (q, sight.last, sight.segments))
+    return jax.lax.map(block, (q, window.last, window.segments))
 
 
 def _backward(
     ends: tuple[int, ...], kept: Any, given: list[Array]
 ) -> tuple[list[Array], Array, Array, None]:
-    queries, k, v, sights, found = kept
+    queries, k, v, windows, found = kept
     keys, values = (_once(rearrange(x, "b h s k -> b h k s")) for x in (k, v))
-    sums = (jnp.zeros(keys.shape, wide(k.dtype)),) * 2
+    sums = (jnp.zeros(keys.shape, accum_dtype(k.dtype)),) * 2
     of_queries, done = [], []
     # From the last loop to the first: keys that the loops before do not meet are done.
     for i in reversed(range(len(ends))):
         start, end = ends[i - 1] if i else 0, ends[i]
-        parts = (queries[i], *found[i], given[i], sights[i].last, sights[i].segments)
+        parts = (queries[i], *found[i], given[i], windows[i].last, windows[i].segments)
         meets = keys[..., :end], values[..., :end], k[:, :, :end]
-        sums, of_loop = _backward_loop(parts, *meets, sights[i], sums)
+        sums, of_loop = _backward_loop(parts, *meets, windows[i], sums)
         of_queries.append(of_loop)
         done.append([x[..., start:] for x in sums])
         sums = tuple(x[..., :start] for x in sums)
@@ -153,14 +155,14 @@ def _backward(
 
 
 def _backward_loop(
-    parts: Any, keys: Array, values: Array, k: Array, sight: Sight, sums: Any
+    parts: Any, keys: Array, values: Array, k: Array, window: MaskWindow, sums: Any
 ) -> tuple[Any, Array]:
     """The sums of the gradients of keys and values with this loop's, and that of its queries."""
     dtype = k.dtype
 
     def block(sums: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], Array]:
         queries, out, top, total, given, last, own = part
-        mask = _mask(keys.shape[-1], last, own, sight)
+        mask = _mask(keys.shape[-1], last, own, window)
         weights = jnp.exp(_scores(queries, keys, mask) - top) / total
         of_weights = _product("bhtk,bhks->bhts", given, values)
         inner = (given.astype(total.dtype) * out).sum(axis=-1, keepdims=True)
@@ -183,13 +185,13 @@ def _scores(q: Array, keys: Array, mask: Array) -> Array:
     return jnp.where(mask, scores, HIDDEN)
 
 
-def _mask(s: int, last: Array, own: Array | None, sight: Sight) -> Array:
+def _mask(s: int, last: Array, own: Array | None, window: MaskWindow) -> Array:
     """What the queries of a block see of s keys: bool, [b or 1, 1, t, s]."""
     mask = (jnp.arange(s) <= last[:, None])[None]
-    if sight.real is not None:
-        mask = mask & (sight.real == 1)[:, None]
-    if own is not None and sight.keys is not None:
-        mask = mask & (own[:, :, None] == sight.keys[:, None])
+    if window.padding_mask is not None:
+        mask = mask & (window.padding_mask == 1)[:, None]
+    if own is not None and window.keys is not None:
+        mask = mask & (own[:, :, None] == window.keys[:, None])
     return mask[:, None]
 
 
@@ -199,4 +201,4 @@ def _once(x: Array) -> Array:
 
 
 def _product(form: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(form, a, b, preferred_element_type=wide(a.dtype))
+    return jnp.einsum(form, a, b, preferred_element_type=accum_dtype(a.dtype))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.layers.attention import attention
 from jaxmodels.layers.blocks import HIDDEN
-from jaxmodels.layers.precision import wide
+from jaxmodels.layers.precision import accum_dtype
 
 
 class KVCache(NamedTuple):
@@ -95,7 +95,7 @@ class KVCache(NamedTuple):
         next step, and XLA would copy the whole cache for each.
         """
         keys, values = self.keys[layer], self.values[layer]
-        product = partial(jnp.einsum, preferred_element_type=wide(q.dtype))
+        product = partial(jnp.einsum, preferred_element_type=accum_dtype(q.dtype))
         # The slot that this token will take is not looked at: what it holds is then too old.
         slots = jnp.arange(self.size)
         seen = (slots < self.length) & (slots != self.length % self.size)

@@ -10,46 +10,46 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmodels.layers.linear import for_rows
+from jaxmodels.layers.linear import broadcast_param
 from jaxmodels.layers.rotary import Rotation, partners, rotate_interleaved, turned
-from jaxmodels.layers.sharding import axis_size, spread
+from jaxmodels.layers.sharding import axis_size, constrain
 from jaxmodels.layers.target import platform
 
 Heads = Float[Array, "b t h k"]
 
 
-def product_in_parts(
+def fused_linear(
     linear: nnx.Linear, x: Float[Array, "b t d"], parts: int
 ) -> tuple[Float[Array, "b t f"], ...]:
     """`linear(x)` in parts, whose columns lie one part after the other."""
     if platform() != "tpu":
         return tuple(_cut(linear, x, parts))
     kernels, biases = _parts(linear, parts)
-    products = (x @ spread(kernel, "data", "model") for kernel in kernels)
+    products = (x @ constrain(kernel, "data", "model") for kernel in kernels)
     return tuple(_added(out, bias) for out, bias in zip(products, biases, strict=True))
 
 
 def heads_of(
-    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, turn: Rotation | None = None
+    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, rope: Rotation | None = None
 ) -> Heads:
     """`linear(x)` cut into heads, their interleaved pairs turned if there is a rotation."""
     if platform() != "tpu":
-        return _turned(rearrange(linear(x), "b t (h k) -> b t h k", h=heads), turn)
+        return _turned(rearrange(linear(x), "b t (h k) -> b t h k", h=heads), rope)
     (kernel,), (bias,) = _parts(linear, 1)
-    return _into_heads(x, kernel, bias, heads, turn)
+    return _into_heads(x, kernel, bias, heads, rope)
 
 
 def qkv_heads(
-    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, turn: Rotation | None = None
+    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, rope: Rotation | None = None
 ) -> tuple[Heads, Heads, Heads]:
     """Queries, keys and values from one kernel, cut into heads; a rotation turns the first two."""
     if platform() != "tpu":
         cut = rearrange(_cut(linear, x, 3), "n b t (h k) -> n b t h k", h=heads)
-        return _turned(cut[0], turn), _turned(cut[1], turn), cut[2]
+        return _turned(cut[0], rope), _turned(cut[1], rope), cut[2]
     q, k, v = zip(*_parts(linear, 3), strict=True)
     return (
-        _into_heads(x, *q, heads, turn),
-        _into_heads(x, *k, heads, turn),
+        _into_heads(x, *q, heads, rope),
+        _into_heads(x, *k, heads, rope),
         _into_heads(x, *v, heads, None),
     )
 
@@ -64,21 +64,21 @@ def join_heads(linear: nnx.Linear, x: Heads) -> Float[Array, "b t d"]:
 
 
 def _into_heads(
-    x: Array, kernel: Array, bias: Array | None, heads: int, turn: Rotation | None
+    x: Array, kernel: Array, bias: Array | None, heads: int, rope: Rotation | None
 ) -> Array:
     kernel = rearrange(kernel, "d (h k) -> d h k", h=heads)
     bias = None if bias is None else rearrange(bias, "(h k) -> h k", h=heads)
 
     def product(kernel: Array, bias: Array | None) -> Array:
-        kernel = spread(kernel, "data", "model", None)
+        kernel = constrain(kernel, "data", "model", None)
         return _added(jnp.einsum("btd,dhk->bthk", x, kernel), bias)
 
     out = product(kernel, bias)
-    if turn is None:
+    if rope is None:
         return out
     # The other number of each pair by a product too: none has to change its place in a tile.
     other = product(partners(kernel), None if bias is None else partners(bias))
-    return turned(out, other, turn)
+    return turned(out, other, rope)
 
 
 def _cut(linear: nnx.Linear, x: Array, parts: int) -> Array:
@@ -90,9 +90,11 @@ def _cut(linear: nnx.Linear, x: Array, parts: int) -> Array:
     if axis_size("model") == 1:
         return rearrange(linear(x), "b t (n f) -> n b t f", n=parts)
     kernel = rearrange(linear.kernel[...], "d (n f) -> d n f", n=parts)
-    out = jnp.einsum("btd,dnf->nbtf", x, spread(kernel, "data", None, "model"))
+    out = jnp.einsum("btd,dnf->nbtf", x, constrain(kernel, "data", None, "model"))
     if linear.bias is not None:
-        out = out + spread(rearrange(linear.bias[...], "(n f) -> n 1 1 f", n=parts), ..., "model")
+        out = out + constrain(
+            rearrange(linear.bias[...], "(n f) -> n 1 1 f", n=parts), ..., "model"
+        )
     return out
 
 
@@ -105,8 +107,8 @@ def _parts(linear: nnx.Linear, parts: int) -> tuple[list[Array], list[Array | No
 
 
 def _added(out: Array, bias: Array | None) -> Array:
-    return out if bias is None else out + for_rows(bias, out.shape)
+    return out if bias is None else out + broadcast_param(bias, out.shape)
 
 
-def _turned(x: Array, turn: Rotation | None) -> Array:
-    return x if turn is None else rotate_interleaved(x, turn)
+def _turned(x: Array, rope: Rotation | None) -> Array:
+    return x if rope is None else rotate_interleaved(x, rope)

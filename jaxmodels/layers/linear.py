@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmodels.layers.precision import wide
+from jaxmodels.layers.precision import accum_dtype
 from jaxmodels.layers.target import platform
 
 
 class Linear(nnx.Linear):
-    """flax's, with the backward pass of `product` and `for_rows`."""
+    """flax's, with the backward pass of `product` and `broadcast_param`."""
 
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Array:
         """`inputs · kernel + bias` [… o], in `preferred_element_type` or what both promote to."""
@@ -23,7 +23,7 @@ class Linear(nnx.Linear):
         if self.bias is None:
             return out
         # What widens has a nonlinearity behind it, and its gradient comes from a product.
-        return out + for_rows(self.bias[...], out.shape, kernel.shape[1] > kernel.shape[0])
+        return out + broadcast_param(self.bias[...], out.shape, kernel.shape[1] > kernel.shape[0])
 
 
 def product(
@@ -66,7 +66,7 @@ _on_cpu.defvjp(_forward, _backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def for_rows(
+def broadcast_param(
     parameter: Float[Array, "*d"], shape: tuple[int, ...], joined: bool = False
 ) -> Float[Array, "*b"]:
     """A parameter that all rows share, for each of them.
@@ -83,23 +83,23 @@ def for_rows(
 
 
 def _shared(parameter: Array, shape: tuple[int, ...], joined: bool) -> tuple[Array, Array]:
-    return for_rows(parameter, shape, joined), parameter
+    return broadcast_param(parameter, shape, joined), parameter
 
 
 def _summed(shape: tuple[int, ...], joined: bool, parameter: Array, g: Array) -> tuple[Array]:
     rows = tuple(range(g.ndim - parameter.ndim))
     if platform() == "cpu":
-        flat = g.reshape(-1, *parameter.shape).astype(wide(g.dtype))
+        flat = g.reshape(-1, *parameter.shape).astype(accum_dtype(g.dtype))
         total = jnp.ones(len(flat), flat.dtype) @ flat
     elif platform() == "tpu" and not joined:
         # As many ones as a tile has rows: of a single one XLA makes a sum again.
         ones = jnp.ones((8, *g.shape[: len(rows)]), g.dtype)
         dims = (tuple(axis + 1 for axis in rows), rows), ((), ())
-        exactly = {"precision": "highest", "preferred_element_type": wide(g.dtype)}
+        exactly = {"precision": "highest", "preferred_element_type": accum_dtype(g.dtype)}
         total = jax.lax.dot_general(ones, g, dims, **exactly)[0]
     else:
-        total = jnp.sum(g.astype(wide(g.dtype)), axis=rows)
+        total = jnp.sum(g.astype(accum_dtype(g.dtype)), axis=rows)
     return (total.astype(parameter.dtype),)
 
 
-for_rows.defvjp(_shared, _summed)
+broadcast_param.defvjp(_shared, _summed)

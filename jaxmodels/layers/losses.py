@@ -9,8 +9,8 @@ from einops import rearrange
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmodels.layers.precision import exact, wide
-from jaxmodels.layers.sharding import axis_size, spread
+from jaxmodels.layers.precision import accum_dtype, to_float32
+from jaxmodels.layers.sharding import axis_size, constrain
 from jaxmodels.layers.target import platform
 
 # Most bytes of float32 logits that `chunked_cross_entropy` holds at once.
@@ -21,7 +21,7 @@ LARGE_LOGITS_BYTES = 1 << 30
 
 def cross_entropy(logits: Float[Array, "*b v"], targets: Int[Array, "*b"]) -> Float[Array, ""]:
     """Mean of −log softmax(logits)[target] in nats, computed in float32."""
-    logits = exact(logits)
+    logits = to_float32(logits)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
 
@@ -59,7 +59,7 @@ def chunked_scores(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """As `chunked_cross_entropy`, and the share of targets that were the likeliest token."""
     weight = jnp.ones(targets.shape) if mask is None else mask
-    weight = weight.astype(wide(x.dtype))
+    weight = weight.astype(accum_dtype(x.dtype))
     weight = weight / jnp.maximum(weight.sum(), 1)
     if axis_size("data") == 1 or len(x) % axis_size("data"):
         return _mean(x, head, targets, weight)
@@ -71,7 +71,7 @@ def chunked_scores(
         out_specs=(P(), P()),
         axis_names={"data"},
         check_vma=False,
-    )(x, spread(head, "model", None), targets, weight)
+    )(x, constrain(head, "model", None), targets, weight)
 
 
 @jax.custom_vjp
@@ -134,7 +134,7 @@ def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, 
     logits = jnp.einsum("nd,vd->nv", x, head, preferred_element_type=weight.dtype)
     # Of the target once more, so that the logits need not be kept beside their powers on a CPU,
     # and is known before them elsewhere.
-    picked = jnp.sum(exact(x) * head[targets], axis=-1)
+    picked = jnp.sum(to_float32(x) * head[targets], axis=-1)
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
     form = _from_the_top if platform() == "cpu" else _from_the_target
     each, hits, of_logits = form(logits, picked, targets, weight, hot)

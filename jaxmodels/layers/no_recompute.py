@@ -10,7 +10,7 @@ from jaxmodels.layers.target import platform
 _FEW = 2**15
 
 
-def once(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def no_recompute(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """x itself, which a CPU computes once, and its gradient too.
 
     There XLA joins a sum to all that use it. The residual stream's gradient, a sum over all blocks

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxmodels.layers.linear import for_rows
-from jaxmodels.layers.precision import exact
+from jaxmodels.layers.linear import broadcast_param
+from jaxmodels.layers.precision import to_float32
 from jaxmodels.layers.target import platform
 
 
@@ -22,21 +22,21 @@ def layer_norm(norm: nnx.LayerNorm | nnx.RMSNorm, x: Float[Array, "*b d"]) -> Fl
     """`norm(x)` in the dtype of its parameters, which is that of the products that follow.
 
     Args:
-        norm: flax's module; its parameters' gradients are those of `for_rows`.
+        norm: flax's module; its parameters' gradients are those of `broadcast_param`.
         x: rows of numbers; the residual stream is always float32.
     """
     assert norm.scale is not None
-    x = exact(x)
+    x = to_float32(x)
     scale, bias = norm.scale[...], getattr(norm, "bias", None)
     kind = norm.epsilon, isinstance(norm, nnx.LayerNorm), norm.use_fast_variance
-    each = for_rows(exact(scale), x.shape)
+    each = broadcast_param(to_float32(scale), x.shape)
     if platform() == "cpu":
         centred, root = _measured(x, *kind)
         out = centred * (root * each)
     else:
         out = normalised(x, *kind) * each
     if bias is not None:
-        out = out + for_rows(exact(bias[...]), x.shape)
+        out = out + broadcast_param(to_float32(bias[...]), x.shape)
     return out.astype(scale.dtype)
 
 

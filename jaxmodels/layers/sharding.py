@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Shaped
 
 
-def spread(x: Shaped[Array, "..."], *axes: Any) -> Shaped[Array, "..."]:
+def constrain(x: Shaped[Array, "..."], *axes: Any) -> Shaped[Array, "..."]:
     """The same array, its dimensions split over these axes of the mesh.
 
     Said of what goes from block to block, it makes XLA fetch the pieces of a weight when it is

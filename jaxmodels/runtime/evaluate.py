@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxmodels.runtime.batches import grouped
 from jaxmodels.runtime.means import Metrics, parted
-from jaxmodels.runtime.paths import Arrays, Skeleton
+from jaxmodels.runtime.paths import Arrays, GraphDef
 from jaxmodels.runtime.sharding import ambient, put_whole
 
 GROUP = 32
@@ -27,15 +27,17 @@ class Loss(NamedTuple):
     """Whether it compares the rows of a batch with each other."""
 
 
-def loss_function(package: ModuleType, skeleton: Skeleton, mesh: Mesh | None = None) -> Loss:
+def loss_function(package: ModuleType, graphdef: GraphDef, mesh: Mesh | None = None) -> Loss:
     """The loss of a package, as `evaluate` takes it.
 
     The mesh is that of the parameters; none is needed where they lie on one device. Batches are
     of arrays on the host, which every process has whole.
     """
 
-    def numbers(params: Arrays, rest: Arrays, batch: dict[str, Any]) -> tuple[Metrics, Metrics]:
-        value, aux = package.loss(skeleton.merge(params, rest), batch, None)
+    def numbers(
+        params: Arrays, model_state: Arrays, batch: dict[str, Any]
+    ) -> tuple[Metrics, Metrics]:
+        value, aux = package.loss(graphdef.merge(params, model_state), batch, None)
         told, by_tokens, _ = parted(aux)
         if by_tokens:
             by_tokens = by_tokens | {"tokens": package.counted(batch)}
@@ -43,18 +45,20 @@ def loss_function(package: ModuleType, skeleton: Skeleton, mesh: Mesh | None = N
 
     compiled = jax.jit(ambient(mesh, numbers) if mesh else numbers)
 
-    def function(params: Arrays, rest: Arrays, batch: dict[str, Any]) -> tuple[Metrics, Metrics]:
+    def function(
+        params: Arrays, model_state: Arrays, batch: dict[str, Any]
+    ) -> tuple[Metrics, Metrics]:
         placed = put_whole(batch, mesh) if mesh else batch
-        found: tuple[Metrics, Metrics] = compiled(params, rest, placed)
+        found: tuple[Metrics, Metrics] = compiled(params, model_state, placed)
         return found
 
-    return Loss(function, getattr(package, "WHOLE", False))
+    return Loss(function, getattr(package, "CROSS_ROW_LOSS", False))
 
 
 def evaluate(
     loss: Loss,
     params: Arrays,
-    rest: Arrays,
+    model_state: Arrays,
     batches: Iterable[dict[str, Any]],
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
@@ -71,7 +75,7 @@ def evaluate(
         if stop():
             return None
         size = batch["tokens"].shape[0]
-        numbers, parts = loss.function(params, rest, batch)
+        numbers, parts = loss.function(params, model_state, batch)
         count = int(parts.get("tokens", 0))
         for name, value in numbers.items():
             part = _averaged(name, parts[name]) if name in parts else 0.0

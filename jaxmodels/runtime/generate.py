@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmodels.errors import UNVERIFIED, USAGE, Problem, within
 from jaxmodels.layers.sampling import NOTHING, Sampling, sample
-from jaxmodels.runtime.paths import Arrays, Skeleton, split
+from jaxmodels.runtime.paths import Arrays, GraphDef, split
 from jaxmodels.runtime.sharding import fetch
 
 
@@ -68,10 +68,10 @@ def generate(
             fix="ban fewer",
             exit_code=USAGE,
         )
-    skeleton, params, rest = split(model)
-    fixed = Fixed(skeleton, sampling.top_k, banned, chunk, model.config.context)
+    graphdef, params, model_state = split(model)
+    fixed = Fixed(graphdef, sampling.top_k, banned, chunk, model.config.context)
     sampling = sampling._replace(top_k=None)
-    stretch = partial(_stretch, fixed, params, rest, sampling, seed, images)
+    stretch = partial(_stretch, fixed, params, model_state, sampling, seed, images)
     text, drawn = np.asarray(prompt, np.int32), 0
     ended = np.zeros(len(text), bool)
     while drawn < max_new_tokens and not ended.all():
@@ -133,7 +133,7 @@ def _relative(model: Any) -> bool:
 def _stretch(
     fixed: "Fixed",
     params: Arrays,
-    rest: Arrays,
+    model_state: Arrays,
     sampling: Sampling,
     seed: int,
     images: np.ndarray | None,
@@ -149,14 +149,14 @@ def _stretch(
     size = _room(filled + min(fixed.chunk, count - 1), fixed.context)
     padded = _pad(prompt, size)
     draw = seed, sampling
-    state = _prefill(fixed, params, rest, padded, filled, drawn, images, *draw, size=size)
-    waiting, n, decode = state[0][:, None], 1, _decoder(params, rest, len(prompt))
+    state = _prefill(fixed, params, model_state, padded, filled, drawn, images, *draw, size=size)
+    waiting, n, decode = state[0][:, None], 1, _decoder(params, model_state, len(prompt))
     for left in range(count - 1, 0, -fixed.chunk):
         n = min(left, fixed.chunk)
         if filled + n > size < fixed.context:
             size = _room(filled + n, fixed.context)
             state = _grow(state, size=size)
-        state, tokens = decode(fixed, params, rest, state, *draw, n)
+        state, tokens = decode(fixed, params, model_state, state, *draw, n)
         filled += n
         yield fetch(waiting)
         waiting = tokens
@@ -166,7 +166,7 @@ def _stretch(
 class Fixed(NamedTuple):
     """What a generation is compiled for. Hashable."""
 
-    skeleton: Skeleton
+    graphdef: GraphDef
     top_k: int | None
     banned: tuple[int, ...]
     chunk: int
@@ -200,7 +200,7 @@ def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
 def _prefill(
     fixed: Fixed,
     params: Arrays,
-    rest: Arrays,
+    model_state: Arrays,
     tokens: Any,
     length: Any,
     drawn: Any,
@@ -215,7 +215,7 @@ def _prefill(
     What the padding writes into the cache lies after `length`, where no query looks before it
     is overwritten.
     """
-    model = fixed.skeleton.merge(params, rest)
+    model = fixed.graphdef.merge(params, model_state)
     drawn = jnp.zeros((), jnp.int32) + drawn
     if hasattr(model, "prefill"):
         seen = {} if images is None else {"images": images}
@@ -230,13 +230,19 @@ def _prefill(
 
 
 def _piece(
-    fixed: Fixed, params: Arrays, rest: Arrays, state: Any, seed: Any, sampling: Sampling, n: Any
+    fixed: Fixed,
+    params: Arrays,
+    model_state: Arrays,
+    state: Any,
+    seed: Any,
+    sampling: Sampling,
+    n: Any,
 ) -> tuple[Any, jax.Array]:
     """Draws n ≤ chunk tokens for each row: the state after them, and int32 [b, chunk].
 
     n is no constant of the program, so that pieces of all lengths share one compilation.
     """
-    model = fixed.skeleton.merge(params, rest)
+    model = fixed.graphdef.merge(params, model_state)
     step = getattr(model, "decode", model)
     rows = len(state[0])
     numbers = _numbers(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
@@ -258,9 +264,11 @@ _decode = jax.jit(_piece, static_argnums=0, donate_argnums=3)
 _decode_uncut = jax.jit(_piece, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS)
 
 
-def _decoder(params: Arrays, rest: Arrays, rows: int) -> Callable[..., tuple[Any, jax.Array]]:
+def _decoder(
+    params: Arrays, model_state: Arrays, rows: int
+) -> Callable[..., tuple[Any, jax.Array]]:
     """`_piece`, compiled for so many rows; only products of float32 have the choice."""
-    kinds = {leaf.dtype.name for leaf in (*params.values(), *rest.values())}
+    kinds = {leaf.dtype.name for leaf in (*params.values(), *model_state.values())}
     uncut = rows in UNCUT and not kinds & {"bfloat16", "float16", "uint8"} and _optional()
     return _decode_uncut if uncut else _decode
 

@@ -19,7 +19,7 @@ Arrays = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class GraphDef:
     """A model without its arrays: what `merge` needs besides them.
 
     Skeletons that `split` gives of models alike are one and the same, with a hash that is
@@ -49,23 +49,23 @@ class Skeleton:
         )
 
 
-def split(model: Any) -> tuple[Skeleton, Arrays, Arrays]:
+def split(model: Any) -> tuple[GraphDef, Arrays, Arrays]:
     """The skeleton of a module, its parameters and its other state, both as path → array."""
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, rest = states
     param_paths, param_leaves, param_def = _flatten(params)
     rest_paths, rest_leaves, rest_def = _flatten(rest)
-    skeleton = _same(Skeleton(graph, param_def, param_paths, rest_def, rest_paths))
+    graphdef = _same(GraphDef(graph, param_def, param_paths, rest_def, rest_paths))
     return (
-        skeleton,
+        graphdef,
         dict(zip(param_paths, param_leaves, strict=True)),
         dict(zip(rest_paths, rest_leaves, strict=True)),
     )
 
 
 @cache
-def _same(skeleton: Skeleton) -> Skeleton:
-    return skeleton
+def _same(graphdef: GraphDef) -> GraphDef:
+    return graphdef
 
 
 def params_of(model: Any) -> Arrays:

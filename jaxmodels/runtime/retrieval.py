@@ -28,19 +28,19 @@ class Encoder:
     """
 
     def __init__(self, model: Any):
-        skeleton, self.params, self.rest = split(model)
+        graphdef, self.params, self.model_state = split(model)
         masked = "mask" in inspect.signature(type(model).__call__).parameters
 
         # Only what a result needs is compiled: of an image's features nothing of the text.
-        def of_texts(params: Arrays, rest: Arrays, tokens: Any, mask: Any) -> jax.Array:
+        def of_texts(params: Arrays, model_state: Arrays, tokens: Any, mask: Any) -> jax.Array:
             more = {"mask": mask} if masked else {}
-            features: jax.Array = skeleton.merge(params, rest)(tokens, **more).text_features
+            features: jax.Array = graphdef.merge(params, model_state)(tokens, **more).text_features
             return features
 
-        def of_images(params: Arrays, rest: Arrays, images: Any) -> jax.Array:
+        def of_images(params: Arrays, model_state: Arrays, images: Any) -> jax.Array:
             tokens = jnp.zeros((len(images), 1), jnp.int32)
             pixels = images.astype(jnp.float32) / 255
-            features: jax.Array = skeleton.merge(params, rest)(tokens, pixels).image_features
+            features: jax.Array = graphdef.merge(params, model_state)(tokens, pixels).image_features
             return features
 
         self._texts, self._images = jax.jit(of_texts), jax.jit(of_images)
@@ -48,12 +48,12 @@ class Encoder:
     def texts(self, batches: Iterable[dict[str, Any]]) -> Features:
         """Features of the rows of batches: `tokens` and `mask`, int32 [b, t]."""
         return self._all(
-            lambda b: self._texts(self.params, self.rest, b["tokens"], b["mask"]), batches
+            lambda b: self._texts(self.params, self.model_state, b["tokens"], b["mask"]), batches
         )
 
     def images(self, batches: Iterable[np.ndarray]) -> Features:
         """Features of the images in batches, uint8 [b, h, w, 3]."""
-        return self._all(lambda b: self._images(self.params, self.rest, b), batches)
+        return self._all(lambda b: self._images(self.params, self.model_state, b), batches)
 
     def _all(self, one: Callable[[Any], jax.Array], batches: Iterable[Any]) -> Features:
         return np.concatenate([np.asarray(one(batch), np.float32) for batch in batches])

@@ -16,10 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import means
+from jaxmodels.runtime import means, stats
 from jaxmodels.runtime.optim import optimiser, schedule, trained
-from jaxmodels.runtime.paths import Arrays, Skeleton, split
-from jaxmodels.runtime.reporting import stats
+from jaxmodels.runtime.paths import Arrays, GraphDef, split
 from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
 
 
@@ -28,7 +27,7 @@ class State(NamedTuple):
 
     params: Arrays
     """Path → float32 array."""
-    rest: Arrays
+    model_state: Arrays
     """Path → array of what is state but not trained (counters, memories)."""
     opt: Any
     """The optimiser's state."""
@@ -47,7 +46,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Told:
+class StepMetrics:
     """What a step tells.
 
     Its scalars leave the devices as one array: each that a step gives back costs the host 3 µs, and
@@ -71,10 +70,10 @@ class Told:
 class Training(NamedTuple):
     """What trains a model by its recipe."""
 
-    skeleton: Skeleton
+    graphdef: GraphDef
     fresh: Callable[[], State]
     abstract: State
-    step: Callable[..., tuple[State, Told]]
+    step: Callable[..., tuple[State, StepMetrics]]
 
 
 def training(
@@ -87,9 +86,9 @@ def training(
     """`init` and `train_step` with the recipe's optimiser, at its own learning rate or another."""
     rate = rate or schedule(recipe.optim, recipe.horizon)
     tx = optimiser(recipe.optim, rate)
-    skeleton, fresh, abstract = init(package, config, recipe, tx, mesh)
-    step = train_step(package, skeleton, tx, rate, recipe, abstract)
-    return Training(skeleton, fresh, abstract, step)
+    graphdef, fresh, abstract = init(package, config, recipe, tx, mesh)
+    step = train_step(package, graphdef, tx, rate, recipe, abstract)
+    return Training(graphdef, fresh, abstract, step)
 
 
 def init(
@@ -98,7 +97,7 @@ def init(
     recipe: Recipe,
     tx: optax.GradientTransformation,
     mesh: AnyMesh,
-) -> tuple[Skeleton, Callable[[], State], State]:
+) -> tuple[GraphDef, Callable[[], State], State]:
     """The skeleton of the model, a function that makes a fresh state, and its abstract form.
 
     The state is born sharded: no device ever holds more than its part. The abstract form
@@ -113,14 +112,14 @@ def init(
     def weights(key: Any) -> tuple[Arrays, Arrays]:
         return split(model(key))[1:]
 
-    def rest_of(params: Arrays, rest: Arrays, key: Any) -> State:
+    def rest_of(params: Arrays, model_state: Arrays, key: Any) -> State:
         moving = trained(recipe.optim, params)
         ema = jax.tree.map(jnp.zeros_like, moving) if recipe.ema_decay else None
-        return State(params, rest, tx.init(moving), jnp.zeros((), jnp.int32), key, ema)
+        return State(params, model_state, tx.init(moving), jnp.zeros((), jnp.int32), key, ema)
 
     # As numbers of the host: each process has the same, on whatever devices.
     seed, key = (np.asarray(jax.random.key_data(jax.random.key(recipe.seed + n))) for n in (0, 1))
-    skeleton = split(nnx.eval_shape(model, seed))[0]
+    graphdef = split(nnx.eval_shape(model, seed))[0]
     shapes = jax.eval_shape(lambda: rest_of(*weights(seed), key))
     placed = placement(mesh, package.SHARDING, shapes.params)
     shardings = follow(shapes, shapes.params, placed, mesh)
@@ -132,20 +131,20 @@ def init(
 
     def fresh() -> State:
         # Drawing the weights is most of it, and one program for all seeds and optimisers.
-        drawn = jax.jit(weights, out_shardings=(shardings.params, shardings.rest))(seed)
+        drawn = jax.jit(weights, out_shardings=(shardings.params, shardings.model_state))(seed)
         return jax.jit(rest_of, out_shardings=shardings, donate_argnums=(0, 1))(*drawn, key)
 
-    return skeleton, fresh, abstract
+    return graphdef, fresh, abstract
 
 
 def train_step(
     package: ModuleType,
-    skeleton: Skeleton,
+    graphdef: GraphDef,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     recipe: Recipe,
     abstract: State,
-) -> Callable[..., tuple[State, Told]]:
+) -> Callable[..., tuple[State, StepMetrics]]:
     """The compiled step (state, batch, stop=None) → (state, told); the old state is donated.
 
     A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
@@ -162,15 +161,15 @@ def train_step(
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh
-    gradient = _gradient(package, skeleton, recipe, placed.params, mesh)
-    store = _store(package, skeleton)
-    written = getattr(package, "WRITTEN", ())
+    gradient = _gradient(package, graphdef, recipe, placed.params, mesh)
+    store = _store(package, graphdef)
+    written = getattr(package, "COMMITTED", ())
 
     def step(
         state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
-    ) -> tuple[State, Told]:
+    ) -> tuple[State, StepMetrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        held = state.rest | {path: state.params[path] for path in written}
+        held = state.model_state | {path: state.params[path] for path in written}
 
         def one(held: Arrays, piece: Any) -> Any:
             return gradient(state.params | {path: held[path] for path in written}, held, piece)
@@ -180,15 +179,15 @@ def train_step(
             return result, store(state.params, held, aux), {}
 
         if recipe.accum == 1:
-            (loss, told, grads), rest, _ = one_stored(held, (batch, key, None))
+            (loss, told, grads), model_state, _ = one_stored(held, (batch, key, None))
         else:
             pieces = means.pieces(package, recipe.accum, batch, key)
             if getattr(package, "EVERY_PASS", False):
-                (loss, told, grads), rest, _ = means.scanned(one_stored, held, pieces)
+                (loss, told, grads), model_state, _ = means.scanned(one_stored, held, pieces)
             else:
                 (loss, told, grads), aux = means.of_pieces(partial(one, held), pieces)
-                rest = store(state.params, held, aux)
-        before = state.params | {path: rest.pop(path) for path in written}
+                model_state = store(state.params, held, aux)
+        before = state.params | {path: model_state.pop(path) for path in written}
         moving = {path: before[path] for path in grads}
         updates, opt = tx.update(grads, state.opt, moving)
         params = before | optax.apply_updates(moving, updates)
@@ -205,7 +204,7 @@ def train_step(
                 lambda: stats.nothing(state.params),
             )
         ema = state.ema and averaged(recipe.ema_decay, state.step, state.ema, params)
-        return State(params, rest, opt, state.step + 1, state.key, ema), Told(
+        return State(params, model_state, opt, state.step + 1, state.key, ema), StepMetrics(
             jnp.stack(list(scalars.values())),
             tuple(scalars),
             measured,
@@ -231,7 +230,7 @@ def averaged(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arra
 
 
 def _gradient(
-    package: ModuleType, skeleton: Skeleton, recipe: Recipe, placed: Arrays, mesh: Mesh
+    package: ModuleType, graphdef: GraphDef, recipe: Recipe, placed: Arrays, mesh: Mesh
 ) -> Callable[..., Any]:
     """(params, rest, (batch, key, share)) → ((loss, metrics, gradients), what is for `commit`).
 
@@ -241,12 +240,12 @@ def _gradient(
     """
     dtype = jnp.dtype(recipe.dtype)
 
-    def whole(params: Arrays, rest: Arrays, piece: Any) -> Any:
+    def whole(params: Arrays, model_state: Arrays, piece: Any) -> Any:
         batch, key, share = piece
 
         def loss(moving: Arrays) -> tuple[jax.Array, Any]:
             cast = {path: leaf.astype(dtype) for path, leaf in (params | moving).items()}
-            value, aux = package.loss(skeleton.merge(cast, rest), batch, keys(dropout=key))
+            value, aux = package.loss(graphdef.merge(cast, model_state), batch, keys(dropout=key))
             told, by_tokens, stored = means.parted(aux)
             value, told = means.weighed(value, told, by_tokens, share)
             return value, (told, stored)
@@ -258,33 +257,35 @@ def _gradient(
             grads = jax.lax.with_sharding_constraint(grads, at)
         return (value, told, grads), stored
 
-    def gradient(params: Arrays, rest: Arrays, piece: Any) -> Any:
+    def gradient(params: Arrays, model_state: Arrays, piece: Any) -> Any:
         slices = 1
-        if not getattr(package, "WHOLE", False):
+        if not getattr(package, "CROSS_ROW_LOSS", False):
             slices = recipe.slices or fitting_slices(piece[0], mesh)
         if slices == 1:
-            return whole(params, rest, piece)
-        return means.of_pieces(partial(whole, params, rest), means.pieces(package, slices, *piece))
+            return whole(params, model_state, piece)
+        return means.of_pieces(
+            partial(whole, params, model_state), means.pieces(package, slices, *piece)
+        )
 
     return gradient
 
 
-def _store(package: ModuleType, skeleton: Skeleton) -> Callable[[Arrays, Arrays, Any], Arrays]:
+def _store(package: ModuleType, graphdef: GraphDef) -> Callable[[Arrays, Arrays, Any], Arrays]:
     """(params, held, aux) → held after `commit`.
 
     What is held is the model's state that is not trained, and by their paths the parameters that
-    `commit` writes (`WRITTEN` of the package).
+    `commit` writes (`COMMITTED` of the package).
     """
     commit = getattr(package, "commit", None)
-    written = getattr(package, "WRITTEN", ())
+    written = getattr(package, "COMMITTED", ())
 
     def store(params: Arrays, held: Arrays, aux: Any) -> Arrays:
         if commit is None:
             return held
-        model = skeleton.merge(params | {path: held[path] for path in written}, held)
+        model = graphdef.merge(params | {path: held[path] for path in written}, held)
         commit(model, aux)
-        _, params, rest = split(model)
-        return rest | {path: params[path] for path in written}
+        _, params, model_state = split(model)
+        return model_state | {path: params[path] for path in written}
 
     return store
 

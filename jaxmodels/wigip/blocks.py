@@ -10,7 +10,7 @@ from jaxtyping import Array
 from jaxmodels.layers.keys import keys
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.norm import layer_norm
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 from jaxmodels.wigip.config import Config
 
 # (queries, keys, values) → what attention adds, and what is to be remembered of the block.
@@ -43,7 +43,7 @@ class Mlp(nnx.Module):
     def __call__(self, x):
         """[… d] → [… d]."""
         hidden = nnx.gelu(self.up(x), approximate=True)
-        return self.out(spread(hidden, "data", ..., "model"))
+        return self.out(constrain(hidden, "data", ..., "model"))
 
 
 class Block(nnx.Module):
@@ -58,8 +58,8 @@ class Block(nnx.Module):
     def __call__(self, x, attend: Attend):
         """float32 [… d] → [… d], and what is to be remembered."""
         out, kept = self.attn(layer_norm(self.norm1, x), attend)
-        x = spread(x + out, "data", ...)
-        return spread(x + self.mlp(layer_norm(self.norm2, x)), "data", ...), kept
+        x = constrain(x + out, "data", ...)
+        return constrain(x + self.mlp(layer_norm(self.norm2, x)), "data", ...), kept
 
 
 def stacked(cfg: Config, rngs: nnx.Rngs) -> Block:

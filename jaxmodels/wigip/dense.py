@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from jaxmodels.layers.blocks import HIDDEN
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 
 # `attend` takes so many states at a time.
 QUERIES = 1024
@@ -30,7 +30,7 @@ def attend(
     A block's scores are computed again in the backward pass, so that memory grows with the
     length instead of its square.
     """
-    q, k, v = (spread(x, "data", ..., "model", None) for x in (q, k, v))
+    q, k, v = (constrain(x, "data", ..., "model", None) for x in (q, k, v))
     keys, values = k[:, :, -1], v[:, :, -1]
     n, p = q.shape[1:3]
     seen = jnp.arange(n)[:, None] > jnp.arange(n)

@@ -4,7 +4,7 @@ from jax.sharding import PartitionSpec as P
 
 # Below these, arrays of all blocks are one, the block its first axis: "blocks/norm1/scale"
 # [layers, d] in a run is "blocks/{i}/norm1/scale" [d] in the tables that follow and in the bridge.
-STACKED = ("blocks",)
+SCANNED = ("blocks",)
 
 SHARDING = (
     ("patch/kernel", P(None, None, "model", "data")),
@@ -56,7 +56,7 @@ _BLOCK = "CheckpointAttentionBlock_{i}."
 _HEADS = _BLOCK + "SelfAttention_0."
 
 # Our path, the name in the seed's own checkpoint (its pickled tree, joined with dots), op.
-SEED = (
+UPSTREAM = (
     ("embed/embedding", "Embed_0.embedding", "same"),
     ("patch/kernel", "PatchEmbedding_0.Conv_0.kernel", "same"),
     ("patch/bias", "PatchEmbedding_0.Conv_0.bias", "same"),

@@ -24,7 +24,7 @@ from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 from jaxmodels.wigip import decoding
 from jaxmodels.wigip.blocks import stacked
 from jaxmodels.wigip.config import Config
@@ -160,7 +160,7 @@ class Model(nnx.Module):
         """float32 sums of terms, with the convolution's bias and the positions of their patches."""
         assert self.patch.bias is not None
         x = x + self.patch.bias[...] + self.pos.embedding[...][places]
-        return spread(x, "data", ...)
+        return constrain(x, "data", ...)
 
     def through(
         self, x: Array, attend: Callable[..., Any], before: Any = None, keep: bool = False

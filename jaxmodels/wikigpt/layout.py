@@ -47,7 +47,7 @@ def _rows(kernel: str) -> tuple[tuple[str, str, str], ...]:
 WEIGHTS = _rows("same")
 
 # Our path, the name in nanoGPT's checkpoint, op: its kernels are [out, in].
-SEED = _rows("transpose")
+UPSTREAM = _rows("transpose")
 
 _BLOCK = "blk.{i}."
 
@@ -86,7 +86,7 @@ OTHER_HEADS = ("multiple_choice_head.*", "score.*", "classifier.*", "qa_outputs.
 BUFFERS = ("*.attn.bias", "*.attn.masked_bias")
 
 # What is assumed otherwise of a file that follows a table: nanoGPT's GELU, our Config's.
-ASSUMED = {"SEED": {"gelu": "exact"}, "own": {"gelu": "exact"}}
+ASSUMED = {"UPSTREAM": {"gelu": "exact"}, "own": {"gelu": "exact"}}
 
 # nanoGPT rounds up the rows of GPT-2's embedding.
 GPT2_TOKENS, GPT2_ROWS = 50_257, 50_304

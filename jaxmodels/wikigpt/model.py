@@ -19,10 +19,10 @@ from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.heads import join_heads, qkv_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import chunked_cross_entropy
-from jaxmodels.layers.no_recompute import once
+from jaxmodels.layers.no_recompute import no_recompute
 from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.sharding import spread
+from jaxmodels.layers.sharding import constrain
 from jaxmodels.wikigpt.config import Config
 
 
@@ -80,7 +80,7 @@ class Mlp(nnx.Module):
     def __call__(self, x, rngs: nnx.Rngs | None):
         """[b, t, d] → [b, t, d]."""
         hidden = nnx.gelu(self.up(x), approximate=self.config.gelu == "tanh")
-        hidden = spread(hidden, "data", ..., "model")
+        hidden = constrain(hidden, "data", ..., "model")
         return _drop(self.out(hidden), self.config, rngs)
 
 
@@ -96,8 +96,9 @@ class Block(nnx.Module):
     def __call__(self, x, segments, cache, layer, rngs):
         """[b, t, d] → [b, t, d], and the keys and values to remember."""
         out, kv = self.attn(layer_norm(self.norm1, x), segments, cache, layer, rngs)
-        x = once(spread(x + out, "data", ...))
-        return once(spread(x + self.mlp(layer_norm(self.norm2, x), rngs), "data", ...)), kv
+        x = no_recompute(constrain(x + out, "data", ...))
+        x = x + self.mlp(layer_norm(self.norm2, x), rngs)
+        return no_recompute(constrain(x, "data", ...)), kv
 
 
 class Model(nnx.Module):
@@ -156,7 +157,7 @@ class Model(nnx.Module):
         block = remat(Block.__call__, policy, static_argnums=(4,))
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
         x = of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
-        x, kept = spread(_drop(x, self.config, rngs), "data", ...), []
+        x, kept = constrain(_drop(x, self.config, rngs), "data", ...), []
         for i, layer in enumerate(self.blocks):
             x, kv = block(layer, x, segments, cache, i, rngs)
             kept.append(kv)

@@ -47,7 +47,7 @@ def test_losses_gradients_and_what_is_stored_agree(arch):
     """In float64, where no number lies between two that it could be rounded to."""
     package = jaxmodels.arch(arch)
     config = replace(smallest(arch), queue=2 * ROWS)
-    skeleton, _, rest = split(outline(package, config))
+    graphdef, _, rest = split(outline(package, config))
     params = random_params(f"{arch}:smallest", 3)
     state = fresh_arrays(arch, config, package.RECIPES["tiny"])
     module = twin_with(arch, config, state | params).double().train()
@@ -65,10 +65,10 @@ def test_losses_gradients_and_what_is_stored_agree(arch):
             def loss(params):
                 # With dropout's stream stage 1 is trained; bitgen would draw negatives from it.
                 rngs = nnx.Rngs(dropout=0) if arch == "bitgen_stage1" else None
-                return package.loss(skeleton.merge(params, rest), batch, rngs)
+                return package.loss(graphdef.merge(params, rest), batch, rngs)
 
             (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
-            model = skeleton.merge(params, rest)
+            model = graphdef.merge(params, rest)
             package.commit(model, aux)
             return value, grads, split(model)[1:]
 

@@ -73,7 +73,7 @@ def _writes(flags: Any) -> bool:
 def read(path: Path, config: dict[str, Any]) -> tuple[dict[str, str], Any] | None:
     """Every tensor's digest and the Config; None if it is refused, with words."""
     try:
-        source = bridge.open_source(path, config=config)
+        source = bridge.open_checkpoint(path, config=config)
         tensors = {name: digest_of(tensor.read()) for name, tensor in source.tensors.items()}
         source.moments()
     except Problem as problem:

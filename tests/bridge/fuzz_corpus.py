@@ -147,7 +147,7 @@ def cases(folder: Path) -> list[Case]:
 
 def _case(path: Path) -> Case:
     config = UNSAID.get(path.name, {})
-    source = bridge.open_source(path, config=config)
+    source = bridge.open_checkpoint(path, config=config)
     tensors = {name: digest_of(tensor.read()) for name, tensor in source.tensors.items()}
     return Case(path.name, path, config, path.name in SEALED, tensors, source.config)
 

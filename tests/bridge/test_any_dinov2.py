@@ -142,14 +142,14 @@ def test_a_mask_token_may_be_missing(tmp_path):
     _, tower = made(2, 4, 1, 0, False, False, 0)
     state = {n: t for n, t in published(tower).items() if n != "mask_token"}
     torch.save(state, tmp_path / "x.pth")
-    source = bridge.open_source(tmp_path / "x.pth", config={"heads": 2})
+    source = bridge.open_checkpoint(tmp_path / "x.pth", config={"heads": 2})
     assert "mask_token is missing, on which no output depends: zeros" in source.notes
     assert not source.tensors["mask"].read().any()
     # timm's file may look the same.
     assert source.assumed["interpolation"] == "scale_offset"
     assert timm.MAYBE in source.notes
     torch.save(published(tower), tmp_path / "x.pth")
-    assert timm.MAYBE not in bridge.open_source(tmp_path / "x.pth", config={"heads": 2}).notes
+    assert timm.MAYBE not in bridge.open_checkpoint(tmp_path / "x.pth", config={"heads": 2}).notes
 
 
 @pytest.mark.slow
@@ -184,6 +184,6 @@ def test_another_model_of_timm_is_refused(tmp_path, config, said):
               tmp_path / "model.safetensors")  # fmt: skip
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(Problem, match="timm") as caught:
-        bridge.open_source(tmp_path)
+        bridge.open_checkpoint(tmp_path)
     assert said in caught.value.what + caught.value.why
     assert caught.value.exit_code == 5

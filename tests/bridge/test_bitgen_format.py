@@ -78,9 +78,9 @@ def test_the_state_dict_of_the_card():
     package = jaxmodels.arch("bitgen_stage1")
     _, params, rest = split(outline(package, package.PRESETS["card"]))
     held = params | rest
-    found = {pair.theirs: pair for pair in table.pairs(package.SEED, held)}
+    found = {pair.theirs: pair for pair in table.pairs(package.UPSTREAM, held)}
     rows = []
-    for name in table.in_order(package.SEED, found):
+    for name in table.in_order(package.UPSTREAM, found):
         leaf, op = held[found[name].ours], OPS[found[name].op]
         shape, dtype = op.their_shape(leaf.shape), op.their_dtype(leaf.shape, leaf.dtype)
         kind = "param" if found[name].ours in params else "buffer"
@@ -109,13 +109,13 @@ def directory(checkpoint, tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_the_file_says(checkpoint):
-    source = bridge.open_source(checkpoint, config=HEADS)
+    source = bridge.open_checkpoint(checkpoint, config=HEADS)
     assert (source.format, source.arch) == ("bitgen", "bitgen_stage1")
     assert source.config == jaxmodels.arch("bitgen_stage1").Config(vocab=97, dinov2=CONFIG.dinov2)
     assert source.assumed == {"image_size": 224, "dropout": 0.1, "dinov2.interpolation": "size"}
     assert source.origin["step"] == 1000
     assert source.parameters == 1_258_595
-    assert "dinov2.heads" in refused(MISMATCH, bridge.open_source, checkpoint)  # 48 are no 64s
+    assert "dinov2.heads" in refused(MISMATCH, bridge.open_checkpoint, checkpoint)  # 48 are no 64s
 
 
 def test_every_tensor_becomes_the_models(checkpoint):
@@ -144,7 +144,7 @@ def test_a_bare_state_dict_with_the_names_of_transformers_5(tmp_path, prefix):
             name = name.replace(old, new) if ".dinov2_model." in name else name
         renamed[prefix + name] = tensor
     torch.save(renamed, tmp_path / "pytorch_model.bin")
-    source = bridge.open_source(tmp_path / "pytorch_model.bin", config=HEADS)
+    source = bridge.open_checkpoint(tmp_path / "pytorch_model.bin", config=HEADS)
     assert source.format == "bitgen"
     assert any(prefix in note for note in source.notes) or not prefix
     bridge.convert(tmp_path / "pytorch_model.bin", tmp_path / "out", to="bitgen", config=HEADS)
@@ -229,10 +229,12 @@ def test_state_that_is_not_there(tmp_path):
     buffers = [name for name, *_, kind in KEYS if kind == "buffer"]
     less = {name: tensor for name, tensor in whole.items() if name not in buffers[4:]}
     torch.save(less, tmp_path / "some.pt")
-    assert "missing, " in refused(MISMATCH, bridge.open_source, tmp_path / "some.pt", config=HEADS)
+    assert "missing, " in refused(
+        MISMATCH, bridge.open_checkpoint, tmp_path / "some.pt", config=HEADS
+    )
     params = {name: tensor for name, tensor in whole.items() if name not in buffers}
     torch.save(params, tmp_path / "none.pt")
-    source = bridge.open_source(tmp_path / "none.pt", "bitgen_stage1", HEADS)
+    source = bridge.open_checkpoint(tmp_path / "none.pt", "bitgen_stage1", HEADS)
     assert any("begin as a new model's" in note for note in source.notes)
     assert source.tensors["memory/quality"].read().tolist() == [1] * 32
 
@@ -241,9 +243,9 @@ def test_settings_of_the_tower(checkpoint):
     from bridge.checkpoint.opening import parse_settings
 
     assert parse_settings(["dinov2.heads=4"]) == HEADS
-    said = refused(USAGE, bridge.open_source, checkpoint, config={"dinov2.head": 4})
+    said = refused(USAGE, bridge.open_checkpoint, checkpoint, config={"dinov2.head": 4})
     assert "did you mean dinov2.heads" in said
-    nested = bridge.open_source(checkpoint, config={"dinov2": {"heads": 4}})
+    nested = bridge.open_checkpoint(checkpoint, config={"dinov2": {"heads": 4}})
     assert nested.config.dinov2.heads == 4
 
 
@@ -256,6 +258,6 @@ class Harm:
 
 def test_nothing_in_it_is_run(tmp_path, monkeypatch, capsys):
     container(tmp_path / "bad.pt", monkeypatch, metrics=Harm())
-    source = bridge.open_source(tmp_path / "bad.pt", config=HEADS)
+    source = bridge.open_checkpoint(tmp_path / "bad.pt", config=HEADS)
     assert "metrics" not in source.origin
     assert "harm" not in capsys.readouterr().out

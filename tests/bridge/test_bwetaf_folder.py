@@ -51,7 +51,7 @@ def change(folder, **values):
 )
 def test_impossible_sizes_are_refused(folder, field, value, named):
     assert f"model.{named} must be" in refused(
-        CORRUPT, bridge.open_source, change(folder, **{field: value})
+        CORRUPT, bridge.open_checkpoint, change(folder, **{field: value})
     )
 
 
@@ -101,7 +101,7 @@ def test_a_model_of_ours_gets_the_seeds_keys(tmp_path):
     said = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert list(said) == list(golden)
     assert (said["num_heads"], said["vocab_size"], said["use_rope"]) == ([2, 4], 64, True)
-    source = bridge.open_source(tmp_path / "out")
+    source = bridge.open_checkpoint(tmp_path / "out")
     assert source.config.heads == (2, 4)
     tree = serialization.msgpack_restore((tmp_path / "out" / WEIGHTS).read_bytes())
     embedding = tree["params"]["emb"]["embedding"]
@@ -110,14 +110,14 @@ def test_a_model_of_ours_gets_the_seeds_keys(tmp_path):
 
 def test_what_an_older_file_leaves_out(folder):
     change(folder, use_rope="absent", res_scale="absent", emb_init_range=None)
-    config = bridge.open_source(folder).config
+    config = bridge.open_checkpoint(folder).config
     assert (config.positions, config.residual_scale) == ("sinusoidal", 1.0)
     assert config.init_range == pytest.approx(32**-0.5)
 
 
 def test_the_parameters_alone(folder, tmp_path):
     shutil.copyfile(folder / WEIGHTS, tmp_path / "anything")
-    source = bridge.open_source(tmp_path / "anything", config={"heads": 4, "context": 32})
+    source = bridge.open_checkpoint(tmp_path / "anything", config={"heads": 4, "context": 32})
     assert (source.format, source.arch, source.config.hidden) == ("bwetaf", "bwetaf", 48)
 
 
@@ -166,12 +166,12 @@ def test_what_the_seed_cannot_compute_is_refused(folder, tmp_path):
 
 
 def test_the_vocabulary_lies_beside_it(folder, tmp_path):
-    file, size = tmp_path / "vocabulary.json", bridge.open_source(folder).config.vocab
+    file, size = tmp_path / "vocabulary.json", bridge.open_checkpoint(folder).config.vocab
     file.write_text(json.dumps(vocabulary(size)))
     report = bridge.convert(folder, tmp_path / "out", to="bwetaf", vocab=file)
     assert report.vocab_present
     assert report.files == ["characters.json", WEIGHTS, "manifest.json", CONFIG]
-    assert bridge.open_source(tmp_path / "out").tokenizer.vocab_size == size
+    assert bridge.open_checkpoint(tmp_path / "out").tokenizer.vocab_size == size
     assert bridge.inspect(tmp_path / "out").vocab_present
 
 

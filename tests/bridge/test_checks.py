@@ -160,7 +160,7 @@ def test_the_convert_verb(tmp_path, capsys):
     assert (report["arch"], report["tensors"], report["verified"]) == ("charlm", 27, "digest")
     assert report["assumed"] == {"dropout": 0.0}
     assert "note: assumed: dropout = 0.0" in err
-    assert bridge.open_source(target).config.context == 64
+    assert bridge.open_checkpoint(target).config.context == 64
     code, _, err = command(capsys, *argv)
     assert code == EXISTS
     assert "the output exists already" in err

@@ -117,7 +117,7 @@ def test_dtypes_and_what_stays_in_float32(run, tmp_path):
     report = bridge.convert(
         run, tmp_path / "out", dtype="bfloat16", keep_fp32=["*/norm?/*", "norm/*"], verify="logits"
     )
-    source = bridge.open_source(tmp_path / "out")
+    source = bridge.open_checkpoint(tmp_path / "out")
     for path, tensor in source.tensors.items():
         assert tensor.dtype == DTYPES["F32" if "norm" in path else "BF16"]
         want = random_params(seed=200)[path].astype(tensor.dtype)
@@ -171,7 +171,7 @@ def test_the_source_is_never_replaced(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     for target in (copy, tmp_path):
         refused(USAGE, copy, target, force=True)
-    assert bridge.open_source(copy).origin["step"] == 200
+    assert bridge.open_checkpoint(copy).origin["step"] == 200
 
 
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
@@ -202,7 +202,7 @@ sys.exit(main(["convert", {str(SEED)!r}, {str(tmp_path / "out")!r}, "--set", "he
 
 
 def test_an_output_that_comes_out_wrong_does_not_appear(tmp_path, monkeypatch):
-    from bridge.conversion.convert import convert
+    from bridge.conversion import convert
     from bridge.core.ops import OPS, Op
 
     one_way = Op(OPS["transpose"].forward, lambda x: np.roll(x.T, 1))
@@ -234,7 +234,7 @@ assert "torch" not in sys.modules
 
 
 def test_a_folder_that_appears_during_a_conversion_stays(tmp_path, monkeypatch):
-    from bridge.conversion.convert import convert
+    from bridge.conversion import convert
 
     def late(*_):
         (tmp_path / "out").mkdir()

@@ -33,13 +33,13 @@ def step(folder, module, dtype=torch.float32, names=(WHOLE,), value=None):
 
 def refused(path, exit_code):
     with pytest.raises(Problem) as caught:
-        bridge.open_source(path, config={"heads": 3, "gelu": "tanh"})
+        bridge.open_checkpoint(path, config={"heads": 3, "gelu": "tanh"})
     assert caught.value.exit_code == exit_code
     return "\n".join([caught.value.what, caught.value.why, caught.value.fix])
 
 
 def taken(path):
-    source = bridge.open_source(path, config={"heads": 3, "gelu": "tanh"})
+    source = bridge.open_checkpoint(path, config={"heads": 3, "gelu": "tanh"})
     return float(source.tensors["norm/bias"].read()[0]), source.notes
 
 
@@ -62,12 +62,12 @@ def test_within_a_trainers_folder(tmp_path, module):
     step(tmp_path / "global_step5", module, torch.bfloat16)
     (tmp_path / "latest").write_text("global_step5\n")
     (tmp_path / "zero_to_fp32.py").write_text("raise SystemExit('executed')")
-    source = bridge.open_source(tmp_path)
+    source = bridge.open_checkpoint(tmp_path)
     assert (source.config.heads, source.config.gelu) == (3, "tanh")
     assert any("in float32 with its optimiser" in note for note in source.notes)
     # What the Trainer wrote beside it is what transformers reads.
     module.save_pretrained(tmp_path)
-    assert bridge.open_source(tmp_path).tensors["norm/bias"].dtype == "float32"
+    assert bridge.open_checkpoint(tmp_path).tensors["norm/bias"].dtype == "float32"
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ def test_every_source_goes_to_every_target(sources, tmp_path, arch, source, targ
             bridge.convert(path, tmp_path / "out", to=target)
         return
     report = bridge.convert(path, tmp_path / "out", to=target, config=config, verify="roundtrip")
-    before = bridge.open_source(path, config=config)
-    after = bridge.open_source(tmp_path / "out", config=UNSAID.get((arch, target)))
+    before = bridge.open_checkpoint(path, config=config)
+    after = bridge.open_checkpoint(tmp_path / "out", config=UNSAID.get((arch, target)))
     assert (report.arch, after.arch, report.verified) == (arch, arch, "roundtrip")
     assert after.tensors.keys() == before.tensors.keys()
     for name, tensor in before.tensors.items():

@@ -12,7 +12,7 @@ import torch
 import bridge
 from bridge.core.tensors import DTYPES, Tensor
 from bridge.formats.foreign import data_only, without_code
-from bridge.formats.raw import origin_of, seed_of
+from bridge.formats.raw import origin_of, upstream_of
 from bridge.storage.safetensors_writer import write_file
 from jaxmodels import cli
 from jaxmodels.__main__ import main
@@ -62,7 +62,7 @@ def test_nor_from_a_manifest(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"source": source}))
     origin = origin_of(tmp_path)
     assert origin.keys() == {"seed"}
-    assert seed_of(origin, "gpt2") == {"n_head": 2}
+    assert upstream_of(origin, "gpt2") == {"n_head": 2}
 
 
 def test_what_is_data():
@@ -101,7 +101,7 @@ def test_what_is_no_file_is_refused(gpt2, tmp_path, name, kind):
         path.symlink_to(name if kind == "loop" else "/dev/zero")
     assert main(["inspect", str(folder)]) == CORRUPT
     with pytest.raises(Problem) as caught:
-        bridge.open_source(folder)
+        bridge.open_checkpoint(folder)
     assert caught.value.exit_code == CORRUPT
     assert name in caught.value.where
 
@@ -135,7 +135,7 @@ def test_odd_json(text):
 
 def code_of(path):
     try:
-        bridge.open_source(path)
+        bridge.open_checkpoint(path)
     except Problem as problem:
         return problem.exit_code
     return DONE

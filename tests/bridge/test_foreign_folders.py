@@ -40,13 +40,13 @@ def kept(folder, module, config=None, name="model.safetensors", state=None):
 
 def refused(exit_code, path, **options):
     with pytest.raises(Problem) as caught:
-        bridge.open_source(path, **options)
+        bridge.open_checkpoint(path, **options)
     assert caught.value.exit_code == exit_code
     return "\n".join([caught.value.what, caught.value.where, caught.value.why, caught.value.fix])
 
 
 def opens(path, module, **options):
-    source = bridge.open_source(path, **options)
+    source = bridge.open_checkpoint(path, **options)
     assert (source.config.heads, source.config.gelu) == (3, "exact")
     np.testing.assert_array_equal(
         source.tensors["embed/embedding"].read(), module.transformer.wte.weight.detach().numpy()
@@ -113,7 +113,7 @@ def test_odd_numbers_of_heads(tmp_path, module, heads):
 
 def test_what_transformers_takes_for_a_missing_key_is_said(tmp_path, module):
     config = {"model_type": "gpt2", "n_layer": 2}
-    source = bridge.open_source(kept(tmp_path / "gpt2", module, config))
+    source = bridge.open_checkpoint(kept(tmp_path / "gpt2", module, config))
     assert source.config.heads == 12
     assert source.assumed.items() >= {"heads": 12, "gelu": "tanh"}.items()
     report = bridge.convert(tmp_path / "gpt2", tmp_path / "out")
@@ -131,7 +131,7 @@ def test_heads_that_nothing_tells_must_be_given(tmp_path, module, capsys):
     opens(folder, module, config={"heads": 3, "gelu": "exact"})
     torch.save({"tensors": 1}, folder / "other.pt")
     (folder / "config.json").write_text(json.dumps({"n_head": 3, "n_embd": 12}))
-    source = bridge.open_source(folder)
+    source = bridge.open_checkpoint(folder)
     assert (source.config.heads, source.assumed["gelu"]) == (3, "tanh")
 
 
@@ -155,7 +155,7 @@ def test_what_the_header_says_is_shared(tmp_path, module):
     twice.transformer.h[1].mlp.c_fc.weight = twice.transformer.h[0].mlp.c_fc.weight
     folder = kept(tmp_path / "gpt2", module)
     save_model(twice, folder / "model.safetensors")
-    source = bridge.open_source(folder)
+    source = bridge.open_checkpoint(folder)
     first, second = (source.tensors[f"blocks/{i}/mlp/up/kernel"].read() for i in (0, 1))
     np.testing.assert_array_equal(first, second)
 
@@ -249,7 +249,7 @@ def test_a_gguf_file_that_says_more_or_less(tmp_path, module):
         writer.close()
         return tmp_path / "model.gguf"
 
-    source = bridge.open_source(changed())
+    source = bridge.open_checkpoint(changed())
     assert (source.config.heads, source.assumed["gelu"]) == (3, "tanh")
     assert "--set heads=" in refused(MISMATCH, changed(head_count=None))
     assert "head_count_kv" in refused(MISMATCH, changed(head_count_kv=1))

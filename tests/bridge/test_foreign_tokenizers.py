@@ -61,7 +61,7 @@ def test_every_target_keeps_it(kind, to, tmp_path):
     source = folder(kind, tmp_path / "in")
     bridge.convert(source, tmp_path / "out", to=to, verify="roundtrip")
     theirs = AutoTokenizer.from_pretrained(source)
-    ours = bridge.open_source(tmp_path / "out").tokenizer
+    ours = bridge.open_checkpoint(tmp_path / "out").tokenizer
     texts = ["hello test, the fox", "Hello  World 999 漢", "don't"]
     for text in texts:
         ids = theirs(text, add_special_tokens=False)["input_ids"]
@@ -89,10 +89,10 @@ def test_every_verb_that_reads_text_takes_it(kind, tmp_path, capsys):
     flags = ("--steps", "1", "--batch", "2", "--data", f"text:{text}", "--out", tmp_path / "run")
     code, _, err = command(capsys, "train", "wikigpt:tiny", "--init", source, *flags)
     assert code == DONE, err
-    run = bridge.open_source(tmp_path / "run").tokenizer
+    run = bridge.open_checkpoint(tmp_path / "run").tokenizer
     assert (
         run.encode(TEXTS[0]).tolist()
-        == bridge.open_source(source).tokenizer.encode(TEXTS[0]).tolist()
+        == bridge.open_checkpoint(source).tokenizer.encode(TEXTS[0]).tolist()
     )
 
 
@@ -149,7 +149,7 @@ def test_what_transformers_5_makes_anew_is_noted(tmp_path, kind, changes, differ
     (source / "tokenizer.json").write_text(json.dumps(data | changes))
     said = {"tokenizer_class": kind, "unk_token": END, "bos_token": END, "eos_token": END}
     (source / "tokenizer_config.json").write_text(json.dumps(said))
-    opened = bridge.open_source(source)
+    opened = bridge.open_checkpoint(source)
     noted = any("transformers 5 makes a" in note for note in opened.notes)
     theirs = AutoTokenizer.from_pretrained(source)
     texts = ("hello 123 45", "u\u0308ber")
@@ -168,4 +168,4 @@ def test_characters_need_no_settings_of_transformers(tmp_path):
     (source / "characters.json").write_text(json.dumps(["a", "b", "c"]))
     (source / "tokenizer.json").write_text(trained())
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tok')
-    assert bridge.open_source(source).tokenizer.vocab_size == 3
+    assert bridge.open_checkpoint(source).tokenizer.vocab_size == 3

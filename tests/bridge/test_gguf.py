@@ -64,7 +64,7 @@ def test_every_precision_comes_back_and_is_what_gguf_reads(folder, dtype):
         np.testing.assert_array_equal(values, tensor.read().astype(np.float32), err_msg=name)
     assert said["gpt2.attention.head_count"] == 2
     # The file alone says everything: sizes, and the vocabulary.
-    source = bridge.open_source(path)
+    source = bridge.open_checkpoint(path)
     assert (source.arch, source.format, source.assumed) == ("wikigpt", "gguf", {})
     assert (source.config.gelu, source.config.dropout) == ("tanh", 0.0)
     assert source.tokenizer.vocab_size == 64
@@ -87,14 +87,14 @@ def test_sizes_of_files(folder):
 def test_float32_and_back_to_safetensors_is_bit_exact(folder, tmp_path):
     write(folder, "float32", force=True)
     bridge.convert(folder / "float32", tmp_path / "back", verify="roundtrip")
-    a = bridge.open_source(folder / "own", config=SIZES)
-    b = bridge.open_source(tmp_path / "back")
+    a = bridge.open_checkpoint(folder / "own", config=SIZES)
+    b = bridge.open_checkpoint(tmp_path / "back")
     for path, tensor in a.tensors.items():
         np.testing.assert_array_equal(tensor.read(), b.tensors[path].read())
 
 
 def test_rounding_is_told_and_no_larger_than_half_a_step(folder):
-    source = bridge.open_source(folder / "own", config=SIZES)
+    source = bridge.open_checkpoint(folder / "own", config=SIZES)
     report = bridge.convert(folder / "own", folder / "told", to="gguf", dtype="q8_0", config=SIZES)
     largest = max(np.abs(t.read()).max() for t in source.tensors.values())
     assert 0 < report.max_rounding_error <= largest / 127 / 2 * 1.01
@@ -105,7 +105,7 @@ def test_llama_cpp_writes_the_same_tokens(folder):
     from tests.bridge.llama import greedy
 
     path = write(folder, "float32", force=True)
-    tokenizer = bridge.open_source(path).tokenizer
+    tokenizer = bridge.open_checkpoint(path).tokenizer
     prompts = [[5, 6, 7, 8], [40], [9, 30, 2], list(range(20))]
     text = "hello, bär ß漢🎉"
     found = greedy(path, [*((ids, 12) for ids in prompts), (text, 10)])
@@ -139,7 +139,7 @@ def test_gpt2s_vocabulary_and_padding(tmp_path):
     said, _ = read_gguf(path)
     assert said["tokenizer.ggml.tokens"][50_256:50_258] == ["<|endoftext|>", "[PAD50257]"]
     assert len(said["tokenizer.ggml.tokens"]) == 50_304
-    source = bridge.open_source(path)
+    source = bridge.open_checkpoint(path)
     assert source.tokenizer == GPT2Tokenizer()
     assert source.config.tokens == 50_257
     text = "Hello world, it's 12 o'clock — über 漢!"
@@ -153,7 +153,7 @@ def test_a_model_without_biases(tmp_path):
     params = {p: a for p, a in random_params("wikigpt:tiny").items() if not p.endswith("/bias")}
     path = write(tmp_path, params=params, verify="logits")
     assert "blk.0.attn_qkv.bias" in read_gguf(path)[1]
-    source = bridge.open_source(path)
+    source = bridge.open_checkpoint(path)
     assert not source.config.bias
     assert source.tensors.keys() == params.keys()
 
@@ -164,7 +164,7 @@ def test_what_llama_cpp_does_otherwise_is_said(tmp_path):
     report = bridge.convert(folder / "own", folder / "exact", to="gguf", config=exact)
     assert any("tanh form of GELU" in note for note in report.notes)
     assert any("no vocabulary" in note for note in report.notes)
-    assert bridge.open_source(folder / "exact").config.gelu == "exact"
+    assert bridge.open_checkpoint(folder / "exact").config.gelu == "exact"
     report = bridge.convert(folder / "own", folder / "tanh", to="gguf", config=SIZES)
     assert not any("GELU" in note for note in report.notes)
 
@@ -222,7 +222,7 @@ def test_files_that_others_wrote(folder, tmp_path):
             del said[key]
         tensors["output.weight"] = tensors["token_embd.weight"]
 
-    source = bridge.open_source(changed(path, tmp_path / "a.gguf", theirs))
+    source = bridge.open_checkpoint(changed(path, tmp_path / "a.gguf", theirs))
     assert (source.config.heads, source.config.gelu, source.tokenizer) == (2, "tanh", None)
     assert any("output.weight repeats token_embd.weight" in note for note in source.notes)
 
@@ -234,7 +234,7 @@ def test_files_that_others_wrote(folder, tmp_path):
 
     for change in (untied, other_epsilon, lambda *_: "llama"):
         with pytest.raises(Problem) as caught:
-            bridge.open_source(changed(path, tmp_path / "b.gguf", change))
+            bridge.open_checkpoint(changed(path, tmp_path / "b.gguf", change))
         assert caught.value.exit_code == MISMATCH
 
 
@@ -249,7 +249,7 @@ def test_a_file_that_contradicts_itself(folder, tmp_path):
 
     for change in (other_heads, no_json):
         with pytest.raises(Problem) as caught:
-            bridge.open_source(changed(path, tmp_path / "b.gguf", change))
+            bridge.open_checkpoint(changed(path, tmp_path / "b.gguf", change))
         assert caught.value.exit_code == CORRUPT
 
 

@@ -101,7 +101,7 @@ def another(path, target, said):
 
 def test_a_file_of_anothers(tmp_path, written):
     theirs, said = keys()
-    source = bridge.open_source(another(written, tmp_path / "other.gguf", said))
+    source = bridge.open_checkpoint(another(written, tmp_path / "other.gguf", said))
     assert (source.config.vocab, source.config.tokens) == (285, 282)
     assert source.tokenizer.encode("<a> hello").tolist() == theirs.encode("<a> hello").ids
 
@@ -114,14 +114,14 @@ def test_a_list_that_is_not_the_embeddings(tmp_path, written, model, change):
         held = said[f"tokenizer.ggml.{key}"]
         said[f"tokenizer.ggml.{key}"] = held[:-1] if change < 0 else [*held, held[-1]]
     with pytest.raises(Problem, match=f"lists {285 + change} tokens, and .* has 285 rows") as told:
-        bridge.open_source(another(written, tmp_path / "other.gguf", said))
+        bridge.open_checkpoint(another(written, tmp_path / "other.gguf", said))
     assert told.value.exit_code == MISMATCH
 
 
 def test_a_count_that_is_not_the_embeddings(tmp_path, written):
     path = another(written, tmp_path / "right.gguf", {"gpt2.vocab_size": 285})
-    assert bridge.open_source(path).config.vocab == 285
+    assert bridge.open_checkpoint(path).config.vocab == 285
     path = another(written, tmp_path / "wrong.gguf", {"gpt2.vocab_size": 284})
     with pytest.raises(Problem, match="vocab = 284, the tensors 285") as told:
-        bridge.open_source(path)
+        bridge.open_checkpoint(path)
     assert told.value.exit_code == MISMATCH

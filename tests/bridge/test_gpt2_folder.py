@@ -62,7 +62,7 @@ def same_outputs(path, module):
 
 @pytest.mark.slow
 def test_a_folder_opens(saved):
-    source = bridge.open_source(saved[0])
+    source = bridge.open_checkpoint(saved[0])
     assert (source.format, source.arch, source.config.gelu) == ("gpt2", "wikigpt", "tanh")
     assert (source.config.heads, source.config.hidden, source.config.dropout) == (4, 128, 0.1)
     assert same_outputs(*saved)
@@ -71,7 +71,7 @@ def test_a_folder_opens(saved):
 def test_shards(saved, tmp_path):
     saved[1].save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    assert bridge.open_source(tmp_path / "shards").format == "gpt2"
+    assert bridge.open_checkpoint(tmp_path / "shards").format == "gpt2"
     assert bridge.diff(tmp_path / "shards", saved[0]).same
 
 
@@ -83,7 +83,7 @@ def test_names_without_the_prefix(saved, tmp_path):
     # As the files that were published first: the causal mask of each block was saved too.
     masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 16, 16).tril() for i in range(2)}
     save_file({**load_file(file), **masks}, file, metadata={"format": "pt"})
-    source = bridge.open_source(tmp_path / "inner")
+    source = bridge.open_checkpoint(tmp_path / "inner")
     assert "dropped: h.1.attn.bias, no parameter" in source.notes
     assert bridge.diff(tmp_path / "inner", saved[0]).same
 
@@ -135,8 +135,8 @@ def test_there_and_back(saved, tmp_path, by):
         back.state_dict().items(), saved[1].state_dict().values(), strict=True
     ):
         assert torch.equal(ours, theirs), name
-    assert bridge.open_source(tmp_path / "back").format == "gpt2"
-    assert bridge.open_source(tmp_path / "between").format == by
+    assert bridge.open_checkpoint(tmp_path / "back").format == "gpt2"
+    assert bridge.open_checkpoint(tmp_path / "between").format == by
 
 
 def with_characters(saved, folder, size):
@@ -148,18 +148,18 @@ def with_characters(saved, folder, size):
 
 @pytest.mark.parametrize("to", ["gpt2", "nanogpt", "orbax"])
 def test_the_tokeniser_in_the_folder_is_the_models(saved, tmp_path, to):
-    source = bridge.open_source(with_characters(saved, tmp_path / "copy", 61))
+    source = bridge.open_checkpoint(with_characters(saved, tmp_path / "copy", 61))
     assert source.tokenizer.decode(source.tokenizer.encode("straße")) == "straße"
     assert bridge.inspect(tmp_path / "copy").vocab_present
     report = bridge.convert(tmp_path / "copy", tmp_path / "out", to=to, config={"gelu": "exact"})
     assert "tokenizer.json" in report.files
     written = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*")}
     assert {Path(name) for name in report.files} <= written
-    assert bridge.open_source(tmp_path / "out").tokenizer.digest == source.tokenizer.digest
+    assert bridge.open_checkpoint(tmp_path / "out").tokenizer.digest == source.tokenizer.digest
 
 
 def test_rows_that_the_tokeniser_has_no_ids_for_are_padding(saved, tmp_path):
-    source = bridge.open_source(with_characters(saved, tmp_path / "copy", 59))
+    source = bridge.open_checkpoint(with_characters(saved, tmp_path / "copy", 59))
     assert (source.config.vocab, source.config.tokens) == (61, 59)
     assert any("rows 59 to 60 of the embedding are padding" in note for note in source.notes)
     large = with_characters(saved, tmp_path / "large", 64)

@@ -70,7 +70,7 @@ def some_tokens(values):
 
 def opened(path):
     try:
-        return bridge.open_source(path), None
+        return bridge.open_checkpoint(path), None
     except Problem as problem:
         return None, problem
 

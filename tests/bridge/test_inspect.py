@@ -166,9 +166,9 @@ def test_a_part_that_was_wrapped_by_itself(tmp_path, converted):
     tensors = model_files.tensors_in(converted)
     state = {name.replace(".attn.", word): tensor for name, tensor in tensors.items()}
     write_file(tmp_path / "x", [replace(t, name=name) for name, t in state.items()])
-    source = bridge.open_source(tmp_path / "x", config=HEADS)
+    source = bridge.open_checkpoint(tmp_path / "x", config=HEADS)
     assert any("activation checkpointing" in note for note in source.notes)
-    assert source.tensors.keys() == bridge.open_source(converted).tensors.keys()
+    assert source.tensors.keys() == bridge.open_checkpoint(converted).tensors.keys()
 
 
 def test_inspect_tells_casts(tmp_path):

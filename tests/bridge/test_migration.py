@@ -7,7 +7,7 @@ import pytest
 
 import jaxmodels
 from bridge.checkpoint import transfer
-from bridge.checkpoint.opening import open_source
+from bridge.checkpoint.opening import open_checkpoint
 from jaxmodels import bitgen
 from jaxmodels.commands.initial import open_initial
 from jaxmodels.errors import Problem
@@ -36,7 +36,7 @@ def stage1(tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_fits_is_carried(stage1):
-    source = open_source(stage1)
+    source = open_checkpoint(stage1)
     config = replace(bitgen.PRESETS["tiny"], vocab=source.config.vocab, **LIKE)
     shapes = parameter_shapes("bitgen", config)
     tensors, notes = transfer.carried(bitgen, source, shapes)
@@ -54,7 +54,7 @@ def test_what_fits_is_carried(stage1):
 
 @pytest.mark.slow
 def test_what_has_another_shape_is_left_and_told(stage1):
-    source = open_source(stage1)
+    source = open_checkpoint(stage1)
     config = replace(bitgen.PRESETS["tiny"], vocab=source.config.vocab, **LIKE | {"context": 16})
     tensors, notes = transfer.carried(bitgen, source, parameter_shapes("bitgen", config))
     assert "pos/embedding" not in tensors
@@ -66,7 +66,7 @@ def test_a_model_that_nothing_fits_is_refused(stage1):
     config = replace(bitgen.PRESETS["card"], vocab=9)
     shapes = parameter_shapes("bitgen", config) | {"temperature": (1,)}
     with pytest.raises(Problem) as caught:
-        transfer.carried(bitgen, open_source(stage1), shapes)
+        transfer.carried(bitgen, open_checkpoint(stage1), shapes)
     assert caught.value.exit_code == 5
 
 

@@ -26,7 +26,7 @@ def prefixed(prefix, state):
 
 def opened(tmp_path, value, **config):
     torch.save(value, tmp_path / "x.pt")
-    return bridge.open_source(tmp_path / "x.pt", config={**HEADS, **config})
+    return bridge.open_checkpoint(tmp_path / "x.pt", config={**HEADS, **config})
 
 
 def same(source, state, name="transformer.wte.weight"):
@@ -116,12 +116,12 @@ class GPTConfig:
 def test_build_nanogpt(tmp_path, state):
     value = {"model": state, "config": GPTConfig(**nanogpt_args()), "step": 5, "val_loss": 3.5}
     torch.save(value, tmp_path / "x.pt")
-    source = bridge.open_source(tmp_path / "x.pt")
+    source = bridge.open_checkpoint(tmp_path / "x.pt")
     assert (source.config.heads, source.config.gelu) == (2, "tanh")
     assert source.origin["step"] == 5
     # A loss that is a tensor lies beside what was read, and no model was left out with it.
     torch.save(value | {"val_loss": torch.tensor(3.5)}, tmp_path / "x.pt")
-    source = bridge.open_source(tmp_path / "x.pt")
+    source = bridge.open_checkpoint(tmp_path / "x.pt")
     assert not [note for note in source.notes if "left out" in note]
     assert source.origin["metrics"] == {"best_val_loss": 3.5}
     told = refused(MISMATCH, tmp_path, value | {"config": GPTConfig(**nanogpt_args(rope=True))})

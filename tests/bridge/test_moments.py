@@ -50,11 +50,11 @@ def refused(exit_code, call, *arguments, **options):
 @cache
 def trainer():
     """Skeleton, optimiser and one compiled step of constant learning rate."""
-    skeleton, params, rest = split(wikigpt.Model(CONFIG, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(wikigpt.Model(CONFIG, rngs=nnx.Rngs(0)))
     tx = optimiser(OPTIM, OPTIM.peak_lr)
 
     def loss(params, tokens):
-        return wikigpt.loss(skeleton.merge(params, rest), {"tokens": tokens}, None)[0]
+        return wikigpt.loss(graphdef.merge(params, rest), {"tokens": tokens}, None)[0]
 
     @jax.jit
     def step(params, state, tokens):
@@ -162,7 +162,7 @@ def test_one_step_more_is_the_same_on_both_sides(run, tmp_path):
     optimizer.step()
     expected, _ = trainer()[2](params, state, batch(5))
     module.save_pretrained(tmp_path / "after")
-    after = bridge.open_source(tmp_path / "after").tensors
+    after = bridge.open_checkpoint(tmp_path / "after").tensors
     moved = 0.0
     for path, array in expected.items():
         np.testing.assert_allclose(after[path].read(), array, atol=1e-6, err_msg=path)

@@ -51,7 +51,7 @@ def test_golden_logits(name, part):
 
 
 def test_what_the_file_says():
-    source = bridge.open_source(GOLDEN / "nanogpt_bias")
+    source = bridge.open_checkpoint(GOLDEN / "nanogpt_bias")
     assert (source.format, source.arch, source.config.bias) == ("nanogpt", "wikigpt", True)
     assert source.origin["step"] == 1234
     assert source.origin["metrics"]["best_val_loss"] == pytest.approx(2.345)
@@ -111,7 +111,7 @@ def test_the_model_directory_opens_in_transformers(tmp_path, name):
         with torch.no_grad():
             logits = model(torch.from_numpy(golden["ids"]).long()).logits.numpy()
         assert np.abs(logits - golden["logits"]).max() <= 2e-5
-        assert bridge.open_source(tmp_path / to).config.bias == ("nobias" not in name)
+        assert bridge.open_checkpoint(tmp_path / to).config.bias == ("nobias" not in name)
 
 
 def test_a_run_becomes_nanogpt_and_a_bare_state_dict_is_told_by_its_shapes(tmp_path):
@@ -127,12 +127,12 @@ def test_a_run_becomes_nanogpt_and_a_bare_state_dict_is_told_by_its_shapes(tmp_p
     bare = tmp_path / "bare.bin"
     for name in GOLDENS:
         torch.save(checkpoint(name)["model"], bare)
-        source = bridge.open_source(bare, config={"gelu": "exact", "heads": 2})
+        source = bridge.open_checkpoint(bare, config={"gelu": "exact", "heads": 2})
         assert (source.format, source.arch) == ("torch", "wikigpt")
         assert {pair.op for pair in source.pairs} == {"same", "transpose"}
     bridge.convert(tree, tmp_path / "gpt2", config={"heads": 2})
     torch.save(bridge.torch.load(tmp_path / "gpt2").state_dict(), bare)
-    source = bridge.open_source(bare, config={"heads": 2})
+    source = bridge.open_checkpoint(bare, config={"heads": 2})
     assert {pair.op for pair in source.pairs} == {"same"}
     for path, tensor in source.tensors.items():
         np.testing.assert_array_equal(tensor.read(), params[path])
@@ -146,7 +146,7 @@ def test_the_vocabulary_lies_beside_it(tmp_path, size):
     report = bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "out", **options)
     assert report.vocab_present
     assert report.files == ["characters.json", "ckpt.pt", "manifest.json", "meta.pkl"]
-    source = bridge.open_source(tmp_path / "out")
+    source = bridge.open_checkpoint(tmp_path / "out")
     assert (source.tokenizer.vocab_size, source.config.tokens) == (size, size)
     plan = bridge.convert(GOLDEN / "nanogpt_bias", tmp_path / "x", dry_run=True, **options)
     assert plan.files == ["ckpt.pt"]
@@ -186,7 +186,7 @@ def test_without_the_head_and_with_old_buffers(tmp_path):
     value = checkpoint()
     del value["model"]["lm_head.weight"]
     value["model"]["transformer.h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril()
-    source = bridge.open_source(saved(tmp_path, value))
+    source = bridge.open_checkpoint(saved(tmp_path, value))
     assert "dropped: transformer.h.0.attn.bias, no parameter" in source.notes
 
 
@@ -237,7 +237,7 @@ def test_force_spares_what_nanogpt_wrote(tmp_path):
     source = GOLDEN / "nanogpt_bias"
     told = refused(EXISTS, bridge.convert, source, theirs, to="nanogpt", force=True)
     assert "that `convert` did not write" in told
-    assert not bridge.open_source(theirs).config.bias
+    assert not bridge.open_checkpoint(theirs).config.bias
     for _ in range(2):
         bridge.convert(source, tmp_path / "ours", to="nanogpt", force=True)
 
@@ -283,4 +283,4 @@ def test_settings_changed_inside_with_fitting_checksums_are_seen(tmp_path):
     with zipfile.ZipFile(path, "w") as file:
         for name, data in members.items():
             file.writestr(name, data)
-    assert "ckpt.pt is damaged" in refused(CORRUPT, bridge.open_source, tmp_path / "out")
+    assert "ckpt.pt is damaged" in refused(CORRUPT, bridge.open_checkpoint, tmp_path / "out")

@@ -47,10 +47,10 @@ def put(path, value=META):
 
 @pytest.mark.parametrize("place", ["out/meta.pkl", "data/play/meta.pkl"])
 def test_it_is_read_where_it_lies(place, folder, tmp_path):
-    assert bridge.open_source(folder).tokenizer is None
+    assert bridge.open_checkpoint(folder).tokenizer is None
     put(tmp_path / place)
     for path in (folder, folder / "ckpt.pt"):
-        tokenizer = bridge.open_source(path).tokenizer
+        tokenizer = bridge.open_checkpoint(path).tokenizer
         assert tokenizer == CharTokenizer(tuple(CHARS), specials=())
     assert tokenizer.encode("hello").tolist() == [META["stoi"][char] for char in "hello"]
 
@@ -78,12 +78,12 @@ def test_sample_py_finds_what_is_written(specials, tmp_path):
     assert "".join(meta["itos"][i] for i in ids) == "hello world"
     (tmp_path / "out" / "characters.json").unlink()
     (tmp_path / "out" / "manifest.json").unlink()
-    assert bridge.open_source(tmp_path / "out").tokenizer == tokenizer
+    assert bridge.open_checkpoint(tmp_path / "out").tokenizer == tokenizer
 
 
 def test_it_may_be_given(folder, tmp_path):
     put(tmp_path / "meta.pkl")
-    source = given_tokenizer(bridge.open_source(folder), tmp_path / "meta.pkl")
+    source = given_tokenizer(bridge.open_checkpoint(folder), tmp_path / "meta.pkl")
     assert source.tokenizer == CharTokenizer(tuple(CHARS), specials=())
 
 
@@ -99,7 +99,7 @@ def test_it_may_be_given(folder, tmp_path):
 )
 def test_what_is_not_read_is_said(value, why, folder):
     put(folder / "meta.pkl", value)
-    source = bridge.open_source(folder)
+    source = bridge.open_checkpoint(folder)
     assert source.tokenizer is None
     assert any(why in note for note in source.notes)
 
@@ -107,7 +107,7 @@ def test_what_is_not_read_is_said(value, why, folder):
 def test_one_that_asks_to_run_code_is_refused(folder):
     put(folder / "meta.pkl", {"stoi": np.random.default_rng})
     with pytest.raises(Problem) as caught:
-        bridge.open_source(folder)
+        bridge.open_checkpoint(folder)
     assert caught.value.exit_code == UNSAFE
 
 

@@ -41,7 +41,7 @@ def test_the_cause_is_named(tmp_path, state, kind, prefix):
         del held[f"{NAME}.weight"]
     torch.save({prefix + name: x for name, x in held.items()}, tmp_path / "m.pt")
     with pytest.raises(Problem, match="not stored as the model uses them") as caught:
-        bridge.open_source(tmp_path / "m.pt", config={"heads": 3, "gelu": "tanh"})
+        bridge.open_checkpoint(tmp_path / "m.pt", config={"heads": 3, "gelu": "tanh"})
     assert caught.value.exit_code == MISMATCH
     assert "remove" not in caught.value.fix.replace("remove_", "")
 
@@ -49,7 +49,7 @@ def test_the_cause_is_named(tmp_path, state, kind, prefix):
 def test_what_lies_beside_the_model_may_be_so(tmp_path, state):
     beside = {"loss.weight_g": torch.ones(3), "discriminator.0.weight_orig": torch.ones(3)}
     torch.save({**{f"model.{n}": x for n, x in state.items()}, **beside}, tmp_path / "m.pt")
-    source = bridge.open_source(tmp_path / "m.pt", config={"heads": 3, "gelu": "tanh"})
+    source = bridge.open_checkpoint(tmp_path / "m.pt", config={"heads": 3, "gelu": "tanh"})
     assert any("left out" in note for note in source.notes)
 
 
@@ -61,6 +61,6 @@ def test_an_adapter_alone(tmp_path, config):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
         with pytest.raises(Problem, match="adapter") as caught:
-            bridge.open_source(path)
+            bridge.open_checkpoint(path)
         assert caught.value.exit_code == MISMATCH
         assert "merge_and_unload" in caught.value.fix

@@ -49,7 +49,7 @@ def flat():
 
 def the_model_in(path):
     """The source, whose parameters are `params()` bit for bit."""
-    source = bridge.open_source(path)
+    source = bridge.open_checkpoint(path)
     assert (source.arch, source.config.layers) == ("charlm", 2)
     found = {name: tensor.read() for name, tensor in source.tensors.items()}
     assert found.keys() == flat().keys()
@@ -143,7 +143,7 @@ def test_other_optimisers_are_not_taken_for_adam(tmp_path, opt):
 
 def refused(exit_code, path):
     with pytest.raises(Problem) as caught:
-        bridge.open_source(path)
+        bridge.open_checkpoint(path)
     assert caught.value.exit_code == exit_code
     return "\n".join([caught.value.what, caught.value.where, caught.value.why, caught.value.fix])
 
@@ -225,7 +225,7 @@ def test_the_config_beside_a_manager_counts(tmp_path):
     config = {"arch": "charlm", "heads": 2, "context": 24}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     for path in (tmp_path / "run", tmp_path / "run" / "3"):
-        source = bridge.open_source(path)
+        source = bridge.open_checkpoint(path)
         assert (source.config.heads, source.config.context) == (2, 24)
         assert "heads" not in source.assumed
 
@@ -239,7 +239,7 @@ def test_what_orbax_calls_v1(tmp_path):
 def test_a_lost_array_is_a_damage(tmp_path):
     folder = save(tmp_path / "tree", {"params": params()}, use_ocdbt=False)
     (folder / "params.head.kernel" / "0.0").unlink()
-    source = bridge.open_source(folder)
+    source = bridge.open_checkpoint(folder)
     with pytest.raises(Problem, match="cannot be read"):
         source.tensors["head/kernel"].read()
 
@@ -253,7 +253,7 @@ def test_an_array_that_is_stored_larger_than_it_is(tmp_path):
     said |= {"compressor": None, "chunks": [2 * size]}
     (place / ".zarray").write_text(json.dumps(said))
     (place / "0").write_bytes(np.ones(2 * size, np.float32).tobytes())
-    tensors = bridge.open_source(tree).tensors
+    tensors = bridge.open_checkpoint(tree).tensors
     with pytest.raises(Problem, match="cannot be read") as caught:
         tensors[place.name.replace(".", "/")].read()
     assert caught.value.exit_code == CORRUPT

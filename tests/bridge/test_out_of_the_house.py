@@ -67,7 +67,7 @@ def test_an_sgd_run_goes_on_in_the_seeds_chain(tmp_path):
 
 def test_adams_moments_are_refused_by_the_seeds_chain(tmp_path):
     run = write_run(tmp_path / "run", {7: 2.0}, spec="wigip:tiny")
-    source = bridge.open_source(run)
+    source = bridge.open_checkpoint(run)
     from bridge.core.moments import Moments
     from bridge.formats.wigip import carried
 
@@ -136,7 +136,7 @@ def test_a_trained_tower_goes_to_transformers(tmp_path, arch):
 
     run = write_run(tmp_path / "run", {7: 2.0}, spec=f"{arch}:tiny", vocab=False)
     bridge.convert(run, tmp_path / "out", to="dinov2", verify="roundtrip")
-    config = bridge.open_source(run).config.dinov2
+    config = bridge.open_checkpoint(run).config.dinov2
     side = config.image_size
     images = np.random.default_rng(0).normal(size=(1, side, side, 3)).astype(np.float32)
     ours = bridge.load(run).vision(jnp.asarray(images))
@@ -170,14 +170,14 @@ def test_the_table_of_ternary_matrices_is_whole(arch):
 def test_ternary_matrices_stay_as_they_are_unless_asked(tmp_path):
     run = write_run(tmp_path / "run", {7: 2.0}, spec="bitgen:tiny", vocab=False)
     report = bridge.convert(run, tmp_path / "out", dtype="bfloat16")
-    kept = bridge.open_source(tmp_path / "out")
+    kept = bridge.open_checkpoint(tmp_path / "out")
     kernel = "text/0/mlp/up/kernel"
     assert kept.tensors[kernel].dtype == np.float32
     assert kept.tensors["vision/blocks/0/attn/proj/kernel"].dtype == DTYPES["BF16"]
     assert any("ternary" in note for note in report.notes)
     assert "ternary" in (tmp_path / "out" / "README.md").read_text()
     bridge.convert(run, tmp_path / "all", dtype="bfloat16", keep_fp32="none")
-    every = bridge.open_source(tmp_path / "all")
+    every = bridge.open_checkpoint(tmp_path / "all")
     assert every.tensors[kernel].dtype == DTYPES["BF16"]
     assert "ternary" not in (tmp_path / "all" / "README.md").read_text()
 

@@ -205,7 +205,7 @@ def test_no_change_of_a_pickle_crashes_the_machine(tmp_path_factory, data):
     report = bridge.inspect(path)
     assert report.problems
     with pytest.raises(Problem) as caught:
-        bridge.open_source(path)  # one array of four numbers is no model
+        bridge.open_checkpoint(path)  # one array of four numbers is no model
     assert caught.value.exit_code in CODES
 
 

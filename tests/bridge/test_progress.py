@@ -6,7 +6,7 @@ import re
 import pytest
 
 import bridge
-from bridge.conversion.convert import progress
+from bridge.conversion import progress
 from jaxmodels.errors import DONE
 from tests.bridge.helpers import SEED, command
 

@@ -31,7 +31,7 @@ def test_both_sides_agree_on_everything(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_wrong_number_shows_in_outputs_and_gradients(trained, monkeypatch):
-    source = bridge.open_source(trained)
+    source = bridge.open_checkpoint(trained)
     side = twin(source.arch)
     path = next(path for path in source.tensors if path.endswith("norm1/scale"))
     name = table.pairs(jaxmodels.arch(source.arch).WEIGHTS, [path])[0].theirs
@@ -93,7 +93,7 @@ def test_an_empty_text_is_none(model_directory):
 
 @pytest.mark.slow
 def test_two_checkpoints_are_compared_in_jax(run):
-    source, other = (bridge.open_source(run / "checkpoints" / step) for step in ("100", "300"))
+    source, other = (bridge.open_checkpoint(run / "checkpoints" / step) for step in ("100", "300"))
     assert agreement(source, source).random == 0
     found = agreement(source, other)
     assert found.random > 0.1

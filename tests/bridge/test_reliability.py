@@ -143,7 +143,7 @@ def test_shards_of_another_plan_are_not_taken(server, run, tmp_path):
     report = bridge.convert(run, target, max_shard_size="30KB", dtype="bfloat16")
     assert not any("earlier call" in note for note in report.notes)
     assert left(tmp_path) == ["out"]
-    assert {str(t.dtype) for t in bridge.open_source(target).tensors.values()} == {
+    assert {str(t.dtype) for t in bridge.open_checkpoint(target).tensors.values()} == {
         "bfloat16",
         "float32",
     }
@@ -223,8 +223,8 @@ def test_a_source_is_never_changed(run, tmp_path):
     bridge.convert(run, tmp_path / "out", verify="logits")
     bridge.inspect(run)
     assert digests(run, lambda name: True) == before
-    source = bridge.open_source(tmp_path / "out")
-    again = bridge.open_source(run)
+    source = bridge.open_checkpoint(tmp_path / "out")
+    again = bridge.open_checkpoint(run)
     for path, tensor in source.tensors.items():
         assert digest_of(tensor.read()) == digest_of(again.tensors[path].read())
     assert os.listdir(tmp_path) == ["out"]

@@ -7,7 +7,7 @@ import pytest
 import bridge
 from bridge.checks import verification
 from bridge.checks.rounding import misrounded
-from bridge.conversion.convert import plan
+from bridge.conversion import plan
 from bridge.core.tensors import cast
 from bridge.formats import gguf
 from bridge.storage.gguf_reader import dequantised

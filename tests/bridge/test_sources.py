@@ -40,10 +40,10 @@ def test_seed_gives_the_golden_logits():
 
 
 def test_what_the_seed_does_not_say_is_assumed_and_reported():
-    source = bridge.open_source(SEED)
+    source = bridge.open_checkpoint(SEED)
     assert source.assumed == {"heads": 8, "context": 1024, "dropout": 0.0}
     assert "assumed: heads = 8" in source.notes
-    source = bridge.open_source(SEED, config=HEADS)
+    source = bridge.open_checkpoint(SEED, config=HEADS)
     assert "heads" not in source.assumed
     assert (source.arch, source.format, source.config.heads) == ("charlm", "orbax", 4)
 
@@ -52,7 +52,7 @@ def test_an_nnx_state_saved_whole(tmp_path):
     tree = {f"{name}/value": array for name, array in seed_tree().items()}
     tree["layers/0/attn/rope/inv_freq/value"] = 10_000 ** -(np.arange(4, dtype=np.float32) / 4)
     tree["layers/0/ffn/dropout/rngs/count/value"] = np.zeros((), np.uint32)
-    source = bridge.open_source(save_tree(tmp_path / "state", tree))
+    source = bridge.open_checkpoint(save_tree(tmp_path / "state", tree))
     assert "dropped: layers.0.attn.rope.inv_freq, no parameter" in source.notes
     assert any(".value" in note for note in source.notes)
     # Four frequencies for each head of width 8: the file tells the head count after all.
@@ -125,7 +125,7 @@ def test_settings_from_the_command_line():
 
 
 def test_run_takes_the_best_checkpoint(run):
-    source = bridge.open_source(run)
+    source = bridge.open_checkpoint(run)
     assert source.origin == {"step": 200, "metrics": {"valid_loss": 1.5}}
     assert source.preset == "tiny"
     assert source.config == jaxmodels.arch("charlm").PRESETS["tiny"]
@@ -136,20 +136,20 @@ def test_run_takes_the_best_checkpoint(run):
 
 def test_run_without_losses_takes_the_newest(tmp_path):
     run = write_run(tmp_path / "run", {9: None, 10: None})
-    assert bridge.open_source(run).origin["step"] == 10
+    assert bridge.open_checkpoint(run).origin["step"] == 10
 
 
 def test_a_checkpoint_of_a_run(run):
     step = run / "checkpoints" / "100"
     assert_same_params(bridge.load(step), random_params(seed=100))
-    assert bridge.open_source(step).tokenizer is not None
+    assert bridge.open_checkpoint(step).tokenizer is not None
 
 
 def test_damaged_checkpoints_are_passed_over_and_named(tmp_path):
     run = write_run(tmp_path / "run", {1: 2.0, 2: 1.0, 3: 3.0})
     data = max((run / "checkpoints/2/params").rglob("*"), key=lambda path: path.stat().st_size)
     flip(data)
-    source = bridge.open_source(run)
+    source = bridge.open_checkpoint(run)
     assert source.origin["step"] == 1
     assert any("checkpoint 2 is damaged" in note and data.name in note for note in source.notes)
     assert data.name in refused(CORRUPT, run / "checkpoints" / "2")

@@ -7,8 +7,8 @@ import pytest
 
 import bridge
 from bridge.core.tensors import Tensor
-from bridge.storage.orbax import Stored, read_tree
-from bridge.storage.stacks import apart
+from bridge.storage.orbax import OrbaxArray, read_tree
+from bridge.storage.stacks import unstack_blocks
 from jaxmodels.errors import Problem
 from jaxmodels.runtime.paths import params_of
 from jaxmodels.runtime.runs import checkpoint, stored
@@ -29,14 +29,14 @@ def test_a_stacked_tensor_is_read_once_for_all_of_its_blocks():
     reads: list[str] = []
     array = np.arange(12.0).reshape(3, 4)
     held = {name: tensor(name, array, reads) for name in ("blocks.norm.scale", "blocks.0.x", "y")}
-    cut = apart(held, "wigip")
+    cut = unstack_blocks(held, "wigip")
     assert sorted(cut) == sorted(["blocks.0.x", "y", *(f"blocks.{i}.norm.scale" for i in range(3))])
     assert not reads
     for _ in range(2):  # a second pass, as checks make it, reads it again, and once
         for i in (2, 0, 1):
             np.testing.assert_array_equal(cut[f"blocks.{i}.norm.scale"].read(), array[i])
     assert reads == ["blocks.norm.scale"] * 2
-    assert apart(held, "charlm") == held
+    assert unstack_blocks(held, "charlm") == held
 
 
 @pytest.mark.slow
@@ -53,8 +53,8 @@ def test_large_stacks_of_a_run_are_read_block_by_block(tmp_path, monkeypatch):
     kernels = [f"attn.{name}" for name in ("k", "proj", "q", "v")] + ["mlp.out", "mlp.up"]
     assert sorted(alone) == [f"blocks.{name}.kernel" for name in kernels]
     rows: list[int] = []
-    row = Stored.row
-    monkeypatch.setattr(Stored, "row", lambda self, i: rows.append(i) or row(self, i))
+    row = OrbaxArray.row
+    monkeypatch.setattr(OrbaxArray, "row", lambda self, i: rows.append(i) or row(self, i))
     assert_same_params(bridge.load(run), params)
     assert sorted(rows) == sorted([0, 1] * len(alone))
 
@@ -100,7 +100,7 @@ def test_a_run_and_its_bare_parameters_open(tmp_path):
     params = random_params("wigip:tiny", seed=7)
     assert_same_params(bridge.load(run), params)
     shutil.copytree(run / "checkpoints" / "7" / "params", tmp_path / "bare")
-    source = bridge.open_source(tmp_path / "bare")
+    source = bridge.open_checkpoint(tmp_path / "bare")
     assert (source.arch, source.preset) == ("wigip", "tiny")
     assert source.assumed == {"objective": "next_char"}
     assert_same_params(bridge.load(tmp_path / "bare"), params)
@@ -116,7 +116,7 @@ def test_the_way_through_every_format_is_bit_exact(tmp_path):
     bridge.convert(tmp_path / "model", tmp_path / "again", to="orbax", verify="roundtrip")
     for folder in ("seed", "model", "again"):
         assert_same_params(bridge.load(tmp_path / folder), params)
-    assert bridge.open_source(tmp_path / "again").config.heads == 2
+    assert bridge.open_checkpoint(tmp_path / "again").config.heads == 2
     half = params_of(bridge.load(run, dtype="bfloat16"))
     assert all(leaf.dtype == "bfloat16" for leaf in half.values())
 
@@ -128,7 +128,7 @@ def test_heads_that_nothing_tells_must_be_given(tmp_path):
     alone = tmp_path / "alone.safetensors"
     shutil.copy(tmp_path / "model" / "model.safetensors", alone)
     with pytest.raises(Problem, match="the model's heads cannot be determined"):
-        bridge.open_source(alone)
-    assert bridge.open_source(alone, config={"heads": 2}).assumed == {"objective": "next_char"}
+        bridge.open_checkpoint(alone)
+    assert bridge.open_checkpoint(alone, config={"heads": 2}).assumed == {"objective": "next_char"}
     given = bridge.load(alone, config={"heads": 2})
     assert_same_params(given, random_params("wigip:tiny", seed=7))

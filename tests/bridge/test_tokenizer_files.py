@@ -28,7 +28,7 @@ def theirs(folder, text=TEXT, **options):
 
 def same_ids(folder, text=TEXT):
     """transformers and we read a text alike; special tokens in it are text for us."""
-    tokenizer = bridge.open_source(folder).tokenizer
+    tokenizer = bridge.open_checkpoint(folder).tokenizer
     ids = theirs(folder, text, split_special_tokens=True)
     assert tokenizer.encode(text).tolist() == ids
     assert tokenizer.decode(ids) == AutoTokenizer.from_pretrained(folder).decode(ids)
@@ -87,7 +87,7 @@ def test_every_form_gives_transformers_ids_before_and_after(form, tmp_path):
     source.mkdir()
     form(source, ADDED)
     save_model(source, 283)
-    opened = bridge.open_source(source)
+    opened = bridge.open_checkpoint(source)
     assert opened.config.tokens == opened.tokenizer.vocab_size == 283
     assert opened.tokenizer.end_of_text == 0
     same_ids(source)
@@ -100,9 +100,9 @@ def test_every_form_gives_transformers_ids_before_and_after(form, tmp_path):
 @pytest.mark.parametrize("to", TARGETS)
 def test_every_target_keeps_it(to, tmp_path):
     fast(tmp_path / "source", ADDED)
-    source = bridge.open_source(save_model(tmp_path / "source", 283))
+    source = bridge.open_checkpoint(save_model(tmp_path / "source", 283))
     bridge.convert(tmp_path / "source", tmp_path / "out", to=to, verify="none")
-    written = bridge.open_source(tmp_path / "out")
+    written = bridge.open_checkpoint(tmp_path / "out")
     assert written.config.tokens == 283
     assert written.tokenizer == source.tokenizer
     for name in ("end_of_text", "special_ids"):
@@ -143,7 +143,7 @@ def test_random_added_tokens(form, added, to, data, weights, tmp_path):
     text = "".join(data.draw(st.lists(st.sampled_from(written), max_size=8)))
     same_ids(source, text)
     bridge.convert(source, out, to=to, verify="none")
-    opened = bridge.open_source(out)
+    opened = bridge.open_checkpoint(out)
     assert opened.config.tokens == 280 + len(added)
     ids = opened.tokenizer.encode(text).tolist()
     assert ids == theirs(source, text, split_special_tokens=True)
@@ -154,7 +154,7 @@ def test_random_added_tokens(form, added, to, data, weights, tmp_path):
 def test_ids_with_holes_are_those_of_the_file(tmp_path):
     """transformers 4 wrote and read them so; transformers 5 numbers on, to rows of no token."""
     count = slow_files(tmp_path, added_tokens={"<x>": 285, "<yy>": 290})
-    source = bridge.open_source(save_model(tmp_path, 300))
+    source = bridge.open_checkpoint(save_model(tmp_path, 300))
     tokenizer = source.tokenizer
     assert tokenizer.encode("<x><yy>").tolist() == [285, 290]
     assert (tokenizer.vocab_size, source.config.tokens) == (291, 291)
@@ -162,14 +162,14 @@ def test_ids_with_holes_are_those_of_the_file(tmp_path):
     assert holes <= set(tokenizer.special_ids)
     for to in ("gpt2", "gguf"):
         bridge.convert(tmp_path, tmp_path / to, to=to, verify="none")
-        assert bridge.open_source(tmp_path / to).tokenizer == tokenizer
+        assert bridge.open_checkpoint(tmp_path / to).tokenizer == tokenizer
     assert theirs(tmp_path / "gpt2", "<x><yy>") == [285, 290]
 
 
 def test_a_special_token_without_an_id_gets_a_row_that_is_there(tmp_path):
     slow_files(tmp_path, special_tokens_map={"pad_token": "<pad>", "eos_token": END})
     for rows, tokens in ((280, 280), (281, 281), (290, 281)):
-        source = bridge.open_source(save_model(tmp_path, rows))
+        source = bridge.open_checkpoint(save_model(tmp_path, rows))
         assert (source.config.tokens, source.tokenizer.vocab_size) == (tokens, tokens)
     assert source.tokenizer.special_ids == (280,)
 
@@ -220,7 +220,7 @@ def rows_of_gpt2(tmp_path_factory):
 def test_one_that_is_not_read_is_replaced_by_none(name, rows_of_gpt2, tmp_path):
     shutil.copytree(rows_of_gpt2, tmp_path / "source")
     (tmp_path / "source" / name).write_bytes(KINDS[name])
-    source = bridge.open_source(tmp_path / "source")
+    source = bridge.open_checkpoint(tmp_path / "source")
     assert source.tokenizer is None
     assert any("tokeniser that lies there is not taken" in note for note in source.notes)
 
@@ -234,11 +234,11 @@ def test_nor_does_an_output_get_gpt2s(rows_of_gpt2, tmp_path, capsys):
     assert any("tokeniser that lies there is not taken" in note for note in report["notes"])
     for to in ("nanogpt", "gguf"):  # they have 50,257 rows too
         bridge.convert(tmp_path / "out", tmp_path / to, to=to, verify="none")
-        assert bridge.open_source(tmp_path / to).tokenizer is None
+        assert bridge.open_checkpoint(tmp_path / to).tokenizer is None
 
 
 def test_nor_does_a_run_that_begins_there(rows_of_gpt2):
-    source = bridge.open_source(rows_of_gpt2)
+    source = bridge.open_checkpoint(rows_of_gpt2)
     recipe = Recipe(tokenizer="gpt2")
     refuse_own_characters(recipe, source)
     source.origin[NO_TOKENIZER] = "it is spiece.model"
@@ -247,7 +247,7 @@ def test_nor_does_a_run_that_begins_there(rows_of_gpt2):
 
 
 def test_gpt2s_is_assumed_where_nothing_lies(rows_of_gpt2):
-    source = bridge.open_source(rows_of_gpt2)
+    source = bridge.open_checkpoint(rows_of_gpt2)
     assert source.tokenizer.vocab_size == 50_257
     assert "assumed: the tokeniser is GPT-2's" in source.notes
 
@@ -255,10 +255,10 @@ def test_gpt2s_is_assumed_where_nothing_lies(rows_of_gpt2):
 def test_a_file_is_read_with_the_tokeniser_beside_it(tmp_path):
     bare(tmp_path, [])
     save_model(tmp_path, 280)
-    source = bridge.open_source(tmp_path / "model.safetensors", config={"heads": 2})
+    source = bridge.open_checkpoint(tmp_path / "model.safetensors", config={"heads": 2})
     assert source.tokenizer.vocab_size == 280
     bare(tmp_path, ADDED)
-    source = bridge.open_source(tmp_path / "model.safetensors", config={"heads": 2})
+    source = bridge.open_checkpoint(tmp_path / "model.safetensors", config={"heads": 2})
     assert source.tokenizer is None
     assert any("it has 283 tokens, and the model 280 rows" in note for note in source.notes)
 
@@ -266,11 +266,11 @@ def test_a_file_is_read_with_the_tokeniser_beside_it(tmp_path):
 def test_sizes(tmp_path):
     bare(tmp_path, ADDED)
     with pytest.raises(Problem, match="has 283 entries, the model 282") as caught:
-        bridge.open_source(save_model(tmp_path, 282))
+        bridge.open_checkpoint(save_model(tmp_path, 282))
     assert caught.value.exit_code == MISMATCH
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(Problem) as caught:
-        bridge.open_source(tmp_path)
+        bridge.open_checkpoint(tmp_path)
     assert caught.value.exit_code == CORRUPT
     assert caught.value.where == str(tmp_path / "tokenizer.json")
 
@@ -278,10 +278,10 @@ def test_sizes(tmp_path):
 @pytest.mark.parametrize(("rows", "tokens"), [(50_258, 50_258), (50_300, 50_300)])
 def test_rows_are_tokens_unless_a_tokeniser_says_otherwise(rows, tokens, tmp_path):
     source = save_model(tmp_path / "source", rows)
-    assert bridge.open_source(source).config.tokens == tokens
+    assert bridge.open_checkpoint(source).config.tokens == tokens
     for to in ("gpt2", "nanogpt"):
         bridge.convert(source, tmp_path / to, to=to, verify="roundtrip")
-        written = bridge.open_source(tmp_path / to)
+        written = bridge.open_checkpoint(tmp_path / to)
         assert (written.config.tokens, written.tokenizer) == (tokens, None)
 
 
@@ -289,7 +289,7 @@ def test_two_files_that_disagree(tmp_path):
     decoder = {"5": FLAGS | {"content": "<z>"}}
     bare(tmp_path, [AddedToken("<z>")])
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
-    source = bridge.open_source(save_model(tmp_path, 281))
+    source = bridge.open_checkpoint(save_model(tmp_path, 281))
     assert source.tokenizer is None
     assert any("'<z>' the ids 280 and 5" in note for note in source.notes)
 
@@ -299,7 +299,7 @@ def test_a_given_vocabulary_settles_an_assumed_count(tmp_path, capsys):
     weights = save_model(tmp_path / "in", 285) / "model.safetensors"
     (tmp_path / "in" / "config.json").unlink()
     config = {"heads": 2, "gelu": "exact"}
-    assert bridge.open_source(weights, config=config).assumed["tokens"] == 285
+    assert bridge.open_checkpoint(weights, config=config).assumed["tokens"] == 285
     (tmp_path / "tokenizer.json").write_text(trained())
     words = ["convert", weights, tmp_path / "out", "--vocab", tmp_path / "tokenizer.json"]
     words += ["--set", "heads=2", "gelu=exact", "--json"]
@@ -309,7 +309,7 @@ def test_a_given_vocabulary_settles_an_assumed_count(tmp_path, capsys):
     assert "assumed: tokens" not in err
     assert "rows 280 to 284 of the embedding are padding" in err
     assert "`tokens" not in (tmp_path / "out" / "README.md").read_text()
-    source = bridge.open_source(tmp_path / "out")
+    source = bridge.open_checkpoint(tmp_path / "out")
     assert (source.config.vocab, source.config.tokens, source.assumed) == (285, 280, {})
     assert source.tokenizer.vocab_size == 280
 

@@ -62,7 +62,7 @@ def test_golden_outputs():
 def test_outputs_and_gradients_of_training():
     """In training the decoder is not quantised: everything that is asked has the same gradient."""
     config = smallest("bitgen_stage1")
-    skeleton, _, rest = split(small("bitgen_stage1"))
+    graphdef, _, rest = split(small("bitgen_stage1"))
     params = random_params("bitgen_stage1:smallest", 3)
     module = built(config, params | rest).train()
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_outputs_and_gradients_of_training():
     @jax.jit
     @jax.grad
     def gradient(params):
-        out = skeleton.merge(params, rest)(
+        out = graphdef.merge(params, rest)(
             *map(jnp.asarray, (tokens, seen, tokens, noise)), nnx.Rngs(dropout=0)
         )
         return sum(jnp.square(getattr(out, name)).mean() for name in names)

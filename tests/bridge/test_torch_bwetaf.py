@@ -31,10 +31,10 @@ def both(scale=0.3, **changes):
     from benchmarks.peers import twin_with
 
     config = replace(TINY, **changes)
-    skeleton, params, rest = split(bwetaf.Model(config, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(bwetaf.Model(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     params = {p: x + scale * rng.standard_normal(x.shape, np.float32) for p, x in params.items()}
-    return (skeleton, params, rest), twin_with("bwetaf", config, params)
+    return (graphdef, params, rest), twin_with("bwetaf", config, params)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,10 @@ def tokens():
     ids=str,
 )
 def test_every_variant_gives_the_same_logits(changes, tokens):
-    (skeleton, params, rest), module = both(scale=0.1, **changes)
+    (graphdef, params, rest), module = both(scale=0.1, **changes)
     mask = torch.ones_like(tokens)
     mask[1, 7:] = 0
-    ours = skeleton.merge(params, rest)(
+    ours = graphdef.merge(params, rest)(
         jnp.asarray(tokens.numpy(), jnp.int32), mask=jnp.asarray(mask.numpy(), jnp.int32)
     )[0]
     theirs = module(tokens, attention_mask=mask).logits.detach().numpy()
@@ -137,17 +137,17 @@ def test_what_pytorch_trained_comes_back(folder, tmp_path):
     report = bridge.diff(folder, tmp_path / "tuned")
     changed = [path for path, row in report.tensors.items() if row["status"] != "equal"]
     assert (changed, report.config) == (["blocks/1/mlp/out/bias"], {})
-    assert not bridge.open_source(tmp_path / "tuned").assumed
+    assert not bridge.open_checkpoint(tmp_path / "tuned").assumed
 
 
 def test_head_counts_of_each_block_survive_the_folder(tmp_path, tokens):
-    (skeleton, params, rest), module = both(scale=0.1, heads=(4, 2))
+    (graphdef, params, rest), module = both(scale=0.1, heads=(4, 2))
     module.save_pretrained(tmp_path)
     assert bridge.torch.load(tmp_path).config.heads == [4, 2]
     back = bridge.load(tmp_path)
     assert back.config == replace(TINY, heads=(4, 2))
     ids = jnp.asarray(tokens.numpy(), jnp.int32)
-    np.testing.assert_array_equal(back(ids)[0], skeleton.merge(params, rest)(ids)[0])
+    np.testing.assert_array_equal(back(ids)[0], graphdef.merge(params, rest)(ids)[0])
 
 
 @pytest.mark.slow

@@ -197,7 +197,7 @@ def test_what_pytorch_trained_comes_back(model_directory, tmp_path):
     report = bridge.diff(model_directory, tmp_path / "tuned")
     changed = [path for path, row in report.tensors.items() if row["status"] != "equal"]
     assert (changed, report.config) == (["head/bias"], {})
-    assert not bridge.open_source(tmp_path / "tuned").assumed
+    assert not bridge.open_checkpoint(tmp_path / "tuned").assumed
 
 
 def test_tokenizer_equals_the_vocabulary_on_random_text(tmp_path):
@@ -220,9 +220,9 @@ def test_tokenizer_equals_the_vocabulary_on_random_text(tmp_path):
 @pytest.mark.slow
 def test_one_hundred_adamw_steps(tmp_path):
     spec = jaxmodels.create("charlm:tiny", seed=3)
-    skeleton, params, rest = split(spec)
+    graphdef, params, rest = split(spec)
     save_tree(tmp_path / "own", {path: np.asarray(leaf) for path, leaf in params.items()})
     module = bridge.torch.load(tmp_path / "own", config={"heads": 2})
     assert module.config.dropout == 0
     settings = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-2}
-    check_one_hundred_adamw_steps(loss, (skeleton, params, rest), module, **settings)
+    check_one_hundred_adamw_steps(loss, (graphdef, params, rest), module, **settings)

@@ -162,7 +162,7 @@ def model_file(path, change=lambda value: None, **options):
 
 def refused(path, exit_code, **options):
     with pytest.raises(Problem) as caught:
-        bridge.open_source(path, **options)
+        bridge.open_checkpoint(path, **options)
     assert caught.value.exit_code == exit_code
     return f"{caught.value.what}: {caught.value.why}"
 
@@ -208,7 +208,7 @@ def test_names_that_reach_for_code_sink_a_file(tmp_path, name, where):
 
 def test_the_old_format_is_the_same_model(tmp_path):
     old = model_file(tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    new, found = bridge.open_source(NANOGPT), bridge.open_source(old)
+    new, found = bridge.open_checkpoint(NANOGPT), bridge.open_checkpoint(old)
     assert (found.format, found.config, found.origin) == ("nanogpt", new.config, new.origin)
     for path, tensor in new.tensors.items():
         np.testing.assert_array_equal(found.tensors[path].read(), tensor.read())

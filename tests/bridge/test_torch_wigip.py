@@ -29,10 +29,10 @@ def both(objective, scale=0.1):
     from benchmarks.peers import twin_with
 
     config = replace(TINY, objective=objective)
-    skeleton, params, rest = split(wigip.Model(config, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(wigip.Model(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     params = {p: x + scale * rng.standard_normal(x.shape, np.float32) for p, x in params.items()}
-    return (skeleton, params, rest), twin_with("wigip", config, params)
+    return (graphdef, params, rest), twin_with("wigip", config, params)
 
 
 def torch_loss(module, tokens):
@@ -53,8 +53,8 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_dense_logits_of_any_length_and_their_loss():
-    (skeleton, params, rest), module = both("dense")
-    model = skeleton.merge(params, rest)
+    (graphdef, params, rest), module = both("dense")
+    model = graphdef.merge(params, rest)
     tokens = np.random.default_rng(1).integers(0, 64, (3, 41))
     ids = torch.from_numpy(tokens)
     out = module(ids, labels=ids)
@@ -76,14 +76,14 @@ def test_dense_gradients_are_the_same():
     from bridge.core import table
     from bridge.core.ops import OPS
 
-    (skeleton, params, rest), module = both("dense")
+    (graphdef, params, rest), module = both("dense")
     tokens = np.random.default_rng(1).integers(0, 64, (2, 65))
     grads = jax.grad(
-        lambda p: wigip.loss(skeleton.merge(p, rest), {"tokens": jnp.asarray(tokens)}, None)[0]
+        lambda p: wigip.loss(graphdef.merge(p, rest), {"tokens": jnp.asarray(tokens)}, None)[0]
     )(params)
     torch_loss(module, tokens).backward()
     theirs = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
-    ours = unstack(grads, wigip.STACKED)
+    ours = unstack(grads, wigip.SCANNED)
     for pair in table.pairs(wigip.WEIGHTS, ours):
         gradient = OPS[pair.op].inverse(theirs[pair.theirs]).reshape(ours[pair.ours].shape)
         assert np.abs(gradient - ours[pair.ours]).max() <= 1e-5, pair.ours
@@ -120,7 +120,7 @@ def test_what_pytorch_trained_comes_back(folder, tmp_path):
     report = bridge.diff(folder, tmp_path / "tuned")
     changed = [path for path, row in report.tensors.items() if row["status"] != "equal"]
     assert (changed, report.config) == (["blocks/1/attn/q/bias"], {})
-    assert not bridge.open_source(tmp_path / "tuned").assumed
+    assert not bridge.open_checkpoint(tmp_path / "tuned").assumed
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ RULES = {
 @pytest.mark.parametrize(("objective", "rule"), [("next_char", "sgd"), ("dense", "adamw")])
 def test_one_hundred_steps(objective, rule):
     """The same weights and batches give the same losses on both sides."""
-    (skeleton, params, rest), module = both(objective, scale=0.05)
+    (graphdef, params, rest), module = both(objective, scale=0.05)
     module.train()
     batches = np.random.default_rng(0).integers(0, 64, (100, 4, 65))
     transform, optimiser = RULES[rule][0], RULES[rule][1](module.parameters())
@@ -164,7 +164,7 @@ def test_one_hundred_steps(objective, rule):
     @jax.jit
     def step(params, state, tokens):
         value, grads = jax.value_and_grad(
-            lambda p: wigip.loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
+            lambda p: wigip.loss(graphdef.merge(p, rest), {"tokens": tokens}, None)[0]
         )(params)
         updates, state = transform.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
@@ -187,13 +187,13 @@ def test_one_hundred_steps(objective, rule):
 def test_it_generates_what_ours_does(objective):
     from bridge.torch.wigip.modeling_wigip import WigipForCausalLM
 
-    (skeleton, params, rest), module = both(objective)
+    (graphdef, params, rest), module = both(objective)
     causal = WigipForCausalLM(module.config).eval()
     causal.load_state_dict(module.state_dict())
     prompt = np.random.default_rng(0).integers(0, 64, (2, 60))
     ids = torch.from_numpy(prompt)
     out = causal.generate(ids, max_new_tokens=12, do_sample=False)  # over the end of the grid, 64
-    ours = generate(skeleton.merge(params, rest), prompt, 12, Sampling(None))
+    ours = generate(graphdef.merge(params, rest), prompt, 12, Sampling(None))
     np.testing.assert_array_equal(out[:, 60:], np.concatenate(list(ours), axis=1))
     padded, mask = torch.nn.functional.pad(ids, (3, 0)), torch.ones(2, 63).long()
     mask[:, :3] = 0

@@ -29,10 +29,10 @@ torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 def sides(request):
     """The same weights, large enough that every mistake shows, in JAX and in PyTorch."""
     config = replace(PRESETS["tiny"], gelu=request.param, hidden=96)
-    skeleton, params, rest = split(Model(config, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(Model(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     params = {p: x + 0.1 * rng.standard_normal(x.shape, np.float32) for p, x in params.items()}
-    return skeleton, params, rest, module_with(config, params)
+    return graphdef, params, rest, module_with(config, params)
 
 
 def module_with(config, params):
@@ -47,15 +47,15 @@ def module_with(config, params):
 
 @pytest.mark.slow
 def test_logits_loss_and_gradients(sides):
-    skeleton, params, rest, module = sides
+    graphdef, params, rest, module = sides
     tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
     value, grads = jax.value_and_grad(
-        lambda p: loss(skeleton.merge(p, rest), {"tokens": jnp.asarray(tokens)}, None)[0]
+        lambda p: loss(graphdef.merge(p, rest), {"tokens": jnp.asarray(tokens)}, None)[0]
     )(params)
     ids = torch.from_numpy(tokens)
     module.zero_grad()
     out = module(ids, labels=ids)
-    logits = skeleton.merge(params, rest)(jnp.asarray(tokens))[0]
+    logits = graphdef.merge(params, rest)(jnp.asarray(tokens))[0]
     assert np.abs(logits - out.logits.detach().numpy()).max() <= 2e-5
     assert float(value) == pytest.approx(out.loss.item(), abs=1e-5)
     out.loss.backward()
@@ -69,8 +69,8 @@ def test_logits_loss_and_gradients(sides):
 
 @pytest.mark.slow
 def test_the_forms_of_gelu_are_told_apart(sides):
-    skeleton, params, rest, module = sides
-    other = {"exact": "tanh", "tanh": "exact"}[skeleton.merge(params, rest).config.gelu]
+    graphdef, params, rest, module = sides
+    other = {"exact": "tanh", "tanh": "exact"}[graphdef.merge(params, rest).config.gelu]
     wrong = Model(replace(PRESETS["tiny"], gelu=other, hidden=96), rngs=nnx.Rngs(0))
     tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
     logits = split(wrong)[0].merge(params, rest)(jnp.asarray(tokens))[0]
@@ -79,10 +79,10 @@ def test_the_forms_of_gelu_are_told_apart(sides):
 
 @pytest.mark.slow
 def test_one_hundred_adamw_steps(sides):
-    skeleton, params, rest, _ = sides
-    module = module_with(skeleton.merge(params, rest).config, params)
+    graphdef, params, rest, _ = sides
+    module = module_with(graphdef.merge(params, rest).config, params)
     settings = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
-    check_one_hundred_adamw_steps(loss, (skeleton, params, rest), module, **settings)
+    check_one_hundred_adamw_steps(loss, (graphdef, params, rest), module, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_biases_that_pytorch_trained_are_kept(without_biases, tmp_path):
     with torch.no_grad():
         module.transformer.h[1].mlp.c_fc.bias += 0.5
     module.save_pretrained(tmp_path / "tuned")
-    source = bridge.open_source(tmp_path / "tuned")
+    source = bridge.open_checkpoint(tmp_path / "tuned")
     assert source.config == replace(PRESETS["tiny"], bias=True)
     assert "no longer" in source.notes[-1]
     tokens = np.random.default_rng(1).integers(0, 64, (3, 32))
@@ -178,7 +178,7 @@ for path in {[str(folder) for folder in folders]!r}:
     (tmp_path / "home").mkdir()
     both = alone(code, tmp_path / "home")
     model = bridge.load(run)
-    tokenizer = bridge.open_source(run).tokenizer
+    tokenizer = bridge.open_checkpoint(run).tokenizer
     for name, ids, new, logits in both:
         assert name == "GPT2LMHeadModel"
         assert ids == [tokenizer.encode(text).tolist()]
@@ -194,7 +194,7 @@ def test_the_card_tells_architecture_numbers_origin_licence_and_loading(tmp_path
     run = write_run(tmp_path / "run", {1: 2.0}, spec="wikigpt:tiny")
     bridge.convert(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    count = sum(tensor.size for tensor in bridge.open_source(run).tensors.values())
+    count = sum(tensor.size for tensor in bridge.open_checkpoint(run).tensors.values())
     for told in (
         "license: unknown",
         "tags: [wikigpt, jaxmodels]",

@@ -56,7 +56,7 @@ KINDS = {
 
 def refused(path):
     with pytest.raises(Problem) as caught:
-        bridge.open_source(path)
+        bridge.open_checkpoint(path)
     assert caught.value.exit_code == CORRUPT
     return "\n".join([caught.value.what, caught.value.why, caught.value.fix])
 

@@ -26,7 +26,7 @@ def test_convert_and_generate_take_it(form, tmp_path, capsys):
     assert bridge.convert(SEED, out, config=HEADS, vocab=file).vocab_present
     code, again, _ = command(capsys, "generate", out, *call[4:], "--json")
     assert (code, again["samples"]) == (DONE, said["samples"])
-    tokenizer = bridge.open_source(out).tokenizer
+    tokenizer = bridge.open_checkpoint(out).tokenizer
     text = "hello, wärld!\n\t\t☂ 漢"
     code = (
         "import json, sys\nfrom transformers import AutoTokenizer\n"

@@ -26,7 +26,7 @@ def state(seed: int) -> dict[str, torch.Tensor]:
 
 
 def embedding(path) -> np.ndarray:
-    return bridge.open_source(path).tensors["embed/embedding"].read()
+    return bridge.open_checkpoint(path).tensors["embed/embedding"].read()
 
 
 def of(seed: int) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_transformers_order_decides(tmp_path):
         theirs = GPT2LMHeadModel.from_pretrained(tmp_path).transformer.wte.weight.detach().numpy()
         assert np.array_equal(embedding(tmp_path), theirs)
         assert np.array_equal(theirs, of(seed))
-    (note,) = [n for n in bridge.open_source(tmp_path).notes if "as transformers does" in n]
+    (note,) = [n for n in bridge.open_checkpoint(tmp_path).notes if "as transformers does" in n]
     for name in ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index"):
         assert name in note
 
@@ -93,11 +93,11 @@ def test_the_cache_of_the_hub(tmp_path):
         (cache / "blobs" / f"{i:x}").write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(os.path.relpath(cache / "blobs" / f"{i:x}", snapshot))
     for path in (snapshot, snapshot / "model.safetensors"):
-        source = bridge.open_source(path)
+        source = bridge.open_checkpoint(path)
         assert (source.config.heads, source.config.gelu) == (2, "tanh")
         assert np.array_equal(embedding(path), of(1))
     with pytest.raises(Problem) as caught:
-        bridge.open_source(cache)
+        bridge.open_checkpoint(cache)
     assert caught.value.exit_code == CORRUPT
     assert "snapshots/: 1a2b3c" in caught.value.fix
 
@@ -106,7 +106,7 @@ def test_a_trainers_newest_checkpoints_are_named(tmp_path):
     for step in (500, 1000, 1500, 2000):
         module(1).save_pretrained(tmp_path / f"checkpoint-{step}")
     with pytest.raises(Problem) as caught:
-        bridge.open_source(tmp_path)
+        bridge.open_checkpoint(tmp_path)
     assert "checkpoint-1000, checkpoint-1500, checkpoint-2000" in caught.value.fix
 
 
@@ -115,7 +115,7 @@ def test_a_head_that_is_not_tied_and_is_the_same(tmp_path):
     with torch.no_grad():
         made.lm_head.weight.copy_(made.transformer.wte.weight)
     made.save_pretrained(tmp_path / "same")
-    source = bridge.open_source(tmp_path / "same")
+    source = bridge.open_checkpoint(tmp_path / "same")
     assert any("tie_word_embeddings is false" in note for note in source.notes)
     bridge.convert(tmp_path / "same", tmp_path / "out", to="gpt2")
     again = GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
@@ -131,7 +131,7 @@ def test_a_head_of_its_own(lacks, tmp_path):
     held = {name: x.clone() for name, x in made.state_dict().items() if name != lacks}
     save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Problem) as caught:
-        bridge.open_source(tmp_path)
+        bridge.open_checkpoint(tmp_path)
     assert caught.value.exit_code == MISMATCH
 
 
@@ -142,11 +142,11 @@ def test_a_mask_that_is_not_the_causal_one(tmp_path):
     mask = torch.tril(torch.ones(1, 1, 8, 8, dtype=torch.uint8))
     held = state(1) | {"transformer.h.0.attn.bias": mask}
     save_file(held, tmp_path / "model.safetensors")
-    assert any("attn.bias" in note for note in bridge.open_source(tmp_path).notes)
+    assert any("attn.bias" in note for note in bridge.open_checkpoint(tmp_path).notes)
     held["transformer.h.0.attn.bias"] = mask - mask.tril(-3)  # three positions back
     save_file(held, tmp_path / "model.safetensors")
     with pytest.raises(Problem, match="not the causal one") as caught:
-        bridge.open_source(tmp_path)
+        bridge.open_checkpoint(tmp_path)
     assert caught.value.exit_code == MISMATCH
 
 
@@ -154,7 +154,7 @@ def test_a_torch_file_of_float8_says_so(tmp_path):
     held = {name: x.to(torch.float8_e4m3fn) for name, x in state(1).items()}
     torch.save({"model": held, "model_args": {"n_head": 2}}, tmp_path / "ckpt.pt")
     with pytest.raises(Problem, match="float8") as caught:
-        bridge.open_source(tmp_path / "ckpt.pt")
+        bridge.open_checkpoint(tmp_path / "ckpt.pt")
     assert caught.value.exit_code == MISMATCH
 
 
@@ -163,11 +163,11 @@ def test_code_of_its_own_is_refused_where_it_may_compute_otherwise(tmp_path):
     said = json.loads((tmp_path / "config.json").read_text())
     file = tmp_path / "config.json"
     file.write_text(json.dumps(said | {"architectures": ["OurGPT2LMHeadModel"]}))
-    assert any("'OurGPT2LMHeadModel'" in note for note in bridge.open_source(tmp_path).notes)
+    assert any("'OurGPT2LMHeadModel'" in note for note in bridge.open_checkpoint(tmp_path).notes)
     code = {"auto_map": {"AutoModelForCausalLM": "ours.OurGPT2LMHeadModel"}}
     file.write_text(json.dumps(said | code | {"architectures": ["OurGPT2LMHeadModel"]}))
     with pytest.raises(Problem, match="code of its own") as caught:
-        bridge.open_source(tmp_path)
+        bridge.open_checkpoint(tmp_path)
     assert caught.value.exit_code == MISMATCH
     file.write_text(json.dumps(said | code))
     assert np.array_equal(embedding(tmp_path), of(1))

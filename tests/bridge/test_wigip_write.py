@@ -103,7 +103,7 @@ def test_other_precisions_are_written(tmp_path, dtype):
     values = seeds_loader(tmp_path / "out" / "step_7.zip", tmp_path / "a")
     kernel = params_of(values)["Dense_0"]["kernel"]
     assert kernel.dtype == getattr(ml_dtypes, dtype, dtype)
-    assert bridge.open_source(tmp_path / "out").tensors["head/kernel"].dtype == kernel.dtype
+    assert bridge.open_checkpoint(tmp_path / "out").tensors["head/kernel"].dtype == kernel.dtype
 
 
 def adam_zip(path, updates=3, blocks=lambda v: v):

@@ -63,7 +63,7 @@ def test_inspect_tells_what_it_is():
     assert "heads" not in report.assumed
     assert any("no vocabulary" in note for note in report.notes)
     assert any("the optimiser has no moments" in note for note in report.notes)
-    assert bridge.open_source(ZIP).origin["step"] == 7
+    assert bridge.open_checkpoint(ZIP).origin["step"] == 7
 
 
 def test_blocks_without_rematerialisation(tmp_path, golden_tensors):
@@ -77,7 +77,7 @@ def test_blocks_without_rematerialisation(tmp_path, golden_tensors):
 
 def test_both_names_of_blocks_are_no_model(tmp_path):
     path = resaved(tmp_path / "x.zip", lambda values: values | plain_blocks(values))
-    assert "AttentionBlock_0.Dense_0.bias" in refused(MISMATCH, bridge.open_source, path)
+    assert "AttentionBlock_0.Dense_0.bias" in refused(MISMATCH, bridge.open_checkpoint, path)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -143,7 +143,7 @@ def test_opening_reads_no_large_array(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(inflate.Span, "read", never)
-        source = bridge.open_source(ZIP)
+        source = bridge.open_checkpoint(ZIP)
     kernel = source.tensors["head/kernel"].read()
     expected = pickle.loads(unpacked(ZIP)["params/Dense_0.pkl.gz"])["kernel"]
     np.testing.assert_array_equal(kernel, expected)
@@ -165,10 +165,10 @@ def folder(tmp_path):
 
 
 def test_the_newest_of_a_folder_by_step(folder):
-    source = bridge.open_source(folder)
+    source = bridge.open_checkpoint(folder)
     assert (source.format, source.origin["step"]) == ("wigip-zip", 100)
     assert "using step_100.zip, the newest of 3" in source.notes
-    assert bridge.open_source(folder / "step_9.zip").origin["step"] == 9
+    assert bridge.open_checkpoint(folder / "step_9.zip").origin["step"] == 9
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
@@ -179,7 +179,7 @@ def test_a_damaged_newest_is_named(folder, damage, capsys):
         flip(path, 0.5)
     else:
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
-    told = refused(CORRUPT, bridge.open_source, folder)
+    told = refused(CORRUPT, bridge.open_checkpoint, folder)
     assert "step_100.zip" in told
     assert "newest of 3; give an older one: step_70.zip, step_9.zip" in told
     code, out, err = command(capsys, "inspect", folder, "--json")
@@ -188,7 +188,7 @@ def test_a_damaged_newest_is_named(folder, damage, capsys):
 
 
 def test_the_vocabulary_lies_beside_it(folder, tmp_path):
-    size = bridge.open_source(folder).config.vocab
+    size = bridge.open_checkpoint(folder).config.vocab
     letters = "".join(map(chr, range(65, 65 + size)))
     CharTokenizer.build([letters]).save(tmp_path)
     told = refused(MISMATCH, bridge.convert, folder, tmp_path / "no", vocab=tmp_path)
@@ -197,7 +197,7 @@ def test_the_vocabulary_lies_beside_it(folder, tmp_path):
     report = bridge.inspect(folder)
     assert report.vocab_present
     bridge.convert(folder, tmp_path / "out", to="wigip-zip")
-    assert bridge.open_source(tmp_path / "out").tokenizer.vocab_size == size
+    assert bridge.open_checkpoint(tmp_path / "out").tokenizer.vocab_size == size
 
 
 def test_without_a_vocabulary_it_says_so(tmp_path, capsys):
@@ -226,10 +226,10 @@ def test_strangers_and_other_numbers_are_noted(tmp_path):
 def test_a_missing_parameter_and_a_missing_state(tmp_path):
     pickles = unpacked(ZIP)
     lacking = {name: data for name, data in pickles.items() if "LayerNorm_0" not in name}
-    told = refused(MISMATCH, bridge.open_source, packed(tmp_path / "x.zip", lacking))
+    told = refused(MISMATCH, bridge.open_checkpoint, packed(tmp_path / "x.zip", lacking))
     assert "LayerNorm_0.scale" in told
     del pickles[STATE]
-    refused(CORRUPT, bridge.open_source, packed(tmp_path / "x.zip", pickles))
+    refused(CORRUPT, bridge.open_checkpoint, packed(tmp_path / "x.zip", pickles))
 
 
 def _link(archive):
@@ -285,7 +285,7 @@ def test_a_flipped_bit_is_found(tmp_path, seed, golden_tensors):
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
     (tmp_path / "x.zip").write_bytes(data)
     try:
-        bridge.open_source(tmp_path / "x.zip")
+        bridge.open_checkpoint(tmp_path / "x.zip")
     except Problem as problem:
         codes = {problem.exit_code}
     else:  # in a time or another word of no meaning

@@ -49,7 +49,7 @@ def test_blocks_in_chunks_that_fsdp_wrapped(tmp_path):
             name = name.replace("blocks.", f"blocks.{number // 2}._fsdp_wrapped_module.")
         state[f"teacher.backbone._fsdp_wrapped_module.{name}"] = tensor
     torch.save({"model": state}, tmp_path / "x.pth")
-    source = bridge.open_source(tmp_path / "x.pth", config={"heads": 2})
+    source = bridge.open_checkpoint(tmp_path / "x.pth", config={"heads": 2})
     assert source.config.layers == 3
     wanted = published(tower)["blocks.2.norm1.bias"].numpy()
     np.testing.assert_array_equal(source.tensors["blocks/2/norm1/bias"].read(), wanted)
@@ -58,15 +58,15 @@ def test_blocks_in_chunks_that_fsdp_wrapped(tmp_path):
 def test_heads_of_another_width_than_the_published_are_asked_for(tmp_path):
     _, tower = made(2, 4, 1, 0, False, False, 0)
     torch.save(published(tower), tmp_path / "x.pth")
-    assert "heads" in refused(MISMATCH, bridge.open_source, tmp_path / "x.pth")
+    assert "heads" in refused(MISMATCH, bridge.open_checkpoint, tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("arch", ["bwetaf", "wikigpt"])
 def test_heads_of_our_own_trees_are_asked_for(tmp_path, arch):
     save_tree(tmp_path / "tree", random_params(f"{arch}:tiny"))
-    assert "heads" in refused(MISMATCH, bridge.open_source, tmp_path / "tree")
+    assert "heads" in refused(MISMATCH, bridge.open_checkpoint, tmp_path / "tree")
     config = jaxmodels.arch(arch).PRESETS["tiny"]
-    given = bridge.open_source(tmp_path / "tree", config={"heads": config.heads})
+    given = bridge.open_checkpoint(tmp_path / "tree", config={"heads": config.heads})
     assert given.config.heads == config.heads
 
 
@@ -74,7 +74,7 @@ def test_tensors_of_eight_bits_are_named(tmp_path):
     state = {f"transformer.h.{i}.ln_1.weight": torch.ones(4).to(torch.float8_e4m3fn)
              for i in range(3)}  # fmt: skip
     torch.save(state, tmp_path / "x.pt")
-    assert "float8_e4m3fn" in refused(MISMATCH, bridge.open_source, tmp_path / "x.pt")
+    assert "float8_e4m3fn" in refused(MISMATCH, bridge.open_checkpoint, tmp_path / "x.pt")
 
 
 def strange_optimiser(path):
@@ -115,10 +115,10 @@ def test_a_pipe_within_orbax_is_not_waited_for(tmp_path, name, kind):
     path = tmp_path / "tree" / name
     path.unlink(missing_ok=True)
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
-    assert "not a file" in refused(CORRUPT, bridge.open_source, tmp_path / "tree")
+    assert "not a file" in refused(CORRUPT, bridge.open_checkpoint, tmp_path / "tree")
 
 
 def test_orbax_without_arrays(tmp_path):
     save_tree(tmp_path / "tree", {"a": np.ones(2, np.float32)})
     (tmp_path / "tree" / "_METADATA").unlink()
-    assert "holds no arrays" in refused(CORRUPT, bridge.open_source, tmp_path / "tree")
+    assert "holds no arrays" in refused(CORRUPT, bridge.open_checkpoint, tmp_path / "tree")

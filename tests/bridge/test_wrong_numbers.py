@@ -29,7 +29,7 @@ def model(**more):
 
 def refused(path, match, **options):
     with pytest.raises(Problem, match=match) as caught:
-        bridge.open_source(path, **options)
+        bridge.open_checkpoint(path, **options)
     assert caught.value.exit_code == MISMATCH
 
 
@@ -54,7 +54,7 @@ def test_frequencies_of_another_base(tmp_path):
 def test_a_mask_of_any_form_must_be_causal(tmp_path, shape):
     mask = torch.ones(6, 6).tril()
     held = {"transformer.h.0.attn.bias": mask.view(shape)}
-    bridge.open_source(saved(tmp_path, {"model": model(**held), "model_args": ARGS}))
+    bridge.open_checkpoint(saved(tmp_path, {"model": model(**held), "model_args": ARGS}))
     held = {"transformer.h.0.attn.bias": mask.triu(-2).view(shape)}
     refused(saved(tmp_path, {"model": model(**held), "model_args": ARGS}), "not the causal one")
 
@@ -66,7 +66,7 @@ def test_a_bias_is_no_mask(tmp_path):
 
 def test_arguments_are_found_as_deep_as_the_model(tmp_path):
     value = {"state": {"model": model(), "model_args": ARGS}}
-    assert bridge.open_source(saved(tmp_path, value)).config.heads == 2
+    assert bridge.open_checkpoint(saved(tmp_path, value)).config.heads == 2
     value["state"]["model_args"] = ARGS | {"mup_width_multiplier": 2.0}
     refused(saved(tmp_path, value), "mup_width_multiplier", config={"heads": 2})
 
@@ -83,7 +83,9 @@ def test_a_trainers_settings_that_name_another_model(tmp_path, key, deep):
             "hyper_parameters": {"config": settings} if deep else settings,
         }
 
-    assert bridge.open_source(saved(tmp_path, value()), config={"gelu": "exact"}).config.heads == 2
+    assert (
+        bridge.open_checkpoint(saved(tmp_path, value()), config={"gelu": "exact"}).config.heads == 2
+    )
     settings[key] = 1
     refused(saved(tmp_path, value()), key)
 
@@ -92,7 +94,7 @@ def test_a_trainers_settings_that_name_another_model(tmp_path, key, deep):
 def test_a_head_beside_a_wrapped_model_is_left_out(tmp_path, head):
     state = {f"module.{name}": x for name, x in model().items()}
     state |= {f"module.{head}.weight": torch.ones(1, 4), f"{head}.bias": torch.ones(1)}
-    source = bridge.open_source(saved(tmp_path, {"model": state, "model_args": ARGS}))
+    source = bridge.open_checkpoint(saved(tmp_path, {"model": state, "model_args": ARGS}))
     assert f"left out: {head}.weight, a head for another task" in source.notes
 
 
@@ -104,7 +106,7 @@ def test_a_key_of_a_class_that_is_not_transformers(tmp_path):
     for name in ("GPT2LMHeadModel", "MyGPT2Model"):
         (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
         if name == "GPT2LMHeadModel":
-            assert any("alibi" in note for note in bridge.open_source(tmp_path).notes)
+            assert any("alibi" in note for note in bridge.open_checkpoint(tmp_path).notes)
         else:
             refused(tmp_path, "alibi = True")
 

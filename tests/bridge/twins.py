@@ -87,7 +87,7 @@ def check_one_hundred_adamw_steps(
         module: the twin, with the same weights.
         settings: b1, b2, eps and weight_decay of AdamW.
     """
-    skeleton, params, rest = model
+    graphdef, params, rest = model
     module.train()
     batches = np.random.default_rng(0).integers(0, 64, (100, 4, 17))
     transform = optax.adamw(1e-3, **settings)
@@ -95,7 +95,7 @@ def check_one_hundred_adamw_steps(
     @jax.jit
     def step(params, state, tokens):
         value, grads = jax.value_and_grad(
-            lambda p: loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
+            lambda p: loss(graphdef.merge(p, rest), {"tokens": tokens}, None)[0]
         )(params)
         updates, state = transform.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value

@@ -12,7 +12,7 @@ from data_pipelines.captions.shapes import (
     SHAPES,
     SIZES,
     TRAIN,
-    Kind,
+    ShapeKind,
     captions,
     combinations,
     draw,
@@ -150,5 +150,5 @@ def test_a_scene_is_its_number_and_nothing_else():
     assert scene(17, held_out=True) != scene(17)
     assert np.array_equal(draw(scene(17), 56), draw(scene(17), 56))
     first = scene(0)
-    assert (first.relation, first.first.kind) == ("left", Kind("green", "circle"))
+    assert (first.relation, first.first.kind) == ("left", ShapeKind("green", "circle"))
     assert captions(first)[0] == "a large green circle is left of a large purple circle"

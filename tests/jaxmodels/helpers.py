@@ -8,7 +8,7 @@ import numpy as np
 
 import bridge
 from jaxmodels.__main__ import main
-from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.metrics import read
 
 SMALL = ["--steps", "30", "--eval-every", "10", "--save-every", "10", "--sample-every", "0"]
 
@@ -28,7 +28,7 @@ def command(*words: str, **kwargs) -> subprocess.Popen:
 
 
 def params(run: Path, step: int) -> dict[str, np.ndarray]:
-    source = bridge.open_source(run / "checkpoints" / str(step))
+    source = bridge.open_checkpoint(run / "checkpoints" / str(step))
     return {path: tensor.read() for path, tensor in source.tensors.items()}
 
 

@@ -45,14 +45,14 @@ def state_dict() -> dict[str, np.ndarray]:
 def parts(dtype: type = np.float32) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Skeleton, parameters and other state of the golden model; floats in this dtype."""
     package = jaxmodels.arch("bitgen_stage1")
-    skeleton, params, rest = split(outline(package, CONFIG))
+    graphdef, params, rest = split(outline(package, CONFIG))
     state, values = dict(state_dict()), {}
-    for pair in pairs(package.SEED, [*params, *rest]):
+    for pair in pairs(package.UPSTREAM, [*params, *rest]):
         shape = (params | rest)[pair.ours].shape
         array = OPS[pair.op].inverse(state.pop(pair.theirs)).reshape(shape)
         values[pair.ours] = jnp.asarray(array if array.dtype == np.int32 else array.astype(dtype))
     assert not state
-    return skeleton, {p: values[p] for p in params}, {p: values[p] for p in rest}
+    return graphdef, {p: values[p] for p in params}, {p: values[p] for p in rest}
 
 
 def load(name: str) -> dict[str, np.ndarray]:

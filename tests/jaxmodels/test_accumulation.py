@@ -22,9 +22,9 @@ def stepped(recipe, package=None):
     """The state and the metrics after two steps of the toy, in float64, at a rate of 1."""
     package, mesh = package or toy.package(), make_mesh()
     tx = optimiser(recipe.optim, 1.0)
-    skeleton, fresh, _ = init(package, toy.CONFIG, recipe, tx, mesh)
+    graphdef, fresh, _ = init(package, toy.CONFIG, recipe, tx, mesh)
     recipe, state, abstract = in_float64(recipe, fresh())
-    step = train_step(package, skeleton, tx, lambda _: 1.0, recipe, abstract)
+    step = train_step(package, graphdef, tx, lambda _: 1.0, recipe, abstract)
     told = []
     for _ in range(2):
         state, one = step(state, put_batch(toy.batch(), mesh))
@@ -71,12 +71,12 @@ def test_a_package_may_store_after_every_pass():
 def test_an_evaluation_is_that_of_all_tokens(sizes):
     package = toy.package()
     tx = optimiser(toy.RECIPE.optim, 1.0)
-    skeleton, fresh, _ = init(package, toy.CONFIG, toy.RECIPE, tx, make_mesh())
+    graphdef, fresh, _ = init(package, toy.CONFIG, toy.RECIPE, tx, make_mesh())
     state, rows = fresh(), toy.batch()
     ends = np.cumsum(sizes)
     batches = [{k: v[b - n : b] for k, v in rows.items()} for n, b in zip(sizes, ends, strict=True)]
-    found = evaluate(loss_function(package, skeleton), state.params, state.rest, batches)
-    loss, aux = toy.loss(skeleton.merge(state.params, state.rest), rows, None)
+    found = evaluate(loss_function(package, graphdef), state.params, state.rest, batches)
+    loss, aux = toy.loss(graphdef.merge(state.params, state.rest), rows, None)
     expected = {name: float(x) for name, x in {"loss": loss, **aux["metrics"]}.items()}
     assert found == pytest.approx(expected, rel=1e-6)
 

@@ -208,8 +208,8 @@ def test_writing_is_smoothed_cross_entropy_without_padding(model):
         keys = model.image_pool(seen.mean(axis=1))
         codes = codes_of(model, tokens, mask)
         # One memory holds all rows: its slots are more than they.
-        evidence = larimar.write(model.memory.evidence, model.memory.address(keys), codes)
-        both = [model.memory.read(keys), model.memory.read(keys, evidence)]
+        stats = larimar.write(model.memory.stats, model.memory.address(keys), codes)
+        both = [model.memory.read(keys), model.memory.read(keys, stats)]
         logits, alone, recalled = [], (True, 0), (False, 1)
         # By the first three bits of (√5 − 1) / 2 times the number of the image.
         kinds = [alone, alone, recalled, alone, (True, 1), alone, recalled, alone]
@@ -263,9 +263,9 @@ def test_few_rows_and_texts_alone(model, rows):
 
 @pytest.mark.slow
 def test_all_parameters_are_trained_once_the_gates_open(model):
-    skeleton, params, rest = split(model)
+    graphdef, params, rest = split(model)
     batch = batch_of(8)
-    loss = lambda p: bitgen.loss(skeleton.merge(p, rest), batch, nnx.Rngs(dropout=0))[0]  # noqa: E731
+    loss = lambda p: bitgen.loss(graphdef.merge(p, rest), batch, nnx.Rngs(dropout=0))[0]  # noqa: E731
     grads = jax.jit(jax.grad(loss))(params)
     dead = {path for path, grad in grads.items() if not jnp.abs(grad).max() > 0}
     assert dead == {"vision/mask"}
@@ -273,10 +273,10 @@ def test_all_parameters_are_trained_once_the_gates_open(model):
 
 @pytest.mark.slow
 def test_a_step_makes_the_loss_smaller():
-    skeleton, params, rest = split(fresh_model())
+    graphdef, params, rest = split(fresh_model())
     batch = batch_of(8)
     loss = jax.jit(
-        jax.value_and_grad(lambda p: bitgen.loss(skeleton.merge(p, rest), batch, None)[0])
+        jax.value_and_grad(lambda p: bitgen.loss(graphdef.merge(p, rest), batch, None)[0])
     )
     first, grads = loss(params)
     # Ternary weights move in jumps: many small steps, not one.
@@ -306,29 +306,29 @@ def test_a_packed_model_says_the_same(model):
 def test_writing_reading_and_forgetting(model):
     tokens, images = texts(12, seed=3), pictures(12, seed=3)
     codes = codes_of(model, tokens)
-    evidence = write(model, tokens, images)
-    assert int(evidence.number) == 12
+    stats = write(model, tokens, images)
+    assert int(stats.number) == 12
     assert int(model.memory.count[...]) == 0  # nothing was changed
-    found = read(model, images=images, evidence=evidence)
+    found = read(model, images=images, stats=stats)
     best, cosine = remember.nearest(found, codes)
     np.testing.assert_array_equal(best, jnp.arange(12))
     assert cosine.min() > 0.9
-    less = forget(model, tokens[4:], images[4:], evidence=evidence)
+    less = forget(model, tokens[4:], images[4:], stats=stats)
     again = write(model, tokens[:4], images[:4])
     for one, other in zip(less, again, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
-    by_text = read(model, tokens, evidence=write(model, tokens))
+    by_text = read(model, tokens, stats=write(model, tokens))
     np.testing.assert_array_equal(remember.nearest(by_text, codes)[0], jnp.arange(12))
 
 
 @pytest.mark.slow
 def test_what_is_set_is_what_the_decoder_recollects(model):
     tokens, images = texts(2, seed=3), pictures(2, seed=3)
-    evidence = write(model, tokens, images)
-    skeleton, params, rest = split(model)
-    with_facts = skeleton.merge(params, dict(rest))
+    stats = write(model, tokens, images)
+    graphdef, params, rest = split(model)
+    with_facts = graphdef.merge(params, dict(rest))
     before, _ = recollect(with_facts, images)
-    with_facts.memory.set(evidence)
+    with_facts.memory.set(stats)
     after, cache = recollect(with_facts, images)
     assert jnp.abs(after - before).max() > 1e-4
     decode(with_facts, texts(2, 1), cache)
@@ -369,4 +369,4 @@ def test_slow_encoders_follow_and_make_the_queue():
 
 @pytest.mark.slow
 def test_the_whole_batch_is_compared():
-    assert bitgen.WHOLE is objectives.WHOLE is True
+    assert bitgen.CROSS_ROW_LOSS is objectives.CROSS_ROW_LOSS is True

@@ -64,12 +64,12 @@ def test_evaluation_in_float64(golden, case):
     want = {k.removeprefix(case + "/"): v for k, v in golden.items() if k.startswith(case)}
     seen = None if case.startswith("C") else images("evaluation_images")
     with jax.enable_x64(True):
-        skeleton, params, rest = parts(np.float64)
+        graphdef, params, rest = parts(np.float64)
         tokens = jnp.asarray(want["input_ids"], jnp.int32)
 
         @jax.jit
         def run(params, rest, seen, noise):
-            model = skeleton.merge(params, rest)
+            model = graphdef.merge(params, rest)
             return model(tokens, images=seen, targets=tokens, noise=noise)
 
         seen = None if seen is None else jnp.asarray(seen, jnp.float64)
@@ -95,11 +95,11 @@ def test_losses_and_metrics_of_evaluation(golden, case):
     want = {k.split("/")[-1]: v for k, v in golden.items() if k.startswith(f"{case}/loss/")}
     batch = {"tokens": golden[f"{case}/input_ids"].astype(np.int32)}
     with jax.enable_x64(True):
-        skeleton, params, rest = parts(np.float64)
+        graphdef, params, rest = parts(np.float64)
         batch["images"] = jnp.asarray(images("evaluation_images"), jnp.float64)
         if f"{case}/mem_eps" in golden:
             batch["noise"] = jnp.asarray(golden[f"{case}/mem_eps"])
-        total, aux = jax.jit(lambda p, r, batch: PACKAGE.loss(skeleton.merge(p, r), batch, None))(
+        total, aux = jax.jit(lambda p, r, batch: PACKAGE.loss(graphdef.merge(p, r), batch, None))(
             params, rest, batch
         )
     close(total, want.pop("total_loss"))
@@ -122,18 +122,18 @@ def test_training_as_the_seed_trains():
     """
     golden, queues = load("training"), load("training_queues")
     names = [str(name) for name in golden["names"]]
-    paths = {pair.ours: pair.theirs for pair in pairs(PACKAGE.SEED, parts()[1])}
-    step, skeleton, state = trainer()
+    paths = {pair.ours: pair.theirs for pair in pairs(PACKAGE.UPSTREAM, parts()[1])}
+    step, graphdef, state = trainer()
     gradient = jax.jit(
         jax.value_and_grad(
-            lambda p, r, batch: PACKAGE.loss(skeleton.merge(p, r), batch, nnx.Rngs(dropout=0)),
+            lambda p, r, batch: PACKAGE.loss(graphdef.merge(p, r), batch, nnx.Rngs(dropout=0)),
             has_aux=True,
         )
     )
     for k in range(2):
         batches = [training_batch(golden, i) for i in (2 * k, 2 * k + 1)]
         # The step gives its input away.
-        model = skeleton.merge(*jax.tree.map(jnp.copy, (state.params, state.rest)))
+        model = graphdef.merge(*jax.tree.map(jnp.copy, (state.params, state.rest)))
         for i, batch in enumerate(batches, start=2 * k):
             _, params, rest = split(model)
             (total, aux), grads = gradient(params, rest, batch)
@@ -194,14 +194,14 @@ def trainer():
     recipe = Recipe(batch=3, accum=2, slices=1, steps=20, optim=optim)
     rate = schedule(optim, recipe.steps)
     tx = optimiser(optim, rate)
-    skeleton, params, rest = parts()
+    graphdef, params, rest = parts()
     abstract = init(PACKAGE, CONFIG, recipe, tx, make_mesh())[2]
     key = jax.random.key_data(jax.random.key(0))
     state = State(params, rest, tx.init(params), jnp.zeros((), jnp.int32), key)
     state = jax.tree.map(lambda x, at: jax.device_put(x, at.sharding), state, abstract)
     # Its arrays are given away, and are those of numpy.
     state = jax.tree.map(jnp.copy, state)
-    return train_step(PACKAGE, skeleton, tx, rate, recipe, abstract), skeleton, state
+    return train_step(PACKAGE, graphdef, tx, rate, recipe, abstract), graphdef, state
 
 
 TINY = smallest("bitgen_stage1")
@@ -290,11 +290,11 @@ def test_logits_in_parts_change_nothing(monkeypatch):
     """21 positions in three parts: loss, metrics and gradients."""
     from jaxmodels.bitgen_stage1 import objective
 
-    skeleton, params, rest = split(small("bitgen_stage1"))
+    graphdef, params, rest = split(small("bitgen_stage1"))
     batch = tiny_batch(3)
 
     def run() -> tuple:
-        loss = lambda p: PACKAGE.loss(skeleton.merge(p, rest), batch, nnx.Rngs(dropout=0))  # noqa: E731
+        loss = lambda p: PACKAGE.loss(graphdef.merge(p, rest), batch, nnx.Rngs(dropout=0))  # noqa: E731
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     (whole, told), grads = run()

@@ -46,32 +46,32 @@ def seed(golden, request):
     told = json.loads((folder / "understanding_good_stuff.json").read_text())
     tree = msgpack_restore((folder / "good_stuff.pkl").read_bytes())["params"]
     weights = flatten(tree, ".")
-    skeleton, params, rest = split(bwetaf.Model(config_of(told), rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(bwetaf.Model(config_of(told), rngs=nnx.Rngs(0)))
     for path, leaf in params.items():
-        for ours, theirs, op in bwetaf.SEED:
+        for ours, theirs, op in bwetaf.UPSTREAM:
             if found := pattern(ours).fullmatch(path):
                 array = OPS[op].inverse(weights.pop(theirs.format(**found.groupdict())))
                 assert array.shape == leaf.shape
                 params[path] = jnp.asarray(array)
     assert not weights
-    return np.load(folder / "io.npz"), skeleton, params, rest
+    return np.load(folder / "io.npz"), graphdef, params, rest
 
 
 @pytest.mark.slow
 def test_logits(seed):
-    io, skeleton, params, rest = seed
+    io, graphdef, params, rest = seed
     ids, mask = jnp.asarray(io["ids"]), jnp.asarray(io["mask"])
-    logits, _ = skeleton.merge(params, rest)(ids, mask=mask)
+    logits, _ = graphdef.merge(params, rest)(ids, mask=mask)
     assert np.abs(logits - io["logits"])[io["mask"] == 1].max() <= 2e-5
     assert np.abs(logits - io["logits"]).max() <= 2e-5  # padding too
 
 
 @pytest.mark.slow
 def test_loss_and_gradient_norm(seed):
-    io, skeleton, params, rest = seed
+    io, graphdef, params, rest = seed
     batch = {name: jnp.asarray(io[key]) for name, key in (("tokens", "ids"), ("mask", "mask"))}
     loss, grads = jax.value_and_grad(
-        lambda p: bwetaf.loss(skeleton.merge(p, rest), batch, None)[0]
+        lambda p: bwetaf.loss(graphdef.merge(p, rest), batch, None)[0]
     )(params)
     assert abs(loss - io["loss"]) <= 1e-5
     assert float(optax.tree.norm(grads)) == pytest.approx(float(io["gradnorm"]), rel=1e-4)
@@ -117,9 +117,9 @@ def test_decoding_equals_the_full_forward(change):
 
 def test_head_counts_and_rotation_of_queries_matter():
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (2, 12)))
-    skeleton, params, rest = split(bwetaf.Model(TINY, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(bwetaf.Model(TINY, rngs=nnx.Rngs(0)))
     large = {path: leaf * 8 for path, leaf in params.items()}
-    plain = skeleton.merge(large, rest)(tokens)[0]
+    plain = graphdef.merge(large, rest)(tokens)[0]
     for change in ({"heads": (2, 4)}, {"rotate_qk": True}):
         other = split(bwetaf.Model(replace(TINY, **change), rngs=nnx.Rngs(0)))[0]
         assert np.abs(other.merge(large, rest)(tokens)[0] - plain).max() > 1e-3
@@ -154,8 +154,8 @@ def test_dropout_is_off_without_rngs_and_on_with():
 
 @pytest.mark.slow
 def test_the_residual_stream_stays_float32_in_bfloat16():
-    skeleton, params, rest = split(jaxmodels.create("bwetaf:tiny"))
-    half = skeleton.merge({path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}, rest)
+    graphdef, params, rest = split(jaxmodels.create("bwetaf:tiny"))
+    half = graphdef.merge({path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}, rest)
     # So many rows that the head is a product.
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (3, 12)))
     jaxpr = jax.make_jaxpr(lambda model, ids: model(ids)[0])(half, tokens)
@@ -163,7 +163,7 @@ def test_the_residual_stream_stays_float32_in_bfloat16():
     assert len(found) == 1 + 2 * 8
     assert all(v.aval.dtype == jnp.bfloat16 for e in found[:-1] for v in e.invars)
     assert half(tokens)[0].dtype == jnp.float32
-    np.testing.assert_allclose(half(tokens)[0], skeleton.merge(params, rest)(tokens)[0], atol=2e-3)
+    np.testing.assert_allclose(half(tokens)[0], graphdef.merge(params, rest)(tokens)[0], atol=2e-3)
 
 
 def test_initialisation_is_the_seeds():

@@ -25,25 +25,25 @@ def seed(golden):
     config = charlm.Config(
         int(vocab), int(dim), int(layers), int(heads), float(ratio), int(context), dropout=0.0
     )
-    skeleton, params, rest = split(charlm.Model(config, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(charlm.Model(config, rngs=nnx.Rngs(0)))
     for path in params:
-        for ours, theirs, _ in charlm.SEED:
+        for ours, theirs, _ in charlm.UPSTREAM:
             if found := pattern(ours).fullmatch(path):
                 params[path] = jnp.asarray(weights[theirs.format(**found.groupdict())])
-    return io, skeleton, params, rest
+    return io, graphdef, params, rest
 
 
 @pytest.mark.slow
 def test_logits(seed):
-    io, skeleton, params, rest = seed
-    logits, _ = skeleton.merge(params, rest)(jnp.asarray(io["ids"]))
+    io, graphdef, params, rest = seed
+    logits, _ = graphdef.merge(params, rest)(jnp.asarray(io["ids"]))
     assert np.abs(logits - io["logits"]).max() <= 2e-5
 
 
 @pytest.mark.slow
 def test_cached_logits(seed):
-    io, skeleton, params, rest = seed
-    model, ids = skeleton.merge(params, rest), jnp.asarray(io["ids"])
+    io, graphdef, params, rest = seed
+    model, ids = graphdef.merge(params, rest), jnp.asarray(io["ids"])
     cache, pieces = model.init_cache(2), []
     for t in range(ids.shape[1]):
         logits, cache = model(ids[:, t : t + 1], cache)
@@ -53,10 +53,10 @@ def test_cached_logits(seed):
 
 @pytest.mark.slow
 def test_loss_and_gradient_norm(seed):
-    io, skeleton, params, rest = seed
+    io, graphdef, params, rest = seed
     batch = {"tokens": jnp.asarray(io["ids"])}
     loss, grads = jax.value_and_grad(
-        lambda p: charlm.loss(skeleton.merge(p, rest), batch, None)[0]
+        lambda p: charlm.loss(graphdef.merge(p, rest), batch, None)[0]
     )(params)
     assert abs(loss - io["loss"]) <= 1e-5
     assert float(optax.tree.norm(grads)) == pytest.approx(float(io["gradnorm"]), rel=1e-4)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxmodels.runtime.planning import tpu
 from jaxmodels.runtime.planning.hlo import estimated_cycles
-from jaxmodels.runtime.planning.isolated import apart
+from jaxmodels.runtime.planning.isolated import run_isolated
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,14 +47,14 @@ def ours() -> int:
     config = replace(wikigpt.PRESETS["tiny"], vocab=VOCAB, tokens=VOCAB, dim=DIM, layers=1, **sizes)
     recipe = replace(wikigpt.RECIPES["tiny"], batch=BATCH, accum=1, dtype="bfloat16")
     mesh = make_mesh("", tpu.devices(topology("v5e:1x1")))
-    skeleton, state = state_of(Job(wikigpt, config, recipe), mesh)
+    graphdef, state = state_of(Job(wikigpt, config, recipe), mesh)
     at = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
     tokens = jax.ShapeDtypeStruct((BATCH, T + 1), jnp.int32)
     shapes = jax.tree.map(lambda x: x.update(sharding=at), (state.params, state.rest, tokens))
 
     def loss(params, rest, tokens):
         params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-        return wikigpt.loss(skeleton.merge(params, rest), {"tokens": tokens}, None)[0]
+        return wikigpt.loss(graphdef.merge(params, rest), {"tokens": tokens}, None)[0]
 
     return cycles(ambient(mesh, jax.value_and_grad(loss)), *shapes)
 
@@ -115,7 +115,7 @@ def plain() -> int:
 
 
 def test_a_block_and_its_loss_cost_less_than_plainly_written():
-    mine, others = apart(ours), apart(plain)
+    mine, others = run_isolated(ours), run_isolated(plain)
     assert others > 1e6  # the compiler tells estimates at all
     # 0.70. With the forms that suit a CPU: heads 0.76, loss 0.74.
     assert mine <= 0.72 * others, f"{mine / 1e6:.2f} and plainly {others / 1e6:.2f} million cycles"

@@ -84,13 +84,13 @@ def theirs_and_ours(mlp: str, registers: int):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.2)
-    skeleton, params, rest = split(Model(cfg, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(Model(cfg, rngs=nnx.Rngs(0)))
     state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
     pairs = table.pairs(WEIGHTS, params)
     ours = {pair.ours: jnp.asarray(OPS[pair.op].inverse(state.pop(pair.theirs))) for pair in pairs}
     assert not state
     assert {p: a.shape for p, a in ours.items()} == {p: a.shape for p, a in params.items()}
-    return module, lambda params: skeleton.merge(params, rest), ours, pairs
+    return module, lambda params: graphdef.merge(params, rest), ours, pairs
 
 
 @pytest.mark.slow

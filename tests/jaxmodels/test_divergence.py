@@ -11,12 +11,12 @@ import pytest
 from jaxmodels import charlm
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Optim
-from jaxmodels.runtime import train as loop
 from jaxmodels.runtime.finite import NotFinite
-from jaxmodels.runtime.patience import Patience
-from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.runs import rundir
-from jaxmodels.runtime.train import Job, train
+from jaxmodels.runtime.training import train as loop
+from jaxmodels.runtime.training.patience import Patience
+from jaxmodels.runtime.training.train import Job, train
 from tests.jaxmodels.helpers import losses, params, same
 
 RECIPE = replace(

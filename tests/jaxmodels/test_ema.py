@@ -13,9 +13,9 @@ from jaxmodels import charlm
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.planning.plan import Job, held, state_of
-from jaxmodels.runtime.reporting.metrics import read
 from jaxmodels.runtime.runs.checkpoint import Checkpoints
 from jaxmodels.runtime.runs.stored import restore
 from jaxmodels.runtime.sharding import make_mesh, put_batch
@@ -30,8 +30,8 @@ def trained(recipe, steps=5, package=None):
     """The parameters after each step of the toy, and its last state."""
     package, mesh = package or toy.package(), make_mesh()
     tx = optimiser(recipe.optim, 0.5)
-    skeleton, fresh, abstract = init(package, toy.CONFIG, recipe, tx, mesh)
-    step = train_step(package, skeleton, tx, lambda _: 0.5, recipe, abstract)
+    graphdef, fresh, abstract = init(package, toy.CONFIG, recipe, tx, mesh)
+    step = train_step(package, graphdef, tx, lambda _: 0.5, recipe, abstract)
     state, seen = fresh(), []
     for _ in range(steps):
         state, _ = step(state, put_batch(toy.batch(), mesh))
@@ -68,7 +68,7 @@ def test_what_commit_writes_is_averaged_and_what_is_frozen_is_not_kept():
     def commit(model, aux):
         model.head.bias.set_value(model.head.bias[...] + 1)
 
-    made = toy.package(commit=commit, WRITTEN=("head/bias",))
+    made = toy.package(commit=commit, COMMITTED=("head/bias",))
     optim = replace(toy.RECIPE.optim, lr_scale=(("embed/*", 0.0),))
     seen, state, _ = trained(replace(toy.RECIPE, ema_decay=DECAY, optim=optim), package=made)
     assert state.ema.keys() == {"head/bias", "head/kernel"}
@@ -134,7 +134,7 @@ def test_a_run_says_which_weights_and_each_verb_takes_those_asked_for(run, capsy
     assert same(params(run, 6), mean)
 
     def weights(choice):
-        tensors = bridge.open_source(best, weights=choice).tensors
+        tensors = bridge.open_checkpoint(best, weights=choice).tensors
         return {path: tensors[path].read() for path in raw}
 
     assert same(weights("raw"), raw)
@@ -147,7 +147,7 @@ def test_a_run_says_which_weights_and_each_verb_takes_those_asked_for(run, capsy
         losses[choice] = json.loads(capsys.readouterr().out)["loss"]
         dst = tmp_path / str(choice)
         assert main(["convert", str(best), str(dst), *asked]) == DONE
-        tensors = bridge.open_source(dst).tensors
+        tensors = bridge.open_checkpoint(dst).tensors
         expected = raw if choice == "raw" else mean
         assert same({path: tensors[path].read() for path in raw}, expected)
         words = ["generate", str(best), "--prompt", "a", "--max-new-tokens", "2", *asked]
@@ -160,7 +160,7 @@ def test_a_run_says_which_weights_and_each_verb_takes_those_asked_for(run, capsy
     assert "running average (ema)" in capsys.readouterr().out
     moments = tmp_path / "moments"
     assert main(["convert", str(best), str(moments), "--optimizer"]) == DONE
-    tensors = bridge.open_source(moments).tensors
+    tensors = bridge.open_checkpoint(moments).tensors
     assert same({path: tensors[path].read() for path in raw}, raw)
 
 
@@ -181,5 +181,5 @@ def test_weights_that_are_not_there_are_refused(tmp_path):
     keeper.wait()
     for choice, said in (("ema", "no average"), ("other", "cannot be")):
         with pytest.raises(Problem, match=said) as caught:
-            bridge.open_source(tmp_path / "checkpoints" / "1", weights=choice)
+            bridge.open_checkpoint(tmp_path / "checkpoints" / "1", weights=choice)
         assert caught.value.exit_code == USAGE

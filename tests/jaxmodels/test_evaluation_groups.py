@@ -58,8 +58,8 @@ def test_nothing_has_no_groups():
 def test_no_number_depends_on_the_batches(arch):
     package, config = jaxmodels.arch(arch), smallest(arch)
     model = nnx.jit(lambda: package.Model(config, rngs=nnx.Rngs(0)))()
-    skeleton, params, rest = split(model)
-    loss, whole = loss_function(package, skeleton), rows(config)
+    graphdef, params, rest = split(model)
+    loss, whole = loss_function(package, graphdef), rows(config)
     one, *others = (evaluate(loss, params, rest, cut(whole, n)) for n in (8, 1, 3, ROWS))
     assert one.keys() >= {"loss", "text_loss", "itm_acc", "contrastive_loss"}
     for other in others:

@@ -8,7 +8,7 @@ import pytest
 from jaxmodels import charlm
 from jaxmodels.errors import STOPPED, UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import find_lr as module
+from jaxmodels.runtime.training import find_lr as module
 from tests.jaxmodels.helpers import train
 
 

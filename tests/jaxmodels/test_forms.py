@@ -82,7 +82,7 @@ def test_linear_in_heads_in_parts_and_back(bias):
         linear, proj = nnx.merge(graph, state), nnx.merge(back, out)
         q, k, v = heads.qkv_heads(linear, x, 2, turn)
         again = heads.heads_of(proj, x, 2, turn)
-        a, b = heads.product_in_parts(linear, x, 2)
+        a, b = heads.fused_linear(linear, x, 2)
         return heads.join_heads(proj, jnp.tanh(q) * k + v * again), linear(x), a * b
 
     same(all_of_it, state, out, drawn(3, 5, 8), rtol=1e-5, atol=1e-5)  # turned in float32
@@ -130,11 +130,11 @@ def test_a_loss_that_is_no_number_stays_none():
 def test_a_models_loss(arch):
     package = jaxmodels.arch(arch)
     model = jaxmodels.create(f"{arch}:tiny", seed=0)
-    skeleton, params, rest = split(model)
+    graphdef, params, rest = split(model)
     tokens = np.random.default_rng(0).integers(0, 64, (2, model.config.context + 1))
     batch = {"tokens": jnp.asarray(tokens, jnp.int32)}
 
     def loss(params):
-        return package.loss(skeleton.merge(params, rest), batch, None)[0]
+        return package.loss(graphdef.merge(params, rest), batch, None)[0]
 
     same(loss, params, rtol=2e-3, atol=2e-5)

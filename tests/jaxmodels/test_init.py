@@ -34,7 +34,7 @@ def frozen(model: Path, out: Path, *flags: str) -> int:
 @pytest.mark.slow
 def test_the_run_begins_with_the_checkpoint(model, tmp_path):
     assert frozen(model, tmp_path / "run") == DONE
-    begun = {path: tensor.read() for path, tensor in bridge.open_source(model).tensors.items()}
+    begun = {path: tensor.read() for path, tensor in bridge.open_checkpoint(model).tensors.items()}
     assert same(params(tmp_path / "run", 1), begun)
     assert load_moments(tmp_path / "run").count == 1
 

@@ -10,7 +10,7 @@ from jaxmodels import charlm
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime.runs import checkpoint as ckpt
 from jaxmodels.runtime.runs import rundir
-from jaxmodels.runtime.train import Job, train
+from jaxmodels.runtime.training.train import Job, train
 from tests.jaxmodels.helpers import losses
 
 RECIPE = replace(

@@ -175,8 +175,8 @@ def test_a_train_step_lowered_for_a_tpu_has_the_kernel(arch):
     config = replace(package.PRESETS["tiny"], **size)
     recipe = replace(package.RECIPES["tiny"], accum=1, dtype="bfloat16")
     tx, mesh = optimiser(recipe.optim, 1e-3), make_mesh()
-    skeleton, _, state = init(package, config, recipe, tx, mesh)
+    graphdef, _, state = init(package, config, recipe, tx, mesh)
     batch = {"tokens": jax.ShapeDtypeStruct((1, config.context + 1), np.int32)}
-    step = train_step(package, skeleton, tx, lambda _: 1e-3, recipe, state)
+    step = train_step(package, graphdef, tx, lambda _: 1e-3, recipe, state)
     lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
     assert "tpu_custom_call" in lowered.as_text()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmodels.bitgen import larimar
-from jaxmodels.bitgen.larimar import Evidence, Prior
+from jaxmodels.bitgen.larimar import Prior, SufficientStats
 
 SLOTS, WIDTH, NOISE = 6, 5, 0.1
 seeds = st.integers(0, 2**32 - 1)
@@ -29,8 +29,8 @@ def drawn(seed: int, count: int):
     return prior, jnp.asarray(w), jnp.asarray(rng.normal(size=(count, WIDTH)))
 
 
-def empty() -> Evidence:
-    return Evidence.nothing(SLOTS, WIDTH, jnp.float64)
+def empty() -> SufficientStats:
+    return SufficientStats.nothing(SLOTS, WIDTH, jnp.float64)
 
 
 def least_squares(prior: Prior, w, codes):
@@ -48,10 +48,10 @@ def test_writing_in_parts_equals_batch_least_squares(seed, count, first):
     prior, w, codes = drawn(seed, count)
     first = min(first, count)
     best = least_squares(prior, w, codes)
-    evidence = larimar.write(empty(), w[:first], codes[:first])
-    evidence = larimar.write(evidence, w[first:], codes[first:])
-    assert int(evidence.number) == count
-    believed = larimar.posterior(prior, evidence, NOISE)
+    stats = larimar.write(empty(), w[:first], codes[:first])
+    stats = larimar.write(stats, w[first:], codes[first:])
+    assert int(stats.number) == count
+    believed = larimar.posterior(prior, stats, NOISE)
     np.testing.assert_allclose(believed.mean, best, atol=1e-8)
     one_by_one = larimar.kalman(larimar.posterior(prior, empty(), NOISE), w, codes, NOISE)
     np.testing.assert_allclose(one_by_one.mean, best, atol=1e-8)

@@ -70,7 +70,7 @@ def test_moments_of_frozen_parameters_are_zeros_elsewhere(tmp_path):
     """A run's moments go where moments go; of what was frozen there are none but zeros."""
     flags = ["--optim.lr-scale", "embed/*", "0", "--steps", "4"]
     assert train(tmp_path / "run", *flags) == DONE
-    moments = bridge.open_source(tmp_path / "run").moments()
+    moments = bridge.open_checkpoint(tmp_path / "run").moments()
     assert not moments.mu["embed/embedding"].read().any()
     assert moments.mu["head/kernel"].read().any()
     begun = [*flags, "--init", str(tmp_path / "run"), "--init-optimizer"]

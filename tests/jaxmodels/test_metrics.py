@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxmodels.runtime.reporting.metrics import MetricsLog, read
+from jaxmodels.runtime.metrics import MetricsLog, read
 
 
 def events(folder: Path) -> list[Event]:

@@ -1,4 +1,4 @@
-"""`once`: nothing changes but what XLA computes again."""
+"""`no_recompute`: nothing changes but what XLA computes again."""
 
 import json
 import re
@@ -22,10 +22,10 @@ IMAGES = np.random.default_rng(0).normal(size=(64, 56, 56, 3)).astype(np.float32
 def compiled():
     """The gradient of a tower of four blocks, and its parameters."""
     config = replace(PACKAGE.PRESETS["tiny"], layers=4)
-    skeleton, params, rest = split(PACKAGE.Model(config, rngs=keys(default=0)))
+    graphdef, params, rest = split(PACKAGE.Model(config, rngs=keys(default=0)))
 
     def loss(params, images):
-        return jnp.square(skeleton.merge(params, rest)(images)).mean()
+        return jnp.square(graphdef.merge(params, rest)(images)).mean()
 
     return jax.jit(jax.value_and_grad(loss)).lower(params, IMAGES).compile(), params
 

@@ -7,9 +7,9 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, USAGE
-from jaxmodels.runtime.patience import Patience
-from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.runs import rundir
+from jaxmodels.runtime.training.patience import Patience
 from tests.jaxmodels.helpers import losses, params, same, train
 
 # The validation loss of an evaluation, in order: lowest at the second, then it rises.
@@ -29,7 +29,7 @@ def curve(monkeypatch):
         nonlocal counts
         counts = iter(range(at, 100))
 
-    monkeypatch.setattr("jaxmodels.runtime.train.evaluate", evaluate)
+    monkeypatch.setattr("jaxmodels.runtime.training.train.evaluate", evaluate)
     return begin
 
 

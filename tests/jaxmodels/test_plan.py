@@ -13,7 +13,7 @@ from jaxmodels.errors import INTERNAL, Problem
 from jaxmodels.runtime.planning import tpu
 from jaxmodels.runtime.planning.chips import CHIPS, GIB, topology
 from jaxmodels.runtime.planning.estimate import Estimate, Setting, head_counts, settings
-from jaxmodels.runtime.planning.isolated import Died, apart
+from jaxmodels.runtime.planning.isolated import Died, run_isolated
 from jaxmodels.runtime.planning.plan import TooLarge
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 
@@ -186,11 +186,11 @@ def test_estimates_know_that_remat_saves_and_that_batches_cost():
 
 
 def test_a_call_apart_answers_raises_or_dies():
-    assert apart(divmod, 7, 2) == (3, 1)
+    assert run_isolated(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
-        apart(divmod, 7, 0)
+        run_isolated(divmod, 7, 0)
     with pytest.raises(Died) as died:
-        apart(os.abort)
+        run_isolated(os.abort)
     assert died.value.code == -6
 
 

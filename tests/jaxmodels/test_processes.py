@@ -15,10 +15,10 @@ import pytest
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, NETWORK, STOPPED, USAGE, Problem
 from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.multihost import processes
 from jaxmodels.runtime.multihost.cluster import Place, find
 from jaxmodels.runtime.multihost.rendezvous import meet
-from jaxmodels.runtime.reporting.metrics import read
 from jaxmodels.runtime.runs.rundir import steps
 from tests.children import simulated
 from tests.jaxmodels.helpers import command, losses
@@ -236,6 +236,6 @@ def test_slurm_is_asked(monkeypatch):
 
 def test_one_machine_is_no_cluster():
     assert find("", 0, None) is None
-    assert processes.exchange("mine") == ["mine"]
-    assert processes.first()
+    assert processes.all_gather("mine") == ["mine"]
+    assert processes.is_primary()
     assert not processes.several()

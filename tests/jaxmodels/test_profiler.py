@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxmodels.runtime.profiler import Window
+from jaxmodels.runtime.training.profiler import Window
 
 
 def broken(*_, **__):

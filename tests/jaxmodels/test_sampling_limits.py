@@ -28,9 +28,9 @@ compiled = jax.jit(sample)
 
 def drawn(logits, sampling, banned=BANNED, rows=200) -> set[int]:
     """The tokens that are drawn with random numbers from all over their range."""
-    spread = jnp.linspace(0, 1, rows, endpoint=False)
+    evenly_spaced = jnp.linspace(0, 1, rows, endpoint=False)
     many = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (rows, len(logits)))
-    return set(np.asarray(sample(many, spread, sampling, banned)).tolist())
+    return set(np.asarray(sample(many, evenly_spaced, sampling, banned)).tolist())
 
 
 @pytest.mark.slow
@@ -83,8 +83,8 @@ def test_a_banned_token_is_never_drawn_whatever_the_logits(logits, temperature, 
 
 def broken(arch: str = "charlm", value: float = NAN):
     """A model whose logits are all this."""
-    skeleton, params, rest = split(jaxmodels.create(f"{arch}:tiny"))
-    return skeleton.merge(params | {"head/bias": jnp.full_like(params["head/bias"], value)}, rest)
+    graphdef, params, rest = split(jaxmodels.create(f"{arch}:tiny"))
+    return graphdef.merge(params | {"head/bias": jnp.full_like(params["head/bias"], value)}, rest)
 
 
 def tokens(model, sampling, rows=2, count=3, **more) -> np.ndarray:

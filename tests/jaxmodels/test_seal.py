@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxmodels.runtime.files import write_sealed
-from jaxmodels.runtime.reporting.metrics import Lines, MetricsLog, read
+from jaxmodels.runtime.metrics import Lines, MetricsLog, read
 from jaxmodels.runtime.runs.seal import DIGESTS, damage_to_keep, loose_damage, seal, unseal
 
 
@@ -175,7 +175,7 @@ def test_what_a_kill_cut_off_is_no_damage(tmp_path, capsys):
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxmodels.runtime.reporting.metrics.LINE", 100)
+    monkeypatch.setattr("jaxmodels.runtime.metrics.LINE", 100)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2, "loss": 1' + b"0" * 1000 + b'}\n{"step": 3}\n')
     assert read(path) == [{"step": 1}, {"step": 3}]

@@ -23,12 +23,12 @@ segmented = pytest.mark.parametrize("arch", sorted({*jaxmodels.ARCHS} - {"wigip"
 def randomised(arch):
     """A model whose attention weighs something: that of a fresh charlm is nearly nothing."""
     rng = np.random.default_rng(4)
-    skeleton, params, rest = split(jaxmodels.create(f"{arch}:tiny"))
+    graphdef, params, rest = split(jaxmodels.create(f"{arch}:tiny"))
     params = {
         path: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32)
         for path, leaf in params.items()
     }
-    return skeleton.merge(params, rest)
+    return graphdef.merge(params, rest)
 
 
 def logits(model, tokens, segments):

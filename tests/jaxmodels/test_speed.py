@@ -9,11 +9,11 @@ import pytest
 import jaxmodels
 from jaxmodels import sizes
 from jaxmodels.errors import DONE, USAGE, Problem
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.planning import chips
 from jaxmodels.runtime.planning.plan import Job, useful_flops
-from jaxmodels.runtime.profiler import window
-from jaxmodels.runtime.reporting.metrics import read
 from jaxmodels.runtime.runs.outcome import Outcome
+from jaxmodels.runtime.training.profiler import window
 from tests.jaxmodels.helpers import train
 
 
@@ -129,7 +129,7 @@ def test_all_time_of_a_call_is_told(tmp_path, monkeypatch):
         time.sleep(0.2)
         return Outcome(step=30, steps=30)
 
-    monkeypatch.setattr("jaxmodels.runtime.train.train", slow)
+    monkeypatch.setattr("jaxmodels.runtime.training.train.train", slow)
     assert train(tmp_path / "run") == DONE
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["seconds"]["start"] >= 0.2

@@ -14,10 +14,10 @@ from jaxmodels import charlm
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE
 from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.reporting import plots
-from jaxmodels.runtime.reporting.metrics import read
-from jaxmodels.runtime.reporting.stats import NAMES
 from jaxmodels.runtime.sharding import make_mesh, put_batch
+from jaxmodels.runtime.stats import NAMES
 from jaxmodels.runtime.step import init, train_step
 from tests.children import printed, simulated
 from tests.jaxmodels.helpers import params, same, train
@@ -29,8 +29,8 @@ def two_steps(mesh_spec: str = ""):
     """Parameters before and after, statistics and gradient norm of two steps of plain SGD."""
     recipe, config = Recipe(stats_every=2, accum=2, mesh=mesh_spec), charlm.PRESETS["tiny"]
     tx, mesh = optax.sgd(RATE), make_mesh(mesh_spec)
-    skeleton, fresh, abstract = init(charlm, config, recipe, tx, mesh)
-    step, state = train_step(charlm, skeleton, tx, lambda _: RATE, recipe, abstract), fresh()
+    graphdef, fresh, abstract = init(charlm, config, recipe, tx, mesh)
+    step, state = train_step(charlm, graphdef, tx, lambda _: RATE, recipe, abstract), fresh()
     rng, found = np.random.default_rng(0), []
     for _ in range(2):
         before = {path: np.array(leaf) for path, leaf in state.params.items()}
@@ -71,7 +71,7 @@ def test_the_numbers_are_those_of_numpy():
 
 
 def test_vanishing_and_exploding_gradients_are_counted():
-    from jaxmodels.runtime.reporting.stats import measure
+    from jaxmodels.runtime.stats import measure
 
     g = jax.numpy.array([0.0, 9e-7, -9e-7, 2e-6, 99.0, -101.0, 1e6, 1.0])
     row = dict(zip(NAMES, measure({"a": g}, {"a": g}, {"a": g * 0.5})[0].tolist(), strict=True))

@@ -28,11 +28,11 @@ def run(recipe, config=CONFIG, steps=4, rows=16, wide=False, same=False):
     """
     rate = schedule(recipe.optim, recipe.steps)
     tx, mesh = optimiser(recipe.optim, rate), make_mesh()
-    skeleton, fresh, abstract = init(charlm, config, recipe, tx, mesh)
+    graphdef, fresh, abstract = init(charlm, config, recipe, tx, mesh)
     state = fresh()
     if wide:
         recipe, state, abstract = in_float64(recipe, state)
-    step = train_step(charlm, skeleton, tx, rate, recipe, abstract)
+    step = train_step(charlm, graphdef, tx, rate, recipe, abstract)
     rng, losses = np.random.default_rng(0), []
     for _ in range(steps):
         rng = np.random.default_rng(0) if same else rng

@@ -12,8 +12,8 @@ from jaxmodels import charlm
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, USAGE
 from jaxmodels.runtime.evaluate import evaluate, loss_function
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.optim import optimiser, schedule
-from jaxmodels.runtime.reporting.metrics import read
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
 from tests.jaxmodels.helpers import train
@@ -46,8 +46,8 @@ def stepped(package, recipe, batch):
     """The state after one step and its metrics."""
     rate = schedule(recipe.optim, recipe.steps)
     tx, mesh = optimiser(recipe.optim, rate), make_mesh()
-    skeleton, fresh, abstract = init(package, CONFIG, recipe, tx, mesh)
-    step = train_step(package, skeleton, tx, rate, recipe, abstract)
+    graphdef, fresh, abstract = init(package, CONFIG, recipe, tx, mesh)
+    step = train_step(package, graphdef, tx, rate, recipe, abstract)
     state, told = step(fresh(), put_batch(batch, mesh))
     return state, told.read()
 
@@ -84,7 +84,7 @@ def test_commit_gets_the_rest_of_aux():
 
 @pytest.mark.slow
 def test_a_loss_that_compares_rows_sees_all_rows_of_a_micro_batch():
-    made = package(loss=telling_loss, WHOLE=True)
+    made = package(loss=telling_loss, CROSS_ROW_LOSS=True)
     _, metrics = stepped(made, RECIPE, {"tokens": tokens()})
     assert metrics["rows"] == 64
 
@@ -117,10 +117,10 @@ def test_images_travel_with_the_tokens():
 def test_an_evaluation_weighs_metrics_by_rows():
     made = package(loss=telling_loss)
     tx = optimiser(RECIPE.optim, 0.1)
-    skeleton, fresh, _ = init(made, CONFIG, RECIPE, tx, make_mesh())
+    graphdef, fresh, _ = init(made, CONFIG, RECIPE, tx, make_mesh())
     state, whole = fresh(), tokens(12)
     batches = [{"tokens": whole[:8]}, {"tokens": whole[8:]}]
-    found = evaluate(loss_function(made, skeleton), state.params, state.rest, batches)
+    found = evaluate(loss_function(made, graphdef), state.params, state.rest, batches)
     assert found.keys() == {"loss", "mean_token", "rows", "perplexity"}
     assert next(iter(found)) == "loss"
     assert found["mean_token"] == pytest.approx(whole.mean(), rel=1e-6)
@@ -143,7 +143,7 @@ def test_metrics_reach_the_log_the_board_the_checkpoint_and_a_plot(tmp_path, mon
 
 
 def test_a_loss_that_compares_rows_takes_no_slices(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(charlm, "WHOLE", True, raising=False)
+    monkeypatch.setattr(charlm, "CROSS_ROW_LOSS", True, raising=False)
     out = str(tmp_path / "run")
     assert main(["train", "charlm:tiny", "--out", out, "--slices", "2"]) == USAGE
     assert "compares its rows" in capsys.readouterr().err

@@ -24,12 +24,12 @@ from jaxmodels.errors import (
     UNVERIFIED,
 )
 from jaxmodels.runtime import platform
-from jaxmodels.runtime import train as loop
 from jaxmodels.runtime.files import damage
-from jaxmodels.runtime.reporting.metrics import read
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.reporting.progress import Progress
 from jaxmodels.runtime.runs import checkpoint as ckpt
 from jaxmodels.runtime.runs import rundir
+from jaxmodels.runtime.training import train as loop
 from tests.jaxmodels.helpers import SMALL, command, losses, params, same, train
 
 

@@ -12,8 +12,8 @@ import bridge
 from benchmarks.scenes import measured, things
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, USAGE
+from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.planning.plan import Job
-from jaxmodels.runtime.reporting.metrics import read
 from jaxmodels.runtime.sharding import head_counts
 from tests.jaxmodels import scenes
 from tests.jaxmodels.helpers import losses, params, same, train
@@ -50,7 +50,7 @@ def test_a_run_begins_with_a_published_tower_which_may_be_frozen(data, tmp_path)
     words = ["train", "bitgen:tiny", "--data", data, "--out", str(run), *scenes.FLAGS]
     words += sizes[: sizes.index("--model.dinov2.dim")]  # the tower brings its own
     assert main([*words, "--init", str(TOWER), "--optim.lr-scale", "vision/*", "0"]) == DONE
-    tower = bridge.open_source(TOWER)
+    tower = bridge.open_checkpoint(TOWER)
     begun = {f"vision/{path}": tensor.read() for path, tensor in tower.tensors.items()}
     ended = params(run, 4)
     assert same({path: ended[path] for path in begun}, begun)
@@ -136,7 +136,7 @@ def test_resuming_is_exact_with_queue_and_memory(name, request, tmp_path):
     assert losses(run) == losses(whole)
     held = params(whole, 4)
     assert same(params(run, 4), held)
-    state = bridge.open_source(whole / "checkpoints" / "4").state
+    state = bridge.open_checkpoint(whole / "checkpoints" / "4").state
     assert {path.split("/")[-1] for path in state} & {"ids", "text_queue"}  # it is among them
     assert state <= held.keys()
 
@@ -207,9 +207,9 @@ def test_a_caption_is_written_and_stays_the_same(bitgen, data, capsys):
 def test_a_caption_is_of_its_image_and_goes_on_a_prompt(bitgen, data, capsys):
     from jaxmodels.commands.eval_images import read_images
     from jaxmodels.layers.sampling import Sampling
-    from jaxmodels.runtime.samples import caption
+    from jaxmodels.runtime.training.samples import caption
 
-    model, tokenizer = bridge.load(bitgen), bridge.open_source(bitgen).tokenizer
+    model, tokenizer = bridge.load(bitgen), bridge.open_checkpoint(bitgen).tokenizer
     files = tuple(Path(image(data, i)) for i in range(6))
     pixels = read_images(files, model.config.image_size)
     rows = caption(model, tokenizer, pixels, sampling=Sampling(1.0))

@@ -43,31 +43,31 @@ def seed(golden):
                 tree = pickle.loads(gzip.decompress(archive.read(name)))  # our own golden file
                 key = name.removeprefix("params/").removesuffix(".pkl.gz")
                 weights |= flatten({key: tree}, ".")
-    skeleton, params, rest = split(wigip.Model(config, rngs=nnx.Rngs(0)))
-    layered = unstack(params, wigip.STACKED)
+    graphdef, params, rest = split(wigip.Model(config, rngs=nnx.Rngs(0)))
+    layered = unstack(params, wigip.SCANNED)
     for path, leaf in layered.items():
-        for ours, theirs, op in wigip.SEED:
+        for ours, theirs, op in wigip.UPSTREAM:
             if found := pattern(ours).fullmatch(path):
                 array = OPS[op].inverse(np.asarray(weights.pop(theirs.format(**found.groupdict()))))
                 assert array.shape == leaf.shape
                 layered[path] = jnp.asarray(array)
     assert not weights
-    return io, skeleton, stack(layered, wigip.STACKED), rest
+    return io, graphdef, stack(layered, wigip.SCANNED), rest
 
 
 @pytest.mark.slow
 def test_logits(seed):
-    io, skeleton, params, rest = seed
-    logits, _ = skeleton.merge(params, rest)(jnp.asarray(io["ids"]))
+    io, graphdef, params, rest = seed
+    logits, _ = graphdef.merge(params, rest)(jnp.asarray(io["ids"]))
     assert np.abs(logits - io["logits"]).max() <= 2e-5
 
 
 @pytest.mark.slow
 def test_loss_and_gradient_norm(seed):
-    io, skeleton, params, rest = seed
+    io, graphdef, params, rest = seed
     tokens = jnp.concatenate([io["ids"], io["target"][:, None]], axis=1)
     loss, grads = jax.value_and_grad(
-        lambda p: wigip.loss(skeleton.merge(p, rest), {"tokens": tokens}, None)[0]
+        lambda p: wigip.loss(graphdef.merge(p, rest), {"tokens": tokens}, None)[0]
     )(params)
     assert abs(loss - io["loss"]) <= 1e-5
     assert float(optax.tree.norm(grads)) == pytest.approx(float(io["gradnorm"]), rel=1e-4)
@@ -75,10 +75,10 @@ def test_loss_and_gradient_norm(seed):
 
 def loud(config: wigip.Config, seed: int = 0) -> wigip.Model:
     """A model with weights so large that every mistake shows."""
-    skeleton, params, rest = split(wigip.Model(config, rngs=nnx.Rngs(seed)))
+    graphdef, params, rest = split(wigip.Model(config, rngs=nnx.Rngs(seed)))
     rng = np.random.default_rng(seed)
     large = {p: x + 0.2 * rng.standard_normal(x.shape, np.float32) for p, x in params.items()}
-    return skeleton.merge(large, rest)
+    return graphdef.merge(large, rest)
 
 
 def text(rows: int, length: int, seed: int = 0) -> jax.Array:
@@ -100,7 +100,7 @@ def test_the_convolution_is_a_convolution():
 @pytest.mark.slow
 def test_a_dense_character_sees_those_before_it_and_no_later_one():
     """By gradient with respect to one-hot characters, over five patches, the last one cut."""
-    skeleton, params, rest = split(loud(DENSE))
+    graphdef, params, rest = split(loud(DENSE))
     table, length = params["embed/embedding"], 70
     tokens = jnp.arange(length) % TINY.vocab
 
@@ -108,7 +108,7 @@ def test_a_dense_character_sees_those_before_it_and_no_later_one():
     @jax.jacrev
     def seen(x):  # x: a row of the embedding for each place, so that places are told apart
         held = params | {"embed/embedding": x}
-        model = skeleton.merge(held, rest)
+        model = graphdef.merge(held, rest)
         return jnp.square(model.logits(model.dense(jnp.arange(length)[None]))[0]).sum(axis=-1)
 
     moved = np.abs(seen(table[tokens])).sum(axis=-1)  # [t, place]
@@ -209,8 +209,8 @@ def test_the_program_does_not_grow_with_depth(objective, policy):
     counts = []
     for layers in (2, 24):
         config = replace(TINY, objective=objective, layers=layers)
-        skeleton, _, state = init(wigip, config, recipe, tx, make_mesh())
-        step = train_step(wigip, skeleton, tx, rate, recipe, state)
+        graphdef, _, state = init(wigip, config, recipe, tx, make_mesh())
+        step = train_step(wigip, graphdef, tx, rate, recipe, state)
         batch = {"tokens": jax.ShapeDtypeStruct((2, 257), jnp.int32)}
         traced = step.trace(state, batch)
         counts.append((equations(traced.jaxpr.jaxpr), len(jax.tree.leaves(state))))
@@ -223,8 +223,8 @@ def test_the_largest_step_is_traced_and_lowered_in_five_seconds():
     rate = schedule(recipe.optim, recipe.steps)
     tx = optimiser(recipe.optim, rate)
     began = time.process_time()  # the processor's time: other processes do not count
-    skeleton, _, state = init(wigip, wigip.PRESETS["1.7b"], recipe, tx, make_mesh())
-    step = train_step(wigip, skeleton, tx, rate, recipe, state)
+    graphdef, _, state = init(wigip, wigip.PRESETS["1.7b"], recipe, tx, make_mesh())
+    step = train_step(wigip, graphdef, tx, rate, recipe, state)
     batch = {"tokens": jax.ShapeDtypeStruct((recipe.batch * recipe.accum, 32_401), jnp.int32)}
     step.trace(state, batch).lower()
     assert time.process_time() - began < 5

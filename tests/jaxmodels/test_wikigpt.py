@@ -44,27 +44,27 @@ def seed(golden, request):
         bias=args["bias"],
         gelu="exact",
     )
-    skeleton, fresh, rest = split(wikigpt.Model(config, rngs=nnx.Rngs(0)))
-    pairs = table.pairs(wikigpt.SEED, fresh)
+    graphdef, fresh, rest = split(wikigpt.Model(config, rngs=nnx.Rngs(0)))
+    pairs = table.pairs(wikigpt.UPSTREAM, fresh)
     assert {pair.theirs for pair in pairs} == weights.keys() - {"lm_head.weight"}
     params = {p.ours: jnp.asarray(OPS[p.op].inverse(weights[p.theirs])) for p in pairs}
     for name, path in wikigpt.TIED:
         np.testing.assert_array_equal(weights[name], params[path])
     io = {name: jnp.asarray(value) for name, value in np.load(folder / "io.npz").items()}
-    return io, skeleton, params, rest
+    return io, graphdef, params, rest
 
 
 @pytest.mark.slow
 def test_logits(seed):
-    io, skeleton, params, rest = seed
-    logits, _ = skeleton.merge(params, rest)(io["ids"])
+    io, graphdef, params, rest = seed
+    logits, _ = graphdef.merge(params, rest)(io["ids"])
     assert np.abs(logits - io["logits"]).max() <= 2e-5
 
 
 @pytest.mark.slow
 def test_cached_logits(seed):
-    io, skeleton, params, rest = seed
-    model, ids = skeleton.merge(params, rest), io["ids"]
+    io, graphdef, params, rest = seed
+    model, ids = graphdef.merge(params, rest), io["ids"]
     cache, pieces = model.init_cache(2), []
     for t in range(ids.shape[1]):
         logits, cache = model(ids[:, t : t + 1], cache)
@@ -74,10 +74,10 @@ def test_cached_logits(seed):
 
 @pytest.mark.slow
 def test_loss_and_gradient_norm(seed):
-    io, skeleton, params, rest = seed
+    io, graphdef, params, rest = seed
 
     def loss_of(params):  # the golden targets do not follow from the ids, so not `wikigpt.loss`
-        return cross_entropy(skeleton.merge(params, rest)(io["ids"])[0], io["target"])
+        return cross_entropy(graphdef.merge(params, rest)(io["ids"])[0], io["target"])
 
     loss, grads = jax.value_and_grad(loss_of)(params)
     assert abs(loss - io["loss"]) <= 1e-5
@@ -146,10 +146,10 @@ def test_decay_spares_biases_and_norms():
 
 def _random(config):
     """Large weights: fresh ones hardly look back."""
-    skeleton, params, rest = split(wikigpt.Model(config, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split(wikigpt.Model(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     moved = {p: x + 0.3 * rng.standard_normal(x.shape, np.float32) for p, x in params.items()}
-    return skeleton.merge(moved, rest)
+    return graphdef.merge(moved, rest)
 
 
 @pytest.mark.slow

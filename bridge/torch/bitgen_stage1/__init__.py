@@ -62,7 +62,7 @@ def jax_outputs(model: Any, inputs: Any) -> Any:
 
     from jaxmodels.runtime.paths import split
 
-    skeleton, *held = split(model)
+    graphdef, *held = split(model)
     # What float32 holds is exact in float64; arrays of the host take no dtype of the device's.
     held = [{path: np.asarray(array) for path, array in arrays.items()} for arrays in held]
     with jax.enable_x64(True):
@@ -71,7 +71,7 @@ def jax_outputs(model: Any, inputs: Any) -> Any:
 
         @jax.jit
         def forward(params: Any, rest: Any) -> Any:
-            return skeleton.merge(params, rest)(tokens, images, targets=tokens, noise=noise)
+            return graphdef.merge(params, rest)(tokens, images, targets=tokens, noise=noise)
 
         out = forward(*wide)
         return np.concatenate([np.ravel(getattr(out, name)) for name in _OUTPUTS])

@@ -31,7 +31,7 @@ _VERDICT = 3.0  # seconds in which the lifelines know of a process that a collec
 _AGAIN = "start all processes again; they go on from the newest checkpoint"
 
 
-class _Team:
+class _Group:
     """The other processes, and the ways to reach them."""
 
     def __init__(self, place: Place, peers: dict[int, Any], silence: int, stop: Stop):
@@ -70,25 +70,25 @@ class _Team:
         os._exit(code)
 
 
-_team: _Team | None = None
+_group: _Group | None = None
 
 
 def several() -> bool:
     """Whether this process is one of several."""
-    return _team is not None
+    return _group is not None
 
 
 def count() -> int:
     """How many processes there are."""
-    return _team.count if _team else 1
+    return _group.count if _group else 1
 
 
 def index() -> int:
     """Which of them this one is, from 0 on."""
-    return _team.index if _team else 0
+    return _group.index if _group else 0
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that prints and writes for all."""
     return index() == 0
 
@@ -127,7 +127,7 @@ def start(
     end = time.monotonic() + wait
     address = (host.strip("[]"), int(port))
     peers = meet(address, place.processes, place.process, facts, wait, stop.check)
-    team = _Team(place, peers, heartbeat, stop)
+    team = _Group(place, peers, heartbeat, stop)
     team.lines.start()
     _abort_late()
     _initialize(place, max(30, int(end - time.monotonic())), 2 * heartbeat + 30)
@@ -168,8 +168,8 @@ def _initialize(place: Place, wait: int, heartbeat: int) -> None:
     )
 
 
-def _join(team: _Team) -> None:
-    global _team
+def _join(team: _Group) -> None:
+    global _group
     from jax._src import distributed  # the store has no public name
 
     # Gloo tells on standard output whom it is connected to, which is for results.
@@ -181,54 +181,54 @@ def _join(team: _Team) -> None:
     else:
         sys.stdout = results
     team.client = distributed.global_state.client
-    _team = team
+    _group = team
     cli.hush(team.index != 0)
 
 
 def begun() -> None:
     """From here on a stop is agreed upon between steps, no longer raised in a wait."""
-    if _team:
-        _team.check = lambda: None
+    if _group:
+        _group.check = lambda: None
 
 
-def exchange(value: Any = None, name: str | None = None) -> list[Any]:
+def all_gather(value: Any = None, name: str | None = None) -> list[Any]:
     """Gives a JSON-able value and gets those of all processes, in their order; a barrier too.
 
     All processes call it in the same order; a thread that is not the main one gives a name, one
     that is never used again.
     """
-    if _team is None:
+    if _group is None:
         return [value]
-    key = f"jaxmodels/exchange/{name or next(_team.turns)}"
-    if _team.index:
-        _team.client.key_value_set(f"{key}/{_team.index}", json.dumps(value))
+    key = f"jaxmodels/exchange/{name or next(_group.turns)}"
+    if _group.index:
+        _group.client.key_value_set(f"{key}/{_group.index}", json.dumps(value))
         return list(json.loads(_get(f"{key}/all")))
-    values = [value] + [json.loads(_get(f"{key}/{other}")) for other in range(1, _team.count)]
-    _team.client.key_value_set(f"{key}/all", json.dumps(values))
+    values = [value] + [json.loads(_get(f"{key}/{other}")) for other in range(1, _group.count)]
+    _group.client.key_value_set(f"{key}/all", json.dumps(values))
     return values
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The value of process 0."""
-    return exchange(value)[0]
+    return all_gather(value)[0]
 
 
 def _get(key: str) -> str:
     """Waits for a value of the store, for as long as it takes: if a process dies, JAX ends all."""
-    assert _team is not None
+    assert _group is not None
     while True:
         try:
-            return str(_team.client.blocking_key_value_get(key, _SLICE_MS))
+            return str(_group.client.blocking_key_value_get(key, _SLICE_MS))
         except Exception as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-        _team.check()
+        _group.check()
 
 
 def tell_stop(reason: str) -> None:
     """Tells the others, before training has begun, that this process was stopped."""
-    if _team is not None:
-        _team.lines.tell({"stop": reason})
+    if _group is not None:
+        _group.lines.tell({"stop": reason})
 
 
 @contextmanager
@@ -240,10 +240,10 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _team is not None and getattr(error, "everywhere", False):
-            exchange(name="failed everywhere")  # so that none takes another for lost
-            _team.failed = True
-        elif _team is not None:
+        if _group is not None and getattr(error, "everywhere", False):
+            all_gather(name="failed everywhere")  # so that none takes another for lost
+            _group.failed = True
+        elif _group is not None:
             code = int(getattr(error, "exit_code", INTERNAL))
             what = str(getattr(error, "what", "") or f"{type(error).__name__}: {error}")
             _tell_failure(what.splitlines()[0], code)
@@ -256,7 +256,7 @@ def lost_is_resumable() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _team is None or hasattr(error, "exit_code"):
+        if _group is None or hasattr(error, "exit_code"):
             raise
         time.sleep(_VERDICT)  # in which the lifelines end this process, if they know more
         said = str(error).lower()
@@ -270,24 +270,24 @@ def lost_is_resumable() -> Iterator[None]:
         raise
 
 
-def part(code: int) -> int:
+def finish(code: int) -> int:
     """The exit code of process 0, for all: they end together, as they agreed."""
-    code = int(exchange(code, "exit code")[0])
-    if _team is not None:
-        _team.lines.end()
+    code = int(all_gather(code, "exit code")[0])
+    if _group is not None:
+        _group.lines.end()
     return code
 
 
 def _tell_failure(what: str, code: int) -> None:
-    assert _team is not None
-    _team.failed = True
-    what = f"process {_team.index} failed: {what}"
-    _team.lines.tell({"stop": "", "what": what, "code": code})
+    assert _group is not None
+    _group.failed = True
+    what = f"process {_group.index} failed: {what}"
+    _group.lines.tell({"stop": "", "what": what, "code": code})
 
 
 def leave(code: int) -> None:
     """Ends at once a process that failed, if it is one of several: JAX would have it wait."""
-    if _team is not None:
-        if not _team.failed:
+    if _group is not None:
+        if not _group.failed:
             _tell_failure(f"it ended with exit code {code}", code)
-        _team.depart(code)
+        _group.depart(code)

@@ -116,10 +116,10 @@ class Estimate:
         """Bytes that the backward pass keeps of one sequence, and operations of both passes."""
         one = self.job.with_recipe(batch=1, accum=1, remat=remat)
         loss, state = loss_of(one)
-        at = (state.params, state.rest, one.batch)
+        at = (state.params, state.model_state, one.batch)
 
-        def kept(params: Any, rest: Any, batch: Any) -> Any:
-            return jax.vjp(lambda p: loss(p, rest, batch), params)[1]
+        def kept(params: Any, model_state: Any, batch: Any) -> Any:
+            return jax.vjp(lambda p: loss(p, model_state, batch), params)[1]
 
         leaves = jax.tree.leaves(jax.eval_shape(kept, *at))
         shapes = {leaf.shape for leaf in state.params.values()}

@@ -22,7 +22,7 @@ class Died(Exception):
         self.code, self.log = code, log
 
 
-def apart(function: Callable[..., T], *args: Any) -> T:
+def run_isolated(function: Callable[..., T], *args: Any) -> T:
     """The result of `function(*args)`, computed in a new process, or the exception that it raised.
 
     Args:

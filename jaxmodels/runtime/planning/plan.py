@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.batches import batch_shapes
 from jaxmodels.runtime.optim import optimiser
-from jaxmodels.runtime.paths import Arrays, Skeleton
+from jaxmodels.runtime.paths import Arrays, GraphDef
 from jaxmodels.runtime.planning import flops, hlo
 from jaxmodels.runtime.planning.chips import Topology
 from jaxmodels.runtime.sharding import AXES, AnyMesh
@@ -143,11 +143,11 @@ def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStr
     return step, state, batch
 
 
-def state_of(job: Job, mesh: AnyMesh) -> tuple[Skeleton, State]:
+def state_of(job: Job, mesh: AnyMesh) -> tuple[GraphDef, State]:
     """The model's skeleton, and the shapes of the training state, placed on the mesh."""
     tx = optimiser(job.recipe.optim, 0.0)
-    skeleton, _, state = init(job.package, job.config, job.recipe, tx, mesh)
-    return skeleton, state
+    graphdef, _, state = init(job.package, job.config, job.recipe, tx, mesh)
+    return graphdef, state
 
 
 def held(state: State) -> dict[str, int]:
@@ -178,13 +178,13 @@ def loss_of(job: Job) -> tuple[Any, State]:
     Nothing is computed. It is traced for one CPU, which need not exist: forms for other platforms
     have products that only move numbers (`layers/target.py`).
     """
-    skeleton, state = state_of(job, _ONE_CPU)
+    graphdef, state = state_of(job, _ONE_CPU)
     dtype = jnp.dtype(job.recipe.dtype)
 
-    def loss(params: Arrays, rest: Arrays, batch: Any) -> jax.Array:
+    def loss(params: Arrays, model_state: Arrays, batch: Any) -> jax.Array:
         cast = {path: leaf.astype(dtype) for path, leaf in params.items()}
         with jax.sharding.use_abstract_mesh(_ONE_CPU):
-            value: jax.Array = job.package.loss(skeleton.merge(cast, rest), batch, None)[0]
+            value: jax.Array = job.package.loss(graphdef.merge(cast, model_state), batch, None)[0]
         return value
 
     return loss, state
@@ -197,7 +197,7 @@ def useful_flops(job: Job) -> int:
     """
     one = job.with_recipe(remat=Recipe().remat, accum=1)
     loss, state = loss_of(one)
-    forward = flops.products(loss, state.params, state.rest, one.batch)
+    forward = flops.products(loss, state.params, state.model_state, one.batch)
     return 3 * job.recipe.accum * flops.total(forward)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jaxmodels.errors import INTERNAL, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning.chips import Topology, topology
-from jaxmodels.runtime.planning.isolated import Died, apart
+from jaxmodels.runtime.planning.isolated import Died, run_isolated
 
 # libtpu looks for a TPU's metadata server and for a lock file when it is loaded.
 ENVIRONMENT = {
@@ -75,7 +75,7 @@ def compiled_apart(package: str, config: Any, recipe: Recipe, name: str) -> Any:
         Problem: (internal) the compiler refuses it for another reason, or died.
     """
     try:
-        return apart(compiled_for, package, config, recipe, name)
+        return run_isolated(compiled_for, package, config, recipe, name)
     except Died as died:
         raise _refused(f"it ended with {died}: {died.log[:300]}") from died
 

@@ -96,7 +96,7 @@ def _samples(folder: Path) -> Iterator[str]:
         (path for path in folder.glob("*.txt") if path.stem.isdecimal()),
         key=lambda path: -int(path.stem),
     )
-    for at, path in enumerate(found[i] for i in plots.spread(len(found), SAMPLES)):
+    for at, path in enumerate(found[i] for i in plots.evenly_spaced(len(found), SAMPLES)):
         picture = path.with_suffix(".png")
         inside = _image(picture.read_bytes(), "captioned images") if picture.is_file() else ""
         text = path.read_text(encoding="utf-8", errors="replace")

@@ -14,7 +14,7 @@ from jaxmodels.cli import say
 from jaxmodels.runtime.files import json_object, write_bytes
 from jaxmodels.runtime.paths import layer_of
 from jaxmodels.runtime.reporting.pictures import picture, title
-from jaxmodels.runtime.reporting.stats import FILE as STATS
+from jaxmodels.runtime.stats import FILE as STATS
 
 Record = dict[str, Any]
 
@@ -131,7 +131,7 @@ def stats(run: Path) -> Any:
         axes.grid(alpha=0.3)
     figure.suptitle(f"{title(run.absolute().name)}: parameters and gradients by layer")
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    chosen = spread(len(names), 16)
+    chosen = evenly_spaced(len(names), 16)
     figure.legend(
         [handles[i] for i in chosen], [labels[i] for i in chosen], loc="outside right upper"
     )
@@ -203,6 +203,6 @@ def thinned(path: Path, most: int, always: str = "\0") -> tuple[list[Record], in
     return [record for record in records if type(record.get("step")) is int], stride
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly_spaced(count: int, most: int) -> list[int]:
     """Up to `most` indices below `count`, evenly spaced, with the first and the last."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})

@@ -58,7 +58,7 @@ class Checkpoints:
         self._saves = 0
         self._run = identity(self.folder.parent)
         self._sound: set[int] = set()
-        if processes.first():
+        if processes.is_primary():
             make_folder(self.folder)
             for left in self.folder.glob(".[0-9]*.*"):  # what killed calls left
                 replaced = left.suffix == ".old"  # its successor may never have got its name
@@ -78,8 +78,8 @@ class Checkpoints:
         """
         passed: dict[int, str] = {}
         while True:
-            found = newest_sound(self.folder, passed) if processes.first() else None
-            name = processes.from_first(found and found.folder.name)
+            found = newest_sound(self.folder, passed) if processes.is_primary() else None
+            name = processes.broadcast(found and found.folder.name)
             if name is None:
                 return None
             refuse_changed(self.folder / name)
@@ -90,7 +90,7 @@ class Checkpoints:
                 break
             passed[int(name)] = are_not_finite(odd)
         self._sound.add(int(name))
-        if processes.first():
+        if processes.is_primary():
             for step, line in zip(passed, told(passed), strict=True):
                 say(line)
                 self._set_aside(step)
@@ -129,28 +129,28 @@ class Checkpoints:
                 write(temporary, state, name)
             except Exception as error:
                 raise as_full_disk(error, self.folder) from error
-            processes.exchange(name=f"{name}/written")
-            if processes.first():
+            processes.all_gather(name=f"{name}/written")
+            if processes.is_primary():
                 write_json(temporary / "data.json", data)
                 manifest = {"step": step, "metrics": metrics, "finite": True, "run": self._run}
                 write_manifest(temporary, manifest)
-        if processes.first():
+        if processes.is_primary():
             self._sound.add(step)
             self._prune(step)
-        processes.exchange(name=f"{name}/done")
+        processes.all_gather(name=f"{name}/done")
         self.seconds = time.monotonic() - start
 
     @contextmanager
     def _temporary(self, step: int, name: str) -> Iterator[Path]:
         """The folder that all write into. Process 0 makes it, and gives it its name at the end."""
-        if not processes.first():
-            yield self.folder / processes.exchange(name=f"{name}/folder")[0]
+        if not processes.is_primary():
+            yield self.folder / processes.all_gather(name=f"{name}/folder")[0]
             return
         if step not in self._sound and os.path.lexists(self.folder / str(step)):
             say(f"{self.folder / str(step)} is not a sound checkpoint")
             self._set_aside(step)
         with whole_folder(self.folder / str(step), force=True) as temporary:
-            processes.exchange(temporary.name, name=f"{name}/folder")
+            processes.all_gather(temporary.name, name=f"{name}/folder")
             yield temporary
 
     def _prune(self, written: int) -> None:

@@ -137,4 +137,4 @@ def _train_tree(state: State) -> dict[str, Any]:
         f"{index:05d}.{name.replace('/', '.')}": leaf
         for index, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))
     }
-    return {"opt": opt, "rest": nest(state.rest), "step": state.step, "key": state.key}
+    return {"opt": opt, "rest": nest(state.model_state), "step": state.step, "key": state.key}

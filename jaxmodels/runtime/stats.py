@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmodels.runtime.metrics import Lines
 from jaxmodels.runtime.paths import Arrays
-from jaxmodels.runtime.reporting.metrics import Lines
 
 FILE = "stats.jsonl"
 NAMES = (

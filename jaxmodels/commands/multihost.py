@@ -55,7 +55,7 @@ def join(options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any)
 
 def held(run: Path) -> AbstractContextManager[None]:
     """The lock of the run, which process 0 holds for all."""
-    return resume.locked(run) if processes.first() else nullcontext()
+    return resume.locked(run) if processes.is_primary() else nullcontext()
 
 
 def refuse_apart(run: Path) -> None:
@@ -65,14 +65,14 @@ def refuse_apart(run: Path) -> None:
     """
     if not processes.several():
         return
-    mark = run / f".seen-{processes.from_first(secrets.token_hex(8))}"
-    if processes.first():
+    mark = run / f".seen-{processes.broadcast(secrets.token_hex(8))}"
+    if processes.is_primary():
         mark.touch()
-    processes.exchange()
+    processes.all_gather()
     try:
-        seen = processes.exchange(_appears(mark))
+        seen = processes.all_gather(_appears(mark))
     finally:
-        if processes.first():
+        if processes.is_primary():
             mark.unlink(missing_ok=True)
     if not all(seen):
         blind = [str(index) for index, sees in enumerate(seen) if not sees]
@@ -98,16 +98,16 @@ def _appears(path: Path) -> bool:
 
 def in_turn(make: Callable[[], T]) -> T:
     """What `make` gives: process 0 calls it first, and the others find what it wrote."""
-    made = make() if processes.first() else None
-    processes.exchange()
+    made = make() if processes.is_primary() else None
+    processes.all_gather()
     return made if made is not None else make()
 
 
 def refuse_other_data(data: Any) -> None:
     """Raises a Problem (mismatch) if the processes would not read the same tokens."""
     ours = data.identity
-    theirs = processes.from_first(ours)
-    odd = [index for index, same in enumerate(processes.exchange(ours == theirs)) if not same]
+    theirs = processes.broadcast(ours)
+    odd = [index for index, same in enumerate(processes.all_gather(ours == theirs)) if not same]
     if odd:
         raise Problem(
             "the processes do not read the same data",

@@ -15,23 +15,23 @@ from jaxmodels.cli import say
 from jaxmodels.errors import Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import platform
-from jaxmodels.runtime.divergence import Rollbacks
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
+from jaxmodels.runtime.metrics import MetricsLog, Silent
 from jaxmodels.runtime.multihost import processes
-from jaxmodels.runtime.patience import Patience
 from jaxmodels.runtime.planning import chips, plan
-from jaxmodels.runtime.profiler import Window
-from jaxmodels.runtime.reporting.metrics import MetricsLog, Silent
 from jaxmodels.runtime.reporting.progress import Progress, amounts
-from jaxmodels.runtime.reporting.stats import StatsLog
 from jaxmodels.runtime.runs import checkpoint as ckpt
 from jaxmodels.runtime.runs.outcome import EARLY, Outcome
-from jaxmodels.runtime.samples import Sample
 from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch
-from jaxmodels.runtime.step import State, Told, training
+from jaxmodels.runtime.stats import StatsLog
+from jaxmodels.runtime.step import State, StepMetrics, training
 from jaxmodels.runtime.stop import Stop
+from jaxmodels.runtime.training.divergence import Rollbacks
+from jaxmodels.runtime.training.patience import Patience
+from jaxmodels.runtime.training.profiler import Window
+from jaxmodels.runtime.training.samples import Sample
 
 
 @dataclass
@@ -87,10 +87,10 @@ class _Loop:
         self.job, self.stop = job, job.stop
         recipe = job.recipe
         self.mesh = make_mesh(recipe.mesh)
-        self.skeleton, self.fresh, self.abstract, self.step_function = training(
+        self.graphdef, self.fresh, self.abstract, self.step_function = training(
             job.package, job.config, recipe, self.mesh
         )
-        self.loss_function = loss_function(job.package, self.skeleton, self.mesh)
+        self.loss_function = loss_function(job.package, self.graphdef, self.mesh)
         self.checkpoints = ckpt.Checkpoints(job.run / "checkpoints", recipe.keep)
         self.outcome = Outcome(steps=recipe.steps)
         self.beginning = job.batches.get_state() if recipe.on_divergence == "rollback" else None
@@ -125,14 +125,14 @@ class _Loop:
         recipe, out = self.job.recipe, self.outcome
         self.log: MetricsLog | Silent = Silent()
         self.stats: StatsLog | Silent = Silent()
-        if processes.first():
+        if processes.is_primary():
             self.log = MetricsLog(self.job.run, out.step)
             self.stats = StatsLog(self.job.run, out.step, recipe.stats_every, self.sizes)
-        out.loss = processes.from_first(self.log.last.get("loss"))
+        out.loss = processes.broadcast(self.log.last.get("loss"))
         seen = [record["valid_loss"] for record in self.log.evaluated]
-        self.patience = Patience(recipe.patience).replay(processes.from_first(seen))
+        self.patience = Patience(recipe.patience).replay(processes.broadcast(seen))
         # Numbers of the last step: on the device, then on the host, then in the log.
-        self.pending: tuple[dict[str, Any], dict[str, int], Told] | None = None
+        self.pending: tuple[dict[str, Any], dict[str, int], StepMetrics] | None = None
         self.record: dict[str, Any] | None = None
         self.numbers: jax.Array | None = None
         self.jumped = 0.0  # the loss, between two steps since the last save
@@ -150,7 +150,7 @@ class _Loop:
         try:
             if profile is not None and profile.last <= out.step:
                 say(f"--profile: step {profile.last} is done already; nothing will be traced")
-            with Progress(out.step, steps, shown=processes.first()) as self.progress:
+            with Progress(out.step, steps, shown=processes.is_primary()) as self.progress:
                 while True:
                     try:
                         self._steps()
@@ -287,7 +287,7 @@ class _Loop:
         with self.outcome.timed("eval"):
             state, job, out = self.state, self.job, self.outcome
             found = len(job.valid) and evaluate(
-                self.loss_function, state.weights, state.rest, job.valid, self._due
+                self.loss_function, state.weights, state.model_state, job.valid, self._due
             )
         if not found:
             return {}
@@ -322,13 +322,13 @@ class _Loop:
             assert self.job.sampler is not None
             state, step = self.state, self.outcome.step
             try:
-                text, png = self.job.sampler(self.skeleton.merge(state.weights, state.rest))
+                text, png = self.job.sampler(self.graphdef.merge(state.weights, state.model_state))
             except Problem as problem:
                 if odd := not_finite(state):
                     raise NotFinite(f"after step {step} {are_not_finite(odd)}", step) from problem
                 self.progress.say(f"no sample at step {step}: {problem.what}")
                 return
-            if processes.first():
+            if processes.is_primary():
                 folder = self.job.run / "samples"
                 folder.mkdir(exist_ok=True)
                 write_text(folder / f"{step}.txt", text + "\n")
@@ -340,7 +340,7 @@ class _Loop:
     def _due(self) -> bool:
         """Whether to stop. Several processes wait for one another's answer."""
         own = self.stop.due(self._reserve())
-        self.agreed = self.agreed or any(processes.exchange(own))
+        self.agreed = self.agreed or any(processes.all_gather(own))
         return self.agreed
 
     def _flag(self) -> jax.Array | None:
@@ -351,7 +351,7 @@ class _Loop:
         """
         if not processes.several():
             return None
-        save = SAVE if processes.first() and self._save_due() else 0
+        save = SAVE if processes.is_primary() and self._save_due() else 0
         return everywhere(STOP if self.stop.due(self._reserve()) else save, self.mesh)
 
     def _save_due(self) -> bool:
@@ -371,7 +371,7 @@ class _Loop:
     def _finish(self) -> None:
         out = self.outcome
         if out.step < out.steps:
-            reasons = filter(None, processes.exchange(self.stop.reason))
+            reasons = filter(None, processes.all_gather(self.stop.reason))
             out.reason = next(reasons, EARLY if self.patience.over else out.reason)
         if self.saved != out.step and out.step:
             self._save({})
