@@ -1,5 +1,6 @@
-"""The PyTorch side of an architecture, a package `bridge/torch/<architecture>`, found by name."""
+"""The PyTorch side of an architecture: its twin, found by the architecture's name."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -8,11 +9,40 @@ import numpy as np
 
 import jaxmodels
 from bridge.core.tensors import DTYPES, Tensor
+from bridge.core.transformers_class import TransformersClass
 
 
 def twin(arch: str) -> ModuleType:
-    """The package of an architecture's PyTorch side."""
-    return import_module(f"bridge.torch.{arch}")
+    """The package of an architecture's PyTorch side: `bridge.torch.<architecture>`, or the module
+    that an architecture from outside names in `TWIN`."""
+    return import_module(_name(arch))
+
+
+def twins() -> Iterator[tuple[str, ModuleType]]:
+    """Every registered architecture that has a twin, and its twin."""
+    for arch in jaxmodels.ARCHS:
+        try:
+            yield arch, twin(arch)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{_name(arch)}.".startswith(f"{error.name}."):
+                raise
+
+
+def transformers_classes() -> Iterator[tuple[str, TransformersClass]]:
+    """Every registered architecture whose twin is a class of transformers, and that class."""
+    for arch, side in twins():
+        if found := transformers_class(side):
+            yield arch, found
+
+
+def transformers_class(side: ModuleType) -> TransformersClass | None:
+    """The class of transformers that a twin declares."""
+    return getattr(side, "TRANSFORMERS", None)
+
+
+def _name(arch: str) -> str:
+    name: str = getattr(jaxmodels.arch(arch), "TWIN", f"bridge.torch.{arch}")
+    return name
 
 
 def tied(arch: str) -> tuple[tuple[str, str], ...]:
