@@ -153,7 +153,7 @@ def _counts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _said(contents: RawCheckpoint) -> dict[str, Any]:
     """What the files say, whether or not it makes a model."""
     names: dict[str, Any] = {}
-    if contents.arch in jaxmodels.ARCHS:
+    if contents.arch is not None and contents.arch in jaxmodels.ARCHS:
         names = types_of(jaxmodels.arch(contents.arch).Config)
     said = flatten(contents.fields, ".")
     return {
@@ -181,7 +181,9 @@ def _has_moments(contents: RawCheckpoint) -> bool:
 
 
 def _reads_text(arch: str | None) -> bool:
-    return arch not in jaxmodels.ARCHS or "vocab" in types_of(jaxmodels.arch(arch).Config)
+    if arch is None or arch not in jaxmodels.ARCHS:
+        return True
+    return "vocab" in types_of(jaxmodels.arch(arch).Config)
 
 
 def _unfit_moments(source: Checkpoint) -> list[str]:

@@ -60,7 +60,7 @@ def complete(
     said = drawing(source.origin.get("generation"))
     if generation := generation_config(source.tokenizer, source.config, said):
         _write(folder / "generation_config.json", generation)
-    for name, values in getattr(side, "BESIDE", {}).items():
+    for name, values in side.BESIDE.items():
         _write(folder / name, values)
     for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
@@ -147,8 +147,7 @@ The licence is that of whoever trained it; set the `license` field above before 
 
 def differences(source: Checkpoint) -> str:
     """What the PyTorch class of a model computes otherwise than the model; mostly nothing."""
-    said: str = getattr(twin(source.arch), "unlike", lambda _: "")(source.config)
-    return said
+    return twin(source.arch).unlike(source.config)
 
 
 def _loading(source: Checkpoint) -> str:

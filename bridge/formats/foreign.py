@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jaxmodels
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import digest, read_json
 
@@ -77,9 +76,9 @@ def _is_data(key: str, value: Any, words: set[str]) -> bool:
 
 def our_code() -> dict[str, str]:
     """Name → sha256 of the modelling files that model directories of this version carry."""
-    from bridge.core.twins import twin
+    from bridge.core.twins import twin_files
 
-    return {file.name: digest(file) for arch in jaxmodels.ARCHS for file in twin(arch).FILES}
+    return {file.name: digest(file) for file in twin_files()}
 
 
 def code_of_ours(folder: Path) -> set[str]:
