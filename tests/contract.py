@@ -14,15 +14,16 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 import jaxmodels
+from jaxmodels.architecture import Architecture
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.step import State
 
 archs = pytest.mark.parametrize("arch", jaxmodels.ARCHS)
 # Those that are but a part of others read images and have no loss.
-TOWERS = {name for name in jaxmodels.ARCHS if hasattr(jaxmodels.arch(name), "PART_OF")}
+TOWERS = {name for name in jaxmodels.ARCHS if jaxmodels.arch(name).PART_OF}
 # These read images with their captions, and compare the rows of a batch.
-PAIRS = {name for name in jaxmodels.ARCHS if hasattr(jaxmodels.arch(name), "CROSS_ROW_LOSS")}
+PAIRS = {name for name in jaxmodels.ARCHS if jaxmodels.arch(name).CROSS_ROW_LOSS}
 writers = pytest.mark.parametrize(
     "arch", [name for name in jaxmodels.ARCHS if name not in TOWERS | PAIRS]
 )
@@ -73,16 +74,16 @@ def smallest(arch: str) -> Any:
     return replace(config, layers=1, decoder_layers=1, dinov2=tower)
 
 
-def learner(arch: str) -> ModuleType:
+def learner(arch: str) -> Architecture:
     """The package of an architecture; a tower's with a loss and a recipe to test it by."""
     package = jaxmodels.arch(arch)
     if arch not in TOWERS:
         return package
-    result = ModuleType(package.__name__)
+    result = ModuleType(package.module)
     for name in ("PRESETS", "Model", "SHARDING"):
         setattr(result, name, getattr(package, name))
     result.loss, result.RECIPES = distance, {"tiny": Recipe(batch=16)}
-    return result
+    return Architecture.of(result, arch)
 
 
 def distance(model: Any, batch: dict[str, jax.Array], rngs: Any) -> tuple[jax.Array, dict]:

@@ -1,5 +1,6 @@
 """What every architecture promises; a new one joins by its line in ARCHS."""
 
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge.core import table
+from bridge.core import table, twins
 from bridge.core.ops import OPS
-from jaxmodels import sizes
+from bridge.core.twins import twin
+from jaxmodels import architecture, sizes
+from jaxmodels.architecture import ModelView
 from jaxmodels.commands.list import parameter_count
 from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.paths import match, params_of, split, unstack
@@ -83,16 +86,16 @@ COUNTS = {
 
 @archs
 def test_exports(arch):
-    package = jaxmodels.arch(arch)
-    for name in ("Config", "PRESETS", "Model", "SHARDING", "WEIGHTS", "sizes"):
-        assert hasattr(package, name), name
-    if arch in TOWERS:
-        assert not hasattr(package, "loss")
-        assert not hasattr(package, "RECIPES")
-    else:
-        assert hasattr(package, "loss")
-        assert set(package.PRESETS) == set(package.RECIPES)
+    """All members that the interface requires are there, and none is misspelt."""
+    package, side = (import_module(x) for x in (jaxmodels.arch(arch).module, twin(arch).module))
+    assert architecture.complaints(package) == []
+    assert twins.complaints(side) == []
+    for name in package.__all__:  # lazy exports can be loaded
+        assert getattr(package, name) is not None
     assert "tiny" in package.PRESETS
+    assert all(isinstance(config, package.Config) for config in package.PRESETS.values())
+    if arch not in TOWERS:
+        assert set(package.PRESETS) == set(package.RECIPES)
 
 
 @pytest.mark.slow
@@ -222,7 +225,7 @@ def test_generation_goes_on_past_the_context(arch):
     assert sampled.shape == (3, 20)
     np.testing.assert_array_equal(drawn(3, sampling=Sampling(1.0), chunk=3), sampled)
     np.testing.assert_array_equal(drawn(1, sampling=Sampling(1.0), chunk=3), sampled[:1])
-    if not getattr(model, "relative", False):
+    if not ModelView(model).relative:
         window, expected = prompt, []
         for _ in range(20):
             if window.shape[1] >= context:
@@ -244,7 +247,7 @@ def test_tables_are_total(arch):
         for path, leaf in held.items():
             assert len(match(package.SHARDING, path)) <= len(leaf.shape)
         for path in sizes.shapes(arch, preset):
-            for rows in (getattr(package, name, ()) for name in ("WEIGHTS", "SAVED", "UPSTREAM")):
+            for rows in (getattr(package, name) for name in ("WEIGHTS", "SAVED", "UPSTREAM")):
                 found = [row for row in rows if pattern(row[0]).fullmatch(path)]
                 assert not rows or len(found) == 1, (path, found)
 
@@ -279,7 +282,7 @@ def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
         assert back[path].dtype == array.dtype
         np.testing.assert_array_equal(back[path], array)
     module = bridge.torch.load(folder)
-    layers = unstack(params, getattr(jaxmodels.arch(arch), "SCANNED", ()))
+    layers = unstack(params, jaxmodels.arch(arch).SCANNED)
     for pair in table.pairs(jaxmodels.arch(arch).WEIGHTS, layers):
         tensor, ours = module.state_dict()[pair.theirs].numpy(), layers[pair.ours]
         np.testing.assert_array_equal(OPS[pair.op].inverse(tensor).reshape(ours.shape), ours)
@@ -301,7 +304,7 @@ def test_the_twin_gives_the_same_logits_and_gradients(converted):
     assert float(value) == pytest.approx(theirs_loss.item(), abs=1e-5)
     theirs_loss.backward()
     theirs = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
-    ours = unstack(ours, getattr(jaxmodels.arch(arch), "SCANNED", ()))
+    ours = unstack(ours, jaxmodels.arch(arch).SCANNED)
     live = [path for path in ours if path not in DEAD.get(arch, ())]
     pairs = table.pairs(jaxmodels.arch(arch).WEIGHTS, live)
     assert len(pairs) == len(theirs)

@@ -65,7 +65,7 @@ def fields_of(
     for name in sorted(known.keys() & stated.keys()):
         if type(stated[name]) is int and stated[name] != known[name]:
             raise _contradiction(name, stated[name], known[name], contents.path, shapes)
-    by_table = getattr(package, "ASSUMED", {}).get(label, {})
+    by_table = package.ASSUMED.get(label, {})
     # A model may hold another (bitgen its tower), whose format takes something for its fields.
     usual = {n: value for n, value in contents.usual.items() if n in names and n not in known}
     by_table = {name: value for name, value in by_table.items() if name in assumed}

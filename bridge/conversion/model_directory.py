@@ -11,7 +11,7 @@ import jaxmodels
 from bridge.checkpoint.config import values_of
 from bridge.checkpoint.opening import Checkpoint
 from bridge.core.tensors import Fingerprint
-from bridge.core.twins import transformers_class, twin
+from bridge.core.twins import twin
 from bridge.formats.raw import upstream_of
 from bridge.formats.tokenizer import drawing, ends, generation_config, padding, write_tokenizer
 from jaxmodels.cli import visible
@@ -49,7 +49,7 @@ def complete(
     """
     side = twin(source.arch)
     describe_model(folder, source, dtype)
-    cls = transformers_class(side)
+    cls = side.TRANSFORMERS
     if cls and to == cls.format:
         path, keys = folder / "config.json", {**_keys(source), "dtype": dtype}
         _write(path, cls.written(keys, upstream_of(source.origin, to), path))
@@ -58,7 +58,7 @@ def complete(
     said = drawing(source.origin.get("generation"))
     if generation := generation_config(source.tokenizer, source.config, said):
         _write(folder / "generation_config.json", generation)
-    for name, values in getattr(side, "BESIDE", {}).items():
+    for name, values in side.BESIDE.items():
         _write(folder / name, values)
     for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
@@ -145,8 +145,7 @@ The licence is that of whoever trained it; set the `license` field above before 
 
 def differences(source: Checkpoint) -> str:
     """What the PyTorch class of a model computes otherwise than the model; mostly nothing."""
-    said: str = getattr(twin(source.arch), "unlike", lambda _: "")(source.config)
-    return said
+    return twin(source.arch).unlike(source.config)
 
 
 def _loading(source: Checkpoint) -> str:

@@ -106,9 +106,10 @@ class TransformersClass:
     missing one means, or a function of the known fields. Written where they are not that."""
     settled: Mapping[str, Any] = field(default_factory=dict)
     """Key → its value in what is written again, whatever the source's config.json had."""
-    idle: frozenset[str] | None = None
-    """Patterns of further keys that change no output. A key that is neither known nor idle is
-    refused unless the config names transformers' own class. None: any key is passed over."""
+    known: frozenset[str] | None = None
+    """Patterns of further keys: those that change no output, and those that the functions below
+    read. Any other key is refused unless the config names transformers' own class, which then
+    passes over it, too. None: no key is refused."""
     reads: Callable[[Mapping[str, Any], Path], Fields] = _no_fields
     """Further fields of our Config that a config.json (and where it is) sets."""
     writes: Callable[[Any], dict[str, Any]] = _no_keys
@@ -275,9 +276,9 @@ class TransformersClass:
                 raise unsupported(key, value, why, where)
 
     def _unknown(self, said: Mapping[str, Any]) -> list[str]:
-        if self.idle is None:
+        if self.known is None:
             return []
-        known = {*self.only, *self.own, *self.settled, *_IDLE, *self.idle}
+        known = {*self.only, *self.own, *self.settled, *_IDLE, *self.known}
         for key in self.rows:
             known |= {key.theirs, *key.aliases, *key.copies}
         return [key for key in said if not any(fnmatchcase(key, each) for each in known)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge.core.twins import twins
+from bridge.core.twins import twin_files
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import digest, read_json
 
@@ -31,7 +31,7 @@ _TRANSFORMERS = {
     *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype"),
     *("activation_function", "activation", "hidden_act", "position_embedding_type"),
     *("summary_type", "summary_activation", "problem_type", "finetuning_task"),
-    *("out_features", "stage_names", "interpolation", "gelu"),
+    *("out_features", "stage_names", "interpolation", "gelu", "rope_type"),
 }
 _LABELS = ("id2label", "label2id")  # any text
 # Formats whose config is never written again.
@@ -77,7 +77,7 @@ def _is_data(key: str, value: Any, words: set[str]) -> bool:
 
 def our_code() -> dict[str, str]:
     """Name → sha256 of the modelling files that model directories of this version carry."""
-    return {file.name: digest(file) for _, side in twins() for file in side.FILES}
+    return {file.name: digest(file) for file in twin_files()}
 
 
 def code_of_ours(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import jaxmodels
 from bridge.core.moments import Moments
 from bridge.core.tensors import DIGESTS, Tensor, digest_of
-from bridge.core.twins import transformers_class, twin
+from bridge.core.twins import twin
 from bridge.formats.foreign import data_only
 from bridge.formats.tokenizer import (
     NO_TOKENIZER,
@@ -76,7 +76,7 @@ def is_own(config: dict[str, Any]) -> bool:
     """Whether a config.json is ours, or what transformers saved of a class of ours: it names one of
     our architectures, and no class of transformers' own that has the same name."""
     ours, kind = tuple(jaxmodels.ARCHS), config.get("model_type")
-    return config.get("arch") in ours or (kind in ours and transformers_class(twin(kind)) is None)
+    return config.get("arch") in ours or (kind in ours and twin(kind).TRANSFORMERS is None)
 
 
 def describe(contents: RawCheckpoint, folder: Path) -> None:

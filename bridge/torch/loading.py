@@ -1,6 +1,6 @@
 """Any checkpoint as a PyTorch module."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,20 @@ def module_of(source: Any) -> Any:
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         module = twin(source.arch).build(source.config)
     module.load_state_dict(state, strict=True, assign=True)
+    _compute_buffers(module, lambda: twin(source.arch).build(source.config))
     if tied(source.arch):
         module.tie_weights()  # the same values became two parameters
     return module.eval()
+
+
+def _compute_buffers(module: Any, build: Callable[[], Any]) -> None:
+    """Gives values to the buffers that no state dict holds, as rotary frequencies: the class
+    computes them when it is built on a real device."""
+    names = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    computed = dict(build().named_buffers()) if names else {}
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        setattr(module.get_submodule(parent), last, computed[name])
 
 
 def state_dict(arch: str, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

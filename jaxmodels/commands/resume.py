@@ -116,7 +116,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """A run's config.json. What an earlier version did not write has its default, which for a new
     field is what was done before there was one; a preset may say otherwise."""
     stored = settings.read_file(path)
-    if (arch := stored.get("arch")) in jaxmodels.ARCHS:
+    if (arch := stored.get("arch")) is not None and arch in jaxmodels.ARCHS:
         stored["model"] = asdict(jaxmodels.arch(arch).Config()) | stored.get("model", {})
     stored["recipe"] = asdict(Recipe()) | stored.get("recipe", {})
     stored["recipe"]["optim"] = asdict(Optim()) | stored["recipe"]["optim"]

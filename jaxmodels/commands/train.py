@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jaxmodels
+from jaxmodels.architecture import Architecture
 from jaxmodels.cli import emit, refuse_repeated, say
 from jaxmodels.commands import multihost, resume
 from jaxmodels.commands.initial import refuse_own_characters, starter
@@ -177,7 +177,7 @@ def _prepare(
     return data, options
 
 
-def _check_devices(package: ModuleType, options: Train[Any]) -> None:
+def _check_devices(package: Architecture, options: Train[Any]) -> None:
     import jax
 
     from jaxmodels.runtime.multihost import processes
@@ -190,7 +190,7 @@ def _check_devices(package: ModuleType, options: Train[Any]) -> None:
             exit_code=USAGE,
         )
     recipe = options.recipe
-    if recipe.slices > 1 and getattr(package, "CROSS_ROW_LOSS", False):
+    if recipe.slices > 1 and package.CROSS_ROW_LOSS:
         raise Problem(
             f"a micro-batch cannot be computed in {recipe.slices} slices",
             why="the loss compares its rows with each other",

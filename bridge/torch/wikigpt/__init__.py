@@ -109,7 +109,7 @@ TRANSFORMERS = TransformersClass(
     # A model without biases has zeros in their place there (bridge/checkpoint/zeros.py).
     own={"bias": True, "tokens": _vocab},
     settled={_TIE: True},
-    idle=frozenset({"reorder_and_upcast_attn", "n_ctx", "summary_*", "pruned_heads"}),
+    known=frozenset({"reorder_and_upcast_attn", "n_ctx", "summary_*", "pruned_heads"}),
     writes=_writes,
     check=_check,
     other=_nanogpt,
