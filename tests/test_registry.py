@@ -123,7 +123,9 @@ def test_what_is_near_a_member_is_misspelt():
     known = architecture.members(
         architecture.Package, architecture.Trained, architecture.OptionalPackage
     )
-    assert architecture.problems(exports - {"Model"}, ["Model", "loss"], known) == [
+    assert architecture.problems(
+        exports - {"Model", "commit", "UPSTREAM"}, ["Model", "loss"], known
+    ) == [
         "Model is missing",
         "UPSTREEM is unknown: is UPSTREAM meant?",
         "comit is unknown: is commit meant?",

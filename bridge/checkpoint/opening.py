@@ -170,7 +170,7 @@ def _bind(
     found = fused_tensors.split(rows, found)
     notes = leave_other_heads(package, found) + drop_ties(package, rows, found, contents.path)
     overrides = overrides_of(package, name, config)
-    known, assumed = fields_of(package, contents, label, rows, found)
+    known, assumed = fields_of(package, contents, label, rows, found, overrides)
     assumed = {field: conventions.get(field, value) for field, value in assumed.items()}
     unsaid = {field for field, value in assumed.items() if value is None and field in otherwise}
     assumed |= {field: otherwise[field] for field in unsaid}

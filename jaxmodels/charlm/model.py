@@ -141,7 +141,7 @@ class Model(nnx.Module):
         rope = rotation(positions, self.config.dim // self.config.heads)
         rate = self.dropout_rate()
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
-        block = remat(Block.__call__, policy, static_argnums=(5,))
+        block = remat(Block.__call__, policy, static=("layer",))
         x, kept = self.embed.embedding[...][tokens].astype(jnp.float32), []
         x = constrain(x, "data", ...)
         for i, layer in enumerate(self.blocks):

@@ -154,7 +154,7 @@ class Model(nnx.Module):
         self._check(t)
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
-        block = remat(Block.__call__, policy, static_argnums=(4,))
+        block = remat(Block.__call__, policy, static=("layer",))
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
         x = of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
         x, kept = constrain(_drop(x, self.config, rngs), "data", ...), []
