@@ -6,7 +6,8 @@ Fields go by their names here; those of a Config inside of another (the image to
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -105,6 +106,26 @@ def check_known(
             fix=f"give it: --set {unknown[0]}={' or '.join(choices) or 'NUMBER'}",
             exit_code=MISMATCH,
         )
+
+
+def parse_settings(words: Iterable[str]) -> dict[str, Any]:
+    """`--set` words as a config: ["heads=4"] → {"heads": 4}.
+
+    Raises:
+        Problem: (usage) a word is not NAME=VALUE.
+    """
+    result = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals):
+            raise Problem(
+                f"--set cannot be {word!r}", fix="write NAME=VALUE, as heads=4", exit_code=USAGE
+            )
+        try:
+            result[name] = json.loads(text)
+        except ValueError:
+            result[name] = text
+    return result
 
 
 def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str, Any]:

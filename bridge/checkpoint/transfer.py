@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import jaxmodels
-from bridge.checkpoint.opening import Checkpoint, preset_of
+from bridge.checkpoint.checkpoint import Checkpoint, preset_of
 from bridge.core.moments import Moments
 from bridge.core.table import Shape, fill
 from bridge.core.tensors import Tensor

@@ -10,8 +10,9 @@ import numpy as np
 
 import jaxmodels
 from bridge.checkpoint.averages import CHOICE, RAW
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import types_of, values_of
-from bridge.checkpoint.opening import Checkpoint, bind
+from bridge.checkpoint.opening import bind
 from bridge.checks.verification import but_for_the_card, digest_problems, told
 from bridge.core.report import Report
 from bridge.core.table import listing

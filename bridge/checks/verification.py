@@ -6,8 +6,9 @@ from typing import Any
 
 import jaxmodels
 from bridge.checkpoint.averages import as_in
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Checkpoint, bind, open_checkpoint
+from bridge.checkpoint.opening import bind, open_checkpoint
 from bridge.checkpoint.transfer import part_of
 from bridge.checks.parity import Parity, agreement
 from bridge.checks.rounding import misrounded

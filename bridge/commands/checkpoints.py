@@ -152,7 +152,7 @@ def convert_main(argv: list[str]) -> int:
     silence_storage()
     options = _with_weights(options)  # the words that are told to `verify` say them too
     import bridge
-    from bridge.checkpoint.opening import parse_settings
+    from bridge.checkpoint.config import parse_settings
 
     report = bridge.convert(
         options.src,
@@ -186,7 +186,7 @@ def inspect_main(argv: list[str]) -> int:
     options = _with_weights(parse(Inspect, gathered(argv, "--set"), "inspect"))
     silence_storage()
     import bridge
-    from bridge.checkpoint.opening import parse_settings
+    from bridge.checkpoint.config import parse_settings
 
     report = bridge.inspect(options.path, options.arch, parse_settings(options.set))
     if options.json:
@@ -201,7 +201,7 @@ def verify_main(argv: list[str]) -> int:
     options = _with_weights(parse(Verify, gathered(argv, "--set"), "verify"))
     silence_storage()
     import bridge
-    from bridge.checkpoint.opening import parse_settings
+    from bridge.checkpoint.config import parse_settings
 
     report = bridge.verify(
         options.path,
@@ -232,7 +232,7 @@ def diff_main(argv: list[str]) -> int:
     options = _with_weights(parse(Diff, argv, "diff"))
     silence_storage()
     import bridge
-    from bridge.checkpoint.opening import parse_settings
+    from bridge.checkpoint.config import parse_settings
 
     report = bridge.diff(options.a, options.b, config=parse_settings(options.set))
     if options.json:

@@ -125,9 +125,7 @@ def convert(
         report["notes"] += write(folder, source, plan, moments, tell, parts)
         contents = recognise(folder)
         written = bind(contents, otherwise=values_of(source.config))
-        checks = check_written(
-            contents, written, source, plan, moments, verify, text=text, gradients=gradients
-        )
-        report |= report_of_output(folder, source, plan, written, checks)
+        checks = check_written(contents, written, source, plan, moments, verify, text, gradients)
+    report |= report_of_output(dst, plan, checks)
     report["notes"] = [*report.notes, *unsaid(source, plan, written)]
     return Report(report, verified=verify)

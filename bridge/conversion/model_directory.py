@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Checkpoint
 from bridge.core.tensors import FLOATS, Tensor, is_float
 from bridge.core.twins import twin
 from bridge.formats.format import Format

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from bridge.checkpoint.opening import Checkpoint
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.core.moments import Moments
 from bridge.core.report import Report
 from bridge.core.twins import twin

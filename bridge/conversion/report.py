@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Checkpoint
 from bridge.checks.verification import said_of, said_of_source
 from bridge.conversion.model_directory import differences
 from bridge.conversion.plan import ConversionPlan
@@ -55,13 +55,7 @@ def report_of_plan(
     )
 
 
-def report_of_output(
-    folder: Path,
-    source: Checkpoint,
-    plan: ConversionPlan,
-    written: Checkpoint,
-    checks: Checks,
-) -> dict[str, Any]:
+def report_of_output(folder: Path, plan: ConversionPlan, checks: Checks) -> dict[str, Any]:
     """What was written, and what its checks found."""
     return {
         "files": [str(path.relative_to(folder)) for path in files_below(folder)],

@@ -8,8 +8,8 @@ import torch
 
 import bridge
 import jaxmodels
+from bridge.checkpoint.loading import load_moments
 from bridge.core import table
-from bridge.core.moments import load as load_moments
 from bridge.core.ops import OPS
 from bridge.formats import bitgen
 from jaxmodels.errors import MISMATCH, USAGE, Problem
@@ -240,7 +240,7 @@ def test_state_that_is_not_there(tmp_path):
 
 
 def test_settings_of_the_tower(checkpoint):
-    from bridge.checkpoint.opening import parse_settings
+    from bridge.checkpoint.config import parse_settings
 
     assert parse_settings(["dinov2.heads=4"]) == HEADS
     said = refused(USAGE, bridge.open_checkpoint, checkpoint, config={"dinov2.head": 4})
