@@ -88,7 +88,8 @@ def inspect(
         report["problems"].append(told(problem))
         report["notes"] += contents.notes
         # What the caller gave may be what is wrong, and strangers contradict nothing.
-        report["damaged"] = contents.arch in jaxmodels.ARCHS and not (arch or config)
+        known = contents.arch is not None and contents.arch in jaxmodels.ARCHS
+        report["damaged"] = known and not (arch or config)
     if tokenizer is None and _reads_text(report.arch):
         report["notes"].append(
             "no vocabulary: token ids work, text does not until --vocab is given"

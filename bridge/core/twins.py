@@ -5,7 +5,8 @@ checkpoint is never run: the module is always our own class, or transformers'. T
 architecture from outside is the module that its package names as `TWIN`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 import jaxmodels
 from bridge.core.tensors import DTYPES, Tensor
+from bridge.core.transformers_class import TransformersClass
 from jaxmodels.architecture import View, exported, members, problems
 from jaxmodels.errors import USAGE, Problem
 
@@ -42,6 +44,9 @@ class Twin(Protocol):
 class OptionalTwin(Protocol):
     """What a twin may export, with the defaults."""
 
+    TRANSFORMERS: TransformersClass | None = None
+    """Where the class is transformers' own: its config.json as a table, which `keys` and `build`
+    follow from, and by which its folders are read and written."""
     FILES: tuple[Path, ...] = ()
     """Modelling files that travel with a model directory, where transformers has no class."""
     BESIDE: Mapping[str, Any] = {}
@@ -89,10 +94,25 @@ def twin(arch: str) -> AnyTwin:
     return _opened(arch, name)
 
 
+def twins() -> Iterator[tuple[str, AnyTwin]]:
+    """Every architecture that has a twin, and its twin. One from outside that cannot be used is
+    passed over: `twin` says what is wrong with it."""
+    for arch in jaxmodels.ARCHS:
+        with suppress(Problem):
+            if name := _twin_module(arch):
+                yield arch, _opened(arch, name)
+
+
 def twin_files() -> list[Path]:
     """The modelling files of all architectures."""
-    names = {arch: name for arch in jaxmodels.ARCHS if (name := _twin_module(arch))}
-    return [file for arch, name in names.items() for file in _opened(arch, name).FILES]
+    return [file for _, side in twins() for file in side.FILES]
+
+
+def transformers_classes() -> Iterator[tuple[str, TransformersClass]]:
+    """Every architecture whose twin is a class of transformers' own, and that class."""
+    for arch, side in twins():
+        if side.TRANSFORMERS is not None:
+            yield arch, side.TRANSFORMERS
 
 
 def complaints(side: ModuleType) -> list[str]:

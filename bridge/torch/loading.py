@@ -54,18 +54,19 @@ def _parameters_without_values() -> Iterator[None]:
     """
     import torch
 
-    register = torch.nn.Module.register_parameter
+    kind: Any = torch.nn.Module
+    register = kind.register_parameter
 
     def empty(module: Any, name: str, parameter: Any) -> None:
         if parameter is not None and parameter.device.type != "meta":  # else tied to another
             parameter = torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    torch.nn.Module.register_parameter = empty
+    kind.register_parameter = empty
     try:
         yield
     finally:
-        torch.nn.Module.register_parameter = register
+        kind.register_parameter = register
 
 
 def state_dict(arch: str, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

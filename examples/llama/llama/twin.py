@@ -16,12 +16,13 @@ from bridge.torch.language import (
 
 __all__ = ["example", "given", "jax_forward", "jax_outputs", "torch_forward", "torch_outputs"]
 AUTO_CLASS = "AutoModelForCausalLM"
+_PLAIN = {"rope_type": "default"}
 
 
 def _rope(said: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """The base of the rotation, which transformers 5 keeps in `rope_parameters`."""
     rope = said.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default" or rope.keys() - {"rope_type", "rope_theta"}:
+    if {k: v for k, v in rope.items() if k != "rope_theta"} not in ({}, _PLAIN):
         raise unsupported("rope_parameters", rope, "only plain rotary positions are", where)
     heads, dim, width = (said.get(k) for k in ("num_attention_heads", "hidden_size", "head_dim"))
     if width is not None and width * (heads or 32) != (dim or 4096):
@@ -52,7 +53,8 @@ TRANSFORMERS = TransformersClass(
         "rope_scaling": Only(None),
         "tie_word_embeddings": Only(False, written=True),
     },
-    idle=frozenset({"pretraining_tp", "attention_dropout", "head_dim", "rope_parameters"}),
+    known=frozenset({"pretraining_tp", "attention_dropout", "head_dim", "rope_parameters"}),
     reads=_rope,
+    writes=lambda config: {"rope_parameters": {"rope_theta": config.rope_base, **_PLAIN}},
 )
 keys, build = TRANSFORMERS.keys, TRANSFORMERS.build
