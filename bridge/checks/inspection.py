@@ -16,7 +16,7 @@ from bridge.checks.verification import but_for_the_card, digest_problems, told
 from bridge.core.report import Report
 from bridge.core.table import listing
 from bridge.core.tensors import DTYPES, Tensor, digest_of, is_float
-from bridge.formats import kind, recognise
+from bridge.formats import kind, misnamed, recognise
 from bridge.formats.raw import RawCheckpoint
 from bridge.storage.safetensors_reader import promised
 from jaxmodels.cli import visible
@@ -26,16 +26,6 @@ from jaxmodels.runtime.paths import flatten
 
 ALWAYS_READ, REPEATED = 2**28, 4  # bytes of values; times the size of the files
 ENOUGH = 64  # values that do not fit a narrower dtype by chance
-# Ending of a file's name → formats that it stands for.
-_ENDINGS = {
-    ".safetensors": ("safetensors",),
-    ".pt": ("nanogpt", "bitgen"),
-    ".pth": ("nanogpt", "dinov2-pth"),
-    ".bin": ("nanogpt",),
-    ".zip": ("wigip-zip",),
-    ".gguf": ("gguf",),
-    ".pkl": ("bwetaf",),
-}
 
 
 def inspect(
@@ -68,7 +58,10 @@ def inspect(
     if not path.exists():
         raise Problem("no such file or folder", where=str(path), fix="check the path")
     report = _empty(path)
-    report["notes"] += _misnamed(path, report.format)
+    if found := misnamed(path):
+        report["notes"].append(
+            f"it is called {path.name}, and its content is {found}: content decides"
+        )
     try:
         contents = recognise(path)
     except Problem as problem:
@@ -279,14 +272,6 @@ def _narrower(array: np.ndarray) -> str:
         if array.dtype != dtype and fit(flat[:ENOUGH], dtype) and fit(flat, dtype):
             return name
     return ""
-
-
-def _misnamed(path: Path, found: str | None) -> list[str]:
-    """What the name of a file says otherwise than its content."""
-    says = _ENDINGS.get(path.suffix.lower())
-    if not path.is_file() or says is None or found in (None, *says):
-        return []
-    return [f"it is called {path.name}, and its content is {found}: content decides"]
 
 
 def _look(report: Report, tensor: Tensor, array: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,53 +10,46 @@ from typing import Any
 import jaxmodels
 from bridge.checkpoint.config import values_of
 from bridge.checkpoint.opening import Checkpoint
-from bridge.core.tensors import Fingerprint
+from bridge.core.tensors import FLOATS, Tensor, is_float
 from bridge.core.twins import twin
+from bridge.formats.format import Format
 from bridge.formats.raw import upstream_of
 from bridge.formats.tokenizer import drawing, ends, generation_config, padding, write_tokenizer
 from jaxmodels.cli import visible
-from jaxmodels.runtime.files import write_manifest
 from jaxmodels.sizes import vocab_used
 
+CONFIG = "config.json"
 
-def describe_model(folder: Path, source: Checkpoint, dtype: str) -> None:
-    """Writes config.json (architecture, preset, every field of the Config) and the tokeniser.
+
+def dtype_of(source: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
+    """The dtype to state for transformers: that of the parameters, float32 if they have several.
+
+    `tensors` are our path → tensor as it is written.
+    """
+    trained = (tensor for path, tensor in tensors.items() if path not in source.state)
+    dtypes = {str(tensor.dtype) for tensor in trained if is_float(tensor.dtype)}
+    return dtypes.pop() if len(dtypes) == 1 else FLOATS[0]
+
+
+def write_beside(
+    folder: Path, source: Checkpoint, format: Format, dtype: str, notes: Iterable[str] = ()
+) -> None:
+    """Writes all of a model directory, or a folder of transformers, but tensors, the tokeniser's
+    own file and the manifest.
 
     Args:
         folder: an existing folder.
         source: the model.
-        dtype: the dtype of its floating-point tensors, for transformers; "" leaves out what
-            is for transformers.
-    """
-    values: dict[str, Any] = {
-        "arch": source.arch,
-        "preset": source.preset,
-        **asdict(source.config),
-    }
-    if dtype:
-        values |= {**_keys(source), "dtype": dtype}
-    _write(folder / "config.json", values)
-    if source.tokenizer is not None:
-        source.tokenizer.save(folder)
-
-
-def complete(
-    folder: Path, source: Checkpoint, dtype: str, to: str = "safetensors", notes: Iterable[str] = ()
-) -> None:
-    """Writes all of a model directory (or transformers folder) but tensors and manifest.
-
-    `notes` are what the model card says besides.
+        format: which of the two.
+        dtype: of its parameters.
+        notes: what the model card says besides.
     """
     side = twin(source.arch)
-    describe_model(folder, source, dtype)
-    cls = side.TRANSFORMERS
-    if cls and to == cls.format:
-        path, keys = folder / "config.json", {**_keys(source), "dtype": dtype}
-        _write(path, cls.written(keys, upstream_of(source.origin, to), path))
+    _write(folder / CONFIG, config_json(folder, source, format, dtype))
     if source.tokenizer is not None:
         write_tokenizer(folder, source.tokenizer, source.config.context)
-    said = drawing(source.origin.get("generation"))
-    if generation := generation_config(source.tokenizer, source.config, said):
+    known = drawing(source.origin.get("generation"))
+    if generation := generation_config(source.tokenizer, source.config, known):
         _write(folder / "generation_config.json", generation)
     for name, values in side.BESIDE.items():
         _write(folder / name, values)
@@ -65,36 +58,24 @@ def complete(
     (folder / "README.md").write_text(card(source, dtype, notes), encoding="utf-8")
 
 
+def config_json(folder: Path, source: Checkpoint, format: Format, dtype: str) -> dict[str, Any]:
+    """config.json in transformers' own form; in a model directory our fields and its keys."""
+    keys = {**_keys(source), "dtype": dtype}
+    cls = twin(source.arch).TRANSFORMERS
+    if cls and format.name == cls.format:
+        return cls.written(keys, upstream_of(source.origin, cls.format), folder / CONFIG)
+    return description(source) | keys
+
+
+def description(source: Checkpoint) -> dict[str, Any]:
+    """A config.json of ours: architecture, preset and every field of the Config."""
+    return {"arch": source.arch, "preset": source.preset, **asdict(source.config)}
+
+
 def _keys(source: Checkpoint) -> dict[str, Any]:
     """transformers' keys; what ends a text is the tokeniser's affair."""
     keys = twin(source.arch).keys(source.config)
     return keys | {key: end for key, end in ends(source.tokenizer).items() if key in keys}
-
-
-def promise(
-    folder: Path, source: Checkpoint, tensors: dict[str, Fingerprint], files: dict[str, str]
-) -> None:
-    """Writes manifest.json: digests of every tensor and file, source and tool; the last file.
-
-    Args:
-        folder: all else that is to be in it.
-        source: the model.
-        tensors: tensor name → digest.
-        files: file → sha256, of those that need not be read for it.
-    """
-    write_manifest(
-        folder,
-        {
-            "tensors": tensors,
-            "source": {
-                "name": source.path.absolute().name,
-                "format": source.format,
-                **source.origin,
-            },
-            "tool": f"jaxmodels {jaxmodels.__version__}",
-        },
-        files,
-    )
 
 
 def card(source: Checkpoint, dtype: str, notes: Iterable[str] = ()) -> str:

@@ -1,69 +1,84 @@
 """Reads back what a conversion wrote, before it gets its name."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from bridge.checkpoint.config import values_of
 from bridge.checkpoint.opening import Checkpoint
 from bridge.checks.parity import Parity, agreement
-from bridge.checks.verification import Wishes, misrounded_in
-from bridge.conversion.plan import PYTORCH, ConversionPlan
+from bridge.checks.verification import misrounded_in
+from bridge.conversion.plan import ConversionPlan
 from bridge.core import table
 from bridge.core.moments import Moments, required
 from bridge.core.tensors import digest_of
 from bridge.formats.raw import RawCheckpoint, check
-from jaxmodels.errors import UNVERIFIED, Problem
+from jaxmodels.errors import UNVERIFIED, USAGE, Problem
 
 CHECKS = ("none", "digest", "roundtrip", "logits")
 ATOL = 1e-4
-# How many tensors are checked at once, of formats that are read in small pieces.
-_READERS = dict.fromkeys(PYTORCH, 2)
+
+
+class Checks(NamedTuple):
+    """What checking found."""
+
+    torch: Parity | None = None
+    """JAX against PyTorch; None below "logits"."""
+    source: Parity | None = None
+    """What was written against its source, if numbers were rounded."""
+
+
+def check_level(level: str, text: str | None, gradients: bool) -> None:
+    """Checks the options that say how an output is checked.
+
+    Raises:
+        Problem: (usage) there is no such level, or it compares no outputs and one of the others
+            says on what.
+    """
+    if level not in CHECKS:
+        why = f"known: {', '.join(CHECKS)}"
+        raise Problem(f"--verify cannot be {level!r}", why=why, exit_code=USAGE)
+    if level != "logits" and (text is not None or gradients):
+        raise Problem(
+            "--text and --gradients say what --verify logits compares",
+            fix="add --verify logits",
+            exit_code=USAGE,
+        )
 
 
 def check_written(
     contents: RawCheckpoint,
+    written: Checkpoint,
     source: Checkpoint,
     plan: ConversionPlan,
-    written: Checkpoint,
     moments: Moments | None,
     level: str,
-    wishes: Wishes = (None, False),
-) -> tuple[Parity | None, Parity | None]:
+    text: str | None = None,
+    gradients: bool = False,
+) -> Checks:
     """Checks a new folder before it gets its name.
 
     Args:
         contents: what was written.
+        written: the same as a model.
         source: what it was made from.
         plan: how.
-        written: the same as a model.
         moments: the optimiser's state that was carried along, under our paths.
         level: one of `CHECKS`; see `bridge.convert`.
-        wishes: text and gradients; see `bridge.verify`.
-
-    Returns:
-        how far JAX and PyTorch are apart, None below "logits"; and how far what was written is
-        from the source in its own precision, None too where nothing was rounded.
+        text: "logits" compares outputs on it too.
+        gradients: "logits" compares gradients too.
 
     Raises:
         Problem: (verification) something is not as it should be.
     """
     if level == "none":
-        return None, None
+        return Checks()
     problems: list[str] = []
-    found = from_source = None
     if level == "digest":
-        with ThreadPoolExecutor(_READERS.get(contents.format, 1)) as readers:
+        with ThreadPoolExecutor(plan.format.readers) as readers:
             list(readers.map(check, contents.tensors.values()))
     else:
-        problems += [
-            f"{path} does not come back as it was"
-            for path, tensor in written.tensors.items()
-            if digest_of(tensor.read()) != digest_of(plan.ours[path].read())
-        ]
-        problems += [
-            f"{path} is further from its source than rounding takes it"
-            for path, error in plan.errors.items()
-            if error and misrounded_in(written, path, source)
-        ]
+        problems += _changed_tensors(written, source, plan)
     if moments is not None:
         problems += _moment_problems(moments, required(written.moments(), contents.path))
     if level in ("roundtrip", "logits"):
@@ -72,11 +87,12 @@ def check_written(
             for name in changed_fields(source, written)
             if name not in written.assumed
         ]
+    found = from_source = None
     if level == "logits" and not problems:
-        found = agreement(written, None, *wishes)
+        found = agreement(written, None, text, gradients)
         problems += found.complaints("JAX and PyTorch", ATOL)
         if any(plan.errors.values()):  # else the tensors are the source's, bit for bit
-            from_source = agreement(written, source, wishes[0])
+            from_source = agreement(written, source, text)
     if problems:
         raise Problem(
             "the output does not read back as it was written; it was removed",
@@ -84,7 +100,7 @@ def check_written(
             fix="check the disk and try again",
             exit_code=UNVERIFIED,
         )
-    return found, from_source
+    return Checks(found, from_source)
 
 
 def changed_fields(a: Checkpoint, b: Checkpoint) -> list[str]:
@@ -93,12 +109,21 @@ def changed_fields(a: Checkpoint, b: Checkpoint) -> list[str]:
     return [name for name, value in values_of(a.config).items() if other[name] != value]
 
 
-def _moment_problems(moments: Moments, written: Moments) -> list[str]:
-    problems = [] if moments.count == written.count else ["the optimiser's count is wrong"]
+def _changed_tensors(
+    written: Checkpoint, source: Checkpoint, plan: ConversionPlan
+) -> Iterator[str]:
+    for path, tensor in written.tensors.items():
+        if digest_of(tensor.read()) != digest_of(plan.ours[path].read()):
+            yield f"{path} does not come back as it was"
+    for path, error in plan.errors.items():
+        if error and misrounded_in(written, path, source):
+            yield f"{path} is further from its source than rounding takes it"
+
+
+def _moment_problems(moments: Moments, written: Moments) -> Iterator[str]:
+    if moments.count != written.count:
+        yield "the optimiser's count is wrong"
     for held, found in ((moments.mu, written.mu), (moments.nu, written.nu)):
-        problems += [
-            f"the moments of {path} do not come back as they were"
-            for path, tensor in held.items()
-            if digest_of(tensor.read()) != digest_of(found[path].read())
-        ]
-    return problems
+        for path, tensor in held.items():
+            if digest_of(tensor.read()) != digest_of(found[path].read()):
+                yield f"the moments of {path} do not come back as they were"

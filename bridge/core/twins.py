@@ -157,10 +157,15 @@ def tied(arch: str) -> tuple[tuple[str, str], ...]:
 
 
 def to_torch(tensor: Tensor) -> Any:
-    """Reads a tensor into torch; bfloat16, which numpy lacks, passes as bits."""
+    """Reads a tensor into torch."""
+    return as_torch(tensor.read())
+
+
+def as_torch(values: np.ndarray) -> Any:
+    """A copy for torch; bfloat16, which numpy lacks, passes as bits."""
     import torch
 
-    array = np.array(tensor.read(), order="C")  # torch wants memory that it may write
-    if tensor.dtype == DTYPES["BF16"]:
+    array = np.array(values, order="C")  # torch wants memory that it may write
+    if array.dtype == DTYPES["BF16"]:
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)

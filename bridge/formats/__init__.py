@@ -1,10 +1,12 @@
-"""The checkpoint formats: how each is recognised and read, and how the seeds' own are written."""
+"""The checkpoint formats: each module here ends in the record of its format; this lists them.
 
-from collections.abc import Callable
+To add one, write a module with a `Format` and put it into FORMATS.
+"""
+
 from pathlib import Path
-from typing import NamedTuple
 
 from bridge.formats import (
+    bitgen,
     bwetaf,
     deepspeed,
     dinov2_pth,
@@ -17,56 +19,51 @@ from bridge.formats import (
     wigip,
 )
 from bridge.formats.foreign import code_beside, refuse_strange
+from bridge.formats.format import Format
 from bridge.formats.raw import RawCheckpoint, changed, complete
 from bridge.sandbox import client
 from bridge.storage import unsupported
-from bridge.storage.safetensors_reader import looks_like_safetensors
 from jaxmodels.cli import visible
-from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.errors import CORRUPT, USAGE, Problem
 
-FORMATS = """a model directory or safetensors file; an Orbax checkpoint (a tree, a step, or the \
-folder of a CheckpointManager); a run directory \
-of `jaxmodels train`, or one of its checkpoints; a GPT-2 or DINOv2 folder of transformers; a \
-nanoGPT checkpoint (`ckpt.pt`, or the folder that holds it), BitGen Stage 1's (`checkpoint-N.pt`, \
-`pytorch_model.bin`), DeepSpeed's folders, DINOv2's `.pth` or another torch file of named tensors; \
-a bwetaf folder; wigip's `step_N.zip`, or a folder of them; a GGUF file of the architecture gpt2, \
-or a folder with one"""
-
-
-class Format(NamedTuple):
-    """How one format is recognised and opened."""
-
-    name: str
-    """As in `jaxmodels convert --to`."""
-    matches: Callable[[Path], bool]
-    """Whether a file, or a folder, is one; it never raises for strange content."""
-    open: Callable[[Path], RawCheckpoint]
-
-
-# The first that matches.
-_FILES = (
-    Format("safetensors", looks_like_safetensors, model_files.open_file),
-    Format("nanogpt", torch_files.is_file, torch_files.open_file),
-    Format("wigip-zip", wigip.is_file, wigip.open_file),
-    Format("gguf", gguf.is_file, gguf.open_file),
-    Format("bwetaf", bwetaf.is_file, bwetaf.open_file),
+# The first that recognises a file or folder opens it.
+FORMATS: tuple[Format, ...] = (
+    runs.FORMAT,
+    runs.STEP,
+    orbax_folders.FORMAT,
+    bwetaf.FORMAT,
+    transformers_folder.FORMAT,
+    model_files.FORMAT,
+    deepspeed.FORMAT,
+    torch_files.FORMAT,
+    wigip.FORMAT,
+    gguf.FORMAT,
+    bwetaf.FILE,
+    bitgen.FORMAT,
+    dinov2_pth.FORMAT,
 )
-_FOLDERS = (
-    Format("orbax", runs.is_run, runs.open_run),
-    Format("orbax", runs.is_step, runs.open_step),
-    Format("orbax", orbax_folders.is_folder, orbax_folders.open_folder),
-    Format("bwetaf", bwetaf.is_folder, bwetaf.open_folder),
-    Format("transformers", transformers_folder.is_folder, transformers_folder.open_folder),
-    Format("safetensors", model_files.is_folder, model_files.open_folder),
-    Format("torch", deepspeed.is_folder, deepspeed.open_folder),
-    Format("nanogpt", torch_files.is_folder, torch_files.open_folder),
-    Format("wigip-zip", wigip.is_folder, wigip.open_folder),
-    Format("gguf", gguf.is_folder, gguf.open_folder),
-)
+
+
+def targets() -> dict[str, Format]:
+    """Name → format, of all that `convert --to` writes."""
+    known = [*FORMATS, *transformers_folder.targets()]
+    return {format.name: format for format in known if format.is_target}
+
+
+def target(name: str) -> Format:
+    """The format that `--to` names.
+
+    Raises:
+        Problem: (usage) there is none.
+    """
+    if name not in (known := targets()):
+        why = f"known: {', '.join(known)}"
+        raise Problem(f"--to cannot be {name!r}", why=why, exit_code=USAGE)
+    return known[name]
 
 
 def recognise(path: Path) -> RawCheckpoint:
-    """Finds out what lies at a path, without reading the values of tensors.
+    """Finds out what a file or folder is, without reading the values of tensors.
 
     Raises:
         Problem: (corrupt) nothing there, nothing known, or damaged; (unsafe) a file that asks
@@ -77,50 +74,62 @@ def recognise(path: Path) -> RawCheckpoint:
     refuse_strange(path)
     if path.name.endswith(".distcp"):  # files that torch.save wrote, one behind the other
         raise unsupported.problem(path, unsupported.DISTRIBUTED)
-    if found := _format(path):
-        contents = found.open(path)
-        folder = path if path.is_dir() else path.parent
-        contents = transformers_folder.with_config(contents, folder)
-        contents = dinov2_pth.understood(contents, folder)
-        contents.notes += code_beside(path) if path.is_dir() else []
-        contents.damaged = changed(path) if path.is_dir() else []
-        if not contents.damaged:
-            complete(contents, path)
-        return contents
-    fix = f"known are {FORMATS}"
+    if (format := _format(path)) is None:
+        raise _unknown(path)
+    opened = format.open_file if path.is_file() else format.open_folder
+    assert opened is not None  # `_format` looks at both sides
+    contents, folder = opened(path), path if path.is_dir() else path.parent
+    for each in FORMATS:
+        if each.interpret:
+            contents = each.interpret(contents, folder)
+    contents.notes += code_beside(path) if path.is_dir() else []
+    contents.damaged = changed(path) if path.is_dir() else []
+    if not contents.damaged:
+        complete(contents, path)
+    return contents
+
+
+def kind(path: Path) -> str | None:
+    """The name of the format that a path seems to have, even when it is damaged."""
+    if (found := _format(path)) is None:
+        return None
+    return found.name_in(path) if found.name_in else found.name
+
+
+def misnamed(path: Path) -> str | None:
+    """The format of a file whose name ends as only other formats' do; else None."""
+    ending, found = path.suffix.lower(), kind(path)
+    expected = {format.name for format in FORMATS if ending in format.endings}
+    return found if path.is_file() and expected and found not in expected else None
+
+
+def _format(path: Path) -> Format | None:
+    for format in FORMATS:
+        matches = format.is_file if path.is_file() else format.is_folder if path.is_dir() else None
+        if matches and matches(path):
+            return format
+    return None
+
+
+def _unknown(path: Path) -> Problem:
+    whats = [format.what for format in (*FORMATS, *transformers_folder.targets()) if format.what]
+    fix = f"known are {'; '.join(whats)}"
     if path.is_file():
         unsupported.refuse(path)
-        start = _start(path)
+        with path.open("rb") as file:
+            start = file.read(8)
         if start.startswith(b"PK"):
-            client.read("check", path)  # says what is wrong with it, if something is
+            client.read("check", path)  # reports what is wrong with it, if something is
         why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
-        said, advice = unsupported.found_in(path)
+        found, advice = unsupported.found_in(path)
         names = sorted(visible(file.name) for file in path.iterdir())[:10]
-        held = f"it holds: {', '.join(names) or 'nothing'}"
-        why, fix = "\n".join([*said, held]), advice or fix
-    raise Problem(
+        why = "\n".join([*found, f"it holds: {', '.join(names) or 'nothing'}"])
+        fix = advice or fix
+    return Problem(
         "this is not a checkpoint of a known format",
         where=str(path),
         why=why,
         fix=fix,
         exit_code=CORRUPT,
     )
-
-
-def kind(path: Path) -> str | None:
-    """The format that a path seems to have, even when it is damaged."""
-    found = _format(path)
-    if found and found.open is transformers_folder.open_folder:
-        return transformers_folder.format_in(path)
-    return found.name if found else None
-
-
-def _format(path: Path) -> Format | None:
-    known = _FILES if path.is_file() else _FOLDERS if path.is_dir() else ()
-    return next((entry for entry in known if entry.matches(path)), None)
-
-
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(8)

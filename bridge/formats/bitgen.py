@@ -7,7 +7,7 @@ pickled `Stage1Config`, a plain dataclass that is read as its fields and never l
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,9 @@ import numpy as np
 
 from bridge.core.moments import Moments, count_of
 from bridge.core.table import path_of
-from bridge.core.tensors import Fingerprint, Tensor, fingerprint
+from bridge.core.tensors import Tensor
+from bridge.core.twins import as_torch, to_torch
+from bridge.formats.format import Format, Output
 from bridge.formats.raw import RawCheckpoint, upstream_of, with_upstream
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.runtime.paths import pattern
@@ -146,43 +148,19 @@ def check_config(config: Any, where: Path) -> None:
         )
 
 
-def write_bitgen(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    config: Any,
-    origin: dict[str, Any],
-    moments: Moments | None,
-    tell: Callable[[Tensor], None],
-) -> dict[str, Fingerprint]:
+def write(output: Output) -> None:
     """Writes `checkpoint-STEP.pt` as the seed's trainer does; holds the whole model in memory.
 
     Its configuration is a plain dict instead of a pickled class, so that `torch.load` reads the
-    file as it is; the optimiser has not begun where no state is carried.
-
-    Args:
-        folder: an existing folder.
-        tensors: the seed's name → tensor, in the seed's order.
-        config: our Config.
-        origin: what is known of the training.
-        moments: AdamW's state in the seed's names.
-        tell: called after each tensor.
-
-    Returns:
-        name → {"dtype", "shape", digest}.
+    file as it is. Without `moments` the optimiser has not begun.
     """
     import torch
 
-    from bridge.core.twins import to_torch
-
-    state, digests = {}, {}
-    for name, tensor in tensors.items():
-        array = tensor.read()
-        digests[name] = fingerprint(array)
-        state[name] = to_torch(replace(tensor, read=lambda array=array: array))  # type: ignore[misc]
-        tell(tensor)
-    said = upstream_of(origin, "bitgen").get("config")
-    fields = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
-    optimizer, scheduler = _torch_optimiser(tensors, moments, _plain(said))
+    config, origin = output.config, output.origin
+    state = {name: as_torch(output.read(tensor)) for name, tensor in output.tensors.items()}
+    was = _plain(upstream_of(origin, "bitgen").get("config"))
+    sizes = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
+    optimizer, scheduler = _torch_optimiser(output.tensors, output.moments, was)
     torch.save(
         {
             "global_step": origin.get("step", 0),
@@ -190,11 +168,10 @@ def write_bitgen(
             STATE: state,
             "optimizer_state_dict": optimizer,
             "scheduler_state_dict": scheduler,
-            "config": {**_plain(said), **fields, "head_dim": config.dim // config.heads},
+            "config": {**was, **sizes, "head_dim": config.dim // config.heads},
         },
-        folder / file_name(origin),
+        output.folder / file_name(origin),
     )
-    return digests
 
 
 def _place(name: str) -> str:
@@ -257,8 +234,6 @@ def _torch_optimiser(
     """`state_dict()` of the trainer's AdamW, and of its schedule over optimiser steps."""
     import torch
 
-    from bridge.core.twins import to_torch
-
     order = trained(tensors)
     said = {**SETTINGS, **(moments.settings if moments else {})}
     count = moments.count if moments else 0
@@ -292,3 +267,13 @@ def _torch_optimiser(
         "lr_lambdas": [None],
     }
     return saved, scheduler
+
+
+FORMAT = Format(
+    "bitgen",
+    "BitGen Stage 1's `checkpoint-N.pt` or `pytorch_model.bin`",
+    write=write,
+    arch="bitgen_stage1",
+    file=file_name,
+    check=check_config,
+)

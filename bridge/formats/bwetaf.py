@@ -4,7 +4,6 @@ Source: seed 003, the package BwETAF 0.5.1, `model/model.py` (`ModelManager`) an
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 import jaxmodels
 from bridge.core import table
 from bridge.core.moments import Moments, count_of
-from bridge.core.tensors import Fingerprint, Tensor
+from bridge.core.tensors import Tensor
+from bridge.formats.format import Format, Output
 from bridge.formats.raw import RawCheckpoint, checked, origin_of, upstream_of, with_upstream
 from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree
 from bridge.legacy.msgpack_writer import write_msgpack
@@ -111,34 +111,16 @@ def check_config(config: Any, where: Path) -> None:
         )
 
 
-def write_bwetaf(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    config: Any,
-    origin: dict[str, Any],
-    moments: Moments | None,
-    tell: Callable[[Tensor], None],
-) -> dict[str, Fingerprint]:
-    """Writes the folder as the seed's `save_model` does, one tensor at a time.
-
-    Args:
-        folder: an existing folder.
-        tensors: the seed's name → tensor.
-        config: bwetaf's Config.
-        origin: what is known of where the model comes from; keys of an earlier JSON are kept.
-        moments: AdamW's state in the seed's names; None writes none.
-        tell: called after each tensor.
-
-    Returns:
-        name → {"dtype", "shape", digest}.
-    """
-    digests = write_msgpack(folder / WEIGHTS_FILE, {"params": _nest(tensors)}, tell)
-    said = written_config(config, origin)
+def write(output: Output) -> None:
+    """Writes the folder as the seed's `save_model` does, one tensor at a time."""
+    folder = output.folder
+    tree = {"params": _nest(output.tensors)}
+    output.digests |= write_msgpack(folder / WEIGHTS_FILE, tree, output.progress)
+    config = written_config(output.config, output.origin)
     # As the seed writes it: no newline at the end.
-    (folder / CONFIG).write_text(json.dumps(said, indent=2), encoding="utf-8")
-    if moments is not None:
-        write_msgpack(folder / OPTIMIZER, _optax_tree(moments))
-    return digests
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    if output.moments is not None:
+        write_msgpack(folder / OPTIMIZER, _optax_tree(output.moments))
 
 
 def written_config(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
@@ -236,3 +218,18 @@ def _optax_tree(moments: Moments) -> Tree:
     steps = Tensor("count", (), count.dtype, lambda: count)
     mu, nu = ({"params": _nest(held)} for held in (moments.mu, moments.nu))
     return {"0": {"count": steps, "mu": mu, "nu": nu}, "1": {}, "2": {"count": steps}}
+
+
+FORMAT = Format(
+    "bwetaf",
+    "a bwetaf folder",
+    is_folder=is_folder,
+    open_folder=open_folder,
+    endings=(".pkl",),
+    write=write,
+    arch="bwetaf",
+    file=lambda origin: WEIGHTS_FILE,
+    check=check_config,
+)
+# Looked for after all other files: a msgpack has no mark of its own.
+FILE = Format("bwetaf", is_file=is_file, open_file=open_file, endings=(".pkl",))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from bridge.core.tensors import is_float
 from bridge.formats import torch_files
+from bridge.formats.format import Format
 from bridge.formats.raw import RawCheckpoint, checked, take_tokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from jaxmodels.runtime.files import read_limited
@@ -127,3 +128,6 @@ def _in_pieces(step: Path, held: _Step) -> Problem:
         fix=fix,
         exit_code=MISMATCH,
     )
+
+
+FORMAT = Format("torch", "DeepSpeed's folders", is_folder=is_folder, open_folder=open_folder)

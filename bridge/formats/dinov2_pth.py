@@ -5,22 +5,18 @@ may lie in chunks; timm's `vision_transformer.py`, see `timm`.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from bridge.core.moments import Moments
-from bridge.core.tensors import Fingerprint, Tensor, fingerprint
+from bridge.core.tensors import Tensor
+from bridge.core.twins import as_torch
 from bridge.formats import timm
+from bridge.formats.format import Format, Output
 from bridge.formats.raw import RawCheckpoint
 from bridge.formats.wrappers import without_words
 from jaxmodels.errors import CORRUPT, Problem
 
-FORMAT = "dinov2-pth"
+NAME = "dinov2-pth"
 FILE = "dinov2_pretrain.pth"
 _MARKS = ("cls_token", "pos_embed", "patch_embed.proj.weight")  # in every file
 # A block in a chunk keeps its number among all: blocks.1.7.norm1.bias is of block 7.
@@ -47,7 +43,7 @@ def understood(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
         contents,
         arch="dinov2",
         table="UPSTREAM",
-        format=FORMAT if contents.format == "torch" else contents.format,
+        format=NAME if contents.format == "torch" else contents.format,
         tensors=_unchunked(contents),
         notes=list(contents.notes),
     )
@@ -69,40 +65,20 @@ def _unchunked(contents: RawCheckpoint) -> dict[str, Tensor]:
     return {new[old]: replace(tensor, name=new[old]) for old, tensor in contents.tensors.items()}
 
 
-def write_pth(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    config: Any,
-    origin: dict[str, Any],
-    moments: Moments | None,
-    tell: Callable[[Tensor], None],
-) -> dict[str, Fingerprint]:
-    """Writes the state dict that the published code loads; holds the whole model in memory.
-
-    Args:
-        folder: an existing folder.
-        tensors: the published name → tensor.
-        config: dinov2's Config; the file does not say it.
-        origin: what is known of the training; the file does not say it.
-        moments: always None.
-        tell: called after each tensor.
-
-    Returns:
-        name → {"dtype", "shape", digest}.
-    """
+def write(output: Output) -> None:
+    """Writes the state dict that the published code loads; holds the whole model in memory."""
     import torch
 
-    from bridge.core.twins import to_torch
-
-    state, digests = {}, {}
-    for name, tensor in tensors.items():
-        array = tensor.read()
-        digests[name] = fingerprint(array)
-        state[name] = to_torch(replace(tensor, read=partial(_same, array)))
-        tell(tensor)
-    torch.save(state, folder / FILE)
-    return digests
+    state = {name: as_torch(output.read(tensor)) for name, tensor in output.tensors.items()}
+    torch.save(state, output.folder / FILE)
 
 
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
+FORMAT = Format(
+    NAME,
+    "DINOv2's `.pth`",
+    interpret=understood,
+    write=write,
+    arch="dinov2",
+    file=lambda origin: FILE,
+    moments=None,
+)

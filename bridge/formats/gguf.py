@@ -1,49 +1,22 @@
-"""GGUF files of wikigpt: what llama.cpp runs, as its architecture "gpt2".
+"""GGUF files of wikigpt: what llama.cpp runs, as its architecture "gpt2"."""
 
-Matrices are float32, float16, bfloat16 or Q8_0; vectors and positions always float32, as llama.cpp
-expects. Config fields that GGUF has no key for are kept under a key of our own.
-"""
-
-import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bridge.core.tensors import DTYPES, Fingerprint, Tensor, cast, fingerprint, raw
-from bridge.formats import gguf_vocabulary
+from bridge.core.tensors import Tensor
+from bridge.formats import gguf_vocabulary, gguf_writer
+from bridge.formats.format import Format
+from bridge.formats.gguf_writer import ARCH, EPSILON, FIELDS, OURS
 from bridge.formats.raw import RawCheckpoint, checked, origin_of
-from bridge.storage.gguf_reader import (
-    BLOCK,
-    Q8_0,
-    dequantised,
-    is_quantised,
-    looks_like_gguf,
-    read_gguf,
-    stored_bytes,
-)
+from bridge.storage.gguf_reader import is_quantised, looks_like_gguf, read_gguf
 from data_pipelines.errors import DataProblem
-from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.transformers_files import UnknownTokenizer
-from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
+from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from jaxmodels.runtime.files import json_object
 
-FORMAT, FILE, ARCH = "gguf", "model.gguf", "gpt2"
-QUANTISED = "q8_0"
-"""The choice of `--dtype` that only this target has."""
-OURS = "jaxmodels.config"
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
-_EPSILON = 1e-5
-# GGUF's key → field of wikigpt's Config.
-_FIELDS = {
-    f"{ARCH}.context_length": "context",
-    f"{ARCH}.embedding_length": "dim",
-    f"{ARCH}.feed_forward_length": "hidden",
-    f"{ARCH}.block_count": "layers",
-    f"{ARCH}.attention.head_count": "heads",
-}
 _HEADS_KV = f"{ARCH}.attention.head_count_kv"
 # Further keys of the model that change nothing, or must have this value.
 _ONLY = {f"{ARCH}.attention.causal": True, f"{ARCH}.use_parallel_residual": False}
@@ -51,8 +24,6 @@ _VOCAB = f"{ARCH}.vocab_size"  # read where it is there; the embedding says it t
 _IDLE = {f"{ARCH}.attention.layer_norm_epsilon", _VOCAB, _HEADS_KV}
 # llama.cpp computes the tanh form whatever the model was trained with.
 _USUAL = {"gelu": "tanh", "dropout": 0.0}
-# ggml's numbers of types, and of a file in which most tensors have that type.
-_TYPES = {DTYPES["F32"]: (0, 0), DTYPES["F16"]: (1, 1), Q8_0: (8, 7), DTYPES["BF16"]: (30, 32)}
 
 
 def is_file(path: Path) -> bool:
@@ -91,7 +62,7 @@ def open_file(path: Path) -> RawCheckpoint:
             where=str(path),
             why=f"its architecture is {str(arch)[:80]!r}; {ARCH!r} is read"
             if arch != ARCH
-            else f"its epsilon is {epsilon}; wikigpt's is {_EPSILON}",
+            else f"its epsilon is {epsilon}; wikigpt's is {EPSILON}",
             fix="convert another checkpoint of the model",
             exit_code=MISMATCH,
         )
@@ -114,7 +85,7 @@ def open_file(path: Path) -> RawCheckpoint:
         ) from None
     return RawCheckpoint(
         path,
-        FORMAT,
+        "gguf",
         tensors,
         arch="wikigpt",
         fields=fields,
@@ -127,140 +98,10 @@ def open_file(path: Path) -> RawCheckpoint:
     )
 
 
-def notes_on(config: Any, tokenizer: Tokenizer | None) -> list[str]:
-    """What llama.cpp will do otherwise than this model."""
-    notes = []
-    if config.gelu == "exact":
-        notes.append(
-            "llama.cpp computes the tanh form of GELU, this model the exact one: a number may "
-            "differ by up to 5e-4 in each block"
-        )
-    if gguf_vocabulary.keys_of(tokenizer, config.vocab)["tokenizer.ggml.model"] == "none":
-        notes.append("llama.cpp gets no vocabulary: it takes and gives token ids only")
-    return notes
-
-
-def stays_float32(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether llama.cpp wants a parameter (our path) in float32 in any case."""
-    return len(shape) < 2 or path.startswith("pos/")
-
-
-def rounded(tensor: Tensor, told: Callable[[str, float], None]) -> Tensor:
-    """A matrix in their layout as Q8_0 keeps it: float32, unread; `told` as in `tensors.cast`.
-
-    One whose rows are no whole blocks stays float32, which llama.cpp takes as well.
-    """
-    exact = cast(tensor, DTYPES["F32"])
-    if not can_quantise(tensor.shape):
-        return exact
-
-    def read() -> np.ndarray:
-        values = exact.read()
-        kept = dequantised(_blocks(values)).reshape(values.shape)
-        if not np.isfinite(kept).all():
-            raise Problem(
-                f"{tensor.name} has values that Q8_0 cannot hold",
-                why=f"the largest is {np.abs(values).max():.3g}",
-                fix="use another --dtype",
-                exit_code=MISMATCH,
-            )
-        told(tensor.name, float(np.abs(values - kept).max(initial=0.0)))
-        return kept
-
-    return replace(exact, read=read)
-
-
-def can_quantise(shape: tuple[int, ...]) -> bool:
-    """Whether a matrix consists of whole blocks."""
-    return len(shape) == 2 and shape[1] % BLOCK == 0
-
-
-def write_gguf(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    config: Any,
-    tokenizer: Tokenizer | None,
-    quantised: frozenset[str],
-    tell: Callable[[Tensor], None],
-) -> dict[str, Fingerprint]:
-    """Writes `model.gguf`, one tensor at a time.
-
-    Args:
-        folder: an existing folder.
-        tensors: GGUF's name → tensor.
-        config: wikigpt's Config.
-        tokenizer: the model's.
-        quantised: names of those that are written as Q8_0.
-        tell: called after each tensor.
-
-    Returns:
-        name → {"dtype", "shape", digest}, of the values as they will be read.
-    """
-    gguf = library()
-    path, digests = folder / FILE, {}
-    stored = {n: Q8_0 if n in quantised else tensor.dtype for n, tensor in tensors.items()}
-    largest = max(tensors, key=lambda name: tensors[name].size)
-    writer = gguf.GGUFWriter(path, ARCH)
-    writer.add_file_type(_TYPES[stored[largest]][1])
-    _describe(writer, config, tokenizer)
-    for name, tensor in tensors.items():
-        kind = gguf.GGMLQuantizationType(_TYPES[stored[name]][0])
-        size = stored_bytes(tensor.shape, stored[name])
-        writer.add_tensor_info(name, tensor.shape, tensor.dtype, size, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    # The library writes arrays that it holds; here each is read, written and let go.
-    with path.open("ab") as file:
-        for name, tensor in tensors.items():
-            array = tensor.read()
-            file.write(bytes(-file.tell() % writer.data_alignment))
-            file.write(raw(_blocks(array) if name in quantised else array).data)
-            digests[name] = fingerprint(array)
-            tell(tensor)
-        file.write(bytes(-file.tell() % writer.data_alignment))
-    return digests
-
-
-def library() -> Any:
-    """The package `gguf`.
-
-    Raises:
-        Problem: (usage) it is not installed.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise Problem(
-            "GGUF files are written with the package gguf, which is not here",
-            why=str(error),
-            fix="pip install 'jaxmodels[gguf]'",
-            exit_code=USAGE,
-        ) from None
-    return gguf
-
-
-def _describe(writer: Any, config: Any, tokenizer: Tokenizer | None) -> None:
-    for key, field in _FIELDS.items():
-        writer.add_uint32(key, getattr(config, field))
-    writer.add_layer_norm_eps(_EPSILON)
-    writer.add_string(OURS, json.dumps(asdict(config)))
-    for key, value in gguf_vocabulary.keys_of(tokenizer, config.vocab).items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
-
-
 def _fields(said: dict[str, Any]) -> dict[str, Any]:
     """Fields of wikigpt's Config; ValueError where the file contradicts itself."""
     own = json_object(str(said.get(OURS, "{}")).encode())
-    keys = {**_FIELDS, _VOCAB: "vocab"}
+    keys = {**FIELDS, _VOCAB: "vocab"}
     told = {field: said[key] for key, field in keys.items() if key in said}
     for field, value in told.items():
         if own.get(field, value) != value:
@@ -276,7 +117,7 @@ def _check_keys(path: Path, said: dict[str, Any]) -> None:
     heads = said.get(f"{ARCH}.attention.head_count")
     only = {**_ONLY, _HEADS_KV: heads}
     for key, value in said.items():
-        if not key.startswith(f"{ARCH}.") or key in _FIELDS:
+        if not key.startswith(f"{ARCH}.") or key in FIELDS:
             continue
         if value != only.get(key, value) or key not in (*only, *_IDLE):
             raise Problem(
@@ -324,15 +165,29 @@ def _without_head(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Ten
 
 def _near(epsilon: Any) -> bool:
     """Whether a value is wikigpt's epsilon, as far as float32 tells."""
-    return isinstance(epsilon, float) and abs(epsilon - _EPSILON) < 1e-3 * _EPSILON
-
-
-def _blocks(values: np.ndarray) -> np.ndarray:
-    """A float32 matrix as blocks of Q8_0, row by row."""
-    gguf = library()
-    kind = gguf.GGMLQuantizationType.Q8_0
-    return gguf.quants.quantize(np.ascontiguousarray(values), kind).reshape(-1).view(Q8_0)
+    return isinstance(epsilon, float) and abs(epsilon - EPSILON) < 1e-3 * EPSILON
 
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_file() and is_file(path)]
+
+
+FORMAT = Format(
+    "gguf",
+    "a GGUF file of the architecture gpt2, or a folder with one",
+    is_file=is_file,
+    open_file=open_file,
+    is_folder=is_folder,
+    open_folder=open_folder,
+    endings=(".gguf",),
+    write=gguf_writer.write,
+    arch="wikigpt",
+    tables=("GGUF",),
+    file=lambda origin: gguf_writer.FILE,
+    filled=True,
+    check=gguf_writer.check,
+    notes=gguf_writer.notes,
+    moments=None,
+    stays_float32=gguf_writer.stays_float32,
+    quantisation=gguf_writer.QUANTISATION,
+)

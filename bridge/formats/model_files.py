@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bridge.core.moments import SETTINGS, Moments, count_of
 from bridge.core.tensors import Tensor
+from bridge.formats.format import Format
 from bridge.formats.raw import RawCheckpoint, checked, describe
 from bridge.storage.safetensors_reader import (
     looks_like_safetensors,
@@ -118,3 +119,18 @@ def write_moments(folder: Path, moments: Moments) -> dict[str, str]:
         for held, end in ((moments.mu, _MEAN), (moments.nu, _SQUARE))
     ]
     return {OPTIMIZER: write_file(folder / OPTIMIZER, tensors, metadata=said)[1]}
+
+
+FORMAT = Format(
+    "safetensors",
+    "a model directory or safetensors file",
+    is_file=looks_like_safetensors,
+    open_file=open_file,
+    is_folder=is_folder,
+    open_folder=open_folder,
+    endings=(".safetensors",),
+    readers=2,
+    pytorch=True,
+    tables=("SAVED", "WEIGHTS"),
+    filled=True,
+)

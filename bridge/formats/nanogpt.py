@@ -1,24 +1,20 @@
 """nanoGPT's checkpoint, `ckpt.pt`: model, optimiser, sizes, and where training stood.
 
-Source: karpathy/nanoGPT, `train.py` (what is saved) and `model.py` (names, order of parameters in
-the optimiser).
+Source: karpathy/nanoGPT, `train.py` (what is saved) and `model.py` (names).
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bridge.core.moments import Moments, count_of
-from bridge.core.tensors import Fingerprint, Tensor, fingerprint
-from bridge.formats.nanogpt_meta import DATASET
+from bridge.core.tensors import Tensor
+from bridge.formats.format import Format, Output
+from bridge.formats.nanogpt_meta import DATASET, write_meta
 from bridge.formats.nanogpt_meta import FILE as META
+from bridge.formats.nanogpt_optimizer import HEAD, read_moments, scalar, state_dict
 from bridge.formats.raw import RawCheckpoint, upstream_of, with_upstream
 from bridge.legacy.torch_writer import write_torch
 from bridge.legacy.unpickle import Named, Record
@@ -27,7 +23,7 @@ from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jaxmodels.errors import MISMATCH, Problem
 
 FILE = "ckpt.pt"
-HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+EMBEDDING = "transformer.wte.weight"
 
 # nanoGPT's model_args, in its order → field of wikigpt's Config.
 ARGS = {
@@ -60,8 +56,6 @@ GELU_NOTE = (
     "nanoGPT computed the tanh form of GELU until June 2023: give --set gelu=tanh for a "
     "checkpoint from before"
 )
-# nanoGPT's own, where nothing better is known.
-SETTINGS = {"lr": 6e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
 
 def args_of(value: Any) -> dict[str, Any] | None:
@@ -227,7 +221,7 @@ def with_dataset(origin: dict[str, Any], tokenizer: Tokenizer | None) -> dict[st
     return with_upstream(origin, "nanogpt", {**said, "config": {**config, "dataset": DATASET}})
 
 
-def notes_on(origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
+def notes_on(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
     """What nanoGPT's `sample.py` needs besides, or cannot do."""
     if isinstance(tokenizer, CharTokenizer):
         dataset = upstream_of(with_dataset(origin, tokenizer), "nanogpt")["config"]["dataset"]
@@ -239,45 +233,24 @@ def notes_on(origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
     ]
 
 
-def write_nanogpt(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    config: Any,
-    origin: dict[str, Any],
-    moments: Moments | None,
-    tell: Callable[[Tensor], None],
-) -> dict[str, Fingerprint]:
-    """Writes `ckpt.pt` as nanoGPT's `train.py` does, one tensor at a time.
+def write(output: Output) -> None:
+    """Writes `ckpt.pt` as nanoGPT's `train.py` does, one tensor at a time, and the characters.
 
-    Args:
-        folder: an existing folder.
-        tensors: nanoGPT's name → tensor, in nanoGPT's order.
-        config: wikigpt's Config.
-        origin: what is known of the training.
-        moments: AdamW's state in nanoGPT's names; None writes an optimiser that has not begun.
-        tell: called after each tensor.
-
-    Returns:
-        name → {"dtype", "shape", digest}.
+    Without `moments` the optimiser has not begun.
     """
-    digests: dict[str, Fingerprint] = {}
-
-    def values(tensor: Tensor) -> np.ndarray:
-        array = tensor.read()
-        if tensors.get(tensor.name) is tensor:
-            digests[tensor.name] = fingerprint(array)
-            tell(tensor)
-        return array
-
+    tensors = output.tensors
+    origin = with_dataset(output.origin, output.tokenizer)
     # One tensor under two names, as in nanoGPT.
     state = {**tensors, HEAD: tensors[EMBEDDING]}
-    optimizer = _torch_optimiser(tensors, moments)
-    checkpoint = {"model": state, "optimizer": optimizer, **_said(config, origin)}
-    write_torch(folder / FILE, checkpoint, values)
-    return digests | {HEAD: digests[EMBEDDING]}
+    optimizer = state_dict(tensors, output.moments)
+    checkpoint = {"model": state, "optimizer": optimizer, **_beside(output.config, origin)}
+    write_torch(output.folder / FILE, checkpoint, output.read)
+    output.digests[HEAD] = output.digests[EMBEDDING]
+    if isinstance(output.tokenizer, CharTokenizer):
+        write_meta(output.folder / META, output.tokenizer)
 
 
-def _said(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
+def _beside(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says besides the tensors, in nanoGPT's order."""
     said = upstream_of(origin, "nanogpt")
     args = {name: getattr(config, field) for name, field in ARGS.items()}
@@ -285,15 +258,9 @@ def _said(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     return {
         "model_args": {**{k: x for k, x in before.items() if k in args}, **args},
         "iter_num": origin.get("step", 0),
-        "best_val_loss": _scalar(_loss(origin)),
+        "best_val_loss": scalar(_loss(origin)),
         "config": _plain(said.get("config")),
     }
-
-
-def _scalar(number: float) -> Tensor:
-    """A float32 without axes."""
-    array = np.asarray(number, np.float32)
-    return Tensor("", (), array.dtype, lambda: array)
 
 
 def _loss(origin: dict[str, Any]) -> float:
@@ -311,107 +278,11 @@ def _plain(value: Any) -> dict[str, Any]:
     return {key: item for key, item in items if isinstance(key, str) and isinstance(item, plain)}
 
 
-def _order(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
-    """Parameters in the two groups of nanoGPT's optimiser: matrices, which decay, then vectors."""
-    names = [name for name in shapes if not name.endswith(HEAD)]
-    return [[n for n in names if (len(shapes[n]) < 2) == vectors] for vectors in (False, True)]
-
-
-def _old_order(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
-    """The same until June 2023: sorted by name, and embeddings did not decay."""
-    names = sorted(name for name in shapes if not name.endswith(HEAD))
-    decays = {
-        n: len(shapes[n]) == 2 and not n.endswith(("wte.weight", "wpe.weight")) for n in names
-    }
-    return [[name for name in names if decays[name] == decay] for decay in (True, False)]
-
-
-def read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments | None:
-    """AdamW's state; torch numbers the parameters instead of naming them."""
-    if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
-        return None
-    groups, state = saved.get("param_groups"), saved["state"]
-    if not state or not isinstance(groups, list):
-        return None
-    shapes = {name: t.shape for name, t in tensors.items() if not _is_buffer(name)}
-    try:
-        entries = _entries(groups, state, shapes)
-        mu = {n: replace(entry["exp_avg"], name=n) for n, entry in entries.items()}
-        nu = {n: replace(entry["exp_avg_sq"], name=n) for n, entry in entries.items()}
-        counts = {count_of(entry["step"], str(path)) for entry in entries.values()}
-        (count,) = counts
-        first = groups[0]
-        values = (first["lr"], *first["betas"], first["eps"], first["weight_decay"])
-        settings = {k: float(v) for k, v in zip(SETTINGS, values, strict=True)}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise Problem(
-            "the optimiser's state is not that of AdamW over these parameters",
-            where=str(path),
-            why=f"{len(state)} entries for {len(shapes)} tensors"
-            + (f"; {error}" if isinstance(error, _Misfit) else f" ({type(error).__name__})"),
-            fix="convert without --optimizer, or give the checkpoint that training wrote",
-            exit_code=MISMATCH,
-        ) from error
-    return Moments(count, mu, nu, settings)
-
-
-class _Misfit(LookupError):
-    """Which parameter's moments have another shape than it."""
-
-
-def _entries(
-    groups: list[Any], state: dict[Any, Any], shapes: dict[str, tuple[int, ...]]
-) -> dict[str, Any]:
-    """Name of a parameter → its state, by the order that the groups and all shapes fit.
-
-    Raises:
-        _Misfit: none does.
-        LookupError, TypeError, AttributeError: the state is no such state at all.
-    """
-    numbers, misfits = [group["params"] for group in groups], []
-    for order in (_order(shapes), _old_order(shapes)):
-        if [*map(len, order)] != [*map(len, numbers)]:
-            continue
-        named = dict(zip(chain(*order), chain(*numbers), strict=True))
-        found = {name: state[number]["exp_avg"].shape for name, number in named.items()}
-        wrong = [name for name, shape in found.items() if shape != shapes[name]]
-        if not wrong:
-            return {name: state[number] for name, number in named.items()}
-        said = f"the moments of {wrong[0]} are {found[wrong[0]]}, not {shapes[wrong[0]]}"
-        misfits.append((len(wrong), said))
-    raise _Misfit(min(misfits)[1] if misfits else "their number in each group is another")
-
-
-def _is_buffer(name: str) -> bool:
-    return name.endswith((".attn.bias", ".attn.masked_bias"))
-
-
-def _torch_optimiser(tensors: dict[str, Tensor], moments: Moments | None) -> dict[str, Any]:
-    """`state_dict()` of nanoGPT's AdamW: matrices decay, vectors do not."""
-    import torch
-
-    order = [*chain(*_order({name: tensor.shape for name, tensor in tensors.items()}))]
-    said = {**SETTINGS, **(moments.settings if moments else {})}
-    groups: list[list[Any]] = [[], []]
-    for name in order:
-        groups[len(tensors[name].shape) < 2].append(torch.nn.Parameter(torch.empty(0)))
-    decay = said["weight_decay"]
-    saved = torch.optim.AdamW(
-        [
-            {"params": held, "weight_decay": by}
-            for held, by in zip(groups, (decay, 0.0), strict=True)
-        ],
-        lr=said["lr"],
-        betas=(said["b1"], said["b2"]),
-        eps=said["eps"],
-    ).state_dict()
-    if moments is not None:
-        saved["state"] = {
-            number: {
-                "step": _scalar(moments.count),
-                "exp_avg": moments.mu[name],
-                "exp_avg_sq": moments.nu[name],
-            }
-            for number, name in enumerate(order)
-        }
-    return saved
+FORMAT = Format(
+    "nanogpt",
+    write=write,
+    arch="wikigpt",
+    file=lambda origin: FILE,
+    check=check_config,
+    notes=notes_on,
+)

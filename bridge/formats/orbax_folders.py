@@ -14,11 +14,13 @@ from pathlib import Path
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
 from bridge.formats import runs
+from bridge.formats.format import Format, Output
 from bridge.formats.orbax_trees import model_in, moments_in
 from bridge.formats.raw import RawCheckpoint, checked, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+from jaxmodels.runtime.files import write_json
 
 CHECKPOINT, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -154,3 +156,20 @@ def _beside(folder: Path, step: Path) -> Path:
     around = (step.parent,) if _STEP.fullmatch(step.name) else ()
     places = (folder, step, *around)
     return next((place for place in places if (place / "config.json").is_file()), folder)
+
+
+def write(output: Output) -> None:
+    """Writes an Orbax checkpoint of the parameters, and a config.json of ours."""
+    tensors = [*output.tensors.values()]
+    output.digests |= orbax.write_tree(output.folder, tensors, output.progress)
+    write_json(output.folder / "config.json", output.description)
+
+
+FORMAT = Format(
+    "orbax",
+    "an Orbax checkpoint (a tree, a step, or the folder of a CheckpointManager)",
+    is_folder=is_folder,
+    open_folder=open_folder,
+    write=write,
+    moments=None,
+)

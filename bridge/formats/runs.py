@@ -12,6 +12,7 @@ from bridge.core.moments import SETTINGS, Moments, count_of
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
 from bridge.formats.foreign import refuse_strange
+from bridge.formats.format import Format
 from bridge.formats.raw import RawCheckpoint, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
@@ -150,3 +151,12 @@ def _optim(run: Path) -> dict[str, Any]:
 def _zeros(like: Tensor) -> Tensor:
     shape = like.shape
     return Tensor(like.name, shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32))
+
+
+FORMAT = Format(
+    "orbax",
+    "a run directory of `jaxmodels train`, or one of its checkpoints",
+    is_folder=is_run,
+    open_folder=open_run,
+)
+STEP = Format("orbax", is_folder=is_step, open_folder=open_step)

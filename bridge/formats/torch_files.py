@@ -2,6 +2,7 @@
 1's, and state dicts, bare or within what a trainer saved."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from bridge.core.tensors import Tensor
@@ -90,3 +91,15 @@ def weight_files(folder: Path) -> list[Path]:
 def _indices(folder: Path) -> list[Path]:
     """The indices of torch's shards."""
     return sorted(path for path in folder.iterdir() if _INDEX.fullmatch(path.name))
+
+
+# A torch file is taken for nanoGPT's until it has been read.
+FORMAT = replace(
+    nanogpt.FORMAT,
+    what="nanoGPT's `ckpt.pt`, or another torch file of named tensors, or a folder with one",
+    is_file=is_file,
+    open_file=open_file,
+    is_folder=is_folder,
+    open_folder=open_folder,
+    endings=(".pt", ".pth", ".bin"),
+)

@@ -17,6 +17,7 @@ from bridge.core.table import listing
 from bridge.core.transformers_class import TransformersClass, class_named
 from bridge.core.twins import transformers_classes
 from bridge.formats import deepspeed, gguf, model_files, torch_files
+from bridge.formats.format import Format
 from bridge.formats.raw import (
     RawCheckpoint,
     describe,
@@ -277,3 +278,28 @@ def _without_weights(folder: Path, files: list[Path]) -> Problem:
         fix=fix or "fetch all of its files",
         exit_code=CORRUPT,
     )
+
+
+FORMAT = Format(
+    "transformers",
+    is_folder=is_folder,
+    open_folder=open_folder,
+    interpret=with_config,
+    name_in=format_in,
+)
+
+
+def targets() -> list[Format]:
+    """What is written for each class of transformers that a twin declares."""
+    return [
+        replace(
+            model_files.FORMAT,
+            name=cls.format,
+            what=f"a {'/'.join(cls.types)} folder of transformers",
+            is_file=None,
+            is_folder=None,
+            endings=(),
+            arch=arch,
+        )
+        for arch, cls in transformers_classes()
+    ]

@@ -9,16 +9,14 @@ Source: seed 000 (nurric-ai/Wigip_v2_1.7B_ViT), `src/train_and_continue.py`.
 import gzip
 import re
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bridge.core.moments import Moments, count_of, required
-from bridge.core.tensors import Fingerprint, Tensor, fingerprint
+from bridge.core.tensors import Tensor
 from bridge.formats import wigip_optimizer as optimizer
+from bridge.formats.format import Format, Output
 from bridge.formats.raw import RawCheckpoint, checked, origin_of, upstream_of, with_upstream
 from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.pickle_writer import write_array, write_pickle
@@ -27,7 +25,7 @@ from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from jaxmodels.runtime.files import MANIFEST
 
-FORMAT = "wigip-zip"
+NAME = "wigip-zip"
 STATE, PARAMS, END = "state_and_opt.pkl.gz", "params/", ".pkl.gz"
 REMAT, PLAIN = "CheckpointAttentionBlock", "AttentionBlock"
 _FILE = re.compile(r"step_(\d{1,18})\.zip")
@@ -100,10 +98,10 @@ def open_file(path: Path) -> RawCheckpoint:
     notes += [f"left aside: {name}" for name in found["others"][:10]]
     return RawCheckpoint(
         path,
-        FORMAT,
+        NAME,
         _renamed(tensors, blocks, REMAT),
         arch="wigip",
-        origin=with_upstream({"step": step}, FORMAT, {"blocks": blocks, **said}),
+        origin=with_upstream({"step": step}, NAME, {"blocks": blocks, **said}),
         notes=notes,
         table="UPSTREAM",
         moments=lambda: _moments(state["opt_state"], where, blocks),
@@ -138,7 +136,7 @@ def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Mom
     Raises:
         Problem: (mismatch) it is of an optimiser that the seed's code does not have.
     """
-    was = upstream_of(origin, FORMAT).get("optimizer")
+    was = upstream_of(origin, NAME).get("optimizer")
     if moments is None:
         plain = was is not None or origin.get("optimizer") == "sgd"
         return None if plain else required(moments, where)
@@ -154,57 +152,30 @@ def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Mom
     return moments
 
 
-def write_wigip(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    config: Any,
-    origin: dict[str, Any],
-    moments: Moments | None,
-    tell: Callable[[Tensor], None],
-) -> dict[str, Fingerprint]:
+def write(output: Output) -> None:
     """Writes `step_N.zip`, one tensor at a time; the same values give the same bytes.
 
-    Args:
-        folder: an existing folder.
-        tensors: the seed's name → tensor.
-        config: wigip's Config.
-        origin: what is known of the training: the step, the names of blocks, the optimiser.
-        moments: AdamW's state in the seed's names; None writes the state of the seed's SGD.
-        tell: called after each tensor.
-
-    Returns:
-        name → {"dtype", "shape", digest}.
+    Without `moments` it holds the state of the seed's SGD.
     """
-    digests: dict[str, Fingerprint] = {}
-
-    def values(tensor: Tensor) -> np.ndarray:
-        array = tensor.read()
-        if tensor.name in tensors:
-            digests[tensor.name] = fingerprint(array)
-            tell(tensor)
-        return array
-
-    blocks = upstream_of(origin, FORMAT).get("blocks")
+    origin = output.origin
+    blocks = upstream_of(origin, NAME).get("blocks")
     blocks = PLAIN if blocks == PLAIN else REMAT
     step = optimizer.number(_step(origin))
-    state = {"step": step, "opt_state": _state(origin, moments, blocks)}
-    with zipfile.ZipFile(folder / file_name(origin), "w") as archive:
+    state = {"step": step, "opt_state": _state(origin, output.moments, blocks)}
+    with zipfile.ZipFile(output.folder / file_name(origin), "w") as archive:
         archive.writestr(_info(PARAMS), b"")
-        _add(archive, STATE, state, lambda tensor: tensor.read())
-        for key, value in _tree(tensors, REMAT, blocks).items():
-            _add(archive, f"{PARAMS}{key}{END}", value, values)
-    return digests
+        _add(archive, STATE, state, output)
+        for key, value in _tree(output.tensors, REMAT, blocks).items():
+            _add(archive, f"{PARAMS}{key}{END}", value, output)
 
 
-def _add(
-    archive: zipfile.ZipFile, name: str, value: Any, values: Callable[[Tensor], np.ndarray]
-) -> None:
+def _add(archive: zipfile.ZipFile, name: str, value: Any, output: Output) -> None:
     """One member, without anything that depends on the time or the machine."""
     with (
         archive.open(_info(name), "w", force_zip64=True) as member,
         gzip.GzipFile("", "wb", _LEVEL, member, mtime=0) as file,
     ):
-        write_pickle(file, value, lambda file, tensor: write_array(file, values(tensor)))
+        write_pickle(file, value, lambda file, tensor: write_array(file, output.read(tensor)))
 
 
 def _info(name: str) -> zipfile.ZipInfo:
@@ -228,7 +199,7 @@ def _tree(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Any]:
 
 
 def _state(origin: dict[str, Any], moments: Moments | None, blocks: str) -> Any:
-    was = upstream_of(origin, FORMAT).get("optimizer")
+    was = upstream_of(origin, NAME).get("optimizer")
     if moments is None:
         return optimizer.written(was, _step(origin), None)
     trees = (_tree(held, REMAT, blocks) for held in (moments.mu, moments.nu))
@@ -268,3 +239,19 @@ def _by_step(folder: Path) -> list[Path]:
 def _step(origin: dict[str, Any]) -> int:
     step = origin.get("step")
     return step if type(step) is int and 0 <= step <= optimizer.LARGEST else 0
+
+
+FORMAT = Format(
+    NAME,
+    "wigip's `step_N.zip`, or a folder of them",
+    is_file=is_file,
+    open_file=open_file,
+    is_folder=is_folder,
+    open_folder=open_folder,
+    endings=(".zip",),
+    write=write,
+    arch="wigip",
+    file=file_name,
+    check=check_config,
+    moments=carried,
+)

@@ -202,12 +202,12 @@ sys.exit(main(["convert", {str(SEED)!r}, {str(tmp_path / "out")!r}, "--set", "he
 
 
 def test_an_output_that_comes_out_wrong_does_not_appear(tmp_path, monkeypatch):
-    from bridge.conversion import convert
+    from bridge.conversion.readback import CHECKS
     from bridge.core.ops import OPS, Op
 
     one_way = Op(OPS["transpose"].forward, lambda x: np.roll(x.T, 1))
     monkeypatch.setitem(OPS, "transpose", one_way)
-    assert convert.CHECKS[2] == "roundtrip"
+    assert CHECKS[2] == "roundtrip"
     told = refused(UNVERIFIED, SEED, tmp_path / "out", config=HEADS, verify="roundtrip")
     assert "head/kernel does not come back" in told
     assert not list(tmp_path.iterdir())
@@ -223,7 +223,7 @@ def test_names_are_functions_whatever_is_imported_first():
     code = """
 import bridge, bridge.conversion.convert, bridge.checks.inspection
 import bridge.checks.verification, bridge.checks.difference
-for name in ("convert", "inspect", "verify", "diff", "load", "open_source"):
+for name in ("convert", "inspect", "verify", "diff", "load", "open_checkpoint"):
     assert callable(getattr(bridge, name)), name
 import sys
 assert "torch" not in sys.modules and "transformers" not in sys.modules

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 import bridge
-from bridge.conversion.targets import TARGETS
 from bridge.core.tensors import digest_of
+from bridge.formats import targets
 from jaxmodels.errors import Problem
 from tests.bridge.helpers import GOLDEN, HEADS, SEED, write_run
 from tests.jaxmodels.stage1 import state_dict
 
 SEEDS = GOLDEN.parent
+TARGETS = {name: format.arch for name, format in targets().items()}
 TOWER = {"dinov2.heads": 4}
 FIRST = {
     "charlm": (SEED, HEADS),

@@ -9,7 +9,7 @@ from bridge.checks import verification
 from bridge.checks.rounding import misrounded
 from bridge.conversion import plan
 from bridge.core.tensors import cast
-from bridge.formats import gguf
+from bridge.formats import gguf_writer
 from bridge.storage.gguf_reader import dequantised
 from jaxmodels.errors import UNVERIFIED, Problem
 from tests.bridge.helpers import write_run
@@ -39,7 +39,7 @@ def test_the_nearest_number_passes_and_its_neighbours_do_not(dtype):
 
 def test_blocks():
     exact = numbers(np.float32).reshape(4, 1024)
-    kept = dequantised(gguf._blocks(exact)).reshape(exact.shape)
+    kept = dequantised(gguf_writer._blocks(exact)).reshape(exact.shape)
     assert not misrounded(exact, kept, blocks=True)
     row, at = np.unravel_index(np.abs(exact).argmax(), exact.shape)
     other = kept.copy()

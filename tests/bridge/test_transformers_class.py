@@ -1,4 +1,4 @@
-"""One two-way table for each class of transformers: reading, writing and building follow from it."""
+"""A class of transformers is one two-way table; reading, writing and building follow from it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -52,7 +52,7 @@ back = restore(folder / "run/checkpoints/4", begun("data=4")[3]).state
 same = lambda a, b: all((fetch(a[path]) == fetch(x)).all() for path, x in b.items())
 found["restored on another mesh"] = same(back.ema, state.ema) and same(back.params, state.params)
 for choice, kept in (("ema", state.ema), ("raw", state.params)):
-    tensors = bridge.open_source(folder / "run/checkpoints/4", weights=choice).tensors
+    tensors = bridge.open_checkpoint(folder / "run/checkpoints/4", weights=choice).tensors
     joined = {}
     for path, tensor in tensors.items():
         first, _, rest = path.partition("/")

@@ -1,0 +1,118 @@
+"""What is checked before a conversion writes anything."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bridge.checkpoint.opening import Checkpoint
+from bridge.core.moments import Moments
+from bridge.core.report import Report
+from bridge.core.twins import twin
+from bridge.formats import kind
+from bridge.formats.format import Format
+from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
+from jaxmodels.runtime.files import MANIFEST
+
+
+def check_format(format: Format, source: Checkpoint) -> None:
+    """Checks that a format can hold a model.
+
+    Raises:
+        Problem: (usage) its architecture is never written so; (mismatch) the format's own code
+            cannot compute this one.
+    """
+    if format.arch not in ("", source.arch):
+        raise Problem(
+            f"--to {format.name} is for {format.arch}, and this is {source.arch}",
+            where=str(source.path),
+            fix="use --to safetensors",
+            exit_code=USAGE,
+        )
+    if format.pytorch:
+        twin(source.arch).keys(source.config)  # raises where its class cannot hold the sizes
+    format.check(source.config, source.path)
+
+
+def moments_of(source: Checkpoint, format: Format) -> Moments | None:
+    """What `--optimizer` carries along; None where the state is a count, which is always written.
+
+    Raises:
+        Problem: (usage) the format holds parameters only; (mismatch) there is no such state, or
+            the format's own optimiser cannot take it.
+    """
+    if format.moments is None:
+        raise Problem(
+            f"--optimizer cannot be carried to {format.name}",
+            why="it holds parameters only",
+            fix="use --to safetensors, or leave --optimizer out",
+            exit_code=USAGE,
+        )
+    moments = format.moments(source.moments(), source.origin, source.path)
+    if moments is None:
+        source.notes.append("the optimiser is SGD, whose state is the count of updates: carried")
+    return moments
+
+
+def check_dtype(dtype: str, format: Format, known: Mapping[str, Format]) -> None:
+    """Checks that `--dtype` is not one that only other formats have.
+
+    Raises:
+        Problem: (usage) it is.
+    """
+    has = [f.name for f in known.values() if f.quantisation and f.quantisation.dtype == dtype]
+    if has and format.name not in has:
+        raise Problem(
+            f"--dtype {dtype} is for --to {' or '.join(has)}",
+            why=f"{format.name} has no such numbers",
+            fix="use --dtype bfloat16",
+            exit_code=USAGE,
+        )
+
+
+def check_place(src: Path, dst: Path, force: bool) -> None:
+    """Checks that the output replaces neither the source nor what is no earlier output.
+
+    Raises:
+        Problem: (usage) it would replace the source; (exists) something is there.
+    """
+    source, target = src.resolve(), dst.resolve()
+    if target == source or target in source.parents:
+        raise Problem(
+            "the output would replace its own source",
+            where=str(dst),
+            fix="give another output path",
+            exit_code=USAGE,
+        )
+    # Other people's checkpoints, and runs, have no manifest at their top.
+    ours = (dst / MANIFEST).is_file() and kind(dst) is not None
+    foreign = dst.is_file() or (dst.is_dir() and any(dst.iterdir()) and not ours)
+    if force and foreign:
+        raise Problem(
+            "the output path holds something that `convert` did not write",
+            where=str(dst),
+            why="--force replaces a whole folder, and only one that an earlier run wrote",
+            fix="give another output path, or remove it yourself",
+            exit_code=EXISTS,
+        )
+    if dst.exists() and not force:
+        raise Problem(
+            "the output exists already",
+            where=str(dst),
+            fix="give another path, or --force to replace it",
+            exit_code=EXISTS,
+        )
+
+
+def check_space(report: Report) -> None:
+    """Checks that the disk has room.
+
+    Raises:
+        Problem: (no space) it has not.
+    """
+    if report.disk_needed > report.disk_free:
+        raise Problem(
+            "the disk is too small",
+            where=report.output,
+            why=f"{report.disk_needed:,} bytes are needed, {report.disk_free:,} are free",
+            fix="free some space, write elsewhere, or use --dtype bfloat16",
+            exit_code=NO_SPACE,
+        )

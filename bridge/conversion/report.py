@@ -1,0 +1,82 @@
+"""The report of a conversion: what the plan says before, and what was written after."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bridge.checkpoint.config import values_of
+from bridge.checkpoint.opening import Checkpoint
+from bridge.checks.verification import said_of, said_of_source
+from bridge.conversion.model_directory import differences
+from bridge.conversion.plan import ConversionPlan
+from bridge.conversion.readback import Checks, changed_fields
+from bridge.core.moments import Moments
+from bridge.core.report import Report
+from jaxmodels.runtime.files import files_below
+from jaxmodels.sizes import vocab_used
+
+OVERHEAD = 1_000_000  # bytes for all files but the tensors
+
+
+def report_of_plan(
+    source: Checkpoint, dst: Path, plan: ConversionPlan, moments: Moments | None
+) -> Report:
+    """What a conversion will write, and what it takes."""
+    held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
+    size = sum(tensor.nbytes for tensor in plan.ours.values())
+    format = plan.format
+    notes = [*source.notes, *plan.notes]
+    notes += format.notes(source.config, source.origin, source.tokenizer)
+    if plan.zeros:
+        notes.append(
+            f"{plan.zeros} tensors of zeros added ({plan.bytes - size:,} bytes"
+            ", not counted): PyTorch's class always has them"
+        )
+    there = next(parent for parent in (dst.absolute(), *dst.absolute().parents) if parent.exists())
+    return Report(
+        source=str(source.path),
+        source_format=source.format,
+        output=str(dst),
+        format=format.name,
+        arch=source.arch,
+        preset=source.preset,
+        tensors=len(plan.ours),
+        parameters=source.parameters,
+        bytes=size,
+        files=[name for name in plan.shards if name],
+        # None where there is no text to write with one.
+        vocab_present=source.tokenizer is not None if vocab_used(source.config) else None,
+        assumed=source.assumed,
+        notes=notes,
+        optimizer=moments is not None,
+        disk_needed=plan.bytes + sum(tensor.nbytes for tensor in held) + OVERHEAD,
+        memory_needed=plan.memory,
+        disk_free=shutil.disk_usage(there).free,
+    )
+
+
+def report_of_output(
+    folder: Path,
+    source: Checkpoint,
+    plan: ConversionPlan,
+    written: Checkpoint,
+    checks: Checks,
+) -> dict[str, Any]:
+    """What was written, and what its checks found."""
+    return {
+        "files": [str(path.relative_to(folder)) for path in files_below(folder)],
+        **said_of(checks.torch),
+        **said_of_source(checks.source),
+        "max_rounding_error": max(plan.errors.values(), default=0.0),
+        "max_rounding_error_at": max(plan.errors, key=lambda p: plan.errors[p], default=None),
+    }
+
+
+def unsaid(source: Checkpoint, plan: ConversionPlan, written: Checkpoint) -> list[str]:
+    """What the format cannot say and a reader would assume otherwise."""
+    changed = changed_fields(source, written)
+    lost = [name for name in written.assumed if name in changed or name in written.unsaid]
+    values = values_of(source.config)
+    notes = [f"{plan.format.name} cannot store {name} = {values[name]}" for name in lost]
+    unlike = differences(source) if plan.format.pytorch else ""
+    return [*notes, unlike] if unlike else notes
