@@ -90,15 +90,22 @@ def test_shards_and_bfloat16_and_an_older_config_open_too(stock, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_written_opens_in_transformers(stock, tmp_path):
+@pytest.mark.parametrize("to", ["safetensors", "llama"])
+def test_what_is_written_opens_in_transformers(stock, tmp_path, to):
     from transformers import AutoModelForCausalLM
 
-    report = bridge.convert(stock[0], tmp_path / "out", verify="logits")
+    out = tmp_path / "out"
+    report = bridge.convert(stock[0], out, to, verify="logits")
     assert report.arch == "llama"
     module = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(module).__name__ == "LlamaForCausalLM"
     assert np.abs(logits_of(module) - stock[1]).max() <= 1e-5
     assert np.abs(ours(tmp_path / "out") - stock[1]).max() <= 1e-5
+    if to == "llama":  # transformers' own config is written as it was
+        was, now = (
+            json.loads((f / "config.json").read_text()) for f in (stock[0], tmp_path / "out")
+        )
+        assert now == was
 
 
 @pytest.mark.slow
