@@ -1,4 +1,4 @@
-"""What every architecture promises; a new one joins by its line in ARCHS."""
+"""What every architecture promises; a new one joins by its name in `contract.ARCHS`."""
 
 from importlib import import_module
 from operator import attrgetter
@@ -21,8 +21,10 @@ from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.paths import match, params_of, split, unstack
 from tests.bridge.helpers import random_params, write_run
 from tests.contract import (
+    ARCHS,
     DEAD,
     PAIRS,
+    SPECS,
     TOWERS,
     WINDOW,
     after_each,
@@ -48,12 +50,12 @@ COUNTS = {
     "bitgen:tiny": 402_053,
     "bitgen:card": 94_702_151,
     "bitgen:edge": 30_260_167,
-    # vocab · d + layers · (4 d² + 3 d f + 4 d) with width d, hidden f.
     # The tower's of width h, and (2 v + t + m + h) d + v + 16 d² + 20 d + 2 + encoder layers ·
     # (4 d² + 2 d f + 9 d + f) + decoder layers · (5 d² + 2 d f + 12 d + f) with width d, hidden f,
     # v tokens, t positions and m slots.
     "bitgen_stage1:tiny": 95_298,
     "bitgen_stage1:card": 100_724_819,
+    # vocab · d + layers · (4 d² + 3 d f + 4 d) with width d, hidden f.
     "bwetaf:tiny": 22_784,
     "bwetaf:53m": 53_012_480,
     "bwetaf:130m": 130_649_088,
@@ -72,6 +74,10 @@ COUNTS = {
     "dinov2:base-reg": 86_583_552,
     "dinov2:large-reg": 304_372_736,
     "dinov2:giant-reg": 1_136_486_912,
+    # 2 v d + d + layers · (2 d² + 2 d g k + 3 d f + 2 d) with width d, hidden f, g heads of keys of
+    # width k. The second is that of the published 7B.
+    "llama:tiny": 22_688,
+    "llama:7b": 6_738_415_616,
     # v a + (a² + n + 3) d + layers · (12 d² + 13 d) + (d + 1) v with vocab v, width d, and n
     # patches of a characters.
     "wigip:tiny": 122_752,
@@ -82,6 +88,9 @@ COUNTS = {
     "wikigpt:base": 30_062_592,
     "wikigpt:gpt2-124m": 124_439_808,
 }
+
+
+pytestmark = pytest.mark.usefixtures("examples")
 
 
 @archs
@@ -99,9 +108,7 @@ def test_exports(arch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "preset", [f"{a}:{p}" for a in jaxmodels.ARCHS for p in jaxmodels.arch(a).PRESETS]
-)
+@pytest.mark.parametrize("preset", SPECS)
 def test_parameter_count(preset):
     arch, _, config = jaxmodels.preset(preset)
     assert parameter_count(arch, config) == COUNTS[preset]
@@ -263,8 +270,8 @@ def test_sizes_follow_from_the_shapes(arch):
         assert not set(known) & set(assumed)
 
 
-@pytest.fixture(scope="module", params=jaxmodels.ARCHS)
-def converted(request, tmp_path_factory) -> tuple[str, Path, dict[str, np.ndarray]]:
+@pytest.fixture(scope="module", params=ARCHS)
+def converted(request, tmp_path_factory, examples) -> tuple[str, Path, dict[str, np.ndarray]]:
     """(architecture, model directory, the random parameters that it was made from)."""
     folder = tmp_path_factory.mktemp("converted")
     text = request.param not in TOWERS
@@ -289,9 +296,7 @@ def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "converted", [arch for arch in jaxmodels.ARCHS if arch not in PAIRS], indirect=True
-)
+@pytest.mark.parametrize("converted", [arch for arch in ARCHS if arch not in PAIRS], indirect=True)
 def test_the_twin_gives_the_same_logits_and_gradients(converted):
     arch, folder, _ = converted
     package, model, module = learner(arch), bridge.load(folder), bridge.torch.load(folder)

@@ -11,7 +11,7 @@ import pytest
 import data_pipelines.files
 import jaxmodels.runtime.files
 from data_pipelines.errors import DataProblem
-from jaxmodels.commands.resume import locked
+from jaxmodels.commands.lock import locked
 from jaxmodels.errors import Problem
 
 ROOT = Path(__file__).parents[1]

@@ -54,7 +54,7 @@ def read(kind: str, path: Path, options: Any = None) -> Any:
 
     Args:
         kind: "torch", "pickles", "values" or "msgpack"; of a zip "names" and "check"; see
-            `child.reader`.
+            `worker.reader`.
         path: the file.
         options: what the reader of that kind takes besides.
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from data_pipelines.files import write_text
-from data_pipelines.gpt2.ranks import END_OF_TEXT, RANKS_SHA256, VOCAB, ranks
+from data_pipelines.gpt2.vocabulary import END_OF_TEXT, RANKS_SHA256, VOCAB, ranks
 from data_pipelines.ids import checked_ids, without_surrogates
 from data_pipelines.transformers_files import CONFIG
 

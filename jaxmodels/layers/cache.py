@@ -12,6 +12,9 @@ from jaxmodels.layers.attention import attention
 from jaxmodels.layers.blocks import HIDDEN
 from jaxmodels.layers.precision import accum_dtype
 
+KeysValues = tuple[Float[Array, "b g k s"], Float[Array, "b g k s"]]
+"""What a layer remembers."""
+
 
 class KVCache(NamedTuple):
     """Keys and values of all layers in a ring of fixed size.
@@ -76,7 +79,7 @@ class KVCache(NamedTuple):
         q: Float[Array, "b t h k"],
         k: Float[Array, "b t g k"],
         v: Float[Array, "b t g k"],
-    ) -> tuple[Float[Array, "b t h k"], tuple[Float[Array, "b g k s"], Float[Array, "b g k s"]]]:
+    ) -> tuple[Float[Array, "b t h k"], KeysValues]:
         """Attention of the next t tokens to what a layer remembers and to themselves.
 
         Keys and values may have fewer heads than queries, as in `self_attention`.
@@ -124,7 +127,7 @@ class KVCache(NamedTuple):
 
     def write(
         self, layer: int, k: Float[Array, "b t g k"], v: Float[Array, "b t g k"]
-    ) -> tuple[Float[Array, "b g k s"], Float[Array, "b g k s"]]:
+    ) -> KeysValues:
         """The layer's keys and values with those of the next t tokens in their slots.
 
         Several tokens at once must fit without wrapping: t tokens after length ≤ size − t.

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.layers.attention import self_attention
-from jaxmodels.layers.cache import KVCache
+from jaxmodels.layers.cache import KeysValues, KVCache
 from jaxmodels.layers.heads import heads_of, join_heads
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import chunked_cross_entropy
@@ -25,7 +25,6 @@ from llama.config import Config
 _INIT = nnx.initializers.normal(0.02)
 Hidden = Float[Array, "b t d"]
 Segments = Int[Array, "b t"] | None
-KeysValues = tuple[Float[Array, "b g k s"], Float[Array, "b g k s"]]
 
 
 def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, **options: Any) -> Linear:

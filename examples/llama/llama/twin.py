@@ -5,28 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core.transformers_class import Key, ModelType, Only, TransformersClass, unsupported
-from bridge.torch.language import (
-    example,
-    given,
-    jax_forward,
-    jax_outputs,
-    torch_forward,
-    torch_outputs,
-)
+from bridge.torch.language import *  # noqa: F403  (the same for all language models)
 
-__all__ = ["example", "given", "jax_forward", "jax_outputs", "torch_forward", "torch_outputs"]
 AUTO_CLASS = "AutoModelForCausalLM"
+_PLAIN = {"rope_type": "default", "rope_theta": 0}
 
 
 def _rope(said: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """The base of the rotation, which transformers 5 keeps in `rope_parameters`."""
     rope = said.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default" or rope.keys() - {"rope_type", "rope_theta"}:
+    plain = isinstance(rope, dict) and {**rope, "rope_theta": 0} in ({"rope_theta": 0}, _PLAIN)
+    if not plain:
         raise unsupported("rope_parameters", rope, "only plain rotary positions are", where)
-    heads, dim, width = (said.get(k) for k in ("num_attention_heads", "hidden_size", "head_dim"))
-    if width is not None and width * (heads or 32) != (dim or 4096):
+    heads, dim = said.get("num_attention_heads", 32), said.get("hidden_size", 4096)
+    width = said.get("head_dim")
+    if type(heads) is type(dim) is int and width not in (None, dim // max(heads, 1)):
         raise unsupported("head_dim", width, "heads share the width evenly", where)
-    return {"rope_base": float(rope["rope_theta"])} if "rope_theta" in rope else {}
+    return {"rope_base": rope["rope_theta"]} if "rope_theta" in rope else {}
+
+
+def _writes(config: Any) -> dict[str, Any]:
+    rope = _PLAIN | {"rope_theta": config.rope_base}
+    return {"rope_parameters": rope, "bos_token_id": None, "eos_token_id": None}
 
 
 # Source: transformers' `LlamaConfig`, and what its `LlamaForCausalLM` does with each key.
@@ -52,7 +52,8 @@ TRANSFORMERS = TransformersClass(
         "rope_scaling": Only(None),
         "tie_word_embeddings": Only(False, written=True),
     },
-    idle=frozenset({"pretraining_tp", "attention_dropout", "head_dim", "rope_parameters"}),
+    known=frozenset({"pretraining_tp", "attention_dropout", "head_dim", "rope_parameters"}),
     reads=_rope,
+    writes=_writes,
 )
 keys, build = TRANSFORMERS.keys, TRANSFORMERS.build
