@@ -13,8 +13,9 @@ from bridge.checkpoint.config import values_of
 from bridge.core.tensors import FLOATS, Tensor, is_float
 from bridge.core.twins import twin
 from bridge.formats.format import Format
+from bridge.formats.generation import drawing, ends, generation_config
 from bridge.formats.raw import upstream_of
-from bridge.formats.tokenizer import drawing, ends, generation_config, padding, write_tokenizer
+from bridge.formats.tokenizer import padding, write_tokenizer
 from jaxmodels.cli import visible
 from jaxmodels.sizes import vocab_used
 

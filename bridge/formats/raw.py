@@ -15,13 +15,8 @@ from bridge.core.moments import Moments
 from bridge.core.tensors import DIGESTS, Tensor, digest_of
 from bridge.core.twins import twin
 from bridge.formats.foreign import data_only
-from bridge.formats.tokenizer import (
-    NO_TOKENIZER,
-    as_transformers,
-    drawing,
-    find_tokenizer,
-    read_generation,
-)
+from bridge.formats.generation import drawing, read_generation
+from bridge.formats.tokenizer import NO_TOKENIZER, as_transformers, find_tokenizer
 from bridge.storage.safetensors_reader import SafetensorsArray, parse_json
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from data_pipelines.transformers_files import remade
