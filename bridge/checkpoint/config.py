@@ -52,8 +52,8 @@ def fields_of(
     Raises:
         Problem: (mismatch) tensors that tell sizes are missing, or files and shapes disagree.
     """
-    names, said = types_of(package.Config), flatten(contents.fields, ".")
-    stated = {name: said[name] for name in names if name in said}
+    names, fields = types_of(package.Config), flatten(contents.fields, ".")
+    stated = {name: fields[name] for name in names if name in fields}
     complete = contents.arch is not None and len(stated) == len(names)
     shapes = table.ours_of(rows, {name: tensor.shape for name, tensor in found.items()})
     others = {n: tensor.shape for n, tensor in contents.tensors.items() if n not in found}
@@ -96,13 +96,15 @@ def check_known(
         Problem: (mismatch) one has none.
     """
     if unknown := [name for name, value in assumed.items() if value is None]:
-        said = ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
+        known = ", ".join(
+            f"{name} = {value}" for name, value in values.items() if value is not None
+        )
         words = get_args(types_of(package.Config)[unknown[0]])
         choices = [word for word in words if isinstance(word, str)]
         raise Problem(
             f"the model's {' and '.join(unknown)} cannot be determined",
             where=str(where),
-            why=f"no config and no shape says it, and it changes the outputs\n({said})",
+            why=f"no config and no shape says it, and it changes the outputs\n({known})",
             fix=f"give it: --set {unknown[0]}={' or '.join(choices) or 'NUMBER'}",
             exit_code=MISMATCH,
         )

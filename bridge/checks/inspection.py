@@ -11,7 +11,7 @@ from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import types_of, values_of
 from bridge.checkpoint.opening import bind
 from bridge.checks.values import look_at_values
-from bridge.checks.verification import but_for_the_card, digest_problems, told
+from bridge.checks.verification import but_for_the_card, digest_problems, format_problem
 from bridge.core.report import Report
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
@@ -59,20 +59,20 @@ def inspect(
     try:
         contents = recognise(path)
     except Problem as problem:
-        report["problems"].append(told(problem))
+        report["problems"].append(format_problem(problem))
         if report.format == "safetensors" and path.is_file():
             _promised(report, path)
         return Report(report, unsafe=problem.exit_code == UNSAFE, damaged=True)
-    report |= _said(contents)
+    report |= _from_files(contents)
     tokenizer = contents.tokenizer
     try:
         source = bind(contents, arch, {CHOICE: RAW, **(config or {})})
         report["notes"] += source.notes
-        report |= _meaning(source)
+        report |= _from_model(source)
         tokenizer = source.tokenizer
         report["notes"] += _unfit_moments(source)
     except Problem as problem:
-        report["problems"].append(told(problem))
+        report["problems"].append(format_problem(problem))
         report["notes"] += contents.notes
         # What the caller gave may be what is wrong, and strangers contradict nothing.
         known = contents.arch is not None and contents.arch in jaxmodels.ARCHS
@@ -138,19 +138,19 @@ def _counts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _said(contents: RawCheckpoint) -> dict[str, Any]:
+def _from_files(contents: RawCheckpoint) -> dict[str, Any]:
     """What the files say, whether or not it makes a model."""
     names: dict[str, Any] = {}
     if contents.arch is not None and contents.arch in jaxmodels.ARCHS:
         names = types_of(jaxmodels.arch(contents.arch).Config)
-    said = flatten(contents.fields, ".")
+    stated = flatten(contents.fields, ".")
     return {
         **_counts(contents.tensors),
         "readable": True,
         "format": contents.format,
         "arch": contents.arch,
         "preset": contents.preset,
-        "config": {name: said[name] for name in names if name in said},
+        "config": {name: stated[name] for name in names if name in stated},
         "optimizer": _has_moments(contents),
         "averaged": bool(contents.averaged),
         "vocab_present": contents.tokenizer is not None,
@@ -185,11 +185,11 @@ def _unfit_moments(source: Checkpoint) -> list[str]:
     except Problem as problem:
         if problem.exit_code != MISMATCH:
             raise
-        return [f"only without --optimizer: {told(problem)}"]
+        return [f"only without --optimizer: {format_problem(problem)}"]
     return []
 
 
-def _meaning(source: Checkpoint) -> dict[str, Any]:
+def _from_model(source: Checkpoint) -> dict[str, Any]:
     """What only the model's table tells."""
     return {
         **_counts(source.tensors),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bridge.checks.verification import told
+from bridge.checks.verification import format_problem
 from bridge.core.report import Report
 from bridge.core.tensors import DTYPES, Tensor, digest_of, is_float
 from bridge.formats.raw import RawCheckpoint
@@ -32,7 +32,7 @@ def look_at_values(report: Report, contents: RawCheckpoint) -> None:
         try:
             array = tensor.read()
         except Problem as problem:
-            report["problems"].append(told(problem))
+            report["problems"].append(format_problem(problem))
             report["readable"] = False
             continue
         if constant := _look(report, tensor, array):

@@ -67,8 +67,8 @@ def verify(
     report = Report(
         ok=False,
         digests_ok=None if problems is None else not problems,
-        **said_of(None),
-        **said_of_source(None),
+        **parity_fields(None),
+        **source_parity_fields(None),
         tensors_compared=0,
         tensors_equal=0,
         max_abs_tensor_diff=None,
@@ -87,12 +87,12 @@ def verify(
         except Problem as problem:
             if problem.exit_code == USAGE:
                 raise
-            report["problems"].append(told(problem))
+            report["problems"].append(format_problem(problem))
     report["ok"] = not report.problems
     return report
 
 
-def said_of(found: Parity | None) -> dict[str, float | None]:
+def parity_fields(found: Parity | None) -> dict[str, float | None]:
     """What a report says of JAX against PyTorch; all None where nothing was found out."""
     return {
         "max_abs_logit_diff": found and found.random,
@@ -102,7 +102,7 @@ def said_of(found: Parity | None) -> dict[str, float | None]:
     }
 
 
-def said_of_source(found: Parity | None) -> dict[str, float | None]:
+def source_parity_fields(found: Parity | None) -> dict[str, float | None]:
     """What a report says of JAX against JAX of the source."""
     return {
         "max_abs_logit_diff_to_source": found and max(found.random, found.text or 0.0),
@@ -110,7 +110,7 @@ def said_of_source(found: Parity | None) -> dict[str, float | None]:
     }
 
 
-def told(problem: Problem) -> str:
+def format_problem(problem: Problem) -> str:
     """A problem as one text: what, where and why."""
     return ": ".join(str(part) for part in (problem.what, problem.where, problem.why) if part)
 
@@ -206,16 +206,16 @@ def _reference(
 
     What it cannot say (the head count, say) is as its conversion says; and so is which weights.
     """
-    said, config = values_of(source.config), as_in(source.origin, contents, config)
+    values, config = values_of(source.config), as_in(source.origin, contents, config)
     if jaxmodels.arch(source.arch).PART_OF:
         try:
-            known = {f"{source.arch}.{name}": value for name, value in said.items()}
+            known = {f"{source.arch}.{name}": value for name, value in values.items()}
             whole = bind(contents, config=config, conventions=known)
         except Problem:
             pass
         else:
             return part_of(whole, source.arch)
-    return bind(contents, source.arch, config, conventions=said)
+    return bind(contents, source.arch, config, conventions=values)
 
 
 def _compare(
@@ -224,11 +224,11 @@ def _compare(
     if reference is not None:
         compare_tensors(report, source, reference)
     between = agreement(source, None, *wishes)
-    report |= said_of(between)
+    report |= parity_fields(between)
     report["problems"] += between.complaints("JAX and PyTorch", atol)
     if reference is not None:
         other = agreement(source, reference, wishes[0])
-        report |= said_of_source(other)
+        report |= source_parity_fields(other)
         # Outputs of rounded weights differ by what rounding did; the tensors were judged above.
         if report.tensors_equal == report.tensors_compared:
             report["problems"] += other.complaints("it and the source", atol)

@@ -71,7 +71,7 @@ def convert_main(argv: list[str]) -> int:
     """Runs `jaxmodels convert`."""
     options = parse(Convert, gathered(gathered(argv, "--set"), "--keep-fp32"), "convert")
     silence_storage()
-    options = with_weights(options)  # the words that are told to `verify` say them too
+    options = with_weights(options)  # shown again for `verify`
     import bridge
     from bridge.checkpoint.config import parse_settings
 
@@ -126,5 +126,5 @@ def _show_conversion(report: Any, settings: tuple[str, ...]) -> None:
     show_agreement(report)
     if report.vocab_present is False:
         show("no vocabulary: token ids work, text does not; give it with --vocab FILE")
-    said = "".join(f" --set {setting}" for setting in settings)
-    show(f"next: jaxmodels verify {report.output} --against {report.source}{said}")
+    flags = "".join(f" --set {setting}" for setting in settings)
+    show(f"next: jaxmodels verify {report.output} --against {report.source}{flags}")

@@ -73,9 +73,9 @@ def unsupported(key: str, value: Any, why: str, where: Path) -> Problem:
     )
 
 
-def class_named(said: Mapping[str, Any]) -> str | None:
+def class_named(config_json: Mapping[str, Any]) -> str | None:
     """The class that a config.json names under `architectures`."""
-    classes = said.get("architectures")
+    classes = config_json.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
     return name if isinstance(name, str) else None
 

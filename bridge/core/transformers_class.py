@@ -2,7 +2,7 @@
 
 The twin of an architecture whose PyTorch class is transformers' own declares
 `TRANSFORMERS = TransformersClass(...)`. Reading a config.json, writing one and building the module
-all follow from it; nothing else has to be said about the class.
+all follow from it; no other code knows the class.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from bridge.core.config_keys import (
 __all__ = ["Key", "ModelType", "Only", "TransformersClass", "unsupported"]
 
 
-def _no_fields(said: Mapping[str, Any], where: Path) -> Fields:
+def _no_fields(config_json: Mapping[str, Any], where: Path) -> Fields:
     return {}
 
 
@@ -38,11 +38,11 @@ def _no_keys(config: Any) -> dict[str, Any]:
     return {}
 
 
-def _no_notes(said: Mapping[str, Any], names: Iterable[str], where: Path) -> list[str]:
+def _no_notes(config_json: Mapping[str, Any], names: Iterable[str], where: Path) -> list[str]:
     return []
 
 
-def _none_other(said: Mapping[str, Any], where: Path) -> tuple[Fields, list[str]] | None:
+def _none_other(config_json: Mapping[str, Any], where: Path) -> tuple[Fields, list[str]] | None:
     return None
 
 
@@ -119,25 +119,25 @@ class TransformersClass:
         (name,) = keys.pop("architectures")
         return getattr(transformers, name)(getattr(transformers, f"{stem}Config")(**keys))
 
-    def read(self, said: Mapping[str, Any], where: Path) -> Fields:
+    def read(self, config_json: Mapping[str, Any], where: Path) -> Fields:
         """The fields of our Config that a config.json sets.
 
         Args:
-            said: the parsed config, with a `model_type` among `types`.
+            config_json: the parsed config, with a `model_type` among `types`.
             where: its path, for errors.
 
         Raises:
             Problem: (mismatch) it asks for what is not computed here; the key is named.
         """
-        said = self._by_own_keys(said, where)
-        self._check_only(said, where)
-        implied = self.types[said["model_type"]].implies
+        config_json = self._by_own_keys(config_json, where)
+        self._check_only(config_json, where)
+        implied = self.types[config_json["model_type"]].implies
         fields = dict(implied)
         derived = []
         for key in self.rows:
-            if key.theirs not in said or key.ours in implied:
+            if key.theirs not in config_json or key.ours in implied:
                 continue
-            value = said[key.theirs]
+            value = config_json[key.theirs]
             if value is None and callable(key.default):
                 derived.append(key)
             else:
@@ -145,8 +145,8 @@ class TransformersClass:
         for key in derived:
             if (value := key.default(fields)) is not None:
                 fields[key.ours] = value
-        fields |= {name: said[name] for name in self.own if name in said}
-        return fields | self.reads(said, where)
+        fields |= {name: config_json[name] for name in self.own if name in config_json}
+        return fields | self.reads(config_json, where)
 
     def defaults(self, fields: Fields) -> Fields:
         """What transformers' class takes for the fields that a config.json does not set."""
@@ -171,11 +171,11 @@ class TransformersClass:
         changed = {**was, **keys}
         return was if self._meaning(changed, where) == self._meaning(was, where) else changed
 
-    def notes(self, said: Mapping[str, Any], where: Path, named: bool) -> list[str]:
+    def notes(self, config_json: Mapping[str, Any], where: Path, named: bool) -> list[str]:
         """What to report about a config.json: keys that are not read.
 
         Args:
-            said: the parsed config.
+            config_json: the parsed config.
             where: its path, for errors.
             named: whether it names its model_type or class itself.
 
@@ -184,17 +184,19 @@ class TransformersClass:
         """
         notes = []
         for key in self.rows:
-            values = {name: said.get(name, key.default) for name in (key.theirs, *key.copies)}
+            values = {
+                name: config_json.get(name, key.default) for name in (key.theirs, *key.copies)
+            }
             if any(value != values[key.theirs] for value in values.values()):
                 notes.append(f"{key.ours} is that of {key.theirs}; the config has {values}")
-        unknown = self._unknown(said)
-        name = class_named(said)
+        unknown = self._unknown(config_json)
+        name = class_named(config_json)
         if unknown and not (named and (name is None or self.is_class(name))):
             whose = f"nor the class {name[:80]!r}" if name else "nor whose config this is"
             why = f"what it does is not known, {whose}"
-            raise unsupported(unknown[0], said[unknown[0]], why, where)
+            raise unsupported(unknown[0], config_json[unknown[0]], why, where)
         if unknown:
-            stem = self.types[said["model_type"]].stem
+            stem = self.types[config_json["model_type"]].stem
             some = ", ".join(unknown)[:200]
             notes.append(f"transformers' {stem} does not read these keys: {some}")
         return notes
@@ -207,36 +209,36 @@ class TransformersClass:
     def _own_defaults(self, fields: Fields) -> Fields:
         return resolved(self.own, fields)
 
-    def _meaning(self, said: Mapping[str, Any], where: Path) -> Fields:
+    def _meaning(self, config_json: Mapping[str, Any], where: Path) -> Fields:
         """All fields, also those that the config leaves to transformers' defaults."""
-        fields = self.read(said, where)
+        fields = self.read(config_json, where)
         fields = self.defaults(fields) | fields
         return self._own_defaults(fields) | fields
 
-    def _by_own_keys(self, said: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    def _by_own_keys(self, config_json: Mapping[str, Any], where: Path) -> dict[str, Any]:
         """The config without aliases."""
         names = {alias: key.theirs for key in self.rows for alias in key.aliases}
-        result = {key: value for key, value in said.items() if key not in names}
-        for alias in names.keys() & said.keys():
+        result = {key: value for key, value in config_json.items() if key not in names}
+        for alias in names.keys() & config_json.keys():
             key = names[alias]
-            if result.setdefault(key, said[alias]) != said[alias]:
+            if result.setdefault(key, config_json[alias]) != config_json[alias]:
                 other = f"{key}, which is the same, is {str(result[key])[:80]}"
-                raise unsupported(alias, said[alias], other, where)
+                raise unsupported(alias, config_json[alias], other, where)
         return result
 
-    def _check_only(self, said: Mapping[str, Any], where: Path) -> None:
+    def _check_only(self, config_json: Mapping[str, Any], where: Path) -> None:
         for key, only in self.only.items():
-            value = said.get(key, only.value if only.default is ... else only.default)
+            value = config_json.get(key, only.value if only.default is ... else only.default)
             near = isinstance(value, float) and isinstance(only.value, float)
             near = near and math.isclose(value, only.value, rel_tol=1e-6)  # as float32 kept it
             if value != only.value and not near:
                 why = f"{only.value} is the only value that is computed"
                 raise unsupported(key, value, why, where)
 
-    def _unknown(self, said: Mapping[str, Any]) -> list[str]:
+    def _unknown(self, config_json: Mapping[str, Any]) -> list[str]:
         if self.known is None:
             return []
         known = {*self.only, *self.own, *self.settled, *IDLE, *self.known}
         for key in self.rows:
             known |= {key.theirs, *key.aliases, *key.copies}
-        return [key for key in said if not any(fnmatchcase(key, each) for each in known)]
+        return [key for key in config_json if not any(fnmatchcase(key, each) for each in known)]

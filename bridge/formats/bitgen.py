@@ -60,7 +60,7 @@ def contents(
         path: the file.
         value: what it holds.
         tensors: name → tensor of its state dict.
-        notes: what is to be said already.
+        notes: notes so far.
     """
     found, notes = {}, list(notes)
     # DistributedDataParallel puts "module." before every name.
@@ -72,23 +72,23 @@ def contents(
         if "dinov2_model." in name:
             name = _FIVE.sub(lambda found: _FOUR[found[0]], name)
         found[name] = replace(tensor, name=name)
-    said = _plain(value.get("config"))
+    settings = _plain(value.get("config"))
     return RawCheckpoint(
         path,
         "bitgen",
         found,
         arch="bitgen_stage1",
-        fields={ours: said[theirs] for theirs, ours in FIELDS.items() if theirs in said},
-        origin=_origin(value, said),
+        fields={ours: settings[theirs] for theirs, ours in FIELDS.items() if theirs in settings},
+        origin=_origin(value, settings),
         notes=notes,
         table="UPSTREAM",
         moments=partial(read_moments, path, found, value.get("optimizer_state_dict")),
     )
 
 
-def _origin(value: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+def _origin(value: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Where training stood, and what else the container says."""
-    known: dict[str, Any] = with_upstream({}, "bitgen", {"config": said}) if said else {}
+    known: dict[str, Any] = with_upstream({}, "bitgen", {"config": settings}) if settings else {}
     for theirs, ours in (("global_step", "step"), ("epoch", "epoch")):
         if type(value.get(theirs)) is int:
             known[ours] = value[theirs]

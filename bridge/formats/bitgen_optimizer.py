@@ -87,19 +87,19 @@ def state_dicts(
     import torch
 
     order = trained(tensors)
-    said = {**SETTINGS, **(moments.settings if moments else {})}
+    settings = {**SETTINGS, **(moments.settings if moments else {})}
     count = moments.count if moments else 0
     warmup = config.get("warmup_steps", 1000)
-    now = said["lr"] * min(1.0, count / max(warmup, 1))
+    now = settings["lr"] * min(1.0, count / max(warmup, 1))
     optimiser = torch.optim.AdamW(
         [torch.nn.Parameter(torch.empty(0)) for _ in order],
         lr=now,
-        betas=(said["b1"], said["b2"]),
-        eps=said["eps"],
-        weight_decay=said["weight_decay"],
+        betas=(settings["b1"], settings["b2"]),
+        eps=settings["eps"],
+        weight_decay=settings["weight_decay"],
     )
     saved = optimiser.state_dict()
-    saved["param_groups"][0]["initial_lr"] = said["lr"]
+    saved["param_groups"][0]["initial_lr"] = settings["lr"]
     if moments is not None:
         saved["state"] = {
             number: {
@@ -111,7 +111,7 @@ def state_dicts(
             if alive
         }
     scheduler = {
-        "base_lrs": [said["lr"]],
+        "base_lrs": [settings["lr"]],
         "last_epoch": count,
         "_step_count": count + 1,
         "_get_lr_called_within_step": False,

@@ -31,7 +31,7 @@ WEIGHTS_FILE, CONFIG, OPTIMIZER = (
 )
 TOP = "params."
 
-# The seed's key → our field; `positions` and `init_range` are said in other words.
+# The seed's key → our field; `positions` and `init_range` have other forms.
 FIELDS = {
     "num_heads": "heads",
     "attention_dim": "dim",
@@ -63,7 +63,7 @@ def is_file(path: Path) -> bool:
 
 
 def open_file(path: Path) -> RawCheckpoint:
-    """The parameters alone; sizes are told by the shapes or must be given.
+    """The parameters alone; shapes or `--set` give the sizes.
 
     Raises:
         Problem: (corrupt) damaged, or a tree of another model.
@@ -80,7 +80,7 @@ def open_folder(folder: Path) -> RawCheckpoint:
     Raises:
         Problem: (corrupt) a file is damaged.
     """
-    said = parse_json(folder / CONFIG)
+    keys = parse_json(folder / CONFIG)
     path = folder / WEIGHTS_FILE
     tensors = _tensors(path, client.read("msgpack", path))
     return RawCheckpoint(
@@ -88,8 +88,8 @@ def open_folder(folder: Path) -> RawCheckpoint:
         "bwetaf",
         checked(folder, tensors),
         arch="bwetaf",
-        fields=_fields(said, folder / CONFIG),
-        origin=with_upstream(origin_of(folder), "bwetaf", said),
+        fields=_fields(keys, folder / CONFIG),
+        origin=with_upstream(origin_of(folder), "bwetaf", keys),
         table="UPSTREAM",
         moments=partial(_moments, folder / OPTIMIZER),
     )
@@ -139,22 +139,22 @@ def written_config(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     return {**was, **changed}
 
 
-def _fields(said: dict[str, Any], where: Path) -> dict[str, Any]:
+def _fields(keys: dict[str, Any], where: Path) -> dict[str, Any]:
     """Fields of bwetaf's Config that the seed's JSON says."""
-    said = {**_USUAL, **said}
-    fields = {field: said[key] for key, field in FIELDS.items() if key in said}
+    keys = {**_USUAL, **keys}
+    fields = {field: keys[key] for key, field in FIELDS.items() if key in keys}
     if isinstance(fields.get("heads"), list):
         fields["heads"] = tuple(fields["heads"])
-    fields["positions"] = "rotate" if said["use_rope"] else "sinusoidal"
-    deviation, dim = said["emb_init_range"], said.get("attention_dim")
+    fields["positions"] = "rotate" if keys["use_rope"] else "sinusoidal"
+    deviation, dim = keys["emb_init_range"], keys.get("attention_dim")
     if deviation is None and isinstance(dim, int) and dim > 0:
         deviation = dim**-0.5
     if deviation is not None:
         fields["init_range"] = deviation
     fields["rotate_qk"] = False
-    if not isinstance(said["use_rope"], bool):
+    if not isinstance(keys["use_rope"], bool):
         raise Problem(
-            f"use_rope cannot be {str(said['use_rope'])[:80]}", where=str(where), exit_code=CORRUPT
+            f"use_rope cannot be {str(keys['use_rope'])[:80]}", where=str(where), exit_code=CORRUPT
         )
     return fields
 

@@ -26,20 +26,20 @@ def read_generation(folder: Path) -> dict[str, Any]:
     return drawing(parse_json(folder / GENERATION) if (folder / GENERATION).is_file() else {})
 
 
-def drawing(said: Any) -> dict[str, Any]:
+def drawing(given: Any) -> dict[str, Any]:
     """Keys of a generation_config.json that are known, where they are numbers, truths or lists."""
-    if not isinstance(said, dict):
+    if not isinstance(given, dict):
         return {}
     plain = int | float | list
-    return {key: said[key] for key in _DRAWING if isinstance(said.get(key), plain)}
+    return {key: given[key] for key in _DRAWING if isinstance(given.get(key), plain)}
 
 
 def generation_config(
-    tokenizer: Tokenizer | None, config: Any, said: dict[str, Any]
+    tokenizer: Tokenizer | None, config: Any, given: dict[str, Any]
 ) -> dict[str, Any]:
     """What transformers' `generate` must know: ids that are never drawn, and what ends a text.
 
-    `said` is what the source said of it, which counts.
+    `given` is what the source had, which takes precedence.
     """
     special = tokenizer.special_ids if tokenizer else ()
     values: dict[str, Any] = {"suppress_tokens": [*special, *padding(config)]}
@@ -48,7 +48,7 @@ def generation_config(
     values |= ends(tokenizer)
     if "eos_token_id" in values:
         values["pad_token_id"] = values["eos_token_id"]
-    return {name: value for name, value in (values | said).items() if value != []}
+    return {name: value for name, value in (values | given).items() if value != []}
 
 
 def ends(tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -111,10 +111,10 @@ def complete(contents: RawCheckpoint, path: Path) -> None:
                 raise
             contents.unread = f"{problem.what} ({problem.where})"
     if path.is_dir():
-        told = origin_of(path).get(NO_TOKENIZER)
-        contents.unread = contents.unread or (told if isinstance(told, str) else "")
-    if contents.of_text and (said := read_generation(folder)):
-        contents.origin = {**contents.origin, "generation": said}
+        reason = origin_of(path).get(NO_TOKENIZER)
+        contents.unread = contents.unread or (reason if isinstance(reason, str) else "")
+    if contents.of_text and (generation := read_generation(folder)):
+        contents.origin = {**contents.origin, "generation": generation}
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
@@ -133,22 +133,22 @@ def origin_of(folder: Path) -> dict[str, Any]:
         origin[NO_TOKENIZER] = known[NO_TOKENIZER]
     if known.get("weights") in ("ema", "raw"):  # of a run that keeps both (averages)
         origin["weights"] = known["weights"]
-    if said := drawing(known.get("generation")):
-        origin["generation"] = said
+    if generation := drawing(known.get("generation")):
+        origin["generation"] = generation
     return origin
 
 
 def upstream_of(origin: dict[str, Any], name: str) -> dict[str, Any]:
     """What an upstream file of the format `name` said, as `with_upstream` kept it; else empty."""
     seed = origin.get("seed")
-    said = seed.get(name) if isinstance(seed, dict) else None
-    return data_only(name, said) if isinstance(said, dict) else {}
+    found = seed.get(name) if isinstance(seed, dict) else None
+    return data_only(name, found) if isinstance(found, dict) else {}
 
 
-def with_upstream(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[str, Any]:
+def with_upstream(origin: dict[str, Any], name: str, config: dict[str, Any]) -> dict[str, Any]:
     """The origin with what a seed's file in the format `name` says, for the way back."""
     seed = origin.get("seed")
-    kept = data_only(name, said)
+    kept = data_only(name, config)
     return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: kept}}
 
 
@@ -169,8 +169,8 @@ def changed(folder: Path) -> list[str]:
         read_sealed(folder / MANIFEST)
     except ValueError:
         return [f"{MANIFEST} is damaged"]
-    told = {name: entry for name, entry in promised.items() if name.endswith(MEANING)}
-    return differing(told, digests(folder, lambda name: name in told))
+    entries = {name: entry for name, entry in promised.items() if name.endswith(MEANING)}
+    return differing(entries, digests(folder, lambda name: name in entries))
 
 
 def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -180,14 +180,14 @@ def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     promised = parse_json(folder / MANIFEST).get("tensors")
     entries = promised if isinstance(promised, dict) else {}
     return {
-        name: replace(tensor, read=_Checked(folder, tensor, *told))
-        if (told := _told(entries.get(name)))
+        name: replace(tensor, read=_Checked(folder, tensor, *digest))
+        if (digest := _digest_in(entries.get(name)))
         else tensor
         for name, tensor in tensors.items()
     }
 
 
-def _told(entry: Any) -> tuple[str, Any] | None:
+def _digest_in(entry: Any) -> tuple[str, Any] | None:
     """The name of the digest that an entry of a manifest has, and the digest."""
     known = DIGESTS.keys() & (entry.keys() if isinstance(entry, dict) else ())
     return next(((name, entry[name]) for name in sorted(known)), None)

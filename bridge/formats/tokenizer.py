@@ -84,8 +84,8 @@ def _as_problem() -> Iterator[None]:
     try:
         yield
     except DataProblem as problem:
-        told = {name: getattr(problem, name) for name in ("where", "why", "fix", "exit_code")}
-        raise Problem(problem.what, **told) from problem
+        parts = {name: getattr(problem, name) for name in ("where", "why", "fix", "exit_code")}
+        raise Problem(problem.what, **parts) from problem
 
 
 def tokenizer_by_convention(config: Any) -> Tokenizer | None:

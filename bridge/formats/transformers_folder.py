@@ -126,12 +126,12 @@ def _described(
     """The contents as a config.json of a class of transformers describes them."""
     cls, where = kind.cls, folder / CONFIG
     named = not all(config.get(key) is None for key in ("model_type", "architectures"))
-    said = {**config, "model_type": kind.type}
+    typed = {**config, "model_type": kind.type}
     other = None if named else cls.other(config, where)
-    fields, notes = other or (cls.read(said, where), [])
-    notes += cls.check(said, contents.tensors, where)
+    fields, notes = other or (cls.read(typed, where), [])
+    notes += cls.check(typed, contents.tensors, where)
     if other is None:
-        notes += cls.notes(said, where, named)
+        notes += cls.notes(typed, where, named)
     name = class_named(config)
     if name and not _is_class(name):
         notes.append(f"{name[:80]!r}, the class that config.json names, is read as {kind.type}")
@@ -207,8 +207,8 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
             exit_code=MISMATCH,
         )
     for key in ("quantization_config", "quantization"):
-        if said := config.get(key):
-            method = said.get("quant_method", said) if isinstance(said, dict) else said
+        if value := config.get(key):
+            method = value.get("quant_method", value) if isinstance(value, dict) else value
             raise _quantised(folder, f"config.json says {key}: {str(method)[:80]}")
     if (folder / ADAPTER).is_file():
         raise Problem(

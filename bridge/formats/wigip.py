@@ -92,7 +92,7 @@ def open_file(path: Path) -> RawCheckpoint:
         )
     blocks = PLAIN if _first_words(tensors) & {REMAT, PLAIN} == {PLAIN} else REMAT
     step = count_of(state["step"], where)
-    said, notes = optimizer.said(state["opt_state"], where)
+    description, notes = optimizer.describe(state["opt_state"], where)
     if (numbered := _FILE.fullmatch(path.name)) and int(numbered[1]) != step:
         notes.append(f"the file is called {path.name}, and holds step {step}")
     notes += [f"left aside: {name}" for name in found["others"][:10]]
@@ -101,7 +101,7 @@ def open_file(path: Path) -> RawCheckpoint:
         NAME,
         _renamed(tensors, blocks, REMAT),
         arch="wigip",
-        origin=with_upstream({"step": step}, NAME, {"blocks": blocks, **said}),
+        origin=with_upstream({"step": step}, NAME, {"blocks": blocks, **description}),
         notes=notes,
         table="UPSTREAM",
         moments=lambda: _moments(state["opt_state"], where, blocks),

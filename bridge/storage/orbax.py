@@ -173,11 +173,11 @@ class _Layout:
 
     @classmethod
     def of(cls, folder: Path, held: Any = None) -> "_Layout":
-        said = read_json(folder / METADATA)
-        driver = "zarr3" if said.get("use_zarr3") else "zarr"
+        metadata = read_json(folder / METADATA)
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         # Earlier versions of Orbax did not say it; the database is there, or it is not.
-        ocdbt = said.get("use_ocdbt", (folder / "manifest.ocdbt").is_file())
-        return cls(driver, ocdbt, bool(said.get("store_array_data_equal_to_fill_value")), held)
+        ocdbt = metadata.get("use_ocdbt", (folder / "manifest.ocdbt").is_file())
+        return cls(driver, ocdbt, bool(metadata.get("store_array_data_equal_to_fill_value")), held)
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ class OrbaxArray:
         ]
         if store.shape != self.shape or larger:
             # A piece is held whole, however small it is in the file.
-            said = f"in pieces of {larger[0]}" if larger else f"as {store.shape}"
-            raise ValueError(f"it is stored {said}, and is {self.shape}")
+            how = f"in pieces of {larger[0]}" if larger else f"as {store.shape}"
+            raise ValueError(f"it is stored {how}, and is {self.shape}")
         return store
 
     def _sound(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
