@@ -84,7 +84,7 @@ def fields_of(
 def check_known(
     package: Any, assumed: Mapping[str, Any], values: Mapping[str, Any], where: Path
 ) -> None:
-    """Checks that what must be assumed can be: None stands for what nothing tells.
+    """Checks that every field that must be assumed has a convention, and is not None.
 
     Args:
         package: the model's.
@@ -152,11 +152,11 @@ def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str
 def _contradiction(
     name: str, stated: Any, known: Any, where: Path, shapes: Mapping[str, Shape]
 ) -> Problem:
-    telling = [f"{path}  {shape}" for path, shape in shapes.items() if known in shape]
+    evidence = [f"{path}  {shape}" for path, shape in shapes.items() if known in shape]
     return Problem(
         f"the config says {name} = {stated}, the tensors {known}",
         where=str(where),
-        why=f"shapes that say it:\n{table.listing(telling)}" if telling else "",
+        why=f"shapes that say it:\n{table.listing(evidence)}" if evidence else "",
         fix="config and tensors belong to different models: fetch both again",
         exit_code=MISMATCH,
     )

@@ -190,7 +190,7 @@ def drop_ties(package: Any, rows: Rows, found: dict[str, Tensor], where: Path) -
                 f"{name} is not the same as {original}",
                 where=str(where),
                 why=f"the model ties them; {name} is {copy.shape}, {original} is {model.shape}",
-                fix="a model with a head of its own cannot be held here",
+                fix="a model with an untied head is not supported",
                 exit_code=MISMATCH,
             )
         notes.append(f"{name} repeats {original}, to which it is tied")

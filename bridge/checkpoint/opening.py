@@ -72,8 +72,8 @@ def bind(
         arch: the architecture, if the files do not say it and it should not be guessed.
         config: fields that the files cannot say, and the choice of a model and its weights.
         conventions: values in the place of the architecture's own for fields to be assumed.
-        otherwise: values for fields that nothing tells and that have no convention: those of the
-            model of which this is a copy.
+        otherwise: values for fields that nothing determines and that have no convention: those of
+            the model of which this is a copy.
     """
     if contents.damaged:
         raise Problem(
@@ -103,7 +103,7 @@ def bind(
         else:
             source.notes[:0] = notes
             return source
-    # Of tables that differ in layout only, the one that fits best tells best what is wrong.
+    # Of tables that differ in layout only, the best fit gives the best error message.
     misfits = [problem for problem in problems if problem.what == table.MISFIT]
     raise min(misfits, key=lambda problem: problem.why.count("\n"), default=problems[0])
 

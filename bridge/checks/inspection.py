@@ -1,4 +1,4 @@
-"""Says what a checkpoint is and what is wrong with it, without executing or changing anything."""
+"""Describes a checkpoint and what is wrong with it, without executing or changing anything."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -38,9 +38,9 @@ def inspect(
         (None where unknown); `tensors` and `parameters` (counts), `bytes` and `dtypes` (dtype →
         number of tensors) of the model, or of the files where no model is known;
         `vocab_present` (whether a vocabulary lies beside it); `config` and `assumed` (fields);
-        `problems` and `notes` (sentences); `optimizer` (whether AdamW's state lies there too);
-        `averaged` (whether a run keeps a running average of its weights too, with names in
-        `ema.` where something is said of them);
+        `problems` and `notes` (sentences); `optimizer` (whether AdamW's state is there too);
+        `averaged` (whether a run keeps a running average of its weights too, whose
+        tensors are reported under `ema.`);
         `unsafe` (it asks to run code, and was not read further);
         `listing` (name, shape and dtype of each tensor, in the file's names; of a truncated
         safetensors file, those in its header, and whether each is `cut_off`).
@@ -190,7 +190,7 @@ def _unfit_moments(source: Checkpoint) -> list[str]:
 
 
 def _from_model(source: Checkpoint) -> dict[str, Any]:
-    """What only the model's table tells."""
+    """What follows from the model's table."""
     return {
         **_counts(source.tensors),
         "parameters": source.parameters,

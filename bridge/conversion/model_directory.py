@@ -126,14 +126,14 @@ The licence is that of whoever trained it; set the `license` field above before 
 
 
 def differences(source: Checkpoint) -> str:
-    """What the PyTorch class of a model computes otherwise than the model; mostly nothing."""
+    """How the PyTorch class of a model computes differently; mostly not at all."""
     return twin(source.arch).unlike(source.config)
 
 
 def _loading(source: Checkpoint) -> str:
     """The card's part for who wants to use the model."""
     classes = auto = twin(source.arch).AUTO_CLASS
-    # Only where a modelling file of ours lies there: of transformers' own classes nothing is run.
+    # Only with a modelling file of ours: transformers' own classes need no code from the folder.
     given = '"PATH", trust_remote_code=True' if twin(source.arch).FILES else '"PATH"'
     tokenizer = ""
     if source.tokenizer is not None:

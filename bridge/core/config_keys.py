@@ -63,7 +63,7 @@ class ModelType(NamedTuple):
 
 
 def unsupported(key: str, value: Any, why: str, where: Path) -> Problem:
-    """The problem with a key that asks for what is not computed here."""
+    """The problem with a key that needs what is not computed here."""
     return Problem(
         f"the config says {key} = {str(value)[:80]}, which is not supported",
         where=str(where),

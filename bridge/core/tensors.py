@@ -41,7 +41,7 @@ NO_LIST = "none"
 TILE = 256, 64
 PIECE = 2**22  # bytes of an array that are turned round at once
 
-# What tells one tensor's values from another's: no proof against forgery, which the sha256 of files
+# Distinguishes the values of tensors; no proof against forgery, which the sha256 of files
 # is, and fifteen times as fast. Manifests of earlier versions have sha256 here too.
 DIGEST = "xxh3_128"
 DIGESTS: dict[str, Callable[[], Any]] = {DIGEST: xxhash.xxh3_128, "sha256": hashlib.sha256}

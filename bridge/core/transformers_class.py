@@ -127,7 +127,7 @@ class TransformersClass:
             where: its path, for errors.
 
         Raises:
-            Problem: (mismatch) it asks for what is not computed here; the key is named.
+            Problem: (mismatch) it needs what is not computed here; the key is named.
         """
         config_json = self._by_own_keys(config_json, where)
         self._check_only(config_json, where)
@@ -180,7 +180,7 @@ class TransformersClass:
             named: whether it names its model_type or class itself.
 
         Raises:
-            Problem: (mismatch) a key whose effect nobody knows.
+            Problem: (mismatch) a key of unknown effect.
         """
         notes = []
         for key in self.rows:

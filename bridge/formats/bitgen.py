@@ -1,7 +1,7 @@
 """BitGen Stage 1's checkpoints: the trainer's container with model, optimiser and schedule, or the
 model's state dict alone.
 
-Source: seed 004 (euhidaman/BitGen, `train_stage1_vision_language.py`). The container holds a
+Source: euhidaman/BitGen ( `train_stage1_vision_language.py`). The container holds a
 pickled `Stage1Config`, a plain dataclass that is read as its fields and never looked up.
 """
 
@@ -87,7 +87,7 @@ def contents(
 
 
 def _origin(value: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Where training stood, and what else the container says."""
+    """The step and metrics of training, and the trainer's settings."""
     known: dict[str, Any] = with_upstream({}, "bitgen", {"config": settings}) if settings else {}
     for theirs, ours in (("global_step", "step"), ("epoch", "epoch")):
         if type(value.get(theirs)) is int:
@@ -112,7 +112,7 @@ def file_name(origin: dict[str, Any]) -> str:
 
 
 def check_config(config: Any, where: Path) -> None:
-    """Checks that the seed's code can compute a model; `where` names it in errors.
+    """Checks that BitGen's own code can compute a model; `where` names it in errors.
 
     Raises:
         Problem: (mismatch) it cannot.
@@ -138,7 +138,7 @@ def check_config(config: Any, where: Path) -> None:
 
 
 def write(output: Output) -> None:
-    """Writes `checkpoint-STEP.pt` as the seed's trainer does; holds the whole model in memory.
+    """Writes `checkpoint-STEP.pt` as its trainer does; holds the whole model in memory.
 
     Its configuration is a plain dict instead of a pickled class, so that `torch.load` reads the
     file as it is. Without `moments` the optimiser has not begun.

@@ -1,6 +1,6 @@
 """AdamW's state in BitGen Stage 1's checkpoints: torch numbers parameters in place of naming them.
 
-Source: seed 004 (euhidaman/BitGen, `train_stage1_vision_language.py`).
+Source: euhidaman/BitGen ( `train_stage1_vision_language.py`).
 """
 
 import re
@@ -27,7 +27,7 @@ SETTINGS = {"lr": 2e-4, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0
 
 
 def _place(name: str) -> str:
-    """Our path of a tensor of the seed's; the name itself where there is none."""
+    """Our path of a tensor of the trainer's; the name itself where there is none."""
     from jaxmodels.bitgen_stage1.layout import UPSTREAM
 
     found = path_of(UPSTREAM, name)
@@ -35,7 +35,7 @@ def _place(name: str) -> str:
 
 
 def trained(tensors: Iterable[str]) -> dict[str, bool]:
-    """Name of a parameter, in the order of the seed's optimiser → whether it gets a gradient.
+    """Name of a parameter, in the order of the trainer's optimiser → whether it gets a gradient.
 
     torch's AdamW keeps nothing of a parameter that never got one.
     """

@@ -1,6 +1,6 @@
 """bwetaf's folders: `good_stuff.pkl` (msgpack, no pickle) and what lies beside it.
 
-Source: seed 003, the package BwETAF 0.5.1, `model/model.py` (`ModelManager`) and `main.py`.
+Source: the package BwETAF 0.5.1, `model/model.py` (`ModelManager`) and `main.py`.
 """
 
 import json
@@ -31,7 +31,7 @@ WEIGHTS_FILE, CONFIG, OPTIMIZER = (
 )
 TOP = "params."
 
-# The seed's key → our field; `positions` and `init_range` have other forms.
+# The package's key → our field; `positions` and `init_range` have other forms.
 FIELDS = {
     "num_heads": "heads",
     "attention_dim": "dim",
@@ -43,7 +43,7 @@ FIELDS = {
     "emb_scaling_factor": "embed_scale",
     "res_scale": "residual_scale",
 }
-# What the seed's package takes where a key is missing, and what a fresh file says.
+# What the package takes where a key is missing, and what a fresh file has.
 _USUAL = {"use_rope": False, "emb_scaling_factor": 1.0, "res_scale": 1.0, "emb_init_range": None}
 _FRESH = {"possible_opt_path": "", "emb_splt": 256, "attn_chunks": 1}
 _KEYS = (
@@ -96,7 +96,7 @@ def open_folder(folder: Path) -> RawCheckpoint:
 
 
 def check_config(config: Any, where: Path) -> None:
-    """Checks that the seed's package can compute a model; `where` names it in errors.
+    """Checks that the authors' package can compute a model; `where` names it in errors.
 
     Raises:
         Problem: (mismatch) it cannot.
@@ -112,12 +112,12 @@ def check_config(config: Any, where: Path) -> None:
 
 
 def write(output: Output) -> None:
-    """Writes the folder as the seed's `save_model` does, one tensor at a time."""
+    """Writes the folder as the package's `save_model` does, one tensor at a time."""
     folder = output.folder
     tree = {"params": _nest(output.tensors)}
     output.digests |= write_msgpack(folder / WEIGHTS_FILE, tree, output.progress)
     config = written_config(output.config, output.origin)
-    # As the seed writes it: no newline at the end.
+    # As the package writes it: no newline at the end.
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     if output.moments is not None:
         write_msgpack(folder / OPTIMIZER, _optax_tree(output.moments))
@@ -140,7 +140,7 @@ def written_config(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fields(keys: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Fields of bwetaf's Config that the seed's JSON says."""
+    """Fields of bwetaf's Config in the package's JSON."""
     keys = {**_USUAL, **keys}
     fields = {field: keys[key] for key, field in FIELDS.items() if key in keys}
     if isinstance(fields.get("heads"), list):
@@ -231,5 +231,5 @@ FORMAT = Format(
     file=lambda origin: WEIGHTS_FILE,
     check=check_config,
 )
-# Looked for after all other files: a msgpack has no mark of its own.
+# Tried after all other files, since msgpack has no magic number.
 FILE = Format("bwetaf", is_file=is_file, open_file=open_file, endings=(".pkl",))

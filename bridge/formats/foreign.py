@@ -1,4 +1,4 @@
-"""What is taken of files that somebody else wrote: data, and never what names code.
+"""What is taken from files that somebody else wrote: data, never what names code.
 
 transformers imports the file that a `config.json` names (`auto_map`), and fetches code where an
 attention's name holds a slash; nanoGPT unpickles what lies under the name of a data set. So of what
@@ -22,11 +22,11 @@ _CODE = re.compile(
 )
 _SCRIPTS = (".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".sh", ".exe", ".bat", ".jar", ".js")
 _CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
-# Files that say what a model is; what else has their names cannot be passed over.
+# Files that describe a model: nothing but a file may have such a name.
 _BESIDE = (".json", ".txt", ".safetensors", ".gguf")
 
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
-# transformers' keys whose values are words of its own.
+# transformers' keys whose values are words that it defines.
 _TRANSFORMERS = {
     *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype"),
     *("activation_function", "activation", "hidden_act", "position_embedding_type"),

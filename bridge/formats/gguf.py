@@ -164,7 +164,7 @@ def _without_head(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Ten
 
 
 def _near(epsilon: Any) -> bool:
-    """Whether a value is wikigpt's epsilon, as far as float32 tells."""
+    """Whether a value is wikigpt's epsilon, to the precision of float32."""
     return isinstance(epsilon, float) and abs(epsilon - EPSILON) < 1e-3 * EPSILON
 
 

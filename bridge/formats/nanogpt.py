@@ -151,7 +151,7 @@ def _changed(unknown: dict[Any, Any], where: Path) -> Problem:
     return Problem(
         f"nanoGPT has no model argument {str(next(iter(unknown)))[:80]!r}",
         where=str(where),
-        why=f"a changed nanoGPT wrote this: {', '.join(listed[:10])}; what it computes is not known",
+        why=f"a changed nanoGPT wrote this: {', '.join(listed[:10])}; its outputs are not known",
         fix="the numbers would be wrong; if you know that these change nothing, save the "
         "checkpoint again without them",
         exit_code=MISMATCH,
@@ -175,7 +175,7 @@ def _is_idle(name: Any, args: dict[str, Any]) -> bool:
 
 
 def origin(value: dict[str, Any]) -> dict[str, Any]:
-    """Where training stood, and what else the checkpoint says."""
+    """The step, loss and settings of training."""
     kept = {"model_args": _plain(value.get("model_args")), "config": _plain(value.get("config"))}
     known: dict[str, Any] = with_upstream({}, "nanogpt", kept)
     if type(step := value.get("iter_num", value.get("step"))) is int:

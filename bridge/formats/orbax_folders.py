@@ -86,7 +86,7 @@ def _trees(step: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _newest(folder: Path) -> tuple[Path, list[str]]:
-    """The finished step of the largest number, and what is to be said of the others."""
+    """The finished step with the largest number, and notes on the others."""
     steps = {path: _unfinished(path) for path in _steps(folder)}
     finished = [path for path, why in steps.items() if not why]
     if not finished:
@@ -132,7 +132,7 @@ def _unfinished(step: Path) -> str:
         return f"{CHECKPOINT} says that it was not finished"
     siblings = step.parent.iterdir() if _STEP.fullmatch(step.name) else ()
     items = [path for path in step.iterdir() if path.is_dir() and orbax.is_tree(path)]
-    # Who lays the steps by hand has items that are committed, each by itself, in one that is not.
+    # Steps written by hand may hold items that are committed one by one, in a step that is not.
     own = items if (step / CHECKPOINT).is_file() else ()
     for parts, one in (((*siblings, *own), step), *((items, item) for item in items)):
         if (one / COMMITTED).is_file() or not any((path / COMMITTED).is_file() for path in parts):

@@ -1,6 +1,6 @@
-"""What lies at a path: named tensors and what is written beside them.
+"""What a path holds: named tensors, and the files beside them.
 
-Nothing here knows of models; `bridge/checkpoint/opening.py` gives the names their meaning.
+Nothing here knows models; `bridge/checkpoint/opening.py` interprets the names.
 """
 
 from collections.abc import Callable
@@ -39,18 +39,18 @@ class RawCheckpoint:
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields that the files say, among other keys."""
     usual: dict[str, Any] = field(default_factory=dict)
-    """What the format takes for Config fields of which its files say nothing: assumed, and said."""
+    """What the format assumes for Config fields that its files do not give; reported."""
     tokenizer: Tokenizer | None = None
     unread: str = ""
-    """Why a tokeniser that lies there is not read: then no convention stands in for it."""
+    """Why a tokeniser beside the tensors is not read; then no convention replaces it."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """Step and metrics of a training run; under "seed" what the seed's file says and a Config
-    does not, for the way back."""
+    """Step and metrics of a training run; under "seed" what a file of the original program
+    says and a Config does not, to be written again."""
     notes: list[str] = field(default_factory=list)
     quantised: frozenset[str] = frozenset()
     """Names of those tensors that are Q8_0 in the file, and read as float32."""
     damaged: list[str] = field(default_factory=list)
-    """What a manifest says otherwise of the files that give the tensors their meaning."""
+    """Files whose digest differs from the manifest's, of those that give the tensors a meaning."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """The running average (EMA) that a run keeps of its tensors, under the same names."""
     table: str | None = None
@@ -58,7 +58,7 @@ class RawCheckpoint:
     moments: Callable[[], Moments | None] = lambda: None
     """Reads the optimiser's state that lies with the tensors, under their names."""
     strange: dict[str, str] = field(default_factory=dict)
-    """Their name → what a torch file calls to make what lies there, which is not read."""
+    """Their name → the function that a torch file calls to make the object, which is not read."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """Their name → tensor of a run's state apart from the parameters; those that the model's
     tables do not name are its own affair."""
@@ -75,7 +75,7 @@ def is_own(config: dict[str, Any]) -> bool:
 
 
 def describe(contents: RawCheckpoint, folder: Path) -> None:
-    """Takes over what the files beside the tensors say."""
+    """Adds what the files beside the tensors say."""
     config = parse_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     # A run directory keeps the model's fields apart from the recipe's.
     if is_own(config):
@@ -88,7 +88,7 @@ def describe(contents: RawCheckpoint, folder: Path) -> None:
 
 
 def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
-    """Takes the tokeniser that lies in a folder; of a kind that is not read, the reason."""
+    """Adds the tokeniser in a folder, or the reason why it is not read."""
     rows = contents.fields.get("vocab")
     config = upstream_of(contents.origin, "nanogpt").get("config")
     dataset = config.get("dataset") if isinstance(config, dict) else None
@@ -101,7 +101,7 @@ def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
 
 
 def complete(contents: RawCheckpoint, path: Path) -> None:
-    """Takes what every format may have beside it: a tokeniser, and how transformers draws."""
+    """Adds what any format may have beside it: a tokeniser, and settings for sampling."""
     folder = path if path.is_dir() else path.parent
     if contents.tokenizer is None and not contents.unread:
         try:
@@ -118,7 +118,7 @@ def complete(contents: RawCheckpoint, path: Path) -> None:
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """What an earlier conversion into a folder knew of where the model comes from."""
+    """What an earlier conversion recorded about where the model comes from."""
     manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     source = manifest.get("source")
     known = source if isinstance(source, dict) else {}
@@ -139,14 +139,14 @@ def origin_of(folder: Path) -> dict[str, Any]:
 
 
 def upstream_of(origin: dict[str, Any], name: str) -> dict[str, Any]:
-    """What an upstream file of the format `name` said, as `with_upstream` kept it; else empty."""
+    """What a file in the format `name` said, as `with_upstream` kept it; else empty."""
     seed = origin.get("seed")
     found = seed.get(name) if isinstance(seed, dict) else None
     return data_only(name, found) if isinstance(found, dict) else {}
 
 
 def with_upstream(origin: dict[str, Any], name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The origin with what a seed's file in the format `name` says, for the way back."""
+    """The origin with what a file in the format `name` says, to be written again."""
     seed = origin.get("seed")
     kept = data_only(name, config)
     return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: kept}}
@@ -157,7 +157,7 @@ MEANING = (".json", ".pt", ".pth", ".zip", ".gguf", "meta.pkl")
 
 
 def changed(folder: Path) -> list[str]:
-    """What our manifest says otherwise of itself and of the files that say what the tensors mean.
+    """Differences between our manifest and the files that give the tensors a meaning.
 
     The tensors of others are compared one by one, see `checked`.
     """

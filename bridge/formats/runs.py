@@ -115,7 +115,7 @@ def _state(folder: Path) -> dict[str, Tensor]:
 
 
 def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | None:
-    """optax's AdamW in a checkpoint's `train` item; the item says nothing of its own structure.
+    """optax's AdamW in a checkpoint's `train` item; the item does not describe its structure.
 
     Leaves are named by `runtime.stored`: a running number, the place in optax's nested
     tuples, the field, and our path with dots: `00003.1.0.mu.blocks.0.attn.qkv.kernel`. Parameters

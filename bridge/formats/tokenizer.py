@@ -43,7 +43,7 @@ def read_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
 def find_tokenizer(
     folder: Path, rows: int | None = None, dataset: Any = None
 ) -> tuple[Tokenizer | None, str]:
-    """The tokeniser that lies in a folder, or why one that lies there is not read.
+    """The tokeniser in a folder, or why the one that is there is not read.
 
     Args:
         folder: the one around a checkpoint.
@@ -68,7 +68,7 @@ def find_tokenizer(
 def as_transformers(tokenizer: Tokenizer) -> Tokenizer:
     """The tokeniser with settings, so that special tokens in a text are read as they are there.
 
-    A tokeniser of ours has none, and transformers is told to take such tokens for text.
+    A tokeniser of ours has no settings: transformers then takes such tokens for text.
     """
     if isinstance(tokenizer, CharTokenizer) or tokenizer.settings:
         return tokenizer
@@ -102,7 +102,7 @@ def padding(config: Any) -> range:
 
 
 def padding_notes(config: Any) -> list[str]:
-    """What is to be said of rows of the embedding that stand for no token."""
+    """A note on rows of the embedding that stand for no token."""
     if not (rows := padding(config)):
         return []
     return [
@@ -140,7 +140,7 @@ def _other_size(tokenizer: Tokenizer, count: int, where: Path) -> Problem:
 
 
 def given_tokenizer(source: Any, file: Path) -> Any:
-    """A source with the tokeniser of `--vocab` in the place of its own.
+    """The source with the tokeniser of `--vocab` instead of its own.
 
     Rows beyond its tokens are padding, unless the source says how many tokens there are.
 
@@ -195,7 +195,7 @@ def _words(tokenizer: CharTokenizer) -> dict[str, Any]:
     """A character vocabulary as tokenizer.json.
 
     Each character is one word of a WordLevel vocabulary; characters outside it become `<UNK>`,
-    or without special tokens (seed 000) the first character.
+    or without special tokens (wigip) the first character.
     """
     content = tokenizer.to_json()
     return {

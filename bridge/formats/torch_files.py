@@ -68,7 +68,7 @@ def open_file(path: Path) -> RawCheckpoint:
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a file that holds state dicts and nothing else, and what is to be said.
+    """The tensors of a file that holds state dicts and nothing else, and notes.
 
     Raises:
         Problem: as `open_file`.

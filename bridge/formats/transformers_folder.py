@@ -79,7 +79,7 @@ def open_folder(folder: Path) -> RawCheckpoint:
 
     Raises:
         Problem: (corrupt) damaged, or without weights; (mismatch) the type is not supported, or
-            the config asks for what the model here does not compute.
+            its config needs what the model here does not compute.
     """
     _check(config_in(folder) or {}, folder)
     return open_weights(folder)
@@ -186,7 +186,7 @@ def _is_class(name: str) -> bool:
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuses what no kind of model is read with."""
+    """Refuses configs of unknown types, of custom code, and of quantised models; and adapters."""
     name, code = class_named(config), config.get("auto_map")
     kind, known = _named_type(config), kinds()
     if kind is not None and kind not in known:
@@ -200,7 +200,7 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
     of_its_own = isinstance(code, dict) and any(key.startswith("AutoModel") for key in code)
     if name and of_its_own and not _is_class(name):
         raise Problem(
-            f"the model has code of its own, the class {name[:80]!r}",
+            f"the model needs its own code, the class {name[:80]!r}",
             where=str(folder / CONFIG),
             why="that code is not run, and what it computes is not known",
             fix="if it computes what transformers' class does, name that under architectures",

@@ -3,7 +3,7 @@
 Format: `state_and_opt.pkl.gz`, a dict of `step` and optax's `opt_state`; `params/KEY.pkl.gz` for
 each key at the top of flax.linen's tree. Blocks are called `CheckpointAttentionBlock_i`, or
 `AttentionBlock_i` where they were not rematerialised.
-Source: seed 000 (nurric-ai/Wigip_v2_1.7B_ViT), `src/train_and_continue.py`.
+Source: nurric-ai/Wigip_v2_1.7B_ViT, `src/train_and_continue.py`.
 """
 
 import gzip
@@ -73,7 +73,7 @@ def open_file(path: Path) -> RawCheckpoint:
 
     Raises:
         Problem: (unsafe) it asks to run code, is built to mislead, or unpacks to far more than its
-            size; (corrupt) damaged, or not what the seed writes.
+            size; (corrupt) damaged, or not in this form.
     """
     found = client.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
     state = found["values"].pop(STATE, None)
@@ -114,7 +114,7 @@ def file_name(origin: dict[str, Any]) -> str:
 
 
 def check_config(config: Any, where: Path) -> None:
-    """Checks that the seed's code can compute a model; `where` names it in errors.
+    """Checks that the authors' code can compute a model; `where` names it in errors.
 
     Raises:
         Problem: (mismatch) it cannot.
@@ -131,10 +131,10 @@ def check_config(config: Any, where: Path) -> None:
 
 
 def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Moments | None:
-    """The optimiser's state that goes along: AdamW's moments, or None for the seed's own SGD.
+    """The optimiser's state to write: AdamW's moments, or None for the authors' own SGD.
 
     Raises:
-        Problem: (mismatch) it is of an optimiser that the seed's code does not have.
+        Problem: (mismatch) it is of an optimiser that the authors' code does not have.
     """
     was = upstream_of(origin, NAME).get("optimizer")
     if moments is None:
@@ -155,7 +155,7 @@ def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Mom
 def write(output: Output) -> None:
     """Writes `step_N.zip`, one tensor at a time; the same values give the same bytes.
 
-    Without `moments` it holds the state of the seed's SGD.
+    Without `moments` it holds the state of the authors' SGD.
     """
     origin = output.origin
     blocks = upstream_of(origin, NAME).get("blocks")

@@ -1,6 +1,6 @@
 """What wigip's checkpoints say of the optimiser: optax's nested tuples, in and out.
 
-The seed's own is `chain(clip_by_global_norm, sgd(schedule))`, which remembers how many updates
+The original is `chain(clip_by_global_norm, sgd(schedule))`, which remembers how many updates
 there were, and nothing for each parameter. AdamW behind the same clipping is known too. What such a
 state consists of is kept as JSON for the way back: a tuple as a list, one of optax's as
 {class: values}, the moments as "mu" and "nu".
@@ -53,7 +53,7 @@ def written(was: Any, count: int, moments: tuple[Any, ...] | None) -> Any:
     Args:
         was: what `describe` kept; it may have been changed since.
         count: updates so far.
-        moments: AdamW's two, as nested dicts of tensors; None for the seed's SGD.
+        moments: AdamW's two, as nested dicts of tensors; None for the original SGD.
     """
     if was is not None and has_adam(was) == (moments is not None):
         try:

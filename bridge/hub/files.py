@@ -69,7 +69,7 @@ def remove_foreign_code(folder: Path, files: list[str]) -> list[str]:
 def leave_out_code(folder: Path, files: list[str]) -> list[str]:
     """Takes the keys that name code which is not ours out of configs; what was taken out.
 
-    The folder's manifest says otherwise of these files then.
+    The folder's manifest has other digests for these files then.
 
     Raises:
         Problem: (corrupt) a config is no JSON.

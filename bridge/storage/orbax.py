@@ -27,7 +27,7 @@ _SMALL = {METADATA, "_sharding", "_CHECKPOINT_METADATA", "manifest.ocdbt", ".zar
 def read_tree(folder: Path, held: Any = None) -> tuple[dict[str, Tensor], list[str]]:
     """The arrays of a checkpoint, unread, and notes on what was left aside.
 
-    What is `held` is kept as long as an array may be read: a lock, say.
+    `held`, such as a lock, is kept as long as an array may be read.
 
     A last level named `value`, which nnx states have, is dropped where it stands alone. Leaves that
     are no arrays (strings, None) are left aside.
@@ -185,7 +185,7 @@ class OrbaxArray:
     """How one array of a checkpoint is read: whole, or one row of its first axis.
 
     The file is opened by its own name: Orbax restores a leaf by the structure of the whole tree,
-    which nobody may have any longer (classes of optimisers, tuples).
+    which may no longer be available (classes of optimisers, tuples).
     """
 
     folder: Path
@@ -196,13 +196,13 @@ class OrbaxArray:
 
     def __call__(self) -> np.ndarray:
         """The whole array."""
-        with self._telling():
+        with self._as_problem():
             array = self._store.read().result()
         return self._sound(np.asarray(array), self.shape)
 
     def row(self, i: int) -> np.ndarray:
         """Row `i`, in a checkpoint that `in_rows`."""
-        with self._telling():
+        with self._as_problem():
             array = self._store[i].read().result()
         return self._sound(array, self.shape[1:])
 
@@ -211,7 +211,7 @@ class OrbaxArray:
         """Whether the rows are stored one by one, as runs do with stacked blocks that are large."""
         try:
             return self._store.chunk_layout.read_chunk.shape[0] == 1 and self.shape[0] > 1
-        except Exception:  # damaged, of which reading the whole tells
+        except Exception:  # damaged: reading all of it reports that
             return False
 
     @cached_property
@@ -246,7 +246,7 @@ class OrbaxArray:
         return array
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _as_problem(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:

@@ -240,7 +240,7 @@ class SafetensorsArray:
             yield buffer[:count]
 
     def _read(self, size: int, place: Callable[[int], np.ndarray]) -> Iterator[int]:
-        """Reads `size` bytes, those after the first n into `place(n)`; tells how many at once."""
+        """Reads `size` bytes, those after the first n into `place(n)`; returns how many at once."""
         done = 0
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def end_of_text(config: Any) -> int | None:
-    """The id that ends a text, where the number of tokens tells that they are GPT-2's."""
+    """The id that ends a text, if the number of tokens is GPT-2's."""
     from data_pipelines.gpt2 import GPT2Tokenizer
 
     gpt2 = config.tokens == GPT2Tokenizer.vocab_size
