@@ -57,18 +57,18 @@ def product(x: Float[Array, "*b d"], kernel: Float[Array, "d f"]) -> Float[Array
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, Any]:
-    (whole, step), (signs, gamma) = levels(x), ternary(kernel)
-    y = _matmul(whole, signs) * (gamma * step)
-    kept = whole.astype(jnp.int8), step, signs.astype(jnp.int8), gamma
+    (rounded, step), (signs, gamma) = levels(x), ternary(kernel)
+    y = _matmul(rounded, signs) * (gamma * step)
+    kept = rounded.astype(jnp.int8), step, signs.astype(jnp.int8), gamma
     return y.astype(x.dtype), kept
 
 
 def _backward(kept: Any, of_y: Array) -> tuple[Array, Array]:
-    whole, step, signs, gamma = kept
+    rounded, step, signs, gamma = kept
     dtype = of_y.dtype
     of_x = _matmul(of_y, signs.T.astype(dtype)) * gamma
     rows = (of_y * step).astype(dtype).reshape(-1, of_y.shape[-1])
-    columns = whole.astype(dtype).reshape(-1, whole.shape[-1])
+    columns = rounded.astype(dtype).reshape(-1, rounded.shape[-1])
     of_kernel = _matmul(columns.T, rows)
     return of_x.astype(dtype), of_kernel.astype(dtype)
 
@@ -107,9 +107,9 @@ class PackedLinear(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
         """[… d] → [… f], the numbers of the BitLinear."""
         x = layer_norm(self.norm, x)
-        whole, step = levels(x)
+        rounded, step = levels(x)
         signs = unpack_rows(self.packed[...], self.outward).astype(x.dtype)
-        y = jnp.einsum("...d,fd->...f", whole, signs, preferred_element_type=jnp.float32)
+        y = jnp.einsum("...d,fd->...f", rounded, signs, preferred_element_type=jnp.float32)
         return (y * (self.scale[...] * step)).astype(x.dtype)
 
 

@@ -106,11 +106,11 @@ def together(
         model.image[cfg.image_layers - cfg.fused :],
         strict=True,
     )
-    whole = everything(y)
+    all_patches = everything(y)
     for text, image in pairs:
         of_image, of_text = text.cross.seen(y), image.cross.seen(x)
-        x = through(text, model.remat, x, mask[:, None], of_image, whole, rngs)
-        y = through(image, model.remat, y, whole[:, None], of_text, mask, rngs)
+        x = through(text, model.remat, x, mask[:, None], of_image, all_patches, rngs)
+        y = through(image, model.remat, y, all_patches[:, None], of_text, mask, rngs)
     return model.text_norm(x), model.image_norm(y)
 
 

@@ -166,8 +166,8 @@ def _writing(
     """
     recalls, both = turn % 4 == 1, turn % 8 == 3
     empty = larimar.read(model.memory.prior.mean, model.memory.address(keys))
-    told = (recalls | both)[:, None]
-    codes = episode.codes if seen is None else jnp.where(told, episode.codes, empty)
+    read = (recalls | both)[:, None]
+    codes = episode.codes if seen is None else jnp.where(read, episode.codes, empty)
     context, sees = model.context(seen, codes)
     if seen is not None:
         sees = sees.at[:, :-1].set(~recalls[:, None])

@@ -83,8 +83,8 @@ def loss(
         contrast, match, more = contrasted(*features, *queues, model.fusion.temperature[...])
         total = total + CONTRASTIVE * contrast + MATCHING * match
         metrics |= more
-    told = {name: no_gradient(value).astype(jnp.float32) for name, value in metrics.items()}
-    return total, {"metrics": told, **store}
+    logged = {name: no_gradient(value).astype(jnp.float32) for name, value in metrics.items()}
+    return total, {"metrics": logged, **store}
 
 
 def commit(model: Model, aux: dict[str, Any]) -> None:

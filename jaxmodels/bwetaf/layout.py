@@ -46,7 +46,7 @@ UPSTREAM = (
 )
 
 
-# The seed's heads are no convention of other files: of PyTorch's and our own nothing is assumed.
+# The original's head width is no convention of PyTorch files or our own.
 ASSUMED = {"WEIGHTS": {"heads": None}, "own": {"heads": None}}
 
 

@@ -57,9 +57,9 @@ UPSTREAM = (
 )
 
 
-# The seed's heads are no convention of others' files: of PyTorch's, nothing is assumed.
+# The original's 8 heads are no convention of PyTorch files.
 ASSUMED = {"WEIGHTS": {"heads": None}}
-# What the seed's checkpoints hold besides parameters: the frequencies of the rotation.
+# What the original's checkpoints hold besides parameters: the rotary frequencies.
 BUFFERS = ("*inv_freq",)
 
 

@@ -100,7 +100,7 @@ class Block(nnx.Module):
 class Model(nnx.Module):
     """charlm. Deterministic unless `rngs` is passed to the call."""
 
-    # Rotary positions: only distances matter, so a full cache may turn round (see `generate`).
+    # Rotary positions: only distances matter, so a full cache may overwrite its oldest token.
     relative = True
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):

@@ -128,7 +128,7 @@ UPSTREAM = (
 
 # No output depends on it, and files may lack it.
 UNREAD = ("mask",)
-# What training puts on the tower: heads, of DINO, iBOT or a classifier.
+# Heads that training adds: of DINO, iBOT or a classifier.
 OTHER_HEADS = ("head.*", "fc.*", "classifier.*", "linear_head.*", "dino_head.*", "ibot_head.*")
 
 HEAD_WIDTH = 64

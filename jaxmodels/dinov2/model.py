@@ -3,7 +3,7 @@
 Notable: the class token has a position, registers have none; each branch is scaled by a learned
 vector (LayerScale) before it is added; GELU is exact, LayerNorm's eps 1e-6. Images of any size
 that patches fill are read: positions are interpolated. `mask`, which stands for hidden patches
-while the published models learn, is kept so that checkpoints are whole; nothing here reads it.
+while the published models learn, is kept so that checkpoints are complete; nothing here reads it.
 The residual stream is always float32.
 """
 
@@ -31,14 +31,14 @@ from jaxmodels.layers.sharding import constrain
 _SMALL = nnx.initializers.truncated_normal(0.02)
 _TINY = nnx.initializers.normal(1e-6)
 _UNIT = nnx.initializers.lecun_normal()
-# What is added to the residual stream begins smaller.
+# What is added to the residual stream starts smaller.
 _ADDED = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
 Hidden = Float[Array, "b t d"]
 
 
 def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, added: bool = False) -> Linear:
-    """Begins as wide as its inputs ask for, not at 0.02 as published: a tower of 64 numbers that
-    begins so small tells images apart only after a thousand steps, and contrast collapses."""
+    """Initialised by fan-in, not at 0.02 as published: a tower of width 64 that starts so small
+    distinguishes images only after a thousand steps, and the contrastive loss collapses."""
     return Linear(inputs, outputs, kernel_init=_ADDED if added else _UNIT, rngs=rngs)
 
 
@@ -67,7 +67,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Hidden) -> Hidden:
         """What the block adds, not yet scaled."""
-        # Of the GELU only what goes in is kept for the backward pass: JAX would keep four arrays.
+        # Only the GELU's input is kept for the backward pass: JAX would keep four arrays.
         hidden = jax.checkpoint(partial(nnx.gelu, approximate=False))(self.fc1(x))
         return self.fc2(constrain(hidden, "data", ..., "model"))
 
@@ -159,7 +159,7 @@ class Model(nnx.Module):
         matrices = (bicubic(side, n, self.config.interpolation) for n in (rows, columns))
         down, across = (jnp.asarray(matrix, grid.dtype) for matrix in matrices)
         square = rearrange(grid, "(r c) d -> r c d", r=side)
-        # In whole float32 on a TPU too, whose products round to bfloat16 otherwise.
+        # Full float32 on a TPU too, whose products otherwise round to bfloat16.
         resized = jnp.einsum("nr,mc,rcd->nmd", down, across, square, precision="highest")
         return rearrange(resized, "n m d -> (n m) d")
 

@@ -60,7 +60,7 @@ def self_attention(
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "b t h k"]:
-    """Attention of a whole sequence to itself, by the kernel of the platform (`kernels.fused`).
+    """Attention of a sequence to itself, by the kernel of the platform (`kernels.fused`).
 
     Where there is none, and with padding, it is `blocked_attention`; with dropout `attention`.
 
@@ -72,7 +72,7 @@ def self_attention(
         segments: the document of each token; a query sees keys of its own only.
         padding_mask: 1 for tokens, 0 for padding, as in `blocked_attention`; causal only.
         rate: share of the softmax weights that is dropped, when there is a key.
-        key: draws what is dropped; the weights are then whole in memory.
+        key: draws what is dropped; all weights are then in memory at once.
     """
     q, k, v = (constrain(x, "data", ..., "model", None) for x in (q, k, v))
     if key is not None and rate > 0:
@@ -99,5 +99,5 @@ def repeat_heads(x: Float[Array, "b s g k"], heads: int) -> Float[Array, "b s h 
 def _mask(t: int, causal: bool, segments: Array | None) -> Array:
     if causal:
         return causal_mask(t, segments)
-    whole = jnp.ones((t, t), bool)
-    return whole if segments is None else segments[:, :, None] == segments[:, None]
+    every = jnp.ones((t, t), bool)
+    return every if segments is None else segments[:, :, None] == segments[:, None]

@@ -19,7 +19,7 @@ LOOPS = 4
 
 
 class MaskWindow(NamedTuple):
-    """What decides which keys the queries of a loop see; the first two by blocks."""
+    """Which keys the queries of a loop may see; the first two fields are by block."""
 
     last: Int[Array, "n t"]
     """The last key that a query may see."""
@@ -72,10 +72,10 @@ def blocked_attention(
         rearrange(x, "n b h t k -> b (n t) h k")[:, : end - at]
         for x, at, end in zip(out, starts, ends, strict=True)
     ]
-    whole = jnp.concatenate(rows, axis=1)
+    found = jnp.concatenate(rows, axis=1)
     if padding_mask is None:
-        return whole
-    return jnp.where(padding_mask[:, :, None, None] == 1, whole, v.mean(axis=1, keepdims=True))
+        return found
+    return jnp.where(padding_mask[:, :, None, None] == 1, found, v.mean(axis=1, keepdims=True))
 
 
 def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b _ *d"]:
@@ -96,9 +96,9 @@ def _attend(
 ) -> list[Float[Array, "_ b h _ k"]]:
     """Attention of loops of queries, [n b h t k] each, to the keys before their ends, at 1/√k.
 
-    Its backward pass is written out for the sake of layouts: what is as large as the scores is
-    never turned round, as XLA would for the gradients of keys and values; keys and values are,
-    once. Nor are the softmax's sums taken again.
+    Its backward pass is written out for the sake of layouts: nothing as large as the scores is
+    transposed, as XLA would for the gradients of keys and values; keys and values are, once. The
+    softmax's sums are not computed again.
     """
     return _forward(ends, queries, k, v, windows)[0]
 
@@ -117,7 +117,7 @@ def _forward(
 def _forward_loop(
     q: Array, keys: Array, v: Array, window: MaskWindow
 ) -> tuple[Array, Array, Array]:
-    """What the queries find, and of the softmax the largest score and the sum."""
+    """The result, and the softmax's largest score and sum for each query."""
 
     def block(part: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array]:
         queries, last, own = part
@@ -157,7 +157,7 @@ def _backward(
 def _backward_loop(
     parts: Any, keys: Array, values: Array, k: Array, window: MaskWindow, sums: Any
 ) -> tuple[Any, Array]:
-    """The sums of the gradients of keys and values with this loop's, and that of its queries."""
+    """The sums with this loop's gradients of keys and values, and the gradient of its queries."""
     dtype = k.dtype
 
     def block(sums: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], Array]:
@@ -196,7 +196,7 @@ def _mask(s: int, last: Array, own: Array | None, window: MaskWindow) -> Array:
 
 
 def _once(x: Array) -> Array:
-    """The array as it is; XLA would turn it round again for each loop that takes a part of it."""
+    """The array itself; XLA would transpose it again for each loop that takes a part of it."""
     return jax.lax.optimization_barrier(x)
 
 

@@ -1,4 +1,4 @@
-"""What a model must remember between tokens."""
+"""What a model remembers between tokens."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,9 +22,9 @@ class KVCache(NamedTuple):
     Position p lives in slot p mod size. Once the ring is full, each new token takes the
     place of the oldest, so every token sees the `size` newest ones, itself included.
 
-    Both are kept with the slots last, the order in which attention reads them fastest. XLA
-    would otherwise turn the whole cache around for every token, which takes several times
-    longer than attention.
+    Both are stored with the slots last, the order in which attention reads them fastest. XLA
+    would otherwise transpose all of the cache for every token, which takes several times longer
+    than attention.
     """
 
     keys: tuple[Float[Array, "b _ _ s"], ...]
@@ -99,7 +99,7 @@ class KVCache(NamedTuple):
         return attention(q, keys, values, self.mask(q.shape[1])), kept
 
     def _attend_one(self, layer: int, q: Array, k: Array, v: Array) -> Any:
-        """The same for one token, which is looked at beside the cache instead of in it.
+        """The same for one token, which is read beside the cache, not in it.
 
         Queries [b, r, g, k] are those of the r heads that share each of g keys [b, 1, g, k].
 
@@ -108,7 +108,7 @@ class KVCache(NamedTuple):
         """
         keys, values = self.keys[layer], self.values[layer]
         product = partial(jnp.einsum, preferred_element_type=accum_dtype(q.dtype))
-        # The slot that this token will take is not looked at: what it holds is then too old.
+        # The slot that this token will take is not read: what it holds is too old by then.
         slots = jnp.arange(self.size)
         seen = (slots < self.length) & (slots != self.length % self.size)
         scale = q.shape[-1] ** -0.5
@@ -120,8 +120,8 @@ class KVCache(NamedTuple):
         out = product("bhts,bhks->bthk", weights.astype(q.dtype), values)
         out = out + rearrange(its, "b h t -> b t h 1") * v
         out = (out / rearrange(total, "b h t -> b t h 1")).astype(q.dtype)
-        # Nothing of what is written depends on what was read. That it seems to makes XLA write
-        # after it has read, in place; free to choose, it copies.
+        # What is written does not depend on what was read. Making it seem so forces XLA to write
+        # after reading, in place; otherwise it copies the cache.
         after = 0 * out[:1, :1, :1, :1]
         return out, self.write(layer, k + after, v + after)
 

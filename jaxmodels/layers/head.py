@@ -5,15 +5,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-# Rows of a product that is bound by reading the table.
+# With at most so many rows, reading the table takes most of the time.
 FEW = 32
 
 
 def tied_logits(x: Float[Array, "b t d"], table: Float[Array, "v d"]) -> Float[Array, "b t v"]:
     """float32 logits `x · tableᵀ`.
 
-    The few rows of a step of decoding are turned around first: behind a barrier, because XLA
-    would else make one product of both, which is slower on a CPU.
+    The few rows of a decoding step are transposed first, behind a barrier: XLA would otherwise
+    merge both into one product, which is slower on a CPU.
     """
     rows = x.shape[0] * x.shape[1]
     if rows > FEW:

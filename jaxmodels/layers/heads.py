@@ -1,8 +1,8 @@
-"""Products whose columns are several things: parts, and the heads of attention.
+"""Linear layers whose columns are several parts, or the heads of attention.
 
-CPUs and GPUs multiply once and cut the result. A TPU lays out the last two axes of an array in
-tiles of 8 × 128 numbers: what is cut into parts or heads afterwards is copied for each use. There
-every part has a product of its own, straight into its heads, and their axes stay apart.
+CPUs and GPUs multiply once and cut the result. A TPU stores the last two axes of an array in tiles
+of 8 × 128 numbers, so that cutting copies. There every part has a product of its own, straight into
+its heads.
 """
 
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def qkv_heads(
 
 
 def join_heads(linear: nnx.Linear, x: Heads) -> Float[Array, "b t d"]:
-    """`linear` of what all heads have found."""
+    """`linear` of the results of all heads."""
     if platform() != "tpu":
         return linear(rearrange(x, "b t h k -> b t (h k)"))
     kernel = rearrange(linear.kernel[...], "(h k) d -> h k d", h=x.shape[2])
@@ -76,7 +76,7 @@ def _into_heads(
     out = product(kernel, bias)
     if rope is None:
         return out
-    # The other number of each pair by a product too: none has to change its place in a tile.
+    # The other number of each pair comes from a product too: none moves within a tile.
     other = product(partners(kernel, rope), None if bias is None else partners(bias, rope))
     return turned(out, other, rope)
 
@@ -84,8 +84,8 @@ def _into_heads(
 def _cut(linear: nnx.Linear, x: Array, parts: int) -> Array:
     """[parts b t f].
 
-    On a mesh that splits columns, those of a part are not where the part's pieces belong. The
-    kernel is brought there: what it gives for all positions would be more to send.
+    On a mesh that splits columns, a part's columns are not on the devices that need them. The
+    kernel is sent there, which is less than its products for all positions.
     """
     if axis_size("model") == 1:
         return rearrange(linear(x), "b t (n f) -> n b t f", n=parts)

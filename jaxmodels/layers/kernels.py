@@ -1,4 +1,4 @@
-"""Fused attention of a whole sequence to itself, where a platform has a kernel for it.
+"""Fused attention of a sequence to itself, where a platform has a kernel for it.
 
 The kernel is chosen by the platform that a program is lowered for, not by the machine that
 traces it: a step compiled for a TPU on a CPU holds the TPU's. All platforms' forms are traced;
@@ -58,9 +58,9 @@ def _on_mesh(kernel: Plain, shape: tuple[int, ...]) -> Plain:
 
 
 def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
-    """cuDNN's flash attention of such arrays; None where it cannot be had.
+    """cuDNN's flash attention for such arrays; None where there is none.
 
-    Which widths it takes depends on the GPU, and JAX knows that: it is asked by a trial trace.
+    Which widths it takes depends on the GPU. JAX knows, so a trial trace finds out.
     """
     gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
     if any(float(gpu.compute_capability) < 8 for gpu in gpus) or q.dtype.itemsize != 2:
@@ -103,7 +103,7 @@ def splash(
         return jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]).swapaxes(1, 2)
 
     mask = (library.CausalMask if causal else library.FullMask)((size, size))
-    # Numbers of narrow heads would leave lanes empty, where positions fill them.
+    # Narrow heads would leave lanes empty; positions fill them.
     layout = library.QKVLayout.SEQ_MINOR if width < LANES else library.QKVLayout.HEAD_DIM_MINOR
     sizes = library.BlockSizes(  # of queries and of keys, forward and in both backward passes
         *(tile, tile, tile, tile, tile, tile, tile, tile),

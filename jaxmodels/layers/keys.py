@@ -12,14 +12,14 @@ class _Stream(nnx.RngStream):
 
 
 def keys(**streams: int | jax.Array) -> nnx.Rngs:
-    """What `nnx.Rngs(**streams)` is and gives, in less time while a program is traced.
+    """`nnx.Rngs(**streams)`, faster to trace.
 
-    Flax raises a counter with `count[...] += 1`, for which it asks the traced number for its
-    sharding, and JAX, before it says that there is none, goes through all that was traced so far:
-    the time grows with the square of the number of draws. Here the counter is replaced.
+    Flax counts draws with `count[...] += 1`, which asks the traced number for its sharding; to
+    answer, JAX walks through all that was traced so far, so the time grows with the square of the
+    number of draws. Here the counter is replaced instead.
 
     Args:
-        streams: name → seed, or key; `default` is for all names that are not given.
+        streams: name → seed or key; `default` serves all other names.
     """
     rngs = nnx.Rngs()
     for name, key in streams.items():

@@ -1,4 +1,4 @@
-"""Linear layers, and parameters that all rows share, with gradients that suit XLA."""
+"""Linear layers and broadcast parameters, with gradients that suit XLA."""
 
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ class Linear(nnx.Linear):
         out = product(x, kernel, self.preferred_element_type)
         if self.bias is None:
             return out
-        # What widens has a nonlinearity behind it, and its gradient comes from a product.
+        # A nonlinearity follows a layer that widens; its gradient comes from a product.
         return out + broadcast_param(self.bias[...], out.shape, kernel.shape[1] > kernel.shape[0])
 
 
@@ -32,8 +32,8 @@ def product(
     """`x · kernel` in a dtype, by default that of both.
 
     On a CPU the kernel's gradient is `xᵀ · g`, or `(gᵀ · x)ᵀ` where g is the smaller. JAX always
-    takes the second, for which XLA turns g round: where it is the larger, in the time of all other
-    products. Elsewhere nothing is turned round, but read in whatever order it lies.
+    takes the second, for which XLA transposes g: where g is the larger, that takes as long as all
+    other products. Other platforms read either order.
     """
     if platform() == "cpu":
         return _on_cpu(x, kernel, dtype)
@@ -67,31 +67,31 @@ _on_cpu.defvjp(_forward, _backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def broadcast_param(
-    parameter: Float[Array, "*d"], shape: tuple[int, ...], joined: bool = False
+    parameter: Float[Array, "*d"], shape: tuple[int, ...], fused: bool = False
 ) -> Float[Array, "*b"]:
-    """A parameter that all rows share, for each of them.
+    """A parameter broadcast to all rows.
 
-    Its gradient is summed up as a product with ones on a CPU, where XLA takes twenty times as long
-    for sums along columns, and on a TPU, whose matrix unit else has nothing to do meanwhile.
+    Its gradient is summed by a product with ones: on a CPU, where XLA takes twenty times as long
+    to sum along columns, and on a TPU, whose matrix unit is idle otherwise.
 
     Args:
-        parameter: what is shared.
-        shape: that of the rows, which ends with the parameter's.
-        joined: the gradient comes right out of a product; XLA joins a plain sum to it on a TPU.
+        parameter: the parameter.
+        shape: of the rows; it ends with the parameter's.
+        fused: the gradient comes right out of a product; on a TPU, XLA fuses a plain sum into it.
     """
     return jnp.broadcast_to(parameter, shape)
 
 
-def _shared(parameter: Array, shape: tuple[int, ...], joined: bool) -> tuple[Array, Array]:
-    return broadcast_param(parameter, shape, joined), parameter
+def _shared(parameter: Array, shape: tuple[int, ...], fused: bool) -> tuple[Array, Array]:
+    return broadcast_param(parameter, shape, fused), parameter
 
 
-def _summed(shape: tuple[int, ...], joined: bool, parameter: Array, g: Array) -> tuple[Array]:
+def _summed(shape: tuple[int, ...], fused: bool, parameter: Array, g: Array) -> tuple[Array]:
     rows = tuple(range(g.ndim - parameter.ndim))
     if platform() == "cpu":
         flat = g.reshape(-1, *parameter.shape).astype(accum_dtype(g.dtype))
         total = jnp.ones(len(flat), flat.dtype) @ flat
-    elif platform() == "tpu" and not joined:
+    elif platform() == "tpu" and not fused:
         # As many ones as a tile has rows: of a single one XLA makes a sum again.
         ones = jnp.ones((8, *g.shape[: len(rows)]), g.dtype)
         dims = (tuple(axis + 1 for axis in rows), rows), ((), ())

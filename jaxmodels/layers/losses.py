@@ -15,7 +15,7 @@ from jaxmodels.layers.target import platform
 
 # Most bytes of float32 logits that `chunked_cross_entropy` holds at once.
 LOGITS_BYTES = 1 << 26
-# The same where memory is the only limit: each chunk reads and writes the head's gradient.
+# The same off the CPU, where each chunk reads and writes the head's gradient.
 LARGE_LOGITS_BYTES = 1 << 30
 
 
@@ -33,7 +33,7 @@ def chunked_cross_entropy(
     mask: Int[Array, "b t"] | None = None,
     tied: bool = True,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the logits `x · headᵀ`, which are never whole in memory.
+    """Mean cross-entropy of the logits `x · headᵀ`, which are never all in memory at once.
 
     Positions are taken in chunks along t. When a gradient is asked for, it is computed in the
     same pass, while a chunk's logits are at hand: nothing is kept or computed again, and the

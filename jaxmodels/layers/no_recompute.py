@@ -13,10 +13,10 @@ _FEW = 2**15
 def no_recompute(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """x itself, which a CPU computes once, and its gradient too.
 
-    There XLA joins a sum to all that use it. The residual stream's gradient, a sum over all blocks
-    behind, would be computed anew, from the last block on, for every product that it goes into.
-    XLA does not look through a call that it is told to keep. (It removes an
-    `optimization_barrier` before it joins.)
+    There XLA fuses a sum into everything that uses it. The residual stream's gradient, a sum over
+    all later blocks, would be computed again, from the last block on, for every product that it
+    enters. XLA does not fuse across a call that must be kept. (It removes an
+    `optimization_barrier` before it fuses.)
     """
     return x if x.size < _FEW or platform() != "cpu" else _both_ways(x)
 

@@ -14,7 +14,7 @@ from jaxmodels.layers.target import platform
 
 
 def dtype_behind(norm: Any, weights: Array) -> jnp.dtype:
-    """What products of a norm's output with weights are in: 16 bits only where both have them."""
+    """The dtype of products of a norm's output with weights: 16 bits only where both have 16."""
     return jnp.result_type(norm.scale[...], weights)
 
 
@@ -73,9 +73,9 @@ def _measured(x: Array, epsilon: float, centre: bool, fast: bool) -> tuple[Array
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _in_one_pass(x: Array, epsilon: float, centre: bool, fast: bool) -> Array:
-    """`normalised`; its backward pass goes through the rows once for both of its sums.
+    """`normalised`, with a backward pass that reads the rows once for both of its sums.
 
-    JAX's goes through them again for each: what the sums of a row are, it cannot know before.
+    JAX's own reads them once for each.
     """
     centred, root = _measured(x, epsilon, centre, fast)
     return centred * root

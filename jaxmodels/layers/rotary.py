@@ -46,10 +46,10 @@ def _turns(angle: Array) -> Rotation:
 
 
 def _once(angle: Array) -> Rotation:
-    """The same in a branch of its own, always taken: XLA does not look through it.
+    """The same in a branch that is always taken, across which XLA does not fuse.
 
-    It would else compute them again for every row, head and layer, as it drops
-    `optimization_barrier` on a CPU before it decides what to join.
+    Otherwise it would compute them again for every row, head and layer: on a CPU it drops an
+    `optimization_barrier` before it fuses.
     """
     return jax.lax.cond(angle.ravel()[0] > -1, _turns, lambda x: Rotation(x, x), angle)
 

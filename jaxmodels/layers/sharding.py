@@ -15,8 +15,8 @@ from jaxtyping import Array, Shaped
 def constrain(x: Shaped[Array, "..."], *axes: Any) -> Shaped[Array, "..."]:
     """The same array, its dimensions split over these axes of the mesh.
 
-    Said of what goes from block to block, it makes XLA fetch the pieces of a weight when it is
-    used (FSDP) instead of sending activations around.
+    For the activations between blocks, it makes XLA fetch the pieces of a weight when it is used
+    (FSDP) instead of sending activations around.
 
     Args:
         x: an activation.
@@ -33,7 +33,7 @@ def constrain(x: Shaped[Array, "..."], *axes: Any) -> Shaped[Array, "..."]:
 
 
 def axis_size(axis: str) -> int:
-    """Over how many devices this axis of the ambient mesh goes; 1 without a mesh."""
+    """The number of devices along this axis of the ambient mesh; 1 without a mesh."""
     return int(dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1))
 
 

@@ -85,7 +85,7 @@ OTHER_HEADS = ("multiple_choice_head.*", "score.*", "classifier.*", "qa_outputs.
 # What its files hold besides parameters: the causal mask of older ones.
 BUFFERS = ("*.attn.bias", "*.attn.masked_bias")
 
-# What is assumed otherwise of a file that follows a table: nanoGPT's GELU, our Config's.
+# Assumed for files with these names, instead of what `sizes` says: nanoGPT's GELU, our Config's.
 ASSUMED = {"UPSTREAM": {"gelu": "exact"}, "own": {"gelu": "exact"}}
 
 # nanoGPT rounds up the rows of GPT-2's embedding.

@@ -204,7 +204,7 @@ class Model(nnx.Module):
 def loss(
     model: Model, batch: dict[str, Any], rngs: nnx.Rngs | None
 ) -> tuple[Float[jax.Array, ""], dict[str, Any]]:
-    """Mean next-token cross-entropy in nats; the logits are never whole in memory.
+    """Mean next-token cross-entropy in nats; the logits are never all in memory at once.
 
     Args:
         model: the model; it is read, never changed.
