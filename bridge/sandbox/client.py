@@ -23,14 +23,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bridge.legacy.inflate import FREE, RATIO
+from bridge.legacy import budget
 from bridge.sandbox.codec import Garbled, decode
 from bridge.sandbox.worker import DISTRUST
 from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 
-# What reading may take: memory besides the tensor that is asked for, and time of the processor,
-# ample for any machine, with more for each byte.
-MEMORY, SECONDS, BYTES_PER_SECOND = 2**30, 60, 5_000_000
 MAX_ANSWER = 2**25  # bytes of JSON; 1,000 tensors with their optimiser take 400,000
 MAX_TEXT = 10_000  # characters that a problem may say
 PIPE = 2**20  # bytes on their way; with the usual 2**16 large tensors take twice as long
@@ -66,7 +63,7 @@ def read(kind: str, path: Path, options: Any = None) -> Any:
     child = Child(kind, path)
     answer = child.ask({"path": name, "options": options}, work=size)
     try:
-        return decode(answer.get("value"), child.tensor, FREE + RATIO * size)
+        return decode(answer.get("value"), child.tensor, budget.unpacked(size))
     except Garbled as error:
         raise child.nonsense(error) from error
 
@@ -131,15 +128,15 @@ class Child:
 
         Args:
             request: see `child`.
-            memory: bytes that it may take, besides `MEMORY`.
+            memory: bytes that it may take, besides `budget.MEMORY`.
             work: bytes that it goes through.
             into: uint8 [n], for the n bytes that follow the answer.
 
         Raises:
             Problem: as `read`.
         """
-        seconds = SECONDS + work // BYTES_PER_SECOND
-        limits = {"memory": MEMORY + memory, "seconds": seconds}
+        seconds = budget.seconds(work)
+        limits = {"memory": budget.MEMORY + memory, "seconds": seconds}
         with self.lock:
             try:
                 answer = self.exchange({**request, **limits}, into)

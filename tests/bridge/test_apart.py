@@ -17,6 +17,7 @@ import pytest
 import bridge
 from bridge.core.tensors import digest_of
 from bridge.formats import recognise
+from bridge.legacy import budget
 from bridge.sandbox import client
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 from tests.bridge import fuzz_corpus
@@ -60,8 +61,8 @@ def test_limits_are_set_and_nothing_of_ours_is_seen(path, monkeypatch):
     for name in ("Max file size", "Max core file size", "Max processes"):
         assert limits[name] == ["0", "0"]
     assert limits["Max open files"] == ["16", "16"]
-    assert int(limits["Max address space"][0]) < 2 * client.MEMORY
-    assert int(limits["Max cpu time"][0]) <= client.SECONDS + 5
+    assert int(limits["Max address space"][0]) < 2 * budget.MEMORY
+    assert int(limits["Max cpu time"][0]) <= budget.SECONDS + 5
     names = [entry.split(b"=")[0] for entry in (about / "environ").read_bytes().split(b"\0")]
     assert {*names} <= {b"OPENBLAS_NUM_THREADS", b"LD_LIBRARY_PATH", b""}
     mapped = (about / "maps").read_text()
@@ -75,7 +76,7 @@ def test_limits_are_set_and_nothing_of_ours_is_seen(path, monkeypatch):
 
 
 def test_too_much_memory(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(client, "MEMORY", 30_000_000)
+    monkeypatch.setattr(budget, "MEMORY", 30_000_000)
     long = saved(tmp_path / "long.pt", b"}" * 1_900_000)  # dicts of 130 MB
     said = told(recognise, long)
     assert (said["what"], said["exit_code"]) == (
@@ -92,7 +93,7 @@ def test_too_much_memory(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_too_much_time(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(client, "SECONDS", 0)
+    monkeypatch.setattr(budget, "SECONDS", 0)
     # A key of 300,000 numbers, looked at 5,000 times, takes minutes.
     pickled = b"}(" + b"K\x01" * 300_000 + b"tq\x000" + b"h\x00Ns" * 5_000
     long = saved(tmp_path / "long.pt", pickled)
@@ -108,7 +109,7 @@ def test_a_tensor_for_which_memory_is_lacking(monkeypatch, tmp_path):
     torch.save({"large": torch.zeros(10_000_000), "small": torch.ones(3)}, tmp_path / "x.pt")
     tensors = recognise(tmp_path / "x.pt").tensors
     with monkeypatch.context() as patch:
-        patch.setattr(client, "MEMORY", -100_000_000)  # of 120 that such a tensor may take
+        patch.setattr(budget, "MEMORY", -100_000_000)  # of 120 that such a tensor may take
         assert "more memory" in told(tensors["large"].read)["what"]
     assert tensors["small"].read().tolist() == [1, 1, 1]
     assert tensors["large"].read().shape == (10_000_000,)

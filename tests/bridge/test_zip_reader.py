@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.legacy import inflate, zip_reader
-from bridge.legacy.inflate import Allowance, GzipStream, Span
+from bridge.legacy import budget, inflate, zip_reader
+from bridge.legacy.budget import Allowance
+from bridge.legacy.inflate import GzipStream, Span
 from bridge.legacy.zip_reader import names_in, read_entries
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 from tests.bridge.zips import write_zip
@@ -267,7 +268,7 @@ def test_sizes_that_lie(tmp_path):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_bombs(tmp_path, monkeypatch, layers):
-    monkeypatch.setattr(inflate, "FREE", 1_000_000)
+    monkeypatch.setattr(budget, "FREE", 1_000_000)
     zeros = gzip.compress(bytes(20_000_000))
     # Twice compressed, the gzip header's comment alone may be endless.
     data = zeros if layers == 1 else b"\x1f\x8b\x08\x10" + bytes(6) + b"a" * 20_000_000
@@ -278,7 +279,7 @@ def test_bombs(tmp_path, monkeypatch, layers):
 
 
 def test_many_small_members_share_an_allowance(tmp_path, monkeypatch):
-    monkeypatch.setattr(inflate, "FREE", 1_000_000)
+    monkeypatch.setattr(budget, "FREE", 1_000_000)
     path = write_zip(tmp_path / "x.zip", {str(i): gzip.compress(bytes(90_000)) for i in range(20)})
     refused(UNSAFE, read_all, path)
 
