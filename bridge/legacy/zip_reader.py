@@ -49,6 +49,11 @@ def names_in(path: Path) -> list[str]:
     return []
 
 
+def checked_names(path: Path) -> list[str]:
+    """The names of the members; raises as `read_entries`."""
+    return [entry.name for entry in read_entries(path)]
+
+
 def read_entries(path: Path) -> list[Entry]:
     """The members of a zip file without its folders; their content is not read.
 

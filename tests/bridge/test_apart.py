@@ -180,8 +180,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_it_can_neither_write_nor_call(tmp_path):
     code = """
 import os, socket, subprocess
-from bridge.legacy import child
-child.confine()
+from bridge.sandbox import worker
+worker.confine()
 for harm in (
     lambda: open("made", "w"),
     lambda: os.open("made", os.O_CREAT | os.O_RDWR),
