@@ -25,7 +25,7 @@ from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.pickle_writer import write_array, write_pickle
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 
 FORMAT = "wigip-zip"
 STATE, PARAMS, END = "state_and_opt.pkl.gz", "params/", ".pkl.gz"

@@ -14,9 +14,9 @@ from typing import IO, Any
 import jaxmodels
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
+from jaxmodels.files import make_folder, write_json
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime import settings
-from jaxmodels.runtime.files import make_folder, write_json
 from jaxmodels.runtime.multihost.processes import broadcast, is_primary
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import newest_sound

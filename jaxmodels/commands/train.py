@@ -225,8 +225,8 @@ def _job(run: Path, options: Train[Any], resolved: dict[str, Any], data: Any, st
 
 
 def _write_config(run: Path, resolved: dict[str, Any], data: Any) -> None:
+    from jaxmodels.files import write_json
     from jaxmodels.runtime import platform
-    from jaxmodels.runtime.files import write_json
     from jaxmodels.runtime.settings import read_file
 
     damaged = damage_to_keep(run) if steps(run / "checkpoints") else []
@@ -262,7 +262,7 @@ def _find_lr(
     stop: Stop,
     begin: Any,
 ) -> int:
-    from jaxmodels.runtime.files import write_bytes, write_json
+    from jaxmodels.files import write_bytes, write_json
     from jaxmodels.runtime.reporting.pictures import picture
     from jaxmodels.runtime.training.find_lr import find_lr, plot
 

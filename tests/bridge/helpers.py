@@ -16,7 +16,7 @@ from bridge import sandbox
 from bridge.sandbox import client, codec, worker
 from bridge.storage.orbax import read_tree
 from jaxmodels.__main__ import main
-from jaxmodels.runtime.files import write_manifest
+from jaxmodels.runtime.manifest import write_manifest
 from jaxmodels.runtime.paths import nest, params_of, split
 from jaxmodels.runtime.runs.rundir import identity
 from jaxmodels.sizes import outline

@@ -13,10 +13,10 @@ import jax
 
 from jaxmodels.cli import say
 from jaxmodels.errors import Problem
+from jaxmodels.files import write_bytes, write_text
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import platform
 from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
 from jaxmodels.runtime.metrics import MetricsLog, Silent
 from jaxmodels.runtime.multihost import processes
