@@ -21,7 +21,7 @@ from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, r
 from data_pipelines.captions.captioned import Captioned, Drawn
 from data_pipelines.cores import cores
 from data_pipelines.gpt2 import GPT2Tokenizer
-from data_pipelines.gpt2.ranks import ranks
+from data_pipelines.gpt2.vocabulary import ranks
 from data_pipelines.loader import Windows, batches
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare

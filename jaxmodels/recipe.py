@@ -27,7 +27,7 @@ class Optim:
     """Learning rate at step 0."""
     end_lr: float = 0.0
     """Learning rate at the last step."""
-    least_lr: float = 0.0
+    min_lr: float = 0.0
     """Floor of the learning rate during the decay."""
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
@@ -61,7 +61,7 @@ class Optim:
     """Largest global norm of a gradient; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        rates = ("peak_lr", "init_lr", "end_lr", "least_lr")
+        rates = ("peak_lr", "init_lr", "end_lr", "min_lr")
         for name in (*rates, "warmup", "decay", "eps", "muon_rms", "weight_decay", "clip"):
             within(f"optim.{name}", getattr(self, name), 0)
         within("optim.schedule_steps", self.schedule_steps, 0)

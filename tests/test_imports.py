@@ -128,7 +128,7 @@ def test_no_rooms_import_each_other_in_a_circle():
         parts = name.split(".")
         depth = 3 if name.startswith("jaxmodels.runtime.") else 2
         inside = len(parts) > depth or name in packages
-        return ".".join(parts[:depth] if inside else [*parts[: depth - 1], "*"])
+        return ".".join(parts[:depth]) if inside else ".".join(parts[: depth - 1]) + ".*"
 
     packages = {name_of(path) for path in FILES if path.name == "__init__.py"}
     rooms: dict[str, set[str]] = {}

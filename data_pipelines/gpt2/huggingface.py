@@ -6,7 +6,7 @@ import json
 from functools import cache
 from typing import Any
 
-from data_pipelines.gpt2.ranks import END_OF_TEXT, VOCAB, ranks
+from data_pipelines.gpt2.vocabulary import END_OF_TEXT, VOCAB, ranks
 
 # sha256 of vocabulary and merges; recognises a file without deriving the merges (a second).
 _CONTENT = "d87e6c52eb5ed462a6b806fdea23a777afd8e5ccef882a07bf7d4cb2dff5c1cf"

@@ -112,7 +112,7 @@ _SEED = Recipe(
     sample_every=0,
     optim=Optim(
         peak_lr=2e-4,
-        least_lr=2e-5,
+        min_lr=2e-5,
         warmup=1000.0,
         b1=0.9,
         b2=0.999,
@@ -133,7 +133,7 @@ RECIPES = {
         dtype="float32",
         eval_every=100,
         save_every=100,
-        optim=replace(_SEED.optim, peak_lr=2e-3, least_lr=2e-4, warmup=20.0),
+        optim=replace(_SEED.optim, peak_lr=2e-3, min_lr=2e-4, warmup=20.0),
     ),
     "card": _SEED,
 }

@@ -35,7 +35,7 @@ _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
     "patience",
     "optim.schedule_steps",
     "optim.end_lr",
-    "optim.least_lr",
+    "optim.min_lr",
 }
 # What a run that diverged needs lower; up to the largest value that it has had they may go.
 _PEAK, _CLIP = "recipe.optim.peak_lr", "recipe.optim.clip"

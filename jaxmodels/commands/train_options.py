@@ -98,7 +98,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
     checkpoint to begin from), --config, flags. Once a run has checkpoints of its own, --init has
     no say.
     """
-    argv = with_policy(argv)
+    argv = with_current_names(argv)
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     run = value_of(argv, "--out")
     stored = Path(run, "config.json") if run else None
@@ -149,9 +149,13 @@ def config_file(argv: list[str]) -> dict[str, Any]:
     return content
 
 
-def with_policy(argv: list[str]) -> list[str]:
-    """--remat alone means full, and --no-remat none, as when there was no choice."""
-    words = []
+def with_current_names(argv: list[str]) -> list[str]:
+    """The flags of earlier versions as today's: --remat alone, --no-remat, and renamed fields."""
+    words: list[str] = []
+    for old, new in settings.RENAMED.items():
+        flags = {f"--optim.{spelt}": f"--optim.{new}" for spelt in (old, old.replace("_", "-"))}
+        pairs = (word.partition("=") for word in argv)
+        argv = [flags.get(flag, flag) + equals + value for flag, equals, value in pairs]
     for word, following in zip(argv, [*argv[1:], "-"], strict=False):
         if word == "--remat" and following.startswith("-"):
             words += [word, "full"]

@@ -15,7 +15,7 @@ from jaxmodels.runtime.paths import Arrays, pattern
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
     """Learning rate by step: init → peak over the warm-up, then down to end at `steps` by
-    `Optim.schedule`, or to `least_lr` where it would fall below.
+    `Optim.schedule`, or to `min_lr` where it would fall below.
 
     The seeds hand optax `decay_steps = steps − warmup`, which optax takes to include the
     warm-up, so their cosine ends a warm-up early; here it ends with the run.
@@ -33,11 +33,9 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
         stable = optax.constant_schedule(optim.peak_lr)
         down = optax.linear_schedule(optim.peak_lr, optim.end_lr, decay)
         rate = optax.join_schedules([up, stable, down], [warmup, steps - decay])
-    if not optim.least_lr:
+    if not optim.min_lr:
         return rate
-    return lambda step: jnp.where(
-        step < warmup, rate(step), jnp.maximum(rate(step), optim.least_lr)
-    )
+    return lambda step: jnp.where(step < warmup, rate(step), jnp.maximum(rate(step), optim.min_lr))
 
 
 def _length(part: float, steps: int) -> int:

@@ -12,6 +12,9 @@ from jaxmodels.errors import USAGE, Problem
 
 T = TypeVar("T")
 
+RENAMED = {"least_lr": "min_lr"}
+"""Former name of a field of `Optim` → its name: files and flags may still have the old one."""
+
 
 def read_file(path: Path) -> dict[str, Any]:
     """The settings in a .json or .toml file.
@@ -37,10 +40,16 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def _renewed(value: dict[str, Any]) -> None:
-    """Puts what earlier versions wrote into today's words: remat was true or false."""
+    """Replaces what earlier versions wrote: `remat` was true or false, `min_lr` had other names."""
     recipe = value.get("recipe")
-    if isinstance(recipe, dict) and isinstance(recipe.get("remat"), bool):
+    if not isinstance(recipe, dict):
+        return
+    if isinstance(recipe.get("remat"), bool):
         recipe["remat"] = "full" if recipe["remat"] else "none"
+    if isinstance(optim := recipe.get("optim"), dict):
+        for old, new in RENAMED.items():
+            if old in optim:
+                optim.setdefault(new, optim.pop(old))
 
 
 def merge(default: T, changes: dict[str, Any], where: str) -> T:

@@ -8,8 +8,8 @@ import torch
 
 import bridge
 import jaxmodels
+from bridge.checkpoint.loading import load_moments
 from bridge.core import table
-from bridge.core.moments import load as load_moments
 from bridge.core.ops import OPS
 from bridge.formats import bitgen
 from jaxmodels.errors import MISMATCH, USAGE, Problem

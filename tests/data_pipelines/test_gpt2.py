@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bridge.formats.tokenizer import write_tokenizer
 from data_pipelines import gpt2
 from data_pipelines.errors import DataProblem
-from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.gpt2 import GPT2Tokenizer, vocabulary
 from data_pipelines.gpt2.huggingface import tokenizer_json
 from data_pipelines.tokenizers import decode_stream, load_tokenizer
 
@@ -209,16 +209,16 @@ def test_pieces_of_ids_give_whole_characters(text, size):
 
 def test_damaged_ranks_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "gpt2.tiktoken"
-    path.write_bytes(gpt2.RANKS.read_bytes().replace(b" 9\n", b" 8\n", 1))
-    monkeypatch.setattr(gpt2, "RANKS", path)
-    gpt2.ranks.cache_clear()
+    path.write_bytes(vocabulary.RANKS.read_bytes().replace(b" 9\n", b" 8\n", 1))
+    monkeypatch.setattr(vocabulary, "RANKS", path)
+    vocabulary.ranks.cache_clear()
     with pytest.raises(DataProblem, match="damaged") as caught:
-        gpt2.ranks()
+        vocabulary.ranks()
     assert caught.value.where == str(path)
     assert caught.value.exit_code == 3
     path.unlink()
     with pytest.raises(DataProblem, match="damaged"):
-        gpt2.ranks()
+        vocabulary.ranks()
 
 
 def test_threads_share_nothing_and_agree():

@@ -53,18 +53,18 @@ def test_loss_gradients_and_metrics_are_those_of_the_whole_batch(cut, whole):
 def test_what_is_stored_is_stored_once_from_all_rows(cut, whole):
     with jax.enable_x64(True):
         state, _ = stepped(replace(toy.RECIPE, **cut))
-    assert int(state.rest["steps"]) == 2
+    assert int(state.model_state["steps"]) == 2
     for name in ("seen", "queue"):
-        np.testing.assert_array_equal(state.rest[name], whole[0].rest[name])
-    np.testing.assert_array_equal(state.rest["queue"], [*range(1, 9)] * 2)
+        np.testing.assert_array_equal(state.model_state[name], whole[0].model_state[name])
+    np.testing.assert_array_equal(state.model_state["queue"], [*range(1, 9)] * 2)
 
 
 def test_a_package_may_store_after_every_pass():
     made = toy.package(EVERY_PASS=True)
     with jax.enable_x64(True):
         state, _ = stepped(replace(toy.RECIPE, accum=4), made)
-    assert int(state.rest["steps"]) == 8
-    np.testing.assert_array_equal(state.rest["queue"], [*range(1, 9)] * 2)
+    assert int(state.model_state["steps"]) == 8
+    np.testing.assert_array_equal(state.model_state["queue"], [*range(1, 9)] * 2)
 
 
 @pytest.mark.parametrize("sizes", [(8,), (1,) * 8, (3, 3, 2), (7, 1)])
@@ -75,8 +75,8 @@ def test_an_evaluation_is_that_of_all_tokens(sizes):
     state, rows = fresh(), toy.batch()
     ends = np.cumsum(sizes)
     batches = [{k: v[b - n : b] for k, v in rows.items()} for n, b in zip(sizes, ends, strict=True)]
-    found = evaluate(loss_function(package, graphdef), state.params, state.rest, batches)
-    loss, aux = toy.loss(graphdef.merge(state.params, state.rest), rows, None)
+    found = evaluate(loss_function(package, graphdef), state.params, state.model_state, batches)
+    loss, aux = toy.loss(graphdef.merge(state.params, state.model_state), rows, None)
     expected = {name: float(x) for name, x in {"loss": loss, **aux["metrics"]}.items()}
     assert found == pytest.approx(expected, rel=1e-6)
 

@@ -133,7 +133,7 @@ def test_training_as_the_seed_trains():
     for k in range(2):
         batches = [training_batch(golden, i) for i in (2 * k, 2 * k + 1)]
         # The step gives its input away.
-        model = graphdef.merge(*jax.tree.map(jnp.copy, (state.params, state.rest)))
+        model = graphdef.merge(*jax.tree.map(jnp.copy, (state.params, state.model_state)))
         for i, batch in enumerate(batches, start=2 * k):
             _, params, rest = split(model)
             (total, aux), grads = gradient(params, rest, batch)
@@ -172,7 +172,7 @@ def test_training_as_the_seed_trains():
         norm = float(golden[f"step{k}/grad_norm_before_clip"])
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
         for path, array in split(model)[2].items():
-            close(state.rest[path], array)  # the step stored what we did
+            close(state.model_state[path], array)  # the step stored what we did
         norms = dict(zip(names, golden[f"step{k}/param_norm"], strict=True))
         for path, array in state.params.items():
             if not np.isnan(norm := norms[paths[path]]):

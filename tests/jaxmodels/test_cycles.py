@@ -50,7 +50,9 @@ def ours() -> int:
     graphdef, state = state_of(Job(wikigpt, config, recipe), mesh)
     at = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
     tokens = jax.ShapeDtypeStruct((BATCH, T + 1), jnp.int32)
-    shapes = jax.tree.map(lambda x: x.update(sharding=at), (state.params, state.rest, tokens))
+    shapes = jax.tree.map(
+        lambda x: x.update(sharding=at), (state.params, state.model_state, tokens)
+    )
 
     def loss(params, rest, tokens):
         params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

@@ -91,7 +91,7 @@ def test_an_older_run_without_these_settings_goes_on(tmp_path):
     run = tmp_path / "run"
     assert train(run, "--steps", "2") == DONE
     config = json.loads((run / "config.json").read_text())
-    for name in ("lr_scale", "least_lr", "muon_rms", "muon_skip"):
+    for name in ("lr_scale", "min_lr", "muon_rms", "muon_skip"):
         del config["recipe"]["optim"][name]
     del config["recipe"]["patience"]
     (run / "config.json").write_text(json.dumps(config))
@@ -128,7 +128,7 @@ def test_a_settings_file_holds_pairs(tmp_path):
 def test_the_least_rate_is_that_of_seed_004():
     """LambdaLR of the seed: s/1000, then max(0.1, ½(1 + cos π(s−1000)/(S−1000))), times 2e-4."""
     steps, peak = 10_000, 2e-4
-    rate = schedule(Optim(peak_lr=peak, warmup=1000.0, least_lr=0.1 * peak), steps)
+    rate = schedule(Optim(peak_lr=peak, warmup=1000.0, min_lr=0.1 * peak), steps)
     for step in (0, 1, 500, 999, 1000, 1001, 5000, 8154, 8156, 8200, 9000, 9999):
         cosine = 0.5 * (1 + np.cos(np.pi * (step - 1000) / (steps - 1000)))
         expected = peak * (step / 1000 if step < 1000 else max(0.1, cosine))

@@ -147,7 +147,7 @@ def test_a_compiler_that_fails_is_no_crash_of_ours(monkeypatch, capsys):
         raise Died(-11, "stack overflow")
 
     monkeypatch.setattr(tpu, "prepare", lambda: None)
-    monkeypatch.setattr(tpu, "apart", died)
+    monkeypatch.setattr(tpu, "run_isolated", died)
     code, _, err = run(capsys, "wikigpt:tiny", "--topology", "v5e:2x2")
     assert code == INTERNAL
     assert "could not compile" in err

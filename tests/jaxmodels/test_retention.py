@@ -14,7 +14,11 @@ from jaxmodels.runtime.step import State
 
 
 def state(step: int, **odd: dict) -> State:
-    parts = {"params": {"a/b": np.ones(3)}, "rest": {"c/d": np.ones(2)}, "opt": {"m": np.ones(3)}}
+    parts = {
+        "params": {"a/b": np.ones(3)},
+        "model_state": {"c/d": np.ones(2)},
+        "opt": {"m": np.ones(3)},
+    }
     return State(**(parts | odd), step=np.int32(step), key=np.zeros(2, np.uint32))
 
 
@@ -143,7 +147,7 @@ def test_a_reader_takes_the_next_when_one_is_pruned_before_it(tmp_path, monkeypa
     assert (found.folder.name, passed) == ("3", {})
 
 
-@pytest.mark.parametrize("part", ["params", "rest", "opt", "ema"])
+@pytest.mark.parametrize("part", ["params", "model_state", "opt", "ema"])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, part, value):
     checkpoints = ckpt.Checkpoints(tmp_path, keep=1)

@@ -28,9 +28,9 @@ compiled = jax.jit(sample)
 
 def drawn(logits, sampling, banned=BANNED, rows=200) -> set[int]:
     """The tokens that are drawn with random numbers from all over their range."""
-    evenly_spaced = jnp.linspace(0, 1, rows, endpoint=False)
+    spread = jnp.linspace(0, 1, rows, endpoint=False)
     many = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (rows, len(logits)))
-    return set(np.asarray(sample(many, evenly_spaced, sampling, banned)).tolist())
+    return set(np.asarray(sample(many, spread, sampling, banned)).tolist())
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_cosine_is_that_of_optax():
 def test_a_schedule_begins_and_ends_where_it_is_told(name):
     found = rates(schedule=name, warmup=0.1, init_lr=0.1, end_lr=0.05)
     assert found[[0, 20, STEPS]] == pytest.approx([0.1, 0.5, 0.05])
-    assert rates(schedule=name, least_lr=0.2)[-40:].min() == pytest.approx(0.2)
+    assert rates(schedule=name, min_lr=0.2)[-40:].min() == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])

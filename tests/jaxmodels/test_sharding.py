@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmodels
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.sharding import evenly_spaced
+from jaxmodels.layers.sharding import constrain
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import AXES, check_heads, placement
 from jaxmodels.runtime.step import init
@@ -82,7 +82,7 @@ def test_a_model_axis_that_does_not_divide_the_heads_is_refused():
 
 def test_without_a_mesh_nothing_is_spread():
     x = jnp.ones((2, 3))
-    assert evenly_spaced(x, "data", ...) is x
+    assert constrain(x, "data", ...) is x
 
 
 # The step of a small model, compiled for eight simulated devices: what is gathered, and whether

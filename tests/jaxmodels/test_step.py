@@ -58,9 +58,9 @@ def test_cutting_the_batch_changes_nothing(change):
 @pytest.mark.slow
 def test_a_pass_is_counted_once_for_each_step():
     config = replace(CONFIG, dropout=0.5, dropout_end=0.1)
-    assert int(run(RECIPE, config)[0].rest["steps"]) == 4
-    assert int(run(replace(RECIPE, accum=4), config)[0].rest["steps"]) == 4
-    assert int(run(replace(RECIPE, slices=4), config)[0].rest["steps"]) == 4
+    assert int(run(RECIPE, config)[0].model_state["steps"]) == 4
+    assert int(run(replace(RECIPE, accum=4), config)[0].model_state["steps"]) == 4
+    assert int(run(replace(RECIPE, slices=4), config)[0].model_state["steps"]) == 4
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_commit_gets_the_rest_of_aux():
 
     made = package(loss=telling_loss, commit=commit)
     state, _ = stepped(made, replace(RECIPE, accum=2, slices=1), {"tokens": tokens()})
-    assert int(state.rest["steps"]) == 64
+    assert int(state.model_state["steps"]) == 64
     assert all(names == {"seen"} for names in seen)
 
 
@@ -120,7 +120,7 @@ def test_an_evaluation_weighs_metrics_by_rows():
     graphdef, fresh, _ = init(made, CONFIG, RECIPE, tx, make_mesh())
     state, whole = fresh(), tokens(12)
     batches = [{"tokens": whole[:8]}, {"tokens": whole[8:]}]
-    found = evaluate(loss_function(made, graphdef), state.params, state.rest, batches)
+    found = evaluate(loss_function(made, graphdef), state.params, state.model_state, batches)
     assert found.keys() == {"loss", "mean_token", "rows", "perplexity"}
     assert next(iter(found)) == "loss"
     assert found["mean_token"] == pytest.approx(whole.mean(), rel=1e-6)
