@@ -3,25 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import torch_forward, torch_outputs
-
-__all__ = [
-    "AUTO_CLASS",
-    "FILES",
-    "build",
-    "example",
-    "given",
-    "jax_forward",
-    "jax_outputs",
-    "keys",
-    "torch_forward",
-    "torch_outputs",
-]
+from bridge.torch.language import AUTO_CLASS as AUTO_CLASS
+from bridge.torch.language import torch_forward as torch_forward
+from bridge.torch.language import torch_outputs as torch_outputs
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_wigip.py"),)
-# How the model card loads the directory.
-AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def keys(config: Any) -> dict[str, Any]:
