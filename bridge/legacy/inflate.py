@@ -131,7 +131,7 @@ class Span:
 
 
 class GzipStream(io.BufferedReader):
-    """The unpacked content of a gzipped member; see `bridge.legacy.instructions.Stream`."""
+    """The unpacked content of a gzipped member; see `bridge.legacy.instructions.PickleStream`."""
 
     def __init__(self, allowance: Allowance, entry: Entry):
         self.source = _Unpacked(allowance.path, entry, allowance)

@@ -15,7 +15,7 @@ import numpy as np
 from bridge.core.tensors import DTYPES, Tensor
 from bridge.legacy import harmless
 from bridge.legacy.array_pickle import Array
-from bridge.legacy.instructions import BrokenPickle, Stream
+from bridge.legacy.instructions import BrokenPickle, PickleStream
 from bridge.legacy.unpickle import Named, Record, brief, natural, read_pickle
 
 MAX_PICKLE = 50_000_000  # bytes; the largest seen are a few million
@@ -87,7 +87,7 @@ class Storage:
 
 
 def read_tensors(
-    data: bytes | Stream, where: str, storage: Callable[[Any], Any] | None = None
+    data: bytes | PickleStream, where: str, storage: Callable[[Any], Any] | None = None
 ) -> Any:
     """What a pickle of `torch.save` describes: plain values, a `Tensor` (unread) for each tensor.
 
