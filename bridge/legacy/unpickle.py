@@ -150,8 +150,8 @@ class _Machine:
                     raise BrokenPickle(f"it takes more than {MAX_STEPS:,} steps")
                 self.step(name, argument)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            said = "" if isinstance(error, BrokenPickle) else f"{type(error).__name__}: "
-            raise BrokenPickle(f"{said}{str(error)[:200]} (after byte {self.at})") from error
+            kind = "" if isinstance(error, BrokenPickle) else f"{type(error).__name__}: "
+            raise BrokenPickle(f"{kind}{str(error)[:200]} (after byte {self.at})") from error
         raise BrokenPickle("it ends before its STOP")
 
     def result(self) -> Any:

@@ -1,6 +1,6 @@
 """Reads an untrusted file in a process of its own, with limits (see `worker`).
 
-Zips, pickles and msgpack are taken apart there. What arrives here is JSON, and the bytes of a
+Zips, pickles and msgpack are parsed there. What arrives here is JSON, and the bytes of a
 tensor when it is asked for, both checked once more. The process sees nothing of our environment,
 can write no file and start no other, and ends with the last tensor that could be asked of it.
 `multiprocessing` would not do: its processes answer in pickles, and inherit or import all of ours.

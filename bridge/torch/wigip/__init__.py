@@ -41,7 +41,7 @@ def build(config: Any) -> Any:
 
 
 def example(config: Any) -> Any:
-    """Random inputs to compare models on: int32 ids, whole grids, the same at every call."""
+    """Random inputs to compare models on: int32 ids of full grids, the same at every call."""
     import numpy as np
 
     rows = 2 if config.context <= 4096 else 1
@@ -49,7 +49,7 @@ def example(config: Any) -> Any:
 
 
 def given(config: Any, ids: Any) -> Any:
-    """The ids of a text as a whole grid, int32 [1, context]: its end, or repeated to fill it."""
+    """The ids of a text as a full grid, int32 [1, context]: its end, or repeated to fill it."""
     import numpy as np
 
     return np.resize(np.asarray(ids, np.int32)[-config.context :], (1, config.context))
