@@ -54,7 +54,7 @@ class Lifelines(threading.Thread):
             peer.setblocking(False)
 
     def run(self) -> None:
-        """Reads, and gives a sign of life, several times within the time of silence; until `end`."""
+        """Reads, and sends a sign of life, several times within `silence`; until `end`."""
         while self.peers and not self.leaving:
             self._look(min(self.silence / _LOOKS, 5.0))
 
@@ -78,7 +78,7 @@ class Lifelines(threading.Thread):
         self.tell({"bye": self.index})
 
     def farewell(self, but: int = -1) -> None:
-        """Waits, in process 0, until the others have ended: they would miss JAX's service otherwise."""
+        """Waits, in process 0, until the others have ended: they still need JAX's service."""
         self.leaving, until = True, time.monotonic() + _FAREWELL
         while self.index == 0 and self.peers.keys() - {but} and time.monotonic() < until:
             if threading.current_thread() is self or not self.is_alive():
