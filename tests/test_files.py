@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxmodels import files
-from jaxmodels.commands.resume import locked
+from jaxmodels.commands.lock import locked
 from jaxmodels.errors import Problem
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jaxmodels
-from jaxmodels.commands import resume
-from jaxmodels.commands.train_options import Train
+from jaxmodels.commands.lock import locked
+from jaxmodels.commands.train_options import Request
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.runtime.multihost import processes
 from jaxmodels.runtime.multihost.cluster import find
@@ -20,14 +20,15 @@ T = TypeVar("T")
 _SEEN_WITHIN = 60.0  # seconds; a network file system may remember for so long what it saw before
 
 
-def join(options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any) -> None:
+def join(request: Request, stop: Stop) -> None:
     """Joins the other processes, which must have been started alike.
 
     Raises:
         Problem: as `processes.start`; (usage) this is nothing for several processes.
     """
+    options = request.options
     place = find(options.coordinator, options.processes, options.process)
-    if place is not None and source is not None:  # reading it has started JAX
+    if place is not None and request.source is not None:  # reading it has started JAX
         raise Problem(
             "--init begins a run in one process only",
             where=str(options.init),
@@ -35,7 +36,7 @@ def join(options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any)
             "processes with the same --out, without --init",
             exit_code=USAGE,
         )
-    facts = resolved | {"version": jaxmodels.__version__, "resume": options.resume}
+    facts = request.settings | {"version": jaxmodels.__version__, "resume": options.resume}
     processes.start(
         options.coordinator,
         options.processes,
@@ -55,7 +56,7 @@ def join(options: Train[Any], resolved: dict[str, Any], stop: Stop, source: Any)
 
 def held(run: Path) -> AbstractContextManager[None]:
     """The lock of the run, which process 0 holds for all."""
-    return resume.locked(run) if processes.is_primary() else nullcontext()
+    return locked(run) if processes.is_primary() else nullcontext()
 
 
 def refuse_apart(run: Path) -> None:

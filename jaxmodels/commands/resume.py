@@ -1,21 +1,16 @@
-"""May this run go on? One process, one set of settings, one text."""
+"""May this run go on? With the same settings and the same data only."""
 
-import fcntl
 import math
-import os
-import platform
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import jaxmodels
 from jaxmodels.cli import say
+from jaxmodels.commands.run_config import history_of, read_settings
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
-from jaxmodels.files import make_folder, write_json
-from jaxmodels.recipe import Optim, Recipe
+from jaxmodels.files import write_json
+from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
 from jaxmodels.runtime.multihost.processes import broadcast, is_primary
 from jaxmodels.runtime.runs import rundir
@@ -41,55 +36,6 @@ _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
 _PEAK, _CLIP = "recipe.optim.peak_lr", "recipe.optim.clip"
 _LIMITED = {_PEAK: " (it may be lowered)", _CLIP: " (it may be lowered; 0 is no clipping)"}
 
-_LOCK = ".lock"
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Holds the run directory, so that two processes never train in one.
-
-    A folder that this made and in which nothing came to lie is removed again: it is no run.
-    """
-    made = not run.exists()
-    with _lock(run):
-        try:
-            yield
-        finally:
-            if made and [path.name for path in run.iterdir()] == [_LOCK]:
-                (run / _LOCK).unlink()
-                with suppress(OSError):  # another process put something there
-                    run.rmdir()
-
-
-def _lock(run: Path) -> IO[str]:
-    """The open and locked lock file of a run directory, which is made if it is missing."""
-    while True:
-        make_folder(run)
-        try:
-            lock = (run / _LOCK).open("a+")
-        except FileNotFoundError:  # whoever made the folder has just removed it
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            with lock:
-                lock.seek(0)
-                who = lock.read(100)
-            raise Problem(
-                "another process is training here",
-                where=str(run),
-                why=f"it is process {who}" if who else "",
-                fix="wait for it, stop it (`kill PID` lets it save), or give another --out",
-                exit_code=EXISTS,
-            ) from error
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), (run / _LOCK).stat()):
-                with suppress(OSError):  # only to be told to others
-                    os.ftruncate(lock.fileno(), 0)
-                    os.write(lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
-                return lock
-        lock.close()  # it was removed between opening and locking
-
 
 def check_resume(run: Path, resume: str) -> bool:
     """Whether there is a checkpoint to continue from, which `--resume` must agree with."""
@@ -112,29 +58,18 @@ def check_resume(run: Path, resume: str) -> bool:
     return found
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """A run's config.json. What an earlier version did not write has its default, which for a new
-    field is what was done before there was one; a preset may say otherwise."""
-    stored = settings.read_file(path)
-    if (arch := stored.get("arch")) in jaxmodels.ARCHS:
-        stored["model"] = asdict(jaxmodels.arch(arch).Config()) | stored.get("model", {})
-    stored["recipe"] = asdict(Recipe()) | stored.get("recipe", {})
-    stored["recipe"]["optim"] = asdict(Optim()) | stored["recipe"]["optim"]
-    return stored
+def compare_settings(run: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    """Refuses to continue a run that has checkpoints with settings that would make it another run.
 
-
-def compare_settings(
-    run: Path, resolved: dict[str, Any], has_checkpoint: bool
-) -> list[dict[str, Any]]:
-    """Refuses to continue a run with settings that would make it another run.
+    Args:
+        run: the run directory.
+        wanted: the settings of this call, by `Request.settings`.
 
     Returns:
         the history of the run's settings: of each call that changed any {"step", "changed"}, from
         which step on, and name → [old, new]. This call's own, if there is one, is the last; its
         step is that of the newest checkpoint until `resumed` tells better.
     """
-    if not has_checkpoint:
-        return []
     if not (run / "config.json").exists():
         raise Problem(
             "the run has lost its config.json",
@@ -144,10 +79,10 @@ def compare_settings(
             exit_code=CORRUPT,
         )
     stored = read_settings(run / "config.json")
-    history = _history(stored)
+    history = history_of(stored)
     changed = settings.differences(
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
-        {name: resolved[name] for name in ("arch", "model", "recipe")},
+        {name: wanted[name] for name in ("arch", "model", "recipe")},
     )
     for name in ("model.vocab", "model.tokens"):  # they follow from the data, compared on its own
         changed.pop(name, None)
@@ -174,11 +109,6 @@ def compare_settings(
         step = rundir.steps(run / "checkpoints")[-1]
         history.append({"step": step, "changed": {k: list(v) for k, v in changed.items()}})
     return history
-
-
-def _history(stored: dict[str, Any]) -> list[dict[str, Any]]:
-    found = stored.get("history", [])
-    return [dict(entry) for entry in found] if isinstance(found, list) else []
 
 
 def _may_change(name: str, new: Any, history: list[dict[str, Any]]) -> bool:
@@ -220,9 +150,9 @@ def refuse_fewer_steps(run: Path, steps: int) -> None:
         raise NothingToDo(done)
 
 
-def teller(run: Path, recipe: Recipe, history: list[dict[str, Any]]) -> Callable[[int], None]:
-    """What is called with the step that a run goes on from; to be made before config.json is
-    written. It puts the step into the history and says how the learning rate changes.
+def on_resume(run: Path, recipe: Recipe, history: list[dict[str, Any]]) -> Callable[[int], None]:
+    """A function to call with the step that a run goes on from: it puts the step into the history
+    and prints how the learning rate changes. To be made before config.json is written.
 
     Args:
         run: the run directory.
@@ -232,7 +162,7 @@ def teller(run: Path, recipe: Recipe, history: list[dict[str, Any]]) -> Callable
     if not is_primary() or not history:
         return lambda step: None
     stored = read_settings(run / "config.json")
-    if history == _history(stored):
+    if history == history_of(stored):
         return lambda step: None
     before = settings.merge(Recipe(), stored["recipe"], str(run / "config.json"))
 
@@ -241,13 +171,13 @@ def teller(run: Path, recipe: Recipe, history: list[dict[str, Any]]) -> Callable
         if config["history"][-1]["step"] != step:
             config["history"][-1]["step"] = step
             write_json(run / "config.json", config)
-        _tell_rate(before, recipe, step)
+        _print_rate(before, recipe, step)
 
     return resumed
 
 
-def _tell_rate(before: Recipe, after: Recipe, step: int) -> None:
-    """Says how the learning rate goes on where it is another one than it would have been."""
+def _print_rate(before: Recipe, after: Recipe, step: int) -> None:
+    """Prints how the learning rate goes on, where it differs from what it would have been."""
     from jaxmodels.runtime.optim import schedule
 
     if (before.horizon, before.optim) == (after.horizon, after.optim):
@@ -269,27 +199,25 @@ def _tell_rate(before: Recipe, after: Recipe, step: int) -> None:
         say("the learning rate is 0, so nothing is learned; --optim.end-lr changes that")
 
 
-def own_tokenizer(run: Path, has_checkpoint: bool) -> Any:
-    """The tokeniser that a begun run has; None when it has none, or has not begun."""
+def own_tokenizer(run: Path) -> Any:
+    """The tokeniser of a run that has begun; None where it has none."""
     from data_pipelines.tokenizers import load_tokenizer
 
     there = any((run / name).is_file() for name in rundir.VOCABULARIES)
-    return load_tokenizer(run) if has_checkpoint and there else None
+    return load_tokenizer(run) if there else None
 
 
-def own_sizes(run: Path, has_checkpoint: bool) -> dict[str, int]:
-    """The vocabulary's sizes of a begun run, as fields of its Config; empty without one."""
-    if not has_checkpoint or not (run / "config.json").exists():
+def own_sizes(run: Path) -> dict[str, int]:
+    """The vocabulary's sizes of a run that has begun, as fields of its Config."""
+    if not (run / "config.json").exists():
         return {}
     model = settings.read_file(run / "config.json").get("model", {})
     return {name: model[name] for name in ("vocab", "tokens") if name in model}
 
 
-def compare_data(run: Path, data: Any, has_checkpoint: bool) -> None:
-    """The run's vocabulary and text must be the data's: ids and positions would lie otherwise."""
-    if not has_checkpoint:
-        return
-    ours, theirs = own_tokenizer(run, has_checkpoint), data.tokenizer
+def compare_data(run: Path, data: Any) -> None:
+    """Refuses data with another vocabulary or other tokens than a run that has begun."""
+    ours, theirs = own_tokenizer(run), data.tokenizer
     if (ours and ours.digest) != (theirs and theirs.digest):
         sizes = [one.vocab_size if one else "no" for one in (ours, theirs)]
         raise Problem(

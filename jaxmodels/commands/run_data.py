@@ -2,18 +2,22 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jaxmodels
 from jaxmodels.cli import say
-from jaxmodels.commands.train_options import Train
+from jaxmodels.commands.initial import refuse_own_characters
+from jaxmodels.commands.resume import own_sizes, own_tokenizer
+from jaxmodels.commands.train_options import Request, Train
 from jaxmodels.commands.unknown import say_unknown
-from jaxmodels.errors import USAGE, Problem
+from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.multihost.processes import is_primary
 from jaxmodels.runtime.stop import Stop
+from jaxmodels.sizes import vocab_used
 
 _PADDING = 128  # fewer rows than these are taken for padding of the vocabulary
 _SAMPLES = 8  # held-out images that are captioned as training goes
@@ -88,13 +92,61 @@ def _prepared(folder: Path) -> bool:
     return any((f / "manifest.json").is_file() for f in (folder, *folder.glob("[0-9]*")))
 
 
-def fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int]:
+def tokenizer_of(request: Request, begun: bool) -> Any:
+    """The tokeniser that the data must have: the run's own, or that of --init; None for the data's.
+
+    Raises:
+        Problem: (mismatch) --init has learned ids whose meaning is not known.
+    """
+    if begun:
+        return own_tokenizer(request.run)
+    source = _source_of_words(request)
+    if source is None:
+        return None
+    if source.tokenizer is None:
+        refuse_own_characters(request.recipe, source)
+    return source.tokenizer
+
+
+def _source_of_words(request: Request) -> Any:
+    """The checkpoint of --init, if it has a vocabulary; an image tower alone has none."""
+    source = request.source
+    return source if source is not None and vocab_used(source.config) else None
+
+
+def sized(request: Request, data: Any, begun: bool) -> Request:
+    """The request with the sizes of the model that follow from the data's vocabulary.
+
+    Raises:
+        Problem: (mismatch) the model has fewer rows than the data has tokens.
+    """
+    source = _source_of_words(request)
+    sizes = own_sizes(request.run) if begun else {}
+    if not sizes and source is None and data.vocab_size:
+        sizes = _fitting(request, data.vocab_size)
+    tokenizer = str(request.run / source.tokenizer.FILE) if source and source.tokenizer else ""
+    request = request.replace(model=replace(request.config, **sizes), tokenizer=tokenizer)
+    if data.vocab_needed > request.config.vocab:
+        raise Problem(
+            f"token {data.vocab_needed - 1} does not fit a vocabulary of {request.config.vocab}",
+            where=data.spec,
+            fix=f"give --model.vocab {data.vocab_needed} or more"
+            if source is None and not begun
+            else "give data made with the checkpoint's tokeniser: --tokenizer PATH names it, or "
+            "--data bin:PATH what it made",
+            exit_code=MISMATCH,
+        )
+    return request
+
+
+def _fitting(request: Request, tokens: int) -> dict[str, int]:
     """The sizes of the model that follow from the data's tokens; says which were given otherwise.
 
     A vocabulary that was given, or of which the preset pads a few rows, may have more rows than
     tokens, if the model tells the two apart.
     """
-    preset = jaxmodels.preset(f"{resolved['arch']}:{resolved['preset']}")[2].vocab
+    model = request.config
+    preset = jaxmodels.preset(f"{request.arch}:{request.preset}")[2].vocab
     if not hasattr(model, "tokens"):
         if model.vocab not in (preset, tokens):
             say(f"model.vocab set to {tokens}, as the data has, not {model.vocab}")
@@ -109,21 +161,21 @@ def fitting(model: Any, resolved: dict[str, Any], tokens: int) -> dict[str, int]
     return {"vocab": tokens, "tokens": tokens}
 
 
-def describe(resolved: dict[str, Any], data: Any, options: Train[Any]) -> None:
-    """Says what is trained on what, and where."""
+def describe(request: Request, data: Any) -> None:
+    """Prints what is trained on what, and where."""
     import jax
 
     from jaxmodels.commands.list import parameter_count
 
-    count = parameter_count(resolved["arch"], options.model)
-    recipe, device = options.recipe, jax.devices()[0]
+    count = parameter_count(request.arch, request.config)
+    recipe, device = request.recipe, jax.devices()[0]
     rows = recipe.batch * recipe.accum
-    images, a_step = "", f"{rows * options.model.context:,} tokens"
+    images, a_step = "", f"{rows * request.config.context:,} tokens"
     if hasattr(data, "train_images"):
         a_step = f"{rows:,} images"
         images = f"{data.train_images:,} images, and {data.valid_images:,} held out; "
     say(
-        f"{resolved['arch']}:{resolved['preset']}  {count:,} parameters  "
+        f"{request.arch}:{request.preset}  {count:,} parameters  "
         f"{jax.device_count()} × {device.device_kind}  {recipe.dtype}",
         f"data {data.spec}: {images}{data.train_tokens:,} tokens, and {data.valid_tokens:,} "
         "held out" + (f", vocabulary {data.vocab_size}" if data.vocab_size else ""),

@@ -1,8 +1,9 @@
 """What `jaxmodels train` is asked for: preset, run, settings file and flags, resolved."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from tyro.conf import arg
@@ -10,7 +11,7 @@ from tyro.conf import arg
 import jaxmodels
 from jaxmodels.cli import parse
 from jaxmodels.commands.initial import open_initial
-from jaxmodels.commands.resume import read_settings
+from jaxmodels.commands.run_config import read_settings
 from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
@@ -91,13 +92,72 @@ class Train(Generic[C]):
         return " " + shlex.join([*words, "--process", str(self.process)])
 
 
-def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
-    """Architecture, preset, options, and the checkpoint of --init (None without).
+@dataclass(frozen=True)
+class Request:
+    """One call of `train`, resolved."""
+
+    arch: str
+    preset: str
+    options: Train[Any]
+    source: Any
+    """The opened checkpoint of --init; None without one."""
+    argv: list[str]
+    """The words after `train`."""
+
+    @property
+    def package(self) -> ModuleType:
+        """The architecture's."""
+        return jaxmodels.arch(self.arch)
+
+    @property
+    def config(self) -> Any:
+        """The model's sizes."""
+        return self.options.model
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        return self.options.recipe
+
+    @property
+    def run(self) -> Path:
+        """The run directory.
+
+        Raises:
+            Problem: (usage) --out is missing.
+        """
+        if self.options.out is None:
+            raise Problem("--out is missing", fix="give a folder for the run", exit_code=USAGE)
+        return self.options.out
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the run: config.json without the data and the history."""
+        start = {"path": str(self.options.init), "optimizer": self.options.init_optimizer}
+        return {
+            "arch": self.arch,
+            "preset": self.preset,
+            "model": asdict(self.config),
+            "recipe": asdict(self.recipe),
+            "init": start if self.source else None,
+        }
+
+    def replace(self, *, model: Any = None, tokenizer: str = "") -> "Request":
+        """The same with other sizes of the model, or another tokeniser in its recipe."""
+        changed = replace(self.options, model=model or self.config)
+        if tokenizer:
+            changed = replace(changed, recipe=replace(self.recipe, tokenizer=tokenizer))
+        return replace(self, options=changed)
+
+
+def resolve(argv: list[str]) -> Request:
+    """What is asked for.
 
     Settings in rising order of power: preset (or the run's config.json, or the sizes of the
-    checkpoint to begin from), --config, flags. Once a run has checkpoints of its own, --init has
-    no say.
+    checkpoint of --init), --config, flags. Once a run has checkpoints of its own, --init has
+    no effect.
     """
+    given = argv
     argv = with_current_names(argv)
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     run = value_of(argv, "--out")
@@ -129,7 +189,7 @@ def resolve(argv: list[str]) -> tuple[str, str, Train[Any], Any]:
         recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")
     default: Train[Any] = Train(recipe=recipe, model=model)
     options = parse(Train[type(model)], argv, f"train {arch}:{preset}", default)  # type: ignore[misc]
-    return arch, preset, options, source
+    return Request(arch, preset, options, source, given)
 
 
 def config_file(argv: list[str]) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def test_the_call_that_a_script_shows_trains(script, calls, tmp_path):
     assert launch(told(script)) == 0
     (argv,) = calls("jaxmodels")
     assert argv[0] == "train"
-    arch, preset, options, _ = resolve(argv[1:])  # the real parser
+    request = resolve(argv[1:])  # the real parser
+    arch, preset, options = request.arch, request.preset, request.options
     assert (arch, preset, options.recipe.data) == ("wigip", "1.7b", "c4")
     assert str(options.out) in told(script)
 
@@ -97,7 +98,7 @@ def test_words_arrive_as_they_were_given(script, calls):
     assert subprocess.run(["bash", "-c", call, "bash", *flags], cwd=ROOT).returncode == 0
     (argv,) = calls("jaxmodels")
     assert argv[1:-2] == flags
-    assert resolve(argv[1:])[2].recipe.prompt == flags[2]
+    assert resolve(argv[1:]).recipe.prompt == flags[2]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

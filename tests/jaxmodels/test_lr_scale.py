@@ -118,7 +118,7 @@ def test_a_settings_file_holds_pairs(tmp_path):
 
     file = tmp_path / "settings.toml"
     file.write_text('[recipe.optim]\nlr_scale = [["head/*", 2], ["*", 0.5]]\n')
-    optim = resolve(["charlm:tiny", "--config", str(file)])[2].recipe.optim
+    optim = resolve(["charlm:tiny", "--config", str(file)]).recipe.optim
     assert optim.lr_scale == (("head/*", 2.0), ("*", 0.5))
     file.write_text('[recipe.optim]\nlr_scale = [["head/*"]]\n')
     with pytest.raises(Problem, match="lr_scale"):

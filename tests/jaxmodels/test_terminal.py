@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 
 from jaxmodels.__main__ import main
-from jaxmodels.commands.resume import locked
+from jaxmodels.commands.lock import locked
 from jaxmodels.errors import DONE, EXISTS, NO_SPACE, STOPPED, UNREAD, USAGE
 from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.metrics import read

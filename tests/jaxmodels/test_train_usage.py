@@ -180,14 +180,14 @@ def test_settings_rise_from_preset_to_file_to_flag(tmp_path, capsys):
     ],
 )
 def test_remat_is_a_choice_and_the_old_flags_still_mean_something(words, policy):
-    assert resolve(["charlm:tiny", *words])[2].recipe.remat == policy
+    assert resolve(["charlm:tiny", *words]).recipe.remat == policy
 
 
 @pytest.mark.parametrize(("old", "policy"), [(True, "full"), (False, "none"), ("dots", "dots")])
 def test_remat_of_an_older_settings_file(tmp_path, old, policy):
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"recipe": {"remat": old}}))
-    assert resolve(["charlm:tiny", "--config", str(file)])[2].recipe.remat == policy
+    assert resolve(["charlm:tiny", "--config", str(file)]).recipe.remat == policy
 
 
 def test_moments_are_for_adamw_only(tmp_path):

@@ -1,0 +1,61 @@
+"""The lock of a run directory: two processes never train in one."""
+
+import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from jaxmodels.errors import EXISTS, Problem
+from jaxmodels.files import make_folder
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Holds the run directory, so that two processes never train in one.
+
+    A folder that this made and in which nothing came to lie is removed again: it is no run.
+    """
+    made = not run.exists()
+    with _lock(run):
+        try:
+            yield
+        finally:
+            if made and [path.name for path in run.iterdir()] == [_LOCK]:
+                (run / _LOCK).unlink()
+                with suppress(OSError):  # another process put something there
+                    run.rmdir()
+
+
+def _lock(run: Path) -> IO[str]:
+    """The open and locked lock file of a run directory, which is made if it is missing."""
+    while True:
+        make_folder(run)
+        try:
+            lock = (run / _LOCK).open("a+")
+        except FileNotFoundError:  # whoever made the folder has just removed it
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with lock:
+                lock.seek(0)
+                who = lock.read(100)
+            raise Problem(
+                "another process is training here",
+                where=str(run),
+                why=f"it is process {who}" if who else "",
+                fix="wait for it, stop it (`kill PID` lets it save), or give another --out",
+                exit_code=EXISTS,
+            ) from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (run / _LOCK).stat()):
+                with suppress(OSError):  # only to be told to others
+                    os.ftruncate(lock.fileno(), 0)
+                    os.write(lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
+                return lock
+        lock.close()  # it was removed between opening and locking
