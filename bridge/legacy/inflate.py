@@ -143,6 +143,8 @@ class GzipStream(io.BufferedReader):
         """The next bytes; fewer at the end. However large `size` is, only those take memory."""
         self.allowance.take(self.member, _OVERHEAD)
         left, parts = size or 0, []
+        if 0 <= left <= SMALL:
+            return super().read(left)
         while left > 0 and (part := super().read(min(left, SMALL))):
             parts.append(part)
             left -= len(part)

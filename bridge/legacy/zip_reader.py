@@ -21,7 +21,7 @@ STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 _LOCAL, _END, _LOCATOR64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07"
 _LOCAL_SIZE, _END_SIZE, _END64_SIZE, _LOCATOR_SIZE = 30, 22, 56, 20
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 record"
+_FULL32 = 0xFFFFFFFF  # "see the zip64 field"
 _ENCRYPTED, _SIZES_BEHIND, _UTF8, _HIDDEN = 0x0001, 0x0008, 0x0800, 0x2040
 _KIND, _FOLDER, _REGULAR = 0xF000, 0x4000, 0x8000  # of Unix file modes
 
@@ -68,6 +68,8 @@ def read_entries(path: Path) -> list[Entry]:
         names = [info.orig_filename.rstrip("/").casefold() for info in infos]
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             _unsafe(path, "the zip file has a name twice", ", ".join(twice[:5]))
+        if min((info.header_offset for info in infos), default=0):
+            _broken(path, "there is data in front of its first member")
         entries = [_entry(path, file, info) for info in infos]
     position = 0
     for entry in sorted(entries, key=lambda entry: entry.start):
@@ -96,19 +98,21 @@ def _directory(path: Path, file: _File) -> tuple[list[zipfile.ZipInfo], int]:
     if len(infos) > MAX_ENTRIES:
         count = f"{len(infos):,} members; at most {MAX_ENTRIES:,} are read"
         _unsafe(path, "the zip file has too many members", count)
-    # zipfile passes over what lies in front of the first member and behind the end.
+    # zipfile ignores data in front of the first member and behind the end, and the count.
     size = file.seek(0, 2)
     start = max(0, size - comment - _END_SIZE - _LOCATOR_SIZE)
     tail = _at(path, file, start, size - comment - start)
-    record, wide = tail[-_END_SIZE:], tail.startswith(_LOCATOR64)
+    record = tail[-_END_SIZE:]
     *disks, here, count, _, _, length = struct.unpack("<4HIIH", record[4:])
     if not record.startswith(_END) or length != comment:
         _broken(path, "there is data behind its end")
-    if min((info.header_offset for info in infos), default=0):
-        _broken(path, "there is data in front of its first member")
-    if wide and int.from_bytes(tail[8:16], "little") != start - _END64_SIZE:
-        _broken(path, "its zip64 record is not where the file says")
-    if any(disks) or here != count or count not in (len(infos), _FULL16 if wide else -1):
+    if tail.startswith(_LOCATOR64):
+        start -= _END64_SIZE
+        if int.from_bytes(tail[8:16], "little") != start:
+            _broken(path, "its zip64 record is not where the file says")
+        record = _at(path, file, start, _END64_SIZE)
+        *disks, here, count = struct.unpack("<IIQQ", record[16:40])
+    if any(disks) or here != count or count != len(infos):
         _broken(path, "its directory lists another number of members than its end")
     return infos, archive.start_dir
 
@@ -132,27 +136,42 @@ def _entry(path: Path, file: _File, info: zipfile.ZipInfo) -> Entry:
     """The member of a header, which the header in front of its bytes must repeat."""
     name, method = info.orig_filename, info.compress_type
     record = _at(path, file, info.header_offset, _LOCAL_SIZE)
-    _, flags, local_method, _, *sizes, name_size, extra = struct.unpack("<HHHIIIIHH", record[4:])
-    local_name = _at(path, file, info.header_offset + _LOCAL_SIZE, name_size)
+    _, flags, local_method, _, *sizes, name_size, extra_size = struct.unpack(
+        "<HHHIIIIHH", record[4:]
+    )
+    behind = _at(path, file, info.header_offset + _LOCAL_SIZE, name_size + extra_size)
     encoding = "utf-8" if info.flag_bits & _UTF8 else "cp437"
-    same = record.startswith(_LOCAL) and local_name == name.encode(encoding)
+    same = record.startswith(_LOCAL) and behind[:name_size] == name.encode(encoding)
     same &= local_method == method and info.volume == 0
     same &= _FULL32 not in (info.file_size, info.compress_size)
     same &= (flags ^ info.flag_bits) & (_ENCRYPTED | _SIZES_BEHIND | _UTF8) == 0
     if not flags & _SIZES_BEHIND:
-        promised = info.CRC, info.compress_size, info.file_size
-        same &= all(found in (size, _FULL32) for found, size in zip(sizes, promised, strict=True))
+        if sizes[1:] == [_FULL32, _FULL32]:
+            sizes[1:] = _zip64_sizes(behind[name_size:])
+        same &= sizes == [info.CRC, info.compress_size, info.file_size]
     if not same:
         _broken(path, f"the two headers of {name} disagree")
     if method not in (STORED, DEFLATED):
         _broken(path, f"{name} is compressed in a way that is not read: {method}")
-    start = info.header_offset + _LOCAL_SIZE + name_size + extra
+    start = info.header_offset + _LOCAL_SIZE + name_size + extra_size
     return Entry(name, method, info.CRC, info.compress_size, info.file_size, start)
 
 
+def _zip64_sizes(extra: bytes) -> list[int]:
+    """The sizes in the file and unpacked, from the extra field of a header in front of a member."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack("<HH", extra[:4])
+        if kind == 1 and length >= 16 and len(extra) >= 20:
+            return [int.from_bytes(extra[12:20], "little"), int.from_bytes(extra[4:12], "little")]
+        extra = extra[4 + length :]
+    return []
+
+
 def _at(path: Path, file: _File, start: int, size: int) -> bytes:
-    file.seek(start)
-    data = file.read(size)
+    data = b""
+    if start < file.seek(0, 2):
+        file.seek(start)
+        data = file.read(size)
     if len(data) != size:
         _broken(path, "it is cut off")
     return data

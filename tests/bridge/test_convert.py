@@ -223,7 +223,7 @@ def test_names_are_functions_whatever_is_imported_first():
     code = """
 import bridge, bridge.conversion.convert, bridge.checks.inspection
 import bridge.checks.verification, bridge.checks.difference
-for name in ("convert", "inspect", "verify", "diff", "load", "open_source"):
+for name in ("convert", "inspect", "verify", "diff", "load", "open_checkpoint"):
     assert callable(getattr(bridge, name)), name
 import sys
 assert "torch" not in sys.modules and "transformers" not in sys.modules

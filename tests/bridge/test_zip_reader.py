@@ -93,6 +93,27 @@ def test_zip64(tmp_path, monkeypatch):
     refused(CORRUPT, read_entries, path)
 
 
+def test_a_member_that_begins_beyond_any_file(tmp_path):
+    info = zipfile.ZipInfo("a")
+    info.extra = struct.pack("<HHQ", 1, 8, 2**63)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(info, b"")
+    path = changed(tmp_path / "x.zip", CENTRAL, 42, b"\xff\xff\xff\xff")
+    assert "cut off" in refused(CORRUPT, read_entries, with_first(path))
+
+
+def with_first(path):
+    """A zip with another member in front, at its beginning."""
+    data = bytearray(path.read_bytes())
+    directory, end = data.index(CENTRAL), data.index(END)
+    first = data[directory:end]
+    first[42:46], first[46:47] = bytes(4), b"b"
+    size = struct.unpack("<I", data[end + 12 : end + 16])[0] + len(first)
+    data[end + 8 : end + 16] = struct.pack("<HHI", 2, 2, size)
+    path.write_bytes(data[:directory].replace(b"a", b"b", 1) + first + data[directory:])
+    return path
+
+
 @pytest.mark.parametrize(
     "name",
     ["../a", "d/../../a", "/etc/a", "C:/a", "c:a", "d\\..\\a", "a\x01b", "d//a", "./a", "d/./a"],
