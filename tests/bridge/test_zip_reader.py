@@ -242,13 +242,13 @@ def test_every_crc_is_checked(tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    ("at", "said"), [(-8, "incorrect data check"), (-4, "incorrect length check")]
+    ("at", "message"), [(-8, "incorrect data check"), (-4, "incorrect length check")]
 )
-def test_gzips_trailer_is_checked(tmp_path, at, said):
+def test_gzips_trailer_is_checked(tmp_path, at, message):
     data = bytearray(gzip.compress(TEXT))
     data[at] ^= 1
     path = write_zip(tmp_path / "x.zip", {"a": bytes(data)})
-    assert said in refused(CORRUPT, read_all, path)
+    assert message in refused(CORRUPT, read_all, path)
 
 
 @pytest.mark.parametrize(
@@ -294,9 +294,9 @@ def test_bombs(tmp_path, monkeypatch, layers):
     # Twice compressed, the gzip header's comment alone may be endless.
     data = zeros if layers == 1 else b"\x1f\x8b\x08\x10" + bytes(6) + b"a" * 20_000_000
     path = write_zip(tmp_path / "x.zip", {"params/a.pkl.gz": data})
-    said = refused(UNSAFE, read_all, path)
-    assert "unpacks to far more" in said
-    assert "params/a.pkl.gz" in said
+    message = refused(UNSAFE, read_all, path)
+    assert "unpacks to far more" in message
+    assert "params/a.pkl.gz" in message
 
 
 def test_many_small_members_share_an_allowance(tmp_path, monkeypatch):
