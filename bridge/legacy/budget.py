@@ -50,7 +50,7 @@ class Allowance:
             raise Problem(
                 "the file unpacks to far more than a file of its size holds",
                 where=f"{self.path}: {name}",
-                why=f"at most {RATIO} times its size and {FREE:,} bytes are unpacked",
+                why=f"unpacking and reading it may take {FREE:,} bytes and {RATIO} times its size",
                 fix="use it only if you trust it: unpack it elsewhere and save its tensors anew",
                 exit_code=UNSAFE,
             )

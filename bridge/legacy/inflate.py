@@ -150,6 +150,12 @@ class GzipStream(io.BufferedReader):
             left -= len(part)
         return b"".join(parts)
 
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """The bytes to the end of the line, charged as so many reads: a long number takes long."""
+        line = super().readline(size)
+        self.allowance.take(self.member, _OVERHEAD * len(line))
+        return line
+
     def data(self, size: int) -> bytes | Span:
         """The next bytes; if they are many, what stands for them, and they are passed over."""
         if size <= SMALL:

@@ -135,6 +135,11 @@ def test_endless_pickles_stop(tmp_path, monkeypatch, form):
     assert caught.value.exit_code in (UNSAFE, CORRUPT)
 
 
+def test_a_number_of_a_million_digits(tmp_path):
+    path = checkpoint(tmp_path / "x.zip", b"I" + b"1" * 1_000_000 + b"\n.")
+    assert "unpacks to far more" in refused(path, UNSAFE)
+
+
 @pytest.mark.parametrize(
     "inner", [gzip.compress(b"\x80\x04}."), b"PK\x03\x04"], ids=["gzip", "zip"]
 )
