@@ -35,7 +35,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         )
     if arch in jaxmodels.ARCHS:
         stored["model"] = asdict(jaxmodels.arch(arch).Config()) | model
-    stored["recipe"] = asdict(Recipe()) | recipe | {"optim": asdict(Optim()) | optim}
+    stored["recipe"] = {**asdict(Recipe()), **(recipe or {}), "optim": asdict(Optim()) | optim}
     return stored
 
 
