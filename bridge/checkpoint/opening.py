@@ -29,7 +29,7 @@ from bridge.formats.tokenizer import padding_notes
 from bridge.formats.wrappers import CHOICE, unwrapped
 from bridge.storage.stacks import unstack_blocks
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.sizes import parameter_shapes
 
 # nnx's random streams, in the state of any model: no parameters.

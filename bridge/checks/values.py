@@ -11,7 +11,7 @@ from bridge.core.tensors import DTYPES, Tensor, digest_of, is_float
 from bridge.formats.raw import RawCheckpoint
 from jaxmodels.cli import visible
 from jaxmodels.errors import Problem
-from jaxmodels.runtime.files import files_below
+from jaxmodels.files import files_below
 
 ALWAYS_READ, REPEATED = 2**28, 4  # bytes of values; times the size of the files
 ENOUGH = 64  # values that do not fit a narrower dtype by chance

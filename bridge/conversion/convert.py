@@ -30,7 +30,7 @@ from bridge.core.report import Report
 from bridge.formats import recognise, target, targets
 from bridge.formats.tokenizer import given_tokenizer
 from bridge.storage.safetensors_writer import parse_size
-from jaxmodels.runtime.files import whole_folder
+from jaxmodels.files import atomic_folder
 
 
 def convert(
@@ -121,7 +121,7 @@ def convert(
 
     shown = show(plan.bytes) if progress else nullcontext(lambda _: None)
     kept = kept_parts(dst, src, plan, source.origin.get("weights", ""))
-    with whole_folder(dst, force) as folder, kept as parts, shown as tell:
+    with atomic_folder(dst, force) as folder, kept as parts, shown as tell:
         report["notes"] += write(folder, source, plan, moments, tell, parts)
         contents = recognise(folder)
         written = bind(contents, otherwise=values_of(source.config))

@@ -10,7 +10,7 @@ from bridge.core.twins import twin
 from bridge.formats import kind
 from bridge.formats.format import Format
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 
 
 def check_format(format: Format, source: Checkpoint) -> None:

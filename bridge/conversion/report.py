@@ -12,7 +12,7 @@ from bridge.conversion.plan import ConversionPlan
 from bridge.conversion.readback import Checks, changed_fields
 from bridge.core.moments import Moments
 from bridge.core.report import Report
-from jaxmodels.runtime.files import files_below
+from jaxmodels.files import files_below
 from jaxmodels.sizes import vocab_used
 
 OVERHEAD = 1_000_000  # bytes for all files but the tensors

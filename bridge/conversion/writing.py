@@ -12,7 +12,7 @@ from bridge.core.moments import Moments
 from bridge.core.tensors import Fingerprint, Tensor
 from bridge.formats import model_files
 from bridge.formats.format import Output
-from jaxmodels.runtime.files import write_manifest
+from jaxmodels.runtime.manifest import write_manifest
 
 
 def write(

@@ -14,7 +14,7 @@ from bridge.storage.gguf_reader import is_quantised, looks_like_gguf, read_gguf
 from data_pipelines.errors import DataProblem
 from data_pipelines.transformers_files import UnknownTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from jaxmodels.runtime.files import json_object
+from jaxmodels.reading import json_object
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 _HEADS_KV = f"{ARCH}.attention.head_count_kv"

@@ -20,7 +20,7 @@ from bridge.formats.raw import RawCheckpoint, checked, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from jaxmodels.runtime.files import write_json
+from jaxmodels.files import write_json
 
 CHECKPOINT, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 UNFINISHED = ".orbax-checkpoint-tmp"

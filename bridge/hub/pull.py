@@ -17,7 +17,8 @@ from bridge.hub.files import few, leave_out_code, refuse_damage, remove_foreign_
 from bridge.hub.limits import PATIENCE, seconds_for
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, NETWORK, Problem
-from jaxmodels.runtime.files import MANIFEST, whole_folder, write_manifest
+from jaxmodels.files import atomic_folder
+from jaxmodels.runtime.manifest import MANIFEST, write_manifest
 
 MAX_FILES = 10_000
 
@@ -51,7 +52,7 @@ def pull(
         OSError: the disk has no room for it.
     """
     folder, name, hub = Path(folder), repository(source), client()
-    with whole_folder(folder, force) as temporary:
+    with atomic_folder(folder, force) as temporary:
         info = ask(
             source,
             "read",

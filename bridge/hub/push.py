@@ -14,7 +14,7 @@ from bridge.hub.client import ask, client, names, repository
 from bridge.hub.files import few, named_code, refuse_damage, wanted
 from bridge.hub.limits import ANSWER, seconds_for
 from jaxmodels.errors import EXISTS, UNSAFE, USAGE, Problem
-from jaxmodels.runtime.files import files_below
+from jaxmodels.files import files_below
 
 
 def push(

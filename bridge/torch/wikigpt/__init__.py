@@ -6,35 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core.transformers_class import Key, ModelType, Only, TransformersClass, unsupported
-from bridge.torch.language import (
-    end_of_text,
-    example,
-    given,
-    jax_forward,
-    jax_outputs,
-    torch_forward,
-    torch_outputs,
-)
-
-__all__ = [
-    "AUTO_CLASS",
-    "FILES",
-    "TRANSFORMERS",
-    "build",
-    "example",
-    "given",
-    "jax_forward",
-    "jax_outputs",
-    "keys",
-    "torch_forward",
-    "torch_outputs",
-    "whole",
-]
+from bridge.torch.language import *  # noqa: F403
+from bridge.torch.language import end_of_text
 
 # Files that travel with every model directory.
 FILES: tuple[Path, ...] = ()
-# How the model card loads the directory.
-AUTO_CLASS = "AutoModelForCausalLM"
 
 _TIE = "tie_word_embeddings"
 _GELU = {
