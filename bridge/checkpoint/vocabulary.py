@@ -28,7 +28,7 @@ def beside(contents: RawCheckpoint, rows: Any) -> Beside:
     tokenizer = contents.tokenizer
     if tokenizer is None:
         return Beside(None, contents.unread)
-    own = contents.format == "gguf" or not contents.path.is_file()
+    own = contents.tokenizer_inside or not contents.path.is_file()
     if not own and isinstance(rows, int) and tokenizer.vocab_size > rows:
         why = f"it has {tokenizer.vocab_size} tokens, and the model {rows} rows for them"
         return Beside(None, why)

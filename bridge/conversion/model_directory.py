@@ -159,11 +159,10 @@ model = bridge.load("PATH")
 
 
 def _provenance(source: Checkpoint) -> str:
+    article = "an" if source.format[0] in "aeio" else "a"
     lines = [
         f"Converted by jaxmodels {jaxmodels.__version__} from `{_plain(source.path)}`, ",
-        f"an {source.format} checkpoint"
-        if source.format == "orbax"
-        else f"a {source.format} checkpoint",
+        f"{article} {source.format} checkpoint",
     ]
     if "step" in source.origin:
         lines.append(f", step {source.origin['step']}")

@@ -47,7 +47,8 @@ FORMATS: tuple[Format, ...] = (
 def targets() -> dict[str, Format]:
     """Name → format, of all that `convert --to` writes."""
     known = [*FORMATS, *transformers_folder.targets()]
-    return {format.name: format for format in known if format.is_target}
+    first = sorted(known, key=lambda format: not format.pytorch)
+    return {format.name: format for format in first if format.is_target}
 
 
 def target(name: str) -> Format:

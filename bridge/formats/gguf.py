@@ -91,6 +91,7 @@ def open_file(path: Path) -> RawCheckpoint:
         fields=fields,
         usual={name: value for name, value in _USUAL.items() if name not in fields},
         tokenizer=tokenizer,
+        tokenizer_inside=tokenizer is not None,
         unread=unread,
         notes=[*notes, *gguf_vocabulary.notes_of(keys)],
         quantised=frozenset(name for name, tensor in tensors.items() if is_quantised(tensor)),

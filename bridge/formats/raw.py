@@ -41,6 +41,8 @@ class RawCheckpoint:
     usual: dict[str, Any] = field(default_factory=dict)
     """What the format assumes for Config fields that its files do not give; reported."""
     tokenizer: Tokenizer | None = None
+    tokenizer_inside: bool = False
+    """Whether the tokeniser is in the same file as the tensors, and so surely theirs."""
     unread: str = ""
     """Why a tokeniser beside the tensors is not read; then no convention replaces it."""
     origin: dict[str, Any] = field(default_factory=dict)
