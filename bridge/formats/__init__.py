@@ -45,10 +45,12 @@ FORMATS: tuple[Format, ...] = (
 
 
 def targets() -> dict[str, Format]:
-    """Name → format, of all that `convert --to` writes."""
-    known = [*FORMATS, *transformers_folder.targets()]
-    first = sorted(known, key=lambda format: not format.pytorch)
-    return {format.name: format for format in first if format.is_target}
+    """Name → format, of all that `convert --to` writes; of two with one name, the first."""
+    found: dict[str, Format] = {}
+    for format in sorted((*FORMATS, *transformers_folder.targets()), key=lambda f: not f.pytorch):
+        if format.is_target:
+            found.setdefault(format.name, format)
+    return found
 
 
 def target(name: str) -> Format:

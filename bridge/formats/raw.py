@@ -13,7 +13,7 @@ import numpy as np
 import jaxmodels
 from bridge.core.moments import Moments
 from bridge.core.tensors import DIGESTS, Tensor, digest_of
-from bridge.core.twins import twin
+from bridge.core.twins import twins
 from bridge.formats.foreign import data_only
 from bridge.formats.generation import drawing, read_generation
 from bridge.formats.tokenizer import NO_TOKENIZER, as_transformers, find_tokenizer
@@ -70,10 +70,10 @@ class RawCheckpoint:
 
 
 def is_own(config: dict[str, Any]) -> bool:
-    """Whether a config.json is ours, or what transformers saved of a class of ours: it names one of
-    our architectures, and no class of transformers' own that has the same name."""
-    ours, kind = tuple(jaxmodels.ARCHS), config.get("model_type")
-    return config.get("arch") in ours or (kind in ours and twin(kind).TRANSFORMERS is None)
+    """Whether a config.json is ours, or saved by transformers from a modelling file of ours."""
+    if config.get("arch") in tuple(jaxmodels.ARCHS):
+        return True
+    return config.get("model_type") in [arch for arch, side in twins() if side.FILES]
 
 
 def describe(contents: RawCheckpoint, folder: Path) -> None:

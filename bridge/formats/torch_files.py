@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bridge import sandbox
 from bridge.core.tensors import Tensor
-from bridge.formats import bitgen, nanogpt
+from bridge.formats import bitgen, nanogpt, nanogpt_args
 from bridge.formats.raw import RawCheckpoint, checked, take_tokenizer
 from bridge.formats.state_dicts import held_in
 from bridge.legacy.old_torch_file import is_old_torch
@@ -61,9 +61,9 @@ def open_file(path: Path) -> RawCheckpoint:
     if bitgen.is_checkpoint(value):
         return bitgen.contents(path, value, held.tensors, held.notes)
     contents = RawCheckpoint(path, "torch", held.tensors, notes=held.notes, strange=held.strange)
-    if (args := nanogpt.args_of(value)) is not None:
+    if (args := nanogpt_args.args_of(value)) is not None:
         return nanogpt.described(contents, value, args)
-    contents.usual = nanogpt.beside(value, path)
+    contents.usual = nanogpt_args.beside(value, path)
     return contents
 
 

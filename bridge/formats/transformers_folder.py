@@ -45,10 +45,12 @@ class Kind(NamedTuple):
 
 
 def kinds() -> dict[str, Kind]:
-    """model_type → what reads it, of all registered architectures."""
-    return {
-        name: Kind(arch, name, cls) for arch, cls in transformers_classes() for name in cls.types
-    }
+    """model_type → what reads it, of all registered architectures; the first has it."""
+    known: dict[str, Kind] = {}
+    for arch, cls in transformers_classes():
+        for name in cls.types:
+            known.setdefault(name, Kind(arch, name, cls))
+    return known
 
 
 def config_in(folder: Path) -> dict[str, Any] | None:

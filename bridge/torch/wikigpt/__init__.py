@@ -55,11 +55,11 @@ def _nanogpt(
     config_json: Mapping[str, Any], where: Path
 ) -> tuple[dict[str, Any], list[str]] | None:
     """nanoGPT's arguments, which a hub mixin saves as config.json."""
-    from bridge.formats import nanogpt
+    from bridge.formats import nanogpt_args
 
     if "block_size" not in config_json:
         return None
-    return nanogpt.fields(dict(config_json), where), nanogpt.idle_notes(dict(config_json))
+    return nanogpt_args.fields(dict(config_json), where), nanogpt_args.idle_notes(dict(config_json))
 
 
 # Source: transformers' `GPT2Config`, and what its `GPT2LMHeadModel` does with each key.

@@ -1,0 +1,125 @@
+"""The arguments that nanoGPT, and those who changed it, keep of a model in its checkpoints."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bridge.legacy.unpickle import Named, Record
+from jaxmodels.errors import MISMATCH, Problem
+
+# nanoGPT's model_args, in its order → field of wikigpt's Config.
+ARGS = {
+    "n_layer": "layers",
+    "n_head": "heads",
+    "n_embd": "dim",
+    "block_size": "context",
+    "bias": "bias",
+    "vocab_size": "vocab",
+    "dropout": "dropout",
+}
+# Arguments of its forks that change no output of a trained model: how it is computed and on what,
+# how it was begun, and how it was trained.
+_IDLE = re.compile(
+    r"device(_type|_id|s)?|(torch_|ptd)?dtype|amp|compile[dr]?|seed|verbose|name"
+    r"|(use_)?(flash|sdpa|sdp|torch_compile|fused\w*)(_?att(entio)?n)?"
+    r"|(use_)?(gradient|grad|activation)_?(checkpoint|ckpt)(ing)?"
+    r"|(micro_|mini_)?batch_size|gradient_accumulation_steps"
+    r"|init(ializer)?_(std|range)|(attn|resid|embd|emb|mlp|attention|residual)_?(p?drop|dropout)"
+    r"|learning_rate|min_lr|max_iters|max_steps|lr_decay_iters|warmup_(iters|steps)|weight_decay"
+    r"|beta[12]|grad_clip|eval_(interval|iters)|log_interval"
+)
+# Words for what changes the output of a model, among settings of any kind.
+_CHANGES = re.compile(
+    r"(.*_)?(mup|rope|rotary|alibi|moe|experts?|kv_heads?|qk_?norm|soft_?cap|rms_?norm|swiglu"
+    r"|activation|act_fn|sliding_window)(_.*)?"
+)
+
+
+def args_of(value: Any) -> dict[str, Any] | None:
+    """The model's arguments that a torch file of nanoGPT, or of one of its kin, says; else None.
+
+    nanoGPT keeps a dict of them; build-nanogpt, and others after it, the dataclass `GPTConfig`.
+    """
+    if not isinstance(value, dict):
+        return None
+    if args := next((args for key, args in _settings(value) if key == "model_args"), None):
+        return args
+    sizes = ARGS.keys() - {"bias", "dropout"}
+    known = (value.get(key) for key in ("config", "model_config", "gptconf"))
+    return next((args for args in known if isinstance(args, dict) and sizes <= args.keys()), None)
+
+
+def beside(value: Any, where: Path) -> dict[str, Any]:
+    """The count of heads that settings say which a trainer saved beside a model of nanoGPT's
+    names, among others: its own, Lightning's, or the arguments of a command.
+
+    Raises:
+        Problem: (mismatch) they name a part of a model that nanoGPT does not have.
+    """
+    keys = {"config", "args", "hparams", "hyper_parameters", "model_config", "cfg"}
+    for key, settings in _settings(value):
+        if key not in keys or not {"n_head", "n_embd"} <= settings.keys():
+            continue
+        odd = {
+            n: x for n, x in settings.items() if isinstance(n, str) and _CHANGES.fullmatch(n) and x
+        }
+        if odd:
+            raise _changed(odd, where)
+        return {"heads": settings["n_head"]}
+    return {}
+
+
+def _settings(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All dicts within dicts, the outer ones first, by their keys; each once."""
+    level: list[Any] = [value]
+    seen: set[int] = set()
+    for _ in range(4):
+        inside = [pair for node in level if isinstance(node, dict) for pair in node.items()]
+        level = []
+        for key, item in inside:
+            if isinstance(key, str) and isinstance(item, dict) and id(item) not in seen:
+                seen.add(id(item))
+                level.append(item)
+                yield key, item
+
+
+def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Fields of wikigpt's Config that `model_args` says.
+
+    Raises:
+        Problem: (mismatch) it has arguments that nanoGPT does not have.
+    """
+    unknown = {n: x for n, x in args.items() if n not in ARGS and not _is_idle(n, args)}
+    if unknown:
+        raise _changed(unknown, where)
+    return {field: args[name] for name, field in ARGS.items() if name in args}
+
+
+def _changed(unknown: dict[Any, Any], where: Path) -> Problem:
+    """The problem with arguments of a changed nanoGPT."""
+    listed = [f"{name} = {str(value)[:40]}" for name, value in unknown.items()]
+    return Problem(
+        f"nanoGPT has no model argument {str(next(iter(unknown)))[:80]!r}",
+        where=str(where),
+        why=f"a changed nanoGPT wrote this: {', '.join(listed[:10])}; its outputs are not known",
+        fix="the numbers would be wrong; if you know that these change nothing, save the "
+        "checkpoint again without them",
+        exit_code=MISMATCH,
+    )
+
+
+def idle_notes(args: dict[str, Any]) -> list[str]:
+    """What is to be kept of arguments that nanoGPT does not have, and that change no output."""
+    idle = [name for name in args if name not in ARGS]
+    if not idle:
+        return []
+    listed = ", ".join(f"{name} = {str(args[name])[:40]}" for name in idle)
+    return [f"arguments of a changed nanoGPT that change no output of the model: {listed}"]
+
+
+def _is_idle(name: Any, args: dict[str, Any]) -> bool:
+    value = args[name]
+    plain = value is None or isinstance(value, str | bool | int | float | Named)
+    plain |= isinstance(value, Record) and value.name == "torch.device"
+    return plain and isinstance(name, str) and _IDLE.fullmatch(name) is not None
