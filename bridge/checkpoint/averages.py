@@ -14,15 +14,15 @@ Weights = Literal["ema", "raw"]
 
 
 def chosen(config: Mapping[str, Any] | None, weights: str | None) -> dict[str, Any]:
-    """Settings with the choice among them, if one was made."""
+    """Settings, including the choice of weights if one was made."""
     return {**(config or {}), **({CHOICE: weights} if weights else {})}
 
 
 def as_in(
     other: Mapping[str, Any], contents: RawCheckpoint, config: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Settings for a checkpoint that is compared with another one: where it has both weights and
-    none were chosen, those that the other one was made from.
+    """Settings for comparing a checkpoint with another one: by default the weights that the other
+    one was made from, if it has both kinds.
 
     Args:
         other: the origin of the other one, as `convert` wrote it down.
@@ -34,8 +34,8 @@ def as_in(
 
 
 def weighted(contents: RawCheckpoint, config: Mapping[str, Any]) -> RawCheckpoint:
-    """The contents with the weights that were chosen; without a choice averaged, where there are
-    any: by these a run's validation chose its best checkpoint.
+    """The contents with the chosen weights; by default the averaged ones, if there are any, since
+    validation chose the best checkpoint by them.
 
     Raises:
         Problem: (usage) the choice is neither "ema" nor "raw", or no average is kept.

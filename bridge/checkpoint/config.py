@@ -1,4 +1,4 @@
-"""The Config of a checkpoint: what its files say, what its shapes tell, what must be assumed.
+"""The Config of a checkpoint: what its files give, its shapes determine, and must be assumed.
 
 Fields go by their names here; those of a Config inside of another (the image tower's) by both,
 `dinov2.heads`.
@@ -26,7 +26,7 @@ def values_of(config: Any) -> dict[str, Any]:
 
 
 def types_of(kind: Any) -> dict[str, Any]:
-    """Field → type of a class of Configs."""
+    """Field → type of a Config class."""
     result: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         inside = types_of(hint) if dataclasses.is_dataclass(hint) else None
@@ -131,7 +131,7 @@ def parse_settings(words: Iterable[str]) -> dict[str, Any]:
 
 
 def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--set` gives.
+    """The fields that `--set` gives.
 
     Raises:
         Problem: (usage) a name is no field of the architecture's Config.
@@ -163,7 +163,7 @@ def _contradiction(
 
 
 def make_config(package: Any, values: Mapping[str, Any], exit_code: int, where: Path) -> Any:
-    """The Config of these values, their types checked: they come from files.
+    """The Config with these values, whose types are checked since they come from files.
 
     Raises:
         Problem: (`exit_code`) a value of another type, or values that make no model.
@@ -185,7 +185,7 @@ def make_config(package: Any, values: Mapping[str, Any], exit_code: int, where: 
 
 
 def _made(kind: Any, values: Mapping[str, Any]) -> Any:
-    """A Config of this class, Configs inside of it first."""
+    """A Config of this class, after those inside it."""
     given: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):

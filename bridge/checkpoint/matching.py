@@ -1,4 +1,4 @@
-"""Which architecture and which of its tables a checkpoint follows, and what it says twice."""
+"""Which architecture and table a checkpoint follows, and which of its tensors are no parameters."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -36,9 +36,9 @@ BASE = 10_000.0  # of rotary positions, as in jaxmodels/layers/rotary.py
 def candidate_tables(
     contents: RawCheckpoint, found: Mapping[str, Tensor], arch: str | None
 ) -> tuple[str, list[tuple[str, Rows]]]:
-    """The architecture, and those of its tables (with their names) whose names fit best.
+    """The architecture, and its tables (with their labels) whose names fit best.
 
-    Two tables may have the same names and differ in layout only: shapes decide then.
+    Two tables may have the same names and differ in layout only; then the shapes decide.
     """
     stated = arch or contents.arch
     fits: dict[str, list[tuple[float, str, Rows]]] = {}
@@ -62,7 +62,7 @@ def candidate_tables(
 
 
 def leave_other_heads(package: Any, found: dict[str, Tensor]) -> list[str]:
-    """Takes out the heads for other tasks that the package's layout names, and says so."""
+    """Removes the heads for other tasks that the package's layout lists; returns notes."""
     known = [pattern(each) for each in package.OTHER_HEADS]
     heads = [name for name in found if any(each.fullmatch(name) for each in known)]
     for name in heads:
@@ -95,7 +95,7 @@ def _stranger(
 
 
 def check_plain(names: Iterable[str], where: Path) -> None:
-    """Refuses weights that are not stored as they are used: adapters, pruning and the like.
+    """Refuses weights that are not stored as the model uses them: adapters, pruning and the like.
 
     Raises:
         Problem: (mismatch) a name says so.
@@ -113,7 +113,7 @@ def check_plain(names: Iterable[str], where: Path) -> None:
 
 
 def check_numbers(parameters: Iterable[Tensor], where: Path) -> None:
-    """Refuses parameters that are no floating-point numbers.
+    """Refuses parameters that are not floating-point numbers.
 
     Raises:
         Problem: (mismatch) some are not.
@@ -129,8 +129,8 @@ def check_numbers(parameters: Iterable[Tensor], where: Path) -> None:
 
 
 def leave_buffers(package: Any, found: dict[str, Tensor], where: Path) -> None:
-    """Takes out what a state holds besides parameters, by the package's layout, if a model makes
-    the same of it: the causal mask of older GPT-2 files, and frequencies of a rotation.
+    """Removes the buffers that the package's layout lists, if the model computes the same values:
+    the causal mask of older GPT-2 files, rotary frequencies.
 
     Raises:
         Problem: (mismatch) one has other values.
@@ -166,9 +166,9 @@ def _other_buffer(name: str, what: str, where: Path) -> Problem:
 
 
 def drop_ties(package: Any, rows: Rows, found: dict[str, Tensor], where: Path) -> list[str]:
-    """Takes out tensors that must repeat another one, and says so.
+    """Removes tensors that must repeat another one; returns notes.
 
-    If that one is missing, the tensor stands for it.
+    If the other one is missing, the tensor takes its place.
 
     Raises:
         Problem: (mismatch) one does not.

@@ -50,7 +50,7 @@ def diff(a: str | Path, b: str | Path, config: Mapping[str, Any] | None = None) 
 
 
 def _other(contents: RawCheckpoint, left: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
-    """The second checkpoint: what its files cannot say is as in the first, if that can be."""
+    """The second checkpoint; what its files cannot say is taken from the first if possible."""
     if contents.arch not in (None, left.arch):
         return bind(contents, config=config)
     try:

@@ -15,7 +15,7 @@ _STEP, _SCALE, _LEAST = 1 / 127, 2.0**-11, 127 * 2.0**-25
 
 
 def misrounded(exact: np.ndarray, kept: np.ndarray, blocks: bool = False) -> bool:
-    """Whether a number is further from the exact one than rounding to the nearest takes it.
+    """Whether a number is further from the exact one than rounding to nearest moves it.
 
     Args:
         exact: floating-point numbers.

@@ -93,7 +93,7 @@ def verify(
 
 
 def parity_fields(found: Parity | None) -> dict[str, float | None]:
-    """What a report says of JAX against PyTorch; all None where nothing was found out."""
+    """The fields of a report on JAX against PyTorch; all None if nothing was compared."""
     return {
         "max_abs_logit_diff": found and found.random,
         "max_abs_logit_diff_on_text": found and found.text,
@@ -103,7 +103,7 @@ def parity_fields(found: Parity | None) -> dict[str, float | None]:
 
 
 def source_parity_fields(found: Parity | None) -> dict[str, float | None]:
-    """What a report says of JAX against JAX of the source."""
+    """The fields of a report on JAX against JAX of the source."""
     return {
         "max_abs_logit_diff_to_source": found and max(found.random, found.text or 0.0),
         "argmax_agreement_with_source": found and found.argmax,
@@ -111,12 +111,12 @@ def source_parity_fields(found: Parity | None) -> dict[str, float | None]:
 
 
 def format_problem(problem: Problem) -> str:
-    """A problem as one text: what, where and why."""
+    """A problem in one line: what, where and why."""
     return ": ".join(str(part) for part in (problem.what, problem.where, problem.why) if part)
 
 
 def digest_problems(path: Path) -> list[str] | None:
-    """What the manifests at a path contradict; None when there is no manifest.
+    """Differences from the manifests at a path; None if there is no manifest.
 
     Of a run, every checkpoint has one, and the other files too once `train` came to its end.
     """
@@ -163,7 +163,7 @@ def _notes_on_run(run: Path) -> Iterator[str]:
 
 
 def but_for_the_card(problems: list[str] | None) -> list[str] | None:
-    """Without what concerns the model card: it is prose, and asks to be edited."""
+    """The problems without those of the model card, which people may edit."""
     return problems and [line for line in problems if not line.startswith(f"{CARD} is damaged")]
 
 
@@ -204,7 +204,7 @@ def _reference(
 ) -> Checkpoint:
     """What a checkpoint was made from, as a model of the same architecture.
 
-    What it cannot say (the head count, say) is as its conversion says; and so is which weights.
+    What it cannot say (the head count, for example, or which weights) is taken from the checkpoint.
     """
     values, config = values_of(source.config), as_in(source.origin, contents, config)
     if jaxmodels.arch(source.arch).PART_OF:

@@ -29,9 +29,9 @@ PLAN = "plan"
 def kept_parts(
     target: Path, source: Path, plan: ConversionPlan, weights: str = ""
 ) -> Iterator[Path | None]:
-    """The folder of finished shards; None where it is of no use, or another process has it.
+    """The folder of finished shards; None if there is only one, or another process has it.
 
-    `weights` says which of the source's are written, where it holds several.
+    `weights` are those of the source that are written, if it holds several.
     """
     if len(plan.shards) == 1:
         yield None
@@ -47,7 +47,7 @@ def kept_beside(
     """A folder beside `target` for what a later call can use; None if another process has it.
 
     It stays when the process is killed or interrupted; success removes it, and so does an error
-    that `keeps` does not tell to be survived. What belongs to another `identity` is cleared.
+    unless `keeps` returns True for it. What belongs to another `identity` is cleared.
     """
     folder = target.with_name(f".{target.name}.parts")
     lock = _locked(folder)
@@ -109,7 +109,7 @@ def write_shards(
 
 
 def _finished(parts: Path, name: str) -> dict[str, Any] | None:
-    """The record of a shard that is there and whole."""
+    """The record of a shard that is complete."""
     try:
         record = json.loads((parts / f"{name}.json").read_text(encoding="utf-8"))
         return dict(record) if record["sha256"] == digest(parts / name) else None
@@ -118,7 +118,7 @@ def _finished(parts: Path, name: str) -> dict[str, Any] | None:
 
 
 def _locked(folder: Path) -> int | None:
-    """The folder, made and locked; None if another process has it."""
+    """Makes and locks the folder; None if another process has it."""
     while True:
         folder.mkdir(exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -133,7 +133,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _only_of(folder: Path, identity: str) -> None:
-    """Clears what another plan left."""
+    """Removes the files of another plan."""
     try:
         same = (folder / PLAN).read_text(encoding="utf-8") == identity
     except OSError:
@@ -145,7 +145,7 @@ def _only_of(folder: Path, identity: str) -> None:
 
 
 def _identity(source: Path, plan: ConversionPlan) -> str:
-    """What the shards follow from: the plan, and which files the source is, as they are now."""
+    """What determines the shards: the plan, and the files of the source as they are now."""
     files = files_below(source) if source.is_dir() else [source]
     state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     identity = [jaxmodels.__version__, str(source.resolve()), state, plan.rows]
