@@ -13,7 +13,7 @@ import numpy as np
 import jaxmodels
 from bridge.core.moments import Moments
 from bridge.core.tensors import DIGESTS, Tensor, digest_of
-from bridge.core.twins import twin
+from bridge.core.twins import twins
 from bridge.formats.foreign import data_only
 from bridge.formats.tokenizer import (
     NO_TOKENIZER,
@@ -75,8 +75,11 @@ class RawCheckpoint:
 def is_own(config: dict[str, Any]) -> bool:
     """Whether a config.json is ours, or what transformers saved of a class of ours: it names one of
     our architectures, and no class of transformers' own that has the same name."""
-    ours, kind = tuple(jaxmodels.ARCHS), config.get("model_type")
-    return config.get("arch") in ours or (kind in ours and twin(kind).TRANSFORMERS is None)
+    kind = config.get("model_type")
+    classes = {arch for arch, side in twins() if side.TRANSFORMERS is None}
+    return config.get("arch") in tuple(jaxmodels.ARCHS) or (
+        isinstance(kind, str) and kind in classes
+    )
 
 
 def describe(contents: RawCheckpoint, folder: Path) -> None:
