@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxmodels
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.planning.plan import Job
+from jaxmodels.runtime.planning.plan import Workload
 from jaxmodels.sizes import outline
 
 Batch = dict[str, np.ndarray]
@@ -18,7 +18,7 @@ BATCHES = 8  # different ones, taken in turn
 
 def shapes(arch: str, config: Any, recipe: Recipe) -> dict[str, Any]:
     """The arrays of a micro-batch, by name: shape and dtype, as the data pipelines make them."""
-    return Job(jaxmodels.arch(arch), config, replace(recipe, accum=1)).batch
+    return Workload(jaxmodels.arch(arch), config, replace(recipe, accum=1)).batch
 
 
 def values(wanted: Mapping[str, Any], config: Any, count: int = BATCHES) -> list[Batch]:

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
     return DONE
 
 
-class Window(NamedTuple):
+class ScoredWindow(NamedTuple):
     """Part of a text's tokens: those from `begin` on are read, those in [first, end) scored."""
 
     begin: int
@@ -106,11 +106,11 @@ class Window(NamedTuple):
     end: int
 
 
-def windows(length: int, start: int, context: int) -> Iterator[Window]:
+def windows(length: int, start: int, context: int) -> Iterator[ScoredWindow]:
     """Windows that score each token from `start` ≥ 1 on once, behind as many as fit."""
     while start < length:
         end = min(start + context, length)
-        yield Window(max(0, end - 1 - context), start, end)
+        yield ScoredWindow(max(0, end - 1 - context), start, end)
         start = end
 
 

@@ -31,8 +31,8 @@ _function = lazy(
         "inspect": "checks.inspection",
         "load": "checkpoint.loading",
         "open_checkpoint": "checkpoint.opening",
-        "pull": "hub.push_pull",
-        "push": "hub.push_pull",
+        "pull": "hub.pull",
+        "push": "hub.push",
         "verify": "checks.verification",
     },
 )

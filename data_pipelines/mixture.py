@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipelines.loader import Batch, Rows, Windows, epoch_keys, permute
-from data_pipelines.mixture_valid import HeldOut, upto
+from data_pipelines.mixture_valid import HeldOutMixture, upto
 from data_pipelines.streaming import Streamed
 from data_pipelines.tokenizers import Tokenizer
 
@@ -97,13 +97,13 @@ class Mixture:
         """
         return Mixed(self, np.arange(self.batch) if rows is None else rows)
 
-    def valid(self, max_batches: int | None = None) -> HeldOut:
+    def valid(self, max_batches: int | None = None) -> HeldOutMixture:
         """Batches of held-out windows, always the same, of each source by its share.
 
         Args:
             max_batches: at most so many; None takes as many rows as all sources have windows.
         """
-        return HeldOut(self, max_batches)
+        return HeldOutMixture(self, max_batches)
 
     def sources_of(self, number: int) -> Int[np.ndarray, "b"]:
         """The source of each row of a batch: depends on the seed and the number, nothing else."""

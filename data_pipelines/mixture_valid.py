@@ -17,7 +17,7 @@ def upto(shares: Sequence[float]) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(shares)[:-1], [1.0]])
 
 
-class HeldOut(Sequence[Batch]):
+class HeldOutMixture(Sequence[Batch]):
     """Batches of held-out windows, of each source by its share; see `Mixture.valid`.
 
     Of a source that has fewer windows than its share, they come again.

@@ -104,7 +104,7 @@ class Streamed:
         ahead = grain.MapDataset.source(documents).to_iter_dataset(options)
         return iter(PackedDocuments(ahead, self.batch, self.context + 1, self._end, rows))
 
-    def valid(self, max_batches: int | None = None) -> "Validation | HeldOut":
+    def valid(self, max_batches: int | None = None) -> "Validation | HeldOutDocuments":
         """Batches of held-out documents, always the same.
 
         Args:
@@ -112,7 +112,7 @@ class Streamed:
                 None takes all, a batch at a time, and tokenises anew whenever it is gone through.
         """
         if max_batches is None:
-            return HeldOut(self)
+            return HeldOutDocuments(self)
         order = permute(
             np.arange(self._held_out, dtype=np.uint64), max(1, self._held_out), epoch_keys(0, 0)
         )
@@ -165,7 +165,7 @@ class Streamed:
         return float(np.mean(lengths)), unknown / max(1, sum(lengths))
 
 
-class HeldOut(Iterable[Batch]):
+class HeldOutDocuments(Iterable[Batch]):
     """All held-out documents in their order, as batches; memory holds one of them at a time.
 
     The windows are those of `Validation` over the joined tokens, incomplete batch included.

@@ -6,7 +6,8 @@ Fields go by their names here; those of a Config inside of another (the image to
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -51,8 +52,8 @@ def fields_of(
     Raises:
         Problem: (mismatch) tensors that tell sizes are missing, or files and shapes disagree.
     """
-    names, said = types_of(package.Config), flatten(contents.fields, ".")
-    stated = {name: said[name] for name in names if name in said}
+    names, fields = types_of(package.Config), flatten(contents.fields, ".")
+    stated = {name: fields[name] for name in names if name in fields}
     complete = contents.arch is not None and len(stated) == len(names)
     shapes = table.ours_of(rows, {name: tensor.shape for name, tensor in found.items()})
     others = {n: tensor.shape for n, tensor in contents.tensors.items() if n not in found}
@@ -83,7 +84,7 @@ def fields_of(
 def check_known(
     package: Any, assumed: Mapping[str, Any], values: Mapping[str, Any], where: Path
 ) -> None:
-    """Checks that what must be assumed can be: None stands for what nothing tells.
+    """Checks that every field that must be assumed has a convention, and is not None.
 
     Args:
         package: the model's.
@@ -95,16 +96,38 @@ def check_known(
         Problem: (mismatch) one has none.
     """
     if unknown := [name for name, value in assumed.items() if value is None]:
-        said = ", ".join(f"{name} = {value}" for name, value in values.items() if value is not None)
+        known = ", ".join(
+            f"{name} = {value}" for name, value in values.items() if value is not None
+        )
         words = get_args(types_of(package.Config)[unknown[0]])
         choices = [word for word in words if isinstance(word, str)]
         raise Problem(
             f"the model's {' and '.join(unknown)} cannot be determined",
             where=str(where),
-            why=f"no config and no shape says it, and it changes the outputs\n({said})",
+            why=f"no config and no shape says it, and it changes the outputs\n({known})",
             fix=f"give it: --set {unknown[0]}={' or '.join(choices) or 'NUMBER'}",
             exit_code=MISMATCH,
         )
+
+
+def parse_settings(words: Iterable[str]) -> dict[str, Any]:
+    """`--set` words as a config: ["heads=4"] → {"heads": 4}.
+
+    Raises:
+        Problem: (usage) a word is not NAME=VALUE.
+    """
+    result = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals):
+            raise Problem(
+                f"--set cannot be {word!r}", fix="write NAME=VALUE, as heads=4", exit_code=USAGE
+            )
+        try:
+            result[name] = json.loads(text)
+        except ValueError:
+            result[name] = text
+    return result
 
 
 def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,11 +152,11 @@ def overrides_of(package: Any, arch: str, config: Mapping[str, Any]) -> dict[str
 def _contradiction(
     name: str, stated: Any, known: Any, where: Path, shapes: Mapping[str, Shape]
 ) -> Problem:
-    telling = [f"{path}  {shape}" for path, shape in shapes.items() if known in shape]
+    evidence = [f"{path}  {shape}" for path, shape in shapes.items() if known in shape]
     return Problem(
         f"the config says {name} = {stated}, the tensors {known}",
         where=str(where),
-        why=f"shapes that say it:\n{table.listing(telling)}" if telling else "",
+        why=f"shapes that say it:\n{table.listing(evidence)}" if evidence else "",
         fix="config and tensors belong to different models: fetch both again",
         exit_code=MISMATCH,
     )

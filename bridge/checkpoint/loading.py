@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
-from bridge.checkpoint.opening import Checkpoint, open_checkpoint
+from bridge.checkpoint.checkpoint import Checkpoint
+from bridge.checkpoint.opening import open_checkpoint
 from bridge.core.moments import Moments, required
 from bridge.core.state import fresh_state
 from bridge.core.tensors import Tensor, is_float, target_dtype

@@ -151,8 +151,8 @@ def leave_buffers(package: Any, found: dict[str, Tensor], where: Path) -> None:
         elif name.endswith("inv_freq"):
             usual = BASE ** -(np.arange(tensor.size) / tensor.size)
             if not np.allclose(tensor.read().astype(np.float64).ravel(), usual, rtol=0.01):
-                said = f"frequencies of a rotation, and not those of the base {BASE:,.0f}"
-                raise _other_buffer(name, said, where)
+                what = f"frequencies of a rotation, and not those of the base {BASE:,.0f}"
+                raise _other_buffer(name, what, where)
 
 
 def _other_buffer(name: str, what: str, where: Path) -> Problem:
@@ -190,7 +190,7 @@ def drop_ties(package: Any, rows: Rows, found: dict[str, Tensor], where: Path) -
                 f"{name} is not the same as {original}",
                 where=str(where),
                 why=f"the model ties them; {name} is {copy.shape}, {original} is {model.shape}",
-                fix="a model with a head of its own cannot be held here",
+                fix="a model with an untied head is not supported",
                 exit_code=MISMATCH,
             )
         notes.append(f"{name} repeats {original}, to which it is tied")

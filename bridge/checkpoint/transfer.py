@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import jaxmodels
-from bridge.checkpoint.opening import Checkpoint, preset_of
+from bridge.checkpoint.checkpoint import Checkpoint, preset_of
 from bridge.core.moments import Moments
 from bridge.core.table import Shape, fill
 from bridge.core.tensors import Tensor
@@ -24,7 +24,7 @@ def rows_between(package: Any, source: Checkpoint) -> tuple[tuple[str, str], ...
 
 
 def part_of(source: Checkpoint, arch: str) -> Checkpoint:
-    """The model of an architecture that is a part of the source's, as a source of its own.
+    """The model of an architecture that is a part of the source's, as a source itself.
 
     The source itself where it is of this architecture, or has no such part.
     """
@@ -68,7 +68,7 @@ def part_of(source: Checkpoint, arch: str) -> Checkpoint:
 def carried(
     package: Any, source: Checkpoint, shapes: Mapping[str, Shape]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Our path → tensor, unread, of what the source gives; and what is to be said of it.
+    """Our path → tensor, unread, that the source gives; and notes.
 
     Args:
         package: of the new model.

@@ -1,1 +1,1 @@
-"""What can be said of a checkpoint: inspect, verify, diff, and parity with PyTorch."""
+"""Checks of a checkpoint: inspect, verify, diff, and parity with PyTorch."""

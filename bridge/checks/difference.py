@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge.checkpoint.averages import as_in
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Checkpoint, bind
+from bridge.checkpoint.opening import bind
 from bridge.core.report import Report
 from bridge.core.tensors import compare
 from bridge.formats import recognise

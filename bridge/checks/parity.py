@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxmodels
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.loading import model_of
-from bridge.checkpoint.opening import Checkpoint
 from bridge.core import table
 from bridge.core.tensors import DTYPES, Tensor
 from bridge.core.twins import AnyTwin, twin

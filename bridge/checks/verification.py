@@ -6,8 +6,9 @@ from typing import Any
 
 import jaxmodels
 from bridge.checkpoint.averages import as_in
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Checkpoint, bind, open_checkpoint
+from bridge.checkpoint.opening import bind, open_checkpoint
 from bridge.checkpoint.transfer import part_of
 from bridge.checks.parity import Parity, agreement
 from bridge.checks.rounding import misrounded
@@ -17,7 +18,7 @@ from bridge.formats import recognise
 from bridge.formats.raw import RawCheckpoint
 from bridge.formats.runs import is_run, is_step, not_finite
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.manifest import MANIFEST, damage
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.seal import loose_damage, sealed
 from jaxmodels.runtime.runs.sound import hold, unsound
@@ -66,8 +67,8 @@ def verify(
     report = Report(
         ok=False,
         digests_ok=None if problems is None else not problems,
-        **said_of(None),
-        **said_of_source(None),
+        **parity_fields(None),
+        **source_parity_fields(None),
         tensors_compared=0,
         tensors_equal=0,
         max_abs_tensor_diff=None,
@@ -86,12 +87,12 @@ def verify(
         except Problem as problem:
             if problem.exit_code == USAGE:
                 raise
-            report["problems"].append(told(problem))
+            report["problems"].append(format_problem(problem))
     report["ok"] = not report.problems
     return report
 
 
-def said_of(found: Parity | None) -> dict[str, float | None]:
+def parity_fields(found: Parity | None) -> dict[str, float | None]:
     """What a report says of JAX against PyTorch; all None where nothing was found out."""
     return {
         "max_abs_logit_diff": found and found.random,
@@ -101,7 +102,7 @@ def said_of(found: Parity | None) -> dict[str, float | None]:
     }
 
 
-def said_of_source(found: Parity | None) -> dict[str, float | None]:
+def source_parity_fields(found: Parity | None) -> dict[str, float | None]:
     """What a report says of JAX against JAX of the source."""
     return {
         "max_abs_logit_diff_to_source": found and max(found.random, found.text or 0.0),
@@ -109,7 +110,7 @@ def said_of_source(found: Parity | None) -> dict[str, float | None]:
     }
 
 
-def told(problem: Problem) -> str:
+def format_problem(problem: Problem) -> str:
     """A problem as one text: what, where and why."""
     return ": ".join(str(part) for part in (problem.what, problem.where, problem.why) if part)
 
@@ -205,16 +206,16 @@ def _reference(
 
     What it cannot say (the head count, say) is as its conversion says; and so is which weights.
     """
-    said, config = values_of(source.config), as_in(source.origin, contents, config)
+    values, config = values_of(source.config), as_in(source.origin, contents, config)
     if jaxmodels.arch(source.arch).PART_OF:
         try:
-            known = {f"{source.arch}.{name}": value for name, value in said.items()}
+            known = {f"{source.arch}.{name}": value for name, value in values.items()}
             whole = bind(contents, config=config, conventions=known)
         except Problem:
             pass
         else:
             return part_of(whole, source.arch)
-    return bind(contents, source.arch, config, conventions=said)
+    return bind(contents, source.arch, config, conventions=values)
 
 
 def _compare(
@@ -223,11 +224,11 @@ def _compare(
     if reference is not None:
         compare_tensors(report, source, reference)
     between = agreement(source, None, *wishes)
-    report |= said_of(between)
+    report |= parity_fields(between)
     report["problems"] += between.complaints("JAX and PyTorch", atol)
     if reference is not None:
         other = agreement(source, reference, wishes[0])
-        report |= said_of_source(other)
+        report |= source_parity_fields(other)
         # Outputs of rounded weights differ by what rounding did; the tensors were judged above.
         if report.tensors_equal == report.tensors_compared:
             report["problems"] += other.complaints("it and the source", atol)

@@ -55,7 +55,7 @@ class Pull:
 def push_main(argv: list[str]) -> int:
     """Runs `jaxmodels push`."""
     options = parse(Push, argv, "push")
-    from bridge.hub.push_pull import push
+    from bridge.hub.push import push
 
     report = push(options.dir, options.to, options.revision, options.private, options.force)
     for name in report.left_out:
@@ -73,7 +73,7 @@ def push_main(argv: list[str]) -> int:
 def pull_main(argv: list[str]) -> int:
     """Runs `jaxmodels pull`."""
     options = parse(Pull, argv, "pull")
-    from bridge.hub.push_pull import pull
+    from bridge.hub.pull import pull
 
     report = pull(options.source, options.dir, options.revision, options.force)
     for name in report.left_out:

@@ -30,7 +30,7 @@ from bridge.core.report import Report
 from bridge.formats import recognise, target, targets
 from bridge.formats.tokenizer import given_tokenizer
 from bridge.storage.safetensors_writer import parse_size
-from jaxmodels.runtime.files import whole_folder
+from jaxmodels.files import atomic_folder
 
 
 def convert(
@@ -121,13 +121,11 @@ def convert(
 
     shown = show(plan.bytes) if progress else nullcontext(lambda _: None)
     kept = kept_parts(dst, src, plan, source.origin.get("weights", ""))
-    with whole_folder(dst, force) as folder, kept as parts, shown as tell:
+    with atomic_folder(dst, force) as folder, kept as parts, shown as tell:
         report["notes"] += write(folder, source, plan, moments, tell, parts)
         contents = recognise(folder)
         written = bind(contents, otherwise=values_of(source.config))
-        checks = check_written(
-            contents, written, source, plan, moments, verify, text=text, gradients=gradients
-        )
-        report |= report_of_output(folder, source, plan, written, checks)
+        checks = check_written(contents, written, source, plan, moments, verify, text, gradients)
+    report |= report_of_output(dst, plan, checks)
     report["notes"] = [*report.notes, *unsaid(source, plan, written)]
     return Report(report, verified=verify)

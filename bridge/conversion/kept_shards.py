@@ -19,7 +19,8 @@ import jaxmodels
 from bridge.conversion.plan import ConversionPlan
 from bridge.core.tensors import Fingerprint, Tensor
 from bridge.storage.safetensors_writer import write_file, write_index
-from jaxmodels.runtime.files import digest, files_below, sync, write_json
+from jaxmodels.files import files_below, sync, write_json
+from jaxmodels.reading import digest
 
 PLAN = "plan"
 
@@ -98,8 +99,8 @@ def write_shards(
         found |= written
         if parts:
             sync(parts / name)
-            said = {"sha256": files[name], "tensors": written, "errors": plan.errors}
-            write_json(parts / f"{name}.json", said)
+            record = {"sha256": files[name], "tensors": written, "errors": plan.errors}
+            write_json(parts / f"{name}.json", record)
     if parts:
         for name in plan.shards:
             (parts / name).rename(folder / name)
@@ -110,8 +111,8 @@ def write_shards(
 def _finished(parts: Path, name: str) -> dict[str, Any] | None:
     """The record of a shard that is there and whole."""
     try:
-        said = json.loads((parts / f"{name}.json").read_text(encoding="utf-8"))
-        return dict(said) if said["sha256"] == digest(parts / name) else None
+        record = json.loads((parts / f"{name}.json").read_text(encoding="utf-8"))
+        return dict(record) if record["sha256"] == digest(parts / name) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -147,5 +148,5 @@ def _identity(source: Path, plan: ConversionPlan) -> str:
     """What the shards follow from: the plan, and which files the source is, as they are now."""
     files = files_below(source) if source.is_dir() else [source]
     state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    said = [jaxmodels.__version__, str(source.resolve()), state, plan.rows]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    identity = [jaxmodels.__version__, str(source.resolve()), state, plan.rows]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Checkpoint
 from bridge.core.tensors import FLOATS, Tensor, is_float
 from bridge.core.twins import twin
 from bridge.formats.format import Format
+from bridge.formats.generation import drawing, ends, generation_config
 from bridge.formats.raw import upstream_of
-from bridge.formats.tokenizer import drawing, ends, generation_config, padding, write_tokenizer
+from bridge.formats.tokenizer import padding, write_tokenizer
 from jaxmodels.cli import visible
 from jaxmodels.sizes import vocab_used
 
@@ -125,14 +126,14 @@ The licence is that of whoever trained it; set the `license` field above before 
 
 
 def differences(source: Checkpoint) -> str:
-    """What the PyTorch class of a model computes otherwise than the model; mostly nothing."""
+    """How the PyTorch class of a model computes differently; mostly not at all."""
     return twin(source.arch).unlike(source.config)
 
 
 def _loading(source: Checkpoint) -> str:
     """The card's part for who wants to use the model."""
     classes = auto = twin(source.arch).AUTO_CLASS
-    # Only where a modelling file of ours lies there: of transformers' own classes nothing is run.
+    # Only with a modelling file of ours: transformers' own classes need no code from the folder.
     given = '"PATH", trust_remote_code=True' if twin(source.arch).FILES else '"PATH"'
     tokenizer = ""
     if source.tokenizer is not None:
@@ -158,11 +159,10 @@ model = bridge.load("PATH")
 
 
 def _provenance(source: Checkpoint) -> str:
+    article = "an" if source.format[0] in "aeio" else "a"
     lines = [
         f"Converted by jaxmodels {jaxmodels.__version__} from `{_plain(source.path)}`, ",
-        f"an {source.format} checkpoint"
-        if source.format == "orbax"
-        else f"a {source.format} checkpoint",
+        f"{article} {source.format} checkpoint",
     ]
     if "step" in source.origin:
         lines.append(f", step {source.origin['step']}")

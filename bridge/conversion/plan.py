@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import jaxmodels
-from bridge.checkpoint.opening import Checkpoint
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.zeros import filled
 from bridge.core import fused_tensors, table
 from bridge.core.layouts import own_rows

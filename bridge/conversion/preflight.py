@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from bridge.checkpoint.opening import Checkpoint
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.core.moments import Moments
 from bridge.core.report import Report
 from bridge.core.twins import twin
 from bridge.formats import kind
 from bridge.formats.format import Format
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 
 
 def check_format(format: Format, source: Checkpoint) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Checkpoint
 from bridge.checks.parity import Parity, agreement
 from bridge.checks.verification import misrounded_in
 from bridge.conversion.plan import ConversionPlan

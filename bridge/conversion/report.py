@@ -4,15 +4,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checkpoint.opening import Checkpoint
-from bridge.checks.verification import said_of, said_of_source
+from bridge.checks.verification import parity_fields, source_parity_fields
 from bridge.conversion.model_directory import differences
 from bridge.conversion.plan import ConversionPlan
 from bridge.conversion.readback import Checks, changed_fields
 from bridge.core.moments import Moments
 from bridge.core.report import Report
-from jaxmodels.runtime.files import files_below
+from jaxmodels.files import files_below
 from jaxmodels.sizes import vocab_used
 
 OVERHEAD = 1_000_000  # bytes for all files but the tensors
@@ -55,18 +55,12 @@ def report_of_plan(
     )
 
 
-def report_of_output(
-    folder: Path,
-    source: Checkpoint,
-    plan: ConversionPlan,
-    written: Checkpoint,
-    checks: Checks,
-) -> dict[str, Any]:
+def report_of_output(folder: Path, plan: ConversionPlan, checks: Checks) -> dict[str, Any]:
     """What was written, and what its checks found."""
     return {
         "files": [str(path.relative_to(folder)) for path in files_below(folder)],
-        **said_of(checks.torch),
-        **said_of_source(checks.source),
+        **parity_fields(checks.torch),
+        **source_parity_fields(checks.source),
         "max_rounding_error": max(plan.errors.values(), default=0.0),
         "max_rounding_error_at": max(plan.errors, key=lambda p: plan.errors[p], default=None),
     }

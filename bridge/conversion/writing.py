@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxmodels
-from bridge.checkpoint.opening import Checkpoint
+from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.conversion.kept_shards import write_shards
 from bridge.conversion.model_directory import description, dtype_of, write_beside
 from bridge.conversion.plan import ConversionPlan
@@ -12,7 +12,7 @@ from bridge.core.moments import Moments
 from bridge.core.tensors import Fingerprint, Tensor
 from bridge.formats import model_files
 from bridge.formats.format import Output
-from jaxmodels.runtime.files import write_manifest
+from jaxmodels.runtime.manifest import write_manifest
 
 
 def write(

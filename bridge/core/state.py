@@ -1,4 +1,4 @@
-"""State that is not trained and belongs to a model all the same: queues, counters, scales.
+"""State that belongs to a model and is not trained: queues, counters, scales.
 
 The rows of a model's tables name it like parameters, and it goes wherever they go. State that no
 row names (charlm counts its steps) begins anew with every model.
@@ -37,7 +37,7 @@ def fresh_state(arch: str, config: Any) -> dict[str, Any]:
     from jaxmodels.layers.keys import keys
 
     package = jaxmodels.arch(arch)
-    # Compiled, so that what nobody asks for is left out.
+    # Compiled, so that unused values are never computed.
     values = jax.jit(lambda: split(package.Model(config, rngs=keys(default=0)))[2])()
     return {path: np.asarray(value) for path, value in values.items()}
 

@@ -41,7 +41,7 @@ NO_LIST = "none"
 TILE = 256, 64
 PIECE = 2**22  # bytes of an array that are turned round at once
 
-# What tells one tensor's values from another's: no proof against forgery, which the sha256 of files
+# Distinguishes the values of tensors; no proof against forgery, which the sha256 of files
 # is, and fifteen times as fast. Manifests of earlier versions have sha256 here too.
 DIGEST = "xxh3_128"
 DIGESTS: dict[str, Callable[[], Any]] = {DIGEST: xxhash.xxh3_128, "sha256": hashlib.sha256}
@@ -127,14 +127,14 @@ def entry(dtype: np.dtype, shape: tuple[int, ...], digest: str) -> Fingerprint:
 
 
 def cast(
-    tensor: Tensor, dtype: np.dtype, told: Callable[[str, float], None] = lambda *_: None
+    tensor: Tensor, dtype: np.dtype, on_rounding: Callable[[str, float], None] = lambda *_: None
 ) -> Tensor:
     """The tensor in another floating-point dtype; integers and booleans stay as they are.
 
     Args:
         tensor: the tensor, unread.
         dtype: the dtype to round to.
-        told: called with name and largest absolute rounding error once the tensor is read.
+        on_rounding: called with name and largest absolute rounding error once the tensor is read.
 
     Raises:
         Problem: (mismatch, when it is read) a finite value becomes infinite.
@@ -155,7 +155,7 @@ def cast(
                 exit_code=MISMATCH,
             )
         error = np.abs(exact[finite] - rounded[finite].astype(exact.dtype))
-        told(tensor.name, float(error.max(initial=0.0)))
+        on_rounding(tensor.name, float(error.max(initial=0.0)))
         return rounded
 
     return Tensor(tensor.name, tensor.shape, dtype, read)

@@ -5,6 +5,7 @@ To add one, write a module with a `Format` and put it into FORMATS.
 
 from pathlib import Path
 
+from bridge import sandbox
 from bridge.formats import (
     bitgen,
     bwetaf,
@@ -21,7 +22,6 @@ from bridge.formats import (
 from bridge.formats.foreign import code_beside, refuse_strange
 from bridge.formats.format import Format
 from bridge.formats.raw import RawCheckpoint, changed, complete
-from bridge.sandbox import client
 from bridge.storage import unsupported
 from jaxmodels.cli import visible
 from jaxmodels.errors import CORRUPT, USAGE, Problem
@@ -47,7 +47,8 @@ FORMATS: tuple[Format, ...] = (
 def targets() -> dict[str, Format]:
     """Name → format, of all that `convert --to` writes."""
     known = [*FORMATS, *transformers_folder.targets()]
-    return {format.name: format for format in known if format.is_target}
+    first = sorted(known, key=lambda format: not format.pytorch)
+    return {format.name: format for format in first if format.is_target}
 
 
 def target(name: str) -> Format:
@@ -119,7 +120,7 @@ def _unknown(path: Path) -> Problem:
         with path.open("rb") as file:
             start = file.read(8)
         if start.startswith(b"PK"):
-            client.read("check", path)  # reports what is wrong with it, if something is
+            sandbox.read("check", path)  # reports what is wrong with it, if something is
         why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
         found, advice = unsupported.found_in(path)

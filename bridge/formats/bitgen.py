@@ -1,28 +1,23 @@
 """BitGen Stage 1's checkpoints: the trainer's container with model, optimiser and schedule, or the
 model's state dict alone.
 
-Source: seed 004 (euhidaman/BitGen, `train_stage1_vision_language.py`). The container holds a
+Source: euhidaman/BitGen ( `train_stage1_vision_language.py`). The container holds a
 pickled `Stage1Config`, a plain dataclass that is read as its fields and never looked up.
 """
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bridge.core.moments import Moments, count_of
-from bridge.core.table import path_of
 from bridge.core.tensors import Tensor
-from bridge.core.twins import as_torch, to_torch
+from bridge.core.twins import as_torch
+from bridge.formats.bitgen_optimizer import read_moments, state_dicts
 from bridge.formats.format import Format, Output
 from bridge.formats.raw import RawCheckpoint, upstream_of, with_upstream
 from jaxmodels.errors import MISMATCH, Problem
-from jaxmodels.runtime.paths import pattern
 
 STATE = "model_state_dict"
 # Tensors that no other model has.
@@ -47,12 +42,6 @@ _FOUR = {
     "o_proj": "output.dense",
 }
 _FIVE = re.compile(r"(?<=\.attention\.)[qkvo]_proj(?=\.(?:weight|bias)$)")
-_BUFFERS = re.compile(
-    r".*\.(?:(?:image|text)_queue|queue_ptr|(?:weight|input)_scale"
-    r"|memory_(?:read_count|write_count|quality|age))"
-)
-# The trainer's own.
-SETTINGS = {"lr": 2e-4, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.02}
 
 
 def is_checkpoint(value: Any) -> bool:
@@ -71,7 +60,7 @@ def contents(
         path: the file.
         value: what it holds.
         tensors: name → tensor of its state dict.
-        notes: what is to be said already.
+        notes: notes so far.
     """
     found, notes = {}, list(notes)
     # DistributedDataParallel puts "module." before every name.
@@ -83,23 +72,23 @@ def contents(
         if "dinov2_model." in name:
             name = _FIVE.sub(lambda found: _FOUR[found[0]], name)
         found[name] = replace(tensor, name=name)
-    said = _plain(value.get("config"))
+    settings = _plain(value.get("config"))
     return RawCheckpoint(
         path,
         "bitgen",
         found,
         arch="bitgen_stage1",
-        fields={ours: said[theirs] for theirs, ours in FIELDS.items() if theirs in said},
-        origin=_origin(value, said),
+        fields={ours: settings[theirs] for theirs, ours in FIELDS.items() if theirs in settings},
+        origin=_origin(value, settings),
         notes=notes,
         table="UPSTREAM",
-        moments=partial(_read_moments, path, found, value.get("optimizer_state_dict")),
+        moments=partial(read_moments, path, found, value.get("optimizer_state_dict")),
     )
 
 
-def _origin(value: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """Where training stood, and what else the container says."""
-    known: dict[str, Any] = with_upstream({}, "bitgen", {"config": said}) if said else {}
+def _origin(value: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The step and metrics of training, and the trainer's settings."""
+    known: dict[str, Any] = with_upstream({}, "bitgen", {"config": settings}) if settings else {}
     for theirs, ours in (("global_step", "step"), ("epoch", "epoch")):
         if type(value.get(theirs)) is int:
             known[ours] = value[theirs]
@@ -123,7 +112,7 @@ def file_name(origin: dict[str, Any]) -> str:
 
 
 def check_config(config: Any, where: Path) -> None:
-    """Checks that the seed's code can compute a model; `where` names it in errors.
+    """Checks that BitGen's own code can compute a model; `where` names it in errors.
 
     Raises:
         Problem: (mismatch) it cannot.
@@ -149,7 +138,7 @@ def check_config(config: Any, where: Path) -> None:
 
 
 def write(output: Output) -> None:
-    """Writes `checkpoint-STEP.pt` as the seed's trainer does; holds the whole model in memory.
+    """Writes `checkpoint-STEP.pt` as its trainer does; holds the whole model in memory.
 
     Its configuration is a plain dict instead of a pickled class, so that `torch.load` reads the
     file as it is. Without `moments` the optimiser has not begun.
@@ -160,7 +149,7 @@ def write(output: Output) -> None:
     state = {name: as_torch(output.read(tensor)) for name, tensor in output.tensors.items()}
     was = _plain(upstream_of(origin, "bitgen").get("config"))
     sizes = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
-    optimizer, scheduler = _torch_optimiser(output.tensors, output.moments, was)
+    optimizer, scheduler = state_dicts(output.tensors, output.moments, was)
     torch.save(
         {
             "global_step": origin.get("step", 0),
@@ -172,101 +161,6 @@ def write(output: Output) -> None:
         },
         output.folder / file_name(origin),
     )
-
-
-def _place(name: str) -> str:
-    """Our path of a tensor of the seed's; the name itself where there is none."""
-    from jaxmodels.bitgen_stage1.layout import UPSTREAM
-
-    found = path_of(UPSTREAM, name)
-    return found[0] if found else name
-
-
-def trained(tensors: Iterable[str]) -> dict[str, bool]:
-    """Name of a parameter, in the order of the seed's optimiser → whether it gets a gradient.
-
-    torch's AdamW keeps nothing of a parameter that never got one.
-    """
-    from jaxmodels.bitgen_stage1.config import DEAD
-
-    places = {name: _place(name) for name in tensors if not _BUFFERS.fullmatch(name)}
-    return {
-        name: not any(pattern(dead).fullmatch(path) for dead in DEAD)
-        for name, path in places.items()
-    }
-
-
-def _read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments | None:
-    """AdamW's state; torch numbers the parameters instead of naming them."""
-    if not isinstance(saved, dict) or not saved.get("state"):
-        return None
-    order = trained(tensors)
-    try:
-        (group,) = saved["param_groups"]
-        numbers, state = dict(zip(order, group["params"], strict=True)), saved["state"]
-        entries = {n: state[i] for n, i in numbers.items() if order[n] or i in state}
-        mu = {n: replace(entry["exp_avg"], name=n) for n, entry in entries.items()}
-        nu = {n: replace(entry["exp_avg_sq"], name=n) for n, entry in entries.items()}
-        (count,) = {count_of(entry["step"], str(path)) for entry in entries.values()}
-        lr = group.get("initial_lr", group["lr"])
-        values = (lr, *group["betas"], group["eps"], group["weight_decay"])
-        settings = {k: float(v) for k, v in zip(SETTINGS, values, strict=True)}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Problem(
-            "the optimiser's state is not that of AdamW over these parameters",
-            where=str(path),
-            why=f"{len(saved['state'])} entries for {sum(order.values())} trained parameters "
-            f"({type(error).__name__})",
-            fix="convert without --optimizer, or give the checkpoint that training wrote",
-            exit_code=MISMATCH,
-        ) from error
-    still = {n: _zeros(tensors[n]) for n in order if n not in entries}
-    return Moments(count, mu | still, nu | still, settings)
-
-
-def _zeros(tensor: Tensor) -> Tensor:
-    return replace(tensor, read=lambda: np.zeros(tensor.shape, tensor.dtype))
-
-
-def _torch_optimiser(
-    tensors: dict[str, Tensor], moments: Moments | None, config: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`state_dict()` of the trainer's AdamW, and of its schedule over optimiser steps."""
-    import torch
-
-    order = trained(tensors)
-    said = {**SETTINGS, **(moments.settings if moments else {})}
-    count = moments.count if moments else 0
-    warmup = config.get("warmup_steps", 1000)
-    now = said["lr"] * min(1.0, count / max(warmup, 1))
-    optimiser = torch.optim.AdamW(
-        [torch.nn.Parameter(torch.empty(0)) for _ in order],
-        lr=now,
-        betas=(said["b1"], said["b2"]),
-        eps=said["eps"],
-        weight_decay=said["weight_decay"],
-    )
-    saved = optimiser.state_dict()
-    saved["param_groups"][0]["initial_lr"] = said["lr"]
-    if moments is not None:
-        saved["state"] = {
-            number: {
-                "step": torch.tensor(float(count)),
-                "exp_avg": to_torch(moments.mu[name]),
-                "exp_avg_sq": to_torch(moments.nu[name]),
-            }
-            for number, (name, alive) in enumerate(order.items())
-            if alive
-        }
-    scheduler = {
-        "base_lrs": [said["lr"]],
-        "last_epoch": count,
-        "_step_count": count + 1,
-        "_get_lr_called_within_step": False,
-        "_last_lr": [now],
-        "lr_lambdas": [None],
-    }
-    return saved, scheduler
 
 
 FORMAT = Format(

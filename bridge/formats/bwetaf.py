@@ -1,6 +1,6 @@
 """bwetaf's folders: `good_stuff.pkl` (msgpack, no pickle) and what lies beside it.
 
-Source: seed 003, the package BwETAF 0.5.1, `model/model.py` (`ModelManager`) and `main.py`.
+Source: the package BwETAF 0.5.1, `model/model.py` (`ModelManager`) and `main.py`.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
+from bridge import sandbox
 from bridge.core import table
 from bridge.core.moments import Moments, count_of
 from bridge.core.tensors import Tensor
@@ -19,7 +20,6 @@ from bridge.formats.format import Format, Output
 from bridge.formats.raw import RawCheckpoint, checked, origin_of, upstream_of, with_upstream
 from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree
 from bridge.legacy.msgpack_writer import write_msgpack
-from bridge.sandbox import client
 from bridge.storage import unsupported
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
@@ -31,7 +31,7 @@ WEIGHTS_FILE, CONFIG, OPTIMIZER = (
 )
 TOP = "params."
 
-# The seed's key → our field; `positions` and `init_range` are said in other words.
+# The package's key → our field; `positions` and `init_range` have other forms.
 FIELDS = {
     "num_heads": "heads",
     "attention_dim": "dim",
@@ -43,7 +43,7 @@ FIELDS = {
     "emb_scaling_factor": "embed_scale",
     "res_scale": "residual_scale",
 }
-# What the seed's package takes where a key is missing, and what a fresh file says.
+# What the package takes where a key is missing, and what a fresh file has.
 _USUAL = {"use_rope": False, "emb_scaling_factor": 1.0, "res_scale": 1.0, "emb_init_range": None}
 _FRESH = {"possible_opt_path": "", "emb_splt": 256, "attn_chunks": 1}
 _KEYS = (
@@ -63,12 +63,12 @@ def is_file(path: Path) -> bool:
 
 
 def open_file(path: Path) -> RawCheckpoint:
-    """The parameters alone; sizes are told by the shapes or must be given.
+    """The parameters alone; shapes or `--set` give the sizes.
 
     Raises:
         Problem: (corrupt) damaged, or a tree of another model.
     """
-    tensors = _tensors(path, client.read("msgpack", path))
+    tensors = _tensors(path, sandbox.read("msgpack", path))
     if not any(table.path_of(jaxmodels.arch("bwetaf").UPSTREAM, name) for name in tensors):
         raise unsupported.problem(path, unsupported.FLAX)
     return RawCheckpoint(path, "bwetaf", tensors)
@@ -80,23 +80,23 @@ def open_folder(folder: Path) -> RawCheckpoint:
     Raises:
         Problem: (corrupt) a file is damaged.
     """
-    said = parse_json(folder / CONFIG)
+    keys = parse_json(folder / CONFIG)
     path = folder / WEIGHTS_FILE
-    tensors = _tensors(path, client.read("msgpack", path))
+    tensors = _tensors(path, sandbox.read("msgpack", path))
     return RawCheckpoint(
         folder,
         "bwetaf",
         checked(folder, tensors),
         arch="bwetaf",
-        fields=_fields(said, folder / CONFIG),
-        origin=with_upstream(origin_of(folder), "bwetaf", said),
+        fields=_fields(keys, folder / CONFIG),
+        origin=with_upstream(origin_of(folder), "bwetaf", keys),
         table="UPSTREAM",
         moments=partial(_moments, folder / OPTIMIZER),
     )
 
 
 def check_config(config: Any, where: Path) -> None:
-    """Checks that the seed's package can compute a model; `where` names it in errors.
+    """Checks that the authors' package can compute a model; `where` names it in errors.
 
     Raises:
         Problem: (mismatch) it cannot.
@@ -112,12 +112,12 @@ def check_config(config: Any, where: Path) -> None:
 
 
 def write(output: Output) -> None:
-    """Writes the folder as the seed's `save_model` does, one tensor at a time."""
+    """Writes the folder as the package's `save_model` does, one tensor at a time."""
     folder = output.folder
     tree = {"params": _nest(output.tensors)}
     output.digests |= write_msgpack(folder / WEIGHTS_FILE, tree, output.progress)
     config = written_config(output.config, output.origin)
-    # As the seed writes it: no newline at the end.
+    # As the package writes it: no newline at the end.
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     if output.moments is not None:
         write_msgpack(folder / OPTIMIZER, _optax_tree(output.moments))
@@ -139,22 +139,22 @@ def written_config(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     return {**was, **changed}
 
 
-def _fields(said: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Fields of bwetaf's Config that the seed's JSON says."""
-    said = {**_USUAL, **said}
-    fields = {field: said[key] for key, field in FIELDS.items() if key in said}
+def _fields(keys: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Fields of bwetaf's Config in the package's JSON."""
+    keys = {**_USUAL, **keys}
+    fields = {field: keys[key] for key, field in FIELDS.items() if key in keys}
     if isinstance(fields.get("heads"), list):
         fields["heads"] = tuple(fields["heads"])
-    fields["positions"] = "rotate" if said["use_rope"] else "sinusoidal"
-    deviation, dim = said["emb_init_range"], said.get("attention_dim")
+    fields["positions"] = "rotate" if keys["use_rope"] else "sinusoidal"
+    deviation, dim = keys["emb_init_range"], keys.get("attention_dim")
     if deviation is None and isinstance(dim, int) and dim > 0:
         deviation = dim**-0.5
     if deviation is not None:
         fields["init_range"] = deviation
     fields["rotate_qk"] = False
-    if not isinstance(said["use_rope"], bool):
+    if not isinstance(keys["use_rope"], bool):
         raise Problem(
-            f"use_rope cannot be {str(said['use_rope'])[:80]}", where=str(where), exit_code=CORRUPT
+            f"use_rope cannot be {str(keys['use_rope'])[:80]}", where=str(where), exit_code=CORRUPT
         )
     return fields
 
@@ -191,7 +191,7 @@ def _moments(path: Path) -> Moments | None:
     """AdamW's state, wherever in optax's chain it stands."""
     if not path.is_file():
         return None
-    node = _adam(client.read("msgpack", path))
+    node = _adam(sandbox.read("msgpack", path))
     if node is None:
         raise Problem(
             "the optimiser is not AdamW",
@@ -231,5 +231,5 @@ FORMAT = Format(
     file=lambda origin: WEIGHTS_FILE,
     check=check_config,
 )
-# Looked for after all other files: a msgpack has no mark of its own.
+# Tried after all other files, since msgpack has no magic number.
 FILE = Format("bwetaf", is_file=is_file, open_file=open_file, endings=(".pkl",))

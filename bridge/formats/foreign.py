@@ -1,4 +1,4 @@
-"""What is taken of files that somebody else wrote: data, and never what names code.
+"""What is taken from files that somebody else wrote: data, never what names code.
 
 transformers imports the file that a `config.json` names (`auto_map`), and fetches code where an
 attention's name holds a slash; nanoGPT unpickles what lies under the name of a data set. So of what
@@ -13,7 +13,7 @@ from typing import Any
 
 from bridge.core.twins import twin_files
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import digest, read_json
+from jaxmodels.reading import digest, read_json
 
 # Keys whose values are classes or modules that are imported, or repositories of code.
 _CODE = re.compile(
@@ -22,11 +22,11 @@ _CODE = re.compile(
 )
 _SCRIPTS = (".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".sh", ".exe", ".bat", ".jar", ".js")
 _CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
-# Files that say what a model is; what else has their names cannot be passed over.
+# Files that describe a model: nothing but a file may have such a name.
 _BESIDE = (".json", ".txt", ".safetensors", ".gguf")
 
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
-# transformers' keys whose values are words of its own.
+# transformers' keys whose values are words that it defines.
 _TRANSFORMERS = {
     *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype"),
     *("activation_function", "activation", "hidden_act", "position_embedding_type"),
@@ -36,7 +36,7 @@ _TRANSFORMERS = {
 _LABELS = ("id2label", "label2id")  # any text
 # Formats whose config is never written again.
 _READ_ONLY = {"wigip-zip", "bitgen"}
-# Format → those of its keys that may hold words; transformers' where nothing else is said.
+# Format → those of its keys that may hold words; transformers' by default.
 _WORDS = {
     "nanogpt": {
         *("dataset", "init_from", "backend", "device", "dtype", "out_dir", "activation"),
@@ -46,21 +46,21 @@ _WORDS = {
 }
 
 
-def data_only(format: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def data_only(format: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a source's config says, without what could name code, a path or a repository.
 
     Args:
         format: whose config it is, as in `RawCheckpoint`.
-        said: the parsed config.
+        config: the parsed config.
 
     Returns:
         Numbers, truths and None under any key, words where the format is known to have them,
         and dicts and lists of these. Of formats whose config is never written again, all of it.
     """
     if format in _READ_ONLY:
-        return dict(said)
+        return dict(config)
     words = _WORDS.get(format, _TRANSFORMERS)
-    return {key: value for key, value in said.items() if _is_data(key, value, words)}
+    return {key: value for key, value in config.items() if _is_data(key, value, words)}
 
 
 def _is_data(key: str, value: Any, words: set[str]) -> bool:
@@ -119,7 +119,7 @@ def _names_code(value: Any, ours: set[str]) -> bool:
 
 
 def code_beside(folder: Path) -> list[str]:
-    """What is to be said of code beside a checkpoint: that it is neither run nor copied."""
+    """A note on code beside a checkpoint, which is neither run nor copied."""
     ours = code_of_ours(folder)
     found = [
         path.name

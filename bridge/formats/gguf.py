@@ -14,7 +14,7 @@ from bridge.storage.gguf_reader import is_quantised, looks_like_gguf, read_gguf
 from data_pipelines.errors import DataProblem
 from data_pipelines.transformers_files import UnknownTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from jaxmodels.runtime.files import json_object
+from jaxmodels.reading import json_object
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 _HEADS_KV = f"{ARCH}.attention.head_count_kv"
@@ -51,10 +51,10 @@ def open_file(path: Path) -> RawCheckpoint:
         Problem: (corrupt) damaged; (mismatch) of an architecture that is not read, or of one
             that computes something else than wikigpt, or with other tokens than rows for them.
     """
-    said, tensors = read_gguf(path)
+    keys, tensors = read_gguf(path)
     arch, epsilon = (
-        said.get("general.architecture"),
-        said.get(f"{ARCH}.attention.layer_norm_epsilon"),
+        keys.get("general.architecture"),
+        keys.get(f"{ARCH}.attention.layer_norm_epsilon"),
     )
     if arch != ARCH or (epsilon is not None and not _near(epsilon)):
         raise Problem(
@@ -66,13 +66,13 @@ def open_file(path: Path) -> RawCheckpoint:
             fix="convert another checkpoint of the model",
             exit_code=MISMATCH,
         )
-    _check_keys(path, said)
-    _check_list(path, said, tensors)
+    _check_keys(path, keys)
+    _check_list(path, keys, tensors)
     tensors, notes = _without_head(path, tensors)
     tokenizer, unread = None, ""
     try:
-        fields = _fields(said)
-        tokenizer = gguf_vocabulary.tokenizer_in(said, str(path))
+        fields = _fields(keys)
+        tokenizer = gguf_vocabulary.tokenizer_in(keys, str(path))
     except UnknownTokenizer as problem:
         unread = problem.why
     except (DataProblem, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -91,32 +91,33 @@ def open_file(path: Path) -> RawCheckpoint:
         fields=fields,
         usual={name: value for name, value in _USUAL.items() if name not in fields},
         tokenizer=tokenizer,
+        tokenizer_inside=tokenizer is not None,
         unread=unread,
-        notes=[*notes, *gguf_vocabulary.notes_of(said)],
+        notes=[*notes, *gguf_vocabulary.notes_of(keys)],
         quantised=frozenset(name for name, tensor in tensors.items() if is_quantised(tensor)),
         table="GGUF",
     )
 
 
-def _fields(said: dict[str, Any]) -> dict[str, Any]:
+def _fields(keys: dict[str, Any]) -> dict[str, Any]:
     """Fields of wikigpt's Config; ValueError where the file contradicts itself."""
-    own = json_object(str(said.get(OURS, "{}")).encode())
-    keys = {**FIELDS, _VOCAB: "vocab"}
-    told = {field: said[key] for key, field in keys.items() if key in said}
-    for field, value in told.items():
+    own = json_object(str(keys.get(OURS, "{}")).encode())
+    names = {**FIELDS, _VOCAB: "vocab"}
+    stated = {field: keys[key] for key, field in names.items() if key in keys}
+    for field, value in stated.items():
         if own.get(field, value) != value:
             raise ValueError(f"it says {field} = {value} and {own[field]}")
     usual = {}
-    if (tokens := gguf_vocabulary.used(said)) is not None:
+    if (tokens := gguf_vocabulary.used(keys)) is not None:
         usual["tokens"] = tokens
-    return {**usual, **own, **told}
+    return {**usual, **own, **stated}
 
 
-def _check_keys(path: Path, said: dict[str, Any]) -> None:
+def _check_keys(path: Path, keys: dict[str, Any]) -> None:
     """Refuses keys of the model that are not known: they may change what it computes."""
-    heads = said.get(f"{ARCH}.attention.head_count")
+    heads = keys.get(f"{ARCH}.attention.head_count")
     only = {**_ONLY, _HEADS_KV: heads}
-    for key, value in said.items():
+    for key, value in keys.items():
         if not key.startswith(f"{ARCH}.") or key in FIELDS:
             continue
         if value != only.get(key, value) or key not in (*only, *_IDLE):
@@ -130,10 +131,10 @@ def _check_keys(path: Path, said: dict[str, Any]) -> None:
             )
 
 
-def _check_list(path: Path, said: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _check_list(path: Path, keys: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Refuses a list of tokens that is not the embedding's, as llama.cpp does: which rows belong
     to which tokens is then not known."""
-    tokens, embedding = gguf_vocabulary.listed(said), tensors.get(EMBEDDING)
+    tokens, embedding = gguf_vocabulary.listed(keys), tensors.get(EMBEDDING)
     if tokens is None or embedding is None or not embedding.shape or tokens == embedding.shape[0]:
         return
     raise Problem(
@@ -164,7 +165,7 @@ def _without_head(path: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Ten
 
 
 def _near(epsilon: Any) -> bool:
-    """Whether a value is wikigpt's epsilon, as far as float32 tells."""
+    """Whether a value is wikigpt's epsilon, to the precision of float32."""
     return isinstance(epsilon, float) and abs(epsilon - EPSILON) < 1e-3 * EPSILON
 
 

@@ -62,19 +62,21 @@ def tokenizer_in(keys: Keys, where: str) -> Tokenizer | None:
             why = f"{OURS}: {str(error)[:200]}"
             raise DataProblem("its tokeniser cannot be read", where=where, why=why) from None
         return tokenizer_from_json(content, where, _object(settings))
-    said = {key.removeprefix(_PREFIX): v for key, v in keys.items() if key.startswith(_PREFIX)}
-    if said.get("model", "none") == "none":
+    stated = {key.removeprefix(_PREFIX): v for key, v in keys.items() if key.startswith(_PREFIX)}
+    if stated.get("model", "none") == "none":
         return None
-    if said["model"] != "gpt2" or said.get("pre", "gpt-2") not in _GPT2_CUTS:
-        kind = f"{str(said['model'])[:40]}, {str(said.get('pre'))[:40]}"
+    if stated["model"] != "gpt2" or stated.get("pre", "gpt-2") not in _GPT2_CUTS:
+        kind = f"{str(stated['model'])[:40]}, {str(stated.get('pre'))[:40]}"
         raise unknown(where, f"llama.cpp calls it {kind}")
-    return tokenizer_from_json(_content(said, where), where, _object(settings) or _ends(said))
+    return tokenizer_from_json(_content(stated, where), where, _object(settings) or _ends(stated))
 
 
 def notes_of(keys: Keys) -> list[str]:
     """What had to be assumed of the vocabulary: files of before 2024 do not say how it cuts."""
-    said = keys.get(f"{_PREFIX}model") == "gpt2" and f"{_PREFIX}pre" not in keys
-    return ["assumed: the tokeniser cuts a text as GPT-2's"] if said and OURS not in keys else []
+    unstated = keys.get(f"{_PREFIX}model") == "gpt2" and f"{_PREFIX}pre" not in keys
+    return (
+        ["assumed: the tokeniser cuts a text as GPT-2's"] if unstated and OURS not in keys else []
+    )
 
 
 def used(keys: Keys) -> int | None:
@@ -104,11 +106,11 @@ def _object(text: str) -> str:
     return json.dumps(settings_of(json.loads(text))) if text else ""
 
 
-def _content(said: Keys, where: str) -> dict[str, Any]:
+def _content(stated: Keys, where: str) -> dict[str, Any]:
     """tokenizer.json of subwords by bytes, from llama.cpp's lists."""
-    tokens: Any = said.get("tokens")
-    merges: Any = said.get("merges")
-    kinds = said.get("token_type", [_NORMAL] * len(tokens or ()))
+    tokens: Any = stated.get("tokens")
+    merges: Any = stated.get("merges")
+    kinds = stated.get("token_type", [_NORMAL] * len(tokens or ()))
     lists = (tokens, merges, kinds)
     if not all(isinstance(each, list) for each in lists) or len(kinds) != len(tokens):
         raise ValueError("the lists of tokens, their types and merges do not go together")
@@ -123,17 +125,17 @@ def _content(said: Keys, where: str) -> dict[str, Any]:
     ]
     content = byte_level({token: i for i, token, _ in used}, [merge.split(" ") for merge in merges])
     if not added:  # the list need not say which token ends a text
-        ends = {said.get(f"{role}_token_id") for role in _ROLES}
+        ends = {stated.get(f"{role}_token_id") for role in _ROLES}
         added = [
             {"id": i, "content": t, "special": True, **_PLAIN} for i, t, _ in used if i in ends
         ]
     return content | {"added_tokens": added}
 
 
-def _ends(said: Keys) -> str:
+def _ends(stated: Keys) -> str:
     """Settings of the tokens that have a role."""
-    tokens = said["tokens"]
-    ids = {role: said.get(f"{role}_token_id") for role in _ROLES}
+    tokens = stated["tokens"]
+    ids = {role: stated.get(f"{role}_token_id") for role in _ROLES}
     names = {
         f"{name}_token": tokens[i]
         for (_, i), name in zip(ids.items(), _ROLES.values(), strict=True)

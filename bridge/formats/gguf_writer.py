@@ -57,8 +57,8 @@ def notes(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -> l
 
 
 def stays_float32(path: str, tensor: Tensor) -> bool:
-    """Whether a parameter (our path) is float32 in any case: llama.cpp wants vectors and positions
-    so, and GGUF has no larger floats."""
+    """Whether a parameter (our path) is always float32: llama.cpp expects vectors and
+    positions so, and GGUF has no wider floats that are read."""
     return len(tensor.shape) < 2 or path.startswith("pos/") or tensor.dtype.itemsize > 4
 
 

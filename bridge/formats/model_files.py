@@ -91,14 +91,14 @@ def read_moments(folder: Path) -> Moments | None:
     path = folder / OPTIMIZER
     if not path.is_file():
         return None
-    tensors, said = read_file(path), read_metadata(path)
-    step = said.pop("step", "")
+    tensors, metadata = read_file(path), read_metadata(path)
+    step = metadata.pop("step", "")
     count = count_of(int(step) if step.isdecimal() else step, str(path))
     mu, nu = (
         {name.removesuffix(end): t for name, t in tensors.items() if name.endswith(end)}
         for end in (_MEAN, _SQUARE)
     )
-    settings = {key: float(value) for key, value in said.items() if key in SETTINGS}
+    settings = {key: float(value) for key, value in metadata.items() if key in SETTINGS}
     return Moments(count, mu, nu, settings)
 
 
@@ -112,13 +112,13 @@ def write_moments(folder: Path, moments: Moments) -> dict[str, str]:
     Returns:
         file → sha256, as it was to be written.
     """
-    said = {"step": str(moments.count), **{k: repr(v) for k, v in moments.settings.items()}}
+    metadata = {"step": str(moments.count), **{k: repr(v) for k, v in moments.settings.items()}}
     tensors = [
         replace(held[name], name=name + end)
         for name in moments.mu
         for held, end in ((moments.mu, _MEAN), (moments.nu, _SQUARE))
     ]
-    return {OPTIMIZER: write_file(folder / OPTIMIZER, tensors, metadata=said)[1]}
+    return {OPTIMIZER: write_file(folder / OPTIMIZER, tensors, metadata=metadata)[1]}
 
 
 FORMAT = Format(

@@ -65,7 +65,7 @@ def args_of(value: Any) -> dict[str, Any] | None:
     """
     if not isinstance(value, dict):
         return None
-    if args := next((said for key, said in _settings(value) if key == "model_args"), None):
+    if args := next((args for key, args in _settings(value) if key == "model_args"), None):
         return args
     sizes = ARGS.keys() - {"bias", "dropout"}
     known = (value.get(key) for key in ("config", "model_config", "gptconf"))
@@ -80,13 +80,15 @@ def beside(value: Any, where: Path) -> dict[str, Any]:
         Problem: (mismatch) they name a part of a model that nanoGPT does not have.
     """
     keys = {"config", "args", "hparams", "hyper_parameters", "model_config", "cfg"}
-    for key, said in _settings(value):
-        if key not in keys or not {"n_head", "n_embd"} <= said.keys():
+    for key, settings in _settings(value):
+        if key not in keys or not {"n_head", "n_embd"} <= settings.keys():
             continue
-        odd = {n: x for n, x in said.items() if isinstance(n, str) and _CHANGES.fullmatch(n) and x}
+        odd = {
+            n: x for n, x in settings.items() if isinstance(n, str) and _CHANGES.fullmatch(n) and x
+        }
         if odd:
             raise _changed(odd, where)
-        return {"heads": said["n_head"]}
+        return {"heads": settings["n_head"]}
     return {}
 
 
@@ -145,12 +147,11 @@ def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
 
 def _changed(unknown: dict[Any, Any], where: Path) -> Problem:
     """The problem with arguments of a changed nanoGPT."""
-    said = [f"{name} = {str(value)[:40]}" for name, value in unknown.items()]
+    listed = [f"{name} = {str(value)[:40]}" for name, value in unknown.items()]
     return Problem(
         f"nanoGPT has no model argument {str(next(iter(unknown)))[:80]!r}",
         where=str(where),
-        why=f"a changed nanoGPT wrote this: {', '.join(said[:10])}; what it computes otherwise is "
-        "not known",
+        why=f"a changed nanoGPT wrote this: {', '.join(listed[:10])}; its outputs are not known",
         fix="the numbers would be wrong; if you know that these change nothing, save the "
         "checkpoint again without them",
         exit_code=MISMATCH,
@@ -158,12 +159,12 @@ def _changed(unknown: dict[Any, Any], where: Path) -> Problem:
 
 
 def idle_notes(args: dict[str, Any]) -> list[str]:
-    """What is to be said of arguments that nanoGPT does not have, and that change no output."""
+    """What is to be kept of arguments that nanoGPT does not have, and that change no output."""
     idle = [name for name in args if name not in ARGS]
     if not idle:
         return []
-    said = ", ".join(f"{name} = {str(args[name])[:40]}" for name in idle)
-    return [f"arguments of a changed nanoGPT that change no output of the model: {said}"]
+    listed = ", ".join(f"{name} = {str(args[name])[:40]}" for name in idle)
+    return [f"arguments of a changed nanoGPT that change no output of the model: {listed}"]
 
 
 def _is_idle(name: Any, args: dict[str, Any]) -> bool:
@@ -174,9 +175,9 @@ def _is_idle(name: Any, args: dict[str, Any]) -> bool:
 
 
 def origin(value: dict[str, Any]) -> dict[str, Any]:
-    """Where training stood, and what else the checkpoint says."""
-    said = {"model_args": _plain(value.get("model_args")), "config": _plain(value.get("config"))}
-    known: dict[str, Any] = with_upstream({}, "nanogpt", said)
+    """The step, loss and settings of training."""
+    kept = {"model_args": _plain(value.get("model_args")), "config": _plain(value.get("config"))}
+    known: dict[str, Any] = with_upstream({}, "nanogpt", kept)
     if type(step := value.get("iter_num", value.get("step"))) is int:
         known["step"] = step
     loss = value.get("best_val_loss", value.get("val_loss"))
@@ -214,11 +215,11 @@ def with_dataset(origin: dict[str, Any], tokenizer: Tokenizer | None) -> dict[st
     nanoGPT's `sample.py` takes GPT-2's tokens unless the checkpoint's `config` names a dataset
     that has a `meta.pkl`.
     """
-    said = upstream_of(origin, "nanogpt")
-    config = _plain(said.get("config"))
+    kept = upstream_of(origin, "nanogpt")
+    config = _plain(kept.get("config"))
     if not isinstance(tokenizer, CharTokenizer) or config.get("dataset"):
         return origin
-    return with_upstream(origin, "nanogpt", {**said, "config": {**config, "dataset": DATASET}})
+    return with_upstream(origin, "nanogpt", {**kept, "config": {**config, "dataset": DATASET}})
 
 
 def notes_on(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
@@ -252,14 +253,14 @@ def write(output: Output) -> None:
 
 def _beside(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint says besides the tensors, in nanoGPT's order."""
-    said = upstream_of(origin, "nanogpt")
+    kept = upstream_of(origin, "nanogpt")
     args = {name: getattr(config, field) for name, field in ARGS.items()}
-    before = _plain(said.get("model_args"))
+    before = _plain(kept.get("model_args"))
     return {
         "model_args": {**{k: x for k, x in before.items() if k in args}, **args},
         "iter_num": origin.get("step", 0),
         "best_val_loss": scalar(_loss(origin)),
-        "config": _plain(said.get("config")),
+        "config": _plain(kept.get("config")),
     }
 
 

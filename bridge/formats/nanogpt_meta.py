@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bridge import sandbox
 from bridge.legacy.pickle_writer import write_pickle
-from bridge.sandbox import client
 from data_pipelines.tokenizers import CharTokenizer
 from data_pipelines.transformers_files import unknown
 
@@ -39,11 +39,11 @@ def read_meta(path: Path) -> CharTokenizer:
         UnknownTokenizer: its tokens are none.
         Problem: (corrupt) damaged; (unsafe) it asks to run code.
     """
-    said = client.read("values", path)
-    names = said.get("itos") if isinstance(said, dict) else None
+    value = sandbox.read("values", path)
+    names = value.get("itos") if isinstance(value, dict) else None
     if isinstance(names, dict):
         names = [names.get(i) for i in range(len(names))]
-    ids = said.get("stoi") if isinstance(said, dict) else None
+    ids = value.get("stoi") if isinstance(value, dict) else None
     if not isinstance(names, list) or ids != {name: i for i, name in enumerate(names)}:
         raise unknown(path, "it has no stoi and itos that number the same tokens from 0 on")
     special = 0  # <PAD> and <UNK>, which `write_meta` may have put first
@@ -60,13 +60,13 @@ def read_meta(path: Path) -> CharTokenizer:
 def write_meta(path: Path, tokenizer: CharTokenizer) -> None:
     """Writes the file as nanoGPT does."""
     names = [*tokenizer.specials, *tokenizer.chars]
-    said = {
+    meta = {
         "vocab_size": len(names),
         "itos": dict(enumerate(names)),
         "stoi": {name: i for i, name in enumerate(names)},
     }
     with path.open("wb") as file:
-        write_pickle(file, said, leaf=_none)
+        write_pickle(file, meta, leaf=_none)
 
 
 def _none(file: Any, tensor: Any) -> None:

@@ -85,8 +85,8 @@ def _entries(
         wrong = [name for name, shape in found.items() if shape != shapes[name]]
         if not wrong:
             return {name: state[number] for name, number in named.items()}
-        said = f"the moments of {wrong[0]} are {found[wrong[0]]}, not {shapes[wrong[0]]}"
-        misfits.append((len(wrong), said))
+        message = f"the moments of {wrong[0]} are {found[wrong[0]]}, not {shapes[wrong[0]]}"
+        misfits.append((len(wrong), message))
     raise _Misfit(min(misfits)[1] if misfits else "their number in each group is another")
 
 
@@ -99,19 +99,19 @@ def state_dict(tensors: dict[str, Tensor], moments: Moments | None) -> dict[str,
     import torch
 
     order = [*chain(*_order({name: tensor.shape for name, tensor in tensors.items()}))]
-    said = {**SETTINGS, **(moments.settings if moments else {})}
+    settings = {**SETTINGS, **(moments.settings if moments else {})}
     groups: list[list[Any]] = [[], []]
     for name in order:
         groups[len(tensors[name].shape) < 2].append(torch.nn.Parameter(torch.empty(0)))
-    decay = said["weight_decay"]
+    decay = settings["weight_decay"]
     saved = torch.optim.AdamW(
         [
             {"params": held, "weight_decay": by}
             for held, by in zip(groups, (decay, 0.0), strict=True)
         ],
-        lr=said["lr"],
-        betas=(said["b1"], said["b2"]),
-        eps=said["eps"],
+        lr=settings["lr"],
+        betas=(settings["b1"], settings["b2"]),
+        eps=settings["eps"],
     ).state_dict()
     if moments is not None:
         saved["state"] = {

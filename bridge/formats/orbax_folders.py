@@ -20,7 +20,7 @@ from bridge.formats.raw import RawCheckpoint, checked, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from jaxmodels.runtime.files import write_json
+from jaxmodels.files import write_json
 
 CHECKPOINT, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -51,9 +51,9 @@ def open_folder(folder: Path) -> RawCheckpoint:
 def _open(folder: Path, step: Path, notes: list[str]) -> RawCheckpoint:
     if why := _unfinished(step):
         raise _never_finished(step, why)
-    tensors, said = _trees(step)
+    tensors, more = _trees(step)
     prefix, model, left = model_in(tensors, step)
-    contents = RawCheckpoint(folder, "orbax", checked(folder, model), notes=[*notes, *said, *left])
+    contents = RawCheckpoint(folder, "orbax", checked(folder, model), notes=[*notes, *more, *left])
     contents.moments = partial(moments_in, tensors, prefix, step)
     if number := _STEP.fullmatch(step.name):
         contents.origin = {"step": int(number["number"])}
@@ -70,10 +70,10 @@ def _trees(step: Path) -> tuple[dict[str, Tensor], list[str]]:
     for item in sorted(path for path in step.iterdir() if path.is_dir()):
         if not orbax.is_tree(item):
             continue
-        held, said = orbax.read_tree(item)
+        held, more = orbax.read_tree(item)
         names = {name: f"{item.name}.{name}" for name in held}
         tensors |= {names[name]: replace(held[name], name=names[name]) for name in held}
-        notes += said
+        notes += more
     if not tensors:
         raise Problem(
             "the Orbax checkpoint holds no arrays",
@@ -86,7 +86,7 @@ def _trees(step: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _newest(folder: Path) -> tuple[Path, list[str]]:
-    """The finished step of the largest number, and what is to be said of the others."""
+    """The finished step with the largest number, and notes on the others."""
     steps = {path: _unfinished(path) for path in _steps(folder)}
     finished = [path for path, why in steps.items() if not why]
     if not finished:
@@ -127,12 +127,12 @@ def _unfinished(step: Path) -> str:
     """Why a step cannot have been finished; empty when it was."""
     if any(UNFINISHED in path.name for path in (step, *step.iterdir())):
         return f"{UNFINISHED} in a name says that it was not finished"
-    said = parse_json(step / CHECKPOINT) if (step / CHECKPOINT).is_file() else {}
-    if said.get("commit_timestamp_nsecs", 0) is None:
+    metadata = parse_json(step / CHECKPOINT) if (step / CHECKPOINT).is_file() else {}
+    if metadata.get("commit_timestamp_nsecs", 0) is None:
         return f"{CHECKPOINT} says that it was not finished"
     siblings = step.parent.iterdir() if _STEP.fullmatch(step.name) else ()
     items = [path for path in step.iterdir() if path.is_dir() and orbax.is_tree(path)]
-    # Who lays the steps by hand has items that are committed, each by itself, in one that is not.
+    # Steps written by hand may hold items that are committed one by one, in a step that is not.
     own = items if (step / CHECKPOINT).is_file() else ()
     for parts, one in (((*siblings, *own), step), *((items, item) for item in items)):
         if (one / COMMITTED).is_file() or not any((path / COMMITTED).is_file() for path in parts):

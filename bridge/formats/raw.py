@@ -1,6 +1,6 @@
-"""What lies at a path: named tensors and what is written beside them.
+"""What a path holds: named tensors, and the files beside them.
 
-Nothing here knows of models; `bridge/checkpoint/opening.py` gives the names their meaning.
+Nothing here knows models; `bridge/checkpoint/opening.py` interprets the names.
 """
 
 from collections.abc import Callable
@@ -15,18 +15,13 @@ from bridge.core.moments import Moments
 from bridge.core.tensors import DIGESTS, Tensor, digest_of
 from bridge.core.twins import twins
 from bridge.formats.foreign import data_only
-from bridge.formats.tokenizer import (
-    NO_TOKENIZER,
-    as_transformers,
-    drawing,
-    find_tokenizer,
-    read_generation,
-)
+from bridge.formats.generation import drawing, read_generation
+from bridge.formats.tokenizer import NO_TOKENIZER, as_transformers, find_tokenizer
 from bridge.storage.safetensors_reader import SafetensorsArray, parse_json
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from data_pipelines.transformers_files import remade
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
+from jaxmodels.runtime.manifest import MANIFEST, differing, digests, read_sealed
 
 
 @dataclass
@@ -44,18 +39,20 @@ class RawCheckpoint:
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields that the files say, among other keys."""
     usual: dict[str, Any] = field(default_factory=dict)
-    """What the format takes for Config fields of which its files say nothing: assumed, and said."""
+    """What the format assumes for Config fields that its files do not give; reported."""
     tokenizer: Tokenizer | None = None
+    tokenizer_inside: bool = False
+    """Whether the tokeniser is in the same file as the tensors, and so surely theirs."""
     unread: str = ""
-    """Why a tokeniser that lies there is not read: then no convention stands in for it."""
+    """Why a tokeniser beside the tensors is not read; then no convention replaces it."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """Step and metrics of a training run; under "seed" what the seed's file says and a Config
-    does not, for the way back."""
+    """Step and metrics of a training run; under "seed" what a file of the original program
+    says and a Config does not, to be written again."""
     notes: list[str] = field(default_factory=list)
     quantised: frozenset[str] = frozenset()
     """Names of those tensors that are Q8_0 in the file, and read as float32."""
     damaged: list[str] = field(default_factory=list)
-    """What a manifest says otherwise of the files that give the tensors their meaning."""
+    """Files whose digest differs from the manifest's, of those that give the tensors a meaning."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """The running average (EMA) that a run keeps of its tensors, under the same names."""
     table: str | None = None
@@ -63,7 +60,7 @@ class RawCheckpoint:
     moments: Callable[[], Moments | None] = lambda: None
     """Reads the optimiser's state that lies with the tensors, under their names."""
     strange: dict[str, str] = field(default_factory=dict)
-    """Their name → what a torch file calls to make what lies there, which is not read."""
+    """Their name → the function that a torch file calls to make the object, which is not read."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """Their name → tensor of a run's state apart from the parameters; those that the model's
     tables do not name are its own affair."""
@@ -83,7 +80,7 @@ def is_own(config: dict[str, Any]) -> bool:
 
 
 def describe(contents: RawCheckpoint, folder: Path) -> None:
-    """Takes over what the files beside the tensors say."""
+    """Adds what the files beside the tensors say."""
     config = parse_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     # A run directory keeps the model's fields apart from the recipe's.
     if is_own(config):
@@ -96,7 +93,7 @@ def describe(contents: RawCheckpoint, folder: Path) -> None:
 
 
 def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
-    """Takes the tokeniser that lies in a folder; of a kind that is not read, the reason."""
+    """Adds the tokeniser in a folder, or the reason why it is not read."""
     rows = contents.fields.get("vocab")
     config = upstream_of(contents.origin, "nanogpt").get("config")
     dataset = config.get("dataset") if isinstance(config, dict) else None
@@ -109,7 +106,7 @@ def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
 
 
 def complete(contents: RawCheckpoint, path: Path) -> None:
-    """Takes what every format may have beside it: a tokeniser, and how transformers draws."""
+    """Adds what any format may have beside it: a tokeniser, and settings for sampling."""
     folder = path if path.is_dir() else path.parent
     if contents.tokenizer is None and not contents.unread:
         try:
@@ -119,14 +116,14 @@ def complete(contents: RawCheckpoint, path: Path) -> None:
                 raise
             contents.unread = f"{problem.what} ({problem.where})"
     if path.is_dir():
-        told = origin_of(path).get(NO_TOKENIZER)
-        contents.unread = contents.unread or (told if isinstance(told, str) else "")
-    if contents.of_text and (said := read_generation(folder)):
-        contents.origin = {**contents.origin, "generation": said}
+        reason = origin_of(path).get(NO_TOKENIZER)
+        contents.unread = contents.unread or (reason if isinstance(reason, str) else "")
+    if contents.of_text and (generation := read_generation(folder)):
+        contents.origin = {**contents.origin, "generation": generation}
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """What an earlier conversion into a folder knew of where the model comes from."""
+    """What an earlier conversion recorded about where the model comes from."""
     manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     source = manifest.get("source")
     known = source if isinstance(source, dict) else {}
@@ -141,22 +138,22 @@ def origin_of(folder: Path) -> dict[str, Any]:
         origin[NO_TOKENIZER] = known[NO_TOKENIZER]
     if known.get("weights") in ("ema", "raw"):  # of a run that keeps both (averages)
         origin["weights"] = known["weights"]
-    if said := drawing(known.get("generation")):
-        origin["generation"] = said
+    if generation := drawing(known.get("generation")):
+        origin["generation"] = generation
     return origin
 
 
 def upstream_of(origin: dict[str, Any], name: str) -> dict[str, Any]:
-    """What an upstream file of the format `name` said, as `with_upstream` kept it; else empty."""
+    """What a file in the format `name` said, as `with_upstream` kept it; else empty."""
     seed = origin.get("seed")
-    said = seed.get(name) if isinstance(seed, dict) else None
-    return data_only(name, said) if isinstance(said, dict) else {}
+    found = seed.get(name) if isinstance(seed, dict) else None
+    return data_only(name, found) if isinstance(found, dict) else {}
 
 
-def with_upstream(origin: dict[str, Any], name: str, said: dict[str, Any]) -> dict[str, Any]:
-    """The origin with what a seed's file in the format `name` says, for the way back."""
+def with_upstream(origin: dict[str, Any], name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The origin with what a file in the format `name` says, to be written again."""
     seed = origin.get("seed")
-    kept = data_only(name, said)
+    kept = data_only(name, config)
     return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: kept}}
 
 
@@ -165,7 +162,7 @@ MEANING = (".json", ".pt", ".pth", ".zip", ".gguf", "meta.pkl")
 
 
 def changed(folder: Path) -> list[str]:
-    """What our manifest says otherwise of itself and of the files that say what the tensors mean.
+    """Differences between our manifest and the files that give the tensors a meaning.
 
     The tensors of others are compared one by one, see `checked`.
     """
@@ -177,8 +174,8 @@ def changed(folder: Path) -> list[str]:
         read_sealed(folder / MANIFEST)
     except ValueError:
         return [f"{MANIFEST} is damaged"]
-    told = {name: entry for name, entry in promised.items() if name.endswith(MEANING)}
-    return differing(told, digests(folder, lambda name: name in told))
+    entries = {name: entry for name, entry in promised.items() if name.endswith(MEANING)}
+    return differing(entries, digests(folder, lambda name: name in entries))
 
 
 def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -188,14 +185,14 @@ def checked(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     promised = parse_json(folder / MANIFEST).get("tensors")
     entries = promised if isinstance(promised, dict) else {}
     return {
-        name: replace(tensor, read=_Checked(folder, tensor, *told))
-        if (told := _told(entries.get(name)))
+        name: replace(tensor, read=_Checked(folder, tensor, *digest))
+        if (digest := _digest_in(entries.get(name)))
         else tensor
         for name, tensor in tensors.items()
     }
 
 
-def _told(entry: Any) -> tuple[str, Any] | None:
+def _digest_in(entry: Any) -> tuple[str, Any] | None:
     """The name of the digest that an entry of a manifest has, and the digest."""
     known = DIGESTS.keys() & (entry.keys() if isinstance(entry, dict) else ())
     return next(((name, entry[name]) for name in sorted(known)), None)

@@ -17,7 +17,7 @@ from bridge.formats.raw import RawCheckpoint, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import best_sound, checked_finite, hold, told, unsound
 
@@ -115,7 +115,7 @@ def _state(folder: Path) -> dict[str, Tensor]:
 
 
 def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | None:
-    """optax's AdamW in a checkpoint's `train` item; the item says nothing of its own structure.
+    """optax's AdamW in a checkpoint's `train` item; the item does not describe its structure.
 
     Leaves are named by `runtime.stored`: a running number, the place in optax's nested
     tuples, the field, and our path with dots: `00003.1.0.mu.blocks.0.attn.qkv.kernel`. Parameters

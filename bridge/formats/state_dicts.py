@@ -2,7 +2,7 @@
 
 A trainer keeps its model under a key of its choice, often several deep, beside its optimiser, its
 settings and what it counts. All dicts of tensors are found here; which of them is the model, and
-what wrappers put before its names, `bridge/formats/wrappers.py` tells.
+what wrappers put before its names, is found in `bridge/formats/wrappers.py`.
 """
 
 import math
@@ -29,7 +29,7 @@ class Held:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """Name → tensor; the path to its dict comes first where there are several dicts."""
     strange: dict[str, str] = field(default_factory=dict)
-    """Name → what the file calls to make what lies there: no tensor that can be read."""
+    """Name → the function that the file calls to make an object that is not read as a tensor."""
     notes: list[str] = field(default_factory=list)
 
 

@@ -1,4 +1,4 @@
-"""DINOv2 as timm keeps it: the names of the published code, but for what is told here.
+"""DINOv2 as timm keeps it: the names of the published code, with the exceptions below.
 
 timm has no `mask_token`, calls registers `reg_token`, packs SwiGLU into `mlp.fc1`, and where there
 are registers gives the class token no position. Its `config.json` names the architecture.
@@ -45,18 +45,18 @@ def understood(contents: RawCheckpoint, towers: list[str], folder: Path) -> RawC
         Problem: (mismatch) the config is timm's, and says another model than DINOv2.
     """
     config = parse_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    said = isinstance(config.get("architecture"), str) and "model_type" not in config
+    named = isinstance(config.get("architecture"), str) and "model_type" not in config
     tensors = dict(contents.tensors)
     for tower in towers:
         _publish(tensors, tower)
     changed = tensors.keys() != contents.tensors.keys()
     contents = replace(contents, tensors=tensors, notes=list(contents.notes))
-    if changed or said:
+    if changed or named:
         contents.notes.append("the names are timm's")
         contents.usual = {**contents.usual, "interpolation": "antialias"}
     elif not any(name.endswith("mask_token") for name in tensors):
         contents.notes.append(MAYBE)
-    if said:
+    if named:
         contents.fields = {**contents.fields, **_fields(config, folder / CONFIG)}
     return contents
 

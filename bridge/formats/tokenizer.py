@@ -9,7 +9,6 @@ from typing import Any
 
 from bridge.formats.nanogpt_meta import FILE as META
 from bridge.formats.nanogpt_meta import places, read_meta
-from bridge.storage.safetensors_reader import parse_json
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.tokenizers import (
@@ -23,20 +22,8 @@ from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.sizes import vocab_used
 
-GENERATION = "generation_config.json"
 NO_TOKENIZER = "no_tokenizer"
 """Key of an origin: why the tokeniser that lay beside the source was not read."""
-# What of a generation_config.json is taken over.
-_DRAWING = (
-    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "do_sample",
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
-    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
-    "num_beams", "num_beam_groups", "diversity_penalty", "num_return_sequences", "early_stopping",
-    "penalty_alpha", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "use_cache",
-    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
-    "bad_words_ids", "renormalize_logits", "output_attentions", "output_hidden_states",
-    "output_scores", "return_dict_in_generate",
-)  # fmt: skip
 
 
 def read_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
@@ -56,7 +43,7 @@ def read_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
 def find_tokenizer(
     folder: Path, rows: int | None = None, dataset: Any = None
 ) -> tuple[Tokenizer | None, str]:
-    """The tokeniser that lies in a folder, or why one that lies there is not read.
+    """The tokeniser in a folder, or why the one that is there is not read.
 
     Args:
         folder: the one around a checkpoint.
@@ -81,7 +68,7 @@ def find_tokenizer(
 def as_transformers(tokenizer: Tokenizer) -> Tokenizer:
     """The tokeniser with settings, so that special tokens in a text are read as they are there.
 
-    A tokeniser of ours has none, and transformers is told to take such tokens for text.
+    A tokeniser of ours has no settings: transformers then takes such tokens for text.
     """
     if isinstance(tokenizer, CharTokenizer) or tokenizer.settings:
         return tokenizer
@@ -97,8 +84,8 @@ def _as_problem() -> Iterator[None]:
     try:
         yield
     except DataProblem as problem:
-        told = {name: getattr(problem, name) for name in ("where", "why", "fix", "exit_code")}
-        raise Problem(problem.what, **told) from problem
+        parts = {name: getattr(problem, name) for name in ("where", "why", "fix", "exit_code")}
+        raise Problem(problem.what, **parts) from problem
 
 
 def tokenizer_by_convention(config: Any) -> Tokenizer | None:
@@ -115,7 +102,7 @@ def padding(config: Any) -> range:
 
 
 def padding_notes(config: Any) -> list[str]:
-    """What is to be said of rows of the embedding that stand for no token."""
+    """A note on rows of the embedding that stand for no token."""
     if not (rows := padding(config)):
         return []
     return [
@@ -153,7 +140,7 @@ def _other_size(tokenizer: Tokenizer, count: int, where: Path) -> Problem:
 
 
 def given_tokenizer(source: Any, file: Path) -> Any:
-    """A source with the tokeniser of `--vocab` in the place of its own.
+    """The source with the tokeniser of `--vocab` instead of its own.
 
     Rows beyond its tokens are padding, unless the source says how many tokens there are.
 
@@ -176,42 +163,6 @@ def given_tokenizer(source: Any, file: Path) -> Any:
     return replace(
         source, tokenizer=tokenizer, config=config, origin=origin, assumed=assumed, notes=notes
     )
-
-
-def read_generation(folder: Path) -> dict[str, Any]:
-    """What is taken over of a folder's generation_config.json."""
-    return drawing(parse_json(folder / GENERATION) if (folder / GENERATION).is_file() else {})
-
-
-def drawing(said: Any) -> dict[str, Any]:
-    """Keys of a generation_config.json that are known, where they are numbers, truths or lists."""
-    if not isinstance(said, dict):
-        return {}
-    plain = int | float | list
-    return {key: said[key] for key in _DRAWING if isinstance(said.get(key), plain)}
-
-
-def generation_config(
-    tokenizer: Tokenizer | None, config: Any, said: dict[str, Any]
-) -> dict[str, Any]:
-    """What transformers' `generate` must know: ids that are never drawn, and what ends a text.
-
-    `said` is what the source said of it, which counts.
-    """
-    special = tokenizer.special_ids if tokenizer else ()
-    values: dict[str, Any] = {"suppress_tokens": [*special, *padding(config)]}
-    if isinstance(tokenizer, CharTokenizer) and tokenizer.pad_id is not None:
-        values["pad_token_id"] = tokenizer.pad_id
-    values |= ends(tokenizer)
-    if "eos_token_id" in values:
-        values["pad_token_id"] = values["eos_token_id"]
-    return {name: value for name, value in (values | said).items() if value != []}
-
-
-def ends(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """transformers' keys for the id between documents; empty where there is none."""
-    end = tokenizer.end_of_text if tokenizer else None
-    return {} if end is None else {"bos_token_id": end, "eos_token_id": end}
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
@@ -244,7 +195,7 @@ def _words(tokenizer: CharTokenizer) -> dict[str, Any]:
     """A character vocabulary as tokenizer.json.
 
     Each character is one word of a WordLevel vocabulary; characters outside it become `<UNK>`,
-    or without special tokens (seed 000) the first character.
+    or without special tokens (wigip) the first character.
     """
     content = tokenizer.to_json()
     return {

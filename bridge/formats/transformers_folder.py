@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from bridge.core.table import listing
 from bridge.core.transformers_class import TransformersClass, class_named
 from bridge.core.twins import transformers_classes
-from bridge.formats import deepspeed, gguf, model_files, torch_files
+from bridge.formats import model_files
 from bridge.formats.format import Format
 from bridge.formats.raw import (
     RawCheckpoint,
@@ -26,18 +26,11 @@ from bridge.formats.raw import (
     take_tokenizer,
     with_upstream,
 )
-from bridge.storage import unsupported
+from bridge.formats.transformers_weights import open_weights
 from bridge.storage.safetensors_reader import parse_json
-from jaxmodels.errors import CORRUPT, MISMATCH, Problem
+from jaxmodels.errors import MISMATCH, Problem
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
-# What transformers looks for in a folder, in its order: it reads the first, whatever else is there.
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    torch_files.WEIGHTS,
-    f"{torch_files.WEIGHTS}.index.json",
-)
 _QUANTISED = re.compile(
     r".*\.(scales|qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state.*|weight_scale(_inv)?)"
 )
@@ -86,10 +79,10 @@ def open_folder(folder: Path) -> RawCheckpoint:
 
     Raises:
         Problem: (corrupt) damaged, or without weights; (mismatch) the type is not supported, or
-            the config asks for what the model here does not compute.
+            its config needs what the model here does not compute.
     """
     _check(config_in(folder) or {}, folder)
-    return _weights(folder)
+    return open_weights(folder)
 
 
 def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
@@ -133,12 +126,12 @@ def _described(
     """The contents as a config.json of a class of transformers describes them."""
     cls, where = kind.cls, folder / CONFIG
     named = not all(config.get(key) is None for key in ("model_type", "architectures"))
-    said = {**config, "model_type": kind.type}
+    typed = {**config, "model_type": kind.type}
     other = None if named else cls.other(config, where)
-    fields, notes = other or (cls.read(said, where), [])
-    notes += cls.check(said, contents.tensors, where)
+    fields, notes = other or (cls.read(typed, where), [])
+    notes += cls.check(typed, contents.tensors, where)
     if other is None:
-        notes += cls.notes(said, where, named)
+        notes += cls.notes(typed, where, named)
     name = class_named(config)
     if name and not _is_class(name):
         notes.append(f"{name[:80]!r}, the class that config.json names, is read as {kind.type}")
@@ -193,7 +186,7 @@ def _is_class(name: str) -> bool:
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuses what no kind of model is read with."""
+    """Refuses configs of unknown types, of custom code, and of quantised models; and adapters."""
     name, code = class_named(config), config.get("auto_map")
     kind, known = _named_type(config), kinds()
     if kind is not None and kind not in known:
@@ -207,15 +200,15 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
     of_its_own = isinstance(code, dict) and any(key.startswith("AutoModel") for key in code)
     if name and of_its_own and not _is_class(name):
         raise Problem(
-            f"the model has code of its own, the class {name[:80]!r}",
+            f"the model needs its own code, the class {name[:80]!r}",
             where=str(folder / CONFIG),
             why="that code is not run, and what it computes is not known",
             fix="if it computes what transformers' class does, name that under architectures",
             exit_code=MISMATCH,
         )
     for key in ("quantization_config", "quantization"):
-        if said := config.get(key):
-            method = said.get("quant_method", said) if isinstance(said, dict) else said
+        if value := config.get(key):
+            method = value.get("quant_method", value) if isinstance(value, dict) else value
             raise _quantised(folder, f"config.json says {key}: {str(method)[:80]}")
     if (folder / ADAPTER).is_file():
         raise Problem(
@@ -234,49 +227,6 @@ def _quantised(folder: Path, why: str) -> Problem:
         why=why,
         fix="use a checkpoint of it that was not quantised (float32, bfloat16 or float16)",
         exit_code=MISMATCH,
-    )
-
-
-def _weights(folder: Path) -> RawCheckpoint:
-    """The weights in a folder: those that transformers would take, else the only ones."""
-    held = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
-    file = held[0] if held else None
-    if file is not None:
-        unsupported.refuse(file, text=file.suffix == ".json")
-    if model_files.is_folder(folder) if file is None else ".safetensors" in file.name:
-        contents = RawCheckpoint(folder, "safetensors", model_files.tensors_in(folder, file))
-    elif file is not None or torch_files.is_folder(folder):
-        contents = torch_files.open_folder(folder, file)
-    elif gguf.is_folder(folder):
-        return gguf.open_folder(folder)
-    elif deepspeed.is_folder(folder):
-        contents = deepspeed.open_folder(folder)
-    else:
-        raise _without_weights(folder, torch_files.weight_files(folder))
-    others = {path.name for path in [*held, *torch_files.weight_files(folder)] if path != file}
-    if file is not None and others:
-        names = ", ".join(sorted(others))
-        contents.notes.append(f"{file.name} is read, as transformers does, and not {names}")
-    return contents
-
-
-def _without_weights(folder: Path, files: list[Path]) -> Problem:
-    if files:
-        return Problem(
-            "it is not clear which file is the model",
-            where=str(folder),
-            why=f"there are {', '.join(path.name for path in files)}",
-            fix="give one of the files",
-            exit_code=CORRUPT,
-        )
-    found, fix = unsupported.found_in(folder)
-    missing = f"there is neither a safetensors file nor {torch_files.WEIGHTS} in it"
-    return Problem(
-        "the folder has a config and no weights that can be read",
-        where=str(folder),
-        why="\n".join([*found, missing]),
-        fix=fix or "fetch all of its files",
-        exit_code=CORRUPT,
     )
 
 

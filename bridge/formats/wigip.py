@@ -3,7 +3,7 @@
 Format: `state_and_opt.pkl.gz`, a dict of `step` and optax's `opt_state`; `params/KEY.pkl.gz` for
 each key at the top of flax.linen's tree. Blocks are called `CheckpointAttentionBlock_i`, or
 `AttentionBlock_i` where they were not rematerialised.
-Source: seed 000 (nurric-ai/Wigip_v2_1.7B_ViT), `src/train_and_continue.py`.
+Source: nurric-ai/Wigip_v2_1.7B_ViT, `src/train_and_continue.py`.
 """
 
 import gzip
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bridge import sandbox
 from bridge.core.moments import Moments, count_of, required
 from bridge.core.tensors import Tensor
 from bridge.formats import wigip_optimizer as optimizer
@@ -20,10 +21,9 @@ from bridge.formats.format import Format, Output
 from bridge.formats.raw import RawCheckpoint, checked, origin_of, upstream_of, with_upstream
 from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.pickle_writer import write_array, write_pickle
-from bridge.sandbox import client
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 
 NAME = "wigip-zip"
 STATE, PARAMS, END = "state_and_opt.pkl.gz", "params/", ".pkl.gz"
@@ -36,7 +36,7 @@ _LEVEL = 1  # weights do not compress; higher levels only take longer
 
 def is_file(path: Path) -> bool:
     """Whether a file is a zip of pickled parameters."""
-    return any(_MEMBER.fullmatch(name) for name in client.names(path))
+    return any(_MEMBER.fullmatch(name) for name in sandbox.names(path))
 
 
 def is_folder(folder: Path) -> bool:
@@ -73,9 +73,9 @@ def open_file(path: Path) -> RawCheckpoint:
 
     Raises:
         Problem: (unsafe) it asks to run code, is built to mislead, or unpacks to far more than its
-            size; (corrupt) damaged, or not what the seed writes.
+            size; (corrupt) damaged, or not in this form.
     """
-    found = client.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
+    found = sandbox.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
     state = found["values"].pop(STATE, None)
     tensors: dict[str, Tensor] = {}
     for name, value in found["values"].items():
@@ -92,7 +92,7 @@ def open_file(path: Path) -> RawCheckpoint:
         )
     blocks = PLAIN if _first_words(tensors) & {REMAT, PLAIN} == {PLAIN} else REMAT
     step = count_of(state["step"], where)
-    said, notes = optimizer.said(state["opt_state"], where)
+    description, notes = optimizer.describe(state["opt_state"], where)
     if (numbered := _FILE.fullmatch(path.name)) and int(numbered[1]) != step:
         notes.append(f"the file is called {path.name}, and holds step {step}")
     notes += [f"left aside: {name}" for name in found["others"][:10]]
@@ -101,7 +101,7 @@ def open_file(path: Path) -> RawCheckpoint:
         NAME,
         _renamed(tensors, blocks, REMAT),
         arch="wigip",
-        origin=with_upstream({"step": step}, NAME, {"blocks": blocks, **said}),
+        origin=with_upstream({"step": step}, NAME, {"blocks": blocks, **description}),
         notes=notes,
         table="UPSTREAM",
         moments=lambda: _moments(state["opt_state"], where, blocks),
@@ -114,7 +114,7 @@ def file_name(origin: dict[str, Any]) -> str:
 
 
 def check_config(config: Any, where: Path) -> None:
-    """Checks that the seed's code can compute a model; `where` names it in errors.
+    """Checks that the authors' code can compute a model; `where` names it in errors.
 
     Raises:
         Problem: (mismatch) it cannot.
@@ -131,10 +131,10 @@ def check_config(config: Any, where: Path) -> None:
 
 
 def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Moments | None:
-    """The optimiser's state that goes along: AdamW's moments, or None for the seed's own SGD.
+    """The optimiser's state to write: AdamW's moments, or None for the authors' own SGD.
 
     Raises:
-        Problem: (mismatch) it is of an optimiser that the seed's code does not have.
+        Problem: (mismatch) it is of an optimiser that the authors' code does not have.
     """
     was = upstream_of(origin, NAME).get("optimizer")
     if moments is None:
@@ -155,7 +155,7 @@ def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Mom
 def write(output: Output) -> None:
     """Writes `step_N.zip`, one tensor at a time; the same values give the same bytes.
 
-    Without `moments` it holds the state of the seed's SGD.
+    Without `moments` it holds the state of the authors' SGD.
     """
     origin = output.origin
     blocks = upstream_of(origin, NAME).get("blocks")

@@ -1,6 +1,6 @@
 """What wigip's checkpoints say of the optimiser: optax's nested tuples, in and out.
 
-The seed's own is `chain(clip_by_global_norm, sgd(schedule))`, which remembers how many updates
+The original is `chain(clip_by_global_norm, sgd(schedule))`, which remembers how many updates
 there were, and nothing for each parameter. AdamW behind the same clipping is known too. What such a
 state consists of is kept as JSON for the way back: a tuple as a list, one of optax's as
 {class: values}, the moments as "mu" and "nu".
@@ -33,7 +33,7 @@ class Unknown(ValueError):
     """The state has parts that cannot be written again."""
 
 
-def said(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
+def describe(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
     """What to keep of a state for the way back, and what to say of it.
 
     Raises:
@@ -51,9 +51,9 @@ def written(was: Any, count: int, moments: tuple[Any, ...] | None) -> Any:
     """The nested tuples to be pickled: as a checkpoint had them before, if they can be.
 
     Args:
-        was: what `said` kept; it may have been changed since.
+        was: what `describe` kept; it may have been changed since.
         count: updates so far.
-        moments: AdamW's two, as nested dicts of tensors; None for the seed's SGD.
+        moments: AdamW's two, as nested dicts of tensors; None for the original SGD.
     """
     if was is not None and has_adam(was) == (moments is not None):
         try:
@@ -120,7 +120,7 @@ def _restored(plain: Any, moments: tuple[Any, ...] | None, depth: int) -> Any:
 
 
 def has_adam(plain: Any) -> bool:
-    """Whether AdamW is in what `described` told."""
+    """Whether AdamW is in what `describe` returned."""
     if isinstance(plain, list):
         return any(has_adam(part) for part in plain)
     return isinstance(plain, dict) and ADAM in plain

@@ -22,7 +22,7 @@ from jaxmodels.errors import MISMATCH, UNSAFE, USAGE, Problem
 
 CHOICE = "model"
 """What `--set` calls the choice among several models in one checkpoint."""
-# Anywhere in a name: a part of the model may be wrapped by itself.
+# Anywhere in a name, since parts of a model can be wrapped too.
 WORDS = {
     "module": "torch's DataParallel or DistributedDataParallel",
     "_orig_mod": "torch.compile",
@@ -212,7 +212,7 @@ def unread_kind(made: str) -> str:
 
 
 def _within(contents: RawCheckpoint, prefix: str, inside: list[str]) -> RawCheckpoint:
-    """The contents under a prefix, without it; what else there was is told."""
+    """The contents under a prefix, without it, and a note on what is left out."""
     notes = []
     if prefix:
         notes.append(f"the model lies under {prefix.rstrip('.')!r}")

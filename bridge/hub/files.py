@@ -1,12 +1,14 @@
 """Which files of a repository are taken, and what is taken out of them: data only, no code."""
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bridge.formats.foreign import code_of_ours, our_code, without_code
 from bridge.storage.safetensors_reader import parse_json
-from jaxmodels.runtime.files import write_json
+from jaxmodels.errors import UNVERIFIED, Problem
+from jaxmodels.files import write_json
 
 # What `pull` takes, and `push` sends: what is read here, data and prose, which nothing executes.
 _DATA = (
@@ -67,7 +69,7 @@ def remove_foreign_code(folder: Path, files: list[str]) -> list[str]:
 def leave_out_code(folder: Path, files: list[str]) -> list[str]:
     """Takes the keys that name code which is not ours out of configs; what was taken out.
 
-    The folder's manifest says otherwise of these files then.
+    The folder's manifest has other digests for these files then.
 
     Raises:
         Problem: (corrupt) a config is no JSON.
@@ -92,3 +94,26 @@ def named_code(folder: Path, files: list[str]) -> list[str]:
     configs = [file for file in files if file.rpartition("/")[2] in _MAY_NAME]
     keys = {file: without_code(parse_json(folder / file), ours)[1] for file in configs}
     return [f"{key} in {file}" for file in configs for key in keys[file]]
+
+
+def refuse_damage(lines: list[str], where: str, fix: str) -> None:
+    """Refuses files with wrong digests, a line for each.
+
+    Raises:
+        Problem: (verification failed) there are some.
+    """
+    if lines:
+        raise Problem(
+            "the files are not what their manifest promises",
+            where=where,
+            why=few(lines, "\n"),
+            fix=fix,
+            exit_code=UNVERIFIED,
+        )
+
+
+def few(lines: Iterable[str], between: str = ", ") -> str:
+    """The first eight of these lines, and how many more there are."""
+    lines = sorted(lines)
+    more = [f"and {len(lines) - 8} more"] if len(lines) > 8 else []
+    return between.join([*lines[:8], *more]) or "nothing"

@@ -55,7 +55,7 @@ def limited(
 
     Args:
         address: whom it asks, for errors.
-        call: is run in a thread of its own, which is left alone when time is up.
+        call: runs in its own thread, which is abandoned when time is up.
         size: bytes that the answers may have, all together.
         seconds: how long it may take.
 

@@ -81,21 +81,23 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             _refuse(path, "big-endian GGUF files are not read", known)
         if magic != MAGIC or version not in VERSIONS:
             _refuse(path, "this is not a GGUF file of version 2 or 3", f"it says version {version}")
-        tensors, keys = reader.number("<Q"), reader.number("<Q")
-        if tensors > MAX_TENSORS or keys > MAX_KEYS:
-            _refuse(path, "the GGUF file has too many parts", f"{tensors:,} tensors, {keys:,} keys")
-        said: dict[str, Any] = {}
-        for _ in range(keys):
+        tensors, count = reader.number("<Q"), reader.number("<Q")
+        if tensors > MAX_TENSORS or count > MAX_KEYS:
+            _refuse(
+                path, "the GGUF file has too many parts", f"{tensors:,} tensors, {count:,} keys"
+            )
+        keys: dict[str, Any] = {}
+        for _ in range(count):
             key = reader.text(MAX_NAME)
-            if key in said:
+            if key in keys:
                 _refuse(path, "a key occurs twice", repr(key)[:100])
-            said[key] = reader.value(reader.number("<I"))
+            keys[key] = reader.value(reader.number("<I"))
         infos = [reader.info() for _ in range(tensors)]
         end = file.tell()
-    alignment = said.get(ALIGNMENT, 32)
+    alignment = keys.get(ALIGNMENT, 32)
     if type(alignment) is not int or not 8 <= alignment <= 2**20 or alignment & (alignment - 1):
         _refuse(path, "its alignment is none", repr(alignment)[:80])
-    return said, _placed(path, infos, _aligned(end, alignment), alignment)
+    return keys, _placed(path, infos, _aligned(end, alignment), alignment)
 
 
 def _placed(path: Path, infos: list[_Info], base: int, alignment: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from bridge.core.tensors import DIGEST, DIGESTS, Fingerprint, entry, pieces
 CALL = 2**18
 # Pieces that are held until they are written and hashed, so that nobody waits for the slowest.
 HELD = 4
-# Bytes after which the disk is told to begin, long before it must be done.
+# Bytes after which the disk starts to write, long before it must be done.
 AHEAD = 2**27
 
 
@@ -48,7 +48,7 @@ class HashedFile:
         """Begins to write the values as `raw` gives them.
 
         Returns:
-            what tells, once all is written, what a manifest says of them.
+            a function that gives, once all is written, their entry in a manifest.
         """
         own = DIGESTS[DIGEST]()
         for piece in pieces(array):

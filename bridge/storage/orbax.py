@@ -15,8 +15,9 @@ import numpy as np
 
 from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MAX_JSON, as_full_disk, plain, read_json
+from jaxmodels.reading import MAX_JSON, read_json
 from jaxmodels.runtime.paths import nest
+from jaxmodels.runtime.tensorstore import as_full_disk, orbax_path
 
 METADATA = "_METADATA"
 VALUE = ".value"
@@ -27,7 +28,7 @@ _SMALL = {METADATA, "_sharding", "_CHECKPOINT_METADATA", "manifest.ocdbt", ".zar
 def read_tree(folder: Path, held: Any = None) -> tuple[dict[str, Tensor], list[str]]:
     """The arrays of a checkpoint, unread, and notes on what was left aside.
 
-    What is `held` is kept as long as an array may be read: a lock, say.
+    `held`, such as a lock, is kept as long as an array may be read.
 
     A last level named `value`, which nnx states have, is dropped where it stands alone. Leaves that
     are no arrays (strings, None) are left aside.
@@ -40,7 +41,7 @@ def read_tree(folder: Path, held: Any = None) -> tuple[dict[str, Tensor], list[s
     import orbax.checkpoint as ocp
 
     try:
-        metadata = ocp.PyTreeCheckpointHandler().metadata(plain(folder))
+        metadata = ocp.PyTreeCheckpointHandler().metadata(orbax_path(folder))
         if metadata is None:  # Orbax logs why, and raises nothing
             raise ValueError("what it says of its arrays cannot be read")
         leaves = jax.tree_util.tree_flatten_with_path(metadata.tree)[0]
@@ -122,7 +123,7 @@ def write_tree(
     try:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
         with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(plain(folder) / inner.name, args=ocp.args.PyTreeSave(nest(flat)))
+            checkpointer.save(orbax_path(folder) / inner.name, args=ocp.args.PyTreeSave(nest(flat)))
     except ValueError as error:
         raise as_full_disk(error, folder) from error
     for path in list(inner.iterdir()):
@@ -173,11 +174,11 @@ class _Layout:
 
     @classmethod
     def of(cls, folder: Path, held: Any = None) -> "_Layout":
-        said = read_json(folder / METADATA)
-        driver = "zarr3" if said.get("use_zarr3") else "zarr"
+        metadata = read_json(folder / METADATA)
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         # Earlier versions of Orbax did not say it; the database is there, or it is not.
-        ocdbt = said.get("use_ocdbt", (folder / "manifest.ocdbt").is_file())
-        return cls(driver, ocdbt, bool(said.get("store_array_data_equal_to_fill_value")), held)
+        ocdbt = metadata.get("use_ocdbt", (folder / "manifest.ocdbt").is_file())
+        return cls(driver, ocdbt, bool(metadata.get("store_array_data_equal_to_fill_value")), held)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class OrbaxArray:
     """How one array of a checkpoint is read: whole, or one row of its first axis.
 
     The file is opened by its own name: Orbax restores a leaf by the structure of the whole tree,
-    which nobody may have any longer (classes of optimisers, tuples).
+    which may no longer be available (classes of optimisers, tuples).
     """
 
     folder: Path
@@ -196,13 +197,13 @@ class OrbaxArray:
 
     def __call__(self) -> np.ndarray:
         """The whole array."""
-        with self._telling():
+        with self._as_problem():
             array = self._store.read().result()
         return self._sound(np.asarray(array), self.shape)
 
     def row(self, i: int) -> np.ndarray:
         """Row `i`, in a checkpoint that `in_rows`."""
-        with self._telling():
+        with self._as_problem():
             array = self._store[i].read().result()
         return self._sound(array, self.shape[1:])
 
@@ -211,16 +212,19 @@ class OrbaxArray:
         """Whether the rows are stored one by one, as runs do with stacked blocks that are large."""
         try:
             return self._store.chunk_layout.read_chunk.shape[0] == 1 and self.shape[0] > 1
-        except Exception:  # damaged, of which reading the whole tells
+        except Exception:  # damaged: reading all of it reports that
             return False
 
     @cached_property
     def _store(self) -> Any:
         import tensorstore
 
-        place: dict[str, Any] = {"driver": "file", "path": f"{plain(self.folder) / self.name}/"}
+        place: dict[str, Any] = {
+            "driver": "file",
+            "path": f"{orbax_path(self.folder) / self.name}/",
+        }
         if self.layout.ocdbt:
-            base = plain(self.folder).as_uri()
+            base = orbax_path(self.folder).as_uri()
             place = {"driver": "ocdbt", "base": base, "path": f"{self.name}/"}
         spec: dict[str, Any] = {"driver": self.layout.driver, "kvstore": place}
         if self.layout.complete:
@@ -235,8 +239,8 @@ class OrbaxArray:
         ]
         if store.shape != self.shape or larger:
             # A piece is held whole, however small it is in the file.
-            said = f"in pieces of {larger[0]}" if larger else f"as {store.shape}"
-            raise ValueError(f"it is stored {said}, and is {self.shape}")
+            how = f"in pieces of {larger[0]}" if larger else f"as {store.shape}"
+            raise ValueError(f"it is stored {how}, and is {self.shape}")
         return store
 
     def _sound(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -246,7 +250,7 @@ class OrbaxArray:
         return array
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _as_problem(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:

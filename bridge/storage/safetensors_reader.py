@@ -12,7 +12,7 @@ from bridge.core.table import listing
 from bridge.core.tensors import DTYPES, Tensor
 from bridge.storage import unsupported
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MAX_JSON, json_object, read_json
+from jaxmodels.reading import MAX_JSON, json_object, read_json
 
 MAX_HEADER = MAX_JSON  # the format allows 100 MB; 100,000 tensors take 10 MB
 MAX_TENSORS, MAX_DIMS = 100_000, 32
@@ -240,7 +240,7 @@ class SafetensorsArray:
             yield buffer[:count]
 
     def _read(self, size: int, place: Callable[[int], np.ndarray]) -> Iterator[int]:
-        """Reads `size` bytes, those after the first n into `place(n)`; tells how many at once."""
+        """Reads `size` bytes, those after the first n into `place(n)`; returns how many at once."""
         done = 0
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)

@@ -83,17 +83,17 @@ def write_file(
     # Widest items first, so that every offset is a multiple of its item size, as readers that
     # map the file need.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-    told: dict[str, Callable[[], Fingerprint]] = {}
+    fingerprints: dict[str, Callable[[], Fingerprint]] = {}
     with writing(path) as output:
         output.bytes(_header(ordered, metadata or {}))
         for tensor in ordered:
             array = tensor.read()
             if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
                 raise RuntimeError(f"{tensor} was read as {array.shape} {array.dtype}")
-            told[tensor.name] = output.tensor(array)
+            fingerprints[tensor.name] = output.tensor(array)
             del array  # before the next one is read
             progress(tensor)
-    return {name: tell() for name, tell in told.items()}, output.sha256()
+    return {name: tell() for name, tell in fingerprints.items()}, output.sha256()
 
 
 def _header(tensors: list[Tensor], metadata: dict[str, str]) -> bytes:

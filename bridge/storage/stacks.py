@@ -65,8 +65,8 @@ def _named(name: str, tensor: Tensor) -> Tensor:
 
 
 class _Whole:
-    """A tensor of all blocks: read block by block where it lies so, else read once and kept until
-    every block was taken from it."""
+    """A tensor of all blocks, read block by block if it is stored so; else it is read once and kept
+    until every block was taken from it."""
 
     def __init__(self, tensor: Tensor):
         self.tensor, self.shape = tensor, tensor.shape

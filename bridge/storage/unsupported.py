@@ -70,7 +70,7 @@ _STARTS = {
 # Numbers that llm.c's files of models, states, tokenisers and tokens begin with.
 _LLMC_NUMBERS = {20240326, 20240327, 20240328, 20240520, 20240522}
 # Endings of names that downloads which are not done have, or tools that keep weights in files
-# whose content tells nothing.
+# whose content shows nothing.
 _ENDINGS = {
     **dict.fromkeys(
         (".incomplete", ".part", ".crdownload", ".download", ".aria2"),
@@ -112,7 +112,7 @@ def refuse(path: Path, text: bool = False) -> None:
 
 
 def problem(path: Path, kind: FileKind) -> Problem:
-    """What is said of a file of this kind."""
+    """The message about a file of this kind."""
     return Problem(
         f"{path.name} cannot be read",
         where=str(path),
@@ -163,7 +163,7 @@ def _by_name(name: str) -> FileKind | None:
 
 
 def _by_text(start: bytes) -> FileKind | None:
-    """Text, where numbers were expected: most often what a server said of an error."""
+    """Text, where numbers were expected: most often the error page of a server."""
     text = start.decode("utf-8", "ignore")
     if len(text.encode()) < len(start) - 3 or not all(c.isprintable() or c.isspace() for c in text):
         return None

@@ -1,10 +1,26 @@
-"""How the two sides of a language model are compared: the same random tokens, both logits."""
+"""What the twins of language models share: how both sides are compared, by the logits of tokens.
+
+A twin takes all of it by `from bridge.torch.language import *`, and redefines what differs.
+"""
 
 from typing import Any
 
+__all__ = [
+    "AUTO_CLASS",
+    "example",
+    "given",
+    "jax_forward",
+    "jax_outputs",
+    "torch_forward",
+    "torch_outputs",
+]
+
+# How the model card loads the directory.
+AUTO_CLASS = "AutoModelForCausalLM"
+
 
 def end_of_text(config: Any) -> int | None:
-    """The id that ends a text, where the number of tokens tells that they are GPT-2's."""
+    """The id that ends a text, if the number of tokens is GPT-2's."""
     from data_pipelines.gpt2 import GPT2Tokenizer
 
     gpt2 = config.tokens == GPT2Tokenizer.vocab_size

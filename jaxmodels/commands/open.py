@@ -22,8 +22,9 @@ def open_model(
         Problem: what `bridge.load` raises; (usage) it is a part of other models;
             (corrupt) `vocab` is no tokeniser; (mismatch) it is not of the model's size.
     """
+    from bridge.checkpoint.config import parse_settings
     from bridge.checkpoint.loading import model_of
-    from bridge.checkpoint.opening import open_checkpoint, parse_settings
+    from bridge.checkpoint.opening import open_checkpoint
     from bridge.formats.tokenizer import given_tokenizer
 
     source = open_checkpoint(path, config=parse_settings(settings), weights=weights)

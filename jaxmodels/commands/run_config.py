@@ -7,8 +7,8 @@ from typing import Any
 import jaxmodels
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.files import write_json
 from jaxmodels.recipe import Optim, Recipe
-from jaxmodels.runtime.files import write_json
 from jaxmodels.runtime.runs.rundir import CONFIG, VOCABULARIES, steps
 from jaxmodels.runtime.runs.seal import damage_to_keep, unseal
 from jaxmodels.runtime.settings import read_file
@@ -33,7 +33,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             fix="restore it from a copy of the run",
             exit_code=CORRUPT,
         )
-    if arch is not None and arch in jaxmodels.ARCHS:
+    if isinstance(arch, str) and arch in jaxmodels.ARCHS:
         stored["model"] = asdict(jaxmodels.arch(arch).Config()) | model
     stored["recipe"] = {**asdict(Recipe()), **(recipe or {}), "optim": asdict(Optim()) | optim}
     return stored

@@ -11,7 +11,7 @@ import jaxmodels
 from bridge.checkpoint.loading import load_moments
 from bridge.core import table
 from bridge.core.ops import OPS
-from bridge.formats import bitgen
+from bridge.formats import bitgen_optimizer
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.runtime.paths import split
 from jaxmodels.sizes import outline
@@ -88,7 +88,7 @@ def test_the_state_dict_of_the_card():
     lines = (GOLDEN / "card_keys.tsv").read_text().splitlines()
     assert rows == [line.split("\t") for line in lines]
     assert len(rows) == 387
-    order = list(bitgen.trained(name for name, *_ in rows).values())
+    order = list(bitgen_optimizer.trained(name for name, *_ in rows).values())
     assert len(order) == 350
     dead = [4, 236, 237, 238, 239, 322, 323, 342, 343]
     assert [index for index, alive in enumerate(order) if not alive] == dead
@@ -240,7 +240,7 @@ def test_state_that_is_not_there(tmp_path):
 
 
 def test_settings_of_the_tower(checkpoint):
-    from bridge.checkpoint.opening import parse_settings
+    from bridge.checkpoint.config import parse_settings
 
     assert parse_settings(["dinov2.heads=4"]) == HEADS
     said = refused(USAGE, bridge.open_checkpoint, checkpoint, config={"dinov2.head": 4})

@@ -11,7 +11,7 @@ import bridge
 from bridge.core.tensors import DTYPES, digest_of
 from bridge.storage.orbax import read_tree
 from jaxmodels.errors import EXISTS, MISMATCH, NO_SPACE, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.paths import flatten, params_of
 from tests.bridge.helpers import HEADS, SEED, assert_same_params, random_params, vocabulary
 

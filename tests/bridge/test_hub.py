@@ -9,10 +9,10 @@ import pytest
 from flax.serialization import msgpack_restore, msgpack_serialize
 
 import bridge
-from bridge.hub import client, push_pull
+from bridge.hub import client, files, pull, push
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import damage, digests
+from jaxmodels.runtime.manifest import damage, digests
 from tests.bridge.helpers import GOLDEN, SEED, flip
 from tests.bridge.hub_server import TOKEN, Hub
 
@@ -26,7 +26,7 @@ def server(monkeypatch):
 
     found = Hub()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for module in (push_pull, client):
+    for module in (push, pull, client):
         monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=found.url))
     yield found
     found.shutdown()
@@ -212,10 +212,8 @@ def test_which_files_are_wanted():
     data = ["config.json", "d/ab12", "good_stuff.pkl", "stage1_best.pt", "step_100.zip"]
     never = ["../up.json", "/etc/x.json", ".env", "a/.git/x.json", "a.so", "b.pkl", "x.pt", "a.py"]
     never += ["..\\up.json", "a//b.json"]
-    assert push_pull.wanted([*never, *data]) == data
-    assert push_pull.wanted([*never, "pytorch_model.bin", "model.safetensors"]) == [
-        "model.safetensors"
-    ]
+    assert files.wanted([*never, *data]) == data
+    assert files.wanted([*never, "pytorch_model.bin", "model.safetensors"]) == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("address", ["a/b", "hf://a", "hf://a/b/c", "hf://a/..", "hf://a/b\n"])

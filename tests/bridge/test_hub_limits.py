@@ -10,10 +10,10 @@ from huggingface_hub import HfApi
 
 import bridge
 from bridge.formats.foreign import our_code
-from bridge.hub import client, limits, push_pull
+from bridge.hub import client, limits, pull, push
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, NETWORK, UNSAFE, Problem
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from tests.bridge.hub_server import TOKEN, Hub
 
 ADDRESS = "hf://someone/model"
@@ -58,7 +58,7 @@ def endless(monkeypatch):
     server.listing, server.piece, server.pause = None, b" " * 2**16, 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
-    for module in (push_pull, client):
+    for module in (push, pull, client):
         monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=url))
     monkeypatch.setattr(limits, "SPARE", 0)
     yield server
@@ -92,7 +92,7 @@ def test_a_file_without_end(endless, tmp_path):
 
 def test_a_slow_drip(endless, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "PATIENCE", 0.5)
-    monkeypatch.setattr(push_pull, "seconds_for", lambda size: 0.5)
+    monkeypatch.setattr(pull, "seconds_for", lambda size: 0.5)
     endless.listing = files({"rfilename": "model.safetensors", "size": 10**6})
     endless.piece, endless.pause = b" ", 0.05
     refused(NETWORK, tmp_path / "new", "takes too long")
@@ -128,7 +128,7 @@ def test_a_listing_of_nonsense(endless, tmp_path, listing):
 def server(monkeypatch):
     found = Hub()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for module in (push_pull, client):
+    for module in (push, pull, client):
         monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=found.url))
     yield found
     found.shutdown()

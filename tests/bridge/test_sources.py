@@ -7,7 +7,7 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge.checkpoint.opening import parse_settings
+from bridge.checkpoint.config import parse_settings
 from bridge.core.tensors import DTYPES
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
 from jaxmodels.runtime.paths import params_of

@@ -222,7 +222,7 @@ def test_one_that_is_not_read_is_replaced_by_none(name, rows_of_gpt2, tmp_path):
     (tmp_path / "source" / name).write_bytes(KINDS[name])
     source = bridge.open_checkpoint(tmp_path / "source")
     assert source.tokenizer is None
-    assert any("tokeniser that lies there is not taken" in note for note in source.notes)
+    assert any("tokeniser beside the tensors is not used" in note for note in source.notes)
 
 
 def test_nor_does_an_output_get_gpt2s(rows_of_gpt2, tmp_path, capsys):
@@ -231,7 +231,7 @@ def test_nor_does_an_output_get_gpt2s(rows_of_gpt2, tmp_path, capsys):
     (source / "spiece.model").write_bytes(KINDS["spiece.model"])
     code, report, _ = command(capsys, "convert", source, tmp_path / "out", "--json")
     assert (code, report["vocab_present"]) == (0, False)
-    assert any("tokeniser that lies there is not taken" in note for note in report["notes"])
+    assert any("tokeniser beside the tensors is not used" in note for note in report["notes"])
     for to in ("nanogpt", "gguf"):  # they have 50,257 rows too
         bridge.convert(tmp_path / "out", tmp_path / to, to=to, verify="none")
         assert bridge.open_checkpoint(tmp_path / to).tokenizer is None

@@ -9,7 +9,7 @@ import torch
 
 import bridge
 import jaxmodels
-from bridge.commands.checkpoints import inspect_main, verify_main
+from bridge.commands.checks import inspect_main, verify_main
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, Problem
 from tests.bridge.helpers import GOLDEN, random_params, save_tree
 from tests.bridge.test_any_dinov2 import made, published

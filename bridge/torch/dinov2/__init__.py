@@ -33,9 +33,9 @@ BESIDE = {
 _REGISTERS = 4
 
 
-def _reads(said: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def _reads(config_json: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """A type with registers has them, also where the config does not say how many."""
-    if said["model_type"] == "dinov2" or "num_register_tokens" in said:
+    if config_json["model_type"] == "dinov2" or "num_register_tokens" in config_json:
         return {}
     return {"registers": _REGISTERS}
 

@@ -6,35 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core.transformers_class import Key, ModelType, Only, TransformersClass, unsupported
-from bridge.torch.language import (
-    end_of_text,
-    example,
-    given,
-    jax_forward,
-    jax_outputs,
-    torch_forward,
-    torch_outputs,
-)
-
-__all__ = [
-    "AUTO_CLASS",
-    "FILES",
-    "TRANSFORMERS",
-    "build",
-    "example",
-    "given",
-    "jax_forward",
-    "jax_outputs",
-    "keys",
-    "torch_forward",
-    "torch_outputs",
-    "whole",
-]
+from bridge.torch.language import *  # noqa: F403
+from bridge.torch.language import end_of_text
 
 # Files that travel with every model directory.
 FILES: tuple[Path, ...] = ()
-# How the model card loads the directory.
-AUTO_CLASS = "AutoModelForCausalLM"
 
 _TIE = "tie_word_embeddings"
 _GELU = {
@@ -62,26 +38,28 @@ def _writes(config: Any) -> dict[str, Any]:
     return {"bos_token_id": end, "eos_token_id": end, _TIE: True}
 
 
-def _check(said: Mapping[str, Any], names: Iterable[str], where: Path) -> list[str]:
+def _check(config_json: Mapping[str, Any], names: Iterable[str], where: Path) -> list[str]:
     """Checks pruned heads, and that a head which is not tied is there: its values are compared
     with the embedding's when the tensors are matched."""
-    if pruned := said.get("pruned_heads"):
+    if pruned := config_json.get("pruned_heads"):
         raise unsupported("pruned_heads", pruned, "all blocks have the same heads", where)
-    if said.get(_TIE, True):
+    if config_json.get(_TIE, True):
         return []
     for ends in (("lm_head.weight", "lm_head.decoder.weight"), ("wte.weight",)):
         if not any(name.endswith(ends) for name in names):
-            raise unsupported(_TIE, said.get(_TIE), f"{ends[0]} is missing", where)
+            raise unsupported(_TIE, config_json.get(_TIE), f"{ends[0]} is missing", where)
     return [f"{_TIE} is false, but the head equals the embedding: here it is tied"]
 
 
-def _nanogpt(said: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], list[str]] | None:
+def _nanogpt(
+    config_json: Mapping[str, Any], where: Path
+) -> tuple[dict[str, Any], list[str]] | None:
     """nanoGPT's arguments, which a hub mixin saves as config.json."""
     from bridge.formats import nanogpt
 
-    if "block_size" not in said:
+    if "block_size" not in config_json:
         return None
-    return nanogpt.fields(dict(said), where), nanogpt.idle_notes(dict(said))
+    return nanogpt.fields(dict(config_json), where), nanogpt.idle_notes(dict(config_json))
 
 
 # Source: transformers' `GPT2Config`, and what its `GPT2LMHeadModel` does with each key.

@@ -1,99 +1,26 @@
-"""Checkpoints to and from the Hugging Face hub: whole, checked, and nothing executed."""
+"""pull: a checkpoint from the Hugging Face hub: complete and checked, and nothing executed."""
 
 import errno
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jaxmodels
+from bridge.checks.verification import but_for_the_card, digest_problems
 from bridge.conversion.kept_shards import kept_beside
 from bridge.core.report import Report
-from bridge.formats.foreign import code_of_ours, our_code
-from bridge.hub.client import HOUSEKEEPING, ask, client, names, repository
-from bridge.hub.files import leave_out_code, named_code, remove_foreign_code, wanted
-from bridge.hub.limits import ANSWER, PATIENCE, seconds_for
+from bridge.formats import kind
+from bridge.hub.client import HOUSEKEEPING, ask, client, repository
+from bridge.hub.files import few, leave_out_code, refuse_damage, remove_foreign_code, wanted
+from bridge.hub.limits import PATIENCE, seconds_for
 from bridge.storage.safetensors_reader import parse_json
-from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNSAFE, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import (
-    MANIFEST,
-    files_below,
-    whole_folder,
-    write_manifest,
-)
+from jaxmodels.errors import CORRUPT, NETWORK, Problem
+from jaxmodels.files import atomic_folder
+from jaxmodels.runtime.manifest import MANIFEST, write_manifest
 
 MAX_FILES = 10_000
-
-
-def push(
-    folder: str | Path,
-    to: str,
-    revision: str | None = None,
-    private: bool = False,
-    force: bool = False,
-) -> Report:
-    """Uploads a checkpoint as one commit, after which the repository is what the folder is.
-
-    What `pull` would not take (code that is not ours, for example) is left out.
-
-    Args:
-        folder: a model directory, or a folder of another known format; not a run.
-        to: "hf://owner/name"; made when there is none.
-        revision: the branch; made when there is none. Default: main.
-        private: a repository that is made now is private.
-        force: replace what the repository holds (its history keeps it).
-
-    Returns:
-        `repository`, `revision`, `commit`, `url`, `files`, `left_out` and `removed` (names),
-        `bytes`.
-
-    Raises:
-        Problem: (usage) it is a run; (corrupt) no known checkpoint; (unsafe) its configs name
-            code that is not ours; (verification failed) a digest is wrong; (exists) the
-            repository holds something; (network) the hub cannot be reached, or refuses.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    folder, name, hub = Path(folder), repository(to), client()
-    files, left_out = _checked(folder)
-    there = ask(to, "write", lambda: names(hub, name, revision, private))
-    if there and not force:
-        raise Problem(
-            "the repository holds files already",
-            where=f"{to}, {revision or 'main'}",
-            why=_few(there),
-            fix="give another name or --revision, or --force to replace them in one commit",
-            exit_code=EXISTS,
-        )
-    gone = sorted(set(there) - set(files))
-    size = sum((folder / file).stat().st_size for file in files)
-
-    def commit() -> Any:
-        with warnings.catch_warnings(action="ignore"):
-            return hub.create_commit(
-                name,
-                [
-                    *(CommitOperationAdd(file, folder / file) for file in files),
-                    *(CommitOperationDelete(file) for file in gone),
-                ],
-                commit_message=f"Upload by jaxmodels {jaxmodels.__version__}",
-                revision=revision,
-            )
-
-    done = ask(to, "write", commit, ANSWER, seconds_for(size))
-    return Report(
-        repository=name,
-        revision=revision or "main",
-        commit=done.oid,
-        url=f"{hub.endpoint}/{name}",
-        files=files,
-        left_out=left_out,
-        removed=gone,
-        bytes=size,
-    )
 
 
 def pull(
@@ -124,10 +51,8 @@ def pull(
             reached, or refuses.
         OSError: the disk has no room for it.
     """
-    from bridge.formats import kind
-
     folder, name, hub = Path(folder), repository(source), client()
-    with whole_folder(folder, force) as temporary:
+    with atomic_folder(folder, force) as temporary:
         info = ask(
             source,
             "read",
@@ -187,7 +112,7 @@ def _sizes(info: Any, source: str) -> dict[str, int]:
         raise Problem(
             "the hub's list of files cannot be used",
             where=source,
-            why=f"it states no size of {_few(map(str, odd))}" if odd else f"{len(rows):,} files",
+            why=f"it states no size of {few(map(str, odd))}" if odd else f"{len(rows):,} files",
             fix="see why; try again later if the hub is at fault",
             exit_code=NETWORK,
         )
@@ -203,7 +128,7 @@ def _fetch_wanted(
         raise Problem(
             "the repository holds no file of a known checkpoint",
             where=source,
-            why=f"it holds: {_few(sizes)}",
+            why=f"it holds: {few(sizes)}",
             fix="check the name and --revision",
             exit_code=CORRUPT,
         )
@@ -222,71 +147,20 @@ def _renew_manifest(folder: Path) -> None:
     write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files", "seal")})
 
 
-def _checked(folder: Path) -> tuple[list[str], list[str]]:
-    """The files of a folder that may be pushed (it is known, no run, and sound), and the others."""
-    from bridge.checks.verification import but_for_the_card, digest_problems
-    from bridge.formats import recognise
-    from bridge.formats.runs import is_run, is_step
-
-    if folder.is_file():
-        raise Problem(
-            "push takes a folder",
-            where=str(folder),
-            fix=f"jaxmodels convert {folder} DIR, and push DIR",
-            exit_code=USAGE,
-        )
-    recognise(folder)
-    if is_run(folder) or is_step(folder):
-        raise Problem(
-            "this is a training run, with optimiser and data, not a model to publish",
-            where=str(folder),
-            fix=f"jaxmodels convert {folder} DIR, and push DIR",
-            exit_code=USAGE,
-        )
-    found = but_for_the_card(digest_problems(folder))
-    _no_damage(found or [], str(folder), "convert or fetch it again")
-    names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
-    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    ours = code_of_ours(folder)
-    files = [name for name in wanted(names) if name in ours or name not in our_code()]
-    if named := named_code(folder, files):
-        raise Problem(
-            "the folder names code that is not jaxmodels'",
-            where=str(folder),
-            why=f"who loads it would run it: {_few(named)}",
-            fix=f"jaxmodels convert {folder} DIR, and push DIR",
-            exit_code=UNSAFE,
-        )
-    return files, [name for name in names if name not in files]
-
-
 def _check_digests(folder: Path, source: str, left_out: list[str]) -> bool | None:
     """True when all that was promised and taken is right; None without a manifest.
 
     A model card that its owner edited is right from here on.
     """
-    from bridge.checks.verification import but_for_the_card, digest_problems
-
     found = digest_problems(folder)
     if found is None:
         return None
     known = {f"{name} is missing" for name in left_out}
     wrong = [line for line in but_for_the_card(found) or [] if line not in known]
-    _no_damage(wrong, source, "pull again; if it stays so, tell the owner of the repository")
+    refuse_damage(wrong, source, "pull again; if it stays so, tell the owner of the repository")
     if found and not any(line in known for line in found):
         _renew_manifest(folder)
     return True
-
-
-def _no_damage(lines: list[str], where: str, fix: str) -> None:
-    if lines:
-        raise Problem(
-            "the files are not what their manifest promises",
-            where=where,
-            why=_few(lines, "\n"),
-            fix=fix,
-            exit_code=UNVERIFIED,
-        )
 
 
 def _promised(folder: Path) -> set[str]:
@@ -298,9 +172,3 @@ def _promised(folder: Path) -> set[str]:
 def _check_room(folder: Path, need: int) -> None:
     if shutil.disk_usage(folder).free < need:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
-
-
-def _few(lines: Any, between: str = ", ") -> str:
-    lines = sorted(lines)
-    more = [f"and {len(lines) - 8} more"] if len(lines) > 8 else []
-    return between.join([*lines[:8], *more]) or "nothing"

@@ -1,0 +1,119 @@
+"""push: a checkpoint to the Hugging Face hub, in one commit, after it was checked."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jaxmodels
+from bridge.checks.verification import but_for_the_card, digest_problems
+from bridge.core.report import Report
+from bridge.formats import recognise
+from bridge.formats.foreign import code_of_ours, our_code
+from bridge.formats.runs import is_run, is_step
+from bridge.hub.client import ask, client, names, repository
+from bridge.hub.files import few, named_code, refuse_damage, wanted
+from bridge.hub.limits import ANSWER, seconds_for
+from jaxmodels.errors import EXISTS, UNSAFE, USAGE, Problem
+from jaxmodels.files import files_below
+
+
+def push(
+    folder: str | Path,
+    to: str,
+    revision: str | None = None,
+    private: bool = False,
+    force: bool = False,
+) -> Report:
+    """Uploads a checkpoint as one commit, after which the repository is what the folder is.
+
+    What `pull` would not take (code that is not ours, for example) is left out.
+
+    Args:
+        folder: a model directory, or a folder of another known format; not a run.
+        to: "hf://owner/name"; made when there is none.
+        revision: the branch; made when there is none. Default: main.
+        private: a repository that is made now is private.
+        force: replace what the repository holds (its history keeps it).
+
+    Returns:
+        `repository`, `revision`, `commit`, `url`, `files`, `left_out` and `removed` (names),
+        `bytes`.
+
+    Raises:
+        Problem: (usage) it is a run; (corrupt) no known checkpoint; (unsafe) its configs name
+            code that is not ours; (verification failed) a digest is wrong; (exists) the
+            repository holds something; (network) the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    folder, name, hub = Path(folder), repository(to), client()
+    files, left_out = _checked(folder)
+    there = ask(to, "write", lambda: names(hub, name, revision, private))
+    if there and not force:
+        raise Problem(
+            "the repository holds files already",
+            where=f"{to}, {revision or 'main'}",
+            why=few(there),
+            fix="give another name or --revision, or --force to replace them in one commit",
+            exit_code=EXISTS,
+        )
+    gone = sorted(set(there) - set(files))
+    size = sum((folder / file).stat().st_size for file in files)
+
+    def commit() -> Any:
+        with warnings.catch_warnings(action="ignore"):
+            return hub.create_commit(
+                name,
+                [
+                    *(CommitOperationAdd(file, folder / file) for file in files),
+                    *(CommitOperationDelete(file) for file in gone),
+                ],
+                commit_message=f"Upload by jaxmodels {jaxmodels.__version__}",
+                revision=revision,
+            )
+
+    done = ask(to, "write", commit, ANSWER, seconds_for(size))
+    return Report(
+        repository=name,
+        revision=revision or "main",
+        commit=done.oid,
+        url=f"{hub.endpoint}/{name}",
+        files=files,
+        left_out=left_out,
+        removed=gone,
+        bytes=size,
+    )
+
+
+def _checked(folder: Path) -> tuple[list[str], list[str]]:
+    """The files of a folder that may be pushed (it is known, no run, and sound), and the others."""
+    if folder.is_file():
+        raise Problem(
+            "push takes a folder",
+            where=str(folder),
+            fix=f"jaxmodels convert {folder} DIR, and push DIR",
+            exit_code=USAGE,
+        )
+    recognise(folder)
+    if is_run(folder) or is_step(folder):
+        raise Problem(
+            "this is a training run, with optimiser and data, not a model to publish",
+            where=str(folder),
+            fix=f"jaxmodels convert {folder} DIR, and push DIR",
+            exit_code=USAGE,
+        )
+    found = but_for_the_card(digest_problems(folder))
+    refuse_damage(found or [], str(folder), "convert or fetch it again")
+    names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    ours = code_of_ours(folder)
+    files = [name for name in wanted(names) if name in ours or name not in our_code()]
+    if named := named_code(folder, files):
+        raise Problem(
+            "the folder names code that is not jaxmodels'",
+            where=str(folder),
+            why=f"who loads it would run it: {few(named)}",
+            fix=f"jaxmodels convert {folder} DIR, and push DIR",
+            exit_code=UNSAFE,
+        )
+    return files, [name for name in names if name not in files]
