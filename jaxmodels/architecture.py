@@ -13,6 +13,7 @@ where it is missing. Code reads an optional member through a view, which knows t
 `bridge/core/twins.py`.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -200,16 +201,39 @@ def members(*protocols: type) -> list[str]:
 
 
 def complaints(package: ModuleType) -> list[str]:
-    """What is missing or misspelt in an architecture's package: a sentence each.
+    """What is missing, misspelt or of another form in an architecture's package: a sentence each.
 
-    Nothing is imported: a lazy export counts where `__all__` names it.
+    A lazy export counts where `__all__` names it; it is not imported.
     """
     exports = exported(package)
     required = members(Package)
     if "PART_OF" not in exports:
         required += members(Trained)
     known = members(Package, Trained, OptionalPackage)
-    return problems(exports, required, known)
+    return problems(exports, required, known) or _config_problems(package)
+
+
+def _config_problems(package: Any) -> list[str]:
+    """What is wrong with Config, PRESETS and RECIPES."""
+    kind: Any = package.Config
+    params = getattr(kind, "__dataclass_params__", None)
+    if params is None or not params.frozen:
+        return ["Config is no frozen dataclass"]
+    missing = dataclasses.MISSING
+    wrong = [
+        f"Config.{field.name} has no default"
+        for field in dataclasses.fields(kind)
+        if field.default is missing and field.default_factory is missing
+    ]
+    wrong += [
+        f"PRESETS[{name!r}] is no Config"
+        for name, config in package.PRESETS.items()
+        if not isinstance(config, kind)
+    ]
+    recipes = getattr(package, "RECIPES", package.PRESETS)
+    if recipes.keys() != package.PRESETS.keys():
+        wrong.append("RECIPES and PRESETS do not have the same names")
+    return wrong
 
 
 def problems(exports: set[str], required: list[str], known: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from jaxmodels.architecture import Architecture, complaints
@@ -85,6 +86,13 @@ def register(name: str, package: str) -> None:
             fix="register it under another name",
             exit_code=USAGE,
         )
+    other = next((each for each in (*OURS, *ARCHS.registered) if ARCHS[each] == package), name)
+    if other != name:
+        raise Problem(
+            f"the package {package} is registered already, as {other}",
+            why="the package of a model's class says which architecture it is",
+            exit_code=USAGE,
+        )
     _opened(name, package)
     if name not in ARCHS:
         ARCHS.registered[name] = package
@@ -134,6 +142,9 @@ def _installed() -> dict[str, str]:
 
     found: dict[str, str] = {}
     for point in entry_points(group=GROUP):
+        # `python -m` looks for packages in the current folder, which may be a checkpoint's.
+        if point.dist is not None and Path(str(point.dist.locate_file(""))).resolve() == Path.cwd():
+            continue
         if point.name in OURS or found.get(point.name, point.value) != point.value:
             taken = OURS.get(point.name) or found[point.name]
             say(f"the installed package {point.value} is left out: {point.name} is {taken}")

@@ -95,16 +95,13 @@ pytestmark = pytest.mark.usefixtures("examples")
 
 @archs
 def test_exports(arch):
-    """All members that the interface requires are there, and none is misspelt."""
+    """All that the interface requires is there, and nothing is misspelt."""
     package, side = (import_module(x) for x in (jaxmodels.arch(arch).module, twin(arch).module))
     assert architecture.complaints(package) == []
     assert twins.complaints(side) == []
     for name in package.__all__:  # lazy exports can be loaded
         assert getattr(package, name) is not None
     assert "tiny" in package.PRESETS
-    assert all(isinstance(config, package.Config) for config in package.PRESETS.values())
-    if arch not in TOWERS:
-        assert set(package.PRESETS) == set(package.RECIPES)
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 import jaxmodels
+from bridge.core import twins
+from bridge.formats.raw import is_own
 from jaxmodels import __main__, architecture, registry
 from jaxmodels.architecture import ConfigView, ModelView, OptionalPackage
 from jaxmodels.errors import USAGE, Problem
@@ -80,6 +82,11 @@ def test_an_installed_package_is_found_by_the_command(package, capsys):
         ("import module_that_nobody_has", "module_that_nobody_has"),
         (PACKAGE.replace("SHARDING, ", ""), "SHARDING is missing"),
         (PACKAGE + "TEID = ()", "TEID is unknown: is TIED meant?"),
+        (
+            PACKAGE + "PRESETS = {'tiny': Config()}",
+            "RECIPES and PRESETS do not have the same names",
+        ),
+        (PACKAGE + "Config = int", "Config is no frozen dataclass"),
     ],
 )
 def test_a_package_that_cannot_be_used_is_refused_and_stands_in_nobodys_way(
@@ -104,11 +111,31 @@ def test_names_are_unique(package, capsys):
     name = package("outside4", entry="charlm")
     with pytest.raises(Problem, match=r"the architecture charlm is jaxmodels\.charlm"):
         registry.register("charlm", name)
+    registry.register("mine", name)
+    with pytest.raises(Problem, match="is registered already, as mine"):
+        registry.register("another", name)
     with pytest.raises(Problem, match="cannot name an architecture"):
         registry.register("char:lm", name)
     assert jaxmodels.arch("charlm").module == "jaxmodels.charlm"
-    assert [*jaxmodels.ARCHS] == [*registry.OURS]
+    assert [*jaxmodels.ARCHS] == [*registry.OURS, "mine"]
     assert "outside4 is left out: charlm is jaxmodels.charlm" in capsys.readouterr().err
+
+
+def test_a_folder_that_one_works_in_is_no_installed_package(package, fresh, tmp_path):
+    """It may be a checkpoint's: `python -m jaxmodels` would import what it names."""
+    package("outside6", entry="planted")
+    fresh.chdir(tmp_path)
+    assert "planted" not in jaxmodels.ARCHS
+
+
+def test_an_architecture_without_a_twin_stays_in_jax(package):
+    registry.register("mine", package("outside7"))
+    with pytest.raises(Problem, match="mine has no PyTorch side") as caught:
+        twins.twin("mine")
+    assert caught.value.exit_code == USAGE
+    assert "mine" not in dict(twins.twins())
+    assert not is_own({"model_type": "mine"})
+    assert is_own({"arch": "mine"})
 
 
 def test_a_model_of_no_registered_package_is_refused(fresh):
