@@ -74,7 +74,7 @@ def prepare(
     Raises:
         DataProblem: (usage) unknown spec or dtype; (corrupt) no text, not readable, or changed
             meanwhile; (mismatch) the vocabulary does not fit the dtype.
-        Problem: (exists) the folder exists.
+        Exists: the folder exists.
         OSError: the disk is full, say; nothing but the parts is left behind.
     """
     if dtype and dtype not in DTYPES:

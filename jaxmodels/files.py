@@ -19,6 +19,18 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
+class Exists(Problem):
+    """Something has the name of an output that is not to be replaced."""
+
+    def __init__(self, path: Path):
+        super().__init__(
+            "the output exists already",
+            where=str(path),
+            fix="give another path, or --force to replace it",
+            exit_code=EXISTS,
+        )
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a small file in one step: temporary name, fsync, rename."""
     with _temporary(path, Path.touch) as temporary:
@@ -47,7 +59,7 @@ def atomic_folder(path: Path, force: bool = False) -> Iterator[Path]:
         force: replace what is there once the new folder is complete.
 
     Raises:
-        Problem: (exists) something is there, before or after the block, and `force` is off.
+        Exists: something is there, before or after the block, and `force` is off.
     """
     make_folder(path.parent)
     with _temporary(path, Path.mkdir) as temporary:
@@ -75,9 +87,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises Problem (exists) if something is there."""
+    """Raises Exists if something is there."""
     if os.path.lexists(path):
-        raise _exists(path)
+        raise Exists(path)
 
 
 def make_folder(path: Path) -> None:
@@ -170,7 +182,7 @@ def _take_name(new: Path, path: Path, force: bool) -> None:
         if not os.path.lexists(path):
             raise
         if not force:
-            raise _exists(path) from None
+            raise Exists(path) from None
         if not _exchange(new, path):
             _replace(new, path)
 
@@ -193,12 +205,3 @@ def _exchange(a: Path, b: Path) -> bool:
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     names = _AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b)
     return rename is not None and rename(*names, _RENAME_EXCHANGE) == 0
-
-
-def _exists(path: Path) -> Problem:
-    return Problem(
-        "the output exists already",
-        where=str(path),
-        fix="give another path, or --force to replace it",
-        exit_code=EXISTS,
-    )

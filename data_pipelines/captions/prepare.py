@@ -58,7 +58,7 @@ def prepare_images(
 
     Raises:
         DataProblem: (usage) unknown spec; (corrupt) nothing can be read.
-        Problem: (exists) the folder exists.
+        Exists: the folder exists.
         OSError: the disk is full, say; nothing is left behind.
     """
     folder, side = Path(os.path.abspath(folder)), side_of(spec, side)
