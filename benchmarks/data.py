@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
-from data_pipelines.captions.captioned import Captioned, Drawn
+from data_pipelines.captions.caption_dataset import CaptionDataset, ShuffledCaptions
 from data_pipelines.cores import cores
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.gpt2.vocabulary import ranks
@@ -27,7 +27,7 @@ from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare
 from data_pipelines.reports import plain_sampling
 from data_pipelines.sources import open_text
-from data_pipelines.streams import open_bin
+from data_pipelines.token_files import open_bin
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem, within
 
@@ -241,12 +241,15 @@ def _images(options: Data, folder: Path) -> list[tuple[str, str, list[Contestant
     data = open_data(
         "shapes", folder=folder / "shapes", context=32, batch=options.batch, valid_fraction=0.05
     )
-    assert isinstance(data, Captioned)
-    drawn, position = Drawn(data, np.arange(len(data.texts)), None), iter(range(1 << 62))
+    assert isinstance(data, CaptionDataset)
+    shuffled, position = (
+        ShuffledCaptions(data, np.arange(len(data.texts)), None),
+        iter(range(1 << 62)),
+    )
     times, loader = max(1, options.images // options.batch), data.train()
     makers: dict[str, Callable[[], Any]] = {
         OURS: lambda: next(loader),
-        f"{OURS}, one thread": lambda: drawn[next(position)],
+        f"{OURS}, one thread": lambda: shuffled[next(position)],
     }
     much = (times, options.batch)
     contestants = [

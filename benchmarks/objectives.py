@@ -19,7 +19,8 @@ import numpy as np
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, counts, save
 from data_pipelines.cores import cores
-from data_pipelines.pipelines import Data, open_data
+from data_pipelines.pipelines import open_data
+from data_pipelines.token_dataset import TokenDataset
 from jaxmodels.cli import parse, say
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.runtime.evaluate import evaluate, loss_function
@@ -53,7 +54,7 @@ class Objectives:
 class Trainee:
     """One objective, trained by turns."""
 
-    def __init__(self, options: Objectives, objective: str, data: Data):
+    def __init__(self, options: Objectives, objective: str, data: TokenDataset):
         arch, name, config = jaxmodels.preset(options.preset)
         self.package = jaxmodels.arch(arch)
         self.config = replace(config, vocab=data.vocab_size, objective=objective)
@@ -80,7 +81,7 @@ class Trainee:
             self.steps += 1
         self.seconds += spent
 
-    def measured(self, windows: np.ndarray, data: Data) -> dict[str, float | int]:
+    def measured(self, windows: np.ndarray, data: TokenDataset) -> dict[str, float | int]:
         """Bits per character: of the characters after the windows, and by the objective's loss."""
 
         @jax.jit
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         data = open_data(
             "pydoc", folder=Path(folder) / "data", context=config.context, batch=recipe.batch
         )
-        assert isinstance(data, Data)
+        assert isinstance(data, TokenDataset)
         trainees = {o: Trainee(options, o, data) for o in ("next_char", "dense")}
         while min(t.seconds for t in trainees.values()) < options.seconds:
             for trainee in trainees.values():
@@ -135,7 +136,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     return records
 
 
-def _windows(data: Data, context: int) -> np.ndarray:
+def _windows(data: TokenDataset, context: int) -> np.ndarray:
     """Windows [n, context + 1] from all over the held-out text, which both are measured on."""
     rows = np.concatenate([batch["tokens"] for batch in data.valid(None)])
     text = rows[:, :-1].reshape(-1)

@@ -71,11 +71,11 @@ def prepare_(
         force: replace the prepared folder that is there.
         json: print the manifest as one JSON object.
     """
-    from data_pipelines.captions.opening import captioned
+    from data_pipelines.captions.opening import has_captions
     from data_pipelines.prepare import prepare
     from data_pipelines.tokenizers import CHARS, open_tokenizer
 
-    if captioned(spec):
+    if has_captions(spec):
         given = (tokenizer, min_freq, dtype) != (CHARS, 1, "auto")
         return _prepare_images(spec, folder, side, given, force, json)
     chosen = None if tokenizer == CHARS else open_tokenizer(tokenizer)
@@ -100,8 +100,8 @@ def prepare_(
 def _prepare_images(
     spec: str, folder: Path, side: int | None, given: bool, force: bool, json: bool
 ) -> int:
-    from data_pipelines.captions.gallery import notes_of
     from data_pipelines.captions.prepare import prepare_images
+    from data_pipelines.captions.prepared import notes_of
     from data_pipelines.errors import USAGE, DataProblem
 
     if given:
@@ -144,13 +144,13 @@ def inspect_(
         json: print one JSON object.
     """
     from data_pipelines import reports
-    from data_pipelines.captions.opening import captioned
+    from data_pipelines.captions.opening import has_captions
     from data_pipelines.prepare import MANIFEST
 
     if (Path(what) / MANIFEST).is_file():
         what = f"bin:{what}"
     with ProgressBar() as progress:
-        if captioned(what):
+        if has_captions(what):
             from data_pipelines.captions.reports import of_images
 
             return _show(of_images(what, tokenizer, valid_fraction, progress), json)
@@ -182,10 +182,10 @@ def bench_(
         json: print one JSON object.
     """
     from data_pipelines import reports
-    from data_pipelines.captions.opening import captioned
+    from data_pipelines.captions.opening import has_captions
 
     spec = f"bin:{what}" if Path(what).exists() else what
-    if captioned(spec):
+    if has_captions(spec):
         from data_pipelines.captions.reports import time_images
 
         found = time_images(spec, tokenizer, context, batch)

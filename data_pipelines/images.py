@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.file_search import path_of
 from data_pipelines.limits import MAX_IMAGE
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

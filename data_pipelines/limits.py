@@ -24,13 +24,13 @@ MAX_MANIFEST = 1 << 28
 MAX_CAPTIONS = 1 << 29
 """Bytes of a file of captions that somebody else wrote; COCO's has 92 million."""
 
-MAX_GALLERY = 1 << 32
+MAX_PREPARED = 1 << 32
 """Bytes of captions.jsonl, which `data prepare` writes."""
 
 MAX_IMAGE = 1 << 29
 """Bytes of an image file: the most pixels that are read, uncompressed, with 8 bytes each."""
 
-WHOLE_FILE = 1 << 35
+MAX_FULL_SCAN = 1 << 35
 """Bytes of a token file that is read through when it is opened; of a larger one, samples are."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.finding import find, split_name
+from data_pipelines.file_search import find, split_name
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import FREE_OF_RATIO, MAX_PAGE, MAX_RATIO, max_document, too_long
 from data_pipelines.parquet_pages import Chunk, chunks_of, largest_page

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataProblem
+from data_pipelines.file_search import find, refuse_holes, split_name
 from data_pipelines.files import naming
-from data_pipelines.finding import find, refuse_holes, split_name
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import max_document, too_long
 from data_pipelines.reading import CHUNK, Part, Progress, Source

@@ -15,14 +15,14 @@ from data_pipelines.characters import CharTokenizer
 from data_pipelines.cores import cores
 from data_pipelines.encoding import encode
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.file_search import path_of
 from data_pipelines.loader import Windows, batches
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import read_manifest
 from data_pipelines.reading import Progress, Reading, Source
 from data_pipelines.sources import fingerprint, open_text
-from data_pipelines.streaming import Streamed, open_streamed
-from data_pipelines.streams import open_bin
+from data_pipelines.streamed_dataset import StreamedDataset, open_streamed
+from data_pipelines.token_files import open_bin
 from data_pipelines.tokenizers import CHARS, Tokenizer, open_tokenizer
 
 _EXCERPT = 200  # characters
@@ -33,7 +33,7 @@ _TEXT = 1 << 20  # characters that are tokenised in a round
 def of_tokens(spec: str, progress: Progress | None = None) -> dict[str, Any]:
     """A report, JSON-able, on a prepared folder or a raw token file (`bin:PATH`)."""
     folder = path_of(spec.removeprefix("bin:"))
-    stream = open_bin(spec, progress=progress, whole=folder.is_dir())  # a folder is checked
+    stream = open_bin(spec, progress=progress, full_scan=folder.is_dir())
     report: dict[str, Any] = {"spec": spec, "dtype": stream.tokens.dtype.name}
     excerpt = stream.tokens[:20].tolist()
     if stream.tokenizer:
@@ -63,7 +63,8 @@ def of_text(spec: str, name: str, progress: Progress | None = None) -> dict[str,
     excerpt = "".join(islice(source.chunks(_EXCERPT), 4))[:_EXCERPT]
     report = {"spec": spec, "source": fingerprint(source, progress), "excerpt": excerpt}
     if "dataset" in source.records:
-        data = open_streamed(source, tokenizer, 1, 1, 0, 0.0, progress=progress)
+        sizes: dict[str, Any] = {"context": 1, "batch": 1, "seed": 0, "valid_fraction": 0.0}
+        data = open_streamed(source, tokenizer, progress=progress, **sizes)
         estimated = {"tokens": data.train_tokens, "tokens_are_estimated": True}
         documents = source.records["examples"]
         return report | {"documents": documents, "vocab_size": data.vocab_size} | estimated
@@ -107,7 +108,7 @@ def time_text(spec: str, name: str, context: int, batch: int) -> dict[str, float
     sizes: dict[str, Any] = {"context": context, "batch": batch, "valid_fraction": 0.0}
     if "dataset" in source.records:
         data = open_data(spec, folder="", tokenizer=tokenizer, **sizes)
-        assert isinstance(data, Streamed)
+        assert isinstance(data, StreamedDataset)
         with closing(data.train()) as loader:
             makers = {"streamed": lambda: next(loader)}
             found |= rates(makers, batch * (context + 1), max(1, _BATCHES // 20))

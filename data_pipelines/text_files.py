@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from data_pipelines.errors import DataProblem
+from data_pipelines.file_search import find, refuse_holes
 from data_pipelines.files import naming
-from data_pipelines.finding import find, refuse_holes
 from data_pipelines.reading import Part, Source
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.file_search import path_of
 from data_pipelines.ids import without_surrogates
 from data_pipelines.reading import Part, Source
 

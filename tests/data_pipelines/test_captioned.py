@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import data_pipelines
 from data_pipelines.captions import shapes_dataset
-from data_pipelines.captions.gallery import read_gallery, read_rows
 from data_pipelines.captions.prepare import prepare_images
+from data_pipelines.captions.prepared import read_captions_manifest, read_rows
 from data_pipelines.captions.shapes import captions, draw, scene
 from data_pipelines.captions.source import shapes_side
-from data_pipelines.captions.tokens import encoded, padded
+from data_pipelines.captions.tokens import encode_caption, pad
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
@@ -55,7 +55,7 @@ def number(row):
 
 
 def test_what_is_written(folder):
-    manifest = read_gallery(folder)
+    manifest = read_captions_manifest(folder)
     rows = read_rows(folder, manifest)
     assert manifest["images"] == {"train": TRAIN, "valid": HELD_OUT}
     assert manifest["captions"] == 5 * len(rows) == 5 * (TRAIN + HELD_OUT)
@@ -77,7 +77,7 @@ def test_drawn_twice_it_is_the_same(folder, tmp_path):
 
 def test_a_training_batch(folder):
     data = opened(folder)
-    rows = read_rows(folder, read_gallery(folder))
+    rows = read_rows(folder, read_captions_manifest(folder))
     batch = next(data.train())
     kinds = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
     assert kinds == {
@@ -161,7 +161,7 @@ def test_validation_is_always_the_same(folder):
     again = opened(folder, seed=99).valid()
     for one, two in zip(batches, again, strict=True):
         assert all(np.array_equal(one[name], two[name]) for name in one)
-    rows = read_rows(folder, read_gallery(folder))
+    rows = read_rows(folder, read_captions_manifest(folder))
     for place, tokens, mask in [
         (i, t, m)
         for batch in batches
@@ -179,7 +179,9 @@ def test_retrieval_takes_all_held_out_images_with_all_their_captions(folder):
     images, said = data.retrieval()
     assert [len(batch) for batch in images] == [8, 8, 5]
     assert len(said) == HELD_OUT
-    rows = [row for row in read_rows(folder, read_gallery(folder)) if row.split == "valid"]
+    rows = [
+        row for row in read_rows(folder, read_captions_manifest(folder)) if row.split == "valid"
+    ]
     for image, texts, row in zip(np.concatenate(list(images)), said, rows, strict=True):
         assert texts == list(row.captions)
         assert np.array_equal(image, draw(scene(number(row), True), 28))
@@ -201,7 +203,7 @@ def test_tokenisers(folder, tokenizer, size):
     data = opened(folder, tokenizer=tokenizer, context=90)
     assert data.vocab_size == data.vocab_needed == (size or data.tokenizer.vocab_size)
     assert data.notes == []
-    rows = read_rows(folder, read_gallery(folder))
+    rows = read_rows(folder, read_captions_manifest(folder))
     batch = next(data.train())
     end = "\n\n" if tokenizer == "chars" else "<|endoftext|>"
     for tokens, mask, place in zip(batch["tokens"], batch["mask"], batch["image_id"], strict=True):
@@ -238,8 +240,8 @@ def test_longer_captions_are_cut_and_counted(folder):
 )
 def test_rows_of_tokens(said, context):
     tokenizer = GPT2Tokenizer()
-    ids = [encoded(caption, tokenizer) for caption in said]
-    tokens, mask = padded(ids, context, tokenizer)
+    ids = [encode_caption(caption, tokenizer) for caption in said]
+    tokens, mask = pad(ids, context, tokenizer)
     assert tokens.shape == mask.shape == (len(said), context)
     for row, kept, caption in zip(tokens, mask, ids, strict=True):
         assert row[kept == 1].tolist() == caption[:context].tolist()
@@ -251,7 +253,7 @@ def test_what_fills_a_row():
     words, chars = build_words(["a b"]), CharTokenizer.build(["a\n"])
     bare = CharTokenizer(("a", "\n"), specials=())
     for tokenizer, filler in ((words, 0), (chars, 0), (bare, 0), (GPT2Tokenizer(), 50256)):
-        tokens, mask = padded([encoded("a", tokenizer)], 5, tokenizer)
+        tokens, mask = pad([encode_caption("a", tokenizer)], 5, tokenizer)
         assert set(tokens[mask == 0].tolist()) == {filler}
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipelines.captions.examples import open_examples
-from data_pipelines.captions.gallery import read_gallery, read_rows
+from data_pipelines.captions.prepared import read_captions_manifest, read_rows
 from data_pipelines.errors import DataProblem
 from data_pipelines.pipelines import open_data
 from tests.data_pipelines.captioned_on_disk import picture
@@ -52,7 +52,7 @@ def opened(where, spec=None, **changes):
 def told(folder):
     """Name → captions, of what was prepared."""
     data = folder.parent / "data"
-    return {row.name: row.captions for row in read_rows(data, read_gallery(data))}
+    return {row.name: row.captions for row in read_rows(data, read_captions_manifest(data))}
 
 
 def test_csv_and_json_tell_the_same(folder, tmp_path):
@@ -65,7 +65,7 @@ def test_csv_and_json_tell_the_same(folder, tmp_path):
     write_json(folder, [(7, "a.png"), (3, "more/c.png")], annotations)
     opened(folder, folder=tmp_path / "json")
     data = tmp_path / "json"
-    assert {r.name: r.captions for r in read_rows(data, read_gallery(data))} == by_csv
+    assert {r.name: r.captions for r in read_rows(data, read_captions_manifest(data))} == by_csv
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)

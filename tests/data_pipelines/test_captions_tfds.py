@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines.captions.examples import is_captioned
+from data_pipelines.captions.examples import is_caption_source
 from data_pipelines.captions.shapes_dataset import Shapes
 from data_pipelines.errors import DataProblem
 from data_pipelines.pipelines import open_data
@@ -129,12 +129,12 @@ def test_a_fault_that_shows_only_when_decoded_names_the_image(tmp_path, monkeypa
 
 
 def test_a_dataset_of_text_is_not_taken_for_images():
-    assert is_captioned("tfds:coco_captions")
-    assert is_captioned("tfds:flickr:test")
+    assert is_caption_source("tfds:coco_captions")
+    assert is_caption_source("tfds:flickr:test")
     for spec in ("pydoc", "text:x", "wikipedia", "bin:x", "c4", "tfds:x#title"):
-        assert not is_captioned(spec)
+        assert not is_caption_source(spec)
     with pytest.raises(DataProblem, match="not on this disk"):
-        is_captioned("tfds:nothing")
+        is_caption_source("tfds:nothing")
 
 
 def test_what_was_prepared_outlives_the_dataset(tmp_path, monkeypatch):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import images, limits, streams
+from data_pipelines import images, limits, token_files
 from data_pipelines.captions.examples import open_examples
-from data_pipelines.captions.gallery import read_gallery, read_rows
+from data_pipelines.captions.prepared import read_captions_manifest, read_rows
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.images import decode_image, read_image
@@ -161,7 +161,7 @@ def test_a_gallerys_files_of_other_sizes_and_kinds(gallery, tmp_path, name, what
     else:
         sparse(tmp_path / name, 1 << 40)
     with pytest.raises(DataProblem, match="not an intact folder"):
-        read_rows(tmp_path, read_gallery(tmp_path))
+        read_rows(tmp_path, read_captions_manifest(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +224,9 @@ def test_tokens_of_a_terabyte_are_opened_at_once(tmp_path):
 
 @pytest.fixture
 def small_limit(monkeypatch):
-    monkeypatch.setattr(streams, "WHOLE_FILE", 1 << 10)
-    monkeypatch.setattr(streams, "_SAMPLES", 4)
-    monkeypatch.setattr(streams, "_SAMPLE", 10)
+    monkeypatch.setattr(token_files, "MAX_FULL_SCAN", 1 << 10)
+    monkeypatch.setattr(token_files, "_SAMPLES", 4)
+    monkeypatch.setattr(token_files, "_SAMPLE", 10)
 
 
 def test_a_token_that_no_sample_showed_is_refused_in_its_batch(tmp_path, small_limit):
@@ -246,7 +246,7 @@ def test_what_a_sample_tells_apart_and_what_an_earlier_version_stored(tmp_path, 
     path.write_bytes(tokens.tobytes())
     sizes = {"folder": "", "context": 8, "batch": 2}
     before = open_data(f"bin:{path}", **sizes).identity
-    monkeypatch.setattr(streams, "WHOLE_FILE", 1 << 10)
+    monkeypatch.setattr(token_files, "MAX_FULL_SCAN", 1 << 10)
     data = open_data(f"bin:{path}", **sizes)
     assert "tokens_sha256" in before
     assert "tokens_sha256" not in data.identity
@@ -265,7 +265,7 @@ def test_a_large_folder_is_believed_and_inspected_whole(tokens, tmp_path, monkey
     shutil.copytree(tokens, tmp_path / "data")
     changed = tmp_path / "data" / "tokens.bin"
     changed.write_bytes(b"\x03" + changed.read_bytes()[1:])
-    monkeypatch.setattr(streams, "WHOLE_FILE", 10)
+    monkeypatch.setattr(token_files, "MAX_FULL_SCAN", 10)
     spec = f"bin:{tmp_path}/data"
     assert "data inspect" in open_data(spec, folder="", context=4, batch=2).notes[0]
     with pytest.raises(DataProblem, match="not an intact"):

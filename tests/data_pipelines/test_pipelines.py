@@ -157,7 +157,7 @@ def test_two_processes_may_prepare_at_once(folder, monkeypatch):
         prepare(spec, where, *rest, **options)
         return prepare(spec, where, *rest, **options)
 
-    monkeypatch.setattr("data_pipelines.streams.prepare", too_late)
+    monkeypatch.setattr("data_pipelines.token_files.prepare", too_late)
     assert opened(folder).train_tokens
     assert sorted(os.listdir(folder)) == ["texts", "tokens"]
 

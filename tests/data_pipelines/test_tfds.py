@@ -18,7 +18,7 @@ from data_pipelines.loader import Validation
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare
 from data_pipelines.sources import open_text
-from data_pipelines.streaming import Streamed
+from data_pipelines.streamed_dataset import StreamedDataset
 
 ROOT = Path(data_pipelines.__file__).parents[1]
 GPT2 = GPT2Tokenizer()
@@ -128,7 +128,7 @@ def unpacked(data, batches):
 
 def test_an_epoch_takes_each_document_once():
     data = open_data("wikipedia", valid_fraction=0.2, **SIZES)
-    assert isinstance(data, Streamed)
+    assert isinstance(data, StreamedDataset)
     expected = sorted(text for text in all_texts()[:48] if text)
     found = unpacked(data, 100)
     assert sorted(found[: len(expected)]) == expected

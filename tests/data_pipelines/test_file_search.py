@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import DataProblem
+from data_pipelines.file_search import find, split_name
 from data_pipelines.files import naming
-from data_pipelines.finding import find, split_name
 from data_pipelines.sources import open_text
 from tests.data_pipelines.test_records import documents
 
