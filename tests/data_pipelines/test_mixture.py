@@ -262,7 +262,7 @@ def test_raw_token_files(root, tmp_path):
         (tmp_path / name).write_bytes(np.arange(first, first + 50, dtype="<u2").tobytes())
     data = opened(f"mix:1*bin:{tmp_path}/a,1*bin:{tmp_path}/b", tmp_path / "data")
     assert (data.tokenizer, data.vocab_needed) == (None, 100)
-    with pytest.raises(DataProblem, match="not known what the tokens"):
+    with pytest.raises(DataProblem, match="vocabulary of a raw token file is unknown"):
         opened(f"mix:1*bin:{tmp_path}/a,1*text:{root}/low.txt", tmp_path / "data2")
 
 
