@@ -1,4 +1,4 @@
-"""What all tokenisers check."""
+"""Checks that all tokenisers share."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from data_pipelines.errors import MISMATCH, DataProblem
 
 
 def checked_ids(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """Ids as int64 [n], whatever sequence or array they came in.
+    """Ids as int64 [n], from any sequence or array.
 
     Raises:
         DataProblem: (mismatch) an id is not in a vocabulary of `size`.

@@ -315,7 +315,7 @@ def test_an_interrupted_drawing_leaves_nothing(few, tmp_path):
         ("shapes", {"side": 30}, "cannot be 30 pixels wide"),
         ("shapes:30", {}, "cannot be 30 pixels wide"),
         ("shapes", {"side": 0}, "cannot be 0 pixels wide"),
-        ("shapes", {"segments": True}, "no segments"),
+        ("shapes", {"segments": True}, "have no segments"),
         ("shapes", {"tokenizer": "word"}, "unknown tokeniser: 'word'"),
         ("pydoc", {"tokenizer": "words"}, "for captions only"),
         ("shape", {"tokenizer": "chars"}, "unknown data: 'shape'.*did you mean shapes"),

@@ -59,7 +59,7 @@ def test_links_in_circles_end_and_no_folder_is_read_twice(tmp_path):
 def test_a_link_to_nothing_is_named(tmp_path, name, suffix):
     write(tmp_path / "a.txt")
     (tmp_path / name).symlink_to(tmp_path / "missing")
-    with pytest.raises(DataProblem, match="leads to nothing") as caught:
+    with pytest.raises(DataProblem, match="link is broken") as caught:
         open_text(f"text:{tmp_path}{suffix}")
     assert caught.value.where == str(tmp_path / name)
     assert "missing is not there" in caught.value.why

@@ -53,7 +53,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder, kind, name):
         write_json(folder, [(1, "a.png"), (2, name)], [(1, "one"), (2, "two")])
     else:
         write_csv(folder, [("a.png", "one"), (name, "two")])
-    with pytest.raises(DataProblem, match="leads outside of the folder") as caught:
+    with pytest.raises(DataProblem, match="leads out of the folder") as caught:
         opened(folder)
     assert caught.value.exit_code == 4
     assert repr(name) in caught.value.where
@@ -219,7 +219,7 @@ def test_tokens_of_a_terabyte_are_opened_at_once(tmp_path):
     assert time.monotonic() - began < 20  # samples of 64 MB; the whole takes half an hour
     assert len(data.tokens) == 1 << 39
     assert next(data.train())["tokens"].shape == (2, 9)
-    assert "not read through" in " ".join(data.notes)
+    assert "not all read before training" in " ".join(data.notes)
 
 
 @pytest.fixture

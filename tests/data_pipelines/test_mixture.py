@@ -131,7 +131,7 @@ def test_a_source_that_is_unknown_or_too_short_is_named(tmp_path, root):
 
 def test_other_verbs_say_what_a_mixture_is_for():
     assert not has_captions("mix:1*pydoc,1*pydoc")
-    with pytest.raises(DataProblem, match="made of its sources while one trains"):
+    with pytest.raises(DataProblem, match="mixture can only be trained on"):
         open_text("mix:1*pydoc,1*pydoc")
 
 

@@ -125,7 +125,7 @@ def test_a_text_that_is_gone_leaves_the_prepared_tokens(folder):
     shutil.rmtree(folder / "texts")
     data = opened(folder)
     assert len(data.notes) == 1
-    assert "is gone; going on with the tokens" in data.notes[0]
+    assert "is gone; using the tokens" in data.notes[0]
     assert data.identity == first.identity
     with pytest.raises(DataProblem, match="there is no text"):
         opened(folder, spec=f"text:{folder / 'never'}")
