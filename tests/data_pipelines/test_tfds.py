@@ -249,7 +249,7 @@ def test_a_tokenizer_of_the_user_without_an_end(tmp_path):
     sizes = SIZES | {"tokenizer": str(tmp_path), "context": 8}
     batch = next(open_data("wikipedia", **sizes).train())["tokens"]
     assert set(np.unique(batch)) == {0, 1, 2}
-    with pytest.raises(DataProblem, match="do not mark where a document ends"):
+    with pytest.raises(DataProblem, match="marks where a document ends"):
         open_data("wikipedia", segments=True, **sizes)
 
 
