@@ -101,7 +101,7 @@ def test_a_text_that_it_cannot_write_is_an_error(tmp_path, capsys):
     data["model"]["unk_token"] = "lost"  # in no vocabulary
     tokenizer = SubwordTokenizer.from_json(data)
     assert len(tokenizer.encode("hello world")) == 2
-    with pytest.raises(DataProblem, match="cannot write this text") as caught:
+    with pytest.raises(DataProblem, match="cannot encode this text") as caught:
         tokenizer.encode("hello moon")
     assert caught.value.exit_code == MISMATCH
     for ask in (tokenizer.encode, tokenizer.unknown):
