@@ -50,7 +50,7 @@ def targets(arch: str, config: Any, tokens: Any) -> Any:
     return package.targets(outline(package, config), tokens)
 
 
-def counted(wanted: Mapping[str, Any]) -> dict[str, int]:
+def units_per_step(wanted: Mapping[str, Any]) -> dict[str, int]:
     """What a step gets through: tokens, and images where there are any."""
     rows, length = wanted["tokens"].shape
     if "images" in wanted:

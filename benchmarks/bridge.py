@@ -25,7 +25,7 @@ from benchmarks.harness import (
     Contestant,
     Run,
     Timing,
-    counts,
+    check_positive,
     race,
     save,
     table,
@@ -56,7 +56,7 @@ class Conversion:
     """Folder for the files, twice as large as the weights and more; a temporary one by default."""
 
     def __post_init__(self) -> None:
-        counts(self, "rounds")
+        check_positive(self, "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

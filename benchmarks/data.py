@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
+from benchmarks.harness import (
+    RESULTS,
+    Call,
+    Contestant,
+    Run,
+    Timing,
+    check_positive,
+    race,
+    save,
+    table,
+)
 from data_pipelines.captions.caption_dataset import CaptionDataset, ShuffledCaptions
 from data_pipelines.cores import cores
 from data_pipelines.gpt2 import GPT2Tokenizer
@@ -60,7 +70,7 @@ class Data:
     """Folder whose data.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "context", "batch", "times", "megabytes", "rounds")
+        check_positive(self, "context", "batch", "times", "megabytes", "rounds")
         within("--images", self.images, 0)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.harness import Call, Contestant, race
-from benchmarks.peers import finished, torch_device
+from benchmarks.peers import synchronize, torch_device
 from data_pipelines.cores import cores
 from jaxmodels.runtime.planning.flops import Product
 
@@ -60,6 +60,6 @@ def _torch_matmul(product: Product, dtype: str, device: str) -> Call:
     def call(index: int) -> None:
         for _ in range(times):
             left @ right
-        finished(device)
+        synchronize(device)
 
     return call

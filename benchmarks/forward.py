@@ -21,9 +21,9 @@ from benchmarks.harness import (
     Contestant,
     Run,
     Timing,
-    apart,
-    counts,
+    check_positive,
     race,
+    relative_errors,
     save,
     table,
 )
@@ -41,7 +41,7 @@ RUNS = (
 QUICK = (("--preset", "dinov2:tiny", "--side", "56", "--rounds", "3", "--no-compile"),)
 
 # The outputs of both sides at most so far apart, over their largest: rounding, no other numbers.
-APART = {"float32": 1e-3, "bfloat16": 0.1}
+MAX_ERROR = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Forward:
     """Folder whose forward.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch", "side", "rounds")
+        check_positive(self, "batch", "side", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     run = Run("forward", settings)
     say(f"{options.preset}, {options.batch} images of {options.side} × {options.side}")
     timings = race(contestants, options.rounds, isolated=options.isolated)
-    differences = apart(timings, APART[options.dtype], "features")
+    differences = relative_errors(timings, MAX_ERROR[options.dtype], "features")
 
     def extra(timing: Timing) -> dict[str, Any]:
         return {

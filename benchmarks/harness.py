@@ -25,12 +25,12 @@ __all__ = [
     "Contestant",
     "Run",
     "Timing",
-    "apart",
-    "counts",
+    "check_positive",
     "identity",
     "race",
     "ratio",
     "read",
+    "relative_errors",
     "save",
     "table",
 ]
@@ -100,7 +100,7 @@ def ratio(timing: Timing, peer: Timing) -> float:
     return median(theirs / ours for ours, theirs in pairs)
 
 
-def apart(timings: Sequence[Timing], most: float, what: str) -> dict[str, float]:
+def relative_errors(timings: Sequence[Timing], most: float, what: str) -> dict[str, float]:
     """Contestant → how far its first value is from that of the first one, over its largest number.
 
     Args:
@@ -122,7 +122,7 @@ def apart(timings: Sequence[Timing], most: float, what: str) -> dict[str, float]
     return found
 
 
-def counts(options: Any, *names: str) -> None:
+def check_positive(options: Any, *names: str) -> None:
     """Refuses options that count nothing: each number must be at least 1.
 
     Raises:

@@ -39,7 +39,7 @@ def torch_device() -> str | None:
     return None
 
 
-def finished(device: str) -> None:
+def synchronize(device: str) -> None:
     """Waits until what PyTorch was told to do is done."""
     if device == "cuda":
         import torch

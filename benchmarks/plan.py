@@ -14,7 +14,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Absent, Run, counts, save
+from benchmarks.harness import RESULTS, Absent, Run, check_positive, save
 from jaxmodels.cli import parse, say
 from jaxmodels.runtime.planning import tpu
 from jaxmodels.runtime.planning.chips import GIB, topology
@@ -48,7 +48,7 @@ class PlanCase:
     """Folder whose plan.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch")
+        check_positive(self, "batch")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -93,11 +93,11 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     seconds = found["roofline_step_seconds"]
     record = run.record(case, "jaxmodels", "ms at least", 1e3 * seconds, **found)
     say(f"added to {save([record], options.out)}")
-    print(told(record), flush=True)
+    print(summary_line(record), flush=True)
     return [record]
 
 
-def told(record: dict[str, Any]) -> str:
+def summary_line(record: dict[str, Any]) -> str:
     """A line about a record."""
     needed, limit = (record[f"hbm_{name}_bytes"] / GIB for name in ("per_device", "limit"))
     if not record["fits"]:

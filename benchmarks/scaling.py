@@ -18,7 +18,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, counts, save
+from benchmarks.harness import RESULTS, Run, check_positive, save
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
@@ -56,7 +56,7 @@ class Scaling:
     """Folder whose scaling.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch")
+        check_positive(self, "batch")
         if self.devices[:1] != (1,):
             raise Problem("--devices must begin with 1", exit_code=USAGE)
         for count in self.devices:
@@ -87,7 +87,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
                 record["efficiency"] = first / (times * record["median"])
     say(f"added to {save(records, options.out)}")
     print(
-        f"\n### {options.preset} on {options.chip}, by the roofline\n{shown(records)}", flush=True
+        f"\n### {options.preset} on {options.chip}, by the roofline\n{markdown_table(records)}",
+        flush=True,
     )
     return records
 
@@ -133,7 +134,7 @@ def _record(
     )
 
 
-def shown(records: list[dict[str, Any]]) -> str:
+def markdown_table(records: list[dict[str, Any]]) -> str:
     """The records as a Markdown table."""
     head = (
         "| scaling | devices | sequences | ms at least | bound | efficiency | sent | collectives |"

@@ -19,8 +19,8 @@ import numpy as np
 
 import jaxmodels
 from benchmarks import flops
-from benchmarks.batches import BATCHES, counted, shapes
-from benchmarks.harness import RESULTS, Contestant, Run, Timing, counts, race, save, table
+from benchmarks.batches import BATCHES, shapes, units_per_step
+from benchmarks.harness import RESULTS, Contestant, Run, Timing, check_positive, race, save, table
 from benchmarks.peers import check_seed, torch_device
 from benchmarks.trainers import jax_step, seed_step, torch_step
 from data_pipelines.cores import cores
@@ -79,7 +79,7 @@ class Step:
     """Folder whose step.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch", "rounds")
+        check_positive(self, "batch", "rounds")
         if self.seed_package is not None:
             check_seed(self.preset, self.seed_package)
 
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     precision = "float32" if jax.default_backend() == "cpu" else recipe.dtype
     rate = flops.rate(biggest, options.rounds, precision, options.isolated)
     contestants = _contestants(options, arch, config, recipe, slices)
-    units = counted(wanted)
+    units = units_per_step(wanted)
     say(f"steps of {_sizes(wanted)}: {', '.join(one.name for one in contestants)}")
     timings = race(contestants, options.rounds, isolated=options.isolated)
     work = 3 * sum(product.flops for product in forward)  # backward does each product twice
@@ -189,7 +189,7 @@ def _show(options: Step, records: list[dict[str, Any]], work: float, rate: float
 
 
 def _forward(arch: str, config: Any, recipe: Recipe, batch: dict[str, Any]) -> list[Product]:
-    """The matrix products of the loss of one batch, counted without computing it."""
+    """The matrix products of the loss of one batch, units_per_step without computing it."""
     package = jaxmodels.arch(arch)
     graphdef, _, abstract, _ = training(package, config, recipe, make_mesh(recipe.mesh))
 

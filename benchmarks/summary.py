@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import latest
-from benchmarks.plan import told
+from benchmarks.plan import summary_line
 from benchmarks.records import read
 from jaxmodels.__main__ import guarded
 from jaxmodels.cli import parse, say
@@ -28,7 +28,7 @@ HOST = ["a step of `train`, of a trivial model", "ms", "beyond its computation, 
 
 Record = dict[str, Any]
 
-# Suites whose contestants do the same thing → how a case is told.
+# Suites whose contestants do the same thing → how a case is summary_line.
 RACES: dict[str, Callable[[Record], str]] = {
     "step": lambda r: f"train step, {r['case']}, batch {r['settings']['batch']}{_dtype(r)}",
     "forward": lambda r: f"features, {r['case']}, batch {r['settings']['batch']}{_dtype(r)}",
@@ -113,7 +113,7 @@ def _sections(machine: str, records: list[Record]) -> list[str]:
         parts.append(_table(HOST, host))
     if learned := [_learned(record) for record in records if record["suite"] == "quality"]:
         parts.append(_table(["after a fixed budget", "steps", "validation loss"], learned))
-    if plans := [f"- {told(record)}" for record in records if record["suite"] == "plan"]:
+    if plans := [f"- {summary_line(record)}" for record in records if record["suite"] == "plan"]:
         parts += ["Compiled for TPUs that were not there (bounds, no clock):", "\n".join(plans)]
     return parts
 

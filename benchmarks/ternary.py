@@ -22,13 +22,13 @@ from benchmarks.harness import (
     Contestant,
     Run,
     Timing,
-    apart,
-    counts,
+    check_positive,
     race,
+    relative_errors,
     save,
     table,
 )
-from benchmarks.peers import finished, torch_device
+from benchmarks.peers import synchronize, torch_device
 from data_pipelines.cores import cores
 from jaxmodels.bitgen.bitlinear import BitLinear, PackedLinear
 from jaxmodels.cli import parse, say
@@ -42,7 +42,7 @@ QUICK = (
 
 # Outputs at most so far apart, over the largest: a norm summed up in another order may put an input
 # on the level of 8 bits beside.
-APART = 5e-3
+MAX_ERROR = 5e-3
 
 
 class Size(NamedTuple):
@@ -74,7 +74,7 @@ class Ternary:
     """Folder whose ternary.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "inward", "outward", "rows", "times", "rounds")
+        check_positive(self, "inward", "outward", "rows", "times", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         settings = {"batch": rows, "dtype": "float32", "times": options.times, "threads": cores()}
         run = Run("ternary", settings)
         timings = race(_contestants(options, rows), options.rounds)
-        made += _records(options, run, timings, apart(timings, APART, "outputs"))
+        made += _records(options, run, timings, relative_errors(timings, MAX_ERROR, "outputs"))
     say(f"added to {save(made, options.out)}")
     return made
 
@@ -173,7 +173,7 @@ def theirs(size: Size, name: str, compiled: bool, device: str) -> Call:
         with torch.compiler.set_stance("default" if compiled else "force_eager"):
             for _ in range(size.times):
                 out = module(inputs[index % BATCHES])
-        finished(device)
+        synchronize(device)
         result: np.ndarray = out.cpu().numpy()
         return result
 

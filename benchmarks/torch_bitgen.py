@@ -25,12 +25,12 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     Returns:
         the loss; and the features that `commit` queues.
     """
-    tokens, ids, real = batch["tokens"], batch["image_id"], batch["mask"] == 1
-    real[:, 0] = True
-    mask = real[:, None, None]
+    tokens, ids, padding_mask = batch["tokens"], batch["image_id"], batch["mask"] == 1
+    padding_mask[:, 0] = True
+    mask = padding_mask[:, None, None]
     x = F.dropout(module.embedded(tokens), module.config.dropout, module.training)
     x = module.run(module.text, x, mask, upper=False)
-    pooled = _mean(module.text_norm(module.run(module.text, x, mask, upper=True)), real)
+    pooled = _mean(module.text_norm(module.run(module.text, x, mask, upper=True)), padding_mask)
     text = module.text_pool(pooled)
     y = module.seen(batch["images"].permute(0, 3, 1, 2).to(module.embed.weight) / 255)
     y = module.run(module.image, y, None, upper=False)
@@ -38,16 +38,16 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     image = module.image_pool(seen.mean(1))
     same = (ids[:, None] == ids) | (tokens[:, None] == tokens).all(-1)
     contrast, t2i, i2t = _contrast(module, text, image, ids, same)
-    matching = _matching(module, (x, real, y), (t2i, i2t), same, draws)
-    keys = exact(image.detach())
+    matching = _matching(module, (x, padding_mask, y), (t2i, i2t), same, draws)
+    keys = to_float32(image.detach())
     with torch.autocast(tokens.device.type, enabled=False):  # solving wants float32
-        codes = module.memory.codes(exact(pooled))
+        codes = module.memory.codes(to_float32(pooled))
         codes, divergence = _episode(module.memory, keys, codes, draws)
         empty = module.memory.address(keys) @ module.memory.mean
     # In training a row's place decides what it is written from, else a hash of its image's number.
     turn = torch.arange(len(ids), device=ids.device)
     turn = turn if draws else (ids.long() * 2654435769 % 2**32) >> 29
-    writing = _writing(module, tokens, real, seen, codes, empty, turn)
+    writing = _writing(module, tokens, padding_mask, seen, codes, empty, turn)
     parts = (contrast, matching, writing, divergence)
     total = sum(weight * part for weight, part in zip(module.config.weights, parts, strict=True))
     return total, (text.detach(), image.detach(), ids)
@@ -80,7 +80,7 @@ def _contrast(
     warmth = warmth + (warmth.clamp(COLDEST, WARMEST) - warmth).detach()
 
     def compared(query: Tensor, key: Tensor, held: Tensor) -> Tensor:
-        return exact(query @ torch.cat([key.detach(), held.to(key)]).T / warmth)
+        return to_float32(query @ torch.cat([key.detach(), held.to(key)]).T / warmth)
 
     t2i, i2t = compared(text, image, queue.image), compared(image, text, queue.text)
     losses = [F.cross_entropy(sims.masked_fill(empty, HIDDEN), target) for sims in (t2i, i2t)]
@@ -102,16 +102,16 @@ def _matching(
             scores = scores - torch.empty_like(scores).exponential_().log()
         return scores.argmax(1)
 
-    x, real, y = pair
+    x, padding_mask, y = pair
     own, some = torch.arange(len(x), device=x.device), ~same.all(1)
     texts = torch.cat([own, negatives(sims[1]), own])
     images = torch.cat([own, own, negatives(sims[0])])
-    real = real[texts]
-    text, image = module.together(x[texts], real[:, None, None], y[images])
-    logits = module.match(torch.cat([_mean(text, real), image.mean(1)], 1))
+    padding_mask = padding_mask[texts]
+    text, image = module.together(x[texts], padding_mask[:, None, None], y[images])
+    logits = module.match(torch.cat([_mean(text, padding_mask), image.mean(1)], 1))
     labels = torch.cat([torch.ones_like(own), torch.zeros_like(own).repeat(2)])
     counts = torch.cat([torch.ones_like(some), some, some])
-    return F.cross_entropy(exact(logits), labels.masked_fill(~counts, UNCOUNTED))
+    return F.cross_entropy(to_float32(logits), labels.masked_fill(~counts, UNCOUNTED))
 
 
 def _episode(memory: Any, keys: Tensor, codes: Tensor, draws: bool) -> tuple[Tensor, Tensor]:
@@ -142,7 +142,7 @@ def _episode(memory: Any, keys: Tensor, codes: Tensor, draws: bool) -> tuple[Ten
 def _writing(
     module: Any,
     tokens: Tensor,
-    real: Tensor,
+    padding_mask: Tensor,
     seen: Tensor,
     codes: Tensor,
     empty: Tensor,
@@ -156,16 +156,16 @@ def _writing(
     sees = (~recalls[:, None]).repeat(1, context.shape[1])
     sees[:, -1] = True
     hidden = module.decoder(module.embedded(tokens[:, :-1]), context, sees[:, None, None])
-    logits = exact(F.linear(hidden, module.embed.weight).flatten(0, 1))
-    targets = tokens.masked_fill(~real, UNCOUNTED).flatten()
+    logits = to_float32(F.linear(hidden, module.embed.weight).flatten(0, 1))
+    targets = tokens.masked_fill(~padding_mask, UNCOUNTED).flatten()
     return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
 
 
-def _mean(x: Tensor, real: Tensor) -> Tensor:
+def _mean(x: Tensor, padding_mask: Tensor) -> Tensor:
     """The mean of [b, t, d] over tokens."""
-    return (x * (real / real.sum(1, keepdim=True))[..., None]).sum(1)
+    return (x * (padding_mask / padding_mask.sum(1, keepdim=True))[..., None]).sum(1)
 
 
-def exact(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """In float32, or in float64 what is in float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

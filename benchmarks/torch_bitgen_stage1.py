@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.torch_bitgen import exact
+from benchmarks.torch_bitgen import to_float32
 from jaxmodels.bitgen_stage1.memory import KEPT
 from jaxmodels.bitgen_stage1.objective import CONTRASTIVE, DIVERGENCE, MATCHING, SMOOTHING, TEXT
 
@@ -31,9 +31,9 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     for block in module.blocks:
         x = block(x)
     logits = module.decoder(module.embedded(tokens), module.norm(x))
-    logits = exact(logits.flatten(0, 1))
+    logits = to_float32(logits.flatten(0, 1))
     text = F.cross_entropy(logits, tokens.flatten(), label_smoothing=SMOOTHING)
-    written = _written(memory, exact(queries.detach().flatten(0, 1)), slots)
+    written = _written(memory, to_float32(queries.detach().flatten(0, 1)), slots)
     # The value of the memory as it is written, the gradient of the one that was read.
     mean = memory.mean + (written[0] - memory.mean).detach()
     log = memory.logvar[0]
@@ -86,8 +86,8 @@ def _contrasted(
     """The contrastive loss with batch and queues, and the matching loss with hard negatives."""
     own = torch.arange(len(text), device=text.device)
     near = text @ image.T
-    to_image = exact(torch.cat([near, text @ images.to(text)], 1) / temperature)
-    to_text = exact(torch.cat([near.T, image @ texts.to(image)], 1) / temperature)
+    to_image = to_float32(torch.cat([near, text @ images.to(text)], 1) / temperature)
+    to_text = to_float32(torch.cat([near.T, image @ texts.to(image)], 1) / temperature)
     contrast = (F.cross_entropy(to_image, own) + F.cross_entropy(to_text, own)) / 2
     hardest = near.detach().clone().fill_diagonal_(-torch.inf).argmax(1)
     matching = F.softplus(-near[own, own]).mean() + F.softplus(near[own, hardest]).mean()
