@@ -1,10 +1,10 @@
 """Batches and tokenising, against numpy and tiktoken: `jaxmodels bench data`.
 
-Four races. Batches from a file of tokens: the loader of training, the same without its threads,
-numpy's plain sampling, and that of nanoGPT (inputs and targets as int64). GPT-2's BPE on one core:
-our tokeniser against tiktoken's own. On all cores: `data prepare`, which also reads, checks and
-writes, against tiktoken in as many threads. And batches of drawn images with captions. All
-contestants of a race must make the same number of tokens.
+Four races. Batches from a file of tokens: training's loader, the same without its threads, plain
+numpy sampling, and nanoGPT's sampling (inputs and targets as int64). GPT-2's BPE on one core: our
+tokeniser against tiktoken. On all cores: `data prepare`, which also reads, checks and writes,
+against tiktoken in as many threads. And batches of drawn images with captions. All contestants of
+a race must make the same number of tokens.
 """
 
 import os
@@ -60,12 +60,12 @@ class Data:
     times: int = 200
     """Batches in a round."""
     megabytes: int = 64
-    """Text that all cores tokenise; one core takes 4 MB of it at most. The embedded text is
-    repeated until it is so long."""
+    """Text that all cores tokenise; one core takes at most 4 MB of it. The embedded text is
+    repeated to this length."""
     images: int = 6400
-    """Images in a round; 0 leaves them out."""
+    """Images in a round; 0 skips them."""
     rounds: int = 7
-    """Rounds that count, after one that does not."""
+    """Timed rounds, after one that is not."""
     out: Path = RESULTS
     """Folder whose data.jsonl the results are added to."""
 
@@ -149,7 +149,7 @@ def _cases(options: Data, folder: Path, text: str) -> list[tuple[str, str, list[
 
 
 def _pieces(text: str) -> list[str]:
-    """The text cut before line breaks that no token reaches over, a million characters each."""
+    """The text in pieces of a million characters, cut where no token spans the border."""
     cut, size = [], 1_000_000
     while text:
         at = len(text) if len(text) <= size else GPT2Tokenizer().safe_cut(text[:size])
@@ -179,20 +179,20 @@ def _batches(options: Data, folder: Path) -> list[Contestant]:
 
 
 def nanogpt_sampling(tokens: np.ndarray, context: int, batch: int) -> Callable[[], Any]:
-    """Inputs and targets, int64 [batch, context] each, cut from the map one by one and stacked."""
+    """Inputs and targets, int64 [batch, context], sliced one by one from the map and stacked."""
     rng = np.random.default_rng(0)
 
     def sample() -> Any:
         starts = rng.integers(0, len(tokens) - context, batch)
         inputs = [tokens[start : start + context].astype(np.int64) for start in starts]
-        wanted = [tokens[start + 1 : start + 1 + context].astype(np.int64) for start in starts]
-        return np.stack(inputs), np.stack(wanted)
+        targets = [tokens[start + 1 : start + 1 + context].astype(np.int64) for start in starts]
+        return np.stack(inputs), np.stack(targets)
 
     return sample
 
 
 def repeated(make: Callable[[], Any], times: int, size: int) -> Call:
-    """Calls `make` so many times; returns how much was made, `size` each time."""
+    """Calls `make` so many times; returns the number of units made, `size` each time."""
 
     def call(index: int) -> int:
         for _ in range(times):
@@ -203,7 +203,7 @@ def repeated(make: Callable[[], Any], times: int, size: int) -> Call:
 
 
 def loading(folder: Path, options: Data) -> Call:
-    """The loader of training, with its threads."""
+    """Training's loader, with its threads."""
     stream = open_bin(f"bin:{folder / 'tokens.bin'}")
     loader = batches(stream.tokens, context=options.context, batch=options.batch)
     return repeated(lambda: next(loader), options.times, options.batch * options.context)
@@ -216,7 +216,7 @@ def our_encoding(text: str) -> Call:
 
 
 def tiktoken_encoding(pieces: list[str], threads: int) -> Call:
-    """tiktoken's own call, with its own pattern; returns the number of tokens."""
+    """tiktoken with its own pattern; returns the number of tokens."""
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
@@ -229,7 +229,7 @@ def tiktoken_encoding(pieces: list[str], threads: int) -> Call:
 
 
 def preparing(folder: Path, workers: int) -> Call:
-    """`data prepare` of the text's file: read, encoded, checked and written."""
+    """`data prepare` of the text's file; returns the number of tokens."""
 
     def call(index: int) -> int:
         with tempfile.TemporaryDirectory(dir=folder) as inside:
@@ -261,8 +261,8 @@ def _images(options: Data, folder: Path) -> list[tuple[str, str, list[Contestant
         OURS: lambda: next(loader),
         f"{OURS}, one thread": lambda: shuffled[next(position)],
     }
-    much = (times, options.batch)
+    size = (times, options.batch)
     contestants = [
-        Contestant(name, partial(repeated, make, *much)) for name, make in makers.items()
+        Contestant(name, partial(repeated, make, *size)) for name, make in makers.items()
     ]
     return [(f"drawn images, {options.batch} at once", "images", contestants)]

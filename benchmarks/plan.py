@@ -1,8 +1,8 @@
 """Train steps compiled for TPU slices, without a TPU: `jaxmodels bench plan`.
 
-What `jaxmodels plan` finds of a preset with its own recipe: does it fit, what is the least time
-that a step can take, how much of the peak rate can be useful, how long the compiler took. Needs
-libtpu, which compiles for devices that need not exist.
+The results of `jaxmodels plan` for a preset with its own recipe: whether it fits, a lower bound of
+the step's time, an upper bound of MFU, and the compile time. Needs libtpu, which compiles for
+devices that need not exist.
 """
 
 import os
@@ -32,14 +32,14 @@ QUICK = (("--preset", "charlm:tiny", "--topology", "v5e:2x2", "--batch", "16"),)
 
 @dataclass(frozen=True)
 class PlanCase:
-    """Compile the train step of a preset for a TPU slice, and record what is known of it."""
+    """Compile the train step of a preset for a TPU slice, and record its memory and bounds."""
 
     preset: str = "wikigpt:gpt2-124m"
     """ARCH:PRESET."""
     topology: str = "v5e:2x2"
     """The slice, such as v5e:4x4."""
     mesh: str = ""
-    """Devices by axis, such as data=4,model=4; empty puts all on the data axis."""
+    """Devices by axis, such as data=4,model=4; by default all on the data axis."""
     batch: int = 64
     """Sequences in a step, over all devices."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
 
 
 def summary_line(record: dict[str, Any]) -> str:
-    """A line about a record."""
+    """A record as a line of text."""
     needed, limit = (record[f"hbm_{name}_bytes"] / GIB for name in ("per_device", "limit"))
     if not record["fits"]:
         return f"{record['case']}: {needed:.1f} GiB do not fit into {limit:.1f}"

@@ -1,8 +1,8 @@
 """A ternary linear layer against transformers' BitNet: `jaxmodels bench ternary`.
 
-The layer of BitNet b1.58 with its norm, on the same rows: with packed weights, four a byte, in the
-same layout on both sides, and as it is trained, with weights that are rounded at each call
-(transformers' `BitLinear` and `AutoBitLinear`). All must give the same numbers.
+The layer of BitNet b1.58 with its norm, on the same rows: with packed weights, four to a byte, in
+the same layout on both sides; and as trained, with weights rounded at each call (transformers'
+`BitLinear` and `AutoBitLinear`). All must give the same numbers.
 """
 
 from dataclasses import dataclass
@@ -40,13 +40,13 @@ QUICK = (
     ("--inward", "64", "--outward", "128", "--rows", "1", "2", "--rounds", "3", "--no-compile"),
 )
 
-# Outputs at most so far apart, over the largest: a norm summed up in another order may put an input
-# on the level of 8 bits beside.
+# Largest difference of the outputs, relative to their maximum: another order of summation in the
+# norm may round an input to a neighbouring 8-bit level.
 MAX_ERROR = 5e-3
 
 
 class Size(NamedTuple):
-    """What a round is: calls of a layer on so many tokens."""
+    """The sizes of a round: calls of a layer on so many tokens."""
 
     inward: int
     outward: int
@@ -65,11 +65,11 @@ class Ternary:
     rows: tuple[int, ...] = (1, 8, 256)
     """Tokens at once."""
     times: int = 10
-    """Calls of the layer in a round, one after the other."""
+    """Consecutive calls of the layer in a round."""
     rounds: int = 20
-    """Rounds of each contestant that count, after two that do not."""
+    """Timed rounds of each contestant, after two that are not."""
     compile: bool = True
-    """Let transformers compile its functions, as it does by itself."""
+    """Let transformers compile its functions, as it does by default."""
     out: Path = RESULTS
     """Folder whose ternary.jsonl the results are added to."""
 
@@ -116,7 +116,7 @@ def _contestants(options: Ternary, rows: int) -> list[Contestant]:
     ]
     device = torch_device()
     if device and options.outward % 4:
-        say("transformers packs outputs by fours only: measured without it")
+        say("transformers packs outputs in fours only: measured without it")
         device = None
     if device:
         for name in ("BitLinear", "AutoBitLinear"):
@@ -135,10 +135,10 @@ def _inputs(size: Size) -> list[np.ndarray]:
 
 
 def ours(size: Size, packed: bool) -> Call:
-    """Our layer, compiled; returns what the last call gave, float32 [rows, outward]."""
+    """Our layer, compiled; returns the output of the last call, float32 [rows, outward]."""
     layer = PackedLinear(_layer(size)) if packed else _layer(size)
     graph, state = nnx.split(layer)
-    # Weights are arguments: constants would be unpacked once, by the compiler.
+    # Weights are arguments: the compiler would unpack constants once.
     forward = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
     inputs = [jnp.asarray(rows) for rows in _inputs(size)]
 

@@ -1,5 +1,5 @@
-"""What bitgen is trained for, in PyTorch: the objectives of `jaxmodels.bitgen.objectives` on the
-twin, as `benchmarks.step` trains it. Without momentum's slow encoders, which no preset has."""
+"""bitgen's objectives in PyTorch: those of `jaxmodels.bitgen.objectives` on the twin, for
+`benchmarks.step`. Without momentum's slow encoders, which no preset has."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     Args:
         module: the twin, in training mode.
         batch: `tokens` int64 and `mask` [b, t], `images` uint8 [b, y, x, 3], `image_id` [b].
-        draws: draw hard negatives and the memory's noise; without, the likeliest and none.
+        draws: draw hard negatives and the memory's noise; else the likeliest, and no noise.
 
     Returns:
         the loss; and the features that `commit` queues.
@@ -40,11 +40,11 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     contrast, t2i, i2t = _contrast(module, text, image, ids, same)
     matching = _matching(module, (x, padding_mask, y), (t2i, i2t), same, draws)
     keys = to_float32(image.detach())
-    with torch.autocast(tokens.device.type, enabled=False):  # solving wants float32
+    with torch.autocast(tokens.device.type, enabled=False):  # linear systems need float32
         codes = module.memory.codes(to_float32(pooled))
         codes, divergence = _episode(module.memory, keys, codes, draws)
         empty = module.memory.address(keys) @ module.memory.mean
-    # In training a row's place decides what it is written from, else a hash of its image's number.
+    # In training a row's position decides what it is written from, else a hash of its image's id.
     turn = torch.arange(len(ids), device=ids.device)
     turn = turn if draws else (ids.long() * 2654435769 % 2**32) >> 29
     writing = _writing(module, tokens, padding_mask, seen, codes, empty, turn)
@@ -55,7 +55,7 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
 
 @torch.no_grad()
 def commit(module: Any, kept: Any) -> None:
-    """Queues the features of a batch, in the places of the oldest."""
+    """Queues the features of a batch in place of the oldest."""
     queue, n = module.queue, len(module.queue.ids)
     text, image, ids = (rows[-n:] for rows in kept)
     places = (queue.total + torch.arange(len(ids), device=ids.device)) % n
@@ -68,14 +68,14 @@ def commit(module: Any, kept: Any) -> None:
 def _contrast(
     module: Any, text: Tensor, image: Tensor, ids: Tensor, same: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy over batch and queue, and the similarities within the batch: texts in rows,
-    and images in rows."""
+    """Cross-entropy over batch and queue, and the similarities within the batch, text to image and
+    image to text."""
     queue, b = module.queue, len(ids)
     filled = torch.arange(len(queue.ids), device=ids.device) < queue.total
     positive = torch.cat([same, (ids[:, None] == queue.ids) & filled], 1)
     target = positive / positive.sum(1, keepdim=True)
     empty = torch.cat([torch.zeros_like(filled[:1]).expand(b), ~filled])
-    # Within bounds, and with a gradient also beyond them.
+    # Clamped, but with a gradient outside the bounds too.
     warmth = module.temperature
     warmth = warmth + (warmth.clamp(COLDEST, WARMEST) - warmth).detach()
 
@@ -115,7 +115,7 @@ def _matching(
 
 
 def _episode(memory: Any, keys: Tensor, codes: Tensor, draws: bool) -> tuple[Tensor, Tensor]:
-    """Rows written into empty memories and read again: their codes, and the divergence."""
+    """Writes rows into empty memories and reads them: their codes, and the divergence."""
     m, d = memory.mean.shape
     size = next(n for n in range(max(m // 2, 1), 0, -1) if len(codes) % n == 0)
     keys, codes = (x.unflatten(0, (-1, size)) for x in (keys, codes))
@@ -148,8 +148,8 @@ def _writing(
     empty: Tensor,
     turn: Tensor,
 ) -> Tensor:
-    """Cross-entropy of writing each text: of eight rows five see their image and an empty memory,
-    two what the memory has of it, and one both."""
+    """Cross-entropy of generating each text: of eight rows five see their image and an empty
+    memory, two the memory of it, and one both."""
     recalls, both = turn % 4 == 1, turn % 8 == 3
     token = module.memory.out(torch.where((recalls | both)[:, None], codes, empty))
     context = torch.cat([seen, token[:, None]], 1)
@@ -167,5 +167,5 @@ def _mean(x: Tensor, padding_mask: Tensor) -> Tensor:
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """In float32, or in float64 what is in float64."""
+    """float32, or float64 if it is float64 already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

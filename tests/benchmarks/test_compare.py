@@ -105,7 +105,7 @@ def test_versions_and_settings_that_differ_are_told():
     new = record([1], versions={"jax": "2"}, settings={"batch": 1, "isolated": True})
     (change,) = changes([new], [record([1])])
     assert change["differs"] == ["jax 1 → 2", "isolated None → True"]
-    assert "not the same: jax 1 → 2" in text([change])
+    assert "different: jax 1 → 2" in text([change])
 
 
 def test_the_newest_of_each_thing():

@@ -134,5 +134,5 @@ def test_muon_moves_the_same_kernels_as_far():
         mine = np.asarray(updates[pair.ours])
         if name == "vision.patch.weight":
             continue
-        apart = np.linalg.norm(moved.reshape(mine.shape) - mine) / np.linalg.norm(mine)
-        assert apart <= (0.03 if name in orthogonal else 1e-3), name
+        error = np.linalg.norm(moved.reshape(mine.shape) - mine) / np.linalg.norm(mine)
+        assert error <= (0.03 if name in orthogonal else 1e-3), name

@@ -62,7 +62,7 @@ def test_a_link_to_nothing_is_named(tmp_path, name, suffix):
     with pytest.raises(DataProblem, match="link is broken") as caught:
         open_text(f"text:{tmp_path}{suffix}")
     assert caught.value.where == str(tmp_path / name)
-    assert "missing is not there" in caught.value.why
+    assert "missing does not exist" in caught.value.why
 
 
 def test_an_editors_lock_is_nobodys_text(tmp_path):
