@@ -1,4 +1,8 @@
-"""Changes between two sets of records, and their significance."""
+"""Changes between two sets of records, and their significance.
+
+Records are compared on the same processor, cores and devices only, and ratios round by round, so
+that a slow phase of the machine affects neither side.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +20,7 @@ def changes(new: Iterable[Record], old: Sequence[Record]) -> list[dict[str, Any]
 
     Records of different machines cannot be compared: then there are only `comparable`, false, and
     `why`. The change of the median is relative (0.1: a tenth more, that is slower); so is that of
-    the ratio to each peer of the same run, which a slow phase of the machine does not affect. `p`
+    the ratio to each peer of the same run. `p`
     is the p-value of a two-sided Mann-Whitney test; None if the rounds of one were not recorded.
 
     Args:

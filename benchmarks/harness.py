@@ -1,8 +1,7 @@
 """Fair timing of several contestants, and records that can be compared later.
 
 A contestant is built once and then called in turn with the others (A B C A B C …), so that all
-meet the same state of the machine; ratios are taken within each round. They are compared on the
-same processor only: sizes of caches and vector units change the ratios between machines.
+meet the same state of the machine; ratios are taken within each round.
 """
 
 import multiprocessing

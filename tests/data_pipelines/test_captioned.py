@@ -92,9 +92,9 @@ def test_a_training_batch(folder):
         assert np.array_equal(batch["images"][i], draw(scene(number(row)), 28))
         length = batch["mask"][i].sum()
         assert batch["mask"][i].tolist() == [1] * length + [0] * (20 - length)
-        said = batch["tokens"][i][:length]
-        assert said[-1] == data.tokenizer.end_of_text
-        assert data.tokenizer.decode(said[:-1]) in row.captions
+        sentences = batch["tokens"][i][:length]
+        assert sentences[-1] == data.tokenizer.end_of_text
+        assert data.tokenizer.decode(sentences[:-1]) in row.captions
 
 
 def test_an_epoch_takes_each_image_once_and_captions_take_turns(folder):
@@ -105,11 +105,11 @@ def test_an_epoch_takes_each_image_once_and_captions_take_turns(folder):
         batches = [next(it) for _ in range(TRAIN // 10)]
         ids = np.concatenate([batch["image_id"] for batch in batches])
         assert sorted(ids) == list(range(TRAIN))
-        said = np.concatenate([batch["tokens"] for batch in batches])
-        epochs.append((ids, dict(zip(ids.tolist(), map(tuple, said.tolist()), strict=True))))
+        sentences = np.concatenate([batch["tokens"] for batch in batches])
+        epochs.append((ids, dict(zip(ids.tolist(), map(tuple, sentences.tolist()), strict=True))))
     assert not np.array_equal(epochs[0][0], epochs[1][0])  # another order
     for image in range(TRAIN):  # five epochs show the five captions of each
-        assert len({said[image] for _, said in epochs}) == 5
+        assert len({sentences[image] for _, sentences in epochs}) == 5
     other = next(opened(folder, batch=10, seed=1).train())
     first = next(data.train())
     assert not np.array_equal(other["image_id"], first["image_id"])
@@ -167,8 +167,8 @@ def test_validation_is_always_the_same(folder):
         for batch in batches
         for i, t, m in zip(batch["image_id"], batch["tokens"], batch["mask"], strict=True)
     ]:
-        said = data.tokenizer.decode(tokens[: mask.sum() - 1])
-        assert said == rows[place].captions[(place - TRAIN) % 5]
+        sentences = data.tokenizer.decode(tokens[: mask.sum() - 1])
+        assert sentences == rows[place].captions[(place - TRAIN) % 5]
     assert [len(batch["tokens"]) for batch in data.valid(2)] == [8, 8]  # only full ones
     assert len(data.valid(99)) == 3
     assert [len(b["tokens"]) for b in batches[1:]] == [8, 5]
@@ -176,26 +176,26 @@ def test_validation_is_always_the_same(folder):
 
 def test_retrieval_takes_all_held_out_images_with_all_their_captions(folder):
     data = opened(folder)
-    images, said = data.retrieval()
+    images, sentences = data.retrieval()
     assert [len(batch) for batch in images] == [8, 8, 5]
-    assert len(said) == HELD_OUT
+    assert len(sentences) == HELD_OUT
     rows = [
         row for row in read_rows(folder, read_captions_manifest(folder)) if row.split == "valid"
     ]
-    for image, texts, row in zip(np.concatenate(list(images)), said, rows, strict=True):
+    for image, texts, row in zip(np.concatenate(list(images)), sentences, rows, strict=True):
         assert texts == list(row.captions)
         assert np.array_equal(image, draw(scene(number(row), True), 28))
-    every = [text for texts in said for text in texts]
+    every = [text for texts in sentences for text in texts]
     assert len(set(every)) == len(every)
     few, some = data.retrieval(9)
-    assert ([len(batch) for batch in few], some) == ([8, 1], said[:9])
-    made = data.encode(said[0])
+    assert ([len(batch) for batch in few], some) == ([8, 1], sentences[:9])
+    made = data.encode(sentences[0])
     assert (made["tokens"].shape, made["tokens"].dtype, made["mask"].dtype) == (
         (5, 20),
         np.int32,
         np.int32,
     )
-    assert data.tokenizer.decode(made["tokens"][4][: made["mask"][4].sum() - 1]) == said[0][4]
+    assert data.tokenizer.decode(made["tokens"][4][: made["mask"][4].sum() - 1]) == sentences[0][4]
 
 
 @pytest.mark.parametrize(("tokenizer", "size"), [("words", None), ("gpt2", 50257), ("chars", None)])
@@ -235,14 +235,14 @@ def test_longer_captions_are_cut_and_counted(folder):
 
 
 @given(
-    said=st.lists(st.text(max_size=12), min_size=1, max_size=5),
+    sentences=st.lists(st.text(max_size=12), min_size=1, max_size=5),
     context=st.integers(1, 9),
 )
-def test_rows_of_tokens(said, context):
+def test_rows_of_tokens(sentences, context):
     tokenizer = GPT2Tokenizer()
-    ids = [encode_caption(caption, tokenizer) for caption in said]
+    ids = [encode_caption(caption, tokenizer) for caption in sentences]
     tokens, mask = pad(ids, context, tokenizer)
-    assert tokens.shape == mask.shape == (len(said), context)
+    assert tokens.shape == mask.shape == (len(sentences), context)
     for row, kept, caption in zip(tokens, mask, ids, strict=True):
         assert row[kept == 1].tolist() == caption[:context].tolist()
         assert (row[kept == 0] == tokenizer.end_of_text).all()

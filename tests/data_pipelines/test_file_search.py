@@ -127,9 +127,9 @@ def test_what_is_no_path_is_said(path):
 
 def test_an_error_of_the_disk_names_the_file(tmp_path):
     for number in (errno.EIO, errno.ENOSPC):
-        said = os.strerror(number)
-        with pytest.raises(OSError, match=said) as caught, naming(tmp_path / "a"):
-            raise OSError(number, said)
+        message = os.strerror(number)
+        with pytest.raises(OSError, match=message) as caught, naming(tmp_path / "a"):
+            raise OSError(number, message)
         assert caught.value.filename == str(tmp_path / "a")
     with pytest.raises(OSError, match="denied") as caught, naming(tmp_path / "a"):
         raise OSError(errno.EACCES, "denied", "other")

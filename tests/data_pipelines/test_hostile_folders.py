@@ -21,7 +21,12 @@ from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare, read_manifest
 from data_pipelines.tokenizers import load_tokenizer
 from tests.data_pipelines.captioned_on_disk import picture
-from tests.data_pipelines.test_captions_folder import opened, told, write_csv, write_json
+from tests.data_pipelines.test_captions_folder import (
+    opened,
+    prepared_captions,
+    write_csv,
+    write_json,
+)
 
 DEEP = "[" * 100_000
 LONG = "9" * 5000
@@ -63,7 +68,7 @@ def test_half_a_pair_and_a_null_in_captions(folder):
     images = [(1, "a.png"), (2, "b.png"), (3, "\ud800.png")]
     write_json(folder, images, [(1, "a\ud800b"), (1, None), (2, "two")])
     data = opened(folder)
-    assert told(folder) == {"a.png": ("a\ufffdb",), "b.png": ("two",)}
+    assert prepared_captions(folder) == {"a.png": ("a\ufffdb",), "b.png": ("two",)}
     notes = " ".join(data.notes)
     assert "1 captions that say nothing are left out: a.png" in notes
     assert "1 images that are not there are left out: \ufffd.png" in notes

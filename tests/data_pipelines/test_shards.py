@@ -250,12 +250,12 @@ def test_a_stop_waits_for_no_more_than_what_runs(tmp_path, lines, monkeypatch):
 
 
 def test_the_second_of_two_waits_and_finds_it_done(tmp_path, lines):
-    told: list[DataProblem] = []
+    problems: list[DataProblem] = []
 
     def second():
         with pytest.raises(DataProblem, match="exists already") as caught:
             prepare(lines, tmp_path / "out", tokenizer=GPT2)
-        told.append(caught.value)
+        problems.append(caught.value)
 
     with shards.locked(tmp_path / ".out.parts"):
         thread = threading.Thread(target=second)
@@ -264,4 +264,4 @@ def test_the_second_of_two_waits_and_finds_it_done(tmp_path, lines):
         assert thread.is_alive()
         (tmp_path / "out").mkdir()  # as the first would have
     thread.join(30)
-    assert [problem.exit_code for problem in told] == [6]
+    assert [problem.exit_code for problem in problems] == [6]
