@@ -26,10 +26,10 @@ SUITES = {
     "ternary": ("benchmarks.ternary", "a layer of ternary weights against transformers' BitNet"),
     "data": ("benchmarks.data", "batches and tokenising against numpy and tiktoken"),
     "bridge": ("benchmarks.bridge", "converting and loading checkpoints"),
-    "memory": ("benchmarks.memory", "what chunks save of a train step's memory"),
+    "memory": ("benchmarks.memory", "memory that chunking saves in a train step"),
     "objectives": ("benchmarks.objectives", "wigip's two objectives after equal time"),
     "quality": ("benchmarks.quality", "validation loss after a fixed budget of steps"),
-    "scenes": ("benchmarks.scenes", "what bitgen:tiny learns of drawn scenes in minutes"),
+    "scenes": ("benchmarks.scenes", "what bitgen:tiny learns from drawn scenes in minutes"),
     "plan": ("benchmarks.plan", "steps compiled for TPU slices: memory, bounds, traffic"),
     "scaling": ("benchmarks.scaling", "1, 2, 4 and 8 devices: traffic, strong and weak scaling"),
 }
@@ -130,7 +130,7 @@ def run(named: Sequence[str], options: Bench, words: Line = ()) -> Run:
             for line in _lines(name, options.quick, words):
                 say(f"--- {' '.join((name, *line))}")
                 suite = import_module(SUITES[name][0])
-                clear_backends()  # each chooses its threads anew
+                clear_backends()  # each suite chooses its own threads
                 outcome.records += suite.main([*line, "--out", str(options.out)])
         except Absent as absent:
             outcome.absent[name] = absent.what

@@ -25,7 +25,7 @@ def checked_ids(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
 
 
 def without_surrogates(text: str) -> str:
-    """The text in valid Unicode: pairs of surrogates joined, lone ones replaced by U+FFFD."""
+    """The text in valid Unicode: surrogate pairs combined, lone ones replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

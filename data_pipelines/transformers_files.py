@@ -73,7 +73,7 @@ class UnknownTokenizer(DataProblem):
 
 
 def files_in(folder: Path) -> tuple[str, ...]:
-    """The names of the files that hold the vocabulary; none where no known kind lies there."""
+    """The names of the files that hold the vocabulary; empty if there is none of a known kind."""
     for names in ((TOKENIZER,), *SLOW):
         if all((folder / name).is_file() for name in names):
             return names

@@ -102,8 +102,8 @@ def test_capitals_and_a_number_sign(folder):
 
 
 @pytest.fixture(scope="module")
-def gallery(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gallery") / "images"
+def prepared_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared") / "images"
     folder.mkdir()
     (folder / "a.png").write_bytes(picture(1))
     write_csv(folder, [("a.png", "one"), ("gone.png", "two")])
@@ -122,8 +122,10 @@ JSON = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(data=st.data(), value=JSON)
-def test_any_manifest_of_a_gallery_is_opened_or_refused(gallery, tmp_path, data, value):
-    manifest = json.loads((gallery / "manifest.json").read_text())
+def test_any_manifest_of_a_prepared_folder_is_opened_or_refused(
+    prepared_folder, tmp_path, data, value
+):
+    manifest = json.loads((prepared_folder / "manifest.json").read_text())
     name = data.draw(st.sampled_from(sorted(manifest)))
     if isinstance(manifest[name], dict) and data.draw(st.booleans()):
         manifest[name][data.draw(st.sampled_from(sorted(manifest[name])))] = value
@@ -131,7 +133,7 @@ def test_any_manifest_of_a_gallery_is_opened_or_refused(gallery, tmp_path, data,
         manifest[name] = value
     for file in ("captions.jsonl", "images.bin"):
         if not (tmp_path / file).exists():
-            os.link(gallery / file, tmp_path / file)
+            os.link(prepared_folder / file, tmp_path / file)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     try:
         found = open_data(f"bin:{tmp_path}", folder="", context=4, batch=1, valid_fraction=0.0)
@@ -141,11 +143,11 @@ def test_any_manifest_of_a_gallery_is_opened_or_refused(gallery, tmp_path, data,
 
 
 @pytest.mark.parametrize("line", [DEEP, f'{{"index": {LONG}}}', "{}", '{"split": "x"}', "[1]"])
-def test_a_line_of_a_gallery_that_is_no_row_is_named(gallery, tmp_path, line):
+def test_a_line_of_a_prepared_folder_that_is_no_row_is_named(prepared_folder, tmp_path, line):
     import hashlib
     import shutil
 
-    shutil.copytree(gallery, tmp_path / "data")
+    shutil.copytree(prepared_folder, tmp_path / "data")
     path = tmp_path / "data" / "captions.jsonl"
     path.write_text(path.read_text() + line + "\n")
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
@@ -157,10 +159,10 @@ def test_a_line_of_a_gallery_that_is_no_row_is_named(gallery, tmp_path, line):
 
 @pytest.mark.parametrize("name", ["manifest.json", "captions.jsonl", "images.bin"])
 @pytest.mark.parametrize("what", ["terabyte", "pipe"])
-def test_a_gallerys_files_of_other_sizes_and_kinds(gallery, tmp_path, name, what):
+def test_a_prepared_folders_files_of_other_sizes_and_kinds(prepared_folder, tmp_path, name, what):
     for file in ("manifest.json", "captions.jsonl", "images.bin"):
         if file != name:
-            os.link(gallery / file, tmp_path / file)
+            os.link(prepared_folder / file, tmp_path / file)
     if what == "pipe":
         os.mkfifo(tmp_path / name)
     else:
