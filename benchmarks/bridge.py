@@ -19,17 +19,7 @@ import numpy as np
 
 import bridge
 import jaxmodels
-from benchmarks.harness import (
-    RESULTS,
-    Call,
-    Contestant,
-    Run,
-    Timing,
-    check_positive,
-    race,
-    save,
-    table,
-)
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
 from bridge.core import table as weights
 from bridge.core.tensors import Tensor
 from bridge.storage.safetensors_writer import SINGLE, write_file
@@ -56,7 +46,7 @@ class Conversion:
     """Folder for the files, more than twice the size of the weights; a temporary one by default."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "rounds")
+        positive(self, "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

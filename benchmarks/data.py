@@ -17,17 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import (
-    RESULTS,
-    Call,
-    Contestant,
-    Run,
-    Timing,
-    check_positive,
-    race,
-    save,
-    table,
-)
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
 from data_pipelines.captions.caption_dataset import CaptionDataset, ShuffledCaptions
 from data_pipelines.cores import cores
 from data_pipelines.gpt2 import GPT2Tokenizer
@@ -70,7 +60,7 @@ class Data:
     """Folder whose data.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "context", "batch", "times", "megabytes", "rounds")
+        positive(self, "context", "batch", "times", "megabytes", "rounds")
         within("--images", self.images, 0)
 
 

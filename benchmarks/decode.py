@@ -17,17 +17,7 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.generators import INPUTS, WAYS, ours, torch_loop, transformers
-from benchmarks.harness import (
-    RESULTS,
-    Call,
-    Contestant,
-    Run,
-    Timing,
-    check_positive,
-    race,
-    save,
-    table,
-)
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
 from benchmarks.peers import torch_device
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
@@ -71,7 +61,7 @@ class Decode:
     """Folder whose decode.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batches", "prompt", "new", "rounds")
+        positive(self, "batches", "prompt", "new", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from benchmarks.harness import (
     Contestant,
     Run,
     Timing,
-    check_positive,
+    positive,
     race,
     relative_errors,
     save,
@@ -66,7 +66,7 @@ class Forward:
     """Folder whose forward.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch", "side", "rounds")
+        positive(self, "batch", "side", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ __all__ = [
     "Contestant",
     "Run",
     "Timing",
-    "check_positive",
     "identity",
+    "positive",
     "race",
     "ratio",
     "read",
@@ -122,7 +122,7 @@ def relative_errors(timings: Sequence[Timing], limit: float, what: str) -> dict[
     return found
 
 
-def check_positive(options: Any, *names: str) -> None:
+def positive(options: Any, *names: str) -> None:
     """Checks that options are at least 1.
 
     Raises:

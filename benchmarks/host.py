@@ -23,7 +23,7 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.batches import BATCHES, Batch, shapes, values
-from benchmarks.harness import RESULTS, Run, Timing, check_positive, save, table
+from benchmarks.harness import RESULTS, Run, Timing, positive, save, table
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
@@ -58,7 +58,7 @@ class Host:
     """Folder whose host.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps", "rounds")
+        positive(self, "steps", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional, arg
 
-from benchmarks.harness import RESULTS, Absent, Run, check_positive, save
+from benchmarks.harness import RESULTS, Absent, Run, positive, save
 from jaxmodels.__main__ import guarded
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import DONE, USAGE, Problem
@@ -55,7 +55,7 @@ class Evaluate:
     """Folder whose lm_eval.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "limit", "batch")
+        positive(self, "limit", "batch")
 
 
 def main(argv: list[str]) -> int:

@@ -18,17 +18,7 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import (
-    RESULTS,
-    Call,
-    Contestant,
-    Run,
-    Timing,
-    check_positive,
-    race,
-    save,
-    table,
-)
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
 from benchmarks.trainers import jax_step
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
@@ -63,7 +53,7 @@ class Memory:
     """Folder whose memory.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch", "rounds")
+        positive(self, "batch", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

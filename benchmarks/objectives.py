@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, check_positive, save
+from benchmarks.harness import RESULTS, Run, positive, save
 from data_pipelines.cores import cores
 from data_pipelines.pipelines import open_data
 from data_pipelines.token_dataset import TokenDataset
@@ -48,7 +48,7 @@ class Objectives:
     """Folder whose objectives.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "seconds", "steps")
+        positive(self, "seconds", "steps")
 
 
 class Trainee:

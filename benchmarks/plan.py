@@ -14,7 +14,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Absent, Run, check_positive, save
+from benchmarks.harness import RESULTS, Absent, Run, positive, save
 from jaxmodels.cli import parse, say
 from jaxmodels.runtime.planning import tpu
 from jaxmodels.runtime.planning.chips import GIB, topology
@@ -48,7 +48,7 @@ class PlanCase:
     """Folder whose plan.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch")
+        positive(self, "batch")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, check_positive, save
+from benchmarks.harness import RESULTS, Run, positive, save
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
@@ -56,7 +56,7 @@ class Scaling:
     """Folder whose scaling.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch")
+        positive(self, "batch")
         if self.devices[:1] != (1,):
             raise Problem("--devices must begin with 1", exit_code=USAGE)
         for count in self.devices:

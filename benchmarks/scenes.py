@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, check_positive, save
+from benchmarks.harness import RESULTS, Run, positive, save
 from data_pipelines.captions.shapes import COLOURS, SHAPES
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
@@ -42,7 +42,7 @@ class Scenes:
     """Folder whose scenes.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps")
+        positive(self, "steps")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

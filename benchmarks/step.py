@@ -20,7 +20,7 @@ import numpy as np
 import jaxmodels
 from benchmarks import flops
 from benchmarks.batches import BATCHES, shapes, units_per_step
-from benchmarks.harness import RESULTS, Contestant, Run, Timing, check_positive, race, save, table
+from benchmarks.harness import RESULTS, Contestant, Run, Timing, positive, race, save, table
 from benchmarks.peers import check_seed, torch_device
 from benchmarks.trainers import jax_step, seed_step, torch_step
 from data_pipelines.cores import cores
@@ -79,7 +79,7 @@ class Step:
     """Folder whose step.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch", "rounds")
+        positive(self, "batch", "rounds")
         if self.seed_package is not None:
             check_seed(self.preset, self.seed_package)
 

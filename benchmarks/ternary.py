@@ -22,7 +22,7 @@ from benchmarks.harness import (
     Contestant,
     Run,
     Timing,
-    check_positive,
+    positive,
     race,
     relative_errors,
     save,
@@ -74,7 +74,7 @@ class Ternary:
     """Folder whose ternary.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "inward", "outward", "rows", "times", "rounds")
+        positive(self, "inward", "outward", "rows", "times", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:

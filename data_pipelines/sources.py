@@ -10,7 +10,7 @@ from data_pipelines.reading import Progress, Reading, Source
 SPECS = {
     "pydoc": "English prose of the Python reference; comes with every Python (465,000 characters)",
     "text:PATH": "UTF-8 text: a file, a folder (all *.txt below it) or a glob pattern",
-    "jsonl:PATH#FIELD": "JSON objects, one per line, with text in FIELD (text): file, folder or glob",
+    "jsonl:PATH#FIELD": "JSON lines with text in FIELD (text): file, folder or glob",
     "parquet:PATH#COLUMN": "rows with text in COLUMN (text): file, folder or glob",
     "tfds:NAME[/CONFIG][:SPLIT][#FIELD]": "a TFDS dataset on disk in array_record, streamed",
     "wikipedia": "tfds:wikipedia/20230601.en",
@@ -19,7 +19,7 @@ SPECS = {
     "mix:WEIGHT*SPEC,WEIGHT*SPEC": "texts mixed by weight, row by row: mix:3*text:books,1*pydoc",
     "shapes[:SIDE]": "images with captions: 10,256 drawn scenes, SIDE (56) pixels wide",
     "images:FOLDER[#FILE]": "images with captions in COCO's JSON or a CSV (file,caption)",
-    "coco_captions[:SPLIT]": "tfds:coco_captions; likewise any TFDS dataset with an image and captions",
+    "coco_captions[:SPLIT]": "tfds:coco_captions; or any TFDS dataset with an image and captions",
 }
 """Form of a spec → its description."""
 
