@@ -24,7 +24,7 @@ CAPTIONS = 5
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CaptionDataset(Dataset):
-    """Images with captions. An image is known by its index; the held-out ones come last."""
+    """Images with captions. An image is identified by its index."""
 
     texts: tuple[tuple[str, ...], ...]
     """The captions of each image."""

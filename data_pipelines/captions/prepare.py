@@ -1,6 +1,6 @@
 """Prepares images with captions in a folder, for `jaxmodels data prepare` and training.
 
-Done once for every tokeniser: pixels and texts are stored, tokens made when the folder is opened.
+One folder serves any tokeniser: it stores pixels and texts, and tokens are made when it is opened.
 """
 
 import json
