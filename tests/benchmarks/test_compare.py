@@ -116,7 +116,7 @@ def test_the_newest_of_each_thing():
 def test_what_is_no_record_is_named(tmp_path):
     file = tmp_path / "step.jsonl"
     file.write_text('{"suite": "step"}\n')
-    with pytest.raises(Problem, match="no record") as caught:
+    with pytest.raises(Problem, match="not a record") as caught:
         read(tmp_path)
     assert caught.value.exit_code == CORRUPT
     assert caught.value.where.endswith("step.jsonl:1")
