@@ -89,6 +89,10 @@ class Dataset(ABC):
         """JSON-able; where it is equal, a resumed run sees the batches it would have seen."""
         return self.source_identity | self.batch_identity
 
+    def identity_as(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """`identity`, in the form of the `stored` one where an earlier version wrote another."""
+        return self.identity
+
     @property
     def batch_identity(self) -> dict[str, Any]:
         """The part of `identity` that decides how batches are made."""
