@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxmodels
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime.planning.plan import Job
+from jaxmodels.runtime.planning.plan import Workload
 from jaxmodels.sizes import outline
 
 Batch = dict[str, np.ndarray]
@@ -18,7 +18,7 @@ BATCHES = 8  # different ones, used in turn
 
 def shapes(arch: str, config: Any, recipe: Recipe) -> dict[str, Any]:
     """Shape and dtype of the arrays of a micro-batch, by name, as in the data pipelines."""
-    return Job(jaxmodels.arch(arch), config, replace(recipe, accum=1)).batch
+    return Workload(jaxmodels.arch(arch), config, replace(recipe, accum=1)).batch
 
 
 def values(arrays: Mapping[str, Any], config: Any, count: int = BATCHES) -> list[Batch]:

@@ -60,8 +60,8 @@ class Bench:  # noqa: D101 - ruff does not see that this is one
 
 
 @dataclass
-class Run:
-    """The outcome of the suites."""
+class Results:
+    """The results of the suites."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def split(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str], list[str]]:
     return named, own, rest
 
 
-def run(named: Sequence[str], options: Bench, words: Line = ()) -> Run:
+def run(named: Sequence[str], options: Bench, words: Line = ()) -> Results:
     """Runs suites one after the other; one that fails or cannot run does not stop the others.
 
     Args:
@@ -124,7 +124,7 @@ def run(named: Sequence[str], options: Bench, words: Line = ()) -> Run:
 
     from benchmarks.harness import Absent
 
-    outcome = Run()
+    outcome = Results()
     for name in named:
         try:
             for line in _lines(name, options.quick, words):

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     return DONE
 
 
-class Window(NamedTuple):
+class ScoredWindow(NamedTuple):
     """A part of a text's tokens: those from `begin` on are read, those in [first, end) scored."""
 
     begin: int
@@ -103,11 +103,11 @@ class Window(NamedTuple):
     end: int
 
 
-def windows(length: int, start: int, context: int) -> Iterator[Window]:
+def windows(length: int, start: int, context: int) -> Iterator[ScoredWindow]:
     """Windows that score each token from `start` ≥ 1 on once, after as many as fit."""
     while start < length:
         end = min(start + context, length)
-        yield Window(max(0, end - 1 - context), start, end)
+        yield ScoredWindow(max(0, end - 1 - context), start, end)
         start = end
 
 

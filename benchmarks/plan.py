@@ -18,7 +18,7 @@ from benchmarks.harness import RESULTS, Absent, Run, positive, save
 from jaxmodels.cli import parse, say
 from jaxmodels.runtime.planning import tpu
 from jaxmodels.runtime.planning.chips import GIB, topology
-from jaxmodels.runtime.planning.plan import Job, TooLarge, refusal, report
+from jaxmodels.runtime.planning.plan import TooLarge, Workload, refusal, report
 from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
 RUNS = (
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     sizes = mesh_sizes(recipe.mesh, slice_.devices, slice_.name)
     check_heads(config, sizes["model"])
     check_rows(recipe.batch, sizes["data"])
-    job = Job(package, config, recipe)
+    job = Workload(package, config, recipe)
     settings = {
         "topology": slice_.name,
         "mesh": recipe.mesh,

@@ -104,10 +104,10 @@ def _compiled(package: str, config: Any, recipe: Recipe, count: int) -> Compiled
 
 def compiled_here(package: str, config: Any, recipe: Recipe) -> Compiled:
     """The step compiled for all devices of this process."""
-    from jaxmodels.runtime.planning.plan import Job, compile_step
+    from jaxmodels.runtime.planning.plan import Workload, compile_step
     from jaxmodels.runtime.sharding import make_mesh
 
-    return compile_step(Job(import_module(package), config, recipe), make_mesh(recipe.mesh))
+    return compile_step(Workload(import_module(package), config, recipe), make_mesh(recipe.mesh))
 
 
 def _record(

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import read_limited, write_text
 from data_pipelines.ids import checked_ids
+from jaxmodels.files import write_text
+from jaxmodels.reading import read_limited
 
 CHARACTERS = "characters.json"
 """File name of a character vocabulary."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.files import naming
+from jaxmodels.files import naming
 
 
 def path_of(text: str) -> Path:

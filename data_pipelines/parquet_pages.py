@@ -11,8 +11,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.files import naming
 from data_pipelines.limits import MAX_FOOTER
+from jaxmodels.files import naming
 
 _HEADER = 1 << 8  # bytes of a header to read at first; its statistics may hold two texts
 _MAX_HEADER = 1 << 24  # pyarrow's limit

@@ -10,7 +10,6 @@ import numpy as np
 from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.encoding import Shard, encode
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
-from data_pipelines.files import digest, read_limited, refuse_existing, whole_folder
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.limits import MAX_MANIFEST
 from data_pipelines.reading import Progress, Reading, Source
@@ -18,6 +17,8 @@ from data_pipelines.shards import SHARD, concatenate, encode_all, locked, shards
 from data_pipelines.sources import fingerprint, open_text
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 from data_pipelines.transformers_files import MAX_FILE
+from jaxmodels.files import atomic_folder, refuse_existing
+from jaxmodels.reading import digest, read_limited
 
 TOKENS, MANIFEST = "tokens.bin", "manifest.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
@@ -72,8 +73,8 @@ def prepare(
 
     Raises:
         DataProblem: (usage) unknown spec or dtype; (corrupt) no text, not readable, or changed
-            during the call; (mismatch) the vocabulary does not fit the dtype; (exists) the
-            folder exists.
+            during the call; (mismatch) the vocabulary does not fit the dtype.
+        Exists: the folder exists.
         OSError: such as a full disk; only the parts are left behind.
     """
     if dtype and dtype not in DTYPES:
@@ -81,7 +82,7 @@ def prepare(
     folder = Path(os.path.abspath(folder))
     refuse_foreign(folder, force)
     source = open_text(spec)
-    with whole_folder(folder, force) as new:
+    with atomic_folder(folder, force) as new:
         stamp = source.stamp()
         tokenizer, identity = _tokenizer_and_identity(source, min_freq, tokenizer, progress)
         dtype = dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32")

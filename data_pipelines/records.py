@@ -10,10 +10,10 @@ from typing import Any
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.file_search import find, refuse_holes, split_name
-from data_pipelines.files import naming
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import max_document, too_long
 from data_pipelines.reading import CHUNK, Part, Progress, Source
+from jaxmodels.files import naming
 
 _COUNTED = 1 << 32  # bytes whose lines are counted to locate an error
 _KINDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number"}

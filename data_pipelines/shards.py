@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.encoding import Shard, Writer, encode
-from data_pipelines.files import digest, read_limited, sync, write_text
 from data_pipelines.limits import MAX_MANIFEST
 from data_pipelines.reading import CHUNK, Part, Progress, Source
 from data_pipelines.tokenizers import Tokenizer
+from jaxmodels.files import sync, write_text
+from jaxmodels.reading import digest, read_limited
 
 SHARD = 1 << 24
 """Bytes of text in a shard, at least."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.file_search import find, refuse_holes
-from data_pipelines.files import naming
 from data_pipelines.reading import Part, Source
+from jaxmodels.files import naming
 
 
 def open_pydoc() -> Source:

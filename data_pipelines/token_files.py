@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.characters import CHARACTERS, CharTokenizer
-from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
+from data_pipelines.errors import MISMATCH, USAGE, DataProblem
 from data_pipelines.file_search import path_of
 from data_pipelines.limits import MAX_FULL_SCAN
 from data_pipelines.prepare import (
@@ -21,6 +21,7 @@ from data_pipelines.prepare import (
 from data_pipelines.reading import Progress
 from data_pipelines.sources import fingerprint, open_text, unknown_spec
 from data_pipelines.tokenizers import Tokenizer, unknown_name
+from jaxmodels.files import Exists
 
 _PIECE = 1 << 22  # tokens of a raw file that are read at a time
 _SAMPLES, _SAMPLE = 1024, 1 << 15  # pieces of a file that is only sampled, and their tokens
@@ -55,10 +56,8 @@ def open_prepared(
     if not folder.exists():
         try:
             prepare(spec, folder, min_freq, tokenizer, progress=progress)
-        except DataProblem as problem:
-            # Another process of the same run was faster; what it wrote is checked below.
-            if problem.exit_code != EXISTS:
-                raise
+        except Exists:
+            pass  # another process of the same run was faster; what it wrote is checked below
         else:
             return _open_folder(folder, tokenizer, progress)
     manifest = read_manifest(folder)

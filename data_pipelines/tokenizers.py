@@ -21,10 +21,10 @@ import numpy as np
 from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.file_search import path_of
-from data_pipelines.files import read_limited
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.subword import SubwordTokenizer
 from data_pipelines.transformers_files import MAX_FILE, SLOW, files_in, read_files, refuse_foreign
+from jaxmodels.reading import read_limited
 
 Tokenizer = CharTokenizer | GPT2Tokenizer | SubwordTokenizer
 

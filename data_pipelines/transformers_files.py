@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import read_limited
+from jaxmodels.reading import read_limited
 
 MAX_FILE = 48_000_000  # bytes; the largest published have 34 million
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"

@@ -26,7 +26,7 @@ from bridge.storage.safetensors_reader import SafetensorsArray, parse_json
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from data_pipelines.transformers_files import transformers_differs
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
+from jaxmodels.runtime.manifest import MANIFEST, differing, digests, read_sealed
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import Any
 from data_pipelines.captions.source import Example, ImageTextSource
 from data_pipelines.errors import UNSAFE, USAGE, DataProblem
 from data_pipelines.file_search import path_of, split_name
-from data_pipelines.files import read_limited
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import MAX_CAPTIONS
+from jaxmodels.reading import read_limited
 
 _FILES = ("captions*.json", "captions*.csv")
 

@@ -1,6 +1,7 @@
 """Opens images with captions as a dataset, for `open_data`."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from data_pipelines.captions.source import ImageTextSource
 from data_pipelines.captions.tokens import Captions
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.cores import cores
-from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
+from data_pipelines.errors import MISMATCH, USAGE, DataProblem
 from data_pipelines.file_search import path_of
 from data_pipelines.reading import Progress
 from data_pipelines.sources import MIX
 from data_pipelines.tokenizers import WORDS, Tokenizer
 from data_pipelines.words import build_words
+from jaxmodels.files import Exists
 
 
 def has_captions(spec: str) -> bool:
@@ -100,12 +102,8 @@ def open_captioned(
 def _prepare(spec: str, folder: Path, side: int, progress: Progress | None) -> None:
     """Prepares the folder unless it exists."""
     if not folder.exists():
-        try:
+        with suppress(Exists):  # another process of the same run was quicker; its work is checked
             prepare_images(spec, folder, side, progress)
-        except DataProblem as problem:
-            # Another process of the same run was faster; what it wrote is checked.
-            if problem.exit_code != EXISTS:
-                raise
 
 
 def _source(

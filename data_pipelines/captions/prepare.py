@@ -22,9 +22,10 @@ from data_pipelines.captions.prepared import CAPTIONS, IMAGES, Row
 from data_pipelines.captions.source import SHAPES, Example, ImageTextSource, shapes_side
 from data_pipelines.cores import cores
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import digest, whole_folder
 from data_pipelines.prepare import MANIFEST, refuse_foreign
 from data_pipelines.reading import Progress
+from jaxmodels.files import atomic_folder
+from jaxmodels.reading import digest
 
 BUDGET = 2 << 30
 """Bytes of decoded images that are kept on disk; a source with more is decoded in training."""
@@ -59,13 +60,13 @@ def prepare_images(
         the manifest.
 
     Raises:
-        DataProblem: (usage) unknown spec; (corrupt) nothing can be read; (exists) the folder
-            exists.
+        DataProblem: (usage) unknown spec; (corrupt) nothing can be read.
+        Exists: the folder exists.
         OSError: such as a full disk; nothing is left behind.
     """
     folder, side = Path(os.path.abspath(folder)), side_of(spec, side)
     refuse_foreign(folder, force)
-    with whole_folder(folder, force) as new:
+    with atomic_folder(folder, force) as new:
         if spec.partition(":")[0] == SHAPES:
             from data_pipelines.captions.shapes_dataset import write_shapes
 

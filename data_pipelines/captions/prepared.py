@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import digest, naming, read_limited
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import MAX_MANIFEST, MAX_PREPARED, max_document, too_long
 from data_pipelines.prepare import MANIFEST
+from jaxmodels.files import naming
+from jaxmodels.reading import digest, read_limited
 
 CAPTIONS, IMAGES = "captions.jsonl", "images.bin"
 

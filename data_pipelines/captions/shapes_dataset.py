@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.captions.shapes import HELD_OUT, TRAIN, captions, draw, scene
-from data_pipelines.files import FULL
 from data_pipelines.reading import Progress
+from jaxmodels.files import FULL
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):

@@ -9,9 +9,9 @@ from typing import Any
 from jaxmodels.cli import say
 from jaxmodels.commands.run_config import history_of, read_settings
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
+from jaxmodels.files import write_json
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
-from jaxmodels.runtime.files import write_json
 from jaxmodels.runtime.multihost.processes import broadcast, is_primary
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import newest_sound

@@ -1,8 +1,9 @@
 """Muon: steps along the nearest orthogonal matrix of each kernel's momentum (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon; optax), and Adam's for all else.
 
-Small kernels that are matrices of one shape go through it together: a few products of many
-matrices instead of many products.
+The steps are `optax.contrib.scale_by_muon`'s. Ours is what surrounds it: small kernels of one shape
+go through it as one stack, which takes a few products of many matrices instead of many products.
+`optax.contrib.muon` would take them one by one, with a learning rate and weight decay of its own.
 """
 
 import re

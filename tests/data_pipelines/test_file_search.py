@@ -9,8 +9,8 @@ import pytest
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.file_search import find, split_name
-from data_pipelines.files import naming
 from data_pipelines.sources import open_text
+from jaxmodels.files import naming
 from tests.data_pipelines.test_records import documents
 
 

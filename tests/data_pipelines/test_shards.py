@@ -21,6 +21,7 @@ from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare, read_manifest
 from data_pipelines.tokenizers import load_tokenizer
+from jaxmodels.errors import Problem
 
 ROOT = Path(data_pipelines.__file__).parents[1]
 GPT2 = GPT2Tokenizer()
@@ -253,7 +254,7 @@ def test_the_second_of_two_waits_and_finds_it_done(tmp_path, lines):
     problems: list[DataProblem] = []
 
     def second():
-        with pytest.raises(DataProblem, match="exists already") as caught:
+        with pytest.raises(Problem, match="exists already") as caught:
             prepare(lines, tmp_path / "out", tokenizer=GPT2)
         problems.append(caught.value)
 

@@ -36,8 +36,8 @@ _NEEDED = (
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is trained: `package` is an architecture's, `config` its sizes."""
+class Workload:
+    """A training step to plan: `package` is an architecture's, `config` its sizes."""
 
     package: ModuleType
     config: Any
@@ -61,7 +61,7 @@ class Job:
         mesh = f"--mesh {recipe.mesh} " if recipe.mesh else ""
         return f"{mesh}--batch {recipe.batch} --accum {recipe.accum} --remat {recipe.remat}"
 
-    def with_recipe(self, **changes: Any) -> "Job":
+    def with_recipe(self, **changes: Any) -> "Workload":
         """The same job with other settings."""
         return replace(self, recipe=replace(self.recipe, **changes))
 
@@ -100,7 +100,7 @@ class TooLarge(Exception):
         self.needed, self.seconds = needed, seconds
 
 
-def compile_step(job: Job, mesh: Mesh) -> Compiled:
+def compile_step(job: Workload, mesh: Mesh) -> Compiled:
     """Compiles the step of `train` for the mesh's devices, which may be a description only.
 
     Raises:
@@ -135,7 +135,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
     )
 
 
-def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
+def _step(job: Workload, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
     """The step of `train`, and the shapes that it is called with."""
     _, _, state, step = training(job.package, job.config, job.recipe, mesh)
     rows = NamedSharding(mesh, P("data"))
@@ -143,7 +143,7 @@ def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStr
     return step, state, batch
 
 
-def state_of(job: Job, mesh: AnyMesh) -> tuple[GraphDef, State]:
+def state_of(job: Workload, mesh: AnyMesh) -> tuple[GraphDef, State]:
     """The model's skeleton, and the shapes of the training state, placed on the mesh."""
     tx = optimiser(job.recipe.optim, 0.0)
     graphdef, _, state = init(job.package, job.config, job.recipe, tx, mesh)
@@ -172,7 +172,7 @@ def _needed(message: str) -> int:
     return 0
 
 
-def loss_of(job: Job) -> tuple[Any, State]:
+def loss_of(job: Workload) -> tuple[Any, State]:
     """The loss of one micro-batch as a function of (parameters, rest, batch), and shapes for it.
 
     Nothing is computed. It is traced for one CPU, which need not exist: forms for other platforms
@@ -190,7 +190,7 @@ def loss_of(job: Job) -> tuple[Any, State]:
     return loss, state
 
 
-def useful_flops(job: Job) -> int:
+def useful_flops(job: Workload) -> int:
     """Operations of a step, without those that remat does again.
 
     Three times the products of the loss: the backward pass has two for each of the forward pass.
@@ -214,7 +214,7 @@ def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:
     }
 
 
-def report(job: Job, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
+def report(job: Workload, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
     """What is known of a step: the answer of `jaxmodels plan --json`.
 
     Bytes are of one device, operations of all, times the least that are possible.
@@ -240,7 +240,7 @@ def report(job: Job, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
     }
 
 
-def refusal(job: Job, error: TooLarge, slice_: Topology) -> dict[str, Any]:
+def refusal(job: Workload, error: TooLarge, slice_: Topology) -> dict[str, Any]:
     """The same of a step that does not fit: what it would compute, no more is known."""
     useful = useful_flops(job)
     seconds = useful / (slice_.devices * slice_.flops)

@@ -23,14 +23,9 @@ import jax
 
 from jaxmodels.cli import say
 from jaxmodels.runtime.multihost import processes
-from jaxmodels.runtime.files import (
-    MANIFEST,
-    as_full_disk,
-    make_folder,
-    whole_folder,
-    write_json,
-    write_manifest,
-)
+from jaxmodels.files import make_folder, atomic_folder, write_json
+from jaxmodels.runtime.manifest import MANIFEST, write_manifest
+from jaxmodels.runtime.tensorstore import as_full_disk
 from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
 from jaxmodels.runtime.runs.rundir import around_jumps, best, identity, refuse_changed, steps
 from jaxmodels.runtime.runs.sound import claim, newest_sound, set_aside, told, unsound
@@ -149,7 +144,7 @@ class Checkpoints:
         if step not in self._sound and os.path.lexists(self.folder / str(step)):
             say(f"{self.folder / str(step)} is not a sound checkpoint")
             self._set_aside(step)
-        with whole_folder(self.folder / str(step), force=True) as temporary:
+        with atomic_folder(self.folder / str(step), force=True) as temporary:
             processes.all_gather(temporary.name, name=f"{name}/folder")
             yield temporary
 

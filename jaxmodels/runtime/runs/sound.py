@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.manifest import MANIFEST, damage
 from jaxmodels.runtime.runs.rundir import recorded, steps, valid_loss
 
 ASIDE = ".damaged"

@@ -13,10 +13,10 @@ import jax
 
 from jaxmodels.cli import say
 from jaxmodels.errors import Problem
+from jaxmodels.files import write_bytes, write_text
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import platform
 from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
 from jaxmodels.runtime.metrics import MetricsLog, Silent
 from jaxmodels.runtime.multihost import processes
@@ -30,7 +30,7 @@ from jaxmodels.runtime.step import State, StepMetrics, training
 from jaxmodels.runtime.stop import Stop
 from jaxmodels.runtime.training.divergence import Rollbacks
 from jaxmodels.runtime.training.patience import Patience
-from jaxmodels.runtime.training.profiler import Window
+from jaxmodels.runtime.training.profiler import TracedSteps
 from jaxmodels.runtime.training.samples import Sample
 
 
@@ -56,7 +56,7 @@ class Job:
     """What makes of a fresh state the one that the run begins with."""
     resumed: Callable[[int], None] = lambda step: None
     """Told the step of the checkpoint that the run goes on from."""
-    profile: Window | None = None
+    profile: TracedSteps | None = None
     """Steps to trace."""
 
 
@@ -104,7 +104,7 @@ class _Loop:
         self.inline = platform.computes_inline(sum(self.sizes.values()))
         peak = chips.peak_flops(jax.devices()[0].device_kind)
         self.peak = (peak or 0.0) * self.mesh.size  # operations a second of all devices
-        planned = plan.Job(job.package, job.config, recipe)
+        planned = plan.Workload(job.package, job.config, recipe)
         self.work = plan.useful_flops(planned) if peak else 0  # operations of a step
         self.agreed = False  # several processes want to stop
         self.rollbacks = Rollbacks(job.run, recipe)
