@@ -19,7 +19,7 @@ from bridge.formats.generation import drawing, read_generation
 from bridge.formats.tokenizer import NO_TOKENIZER, as_transformers, find_tokenizer
 from bridge.storage.safetensors_reader import SafetensorsArray, parse_json
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
-from data_pipelines.transformers_files import remade
+from data_pipelines.transformers_files import transformers_differs
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.manifest import MANIFEST, differing, digests, read_sealed
 
@@ -98,7 +98,7 @@ def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
     if contents.of_text and found is not None:
         found = as_transformers(found)
     if found is not None and not isinstance(found, CharTokenizer):
-        contents.notes += remade(folder, found.to_json)
+        contents.notes += transformers_differs(folder, found.to_json)
     contents.tokenizer, contents.unread = found, unread
 
 
