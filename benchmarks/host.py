@@ -27,13 +27,12 @@ from benchmarks.harness import RESULTS, Run, Timing, positive, save, table
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
+from jaxmodels.registry import OURS
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import State, training
 from jaxmodels.runtime.training.train import Job, train
 
-RUNS = tuple(
-    ("--preset", f"{arch}:tiny") for arch in jaxmodels.ARCHS if arch != "dinov2"
-)  # it has no loss
+RUNS = tuple(("--preset", f"{arch}:tiny") for arch in OURS if arch != "dinov2")  # it has no loss
 QUICK = (("--preset", "charlm:tiny", "--steps", "20", "--rounds", "2"),)
 
 # Sizes that make a model trivial, if it or its tower has them; divisibility is kept. An image is

@@ -18,10 +18,11 @@ from data_pipelines.cores import cores
 from data_pipelines.pipelines import open_data
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import within
+from jaxmodels.registry import OURS
 from jaxmodels.runtime.batches import sees
 from jaxmodels.runtime.training.train import Job, train
 
-_TRAINED = tuple(arch for arch in jaxmodels.ARCHS if arch != "dinov2")  # it has no loss
+_TRAINED = tuple(arch for arch in OURS if arch != "dinov2")  # it has no loss
 RUNS = tuple(("--preset", f"{arch}:tiny") for arch in _TRAINED)
 QUICK = tuple(("--preset", f"{arch}:tiny", "--steps", "20") for arch in _TRAINED)
 

@@ -24,6 +24,7 @@ from benchmarks.harness import RESULTS, Contestant, Run, Timing, positive, race,
 from benchmarks.peers import check_seed, torch_device
 from benchmarks.trainers import jax_step, seed_step, torch_step
 from data_pipelines.cores import cores
+from jaxmodels import registry
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning.flops import Product, products
@@ -49,7 +50,7 @@ RUNS = (
 )
 QUICK = tuple(
     ("--preset", f"{arch}:tiny", "--batch", "8", "--rounds", "3", "--no-compile")
-    for arch in jaxmodels.ARCHS
+    for arch in registry.OURS
     if arch != "dinov2"  # it has no loss: suite `forward`
 )
 

@@ -37,7 +37,7 @@ def join() -> None:
 def leave() -> None:
     """The opposite of `join`."""
     for name in EXAMPLES:
-        jaxmodels.ARCHS.registered.pop(name)
+        jaxmodels.ARCHS.registered.pop(name, None)  # it may be installed
 
 
 join()

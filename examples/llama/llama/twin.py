@@ -7,7 +7,6 @@ from typing import Any
 from bridge.core.transformers_class import Key, ModelType, Only, TransformersClass, unsupported
 from bridge.torch.language import *  # noqa: F403  (the same for all language models)
 
-AUTO_CLASS = "AutoModelForCausalLM"
 _PLAIN = {"rope_type": "default", "rope_theta": 0}
 
 
