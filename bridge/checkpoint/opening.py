@@ -128,7 +128,7 @@ def _bind(
     notes += [*places.notes, *more]
     notes += [f"assumed: {name} = {value}" for name, value in settled.assumed.items()]
     preset = contents.preset or preset_of(package, config)
-    pairs, whole = places.pairs, fused_tensors.whole
+    pairs, fused = places.pairs, fused_tensors.fused_name
     return Checkpoint(
         path=contents.path,
         format=contents.format,
@@ -140,7 +140,7 @@ def _bind(
         pairs=pairs,
         tensors=places.tensors,
         state=frozenset(places.state),
-        quantised=frozenset(p.ours for p in pairs if whole(p.theirs) in contents.quantised),
+        quantised=frozenset(p.ours for p in pairs if fused(p.theirs) in contents.quantised),
         tokenizer=tokenizer,
         origin=vocabulary.with_reason(contents.origin, config, settled.beside, tokenizer),
         notes=notes + padding_notes(config),

@@ -34,19 +34,19 @@ class Parity(NamedTuple):
 
     def complaints(self, sides: str, atol: float) -> list[str]:
         """What is further apart than `atol`: one sentence each."""
-        apart = {
+        differences = {
             f"outputs of {sides}": self.random,
             f"outputs of {sides} on the text": self.text,
             f"gradients of {sides}": self.gradient,
         }
         return [
             f"{what} differ by {difference:.3g} > {atol:g}"
-            for what, difference in apart.items()
+            for what, difference in differences.items()
             if difference is not None and not difference <= atol
         ]
 
 
-def agreement(
+def compare_outputs(
     source: Checkpoint,
     reference: Checkpoint | None = None,
     text: str | None = None,
@@ -75,11 +75,11 @@ def agreement(
     else:
         other = model_of(reference, FLOAT32)
         theirs = [side.jax_outputs(other, each) for each in inputs]
-    apart = [float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)]
+    largest = [float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)]
     same = [(a.argmax(-1) == b.argmax(-1)).reshape(-1) for a, b in zip(ours, theirs, strict=True)]
     return Parity(
-        random=apart[0],
-        text=apart[1] if text is not None else None,
+        random=largest[0],
+        text=largest[1] if text is not None else None,
         argmax=float(np.concatenate(same).mean()),
         gradient=_gradients(side, source, model, module, inputs[0])
         if gradients and reference is None
@@ -87,8 +87,8 @@ def agreement(
     )
 
 
-def check_wishes(source: Checkpoint, text: str | None, gradients: bool) -> None:
-    """Checks that `agreement` can do what it will be asked for; raises as it does."""
+def check_comparable(source: Checkpoint, text: str | None, gradients: bool) -> None:
+    """Checks that `compare_outputs` can do what it will be asked for; raises as it does."""
     side = twin(source.arch)
     if text is not None:
         _read(side, source, text)
@@ -143,10 +143,10 @@ def _gradients(side: AnyTwin, source: Checkpoint, model: Any, module: Any, input
         values = gradient.numpy()
         there = Tensor(pair.theirs, values.shape, values.dtype, partial(_same, values))
         here = np.asarray(ours[pair.ours])
-        apart = np.abs(here - pair.load(there, here.shape).read()).max(initial=0.0)
-        found.append((float(apart), float(np.abs(here).max(initial=0.0))))
+        difference = np.abs(here - pair.load(there, here.shape).read()).max(initial=0.0)
+        found.append((float(difference), float(np.abs(here).max(initial=0.0))))
     least = max(size for _, size in found) / 100 or 1.0
-    return max(apart / max(size, least) for apart, size in found)
+    return max(difference / max(size, least) for difference, size in found)
 
 
 def _same(array: np.ndarray) -> np.ndarray:

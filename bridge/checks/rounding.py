@@ -33,6 +33,6 @@ def misrounded(exact: np.ndarray, kept: np.ndarray, blocks: bool = False) -> boo
         half = np.ldexp(wide.type(float(info.eps) / 2), np.frexp(values)[1] - 1)
         allowed = np.maximum(half, wide.type(float(info.smallest_subnormal) / 2))
     with np.errstate(invalid="ignore"):
-        apart = np.abs(values - there)
+        distance = np.abs(values - there)
     same = (values == there) | (np.isnan(values) & np.isnan(there))
-    return not bool((same | (apart <= allowed * _SLACK)).all())
+    return not bool((same | (distance <= allowed * _SLACK)).all())

@@ -10,7 +10,7 @@ from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
 from bridge.checkpoint.opening import bind, open_checkpoint
 from bridge.checkpoint.transfer import part_of
-from bridge.checks.parity import Parity, agreement
+from bridge.checks.parity import Parity, compare_outputs
 from bridge.checks.rounding import misrounded
 from bridge.core.report import Report
 from bridge.core.tensors import compare
@@ -24,9 +24,6 @@ from jaxmodels.runtime.runs.seal import loose_damage, sealed
 from jaxmodels.runtime.runs.sound import hold, unsound
 
 CARD = "README.md"
-
-
-Wishes = tuple[str | None, bool]  # see `verify`: text, gradients
 
 
 def verify(
@@ -83,7 +80,7 @@ def verify(
         try:
             source = open_checkpoint(path, config=config if contents is None else None)
             reference = None if contents is None else _reference(contents, source, config or {})
-            _compare(report, source, reference, atol, (text, gradients))
+            _compare(report, source, reference, atol, text, gradients)
         except Problem as problem:
             if problem.exit_code == USAGE:
                 raise
@@ -210,24 +207,29 @@ def _reference(
     if jaxmodels.arch(source.arch).PART_OF:
         try:
             known = {f"{source.arch}.{name}": value for name, value in values.items()}
-            whole = bind(contents, config=config, conventions=known)
+            larger = bind(contents, config=config, conventions=known)
         except Problem:
             pass
         else:
-            return part_of(whole, source.arch)
+            return part_of(larger, source.arch)
     return bind(contents, source.arch, config, conventions=values)
 
 
 def _compare(
-    report: Report, source: Checkpoint, reference: Checkpoint | None, atol: float, wishes: Wishes
+    report: Report,
+    source: Checkpoint,
+    reference: Checkpoint | None,
+    atol: float,
+    text: str | None,
+    gradients: bool,
 ) -> None:
     if reference is not None:
         compare_tensors(report, source, reference)
-    between = agreement(source, None, *wishes)
+    between = compare_outputs(source, None, text, gradients)
     report |= parity_fields(between)
     report["problems"] += between.complaints("JAX and PyTorch", atol)
     if reference is not None:
-        other = agreement(source, reference, wishes[0])
+        other = compare_outputs(source, reference, text)
         report |= source_parity_fields(other)
         # Outputs of rounded weights differ by what rounding did; the tensors were judged above.
         if report.tensors_equal == report.tensors_compared:

@@ -12,7 +12,7 @@ from bridge.checkpoint import averages
 from bridge.checkpoint.config import values_of
 from bridge.checkpoint.opening import bind, open_checkpoint
 from bridge.checkpoint.transfer import part_of
-from bridge.checks.parity import check_wishes
+from bridge.checks.parity import check_comparable
 from bridge.conversion.kept_shards import kept_parts
 from bridge.conversion.plan import make_plan
 from bridge.conversion.preflight import (
@@ -113,7 +113,7 @@ def convert(
     plan = make_plan(source, format, dtype, patterns, parse_size(max_shard_size))
     report = report_of_plan(source, dst, plan, moments)
     if verify == "logits":
-        check_wishes(source, text, gradients)
+        check_comparable(source, text, gradients)
     if dry_run:
         return Report(report, plan=plan.rows, dry_run=True)
     check_place(src, dst, force)

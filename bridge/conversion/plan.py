@@ -94,9 +94,9 @@ def make_plan(
     """
     rows = _table_of(source.arch, format)
     ours, quantised, errors, notes = _cast_all(source, rows, format, dtype, keep_fp32)
-    whole = filled(source.arch, source.config, ours) if format.filled else ours
-    pairs = table.pairs(rows, whole)
-    out = {pair.theirs: pair.export(whole[pair.ours]) for pair in pairs}
+    complete = filled(source.arch, source.config, ours) if format.filled else ours
+    pairs = table.pairs(rows, complete)
+    out = {pair.theirs: pair.export(complete[pair.ours]) for pair in pairs}
     tensors = list(fused_tensors.join({n: out[n] for n in table.in_order(rows, out)}).values())
     shards = {format.file(source.origin): tensors}
     if format.pytorch:
@@ -130,9 +130,9 @@ def _cast_all(
     errors will be found; notes."""
     quantisation, wanted = _chosen(dtype, format)
     places = table.pairs(rows, source.tensors)
-    stay, latent = set(), set()  # by whole tensors: all parts of one have one dtype
+    stay, latent = set(), set()  # by fused tensors: all parts of one have one dtype
     for pair in places:
-        tensor, name = source.tensors[pair.ours], fused_tensors.whole(pair.theirs)
+        tensor, name = source.tensors[pair.ours], fused_tensors.fused_name(pair.theirs)
         if dtype != "keep" and _is_latent(source, pair.ours, keep_fp32):
             latent.add(name)
         if is_float(tensor.dtype) and (
@@ -145,7 +145,7 @@ def _cast_all(
     errors: dict[str, float] = {}
     for pair in places:
         tensor = source.tensors[pair.ours]
-        exact = DTYPES["F32"] if fused_tensors.whole(pair.theirs) in stay | latent else None
+        exact = DTYPES["F32"] if fused_tensors.fused_name(pair.theirs) in stay | latent else None
         if pair.ours in source.state:
             exact = tensor.dtype
         note_error = partial(_note_error, errors, pair.ours)
@@ -203,7 +203,7 @@ def _report_rows(
                 "op": _op(inward.op if inward else "same", pair.op),
                 "dtype": dtype,
                 "shape": list(tensor.shape),
-                "shard": shard_of[fused_tensors.whole(pair.theirs)],
+                "shard": shard_of[fused_tensors.fused_name(pair.theirs)],
                 "bytes": size,
             }
         )
@@ -211,6 +211,6 @@ def _report_rows(
 
 
 def _op(inward: str, outward: str) -> str:
-    """What happens to a tensor on the whole way; an op and its inverse cancel."""
+    """What happens to a tensor on the way from source to format; an op and its inverse cancel."""
     steps = [] if inward == outward else [op for op in (inward, outward) if op != "same"]
     return ", ".join(steps) or "same"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checks.parity import Parity, agreement
+from bridge.checks.parity import Parity, compare_outputs
 from bridge.checks.verification import misrounded_in
 from bridge.conversion.plan import ConversionPlan
 from bridge.core import table
@@ -89,10 +89,10 @@ def check_written(
         ]
     found = from_source = None
     if level == "logits" and not problems:
-        found = agreement(written, None, text, gradients)
+        found = compare_outputs(written, None, text, gradients)
         problems += found.complaints("JAX and PyTorch", ATOL)
         if any(plan.errors.values()):  # else the tensors are the source's, bit for bit
-            from_source = agreement(written, source, text)
+            from_source = compare_outputs(written, source, text)
     if problems:
         raise Problem(
             "the output does not read back as it was written; it was removed",

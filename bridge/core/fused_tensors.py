@@ -18,8 +18,8 @@ from jaxmodels.runtime.paths import pattern
 _PART = re.compile(r"(.*)\[(\d+)\]")
 
 
-def whole(name: str) -> str:
-    """The tensor in the file that a name is of a part of; the name itself where it is of none."""
+def fused_name(name: str) -> str:
+    """The tensor that a name is a part of: NAME of "NAME[1]"; other names stay as they are."""
     found = _PART.fullmatch(name)
     return found[1] if found else name
 
@@ -51,9 +51,9 @@ def join(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `split`: parts become the tensors of a file, in the place of their first."""
     groups: dict[str, list[Tensor]] = {}
     for name in sorted(tensors, key=_number):
-        groups.setdefault(whole(name), []).append(tensors[name])
+        groups.setdefault(fused_name(name), []).append(tensors[name])
     result = {}
-    for name in dict.fromkeys(map(whole, tensors)):
+    for name in dict.fromkeys(map(fused_name, tensors)):
         parts = groups[name]
         if len(parts) == 1:
             result[name] = parts[0]

@@ -204,8 +204,8 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
     same = (x == y) | (np.isnan(x) & np.isnan(y))
     with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.abs(np.where(same, 0.0, x - y)).max(initial=0.0)
+        difference = np.abs(np.where(same, 0.0, x - y)).max(initial=0.0)
         norms = float(np.linalg.norm(x) * np.linalg.norm(y))
         both_zero = not x.any() and not y.any()
         cosine = 1.0 if both_zero else float(x @ y) / norms if norms else 0.0
-    return {"equal": bool(same.all()), "max_abs": float(apart), "cosine": cosine}
+    return {"equal": bool(same.all()), "max_abs": float(difference), "cosine": cosine}

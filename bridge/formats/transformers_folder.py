@@ -248,10 +248,12 @@ def targets() -> list[Format]:
             model_files.FORMAT,
             name=cls.format,
             what=f"a {'/'.join(cls.types)} folder of transformers",
-            is_file=None,
-            is_folder=None,
-            endings=(),
             arch=arch,
+            is_file=None,
+            open_file=None,
+            is_folder=None,
+            open_folder=None,
+            endings=(),
         )
         for arch, cls in transformers_classes()
     ]

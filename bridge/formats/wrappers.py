@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jaxmodels
-from bridge.core.fused_tensors import whole
+from bridge.core.fused_tensors import fused_name
 from bridge.core.layouts import tables
 from bridge.core.moments import Moments
 from bridge.core.table import Rows, listing
@@ -135,7 +135,7 @@ def _fits(
     index: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for number, (_, rows) in enumerate(known):
         for theirs in {theirs for _, theirs, _ in rows}:
-            index[re.sub(r"\{\w+\}", "0", whole(theirs))].append((number, theirs))
+            index[re.sub(r"\{\w+\}", "0", fused_name(theirs))].append((number, theirs))
     found: list[dict[str, Counter[str]]] = [defaultdict(Counter) for _ in known]
     for name in names:
         words = name.split(".")
@@ -184,7 +184,7 @@ def _check(contents: RawCheckpoint, chosen: _Place | None, inside: list[str]) ->
     known = [name for name in inside if name in contents.strange]
     if chosen:
         rows = [rows for _, rows in tables(jaxmodels.arch(chosen.arch))]
-        index = {re.sub(r"\{\w+\}", "0", whole(t)) for each in rows for _, t, _ in each}
+        index = {re.sub(r"\{\w+\}", "0", fused_name(t)) for each in rows for _, t, _ in each}
         known = [n for n in known if re.sub(r"\b\d+\b", "0", n.removeprefix(prefix)) in index]
     if not known:
         return

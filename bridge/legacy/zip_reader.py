@@ -93,7 +93,9 @@ def _directory(path: Path, file: _File) -> tuple[list[zipfile.ZipInfo], int]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-        _broken(path, str(error))
+        # zipfile's words for a file without an end, which begins as a zip does.
+        missing = str(error) == "File is not a zip file"
+        _broken(path, "its end is missing" if missing else str(error))
     infos, comment = archive.infolist(), len(archive.comment)
     if len(infos) > MAX_ENTRIES:
         count = f"{len(infos):,} members; at most {MAX_ENTRIES:,} are read"

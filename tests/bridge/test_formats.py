@@ -48,7 +48,7 @@ def test_a_new_format_takes_one_record(tmp_path, monkeypatch):
     assert report.files == ["manifest.json", FILE]
     assert formats.kind(out) == bridge.inspect(out).format == "lists"
     assert bridge.diff(out, SEED, config=HEADS).same
-    with pytest.raises(Problem, match="it holds parameters only") as caught:
+    with pytest.raises(Problem, match="cannot be carried to lists") as caught:
         bridge.convert(out, tmp_path / "again", to="lists", optimizer=True, config=HEADS)
     assert caught.value.exit_code == USAGE
 

@@ -4,7 +4,7 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge.checks.parity import agreement
+from bridge.checks.parity import compare_outputs
 from bridge.core import table
 from bridge.core.twins import twin
 from jaxmodels.errors import DONE, UNVERIFIED, USAGE, Problem
@@ -48,7 +48,7 @@ def test_a_wrong_number_shows_in_outputs_and_gradients(trained, monkeypatch):
 
     build = side.build
     monkeypatch.setattr(side, "build", changed)
-    found = agreement(source, text=TEXT, gradients=True)
+    found = compare_outputs(source, text=TEXT, gradients=True)
     assert min(found.random, found.text, found.gradient) > 1e-3
     assert len(found.complaints("them", 1e-4)) == 3
 
@@ -94,7 +94,7 @@ def test_an_empty_text_is_none(model_directory):
 @pytest.mark.slow
 def test_two_checkpoints_are_compared_in_jax(run):
     source, other = (bridge.open_checkpoint(run / "checkpoints" / step) for step in ("100", "300"))
-    assert agreement(source, source).random == 0
-    found = agreement(source, other)
+    assert compare_outputs(source, source).random == 0
+    found = compare_outputs(source, other)
     assert found.random > 0.1
     assert found.argmax < 0.5

@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
 
 
 def test_blocks_are_verified_against_their_source(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(verification, "agreement", lambda *_: _Same)
+    monkeypatch.setattr(verification, "compare_outputs", lambda *_: _Same)
     bridge.convert(trained, tmp_path / "out", to="gguf", dtype="q8_0", verify="roundtrip")
     report = bridge.verify(tmp_path / "out", trained)
     assert report.ok, report.problems
