@@ -180,7 +180,7 @@ def test_many_tensors_of_one_storage(tmp_path, monkeypatch):
     """Their values are looked at as far as the files' size goes; the storage is summed up once."""
     storage = torch.arange(50_000, dtype=torch.float32)
     torch.save({f"t{i}": storage[i:] for i in range(300)}, tmp_path / "shared.pt")
-    monkeypatch.setattr("bridge.checks.inspection.ALWAYS_READ", 2**20)
+    monkeypatch.setattr("bridge.checks.values.ALWAYS_READ", 2**20)
     report = bridge.inspect(tmp_path / "shared.pt")
     assert report.tensors == 300
     assert any("were not looked at" in note for note in report.notes)

@@ -166,7 +166,7 @@ def test_code_of_its_own_is_refused_where_it_may_compute_otherwise(tmp_path):
     assert any("'OurGPT2LMHeadModel'" in note for note in bridge.open_checkpoint(tmp_path).notes)
     code = {"auto_map": {"AutoModelForCausalLM": "ours.OurGPT2LMHeadModel"}}
     file.write_text(json.dumps(said | code | {"architectures": ["OurGPT2LMHeadModel"]}))
-    with pytest.raises(Problem, match="code of its own") as caught:
+    with pytest.raises(Problem, match="needs its own code") as caught:
         bridge.open_checkpoint(tmp_path)
     assert caught.value.exit_code == MISMATCH
     file.write_text(json.dumps(said | code))
