@@ -26,8 +26,8 @@ from jaxmodels.__main__ import guarded
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
-from jaxmodels.runtime.batches import sees
-from jaxmodels.runtime.generate import before, generate
+from jaxmodels.runtime.batches import takes_images
+from jaxmodels.runtime.generate import generate, truncate_at
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.platform import prepare
 
@@ -128,7 +128,7 @@ class Scorer:
 
     def __init__(self, model: Any, tokenizer: Any, batch: int = 8):
         objective = getattr(model.config, "objective", None)
-        if sees(model.config) or objective == "next_char":
+        if takes_images(model.config) or objective == "next_char":
             raise Problem(
                 "this model does not predict each token of a text",
                 fix="evaluate a language model, or wigip with the dense objective",
@@ -184,7 +184,7 @@ class Scorer:
         banned, drawn, text = tuple(tokenizer.special_ids), np.zeros(0, np.int32), ""
         for piece in generate(self.model, prompt[None], most, sampling, 0, banned, end=end):
             drawn = np.concatenate([drawn, piece[0]])
-            text = tokenizer.decode(before(end, drawn))
+            text = tokenizer.decode(truncate_at(end, drawn))
             if found := [at for stop in until if stop and (at := text.find(stop)) >= 0]:
                 return text[: min(found)]
         return text

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from jaxmodels.cli import fail, say, whole_paths
+from jaxmodels.cli import fail, refuse_empty_paths, say
 from jaxmodels.errors import INTERRUPTED, NO_SPACE, UNREAD, USAGE, Problem
 from jaxmodels.explain import explain
-from jaxmodels.terminal import Stream, Unwritten, steady
+from jaxmodels.terminal import OutputLost, Stream, resilient_output
 
 # verb → (module:function that runs it, what it does)
 VERBS = {
@@ -68,7 +68,7 @@ def guarded(run: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         run: takes the words, returns an exit code.
         argv: the words; `--debug` among them lets errors through, with their traceback.
     """
-    with steady(needed=not ON_DISK & set(argv[:1])) as output:
+    with resilient_output(needed=not ON_DISK & set(argv[:1])) as output:
         try:
             try:
                 code = run([word for word in argv if word != "--debug"])
@@ -82,7 +82,7 @@ def guarded(run: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             say("interrupted")
             return _left(INTERRUPTED)
-        except Unwritten as lost:
+        except OutputLost as lost:
             return _left(_no_space(lost) if lost.full else UNREAD)
         except Exception as error:
             if "--debug" in argv:
@@ -104,7 +104,7 @@ def _run(argv: list[str]) -> int:
             exit_code=USAGE,
         )
     module, _, function = VERBS[verb][0].partition(":")
-    with whole_paths():
+    with refuse_empty_paths():
         return int(getattr(import_module(module), function)(argv[1:]) or 0)
 
 
@@ -121,7 +121,7 @@ def _written(output: Stream) -> int:
     return _no_space(lost, "; the work itself is done") if lost and lost.full else 0
 
 
-def _no_space(lost: Unwritten, done: str = "") -> int:
+def _no_space(lost: OutputLost, done: str = "") -> int:
     return fail(
         Problem(
             f"there is no space for the output{done}",

@@ -27,7 +27,7 @@ def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
 
 
 @contextmanager
-def whole_paths() -> Iterator[None]:
+def refuse_empty_paths() -> Iterator[None]:
     """Within its block an empty word is no path: `--out "$RUN"` without RUN would else mean the
     folder that one is in, to be written to, or with `--force` to be replaced.
     """
@@ -60,7 +60,7 @@ def whole_paths() -> Iterator[None]:
         yield
 
 
-def gathered(argv: list[str], option: str, many: bool = False) -> list[str]:
+def merge_repeated(argv: list[str], option: str, many: bool = False) -> list[str]:
     """Joins an option that is repeated into one, with all of its values, at the end.
 
     With `many` an option takes all words up to the next one.
@@ -117,7 +117,7 @@ def visible(text: Any, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
-def written(text: str) -> str:
+def escape_control(text: str) -> str:
     """What a model wrote, for a terminal: only what could steer it is escaped, not its scripts."""
     steering = (c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cs"))
     return text.translate({ord(c): ascii(c)[1:-1] for c in steering})

@@ -21,7 +21,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 1000  # milliseconds that a message waits for a reader that takes nothing
 
 
-class Unwritten(BaseException):
+class OutputLost(BaseException):
     """The result cannot be written. No error of the command: `except Exception` lets it pass.
 
     Args:
@@ -46,7 +46,7 @@ class Stream:
 
     Args:
         stream: standard output or error as it was; None if it was closed.
-        needed: raise `Unwritten` instead of dropping.
+        needed: raise `OutputLost` instead of dropping.
         wait: wait for a reader for as long as it takes, rather than drop what it does not take.
     """
 
@@ -54,7 +54,7 @@ class Stream:
         self._own = stream is None
         self._stream: Any = stream or io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8")
         self.needed = needed
-        self.lost: Unwritten | None = None
+        self.lost: OutputLost | None = None
         self._poll: Any = None
         self._given = self._stream
         if wait:
@@ -110,7 +110,7 @@ class Stream:
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) and not self._stream.closed:
                 raise
-            self.lost = Unwritten(error)
+            self.lost = OutputLost(error)
             if self.needed or not self.lost.full:  # a disk may have space again
                 self.drop()
             if self.needed:
@@ -162,7 +162,7 @@ class Stream:
 
 
 @contextmanager
-def steady(needed: bool) -> Iterator[Stream]:
+def resilient_output(needed: bool) -> Iterator[Stream]:
     """Within its block the terminal may go: SIGHUP is ignored, no message is waited for.
 
     Args:

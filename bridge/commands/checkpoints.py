@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, gathered, parse, say, show
+from jaxmodels.cli import emit, merge_repeated, parse, say, show
 from jaxmodels.errors import CORRUPT, DONE, UNSAFE, UNVERIFIED
 from jaxmodels.runtime.platform import silence_storage
 
@@ -148,7 +148,9 @@ def _with_weights(options: Any) -> Any:
 
 def convert_main(argv: list[str]) -> int:
     """Runs `jaxmodels convert`."""
-    options = parse(Convert, gathered(gathered(argv, "--set"), "--keep-fp32"), "convert")
+    options = parse(
+        Convert, merge_repeated(merge_repeated(argv, "--set"), "--keep-fp32"), "convert"
+    )
     silence_storage()
     options = _with_weights(options)  # the words that are told to `verify` say them too
     import bridge
@@ -183,7 +185,7 @@ def convert_main(argv: list[str]) -> int:
 
 def inspect_main(argv: list[str]) -> int:
     """Runs `jaxmodels inspect`."""
-    options = _with_weights(parse(Inspect, gathered(argv, "--set"), "inspect"))
+    options = _with_weights(parse(Inspect, merge_repeated(argv, "--set"), "inspect"))
     silence_storage()
     import bridge
     from bridge.checkpoint.opening import parse_settings
@@ -198,7 +200,7 @@ def inspect_main(argv: list[str]) -> int:
 
 def verify_main(argv: list[str]) -> int:
     """Runs `jaxmodels verify`."""
-    options = _with_weights(parse(Verify, gathered(argv, "--set"), "verify"))
+    options = _with_weights(parse(Verify, merge_repeated(argv, "--set"), "verify"))
     silence_storage()
     import bridge
     from bridge.checkpoint.opening import parse_settings

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, gathered, parse, refuse_repeated, say
+from jaxmodels.cli import emit, merge_repeated, parse, refuse_repeated, say
 from jaxmodels.errors import MISMATCH, UNVERIFIED, USAGE, Problem, within
 
 
@@ -58,18 +58,18 @@ class Eval:
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    argv = gathered(argv, "--set")
+    argv = merge_repeated(argv, "--set")
     refuse_repeated(argv, "--data", "measure on one after the other, or on all: --data mix:3*A,1*B")
     for option in ("--image", "--caption"):
-        argv = gathered(argv, option, many=True)
+        argv = merge_repeated(argv, option, many=True)
     options = parse(Eval, argv, "eval")
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform
-    from jaxmodels.runtime.batches import sees
+    from jaxmodels.runtime.batches import takes_images
 
     platform.prepare()
     model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
-    run = _images if sees(model.config) else _text
+    run = _images if takes_images(model.config) else _text
     return run(options, model, tokenizer)
 
 
@@ -78,14 +78,14 @@ def _images(options: Eval, model: Any, tokenizer: Any) -> int:
     from jaxmodels.commands import eval_images
 
     if options.image:
-        result = eval_images.compared(model, tokenizer, options.image, options.caption)
+        result = eval_images.compare(model, tokenizer, options.image, options.caption)
         shown = [f"{r['similarity']:+.4f}  {r['image']}  {r['caption']}" for r in _rows(result)]
     else:
         with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
             data = _open(options, model, tokenizer, Path(folder))
             package = jaxmodels.package_of(model)
             limits = options.max_images, options.max_batches
-            result = eval_images.measured(package, model, data, *limits)
+            result = eval_images.measure(package, model, data, *limits)
         _refuse_no_number(options, result["loss"])
         shown = eval_images.lines(result)
     emit(result) if options.json else print(*shown, sep="\n")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 
 
-def measured(package: Any, model: Any, data: Any, limit: int | None, batches: int | None) -> Any:
+def measure(package: Any, model: Any, data: Any, limit: int | None, batches: int | None) -> Any:
     """The answer of `eval --json`.
 
     `loss` and all that the loss tells (the card's names: `itm_acc`, `text_loss`, `perplexity`, …)
@@ -47,21 +47,21 @@ def measured(package: Any, model: Any, data: Any, limit: int | None, batches: in
 
 def _ranked(model: Any, data: Any, images: Any, said: list[list[str]]) -> dict[str, Any]:
     """Recall among images, given in batches, and the captions of each."""
-    from jaxmodels.runtime.batches import grouped
+    from jaxmodels.runtime.batches import regroup
     from jaxmodels.runtime.evaluate import GROUP
-    from jaxmodels.runtime.retrieval import Encoder, kinds, recalls
+    from jaxmodels.runtime.retrieval import Encoder, duplicate_ids, recalls
 
     captions = [caption for own in said for caption in own]
     owner = np.repeat(np.arange(len(said)), [len(own) for own in said])
-    pixels = [part["images"] for part in grouped(({"images": x} for x in images), GROUP)]
+    pixels = [part["images"] for part in regroup(({"images": x} for x in images), GROUP)]
     tokens = [data.encode(captions[i : i + GROUP]) for i in range(0, len(captions), GROUP)]
     encoder = Encoder(model)
     ranked = recalls(
         encoder.images(pixels),
         encoder.texts(tokens),
         owner,
-        images_alike=kinds(row for part in pixels for row in part),
-        texts_alike=kinds(row for part in tokens for row in part["tokens"]),
+        images_alike=duplicate_ids(row for part in pixels for row in part),
+        texts_alike=duplicate_ids(row for part in tokens for row in part["tokens"]),
     )
     return ranked | {"images": len(said), "captions": len(captions)}
 
@@ -81,14 +81,14 @@ def lines(result: dict[str, Any]) -> list[str]:
     return [", ".join(told), *rows]
 
 
-def compared(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[str, ...]) -> Any:
+def compare(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[str, ...]) -> Any:
     """Similarities of every image with every text, as `eval --image … --caption … --json`.
 
     Raises:
         Problem: (mismatch) there is no tokeniser; and what `read_images` raises.
     """
     from data_pipelines.captions.tokens import encoded, padded
-    from jaxmodels.commands.unknown import say_unknown
+    from jaxmodels.commands.unknown import warn_unknown
     from jaxmodels.runtime.retrieval import similarity
 
     if tokenizer is None:
@@ -98,7 +98,7 @@ def compared(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[s
             exit_code=MISMATCH,
         )
     for text in texts:
-        say_unknown(text, tokenizer, "this caption")
+        warn_unknown(text, tokenizer, "this caption")
     ids = [encoded(text, tokenizer) for text in texts]
     tokens, mask = padded(ids, model.config.context, tokenizer)
     found = similarity(model, read_images(files, model.config.image_size), tokens, mask)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.cli import emit, gathered, parse, say, written
+from jaxmodels.cli import emit, escape_control, merge_repeated, parse, say
 from jaxmodels.errors import LARGEST_SEED, MISMATCH, USAGE, Problem, within
 
 
@@ -59,7 +59,7 @@ class Generate:
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    options = parse(Generate, gathered(argv, "--set"), "generate")
+    options = parse(Generate, merge_repeated(argv, "--set"), "generate")
     import numpy as np
 
     from jaxmodels.commands.open import open_model
@@ -96,17 +96,17 @@ def _image(options: Generate, model: Any) -> Any:
     """
     import jaxmodels
     from jaxmodels.commands.eval_images import read_images
-    from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.training.samples import captions
+    from jaxmodels.runtime.batches import takes_images
+    from jaxmodels.runtime.training.samples import can_caption
 
     arch = jaxmodels.package_of(model).__name__.rpartition(".")[2]
     what, fix = "", ""
-    if sees(model.config) and not captions(model):
+    if takes_images(model.config) and not can_caption(model):
         what = f"{arch} writes no text of its own: its decoder repeats the text that it is given"
         fix = "compare images with texts: jaxmodels eval PATH --image FILE --caption TEXT"
-    elif sees(model.config) and options.image is None:
+    elif takes_images(model.config) and options.image is None:
         what, fix = f"{arch} writes about images", "give one with --image FILE"
-    elif options.image is not None and not sees(model.config):
+    elif options.image is not None and not takes_images(model.config):
         what, fix = f"{arch} is a language model: it sees no images", "leave --image out"
     if what:
         raise Problem(what, where=str(options.path), fix=fix, exit_code=USAGE)
@@ -117,16 +117,16 @@ def _image(options: Generate, model: Any) -> Any:
 
 def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
     """Token ids [1, t]; says what is unknown, what is plain text, and what will not be read."""
-    from jaxmodels.commands.unknown import say_unknown
-    from jaxmodels.runtime.generate import readable
+    from jaxmodels.commands.unknown import warn_unknown
+    from jaxmodels.runtime.generate import prompt_tokens_read
 
-    say_unknown(prompt, tokenizer, "the prompt")
+    warn_unknown(prompt, tokenizer, "the prompt")
     end = tokenizer.end_of_text
     special = [*tokenizer.special_ids, *([] if end is None else [end])]
     if written := [name for i in special if (name := tokenizer.decode([i])) in prompt]:
         say(f"read as plain text, not as special tokens: {' '.join(written)}")
     ids = tokenizer.encode(prompt)[None]
-    if (read := readable(model, ids.shape[1])) < ids.shape[1]:
+    if (read := prompt_tokens_read(model, ids.shape[1])) < ids.shape[1]:
         say(
             f"the prompt has {ids.shape[1]} tokens and the model's context {model.config.context}: "
             f"only its last {read} are read"
@@ -142,13 +142,13 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
 
     from data_pipelines.tokenizers import decode_stream
     from jaxmodels.layers.sampling import Sampling
-    from jaxmodels.runtime.generate import before, generate
-    from jaxmodels.runtime.training.samples import last_token
+    from jaxmodels.runtime.generate import generate, truncate_at
+    from jaxmodels.runtime.training.samples import end_token
 
     sampling = Sampling(options.temperature or None, options.top_k, options.top_p, options.min_p)
     end, count, seen = tokenizer.end_of_text, options.max_new_tokens, None
     if images is not None:
-        end, count = last_token(tokenizer), min(count, _fitting(model, ids.shape[1]))
+        end, count = end_token(tokenizer), min(count, _fitting(model, ids.shape[1]))
         seen = np.repeat(images, options.num_samples, axis=0)
     pieces: list[Any] = []
     times = [time.monotonic()]
@@ -164,23 +164,23 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
             yield piece
 
     if options.num_samples == 1 and not options.json:
-        print(written(options.prompt or ""), end="", flush=True)
-        new = (before(end, piece[0]) for piece in drawn())
+        print(escape_control(options.prompt or ""), end="", flush=True)
+        new = (truncate_at(end, piece[0]) for piece in drawn())
         try:
             for text in decode_stream(tokenizer, new, after=ids[0].tolist()):
-                print(written(text), end="", flush=True)
+                print(escape_control(text), end="", flush=True)
         finally:
             print()
     else:
         for _ in drawn():
             pass
-    rows = [before(end, row) for row in np.concatenate(pieces, axis=1)]
+    rows = [truncate_at(end, row) for row in np.concatenate(pieces, axis=1)]
     texts = ("".join(decode_stream(tokenizer, [row], after=ids[0].tolist())) for row in rows)
     pairs = zip(texts, rows, strict=True)
     samples = [{"text": text, "tokens": row.tolist()} for text, row in pairs]
     if options.num_samples > 1 and not options.json:
         for index, sample in enumerate(samples, 1):
-            print(f"--- {index}\n{written((options.prompt or '') + sample['text'])}")
+            print(f"--- {index}\n{escape_control((options.prompt or '') + sample['text'])}")
     return {"samples": samples, "tokens_per_second": _speed(pieces, times)}
 
 

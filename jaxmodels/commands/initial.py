@@ -79,7 +79,7 @@ def _opened(path: Path, arch: str | None) -> Any:
     return open_checkpoint(path, arch, weights="raw")
 
 
-def refuse_own_characters(recipe: Recipe, source: Any) -> None:
+def refuse_new_vocabulary(recipe: Recipe, source: Any) -> None:
     """For a checkpoint without a tokeniser: the characters of some text are not the ids it learned.
 
     Nor are GPT-2's tokens, where a tokeniser lies beside it that is not read.
@@ -98,7 +98,7 @@ def refuse_own_characters(recipe: Recipe, source: Any) -> None:
         )
 
 
-def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:
+def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:
     """A function that puts the checkpoint into a fresh `State`: parameters, and if asked AdamW's.
 
     The step count, and with it the learning-rate schedule, begins at 0; AdamW's own count goes on.
@@ -119,7 +119,7 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
 
     package = import_module(type(config).__module__.rpartition(".")[0])
     if package is not jaxmodels.arch(source.arch):
-        return _carrier(package, source, config, with_moments)
+        return _transfer_initializer(package, source, config, with_moments)
     if parameter_shapes(source.arch, config) != source.shapes():
         ours, theirs = values_of(config), values_of(source.config)
         changed = [f"{k}: {theirs[k]!r} → {ours[k]!r}" for k in ours if ours[k] != theirs[k]]
@@ -154,8 +154,10 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     return start
 
 
-def _carrier(package: Any, source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:
-    """`starter` from another architecture."""
+def _transfer_initializer(
+    package: Any, source: Any, config: Any, with_moments: bool
+) -> Callable[[Any], Any]:
+    """`state_initializer` from another architecture."""
     import jax
     import numpy as np
 

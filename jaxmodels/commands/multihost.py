@@ -54,12 +54,12 @@ def join(request: Request, stop: Stop) -> None:
         )
 
 
-def held(run: Path) -> AbstractContextManager[None]:
+def run_lock(run: Path) -> AbstractContextManager[None]:
     """The lock of the run, which process 0 holds for all."""
     return locked(run) if processes.is_primary() else nullcontext()
 
 
-def refuse_apart(run: Path) -> None:
+def refuse_unshared_folder(run: Path) -> None:
     """Refuses a run directory that the processes do not share.
 
     Each would else prepare data and save its part of a checkpoint where no other finds it.
@@ -97,7 +97,7 @@ def _appears(path: Path) -> bool:
     return False
 
 
-def in_turn(make: Callable[[], T]) -> T:
+def primary_first(make: Callable[[], T]) -> T:
     """What `make` gives: process 0 calls it first, and the others find what it wrote."""
     made = make() if processes.is_primary() else None
     processes.all_gather()

@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import emit, parse, say
-from jaxmodels.commands.plan_report import budget, described, show, table
+from jaxmodels.commands.plan_report import budget, description, show, table
 from jaxmodels.commands.train_options import config_file, with_current_names
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
@@ -60,13 +60,13 @@ def main(argv: list[str]) -> int:
     package = jaxmodels.arch(arch)
     sizes = mesh_sizes(options.recipe.mesh, slice_.devices, slice_.name)
     check_heads(options.model, sizes["model"])
-    recipe = divided(options.recipe, package.RECIPES[preset], sizes["data"])
+    recipe = fit_batch(options.recipe, package.RECIPES[preset], sizes["data"])
     job = Job(package, options.model, recipe)
 
     def compiled(job: Any) -> Any:
-        return tpu.compiled_apart(package.__name__, job.config, job.recipe, slice_.name)
+        return tpu.compile_isolated(package.__name__, job.config, job.recipe, slice_.name)
 
-    run = searched if options.search else planned
+    run = search if options.search else plan_one
     return run(spec, job, slice_, options, compiled)
 
 
@@ -94,7 +94,7 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
     return spec, options
 
 
-def divided(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
+def fit_batch(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
     """The recipe, its batch raised to a multiple of the data axis if it is the preset's own.
 
     Raises:
@@ -109,19 +109,19 @@ def divided(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
         accum = max(1, recipe.batch * recipe.accum // batch)
         say(
             f"the preset's batch of {recipe.batch} (--accum {recipe.accum}) cannot be split over "
-            f"{parts} devices: planned with --batch {batch} --accum {accum}"
+            f"{parts} devices: plan_one with --batch {batch} --accum {accum}"
         )
         return replace(recipe, batch=batch, accum=accum)
     check_rows(recipe.batch * recipe.accum, parts)
     return recipe
 
 
-def planned(
+def plan_one(
     spec: str, job: Any, slice_: Topology, options: PlanOptions[Any], compiled: Callable[[Any], Any]
 ) -> int:
     """Compiles one setting and reports it; where it does not fit, looks for what does."""
     from jaxmodels.runtime.planning.estimate import Setting
-    from jaxmodels.runtime.planning.plan import TooLarge, refusal, report
+    from jaxmodels.runtime.planning.plan import TooLarge, report, too_large_report
     from jaxmodels.runtime.sharding import mesh_sizes
 
     say(f"compiling {spec} for {slice_.name}: {job.flags}")
@@ -129,8 +129,10 @@ def planned(
         found = compiled(job)
         needed, result = found.bytes, report(job, found, slice_)
     except TooLarge as error:
-        needed, result = error.needed, refusal(job, error, slice_)
-    result = described(spec, job, slice_) | result | budget(result, job.recipe.steps, options.hours)
+        needed, result = error.needed, too_large_report(job, error, slice_)
+    result = (
+        description(spec, job, slice_) | result | budget(result, job.recipe.steps, options.hours)
+    )
     if result["fits"]:
         emit(result) if options.json else show(result)
         return DONE
@@ -142,7 +144,7 @@ def planned(
     sizes = mesh_sizes(job.recipe.mesh, slice_.devices, slice_.name)
     failed = Setting(sizes["data"], sizes["model"], job.recipe.batch, job.recipe.remat)
     near = _search(job, slice_, options, compiled).nearest(failed, needed)
-    result["nearest"] = near and described(spec, near.job, slice_) | near.report
+    result["nearest"] = near and description(spec, near.job, slice_) | near.report
     if options.json:
         emit(result)
     raise Problem(
@@ -155,13 +157,13 @@ def planned(
     )
 
 
-def searched(
+def search(
     spec: str, job: Any, slice_: Topology, options: PlanOptions[Any], compiled: Callable[[Any], Any]
 ) -> int:
     """Compiles what promises most and reports the fastest."""
     trials = _search(job, slice_, options, compiled).frontier()
     rows = [
-        described(spec, trial.job, slice_)
+        description(spec, trial.job, slice_)
         | {"fits": bool(trial.report), "hbm_per_device_bytes": trial.needed}
         | trial.report
         for trial in trials

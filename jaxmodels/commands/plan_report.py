@@ -5,7 +5,7 @@ from typing import Any
 from jaxmodels.runtime.planning.chips import GIB, Topology
 
 
-def described(spec: str, job: Any, slice_: Topology) -> dict[str, Any]:
+def description(spec: str, job: Any, slice_: Topology) -> dict[str, Any]:
     """What was planned, as the first part of the report."""
     recipe = job.recipe
     return {

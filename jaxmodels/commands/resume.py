@@ -199,7 +199,7 @@ def _print_rate(before: Recipe, after: Recipe, step: int) -> None:
         say("the learning rate is 0, so nothing is learned; --optim.end-lr changes that")
 
 
-def own_tokenizer(run: Path) -> Any:
+def run_tokenizer(run: Path) -> Any:
     """The tokeniser of a run that has begun; None where it has none."""
     from data_pipelines.tokenizers import load_tokenizer
 
@@ -207,7 +207,7 @@ def own_tokenizer(run: Path) -> Any:
     return load_tokenizer(run) if there else None
 
 
-def own_sizes(run: Path) -> dict[str, int]:
+def run_vocabulary_sizes(run: Path) -> dict[str, int]:
     """The vocabulary's sizes of a run that has begun, as fields of its Config."""
     if not (run / "config.json").exists():
         return {}
@@ -217,7 +217,7 @@ def own_sizes(run: Path) -> dict[str, int]:
 
 def compare_data(run: Path, data: Any) -> None:
     """Refuses data with another vocabulary or other tokens than a run that has begun."""
-    ours, theirs = own_tokenizer(run), data.tokenizer
+    ours, theirs = run_tokenizer(run), data.tokenizer
     if (ours and ours.digest) != (theirs and theirs.digest):
         sizes = [one.vocab_size if one else "no" for one in (ours, theirs)]
         raise Problem(

@@ -9,7 +9,7 @@ from jaxmodels.cli import say
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime.files import write_json
 from jaxmodels.runtime.runs.rundir import CONFIG, VOCABULARIES, steps
-from jaxmodels.runtime.runs.seal import damage_to_keep, unseal
+from jaxmodels.runtime.runs.seal import damage_to_record, unseal
 from jaxmodels.runtime.settings import read_file
 
 
@@ -44,7 +44,7 @@ def write_config(
     from jaxmodels.runtime import platform
 
     begun = bool(steps(run / "checkpoints"))
-    damaged = damage_to_keep(run) if begun else []
+    damaged = damage_to_record(run) if begun else []
     for line in damaged:
         say(f"warning: {line}")
     unseal(run, damaged)

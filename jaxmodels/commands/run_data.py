@@ -9,10 +9,10 @@ from typing import Any
 
 import jaxmodels
 from jaxmodels.cli import say
-from jaxmodels.commands.initial import refuse_own_characters
-from jaxmodels.commands.resume import own_sizes, own_tokenizer
+from jaxmodels.commands.initial import refuse_new_vocabulary
+from jaxmodels.commands.resume import run_tokenizer, run_vocabulary_sizes
 from jaxmodels.commands.train_options import Request, Train
-from jaxmodels.commands.unknown import say_unknown
+from jaxmodels.commands.unknown import warn_unknown
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.multihost.processes import is_primary
@@ -30,13 +30,13 @@ def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
         Problem: (usage) naming what goes with the model; and as `data_pipelines`' `open_data`.
     """
     from data_pipelines.captions.opening import captioned
-    from jaxmodels.runtime.batches import sees
+    from jaxmodels.runtime.batches import takes_images
 
-    if captioned(spec) == sees(config):
+    if captioned(spec) == takes_images(config):
         return
     wants, has, fix = (
         ("images with captions", "text", "shapes, coco_captions or images:FOLDER")
-        if sees(config)
+        if takes_images(config)
         else ("text", "images with captions", "pydoc or text:PATH")
     )
     raise Problem(
@@ -99,12 +99,12 @@ def tokenizer_of(request: Request, begun: bool) -> Any:
         Problem: (mismatch) --init has learned ids whose meaning is not known.
     """
     if begun:
-        return own_tokenizer(request.run)
+        return run_tokenizer(request.run)
     source = _source_of_words(request)
     if source is None:
         return None
     if source.tokenizer is None:
-        refuse_own_characters(request.recipe, source)
+        refuse_new_vocabulary(request.recipe, source)
     return source.tokenizer
 
 
@@ -114,14 +114,14 @@ def _source_of_words(request: Request) -> Any:
     return source if source is not None and vocab_used(source.config) else None
 
 
-def sized(request: Request, data: Any, begun: bool) -> Request:
+def fit_to_data(request: Request, data: Any, begun: bool) -> Request:
     """The request with the sizes of the model that follow from the data's vocabulary.
 
     Raises:
         Problem: (mismatch) the model has fewer rows than the data has tokens.
     """
     source = _source_of_words(request)
-    sizes = own_sizes(request.run) if begun else {}
+    sizes = run_vocabulary_sizes(request.run) if begun else {}
     if not sizes and source is None and data.vocab_size:
         sizes = _fitting(request, data.vocab_size)
     tokenizer = str(request.run / source.tokenizer.FILE) if source and source.tokenizer else ""
@@ -189,15 +189,15 @@ def sampler(
     """What shows as training goes what the model writes; None if it cannot."""
     import numpy as np
 
-    from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.training.samples import caption_sampler, captions, text_sampler
+    from jaxmodels.runtime.batches import takes_images
+    from jaxmodels.runtime.training.samples import can_caption, caption_sampler, text_sampler
 
     if data.tokenizer is None or not recipe.sample_every:
         return None
-    if not sees(config):
-        say_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
+    if not takes_images(config):
+        warn_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
         return text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
-    if not captions(package.Model):
+    if not can_caption(package.Model):
         name = package.__name__.rpartition(".")[2]
         say(f"{name} writes no captions, so there are no samples")
         return None
@@ -205,11 +205,11 @@ def sampler(
     return caption_sampler(data.tokenizer, np.concatenate(list(images)), [one[0] for one in said])
 
 
-def asked_for(package: ModuleType, config: Any) -> str:
+def generate_flags(package: ModuleType, config: Any) -> str:
     """What `generate` may be asked for of such a model, as flags; empty if it writes nothing."""
-    from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.training.samples import captions
+    from jaxmodels.runtime.batches import takes_images
+    from jaxmodels.runtime.training.samples import can_caption
 
-    if not sees(config):
+    if not takes_images(config):
         return "--prompt 'The '"
-    return "--image FILE" if captions(package.Model) else ""
+    return "--image FILE" if can_caption(package.Model) else ""

@@ -11,7 +11,7 @@ from jaxmodels.commands.train_options import Train, repeated
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
 from jaxmodels.runtime.files import read_json, write_json
 from jaxmodels.runtime.reporting.progress import duration
-from jaxmodels.runtime.runs.outcome import EARLY, Outcome
+from jaxmodels.runtime.runs.outcome import STOPPED_EARLY, Outcome
 from jaxmodels.runtime.runs.seal import seal
 
 
@@ -45,7 +45,7 @@ def conclude(
     write_json(run / "summary.json", summary)
     seal(run)
     _print(run, outcome, again, asked)
-    if outcome.reason == EARLY:
+    if outcome.reason == STOPPED_EARLY:
         say(f"the validation loss was not lower in {options.recipe.patience} evaluations in a row")
     if _idle(outcome.reason, outcome.idle):
         _print_too_few_hours(options.max_hours or 0.0, outcome.reserve, seconds, hopeless)
@@ -107,7 +107,9 @@ def _print(run: Path, outcome: Outcome, again: str, asked: str) -> None:
     if not outcome.done:
         say(f"continue:  {again}")
     else:
-        further = "--patience 0" if outcome.reason == EARLY else f"--steps {2 * outcome.steps}"
+        further = (
+            "--patience 0" if outcome.reason == STOPPED_EARLY else f"--steps {2 * outcome.steps}"
+        )
         say(
             f"longer:    {again} {further}",
             f"generate:  jaxmodels generate {here} {asked}"

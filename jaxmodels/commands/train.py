@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 from jaxmodels.cli import refuse_repeated, say
 from jaxmodels.commands import multihost, resume
-from jaxmodels.commands.initial import starter
+from jaxmodels.commands.initial import state_initializer
 from jaxmodels.commands.run_config import write_config
 from jaxmodels.commands.run_data import (
-    asked_for,
     describe,
+    fit_to_data,
+    generate_flags,
     open_data,
     refuse_other_kind,
     sampler,
-    sized,
     tokenizer_of,
 )
 from jaxmodels.commands.summary import conclude, nothing_to_do
@@ -32,7 +32,7 @@ from jaxmodels.runtime.multihost.processes import (
     tell_stop,
     together,
 )
-from jaxmodels.runtime.runs.outcome import Outcome, not_begun
+from jaxmodels.runtime.runs.outcome import Outcome, stopped_before_training
 from jaxmodels.runtime.stop import Stop, Stopped
 
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         except Stopped:
             say(f"{stop.reason} before the other processes came")
             return _stopped(stop)
-        with together(), multihost.held(run), lost_is_resumable():
+        with together(), multihost.run_lock(run), lost_is_resumable():
             return _run(request, stop)
 
 
@@ -88,12 +88,14 @@ def _run(request: Request, stop: Stop) -> int:
             say(f"{stop.reason}: not all learning rates were tried, so none is suggested")
             return _stopped(stop)
         seconds = time.monotonic() - stop.began
-        outcome = not_begun(run / "checkpoints", request.recipe.steps, stop.reason or "", seconds)
+        outcome = stopped_before_training(
+            run / "checkpoints", request.recipe.steps, stop.reason or "", seconds
+        )
     begun()
     if not is_primary():
         return finish(DONE)
     took = time.monotonic() - stop.began
-    next_flags = asked_for(request.package, request.config)
+    next_flags = generate_flags(request.package, request.config)
     return finish(conclude(run, outcome, request.argv, options, took, next_flags))
 
 
@@ -110,7 +112,7 @@ def _prepare(request: Request, stop: Stop) -> Setup:
     stop.check()
     platform.prepare()
     platform.choose_thread(parameters(request.arch, request.config))
-    multihost.refuse_apart(run)
+    multihost.refuse_unshared_folder(run)
     has_begun = resume.check_resume(run, options.resume)
     _check_devices(request)
     refuse_other_kind(request.recipe.data, request.config, request.arch)
@@ -118,15 +120,15 @@ def _prepare(request: Request, stop: Stop) -> Setup:
     if has_begun and not options.find_lr:
         resume.refuse_fewer_steps(run, request.recipe.steps)
     tokenizer = tokenizer_of(request, has_begun)
-    data = multihost.in_turn(lambda: open_data(run, options, tokenizer, has_begun, stop))
+    data = multihost.primary_first(lambda: open_data(run, options, tokenizer, has_begun, stop))
     multihost.refuse_other_data(data)
-    request = sized(request, data, has_begun)
+    request = fit_to_data(request, data, has_begun)
     if has_begun:
         resume.compare_data(run, data)
     describe(request, data)
     begin = None
     if request.source is not None:
-        begin = starter(request.source, request.config, options.init_optimizer)
+        begin = state_initializer(request.source, request.config, options.init_optimizer)
     return Setup(request, data, history, begin)
 
 
@@ -182,8 +184,8 @@ def _train(setup: Setup, stop: Stop) -> Outcome:
 
 
 def _job(setup: Setup, stop: Stop, on_resume: Callable[[int], None]) -> Any:
-    from jaxmodels.runtime.sharding import make_mesh, own_rows
-    from jaxmodels.runtime.training.profiler import window
+    from jaxmodels.runtime.sharding import local_rows, make_mesh
+    from jaxmodels.runtime.training.profiler import parse_window
     from jaxmodels.runtime.training.train import Job
 
     request, data = setup.request, setup.data
@@ -195,12 +197,12 @@ def _job(setup: Setup, stop: Stop, on_resume: Callable[[int], None]) -> Any:
         request.package,
         request.config,
         recipe,
-        data.train(own_rows(make_mesh(recipe.mesh), recipe.batch * recipe.accum)),
+        data.train(local_rows(make_mesh(recipe.mesh), recipe.batch * recipe.accum)),
         data.valid(recipe.eval_batches),
         request.run,
         stop,
         sampler(request.package, request.config, recipe, data),
         resumed=on_resume,
-        profile=window(profile, traces, recipe.steps) if profile else None,
+        profile=parse_window(profile, traces, recipe.steps) if profile else None,
         **({"begin": setup.begin} if setup.begin else {}),
     )

@@ -16,7 +16,7 @@ from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
 from jaxmodels.runtime.runs import rundir
-from jaxmodels.runtime.training.profiler import window
+from jaxmodels.runtime.training.profiler import parse_window
 
 C = TypeVar("C")
 
@@ -72,7 +72,7 @@ class Train(Generic[C]):
         within("--join-timeout", self.join_timeout, 1)
         within("--heartbeat", self.heartbeat, 1)
         if self.profile:
-            window(self.profile, Path(), self.recipe.steps)
+            parse_window(self.profile, Path(), self.recipe.steps)
         if self.init_optimizer and self.init is None:
             raise Problem("--init-optimizer needs --init", exit_code=USAGE)
         if self.init_optimizer and self.recipe.optim.name != "adamw":

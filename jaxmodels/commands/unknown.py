@@ -5,7 +5,7 @@ from typing import Any
 from jaxmodels.cli import say
 
 
-def say_unknown(text: str, tokenizer: Any, what: str) -> None:
+def warn_unknown(text: str, tokenizer: Any, what: str) -> None:
     """Says which parts of a text are not in the vocabulary, and whether anything of it is.
 
     Args:

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import jax
 
 
-def sees(config: Any) -> bool:
+def takes_images(config: Any) -> bool:
     """Whether a model of this Config is trained on images with captions, not on text.
 
     Such a Config says the side of its images, `image_size` in pixels.
@@ -30,7 +30,7 @@ def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.Shape
     def array(*shape: int, dtype: Any = jnp.int32) -> "jax.ShapeDtypeStruct":
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
-    if sees(config):
+    if takes_images(config):
         side = config.image_size
         return {
             "tokens": array(config.context),
@@ -42,7 +42,7 @@ def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.Shape
     return {name: array(config.context + 1) for name in names}
 
 
-def grouped(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
+def regroup(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
     """The rows of batches in their order, in groups of so many; the last one has what is left
     too, so that no row is alone in a group if there are others.
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxmodels.runtime.batches import grouped
-from jaxmodels.runtime.means import Metrics, parted
+from jaxmodels.runtime.aggregate import Metrics, split_aux
+from jaxmodels.runtime.batches import regroup
 from jaxmodels.runtime.paths import Arrays, GraphDef
-from jaxmodels.runtime.sharding import ambient, put_whole
+from jaxmodels.runtime.sharding import put_global, with_mesh
 
 GROUP = 32
 """Rows that are compared with each other in an evaluation, however they come in batches."""
@@ -38,17 +38,17 @@ def loss_function(package: ModuleType, graphdef: GraphDef, mesh: Mesh | None = N
         params: Arrays, model_state: Arrays, batch: dict[str, Any]
     ) -> tuple[Metrics, Metrics]:
         value, aux = package.loss(graphdef.merge(params, model_state), batch, None)
-        told, by_tokens, _ = parted(aux)
+        told, by_tokens, _ = split_aux(aux)
         if by_tokens:
             by_tokens = by_tokens | {"tokens": package.counted(batch)}
         return told | {"loss": value}, by_tokens
 
-    compiled = jax.jit(ambient(mesh, numbers) if mesh else numbers)
+    compiled = jax.jit(with_mesh(mesh, numbers) if mesh else numbers)
 
     def function(
         params: Arrays, model_state: Arrays, batch: dict[str, Any]
     ) -> tuple[Metrics, Metrics]:
-        placed = put_whole(batch, mesh) if mesh else batch
+        placed = put_global(batch, mesh) if mesh else batch
         found: tuple[Metrics, Metrics] = compiled(params, model_state, placed)
         return found
 
@@ -71,7 +71,7 @@ def evaluate(
     by_rows: dict[str, float] = {}
     by_tokens: dict[str, float] = {}
     rows = tokens = 0
-    for batch in grouped(batches, GROUP) if loss.compares else batches:
+    for batch in regroup(batches, GROUP) if loss.compares else batches:
         if stop():
             return None
         size = batch["tokens"].shape[0]

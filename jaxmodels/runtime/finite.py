@@ -44,7 +44,7 @@ def not_finite(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path in odd]
 
 
-def are_not_finite(names: list[str]) -> str:
+def not_finite_message(names: list[str]) -> str:
     """What is to be said of what `not_finite` found."""
     shown, more = ", ".join(names[:3]), len(names) - 3
     others = f" and {more} more" if more > 0 else ""

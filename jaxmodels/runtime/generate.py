@@ -61,7 +61,7 @@ def generate(
             failed) the model gives no number for any token that may be drawn.
     """
     _check(sampling)
-    if _banned(model, banned).all():
+    if _banned_mask(model, banned).all():
         raise Problem(
             "there is no token that may be drawn",
             why=f"all {model.config.vocab} are banned, or padding of the vocabulary",
@@ -69,24 +69,24 @@ def generate(
             exit_code=USAGE,
         )
     graphdef, params, model_state = split(model)
-    fixed = Fixed(graphdef, sampling.top_k, banned, chunk, model.config.context)
+    fixed = Static(graphdef, sampling.top_k, banned, chunk, model.config.context)
     sampling = sampling._replace(top_k=None)
-    stretch = partial(_stretch, fixed, params, model_state, sampling, seed, images)
+    stretch = partial(_continue_prompt, fixed, params, model_state, sampling, seed, images)
     text, drawn = np.asarray(prompt, np.int32), 0
     ended = np.zeros(len(text), bool)
     while drawn < max_new_tokens and not ended.all():
-        text = text[:, -readable(model, text.shape[1]) :]
+        text = text[:, -prompt_tokens_read(model, text.shape[1]) :]
         count = max_new_tokens - drawn
         if not _relative(model):
             count = min(count, fixed.context - text.shape[1])
         for piece in stretch(text, drawn, count):
-            sound = _sound(piece, ended, end)
+            sound = _valid_columns(piece, ended, end)
             if end is not None:  # what follows the end of a row need be no token
                 piece = np.where(piece == NOTHING, end, piece)
             if sound:
                 yield piece[:, :sound]
             if sound < piece.shape[1]:
-                raise _no_numbers(drawn + sound)
+                raise _cannot_draw(drawn + sound)
             drawn += piece.shape[1]
             text = np.concatenate([text, piece], axis=1)[:, -fixed.context :]
             ended |= (piece == end).any(axis=1)
@@ -102,14 +102,14 @@ def _check(sampling: Sampling) -> None:
     within("min_p", sampling.min_p, 0, 1)
 
 
-def _sound(piece: np.ndarray, ended: np.ndarray, end: int | None) -> int:
+def _valid_columns(piece: np.ndarray, ended: np.ndarray, end: int | None) -> int:
     """How many columns of a piece were drawn in every row that had not ended before."""
     over = ended[:, None] | (np.cumsum(piece == end, axis=1) > 0)
     lacking = ((piece == NOTHING) & ~over).any(axis=0)
     return int(lacking.argmax()) if lacking.any() else len(lacking)
 
 
-def _no_numbers(drawn: int) -> Problem:
+def _cannot_draw(drawn: int) -> Problem:
     return Problem(
         "the model's next token cannot be drawn",
         why=f"after {drawn} tokens, every token that may follow has a logit that is not a number "
@@ -120,7 +120,7 @@ def _no_numbers(drawn: int) -> Problem:
     )
 
 
-def readable(model: Any, length: int) -> int:
+def prompt_tokens_read(model: Any, length: int) -> int:
     """How many of so many tokens, the last ones, `generate` reads before it draws the next."""
     context = model.config.context
     return min(length, context) if length < context or _relative(model) else context // 2
@@ -130,8 +130,8 @@ def _relative(model: Any) -> bool:
     return getattr(model, "relative", False)
 
 
-def _stretch(
-    fixed: "Fixed",
+def _continue_prompt(
+    fixed: "Static",
     params: Arrays,
     model_state: Arrays,
     sampling: Sampling,
@@ -146,7 +146,7 @@ def _stretch(
     `drawn` tokens were drawn before. A piece is read while the next is decoded.
     """
     filled = prompt.shape[1]
-    size = _room(filled + min(fixed.chunk, count - 1), fixed.context)
+    size = _cache_size(filled + min(fixed.chunk, count - 1), fixed.context)
     padded = _pad(prompt, size)
     draw = seed, sampling
     state = _prefill(fixed, params, model_state, padded, filled, drawn, images, *draw, size=size)
@@ -154,7 +154,7 @@ def _stretch(
     for left in range(count - 1, 0, -fixed.chunk):
         n = min(left, fixed.chunk)
         if filled + n > size < fixed.context:
-            size = _room(filled + n, fixed.context)
+            size = _cache_size(filled + n, fixed.context)
             state = _grow(state, size=size)
         state, tokens = decode(fixed, params, model_state, state, *draw, n)
         filled += n
@@ -163,7 +163,7 @@ def _stretch(
     yield fetch(waiting)[:, :n]  # only the last piece may be short
 
 
-class Fixed(NamedTuple):
+class Static(NamedTuple):
     """What a generation is compiled for. Hashable."""
 
     graphdef: GraphDef
@@ -173,7 +173,7 @@ class Fixed(NamedTuple):
     context: int
 
 
-def _room(tokens: int, context: int) -> int:
+def _cache_size(tokens: int, context: int) -> int:
     """Slots of a cache for so many tokens: a power of two or three quarters of one.
 
     Attention reads the whole cache, filled or not, so it grows with the text: in two steps to
@@ -198,7 +198,7 @@ def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0, static_argnames="size")
 def _prefill(
-    fixed: Fixed,
+    fixed: Static,
     params: Arrays,
     model_state: Arrays,
     tokens: Any,
@@ -225,12 +225,12 @@ def _prefill(
         last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)  # the head is the most of it
         logits = model.logits(last)[:, 0]
         cache = cache._replace(length=jnp.zeros((), jnp.int32) + length)
-    number = _numbers(seed, jnp.arange(len(tokens)), drawn[None])[0]
-    return _draw(fixed, model, logits, number, sampling), cache, drawn + 1
+    number = _uniform(seed, jnp.arange(len(tokens)), drawn[None])[0]
+    return _next_token(fixed, model, logits, number, sampling), cache, drawn + 1
 
 
-def _piece(
-    fixed: Fixed,
+def _decode_chunk(
+    fixed: Static,
     params: Arrays,
     model_state: Arrays,
     state: Any,
@@ -245,12 +245,12 @@ def _piece(
     model = fixed.graphdef.merge(params, model_state)
     step = getattr(model, "decode", model)
     rows = len(state[0])
-    numbers = _numbers(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
+    numbers = _uniform(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
 
     def one(i: jax.Array, carry: Any) -> Any:
         (token, cache, drawn), tokens = carry
         logits, cache = step(token[:, None], cache)
-        token = _draw(fixed, model, logits[:, 0], numbers[i], sampling)
+        token = _next_token(fixed, model, logits[:, 0], numbers[i], sampling)
         return (token, cache, drawn + 1), tokens.at[:, i].set(token)
 
     return jax.lax.fori_loop(0, n, one, (state, jnp.zeros((rows, fixed.chunk), jnp.int32)))
@@ -258,23 +258,27 @@ def _piece(
 
 # On a CPU, XLA cuts the weights of each product into blocks (YNNPACK) unless it is told not to. So
 # many rows do not pay for that (`benchmarks/LOG.md`).
-UNCUT = range(8, 32)
+NO_YNNPACK_ROWS = range(8, 32)
 _OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-_decode = jax.jit(_piece, static_argnums=0, donate_argnums=3)
-_decode_uncut = jax.jit(_piece, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS)
+_decode = jax.jit(_decode_chunk, static_argnums=0, donate_argnums=3)
+_decode_uncut = jax.jit(
+    _decode_chunk, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS
+)
 
 
 def _decoder(
     params: Arrays, model_state: Arrays, rows: int
 ) -> Callable[..., tuple[Any, jax.Array]]:
-    """`_piece`, compiled for so many rows; only products of float32 have the choice."""
+    """`_decode_chunk`, compiled for so many rows; only products of float32 have the choice."""
     kinds = {leaf.dtype.name for leaf in (*params.values(), *model_state.values())}
-    uncut = rows in UNCUT and not kinds & {"bfloat16", "float16", "uint8"} and _optional()
+    uncut = (
+        rows in NO_YNNPACK_ROWS and not kinds & {"bfloat16", "float16", "uint8"} and _has_option()
+    )
     return _decode_uncut if uncut else _decode
 
 
 @cache
-def _optional() -> bool:
+def _has_option() -> bool:
     """Whether this XLA knows the option, which is an experiment of its authors."""
     if jax.default_backend() != "cpu":
         return False
@@ -285,21 +289,21 @@ def _optional() -> bool:
     return True
 
 
-def _draw(
-    fixed: Fixed, model: Any, logits: jax.Array, numbers: jax.Array, sampling: Sampling
+def _next_token(
+    fixed: Static, model: Any, logits: jax.Array, numbers: jax.Array, sampling: Sampling
 ) -> jax.Array:
     """The next token of each row, int32 [b]; never one that is banned or padding."""
-    banned = _banned(model, fixed.banned)
+    banned = _banned_mask(model, fixed.banned)
     return sample(logits, numbers, sampling._replace(top_k=fixed.top_k), banned)
 
 
-def _banned(model: Any, banned: tuple[int, ...]) -> np.ndarray:
+def _banned_mask(model: Any, banned: tuple[int, ...]) -> np.ndarray:
     """True for the tokens of a vocabulary that are never drawn, padding among them: bool [v]."""
     ids = np.arange(model.config.vocab)
     return np.isin(ids, banned) | (ids >= getattr(model.config, "tokens", len(ids)))
 
 
-def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
+def _uniform(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
     """Random numbers in [0, 1) [steps, rows], each from the seed, its row and its step alone."""
 
     def number(step: jax.Array, row: jax.Array) -> jax.Array:
@@ -309,7 +313,7 @@ def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(number, (None, 0)), (0, None))(steps, rows)
 
 
-def before(end: int | None, tokens: np.ndarray) -> np.ndarray:
+def truncate_at(end: int | None, tokens: np.ndarray) -> np.ndarray:
     """The tokens [n] before the first that ends a text."""
     ends = (tokens == end).nonzero()[0]
     return tokens[: ends[0]] if len(ends) else tokens

@@ -70,7 +70,7 @@ def _is_value(name: str, value: Any) -> bool:
     return value is None or type(value) in (int, float)
 
 
-class Lines:
+class JsonLines:
     """A file of JSON lines, one a step; on resume, what came after the checkpoint is taken back.
 
     Where lines cannot be read, the file is kept under another name, and this one goes on without
@@ -130,7 +130,7 @@ def _keep_damaged(path: Path, odd: list[int]) -> None:
     say(f"{path.name}: {lines} left out; the file as it was is kept as {kept}")
 
 
-class Silent:
+class NullLog:
     """Takes records and keeps none: what all processes have but the first."""
 
     last: ClassVar[dict[str, Any]] = {}
@@ -146,7 +146,7 @@ class Silent:
         """Does nothing."""
 
 
-class MetricsLog(Lines):
+class MetricsLog(JsonLines):
     """metrics.jsonl of a run, and TensorBoard's files; both are put on the disk every `SECONDS`.
 
     Args:

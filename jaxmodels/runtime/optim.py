@@ -73,13 +73,13 @@ def _clip(most: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def factor(optim: Optim, path: str) -> float:
+def lr_factor(optim: Optim, path: str) -> float:
     """What the learning rate is multiplied by for a parameter (`Optim.lr_scale`)."""
     rows = (scale for text, scale in optim.lr_scale if pattern(text).fullmatch(path))
     return next(rows, 1.0)
 
 
-def trained(optim: Optim, params: Arrays) -> Arrays:
+def trainable(optim: Optim, params: Arrays) -> Arrays:
     """The parameters that are not frozen: what has gradients, and what the optimiser is for.
 
     Raises:
@@ -93,7 +93,7 @@ def trained(optim: Optim, params: Arrays) -> Arrays:
                 fix="see `jaxmodels inspect RUN --tensors` for all of them; * stands for anything",
                 exit_code=USAGE,
             )
-    moving = {path: leaf for path, leaf in params.items() if factor(optim, path)}
+    moving = {path: leaf for path, leaf in params.items() if lr_factor(optim, path)}
     if not moving:
         raise Problem(
             "optim.lr_scale freezes every parameter",
@@ -107,7 +107,7 @@ def _scaled(optim: Optim) -> optax.GradientTransformation:
     """Updates times each parameter's own factor."""
 
     def scale(updates: Arrays, _: Any = None) -> Arrays:
-        return {path: factor(optim, path) * update for path, update in updates.items()}
+        return {path: lr_factor(optim, path) * update for path, update in updates.items()}
 
     return optax.stateless(scale)
 

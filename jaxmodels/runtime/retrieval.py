@@ -78,7 +78,7 @@ def similarity(
     return encoder.images([images]) @ encoder.texts([{"tokens": tokens, "mask": mask}]).T
 
 
-def kinds(rows: Iterable[np.ndarray]) -> Int[np.ndarray, "n"]:
+def duplicate_ids(rows: Iterable[np.ndarray]) -> Int[np.ndarray, "n"]:
     """A number for each row, the same for rows that are equal in every value."""
     numbers: dict[bytes, int] = {}
     found = [numbers.setdefault(sha256(row.tobytes()).digest(), len(numbers)) for row in rows]

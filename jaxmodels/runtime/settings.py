@@ -74,7 +74,7 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
         if dataclasses.is_dataclass(old) and isinstance(value, dict):
             new[name] = merge(old, value, f"{where}: {name}")
         else:
-            new[name] = checked(value, hints[name], name, where)
+            new[name] = coerce(value, hints[name], name, where)
     try:
         return dataclasses.replace(default, **new)  # type: ignore[type-var]
     except Problem as problem:
@@ -82,7 +82,7 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
         raise
 
 
-def checked(value: Any, hint: Any, name: str, where: str) -> Any:
+def coerce(value: Any, hint: Any, name: str, where: str) -> Any:
     """The value in the type of a field; JSON's lists become tuples, whole numbers floats.
 
     Raises:
@@ -98,7 +98,7 @@ def checked(value: Any, hint: Any, name: str, where: str) -> Any:
                 hints = (hints[0],) * len(value)
             if len(hints) == len(value):
                 pairs = zip(value, hints, strict=True)
-                return tuple(checked(item, one, name, where) for item, one in pairs)
+                return tuple(coerce(item, one, name, where) for item, one in pairs)
         if option is float and type(value) in (int, float):
             return float(value)
         if isinstance(option, type) and type(value) is option:

@@ -113,7 +113,7 @@ def check_rows(rows: int, parts: int) -> None:
         )
 
 
-def placement(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
+def param_shardings(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
     """Path → NamedSharding for every parameter.
 
     An axis that does not divide its dimension splits another one further, where that divides;
@@ -141,7 +141,7 @@ def placement(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, 
     return {path: place(path, leaf.shape) for path, leaf in shapes.items()}
 
 
-def follow(
+def tree_shardings(
     tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: AnyMesh
 ) -> Any:
     """Shardings for any pytree: what is keyed by a parameter's path goes where it goes.
@@ -172,7 +172,7 @@ def follow(
     return jax.tree.map_with_path(one, tree)
 
 
-def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+def with_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, for `jax.jit`; while it is traced, models find the mesh (`layers/sharding.py`).
 
     It is part of the program, so who compiles or lowers that need not set it.
@@ -186,7 +186,7 @@ def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """Which rows of a batch lie on this process's devices, in rising order: int [n]."""
     index = NamedSharding(mesh, P("data")).addressable_devices_indices_map((rows,))
     return np.unique([np.arange(rows)[part] for part in index.values()])
@@ -198,7 +198,7 @@ def put_batch(
     """Arrays of a batch, their first axis split over the data axis of the mesh.
 
     Args:
-        batch: this process's rows (`own_rows`) of each array.
+        batch: this process's rows (`local_rows`) of each array.
         mesh: the devices.
         rows: of the whole batch, over all processes; None if this process has all of them.
         wait: until the arrays are there. A step whose caller is to compute it (`computes_inline`)
@@ -217,7 +217,7 @@ def put_batch(
     return jax.block_until_ready(placed) if wait else placed
 
 
-def put_whole(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+def put_global(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """As `put_batch`, of arrays that every process has whole; what does not divide is repeated."""
 
     def put(array: np.ndarray) -> jax.Array:
@@ -229,7 +229,7 @@ def put_whole(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return jax.tree.map(put, batch)
 
 
-def everywhere(flag: int, mesh: Mesh) -> jax.Array:
+def put_flag(flag: int, mesh: Mesh) -> jax.Array:
     """int32 [devices]: each process's own number, on each of its devices."""
     local = np.full(jax.local_device_count(), flag, np.int32)
     at = NamedSharding(mesh, P(AXES))

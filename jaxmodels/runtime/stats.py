@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmodels.runtime.metrics import Lines
+from jaxmodels.runtime.metrics import JsonLines
 from jaxmodels.runtime.paths import Arrays
 
 FILE = "stats.jsonl"
@@ -77,7 +77,7 @@ class StatsLog:
     def __init__(self, run: Path, step: int, every: int, sizes: dict[str, int]):
         self.every, self.sizes = every, sizes
         path = run / FILE
-        self._lines = Lines(path, step) if every or path.exists() else None
+        self._lines = JsonLines(path, step) if every or path.exists() else None
 
     def write(self, step: int, numbers: jax.Array | None) -> None:
         """Adds what `measure` gave for a step; does nothing for a step that was not measured."""

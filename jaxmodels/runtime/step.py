@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import means, stats
-from jaxmodels.runtime.optim import optimiser, schedule, trained
+from jaxmodels.runtime import aggregate, stats
+from jaxmodels.runtime.optim import optimiser, schedule, trainable
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
-from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
+from jaxmodels.runtime.sharding import AnyMesh, param_shardings, tree_shardings, with_mesh
 
 
 class State(NamedTuple):
@@ -113,7 +113,7 @@ def init(
         return split(model(key))[1:]
 
     def rest_of(params: Arrays, model_state: Arrays, key: Any) -> State:
-        moving = trained(recipe.optim, params)
+        moving = trainable(recipe.optim, params)
         ema = jax.tree.map(jnp.zeros_like, moving) if recipe.ema_decay else None
         return State(params, model_state, tx.init(moving), jnp.zeros((), jnp.int32), key, ema)
 
@@ -121,8 +121,8 @@ def init(
     seed, key = (np.asarray(jax.random.key_data(jax.random.key(recipe.seed + n))) for n in (0, 1))
     graphdef = split(nnx.eval_shape(model, seed))[0]
     shapes = jax.eval_shape(lambda: rest_of(*weights(seed), key))
-    placed = placement(mesh, package.SHARDING, shapes.params)
-    shardings = follow(shapes, shapes.params, placed, mesh)
+    placed = param_shardings(mesh, package.SHARDING, shapes.params)
+    shardings = tree_shardings(shapes, shapes.params, placed, mesh)
     abstract = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         shapes,
@@ -181,11 +181,11 @@ def train_step(
         if recipe.accum == 1:
             (loss, told, grads), model_state, _ = one_stored(held, (batch, key, None))
         else:
-            pieces = means.pieces(package, recipe.accum, batch, key)
+            pieces = aggregate.split_batch(package, recipe.accum, batch, key)
             if getattr(package, "EVERY_PASS", False):
-                (loss, told, grads), model_state, _ = means.scanned(one_stored, held, pieces)
+                (loss, told, grads), model_state, _ = aggregate.scan_mean(one_stored, held, pieces)
             else:
-                (loss, told, grads), aux = means.of_pieces(partial(one, held), pieces)
+                (loss, told, grads), aux = aggregate.mean_over(partial(one, held), pieces)
                 model_state = store(state.params, held, aux)
         before = state.params | {path: model_state.pop(path) for path in written}
         moving = {path: before[path] for path in grads}
@@ -203,7 +203,7 @@ def train_step(
                 lambda: stats.measure(state.params, frozen | grads, frozen | updates),
                 lambda: stats.nothing(state.params),
             )
-        ema = state.ema and averaged(recipe.ema_decay, state.step, state.ema, params)
+        ema = state.ema and ema_update(recipe.ema_decay, state.step, state.ema, params)
         return State(params, model_state, opt, state.step + 1, state.key, ema), StepMetrics(
             jnp.stack(list(scalars.values())),
             tuple(scalars),
@@ -212,10 +212,10 @@ def train_step(
         )
 
     out = placed, NamedSharding(mesh, P())
-    return jax.jit(ambient(mesh, step), donate_argnums=0, out_shardings=out)
+    return jax.jit(with_mesh(mesh, step), donate_argnums=0, out_shardings=out)
 
 
-def averaged(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arrays:
+def ema_update(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arrays:
     """The running average after a step, d · ema + (1 − d) · params.
 
     d is the decay, but at most (1 + t)/(10 + t) in step t, counted from 0, as of TensorFlow's
@@ -234,7 +234,7 @@ def _gradient(
 ) -> Callable[..., Any]:
     """(params, rest, (batch, key, share)) → ((loss, metrics, gradients), what is for `commit`).
 
-    It takes one micro-batch, and how much its tokens count among those of all (`means.shares`).
+    It takes one micro-batch, and how much its tokens count among those of all (`token_weights`).
     Gradients are those of the parameters that are not frozen, and lie where their parameters do
     (`placed`): left to choose, XLA may gather them.
     """
@@ -246,11 +246,11 @@ def _gradient(
         def loss(moving: Arrays) -> tuple[jax.Array, Any]:
             cast = {path: leaf.astype(dtype) for path, leaf in (params | moving).items()}
             value, aux = package.loss(graphdef.merge(cast, model_state), batch, keys(dropout=key))
-            told, by_tokens, stored = means.parted(aux)
-            value, told = means.weighed(value, told, by_tokens, share)
+            told, by_tokens, stored = aggregate.split_aux(aux)
+            value, told = aggregate.weighted(value, told, by_tokens, share)
             return value, (told, stored)
 
-        moving = trained(recipe.optim, params)
+        moving = trainable(recipe.optim, params)
         (value, (told, stored)), grads = jax.value_and_grad(loss, has_aux=True)(moving)
         if mesh.size > 1:
             at = {path: placed[path] for path in grads}
@@ -260,11 +260,11 @@ def _gradient(
     def gradient(params: Arrays, model_state: Arrays, piece: Any) -> Any:
         slices = 1
         if not getattr(package, "CROSS_ROW_LOSS", False):
-            slices = recipe.slices or fitting_slices(piece[0], mesh)
+            slices = recipe.slices or auto_slices(piece[0], mesh)
         if slices == 1:
             return whole(params, model_state, piece)
-        return means.of_pieces(
-            partial(whole, params, model_state), means.pieces(package, slices, *piece)
+        return aggregate.mean_over(
+            partial(whole, params, model_state), aggregate.split_batch(package, slices, *piece)
         )
 
     return gradient
@@ -290,7 +290,7 @@ def _store(package: ModuleType, graphdef: GraphDef) -> Callable[[Arrays, Arrays,
     return store
 
 
-def fitting_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
+def auto_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
     """How many slices to take a batch in on the mesh's devices; see `Recipe.slices`.
 
     On a CPU, slices of about a thousand positions halve the time of a step: activations stay

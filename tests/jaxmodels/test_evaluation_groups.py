@@ -12,10 +12,10 @@ import jaxmodels
 from jaxmodels.bitgen.objectives import _turns
 from jaxmodels.commands.eval import Eval, _refuse_no_number
 from jaxmodels.errors import UNVERIFIED, Problem
-from jaxmodels.runtime.batches import first_rows, grouped
+from jaxmodels.runtime.batches import first_rows, regroup
 from jaxmodels.runtime.evaluate import GROUP, evaluate, loss_function
 from jaxmodels.runtime.paths import split
-from jaxmodels.runtime.retrieval import kinds, recalls
+from jaxmodels.runtime.retrieval import duplicate_ids, recalls
 from tests.contract import smallest
 
 ROWS = 45
@@ -41,7 +41,7 @@ def cut(whole: dict[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
 @pytest.mark.parametrize("count", [1, 5, 31, 32, 33, 64, 65, 100])
 def test_groups_are_of_the_rows_alone(size, count):
     whole = {"tokens": np.arange(count), "images": np.arange(count)}
-    found = list(grouped(cut(whole, size), 32))
+    found = list(regroup(cut(whole, size), 32))
     expected = [32] * max(count // 32 - 1, 0)
     assert [len(batch["images"]) for batch in found] == [*expected, count - sum(expected)]
     np.testing.assert_array_equal(np.concatenate([b["tokens"] for b in found]), whole["tokens"])
@@ -50,7 +50,7 @@ def test_groups_are_of_the_rows_alone(size, count):
 
 
 def test_nothing_has_no_groups():
-    assert list(grouped([], GROUP)) == []
+    assert list(regroup([], GROUP)) == []
 
 
 @pytest.mark.slow
@@ -90,8 +90,10 @@ def test_equal_captions_and_images_are_right():
     assert (plain["t2i_recall_at_1"], plain["i2t_recall_at_1"]) == (0.25, 0.0)
     pixels = [np.full((2, 2, 3), i, np.uint8) for i in (0, 1, 2, 2)]
     words = [np.asarray(w) for w in ([1, 2], [1, 2], [3, 4], [4, 3])]
-    assert kinds(pixels).tolist() == [0, 1, 2, 2]
-    told = recalls(images, texts, owner, images_alike=kinds(pixels), texts_alike=kinds(words))
+    assert duplicate_ids(pixels).tolist() == [0, 1, 2, 2]
+    told = recalls(
+        images, texts, owner, images_alike=duplicate_ids(pixels), texts_alike=duplicate_ids(words)
+    )
     assert told["t2i_recall_at_1"] == 1.0
     assert told["i2t_recall_at_1"] == 0.75  # image 0 is like no text at all
     other = recalls(images, texts, owner, texts_alike=np.arange(4), images_alike=np.arange(4))

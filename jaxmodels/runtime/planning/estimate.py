@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning import flops
 from jaxmodels.runtime.planning.chips import Topology
-from jaxmodels.runtime.planning.plan import Job, held, loss_of, state_of
+from jaxmodels.runtime.planning.plan import Job, abstract_state, microbatch_loss, state_bytes
 from jaxmodels.runtime.sharding import AXES, head_counts
 
 LARGEST_BATCH = 1 << 14
@@ -108,14 +108,14 @@ class Estimate:
     def _state_bytes(self, data: int, model: int) -> tuple[int, int]:
         """Bytes of state, gradients and copy on one device, and of the copy alone."""
         mesh = AbstractMesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2)
-        parts = held(state_of(self.job, mesh)[1])
+        parts = state_bytes(abstract_state(self.job, mesh)[1])
         copy = parts["parameters"] * jnp.dtype(self.job.recipe.dtype).itemsize // 4
         return sum(parts.values()) + parts["parameters"] + copy, copy
 
     def _one_row(self, remat: Any) -> tuple[int, int]:
         """Bytes that the backward pass keeps of one sequence, and operations of both passes."""
         one = self.job.with_recipe(batch=1, accum=1, remat=remat)
-        loss, state = loss_of(one)
+        loss, state = microbatch_loss(one)
         at = (state.params, state.model_state, one.batch)
 
         def kept(params: Any, model_state: Any, batch: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Died(Exception):
+class ProcessDied(Exception):
     """The process ended without an answer.
 
     Args:
@@ -29,7 +29,7 @@ def run_isolated(function: Callable[..., T], *args: Any) -> T:
         function: one of a module; it, its arguments and its result are copied between processes.
 
     Raises:
-        Died: the process was ended from outside or by a fault of native code.
+        ProcessDied: the process was ended from outside or by a fault of native code.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -42,7 +42,7 @@ def run_isolated(function: Callable[..., T], *args: Any) -> T:
         except EOFError:
             process.join()
             text = log.read().decode(errors="replace")
-            raise Died(process.exitcode, text[-2000:]) from None
+            raise ProcessDied(process.exitcode, text[-2000:]) from None
         finally:
             process.terminate()
             process.join()

@@ -120,7 +120,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
         raise TooLarge(_needed(str(error)), time.monotonic() - middle) from error
     seconds = time.monotonic() - middle
     stats = compiled.memory_analysis()
-    memory = held(state)
+    memory = state_bytes(state)
     memory["batch"] = max(0, stats.argument_size_in_bytes - sum(memory.values()))
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory["temporaries"] = stats.temp_size_in_bytes + new
@@ -143,14 +143,14 @@ def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStr
     return step, state, batch
 
 
-def state_of(job: Job, mesh: AnyMesh) -> tuple[GraphDef, State]:
+def abstract_state(job: Job, mesh: AnyMesh) -> tuple[GraphDef, State]:
     """The model's skeleton, and the shapes of the training state, placed on the mesh."""
     tx = optimiser(job.recipe.optim, 0.0)
     graphdef, _, state = init(job.package, job.config, job.recipe, tx, mesh)
     return graphdef, state
 
 
-def held(state: State) -> dict[str, int]:
+def state_bytes(state: State) -> dict[str, int]:
     """Bytes of the state on one device."""
 
     def size(tree: Any) -> int:
@@ -165,20 +165,20 @@ def held(state: State) -> dict[str, int]:
 
 
 def _needed(message: str) -> int:
-    """Bytes that the compiler's refusal speaks of; 0 if it names none."""
+    """Bytes that the compiler's too_large_report speaks of; 0 if it names none."""
     for pattern in _NEEDED:
         if found := pattern.search(message):
             return int(float(found[1]) * _UNITS[found[2]])
     return 0
 
 
-def loss_of(job: Job) -> tuple[Any, State]:
+def microbatch_loss(job: Job) -> tuple[Any, State]:
     """The loss of one micro-batch as a function of (parameters, rest, batch), and shapes for it.
 
     Nothing is computed. It is traced for one CPU, which need not exist: forms for other platforms
     have products that only move numbers (`layers/target.py`).
     """
-    graphdef, state = state_of(job, _ONE_CPU)
+    graphdef, state = abstract_state(job, _ONE_CPU)
     dtype = jnp.dtype(job.recipe.dtype)
 
     def loss(params: Arrays, model_state: Arrays, batch: Any) -> jax.Array:
@@ -196,7 +196,7 @@ def useful_flops(job: Job) -> int:
     Three times the products of the loss: the backward pass has two for each of the forward pass.
     """
     one = job.with_recipe(remat=Recipe().remat, accum=1)
-    loss, state = loss_of(one)
+    loss, state = microbatch_loss(one)
     forward = flops.products(loss, state.params, state.model_state, one.batch)
     return 3 * job.recipe.accum * flops.total(forward)
 
@@ -240,7 +240,7 @@ def report(job: Job, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
     }
 
 
-def refusal(job: Job, error: TooLarge, slice_: Topology) -> dict[str, Any]:
+def too_large_report(job: Job, error: TooLarge, slice_: Topology) -> dict[str, Any]:
     """The same of a step that does not fit: what it would compute, no more is known."""
     useful = useful_flops(job)
     seconds = useful / (slice_.devices * slice_.flops)

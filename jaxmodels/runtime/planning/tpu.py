@@ -9,7 +9,7 @@ from typing import Any
 from jaxmodels.errors import INTERNAL, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning.chips import Topology, topology
-from jaxmodels.runtime.planning.isolated import Died, run_isolated
+from jaxmodels.runtime.planning.isolated import ProcessDied, run_isolated
 
 # libtpu looks for a TPU's metadata server and for a lock file when it is loaded.
 ENVIRONMENT = {
@@ -48,7 +48,7 @@ def devices(slice_: Topology) -> list[Any]:
     return list(described.devices)
 
 
-def compiled_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
+def compile_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
     """The `plan.Compiled` of a step on the slice of that name; in this process.
 
     Raises:
@@ -67,7 +67,7 @@ def compiled_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
         raise _refused(str(error)[:1000]) from error
 
 
-def compiled_apart(package: str, config: Any, recipe: Recipe, name: str) -> Any:
+def compile_isolated(package: str, config: Any, recipe: Recipe, name: str) -> Any:
     """The same in a process of its own, which libtpu may crash and may write to.
 
     Raises:
@@ -75,8 +75,8 @@ def compiled_apart(package: str, config: Any, recipe: Recipe, name: str) -> Any:
         Problem: (internal) the compiler refuses it for another reason, or died.
     """
     try:
-        return run_isolated(compiled_for, package, config, recipe, name)
-    except Died as died:
+        return run_isolated(compile_for, package, config, recipe, name)
+    except ProcessDied as died:
         raise _refused(f"it ended with {died}: {died.log[:300]}") from died
 
 

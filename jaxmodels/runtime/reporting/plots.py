@@ -25,7 +25,7 @@ OF_ALL = {"step", "loss", "grad_norm", "lr", "tokens_per_second", "images_per_se
 
 def draw(run: Path) -> None:
     """Draws loss.png, metrics.png and stats.png, where there are numbers for them."""
-    for name, png in pictures(run, {"loss": loss, "metrics": told, "stats": stats}):
+    for name, png in pictures(run, {"loss": loss, "metrics": extra_metrics, "stats": stats}):
         try:
             write_bytes(run / f"{name}.png", png)
         except OSError as error:  # a plot is no reason for a run to fail
@@ -54,7 +54,7 @@ def loss(run: Path) -> Any:
     return figure
 
 
-def told(run: Path) -> Any:
+def extra_metrics(run: Path) -> Any:
     """What the loss tells besides itself, a panel each; None where it tells nothing."""
     return _panels(run, lambda name: name not in OF_ALL)
 

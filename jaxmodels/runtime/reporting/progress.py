@@ -78,7 +78,7 @@ class Progress:
             say(text)
 
 
-def amounts(own: dict[str, Any], rows: int) -> dict[str, int]:
+def batch_counts(own: dict[str, Any], rows: int) -> dict[str, int]:
     """Tokens, and images where there are any, of a batch of so many rows.
 
     Args:

@@ -31,11 +31,11 @@ from jaxmodels.runtime.files import (
     write_json,
     write_manifest,
 )
-from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
-from jaxmodels.runtime.runs.rundir import around_jumps, best, identity, refuse_changed, steps
-from jaxmodels.runtime.runs.sound import claim, newest_sound, set_aside, told, unsound
+from jaxmodels.runtime.finite import NotFinite, not_finite_message, not_finite
+from jaxmodels.runtime.runs.rundir import jump_checkpoints, best, identity, refuse_changed, steps
+from jaxmodels.runtime.runs.sound import claim, newest_sound, set_aside, skipped_messages, unsound
 from jaxmodels.runtime.step import State
-from jaxmodels.runtime.runs.stored import Restored, restore, snapshot, write
+from jaxmodels.runtime.runs.state_io import Restored, restore, snapshot, write
 
 
 class Checkpoints:
@@ -88,10 +88,10 @@ class Checkpoints:
                 found.release()
             if not (odd := not_finite(restored.state)):
                 break
-            passed[int(name)] = are_not_finite(odd)
+            passed[int(name)] = not_finite_message(odd)
         self._sound.add(int(name))
         if processes.is_primary():
-            for step, line in zip(passed, told(passed), strict=True):
+            for step, line in zip(passed, skipped_messages(passed), strict=True):
                 say(line)
                 self._set_aside(step)
         return restored
@@ -105,7 +105,7 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         if odd := not_finite(state):
-            raise NotFinite(f"after step {step} {are_not_finite(odd)}", step)
+            raise NotFinite(f"after step {step} {not_finite_message(odd)}", step)
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self.folder).free < need:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
@@ -161,7 +161,7 @@ class Checkpoints:
             kept = {
                 *found[-max(self.keep, 1) :],
                 best(self.folder),
-                *around_jumps(self.folder),
+                *jump_checkpoints(self.folder),
                 written,
             }
             odd = {step: wrong for step in found if step in kept and (wrong := self._wrong(step))}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxmodels.runtime.runs import rundir
 
-EARLY = "stopped early"
+STOPPED_EARLY = "stopped early"
 """The reason of a run that is done before its last step, because nothing improved any more."""
 
 
@@ -72,7 +72,7 @@ class Outcome:
     @property
     def done(self) -> bool:
         """Whether there is nothing left to do: the last step is done, or nothing improves."""
-        return self.step >= self.steps or self.reason == EARLY
+        return self.step >= self.steps or self.reason == STOPPED_EARLY
 
     @property
     def idle(self) -> bool:
@@ -96,7 +96,7 @@ class Outcome:
             self.best_valid_loss = rundir.valid_loss(checkpoints / str(best))
 
 
-def not_begun(checkpoints: Path, steps: int, reason: str, seconds: float) -> Outcome:
+def stopped_before_training(checkpoints: Path, steps: int, reason: str, seconds: float) -> Outcome:
     """The outcome of a call that was stopped before training began.
 
     Args:

@@ -37,7 +37,7 @@ def _is_checkpoint(path: Path) -> bool:
     return number and any((path / part).exists() for part in (MANIFEST, "params", "train"))
 
 
-def recorded(checkpoint: Path, name: str) -> Any:
+def manifest_value(checkpoint: Path, name: str) -> Any:
     """What a checkpoint's manifest says under a name; None where it says nothing."""
     return _read(checkpoint / MANIFEST).get(name)
 
@@ -109,7 +109,7 @@ def best(folder: Path) -> int | None:
     return min(known, key=lambda step: known[step]) if known else None
 
 
-def around_jumps(folder: Path, most: int = 2) -> list[int]:
+def jump_checkpoints(folder: Path, most: int = 2) -> list[int]:
     """The newest checkpoints that were saved because the loss jumped, each with the one before."""
     found = steps(folder)
     jumps = [at for at, step in enumerate(found) if "jump" in metrics(folder / str(step))]

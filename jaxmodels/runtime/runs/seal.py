@@ -31,7 +31,7 @@ _DRAWN = DATA + "shapes/"  # which seals of earlier versions left out
 def seal(run: Path) -> None:
     """Writes digests.json, when a call of `train` ends: the digest of every file of the run, and
     what was found to be damaged, also by a call that ended before it had unsealed the run."""
-    damaged = damage_to_keep(run)
+    damaged = damage_to_record(run)
     write_sealed(run / DIGESTS, {"files": digests(run, _ours(run)), "damaged": damaged})
 
 
@@ -40,7 +40,7 @@ def unseal(run: Path, damaged: list[str]) -> None:
 
     Args:
         run: the run directory.
-        damaged: what `damage_to_keep` told, before anything was written.
+        damaged: what `damage_to_record` told, before anything was written.
     """
     if damaged:
         write_sealed(run / DIGESTS, {"damaged": damaged})
@@ -48,7 +48,7 @@ def unseal(run: Path, damaged: list[str]) -> None:
         (run / DIGESTS).unlink(missing_ok=True)
 
 
-def damaged_before(run: Path) -> list[str]:
+def recorded_damage(run: Path) -> list[str]:
     """What was damaged when an earlier call of `train` went on from it: one sentence a file."""
     try:
         found = read_sealed(run / DIGESTS).get("damaged", [])
@@ -57,13 +57,13 @@ def damaged_before(run: Path) -> list[str]:
     return [str(line) for line in found] if isinstance(found, list) else []
 
 
-def damage_to_keep(run: Path) -> list[str]:
+def damage_to_record(run: Path) -> list[str]:
     """What is wrong with the files that a call of `train` is about to go on with, and what was
     wrong before: one sentence a file. Those that it makes anew, and the data, do not count."""
     found = _against_seal(run) or []
     lost = [line for line in found if not line.endswith(UNKNOWN) and _goes_on(line.split(" ")[0])]
     now = (f"{line}; training went on from it" for line in lost)
-    return list(dict.fromkeys([*damaged_before(run), *now]))
+    return list(dict.fromkeys([*recorded_damage(run), *now]))
 
 
 def _goes_on(name: str) -> bool:
@@ -80,12 +80,12 @@ def sealed(run: Path) -> bool:
         return False
 
 
-def loose_damage(run: Path) -> list[str] | None:
+def file_damage(run: Path) -> list[str] | None:
     """What is wrong with a run outside of `checkpoints`: one sentence a file; empty if sound.
 
     None where no call of `train` came to its end, or one is running: then nobody can say.
     """
-    before, now = damaged_before(run), _against_seal(run)
+    before, now = recorded_damage(run), _against_seal(run)
     if now is None:
         return before or None
     problems = before + now

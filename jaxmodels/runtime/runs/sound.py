@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import MANIFEST, damage
-from jaxmodels.runtime.runs.rundir import recorded, steps, valid_loss
+from jaxmodels.runtime.runs.rundir import manifest_value, steps, valid_loss
 
 ASIDE = ".damaged"
 """What the name of a damaged checkpoint ends with, once training went on from another one."""
@@ -26,7 +26,7 @@ def unsound(checkpoint: Path) -> list[str]:
         wrong = damage(checkpoint)
     except FileNotFoundError as error:  # removed while it was read
         return [f"{Path(str(error.filename)).name} is missing"]
-    step = recorded(checkpoint, "step")
+    step = manifest_value(checkpoint, "step")
     if wrong or str(step) == checkpoint.name:
         return wrong
     if step is None:
@@ -37,10 +37,10 @@ def unsound(checkpoint: Path) -> list[str]:
 def checked_finite(checkpoint: Path) -> bool:
     """Whether its numbers were found to be finite when it was saved, which earlier versions did
     not look at."""
-    return recorded(checkpoint, "finite") is True
+    return manifest_value(checkpoint, "finite") is True
 
 
-class Found(NamedTuple):
+class HeldCheckpoint(NamedTuple):
     """A sound checkpoint."""
 
     folder: Path
@@ -53,12 +53,12 @@ class Found(NamedTuple):
             self.held.close()
 
 
-def newest_sound(folder: Path, passed: dict[int, str]) -> Found | None:
+def newest_sound(folder: Path, passed: dict[int, str]) -> HeldCheckpoint | None:
     """The newest sound checkpoint: the one to go on from; as `first_sound`."""
     return first_sound(folder, lambda: steps(folder)[::-1], passed)
 
 
-def best_sound(folder: Path, passed: dict[int, str]) -> Found | None:
+def best_sound(folder: Path, passed: dict[int, str]) -> HeldCheckpoint | None:
     """The best sound checkpoint by validation loss, or else the newest; as `first_sound`.
 
     This is the one to sample from, to measure and to convert.
@@ -73,7 +73,7 @@ def best_sound(folder: Path, passed: dict[int, str]) -> Found | None:
 
 def first_sound(
     folder: Path, wanted: Callable[[], list[int]], passed: dict[int, str]
-) -> Found | None:
+) -> HeldCheckpoint | None:
     """The first of the wanted checkpoints that is sound; None when there are none.
 
     A training that goes on meanwhile may remove one that is looked at: then the next one is taken.
@@ -92,7 +92,7 @@ def first_sound(
         held = hold(checkpoint)
         wrong = unsound(checkpoint)
         if not wrong:
-            return Found(checkpoint, held)
+            return HeldCheckpoint(checkpoint, held)
         if held is not None:
             held.close()
         if checkpoint.exists():
@@ -104,13 +104,13 @@ def first_sound(
     raise Problem(
         "every checkpoint is damaged",
         where=str(folder),
-        why="\n".join(list(told(passed))[:10]),
+        why="\n".join(list(skipped_messages(passed))[:10]),
         fix="restore the folder from a copy, or start anew in another folder",
         exit_code=CORRUPT,
     )
 
 
-def told(passed: dict[int, str]) -> list[str]:
+def skipped_messages(passed: dict[int, str]) -> list[str]:
     """A sentence for each checkpoint that was passed over."""
     return [f"checkpoint {step} is damaged and is passed over: {w}" for step, w in passed.items()]
 

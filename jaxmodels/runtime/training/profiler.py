@@ -56,7 +56,7 @@ class Window:
             say(f"--profile: no trace was written to {self.folder}: {why}")
 
 
-def window(text: str, folder: Path, steps: int) -> Window:
+def parse_window(text: str, folder: Path, steps: int) -> Window:
     """The window of "10:20".
 
     Raises:

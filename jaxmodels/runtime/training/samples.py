@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmodels.layers.sampling import Sampling
-from jaxmodels.runtime.generate import before, generate
+from jaxmodels.runtime.generate import generate, truncate_at
 from jaxmodels.runtime.reporting.pictures import picture, title
 
 GREEDY = Sampling(None)
@@ -44,7 +44,7 @@ def caption(
     """
     ids = np.asarray(tokenizer.encode(prompt), np.int32)
     fit = model.config.context - len(ids)
-    count, end = min(most or fit, fit), last_token(tokenizer)
+    count, end = min(most or fit, fit), end_token(tokenizer)
     pieces = generate(
         model,
         np.repeat(ids[None], len(images), axis=0),
@@ -55,15 +55,15 @@ def caption(
         end=end,
         images=images.astype(np.float32) / 255,
     )
-    return [before(end, row) for row in np.concatenate(list(pieces), axis=1)]
+    return [truncate_at(end, row) for row in np.concatenate(list(pieces), axis=1)]
 
 
-def captions(model: Any) -> bool:
+def can_caption(model: Any) -> bool:
     """Whether a model can write a text about an image."""
     return "images" in inspect.signature(getattr(model, "prefill", lambda: None)).parameters
 
 
-def last_token(tokenizer: Any) -> int:
+def end_token(tokenizer: Any) -> int:
     """What ends a caption: the end of text, or a line's, where there is no such token."""
     end = tokenizer.end_of_text
     return int(tokenizer.encode("\n")[0]) if end is None else end
@@ -79,7 +79,7 @@ def text_sampler(
     def sampler(model: Any) -> Sample:
         pieces = generate(model, ids, length, Sampling(0.8), seed, banned, chunk=length, end=end)
         tokens = np.concatenate([piece[0] for piece in pieces])
-        return Sample(prompt + tokenizer.decode(before(end, tokens)))
+        return Sample(prompt + tokenizer.decode(truncate_at(end, tokens)))
 
     return sampler
 

@@ -17,14 +17,14 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import platform
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.files import write_bytes, write_text
-from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
-from jaxmodels.runtime.metrics import MetricsLog, Silent
+from jaxmodels.runtime.finite import NotFinite, not_finite, not_finite_message
+from jaxmodels.runtime.metrics import MetricsLog, NullLog
 from jaxmodels.runtime.multihost import processes
 from jaxmodels.runtime.planning import chips, plan
-from jaxmodels.runtime.reporting.progress import Progress, amounts
+from jaxmodels.runtime.reporting.progress import Progress, batch_counts
 from jaxmodels.runtime.runs import checkpoint as ckpt
-from jaxmodels.runtime.runs.outcome import EARLY, Outcome
-from jaxmodels.runtime.sharding import everywhere, make_mesh, put_batch
+from jaxmodels.runtime.runs.outcome import STOPPED_EARLY, Outcome
+from jaxmodels.runtime.sharding import make_mesh, put_batch, put_flag
 from jaxmodels.runtime.stats import StatsLog
 from jaxmodels.runtime.step import State, StepMetrics, training
 from jaxmodels.runtime.stop import Stop
@@ -123,8 +123,8 @@ class _Loop:
     def _open_logs(self) -> None:
         """Takes the logs up where the state is."""
         recipe, out = self.job.recipe, self.outcome
-        self.log: MetricsLog | Silent = Silent()
-        self.stats: StatsLog | Silent = Silent()
+        self.log: MetricsLog | NullLog = NullLog()
+        self.stats: StatsLog | NullLog = NullLog()
         if processes.is_primary():
             self.log = MetricsLog(self.job.run, out.step)
             self.stats = StatsLog(self.job.run, out.step, recipe.stats_every, self.sizes)
@@ -143,7 +143,7 @@ class _Loop:
     def _close_logs(self) -> None:
         for log in (self.log, self.stats):
             log.close()
-        self.log = self.stats = Silent()
+        self.log = self.stats = NullLog()
 
     def run(self) -> Outcome:
         steps, out, profile = self.job.recipe.steps, self.outcome, self.job.profile
@@ -220,7 +220,7 @@ class _Loop:
             self.state, told = self.step_function(self.state, batch, stop)
             self._record()
         out.step += 1
-        self.pending = ({"step": out.step}, amounts(own, rows), told)
+        self.pending = ({"step": out.step}, batch_counts(own, rows), told)
         if self.inline:
             self._settle()
         last = out.step == recipe.steps
@@ -294,7 +294,7 @@ class _Loop:
         loss = found["loss"]
         finite = math.isfinite(loss)
         if not finite and (odd := not_finite(state)):
-            raise NotFinite(f"after step {out.step} {are_not_finite(odd)}", out.step)
+            raise NotFinite(f"after step {out.step} {not_finite_message(odd)}", out.step)
         self.patience.see(loss)
         out.valid_loss = loss if finite else None
         if finite and (out.best_valid_loss is None or loss < out.best_valid_loss):
@@ -325,7 +325,9 @@ class _Loop:
                 text, png = self.job.sampler(self.graphdef.merge(state.weights, state.model_state))
             except Problem as problem:
                 if odd := not_finite(state):
-                    raise NotFinite(f"after step {step} {are_not_finite(odd)}", step) from problem
+                    raise NotFinite(
+                        f"after step {step} {not_finite_message(odd)}", step
+                    ) from problem
                 self.progress.say(f"no sample at step {step}: {problem.what}")
                 return
             if processes.is_primary():
@@ -352,7 +354,7 @@ class _Loop:
         if not processes.several():
             return None
         save = SAVE if processes.is_primary() and self._save_due() else 0
-        return everywhere(STOP if self.stop.due(self._reserve()) else save, self.mesh)
+        return put_flag(STOP if self.stop.due(self._reserve()) else save, self.mesh)
 
     def _save_due(self) -> bool:
         """Whether the time for a save has come."""
@@ -372,7 +374,7 @@ class _Loop:
         out = self.outcome
         if out.step < out.steps:
             reasons = filter(None, processes.all_gather(self.stop.reason))
-            out.reason = next(reasons, EARLY if self.patience.over else out.reason)
+            out.reason = next(reasons, STOPPED_EARLY if self.patience.over else out.reason)
         if self.saved != out.step and out.step:
             self._save({})
         with self.outcome.timed("save"):

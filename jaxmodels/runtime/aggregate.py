@@ -16,7 +16,7 @@ from einops import rearrange
 Metrics = dict[str, jax.Array]
 
 
-def parted(aux: dict[str, Any]) -> tuple[Metrics, dict[str, jax.Array], dict[str, Any]]:
+def split_aux(aux: dict[str, Any]) -> tuple[Metrics, dict[str, jax.Array], dict[str, Any]]:
     """A loss's `aux`: its metrics, float32 scalars by name; what of them is a mean over tokens;
     and what is for `commit`."""
     told = {name: jnp.asarray(x, jnp.float32) for name, x in aux.get("metrics", {}).items()}
@@ -24,7 +24,7 @@ def parted(aux: dict[str, Any]) -> tuple[Metrics, dict[str, jax.Array], dict[str
     return told, aux.get("by_tokens", {}), stored
 
 
-def shares(package: ModuleType, pieces: dict[str, jax.Array]) -> jax.Array | None:
+def token_weights(package: ModuleType, pieces: dict[str, jax.Array]) -> jax.Array | None:
     """How much each piece counts in a mean over tokens, 1 on average; None: all count alike.
 
     Args:
@@ -37,7 +37,7 @@ def shares(package: ModuleType, pieces: dict[str, jax.Array]) -> jax.Array | Non
     return counts / jnp.maximum(counts.mean(), 1e-6)
 
 
-def weighed(
+def weighted(
     loss: jax.Array, told: Metrics, by_tokens: dict[str, jax.Array], share: jax.Array | None
 ) -> tuple[jax.Array, Metrics]:
     """Loss and metrics such that their plain mean over all pieces is that of the whole batch."""
@@ -53,17 +53,17 @@ def weighed(
     return whole, {name: one(name, value).astype(value.dtype) for name, value in told.items()}
 
 
-def averaged(told: Metrics) -> Metrics:
+def log_perplexity(told: Metrics) -> Metrics:
     """Metrics as what may be averaged: a perplexity, e to a mean loss, by its logarithm."""
     return {name: jnp.log(x) if name == "perplexity" else x for name, x in told.items()}
 
 
-def restored(told: Metrics) -> Metrics:
+def exp_perplexity(told: Metrics) -> Metrics:
     """The inverse of `averaged`."""
     return {name: jnp.exp(x) if name == "perplexity" else x for name, x in told.items()}
 
 
-def gathered(aux: dict[str, Any]) -> dict[str, Any]:
+def merge_aux(aux: dict[str, Any]) -> dict[str, Any]:
     """What pieces told for `commit`, [pieces, …], as one batch would: rows one after the other,
     and scalars, which are counts, added up."""
 
@@ -73,7 +73,7 @@ def gathered(aux: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(joined, aux)
 
 
-def pieces(
+def split_batch(
     package: ModuleType,
     count: int,
     batch: dict[str, jax.Array],
@@ -83,11 +83,11 @@ def pieces(
     """The batch cut along its rows, a key for each piece, and how much its tokens count; leading
     axis: the pieces."""
     cut = jax.tree.map(lambda x: rearrange(x, "(a b) ... -> a b ...", a=count), batch)
-    own = shares(package, cut)
+    own = token_weights(package, cut)
     return cut, jax.random.split(key, count), own if share is None or own is None else share * own
 
 
-def of_pieces(step: Callable[[Any], Any], parts: Any) -> tuple[Any, Any]:
+def mean_over(step: Callable[[Any], Any], parts: Any) -> tuple[Any, Any]:
     """`step(piece) -> (result, aux)` of pieces that know nothing of each other: the results' mean,
     and the `aux` of a batch."""
 
@@ -95,11 +95,11 @@ def of_pieces(step: Callable[[Any], Any], parts: Any) -> tuple[Any, Any]:
         result, aux = step(piece)
         return result, {}, aux
 
-    result, _, aux = scanned(one, {}, parts)
-    return result, gathered(aux)
+    result, _, aux = scan_mean(one, {}, parts)
+    return result, merge_aux(aux)
 
 
-def scanned(step: Callable[..., Any], carry: Any, parts: Any) -> tuple[Any, Any, Any]:
+def scan_mean(step: Callable[..., Any], carry: Any, parts: Any) -> tuple[Any, Any, Any]:
     """Scans `step(carry, piece) -> ((loss, metrics, gradients), carry, aux)` over pieces; the
     results' mean, the carry, and each piece's aux."""
     count = parts[1].shape[0]
@@ -107,11 +107,11 @@ def scanned(step: Callable[..., Any], carry: Any, parts: Any) -> tuple[Any, Any,
     def one(state: Any, piece: Any) -> tuple[Any, Any]:
         total, carry = state
         (loss, told, grads), carry, aux = step(carry, piece)
-        result = loss, averaged(told), grads
+        result = loss, log_perplexity(told), grads
         return (jax.tree.map(lambda a, b: a + b / count, total, result), carry), aux
 
     first = jax.tree.map(lambda x: x[0], parts)
     shapes = jax.eval_shape(step, carry, first)[0]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     ((loss, told, grads), carry), aux = jax.lax.scan(one, (zeros, carry), parts)
-    return (loss, restored(told), grads), carry, aux
+    return (loss, exp_perplexity(told), grads), carry, aux
