@@ -31,7 +31,7 @@ def create(spec: str, seed: int = 0) -> Any:
 
 
 def summary(model: Any) -> str:
-    """Tensors, parameters and bytes of each layer, and in all, as a table.
+    """A table of tensors, parameters and bytes of each layer, and their totals.
 
     Args:
         model: a module, or a preset such as "charlm:tiny", whose parameters are not allocated.

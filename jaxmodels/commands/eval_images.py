@@ -52,16 +52,16 @@ def _ranked(model: Any, data: Any, images: Any, said: list[list[str]]) -> dict[s
     from jaxmodels.runtime.retrieval import Encoder, duplicate_ids, recalls
 
     captions = [caption for own in said for caption in own]
-    owner = np.repeat(np.arange(len(said)), [len(own) for own in said])
+    image_of_text = np.repeat(np.arange(len(said)), [len(own) for own in said])
     pixels = [part["images"] for part in regroup(({"images": x} for x in images), GROUP)]
     tokens = [data.encode(captions[i : i + GROUP]) for i in range(0, len(captions), GROUP)]
     encoder = Encoder(model)
     ranked = recalls(
         encoder.images(pixels),
         encoder.texts(tokens),
-        owner,
-        images_alike=duplicate_ids(row for part in pixels for row in part),
-        texts_alike=duplicate_ids(row for part in tokens for row in part["tokens"]),
+        image_of_text,
+        image_ids=duplicate_ids(row for part in pixels for row in part),
+        text_ids=duplicate_ids(row for part in tokens for row in part["tokens"]),
     )
     return ranked | {"images": len(said), "captions": len(captions)}
 

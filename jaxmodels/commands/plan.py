@@ -109,7 +109,7 @@ def fit_batch(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
         accum = max(1, recipe.batch * recipe.accum // batch)
         say(
             f"the preset's batch of {recipe.batch} (--accum {recipe.accum}) cannot be split over "
-            f"{parts} devices: plan_one with --batch {batch} --accum {accum}"
+            f"{parts} devices: planned with --batch {batch} --accum {accum}"
         )
         return replace(recipe, batch=batch, accum=accum)
     check_rows(recipe.batch * recipe.accum, parts)

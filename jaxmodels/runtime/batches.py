@@ -1,4 +1,4 @@
-"""What a training batch holds, by the sizes of its model."""
+"""The arrays of a training batch, derived from the model's Config; batches cut anew."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 def takes_images(config: Any) -> bool:
     """Whether a model of this Config is trained on images with captions, not on text.
 
-    Such a Config says the side of its images, `image_size` in pixels.
+    Such a Config has `image_size`, the side of its images in pixels, and `context`.
     """
     return hasattr(config, "image_size") and hasattr(config, "context")
 
 
 def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.ShapeDtypeStruct"]:
-    """The arrays of a batch of so many rows, as the data pipelines make them.
+    """Name → shape and dtype of a batch's arrays, as the data pipelines make them.
 
     Args:
-        config: of the model.
-        rows: sequences, or images each with a caption.
-        segments: whether the batch tells the document of each token.
+        config: the model's Config.
+        rows: number of sequences, or of images with a caption each.
+        segments: whether the batch has the document number of each token.
     """
 
     import jax
@@ -43,12 +43,12 @@ def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.Shape
 
 
 def regroup(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
-    """The rows of batches in their order, in groups of so many; the last one has what is left
-    too, so that no row is alone in a group if there are others.
+    """The same rows in groups of `rows`. The last group also takes the remainder, so that a loss
+    that compares rows never gets a lone one.
 
     Args:
-        batches: of host arrays, of any sizes.
-        rows: in a group, at least 1.
+        batches: host arrays, any number of rows each.
+        rows: rows of a group, at least 1.
     """
     import numpy as np
 
@@ -63,7 +63,7 @@ def regroup(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, 
 
 
 def first_rows(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
-    """The batches of the first so many rows."""
+    """The first `rows` rows, in batches as they come."""
     for batch in batches:
         if rows <= 0:
             return

@@ -28,7 +28,7 @@ class State(NamedTuple):
     params: Arrays
     """Path → float32 array."""
     model_state: Arrays
-    """Path → array of what is state but not trained (counters, memories)."""
+    """Path → array of state that is not trained (counters, memories)."""
     opt: Any
     """The optimiser's state."""
     step: jax.Array
@@ -36,31 +36,31 @@ class State(NamedTuple):
     key: jax.Array
     """uint32 data of the PRNG key; the key of a step is folded from it and the step."""
     ema: Arrays | None = None
-    """Path → running average of the parameters that are trained; None where none is kept."""
+    """Path → running average of the trained parameters (EMA); None if none is kept."""
 
     @property
     def weights(self) -> Arrays:
-        """What is evaluated: the parameters, averaged where an average is kept."""
+        """The parameters to evaluate: the running average where one is kept."""
         return self.params | (self.ema or {})
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step tells.
+    """The metrics of a step.
 
-    Its scalars leave the devices as one array: each that a step gives back costs the host 3 µs, and
-    each that is read 15.
+    Its scalars are one array: each array that a step returns costs the host 3 µs, and each that is
+    read 15.
     """
 
     values: Any
     """float [n]"""
     names: tuple[str, ...] = field(metadata={"static": True})
-    """What each of them is."""
+    """The names of the values."""
     stats: Any = None
     """float32 [parameters, statistics] of `stats.measure`, if the recipe asks for them."""
     stop: Any = None
-    """int32: the largest of what the processes said."""
+    """int32: the maximum of the processes' flags."""
 
     def read(self) -> dict[str, float]:
         """The scalars by name, once they are computed."""
@@ -68,7 +68,7 @@ class StepMetrics:
 
 
 class Training(NamedTuple):
-    """What trains a model by its recipe."""
+    """A model's training functions; see `init` and `train_step`."""
 
     graphdef: GraphDef
     fresh: Callable[[], State]
@@ -83,7 +83,7 @@ def training(
     mesh: AnyMesh,
     rate: optax.Schedule | None = None,
 ) -> Training:
-    """`init` and `train_step` with the recipe's optimiser, at its own learning rate or another."""
+    """`init` and `train_step` with the recipe's optimiser, and its schedule unless `rate` is given."""
     rate = rate or schedule(recipe.optim, recipe.horizon)
     tx = optimiser(recipe.optim, rate)
     graphdef, fresh, abstract = init(package, config, recipe, tx, mesh)
@@ -98,10 +98,10 @@ def init(
     tx: optax.GradientTransformation,
     mesh: AnyMesh,
 ) -> tuple[GraphDef, Callable[[], State], State]:
-    """The skeleton of the model, a function that makes a fresh state, and its abstract form.
+    """The model's graphdef, a function that makes a fresh state, and the abstract state.
 
-    The state is born sharded: no device ever holds more than its part. The abstract form
-    (ShapeDtypeStructs with shardings) is what a checkpoint is restored into.
+    The state is initialised sharded: no device ever holds more than its shard. A checkpoint is
+    restored into the abstract state (ShapeDtypeStructs with shardings).
     """
 
     def model(key: Any) -> Any:
@@ -113,11 +113,11 @@ def init(
         return split(model(key))[1:]
 
     def rest_of(params: Arrays, model_state: Arrays, key: Any) -> State:
-        moving = trainable(recipe.optim, params)
-        ema = jax.tree.map(jnp.zeros_like, moving) if recipe.ema_decay else None
-        return State(params, model_state, tx.init(moving), jnp.zeros((), jnp.int32), key, ema)
+        active = trainable(recipe.optim, params)
+        ema = jax.tree.map(jnp.zeros_like, active) if recipe.ema_decay else None
+        return State(params, model_state, tx.init(active), jnp.zeros((), jnp.int32), key, ema)
 
-    # As numbers of the host: each process has the same, on whatever devices.
+    # Host arrays, since they are the same in every process.
     seed, key = (np.asarray(jax.random.key_data(jax.random.key(recipe.seed + n))) for n in (0, 1))
     graphdef = split(nnx.eval_shape(model, seed))[0]
     shapes = jax.eval_shape(lambda: rest_of(*weights(seed), key))
@@ -130,7 +130,8 @@ def init(
     )
 
     def fresh() -> State:
-        # Drawing the weights is most of it, and one program for all seeds and optimisers.
+        # Drawing the weights takes most of the compilation, and is one program for all seeds and
+        # optimisers.
         drawn = jax.jit(weights, out_shardings=(shardings.params, shardings.model_state))(seed)
         return jax.jit(rest_of, out_shardings=shardings, donate_argnums=(0, 1))(*drawn, key)
 
@@ -145,7 +146,7 @@ def train_step(
     recipe: Recipe,
     abstract: State,
 ) -> Callable[..., tuple[State, StepMetrics]]:
-    """The compiled step (state, batch, stop=None) → (state, told); the old state is donated.
+    """The compiled step (state, batch, stop=None) → (state, metrics); the old state is donated.
 
     A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
     float32, what is a mean over tokens by their number (`means`). What the model stores (`commit`)
@@ -171,28 +172,30 @@ def train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         held = state.model_state | {path: state.params[path] for path in written}
 
-        def one(held: Arrays, piece: Any) -> Any:
-            return gradient(state.params | {path: held[path] for path in written}, held, piece)
+        def one(held: Arrays, part: Any) -> Any:
+            return gradient(state.params | {path: held[path] for path in written}, held, part)
 
-        def one_stored(held: Arrays, piece: Any) -> Any:
-            result, aux = one(held, piece)
+        def one_committed(held: Arrays, part: Any) -> Any:
+            result, aux = one(held, part)
             return result, store(state.params, held, aux), {}
 
         if recipe.accum == 1:
-            (loss, told, grads), model_state, _ = one_stored(held, (batch, key, None))
+            (loss, metrics, grads), model_state, _ = one_committed(held, (batch, key, None))
         else:
             pieces = aggregate.split_batch(package, recipe.accum, batch, key)
             if getattr(package, "EVERY_PASS", False):
-                (loss, told, grads), model_state, _ = aggregate.scan_mean(one_stored, held, pieces)
+                (loss, metrics, grads), model_state, _ = aggregate.scan_mean(
+                    one_committed, held, pieces
+                )
             else:
-                (loss, told, grads), aux = aggregate.mean_over(partial(one, held), pieces)
+                (loss, metrics, grads), aux = aggregate.mean_over(partial(one, held), pieces)
                 model_state = store(state.params, held, aux)
         before = state.params | {path: model_state.pop(path) for path in written}
-        moving = {path: before[path] for path in grads}
-        updates, opt = tx.update(grads, state.opt, moving)
-        params = before | optax.apply_updates(moving, updates)
+        active = {path: before[path] for path in grads}
+        updates, opt = tx.update(grads, state.opt, active)
+        params = before | optax.apply_updates(active, updates)
         norm, lr = optax.tree.norm(grads), rate(state.step)
-        scalars = {"loss": loss, "grad_norm": norm, "lr": lr, **told}
+        scalars = {"loss": loss, "grad_norm": norm, "lr": lr, **metrics}
         measured = None
         if recipe.stats_every:
             frozen = {
@@ -201,7 +204,7 @@ def train_step(
             measured = jax.lax.cond(
                 stats.due(state.step + 1, recipe.stats_every),
                 lambda: stats.measure(state.params, frozen | grads, frozen | updates),
-                lambda: stats.nothing(state.params),
+                lambda: stats.zeros(state.params),
             )
         ema = state.ema and ema_update(recipe.ema_decay, state.step, state.ema, params)
         return State(params, model_state, opt, state.step + 1, state.key, ema), StepMetrics(
@@ -218,9 +221,13 @@ def train_step(
 def ema_update(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arrays:
     """The running average after a step, d · ema + (1 − d) · params.
 
-    d is the decay, but at most (1 + t)/(10 + t) in step t, counted from 0, as of TensorFlow's
-    ExponentialMovingAverage; and 0 in the first step, as of diffusers' EMAModel, so that the
-    average never knows of random parameters.
+    d is the decay, but at most (1 + t)/(10 + t) in step t, counted from 0 (TensorFlow's
+    ExponentialMovingAverage), and 0 in the first step (diffusers' EMAModel), so that the random
+    initial parameters never enter the average. Frozen parameters have none: they are their own.
+
+    Validation and samples use the average, and the best checkpoint is chosen by it; therefore
+    `eval`, `generate` and `convert` take it by default. Moments and `--init` go with the raw
+    parameters.
     """
     t = step.astype(jnp.float32)
     keep = jnp.where(t == 0, 0.0, jnp.minimum(decay, (1 + t) / (10 + t)))
@@ -232,39 +239,38 @@ def ema_update(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Ar
 def _gradient(
     package: ModuleType, graphdef: GraphDef, recipe: Recipe, placed: Arrays, mesh: Mesh
 ) -> Callable[..., Any]:
-    """(params, rest, (batch, key, share)) → ((loss, metrics, gradients), what is for `commit`).
+    """(params, model_state, (batch, key, share)) → ((loss, metrics, gradients), input of `commit`).
 
-    It takes one micro-batch, and how much its tokens count among those of all (`token_weights`).
-    Gradients are those of the parameters that are not frozen, and lie where their parameters do
-    (`placed`): left to choose, XLA may gather them.
+    It takes one micro-batch and its weight among all (`token_weights`). Only trainable parameters
+    have gradients, sharded like them (`placed`): left to choose, XLA may gather them.
     """
     dtype = jnp.dtype(recipe.dtype)
 
-    def whole(params: Arrays, model_state: Arrays, piece: Any) -> Any:
-        batch, key, share = piece
+    def of_part(params: Arrays, model_state: Arrays, part: Any) -> Any:
+        batch, key, share = part
 
-        def loss(moving: Arrays) -> tuple[jax.Array, Any]:
-            cast = {path: leaf.astype(dtype) for path, leaf in (params | moving).items()}
+        def loss(active: Arrays) -> tuple[jax.Array, Any]:
+            cast = {path: leaf.astype(dtype) for path, leaf in (params | active).items()}
             value, aux = package.loss(graphdef.merge(cast, model_state), batch, keys(dropout=key))
-            told, by_tokens, stored = aggregate.split_aux(aux)
-            value, told = aggregate.weighted(value, told, by_tokens, share)
-            return value, (told, stored)
+            metrics, by_tokens, stored = aggregate.split_aux(aux)
+            value, metrics = aggregate.weighted(value, metrics, by_tokens, share)
+            return value, (metrics, stored)
 
-        moving = trainable(recipe.optim, params)
-        (value, (told, stored)), grads = jax.value_and_grad(loss, has_aux=True)(moving)
+        active = trainable(recipe.optim, params)
+        (value, (metrics, stored)), grads = jax.value_and_grad(loss, has_aux=True)(active)
         if mesh.size > 1:
             at = {path: placed[path] for path in grads}
             grads = jax.lax.with_sharding_constraint(grads, at)
-        return (value, told, grads), stored
+        return (value, metrics, grads), stored
 
-    def gradient(params: Arrays, model_state: Arrays, piece: Any) -> Any:
+    def gradient(params: Arrays, model_state: Arrays, part: Any) -> Any:
         slices = 1
         if not getattr(package, "CROSS_ROW_LOSS", False):
-            slices = recipe.slices or auto_slices(piece[0], mesh)
+            slices = recipe.slices or auto_slices(part[0], mesh)
         if slices == 1:
-            return whole(params, model_state, piece)
+            return of_part(params, model_state, part)
         return aggregate.mean_over(
-            partial(whole, params, model_state), aggregate.split_batch(package, slices, *piece)
+            partial(of_part, params, model_state), aggregate.split_batch(package, slices, *part)
         )
 
     return gradient
@@ -273,8 +279,8 @@ def _gradient(
 def _store(package: ModuleType, graphdef: GraphDef) -> Callable[[Arrays, Arrays, Any], Arrays]:
     """(params, held, aux) → held after `commit`.
 
-    What is held is the model's state that is not trained, and by their paths the parameters that
-    `commit` writes (`COMMITTED` of the package).
+    `held` is the model's untrained state together with the parameters that `commit` writes (the
+    package's `COMMITTED`).
     """
     commit = getattr(package, "commit", None)
     written = getattr(package, "COMMITTED", ())
@@ -291,11 +297,11 @@ def _store(package: ModuleType, graphdef: GraphDef) -> Callable[[Arrays, Arrays,
 
 
 def auto_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
-    """How many slices to take a batch in on the mesh's devices; see `Recipe.slices`.
+    """The number of slices of a batch on the mesh's devices; see `Recipe.slices`.
 
-    On a CPU, slices of about a thousand positions halve the time of a step: activations stay
-    in the caches, and the memory that XLA asks for is used again instead of being mapped page
-    by page in every step.
+    On a CPU, slices of about a thousand positions halve the time of a step: activations stay in the
+    caches, and XLA's temporaries are reused instead of being mapped page by page in every step
+    (charlm:notebook: 1.6 → 0.8 s; huge pages for malloc alone gave 1.15 s).
     """
     read = batch["tokens"] if "tokens" in batch else batch["images"]  # a tower reads no text
     rows, columns = read.shape[:2]

@@ -83,20 +83,20 @@ def test_whether_a_row_sees_its_image_is_decided_by_its_image():
 def test_equal_captions_and_images_are_right():
     """Two images of one look, and a caption that was said of two."""
     images = np.eye(4, dtype=np.float32)[[0, 1, 2, 2]]
-    owner = np.asarray([0, 1, 2, 3])
+    image_of_text = np.asarray([0, 1, 2, 3])
     # Texts 0 and 1 are the same words, and lie with image 1; 3 is of an image that looks like 2.
     texts = np.eye(4, dtype=np.float32)[[1, 1, 2, 2]]
-    plain = recalls(images, texts, owner)
+    plain = recalls(images, texts, image_of_text)
     assert (plain["t2i_recall_at_1"], plain["i2t_recall_at_1"]) == (0.25, 0.0)
     pixels = [np.full((2, 2, 3), i, np.uint8) for i in (0, 1, 2, 2)]
     words = [np.asarray(w) for w in ([1, 2], [1, 2], [3, 4], [4, 3])]
     assert duplicate_ids(pixels).tolist() == [0, 1, 2, 2]
     told = recalls(
-        images, texts, owner, images_alike=duplicate_ids(pixels), texts_alike=duplicate_ids(words)
+        images, texts, image_of_text, image_ids=duplicate_ids(pixels), text_ids=duplicate_ids(words)
     )
     assert told["t2i_recall_at_1"] == 1.0
     assert told["i2t_recall_at_1"] == 0.75  # image 0 is like no text at all
-    other = recalls(images, texts, owner, texts_alike=np.arange(4), images_alike=np.arange(4))
+    other = recalls(images, texts, image_of_text, text_ids=np.arange(4), image_ids=np.arange(4))
     assert other == plain
 
 
