@@ -1,4 +1,4 @@
-"""Statistics of every parameter and its gradient during training, as in the trainer of bwetaf's authors.
+"""Statistics of every parameter and its gradient during training (as in bwetaf's trainer).
 
 They are one branch (`lax.cond`) of the train step, traced only when `--stats-every` is not 0: a
 second compiled step would double the compilation and could round differently. All numbers leave the

@@ -83,7 +83,7 @@ def training(
     mesh: AnyMesh,
     rate: optax.Schedule | None = None,
 ) -> Training:
-    """`init` and `train_step` with the recipe's optimiser, and its schedule unless `rate` is given."""
+    """`init` and `train_step` with the recipe's optimiser, at its schedule or at `rate`."""
     rate = rate or schedule(recipe.optim, recipe.horizon)
     tx = optimiser(recipe.optim, rate)
     graphdef, fresh, abstract = init(package, config, recipe, tx, mesh)
@@ -146,19 +146,19 @@ def train_step(
     recipe: Recipe,
     abstract: State,
 ) -> Callable[..., tuple[State, StepMetrics]]:
-    """The compiled step (state, batch, stop=None) → (state, metrics); the old state is donated.
+    """The compiled step (state, batch, stop=None) → (state, StepMetrics); the old state is donated.
 
-    A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
-    float32, what is a mean over tokens by their number (`means`). What the model stores (`commit`)
-    is stored once, from all of them; with `EVERY_PASS` of the package after each, as its seed does,
-    and the next one sees it. It tells loss and what the loss tells in `aux["metrics"]`
-    (averaged alike), grad_norm (before clipping) and lr; with `stats_every` also stats
-    (`stats.measure` in the steps that are due, zeros in the others). With `stop`, int32 [devices]
-    as of `sharding.everywhere`, also stop: its largest, which tells all processes the same.
+    A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in float32,
+    means over tokens weighted by their number (`aggregate`). `commit` stores state once, from all
+    micro-batches; with the package's `EVERY_PASS` after each, and the next one sees it.
 
-    `abstract` (of `init`) says the mesh, and keeps the state where it was born. Left to choose, XLA
-    may place the new state otherwise than the old one, and the second step is then compiled once
-    more.
+    Metrics: loss, the loss's `aux["metrics"]` (averaged alike), grad_norm (before clipping), lr;
+    with `stats_every` also stats (`stats.measure` in the steps that are due, zeros in others). With
+    `stop`, int32 [devices] of `sharding.put_flag`, its maximum: processes agree to stop within the
+    step, without a further collective.
+
+    The outputs get the shardings of `abstract` (of `init`). Left to choose, XLA may place the new
+    state differently from the old one, and compile the second step again.
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh

@@ -108,7 +108,7 @@ def test_rolling_back_leaves_the_data_out_and_is_exact(tmp_path, capsys):
     at = whole.batches.seen.index(-5)
     assert whole.batches.seen[at + 1 :] == list(range(6, 24))
     assert [step for step, _ in losses(run)] == list(range(1, 21))
-    back = "the loss of step 8 is not a finite number: back to step 5, leaving out the data of 3"
+    back = "the loss of step 8 is not finite: back to step 5, skipping the data of 3"
     assert back in capsys.readouterr().err
 
     skipping = job(clean)

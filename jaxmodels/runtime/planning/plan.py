@@ -166,7 +166,7 @@ def state_bytes(state: State) -> dict[str, int]:
 
 
 def _needed(message: str) -> int:
-    """Bytes that the compiler's too_large_report speaks of; 0 if it names none."""
+    """The bytes needed by the compiler's error message; 0 if it names none."""
     for pattern in _NEEDED:
         if found := pattern.search(message):
             return int(float(found[1]) * _UNITS[found[2]])
