@@ -14,8 +14,8 @@ from jaxmodels.runtime.settings import read_file
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A run's config.json. What an earlier version did not write has its default, which for a new
-    field is what was done before there was one; a preset may say otherwise."""
+    """A run's config.json. Fields that an earlier version did not write get the dataclass's default
+    (not the preset's), which is the behaviour before the field existed."""
     stored = read_file(path)
     if (arch := stored.get("arch")) in jaxmodels.ARCHS:
         stored["model"] = asdict(jaxmodels.arch(arch).Config()) | stored.get("model", {})
@@ -25,7 +25,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def history_of(stored: dict[str, Any]) -> list[dict[str, Any]]:
-    """The changes of a run's settings that its config.json lists; see `resume.compare_settings`."""
+    """The changes of a run's settings in its config.json; see `resume.compare_settings`."""
     found = stored.get("history", [])
     return [dict(entry) for entry in found] if isinstance(found, list) else []
 
@@ -37,7 +37,7 @@ def write_config(
 
     Args:
         run: the run directory.
-        settings: of `Request.settings`.
+        settings: by `Request.settings`.
         history: of the settings, by `resume.compare_settings`.
         data: the run's.
     """
@@ -64,10 +64,10 @@ def write_config(
 
 
 def _write_tokenizer(run: Path, tokenizer: Any) -> None:
-    own = {tokenizer.FILE} if tokenizer else set()
+    current = {tokenizer.FILE} if tokenizer else set()
     if getattr(tokenizer, "settings", ""):
-        own.add("tokenizer_config.json")
-    for name in {*VOCABULARIES, "tokenizer_config.json"} - own:  # of a start with other data
+        current.add("tokenizer_config.json")
+    for name in {*VOCABULARIES, "tokenizer_config.json"} - current:  # of a start with other data
         (run / name).unlink(missing_ok=True)
     if tokenizer:
         tokenizer.save(run)

@@ -49,9 +49,9 @@ class Case:
     def finish(self, out: Path) -> None:
         """Trains to the last step."""
         process = self.start(out)
-        said = process.communicate()[1]
+        output = process.communicate()[1]
         if process.returncode != 0:
-            raise AssertionError(f"{self.name}: exit code {process.returncode}\n{said[-2000:]}")
+            raise AssertionError(f"{self.name}: exit code {process.returncode}\n{output[-2000:]}")
 
 
 def texts() -> list[str]:

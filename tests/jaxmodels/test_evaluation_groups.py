@@ -102,7 +102,7 @@ def test_equal_captions_and_images_are_right():
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
 def test_a_loss_that_is_no_number_is_no_result(loss):
-    with pytest.raises(Problem, match="no finite number") as caught:
+    with pytest.raises(Problem, match="not finite") as caught:
         _refuse_no_number(Eval(Path("model")), float(loss))
     assert caught.value.exit_code == UNVERIFIED
     _refuse_no_number(Eval(Path("model")), 0.0)
