@@ -22,7 +22,8 @@ __all__ = ["ARCHS", "arch", "create", "learner", "package_of", "preset", "summar
 def create(spec: str, seed: int = 0) -> Any:
     """A freshly initialised `nnx.Module`, for example `create("charlm:tiny")`.
 
-    The same seed gives the same parameters. Calls are deterministic unless `rngs` is passed.
+    The same seed gives the same parameters. There are no train and eval modes to switch: a call
+    with `rngs` uses dropout, a call without is deterministic.
     """
     from jaxmodels.layers.keys import keys
 

@@ -2,7 +2,8 @@
 
 The reader of a pipe ends (`| head`), a connection is lost (SIGHUP, then EIO), a disk is full, a
 stream was closed from the start (`>&-`), a terminal is stopped (Ctrl-S). Commands whose result is
-on disk continue without their output; those whose result is their output end with 141.
+on disk continue without their output; those whose result is their output end with 141. A message
+waits one second for a reader that does not read.
 """
 
 import errno

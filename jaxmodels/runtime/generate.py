@@ -310,7 +310,11 @@ def _banned_mask(model: Any, banned: tuple[int, ...]) -> np.ndarray:
 
 
 def _uniform(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
-    """Random numbers in [0, 1) [steps, rows], each from the seed, its row and its step alone."""
+    """Random numbers in [0, 1) [steps, rows], each from the seed, its row and its step alone.
+
+    One for each token, and a chunk's at once: `jax.random.categorical` draws noise for every logit,
+    more than half of a small model's time.
+    """
 
     def number(step: jax.Array, row: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)

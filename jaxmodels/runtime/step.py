@@ -227,7 +227,7 @@ def ema_update(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Ar
 
     Validation and samples use the average, and the best checkpoint is chosen by it; therefore
     `eval`, `generate` and `convert` take it by default. Moments and `--init` go with the raw
-    parameters.
+    parameters; `verify` and `diff` compare with what the other side was made from.
     """
     t = step.astype(jnp.float32)
     keep = jnp.where(t == 0, 0.0, jnp.minimum(decay, (1 + t) / (10 + t)))

@@ -1,4 +1,4 @@
-"""Hurts a run of every architecture in four ways; about three quarters of an hour on two cores."""
+"""Injects four kinds of faults into a run of every architecture; 45 minutes on two cores."""
 
 import argparse
 import random
@@ -17,7 +17,7 @@ from tests.chaos import runs, trials
 def run_trials(
     case: runs.Case, folder: Path, kills: int, disks: int, rng: random.Random
 ) -> Iterator[tuple[str, list[str], int]]:
-    """What is done to the runs of a case: its name, what went wrong, how often it was done."""
+    """The trials of a case: kind, failures, number of trials."""
     reference = folder / "reference"
     case.finish(reference)
     yield "kills", *trials.kills(case, reference, folder / "kills", kills, rng)
@@ -27,7 +27,7 @@ def run_trials(
 
 
 def main() -> int:
-    """Prints what went wrong, and a summary for benchmarks/LOG.md; 0 if nothing did."""
+    """Prints failures, and a summary for benchmarks/LOG.md; 0 if there are none."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="of all runs together")
     parser.add_argument("--disks", type=int, default=8, help="full disks for each run")

@@ -1,4 +1,5 @@
-"""The four ways of hurting a run. Each returns what went wrong, one line each, and how many."""
+"""The four kinds of faults. Each function returns failures, one line each, and the number of
+trials."""
 
 import contextlib
 import io
@@ -16,20 +17,20 @@ from jaxmodels.errors import DONE, INTERNAL, NO_SPACE, STOPPED
 from tests.chaos.runs import Case, differences
 
 Wrong = list[str]
-TERMINATED = -signal.SIGTERM  # before the command has begun to listen: nothing is there to lose
+TERMINATED = -signal.SIGTERM  # before the handler is installed, when there is nothing to lose
 
 
 def kills(
     case: Case, reference: Path, out: Path, count: int, rng: random.Random
 ) -> tuple[Wrong, int]:
-    """SIGKILL at random moments, then to the end: everything is as if nothing had happened."""
+    """SIGKILL at random moments, then train to the end: the result is that of an unbroken run."""
     began = time.monotonic()
     landed, longest = 0, 8.0
     while landed < count and time.monotonic() - began < 60 * count:
         process = case.start(out)
         try:
             process.communicate(timeout=rng.uniform(1.0, longest))
-            longest *= 0.8  # the run was over: begin again, kill sooner
+            longest *= 0.8  # the run had finished: start again, kill sooner
             shutil.rmtree(out)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -58,7 +59,7 @@ def _unfinished(folder: Path) -> bool:
 
 
 def signals(case: Case, reference: Path, out: Path) -> tuple[Wrong, int]:
-    """SIGTERM in each phase: exit code 75 (or none was listening yet), and it goes on."""
+    """SIGTERM in each phase: exit code 75 (or no handler yet), and the run can be resumed."""
     wrong = []
     for number, (phase, reached) in enumerate(_PHASES.items()):
         run = out / str(number)
@@ -89,7 +90,7 @@ def _disk(path: Path, size: int) -> Iterator[None]:
 
 
 def full_disks(case: Case, reference: Path, out: Path, count: int) -> tuple[Wrong, int]:
-    """A disk for all but a part of the run: exit code 7, and more room is all that it needs."""
+    """A disk too small for the run: exit code 7, and with more space the run can be resumed."""
     if os.geteuid() != 0:
         return ["full disks were not tried: mounting one needs root"], 0
     size = sum(path.stat().st_blocks * 512 for path in reference.rglob("*"))
@@ -116,19 +117,19 @@ def _flip(path: Path, rng: random.Random) -> None:
     path.write_bytes(content)
 
 
-_HURT: dict[str, Callable[[Path, random.Random], None]] = {
+_DAMAGE: dict[str, Callable[[Path, random.Random], None]] = {
     "a bit flipped": _flip,
     "deleted": lambda path, rng: path.unlink(),
     "cut": lambda path, rng: os.truncate(path, path.stat().st_size // 2),
 }
 
 
-# Without its seal nobody can say what a run's files were; the lock tells who trained it last.
-_UNKNOWABLE = {("digests.json", "deleted")}
+# Without its seal the damage of a run's other files cannot be detected.
+_UNDETECTABLE = {("digests.json", "deleted")}
 
 
 def damage(case: Case, reference: Path, out: Path, rng: random.Random) -> tuple[Wrong, int]:
-    """Each file hurt in each way: `verify` finds it, and the run goes on as before or refuses."""
+    """Each file damaged in each way: `verify` detects it, `train` resumes exactly or refuses."""
     wrong, tried = [], 0
     files = [
         path.relative_to(reference)
@@ -136,14 +137,14 @@ def damage(case: Case, reference: Path, out: Path, rng: random.Random) -> tuple[
         if path.is_file() and path.stat().st_size and path.name != ".lock"
     ]
     for name in files:
-        for how, hurt in _HURT.items():
-            if (name.name, how) in _UNKNOWABLE:
+        for how, inflict in _DAMAGE.items():
+            if (name.name, how) in _UNDETECTABLE:
                 continue
             run = Path(shutil.copytree(reference, out / "run"))
-            hurt(run / name, rng)
+            inflict(run / name, rng)
             at, tried = f"{case.name}: {name} {how}", tried + 1
             if _called("verify", str(run))[0] == DONE:
-                wrong.append(f"{at}: verify finds nothing")
+                wrong.append(f"{at}: verify detects nothing")
             code, output = _called("train", "--out", str(run))
             if code == INTERNAL or "Traceback" in output:
                 wrong.append(f"{at}: train: a defect")
@@ -153,17 +154,17 @@ def damage(case: Case, reference: Path, out: Path, rng: random.Random) -> tuple[
     return wrong, tried
 
 
-def _lost(reference: Path, run: Path, hurt: Path) -> list[str]:
-    """What differs after a call that ended well, but for the file that was hurt itself."""
+def _lost(reference: Path, run: Path, damaged: Path) -> list[str]:
+    """What differs after a call that succeeded, except for the damaged file itself."""
     try:
         found = differences(reference, run)
     except (OSError, ValueError) as error:
         found = [repr(error)]
-    return [line for line in found if line.split(".")[0] not in str(hurt)]
+    return [line for line in found if line.split(".")[0] not in str(damaged)]
 
 
 def _called(*words: str) -> tuple[int, str]:
-    """A command in this process: its exit code, and what it printed."""
+    """Runs a command in this process: its exit code and output."""
     output = io.StringIO()
     with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         code = main(list(words))

@@ -93,7 +93,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, bad, kept):
     again = f"jaxmodels train --out {tmp_path / 'run'}"
     for flags in ("--optim.peak-lr 0.0067", "--optim.clip 0.25", "--on-divergence rollback"):
         assert f"{again} {flags}\n" in problem.fix + "\n"
-    assert f"go on from checkpoint {kept[-1]}" in problem.fix
+    assert f"continue from checkpoint {kept[-1]}" in problem.fix
     assert rundir.steps(tmp_path / "run" / "checkpoints") == kept
     assert all(math.isfinite(loss) for _, loss in losses(tmp_path / "run"))
 

@@ -166,7 +166,7 @@ def test_who_holds_a_run_is_named(tmp_path, capsys):
     """As after a lost connection, when the command is given again."""
     with locked(tmp_path / "run"):
         assert train(tmp_path / "run") == EXISTS
-    assert f"it is process {os.getpid()} on " in capsys.readouterr().err
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def devices(slice_: Topology) -> list[Any]:
 
     options: dict[str, Any] = {}
     if slice_.name.startswith("v4:"):
-        options["chip_config_name"] = "megacore"  # one device a chip, as on a TPU VM
+        options["chip_config_name"] = "megacore"  # one device a chip, as on a TPU VM, not two cores
     if slice_.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     described = topologies.get_topology_desc(topology_name=slice_.name, platform="tpu", **options)

@@ -1,4 +1,7 @@
-"""digests.json: the digests of a run's files when a call of `train` ended (its seal)."""
+"""digests.json: the digests of a run's files when a call of `train` ended (its seal).
+
+Like a manifest it ends with a digest of itself, so that no bit of a run is outside a digest.
+"""
 
 import fnmatch
 from collections.abc import Callable
