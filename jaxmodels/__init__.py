@@ -46,5 +46,5 @@ def summary(model: Any) -> str:
     if isinstance(model, str):
         name, _, config = preset(model)
         return sizes.table(sizes.by_layer(sizes.shapes(name, config)))
-    held = unstack(params_of(model), getattr(package_of(model), "SCANNED", ()))
-    return sizes.table(sizes.by_layer(held))
+    params = unstack(params_of(model), getattr(package_of(model), "SCANNED", ()))
+    return sizes.table(sizes.by_layer(params))

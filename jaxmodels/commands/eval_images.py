@@ -54,7 +54,7 @@ def _ranked(
 
     captions = [caption for group in captions_by_image for caption in group]
     image_of_text = np.repeat(
-        np.arange(len(captions_by_image)), [len(own) for own in captions_by_image]
+        np.arange(len(captions_by_image)), [len(group) for group in captions_by_image]
     )
     pixels = [part["images"] for part in regroup(({"images": x} for x in images), GROUP)]
     tokens = [data.encode(captions[i : i + GROUP]) for i in range(0, len(captions), GROUP)]

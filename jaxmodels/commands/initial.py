@@ -51,15 +51,15 @@ def _part(model: Any, source: Any) -> Any:
     Files of tensors do not record how positions are interpolated, so the usual way is assumed; a
     model that supports only another one (Stage 1) gets that.
     """
-    part, own = source.config, getattr(model, source.arch).interpolation
-    if "interpolation" not in source.assumed or part.interpolation == own:
+    part, supported = source.config, getattr(model, source.arch).interpolation
+    if "interpolation" not in source.assumed or part.interpolation == supported:
         return part
     try:
         replace(model, **{source.arch: part})
     except Problem:
-        part = replace(part, interpolation=own)
+        part = replace(part, interpolation=supported)
         replace(model, **{source.arch: part})  # raises if anything else is wrong
-        say(f"positions are interpolated by {own!r}, the only way this model supports")
+        say(f"positions are interpolated by {supported!r}, the only way this model supports")
     return part
 
 

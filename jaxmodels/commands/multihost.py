@@ -108,12 +108,14 @@ def refuse_other_data(data: Any) -> None:
     """Raises a Problem (mismatch) if the processes would read different tokens."""
     ours = data.identity
     theirs = processes.broadcast(ours)
-    odd = [index for index, same in enumerate(processes.all_gather(ours == theirs)) if not same]
-    if odd:
+    differing = [
+        index for index, same in enumerate(processes.all_gather(ours == theirs)) if not same
+    ]
+    if differing:
         raise Problem(
             "the processes do not read the same data",
             where=data.spec,
-            why=f"process {odd[0]} has other tokens than process 0",
+            why=f"process {differing[0]} has other tokens than process 0",
             fix="give data that is the same for all of them",
             exit_code=MISMATCH,
         )

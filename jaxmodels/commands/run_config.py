@@ -58,8 +58,8 @@ def write_config(
     """
     from jaxmodels.runtime import platform
 
-    begun = bool(steps(run / "checkpoints"))
-    damaged = damage_to_record(run) if begun else []
+    resuming = bool(steps(run / "checkpoints"))
+    damaged = damage_to_record(run) if resuming else []
     for line in damaged:
         say(f"warning: {line}")
     unseal(run, damaged)
@@ -69,7 +69,7 @@ def write_config(
         "version": jaxmodels.__version__,
         "environment": platform.environment(),
     }
-    if begun and (run / CONFIG).is_file():
+    if resuming and (run / CONFIG).is_file():
         stored = read_file(run / CONFIG)
         written["init"] = stored.get("init")
         if written["init"]:

@@ -93,14 +93,14 @@ def _prepared(folder: Path) -> bool:
     return any((f / "manifest.json").is_file() for f in (folder, *folder.glob("[0-9]*")))
 
 
-def tokenizer_of(request: Request, begun: bool) -> Any:
+def tokenizer_of(request: Request, resuming: bool) -> Any:
     """The tokeniser that the data must have: the run's, or that of --init; None: one made for the
     data.
 
     Raises:
         Problem: (mismatch) --init has a vocabulary, but no tokeniser.
     """
-    if begun:
+    if resuming:
         return run_tokenizer(request.run)
     source = _source_of_words(request)
     if source is None:
@@ -116,14 +116,14 @@ def _source_of_words(request: Request) -> Any:
     return source if source is not None and vocab_used(source.config) else None
 
 
-def fit_to_data(request: Request, data: Any, begun: bool) -> Request:
+def fit_to_data(request: Request, data: Any, resuming: bool) -> Request:
     """The request with the model's vocabulary sizes set from the data.
 
     Raises:
         Problem: (mismatch) the model's vocabulary is smaller than the data's.
     """
     source = _source_of_words(request)
-    sizes = run_vocabulary_sizes(request.run) if begun else {}
+    sizes = run_vocabulary_sizes(request.run) if resuming else {}
     if not sizes and source is None and data.vocab_size:
         sizes = _fitting(request, data.vocab_size)
     tokenizer = str(request.run / source.tokenizer.FILE) if source and source.tokenizer else ""
@@ -133,7 +133,7 @@ def fit_to_data(request: Request, data: Any, begun: bool) -> Request:
             f"token {data.vocab_needed - 1} does not fit a vocabulary of {request.config.vocab}",
             where=data.spec,
             fix=f"give --model.vocab {data.vocab_needed} or more"
-            if source is None and not begun
+            if source is None and not resuming
             else "give the checkpoint's tokeniser with --tokenizer PATH, or text encoded by it: "
             "--data bin:PATH",
             exit_code=MISMATCH,

@@ -161,9 +161,9 @@ def resolve(argv: list[str]) -> Request:
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     run = value_of(argv, "--out")
     stored = Path(run, "config.json") if run else None
-    begun = bool(run and rundir.steps(Path(run, "checkpoints")))
+    resuming = bool(run and rundir.steps(Path(run, "checkpoints")))
     source, changes = None, {}
-    if (initial := value_of(argv, "--init")) and not begun:
+    if (initial := value_of(argv, "--init")) and not resuming:
         arch, preset, model, source = open_initial(initial, spec)
         recipe = jaxmodels.learner(arch).RECIPES[preset]
     elif (spec and not initial) or not stored or not stored.exists():
@@ -172,7 +172,7 @@ def resolve(argv: list[str]) -> Request:
                 "ARCH:PRESET is missing",
                 why=f"{run} holds no run to continue: it has no config.json" if run else "",
                 fix="restore it from a copy of the run"
-                if begun
+                if resuming
                 else "for example: jaxmodels train charlm:notebook --out runs/first",
                 exit_code=USAGE,
             )

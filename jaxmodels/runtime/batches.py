@@ -52,14 +52,14 @@ def regroup(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, 
     """
     import numpy as np
 
-    held: dict[str, Any] = {}
+    buffer: dict[str, Any] = {}
     for batch in batches:
-        held = {k: np.concatenate([held[k], v]) if held else v for k, v in batch.items()}
-        while len(next(iter(held.values()))) >= 2 * rows:
-            yield {k: v[:rows] for k, v in held.items()}
-            held = {k: v[rows:] for k, v in held.items()}
-    if held:
-        yield held
+        buffer = {k: np.concatenate([buffer[k], v]) if buffer else v for k, v in batch.items()}
+        while len(next(iter(buffer.values()))) >= 2 * rows:
+            yield {k: v[:rows] for k, v in buffer.items()}
+            buffer = {k: v[rows:] for k, v in buffer.items()}
+    if buffer:
+        yield buffer
 
 
 def first_rows(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:

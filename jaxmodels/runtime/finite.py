@@ -43,8 +43,8 @@ def not_finite(tree: Any) -> list[str]:
     if not leaves:
         return []
     finite = fetch(_finite([leaf for _, leaf in leaves]))
-    odd = (leaves[index][0] for index in np.flatnonzero(~finite))
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in odd]
+    bad = (leaves[index][0] for index in np.flatnonzero(~finite))
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in bad]
 
 
 def not_finite_message(names: list[str]) -> str:

@@ -77,9 +77,9 @@ def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str
 
 def head_counts(config: Any) -> tuple[int, ...]:
     """Attention heads of every layer, those of nested Configs included."""
-    own = getattr(config, "heads_by_layer", None) or (config.heads,)
+    counts = getattr(config, "heads_by_layer", None) or (config.heads,)
     parts = (getattr(config, field.name) for field in fields(config))
-    return (*own, *(n for part in parts if is_dataclass(part) for n in head_counts(part)))
+    return (*counts, *(n for part in parts if is_dataclass(part) for n in head_counts(part)))
 
 
 def check_heads(config: Any, size: int) -> None:

@@ -170,26 +170,28 @@ def train_step(
         state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
     ) -> tuple[State, StepMetrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        held = state.model_state | {path: state.params[path] for path in written}
+        stored = state.model_state | {path: state.params[path] for path in written}
 
-        def one(held: Arrays, part: Any) -> Any:
-            return gradient(state.params | {path: held[path] for path in written}, held, part)
+        def micro_gradient(stored: Arrays, part: Any) -> Any:
+            return gradient(state.params | {path: stored[path] for path in written}, stored, part)
 
-        def one_committed(held: Arrays, part: Any) -> Any:
-            result, aux = one(held, part)
-            return result, store(state.params, held, aux), {}
+        def micro_step(stored: Arrays, part: Any) -> Any:
+            result, aux = micro_gradient(stored, part)
+            return result, store(state.params, stored, aux), {}
 
         if recipe.accum == 1:
-            (loss, metrics, grads), model_state, _ = one_committed(held, (batch, key, None))
+            (loss, metrics, grads), model_state, _ = micro_step(stored, (batch, key, None))
         else:
             pieces = aggregate.split_batch(package, recipe.accum, batch, key)
             if getattr(package, "EVERY_PASS", False):
                 (loss, metrics, grads), model_state, _ = aggregate.scan_mean(
-                    one_committed, held, pieces
+                    micro_step, stored, pieces
                 )
             else:
-                (loss, metrics, grads), aux = aggregate.mean_over(partial(one, held), pieces)
-                model_state = store(state.params, held, aux)
+                (loss, metrics, grads), aux = aggregate.mean_over(
+                    partial(micro_gradient, stored), pieces
+                )
+                model_state = store(state.params, stored, aux)
         before = state.params | {path: model_state.pop(path) for path in written}
         active = {path: before[path] for path in grads}
         updates, opt = tx.update(grads, state.opt, active)
@@ -277,18 +279,18 @@ def _gradient(
 
 
 def _store(package: ModuleType, graphdef: GraphDef) -> Callable[[Arrays, Arrays, Any], Arrays]:
-    """(params, held, aux) → held after `commit`.
+    """(params, stored, aux) → stored after `commit`.
 
-    `held` is the model's untrained state together with the parameters that `commit` writes (the
+    `stored` is the model's untrained state together with the parameters that `commit` writes (the
     package's `COMMITTED`).
     """
     commit = getattr(package, "commit", None)
     written = getattr(package, "COMMITTED", ())
 
-    def store(params: Arrays, held: Arrays, aux: Any) -> Arrays:
+    def store(params: Arrays, stored: Arrays, aux: Any) -> Arrays:
         if commit is None:
-            return held
-        model = graphdef.merge(params | {path: held[path] for path in written}, held)
+            return stored
+        model = graphdef.merge(params | {path: stored[path] for path in written}, stored)
         commit(model, aux)
         _, params, model_state = split(model)
         return model_state | {path: params[path] for path in written}

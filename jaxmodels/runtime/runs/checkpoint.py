@@ -92,9 +92,9 @@ class Checkpoints:
             restored = restore(self.folder / name, abstract)
             if found is not None:
                 found.release()
-            if not (odd := not_finite(restored.state)):
+            if not (bad := not_finite(restored.state)):
                 break
-            skipped[int(name)] = not_finite_message(odd)
+            skipped[int(name)] = not_finite_message(bad)
         self._sound.add(int(name))
         if processes.is_primary():
             for step, line in zip(skipped, skipped_messages(skipped), strict=True):
@@ -110,8 +110,8 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        if odd := not_finite(state):
-            raise NotFinite(f"after step {step} {not_finite_message(odd)}", step)
+        if bad := not_finite(state):
+            raise NotFinite(f"after step {step} {not_finite_message(bad)}", step)
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self.folder).free < need:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
@@ -170,10 +170,10 @@ class Checkpoints:
                 *jump_checkpoints(self.folder),
                 written,
             }
-            odd = {step: wrong for step in found if step in kept and (wrong := self._wrong(step))}
-            if not odd:
+            bad = {step: wrong for step in found if step in kept and (wrong := self._wrong(step))}
+            if not bad:
                 break
-            for step, wrong in odd.items():
+            for step, wrong in bad.items():
                 say(f"checkpoint {step} is damaged: {'; '.join(wrong[:3])}")
                 self._set_aside(step)
         for step in found:
@@ -192,14 +192,14 @@ class Checkpoints:
 
     def _remove(self, checkpoint: Path) -> None:
         """Removes a checkpoint. It is hidden first: half of one would look damaged."""
-        held = claim(checkpoint)
-        if held is None and (checkpoint / MANIFEST).exists():
+        lock = claim(checkpoint)
+        if lock is None and (checkpoint / MANIFEST).exists():
             return
         hidden = checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
         checkpoint.rename(hidden)
         _erase(hidden)
-        if held is not None:
-            held.close()
+        if lock is not None:
+            lock.close()
 
     def _set_aside(self, step: int) -> None:
         self._sound.discard(step)

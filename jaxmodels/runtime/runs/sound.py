@@ -48,13 +48,13 @@ class HeldCheckpoint(NamedTuple):
     """A sound checkpoint that is protected from removal."""
 
     folder: Path
-    held: IO[bytes] | None
+    lock: IO[bytes] | None
     """The lock of `hold`: while it is open, no training removes the checkpoint."""
 
     def release(self) -> None:
         """Allows it to be removed."""
-        if self.held is not None:
-            self.held.close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def newest_sound(folder: Path, skipped: dict[int, str]) -> HeldCheckpoint | None:
@@ -93,12 +93,12 @@ def first_sound(
     gone: set[int] = set()
     while left := [step for step in preferred() if step not in skipped.keys() | gone]:
         checkpoint = folder / str(left[0])
-        held = hold(checkpoint)
+        lock = hold(checkpoint)
         wrong = unsound(checkpoint)
         if not wrong:
-            return HeldCheckpoint(checkpoint, held)
-        if held is not None:
-            held.close()
+            return HeldCheckpoint(checkpoint, lock)
+        if lock is not None:
+            lock.close()
         if checkpoint.exists():
             skipped[left[0]] = "; ".join(wrong[:3])
         else:

@@ -304,8 +304,8 @@ class _Loop:
             return {}
         loss = found["loss"]
         finite = math.isfinite(loss)
-        if not finite and (odd := not_finite(state)):
-            raise NotFinite(f"after step {out.step} {not_finite_message(odd)}", out.step)
+        if not finite and (bad := not_finite(state)):
+            raise NotFinite(f"after step {out.step} {not_finite_message(bad)}", out.step)
         self.patience.see(loss)
         out.valid_loss = loss if finite else None
         if finite and (out.best_valid_loss is None or loss < out.best_valid_loss):
@@ -335,9 +335,9 @@ class _Loop:
             try:
                 text, png = self.job.sampler(self.graphdef.merge(state.weights, state.model_state))
             except Problem as problem:
-                if odd := not_finite(state):
+                if bad := not_finite(state):
                     raise NotFinite(
-                        f"after step {step} {not_finite_message(odd)}", step
+                        f"after step {step} {not_finite_message(bad)}", step
                     ) from problem
                 self.progress.say(f"no sample at step {step}: {problem.what}")
                 return
