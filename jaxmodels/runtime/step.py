@@ -254,16 +254,16 @@ def _gradient(
         def loss(active: Arrays) -> tuple[jax.Array, Any]:
             cast = {path: leaf.astype(dtype) for path, leaf in (params | active).items()}
             value, aux = package.loss(graphdef.merge(cast, model_state), batch, keys(dropout=key))
-            metrics, by_tokens, stored = aggregate.split_aux(aux)
+            metrics, by_tokens, commit_input = aggregate.split_aux(aux)
             value, metrics = aggregate.weighted(value, metrics, by_tokens, share)
-            return value, (metrics, stored)
+            return value, (metrics, commit_input)
 
         active = trainable(recipe.optim, params)
-        (value, (metrics, stored)), grads = jax.value_and_grad(loss, has_aux=True)(active)
+        (value, (metrics, commit_input)), grads = jax.value_and_grad(loss, has_aux=True)(active)
         if mesh.size > 1:
             at = {path: placed[path] for path in grads}
             grads = jax.lax.with_sharding_constraint(grads, at)
-        return (value, metrics, grads), stored
+        return (value, metrics, grads), commit_input
 
     def gradient(params: Arrays, model_state: Arrays, part: Any) -> Any:
         slices = 1
