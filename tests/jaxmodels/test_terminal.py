@@ -104,7 +104,7 @@ def test_as_a_shell_does_it(closing, words, code):
 def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path):
     """Else what native code prints would stand in it."""
     look = (
-        "import os\nfrom jaxmodels.terminal import steady\n"
+        "import os\nfrom jaxmodels.terminal import resilient_output\n"
         f"with resilient_output(False), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
         "    os.write(1, b'x'); os.write(2, b'x'); assert file.fileno() > 2\n"
     )
