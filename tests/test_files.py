@@ -1,6 +1,5 @@
-"""Whole files and folders, of both modules that write them."""
+"""Files and folders that appear whole or not at all."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -8,23 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import data_pipelines.files
-import jaxmodels.runtime.files
-from data_pipelines.errors import DataProblem
+from jaxmodels import files
 from jaxmodels.commands.lock import locked
 from jaxmodels.errors import Problem
 
 ROOT = Path(__file__).parents[1]
-MODULES = {"jaxmodels.runtime.files": Problem, "data_pipelines.files": DataProblem}
 
 
-@pytest.fixture(params=MODULES)
-def files(request):
-    return sys.modules[request.param]
-
-
-def fill(files, path, content, force=False):
-    with files.whole_folder(path, force) as new:
+def fill(path, content, force=False):
+    with files.atomic_folder(path, force) as new:
         (new / "content").write_text(content)
 
 
@@ -43,7 +34,7 @@ def count(event, _):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(count)
-with files.whole_folder(out, force=True) as new:
+with files.atomic_folder(out, force=True) as new:
     (new / "content").write_text("new")
 if left > 0:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -52,27 +43,27 @@ if left > 0:
 
 @pytest.mark.parametrize("way", ["exchange", "plain"])
 @pytest.mark.parametrize("rename", [1, 2, 3])
-def test_a_kill_at_any_rename_loses_nothing(tmp_path, files, way, rename):
+def test_a_kill_at_any_rename_loses_nothing(tmp_path, way, rename):
     out = tmp_path / "out"
-    fill(files, out, "old")
+    fill(out, "old")
     command = [sys.executable, "-c", REPLACE, files.__name__, str(out), str(rename), way]
     killed = subprocess.run(command, cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True)
     assert killed.returncode == -9, killed.stderr
     if way == "plain":  # a moment without the name, which the next writer ends
-        with pytest.raises(MODULES[files.__name__], match="exists already"):
-            fill(files, out, "other")
+        with pytest.raises(Problem, match="exists already"):
+            fill(out, "other")
     assert (out / "content").read_text() in ("old", "new")
-    fill(files, out, "newer", force=True)
+    fill(out, "newer", force=True)
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_folder_that_appears_meanwhile_stays(tmp_path, files):
+def test_a_folder_that_appears_meanwhile_stays(tmp_path):
     def late():
-        with files.whole_folder(tmp_path / "out") as new:
+        with files.atomic_folder(tmp_path / "out") as new:
             (new / "mine").write_text("later")
-            fill(files, tmp_path / "out", "first")
+            fill(tmp_path / "out", "first")
 
-    with pytest.raises(MODULES[files.__name__], match="exists already") as caught:
+    with pytest.raises(Problem, match="exists already") as caught:
         late()
     assert caught.value.exit_code == 6
     assert (tmp_path / "out" / "content").read_text() == "first"
@@ -80,7 +71,7 @@ def test_a_folder_that_appears_meanwhile_stays(tmp_path, files):
 
 
 @pytest.mark.parametrize("there", ["file", "link", "empty"])
-def test_force_replaces_whatever_has_the_name(tmp_path, files, there):
+def test_force_replaces_whatever_has_the_name(tmp_path, there):
     out = tmp_path / "out"
     if there == "file":
         out.write_text("old")
@@ -88,22 +79,22 @@ def test_force_replaces_whatever_has_the_name(tmp_path, files, there):
         out.symlink_to("nowhere")
     else:
         out.mkdir()
-    with pytest.raises(MODULES[files.__name__], match="exists already"):
-        fill(files, out, "new")
-    fill(files, out, "new", force=True)
+    with pytest.raises(Problem, match="exists already"):
+        fill(out, "new")
+    fill(out, "new", force=True)
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(out) == ["content"]
 
 
-def test_only_what_the_dead_left_is_cleared(tmp_path, files):
+def test_only_what_the_dead_left_is_cleared(tmp_path):
     (tmp_path / ".out.0123abcd.tmp").mkdir()
     (tmp_path / ".out.0123abcd.tmp" / "half").write_text("…")
     others = [".out.json.0123abcd.tmp", ".out.old", ".out.tmp"]
     for name in others:
         (tmp_path / name).mkdir()
-    with files.whole_folder(tmp_path / "out", force=True) as slow:
+    with files.atomic_folder(tmp_path / "out", force=True) as slow:
         (slow / "content").write_text("slow")
-        fill(files, tmp_path / "out", "quick")
+        fill(tmp_path / "out", "quick")
         assert (slow / "content").read_text() == "slow"
     assert (tmp_path / "out" / "content").read_text() == "slow"
     (tmp_path / ".note.0123abcd.tmp").write_text("half")
@@ -124,9 +115,9 @@ def synced(monkeypatch):
     return inodes
 
 
-def test_every_folder_is_synced(tmp_path, files, synced):
+def test_every_folder_is_synced(tmp_path, synced):
     out = tmp_path / "a" / "b" / "out"
-    with files.whole_folder(out) as new:
+    with files.atomic_folder(out) as new:
         (new / "c" / "d").mkdir(parents=True)
         (new / "c" / "d" / "file").write_text("text")
     for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b", out, *out.rglob("*")):
@@ -138,25 +129,15 @@ def test_a_new_run_directory_is_synced(tmp_path, synced):
         assert {path.stat().st_ino for path in (tmp_path, tmp_path / "a")} <= synced
 
 
-def test_a_full_disk_is_told_by_the_path_that_was_asked_for(tmp_path, files, monkeypatch):
+def test_a_full_disk_is_told_by_the_path_that_was_asked_for(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(OSError, match="No space") as caught:
-        fill(files, tmp_path / "out", "new")
+        fill(tmp_path / "out", "new")
     assert caught.value.filename == str(tmp_path / "out")
     with pytest.raises(OSError, match="No space") as caught:
         files.write_text(tmp_path / "note", "new")
     assert caught.value.filename == str(tmp_path / "note")
     assert os.listdir(tmp_path) == []
-
-
-def test_the_two_modules_do_not_drift_apart():
-    """data_pipelines imports none of ours, and so it has a copy."""
-    ours, theirs = jaxmodels.runtime.files, data_pipelines.files
-    shared = [name for name, value in vars(theirs).items() if inspect.isfunction(value)]
-    for name in shared:
-        if getattr(theirs, name).__module__ == theirs.__name__:
-            copy = inspect.getsource(getattr(theirs, name)).replace("DataProblem", "Problem")
-            assert copy == inspect.getsource(getattr(ours, name)), name

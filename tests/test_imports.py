@@ -20,6 +20,9 @@ TOKENIZERS = tuple(
     f"data_pipelines.{name}" for name in ("tokenizers", "transformers_files", "gpt2", "errors")
 )
 
+# Files are written and read in one way, by all rooms.
+FILES_MODULES = ("jaxmodels.files", "jaxmodels.reading")
+
 # What each room may import of our own; the first prefix that fits a file decides.
 MAY_IMPORT = {
     "jaxmodels.commands": ("jaxmodels", "bridge", "data_pipelines"),
@@ -28,6 +31,7 @@ MAY_IMPORT = {
         "jaxmodels.runtime",
         "jaxmodels.layers",
         "jaxmodels.errors",
+        *FILES_MODULES,
         "jaxmodels.cli",
         "jaxmodels.recipe",
         "jaxmodels.terminal",
@@ -43,9 +47,10 @@ MAY_IMPORT = {
         )
         for arch in jaxmodels.ARCHS
     },
+    **dict.fromkeys(FILES_MODULES, ("jaxmodels.errors", *FILES_MODULES)),
     "jaxmodels": ("jaxmodels",),
     "bridge": ("bridge", "jaxmodels", *TOKENIZERS),
-    "data_pipelines": ("data_pipelines",),
+    "data_pipelines": ("data_pipelines", *FILES_MODULES),
     "benchmarks": ROOMS,
 }
 NEVER = ("tensorflow", "pickle", "dill", "cloudpickle")
@@ -166,6 +171,14 @@ def test_torch_is_not_loaded_for_tensorboard_either(tmp_path):
         "import torch; print(loaded, torch.ones(2).tolist())"
     )
     assert printed(code, str(tmp_path)) == "False [1.0, 1.0]"
+
+
+def test_data_pipelines_need_no_jax():
+    code = (
+        "import sys, data_pipelines.prepare, data_pipelines.captions.prepare;"
+        "print([m for m in ('jax', 'flax', 'torch') if m in sys.modules])"
+    )
+    assert printed(code) == "[]"
 
 
 @pytest.mark.slow

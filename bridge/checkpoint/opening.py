@@ -37,7 +37,7 @@ from bridge.formats.wrappers import CHOICE, unwrapped
 from bridge.storage.stacks import unstack_blocks
 from data_pipelines.tokenizers import Tokenizer
 from jaxmodels.errors import CORRUPT, USAGE, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.sizes import parameter_shapes, vocab_used
 
 # nnx's random streams, in the state of any model: no parameters.

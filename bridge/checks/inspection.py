@@ -21,7 +21,7 @@ from bridge.formats.raw import RawCheckpoint
 from bridge.storage.safetensors_reader import promised
 from jaxmodels.cli import visible
 from jaxmodels.errors import MISMATCH, UNSAFE, Problem
-from jaxmodels.runtime.files import files_below
+from jaxmodels.files import files_below
 from jaxmodels.runtime.paths import flatten
 
 ALWAYS_READ, REPEATED = 2**28, 4  # bytes of values; times the size of the files

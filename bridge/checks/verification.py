@@ -17,7 +17,7 @@ from bridge.formats import recognise
 from bridge.formats.raw import RawCheckpoint
 from bridge.formats.runs import is_run, is_step, not_finite
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.manifest import MANIFEST, damage
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.seal import file_damage, sealed
 from jaxmodels.runtime.runs.sound import hold, unsound

@@ -25,7 +25,8 @@ from bridge.formats import dinov2_pth, gguf, kind, nanogpt, recognise, wigip
 from bridge.formats.tokenizer import given_tokenizer
 from bridge.storage.safetensors_writer import parse_size
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
-from jaxmodels.runtime.files import MANIFEST, files_below, whole_folder
+from jaxmodels.files import atomic_folder, files_below
+from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.sizes import vocab_used
 
 OVERHEAD = 1_000_000  # bytes for all files but the tensors
@@ -119,7 +120,7 @@ def convert(
     _enough_space(report)
     shown = show(plan.bytes) if progress else nullcontext(lambda _: None)
     with (
-        whole_folder(target, force) as folder,
+        atomic_folder(target, force) as folder,
         kept_parts(target, source_path, plan, source.origin.get("weights", "")) as parts,
         shown as tell,
     ):

@@ -19,7 +19,8 @@ import jaxmodels
 from bridge.conversion.plan import ConversionPlan
 from bridge.core.tensors import Fingerprint, Tensor
 from bridge.storage.safetensors_writer import write_file, write_index
-from jaxmodels.runtime.files import digest, files_below, sync, write_json
+from jaxmodels.files import files_below, sync, write_json
+from jaxmodels.reading import digest
 
 PLAN = "plan"
 

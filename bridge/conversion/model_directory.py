@@ -15,7 +15,7 @@ from bridge.core.twins import twin
 from bridge.formats import dinov2, gpt2
 from bridge.formats.tokenizer import drawing, ends, generation_config, padding, write_tokenizer
 from jaxmodels.cli import visible
-from jaxmodels.runtime.files import write_manifest
+from jaxmodels.runtime.manifest import write_manifest
 from jaxmodels.sizes import vocab_used
 
 # Targets whose config.json is transformers' own, and what makes it.

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from bridge import sandbox
 from bridge.formats import (
     bwetaf,
     deepspeed,
@@ -19,7 +20,6 @@ from bridge.formats import (
 )
 from bridge.formats.foreign import code_beside, refuse_strange
 from bridge.formats.raw import RawCheckpoint, changed, complete
-from bridge.sandbox import client
 from bridge.storage import unsupported
 from bridge.storage.safetensors_reader import looks_like_safetensors
 from jaxmodels.cli import visible
@@ -106,7 +106,7 @@ def recognise(path: Path) -> RawCheckpoint:
         unsupported.refuse(path)
         start = _start(path)
         if start.startswith(b"PK"):
-            client.read("check", path)  # says what is wrong with it, if something is
+            sandbox.read("check", path)  # says what is wrong with it, if something is
         why = f"its first bytes are {start!r}; it has {path.stat().st_size}"
     else:
         said, advice = unsupported.found_in(path)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
+from bridge import sandbox
 from bridge.core import table
 from bridge.core.moments import Moments, count_of
 from bridge.core.tensors import Fingerprint, Tensor
 from bridge.formats.raw import RawCheckpoint, checked, origin_of, upstream_of, with_upstream
 from bridge.legacy.msgpack_reader import Tree, leaves, looks_like_tree
 from bridge.legacy.msgpack_writer import write_msgpack
-from bridge.sandbox import client
 from bridge.storage import unsupported
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
@@ -68,7 +68,7 @@ def open_file(path: Path) -> RawCheckpoint:
     Raises:
         Problem: (corrupt) damaged, or a tree of another model.
     """
-    tensors = _tensors(path, client.read("msgpack", path))
+    tensors = _tensors(path, sandbox.read("msgpack", path))
     if not any(table.path_of(jaxmodels.arch("bwetaf").UPSTREAM, name) for name in tensors):
         raise unsupported.problem(path, unsupported.FLAX)
     return RawCheckpoint(path, "bwetaf", tensors)
@@ -82,7 +82,7 @@ def open_folder(folder: Path) -> RawCheckpoint:
     """
     said = parse_json(folder / CONFIG)
     path = folder / WEIGHTS_FILE
-    tensors = _tensors(path, client.read("msgpack", path))
+    tensors = _tensors(path, sandbox.read("msgpack", path))
     return RawCheckpoint(
         folder,
         "bwetaf",
@@ -209,7 +209,7 @@ def _moments(path: Path) -> Moments | None:
     """AdamW's state, wherever in optax's chain it stands."""
     if not path.is_file():
         return None
-    node = _adam(client.read("msgpack", path))
+    node = _adam(sandbox.read("msgpack", path))
     if node is None:
         raise Problem(
             "the optimiser is not AdamW",

@@ -12,7 +12,7 @@ from bridge.core.tensors import is_float
 from bridge.formats import torch_files
 from bridge.formats.raw import RawCheckpoint, checked, take_tokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from jaxmodels.runtime.files import read_limited
+from jaxmodels.reading import read_limited
 
 LATEST = "latest"
 _STEP = re.compile(r"global_step(\d{1,18})")

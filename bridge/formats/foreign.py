@@ -13,7 +13,7 @@ from typing import Any
 
 import jaxmodels
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import digest, read_json
+from jaxmodels.reading import digest, read_json
 
 # Keys whose values are classes or modules that are imported, or repositories of code.
 _CODE = re.compile(

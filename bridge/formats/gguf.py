@@ -28,7 +28,7 @@ from data_pipelines.errors import DataProblem
 from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.transformers_files import UnknownTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
-from jaxmodels.runtime.files import json_object
+from jaxmodels.reading import json_object
 
 FORMAT, FILE, ARCH = "gguf", "model.gguf", "gpt2"
 QUANTISED = "q8_0"

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bridge import sandbox
 from bridge.legacy.pickle_writer import write_pickle
-from bridge.sandbox import client
 from data_pipelines.tokenizers import CharTokenizer
 from data_pipelines.transformers_files import unknown
 
@@ -39,7 +39,7 @@ def read_meta(path: Path) -> CharTokenizer:
         UnknownTokenizer: its tokens are none.
         Problem: (corrupt) damaged; (unsafe) it asks to run code.
     """
-    said = client.read("values", path)
+    said = sandbox.read("values", path)
     names = said.get("itos") if isinstance(said, dict) else None
     if isinstance(names, dict):
         names = [names.get(i) for i in range(len(names))]

@@ -24,9 +24,9 @@ from bridge.formats.tokenizer import (
 )
 from bridge.storage.safetensors_reader import SafetensorsArray, parse_json
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
-from data_pipelines.transformers_files import remade
+from data_pipelines.transformers_files import transformers_differs
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
+from jaxmodels.runtime.manifest import MANIFEST, differing, digests, read_sealed
 
 
 @dataclass
@@ -99,7 +99,7 @@ def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
     if contents.format == "gpt2" and found is not None:
         found = as_transformers(found)
     if found is not None and not isinstance(found, CharTokenizer):
-        contents.notes += remade(folder, found.to_json)
+        contents.notes += transformers_differs(folder, found.to_json)
     contents.tokenizer, contents.unread = found, unread
 
 

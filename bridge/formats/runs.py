@@ -16,7 +16,7 @@ from bridge.formats.raw import RawCheckpoint, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import best_sound, checked_finite, hold, skipped_messages, unsound
 

@@ -4,13 +4,13 @@
 import re
 from pathlib import Path
 
+from bridge import sandbox
 from bridge.core.tensors import Tensor
 from bridge.formats import bitgen, nanogpt
 from bridge.formats.raw import RawCheckpoint, checked, take_tokenizer
 from bridge.formats.state_dicts import held_in
 from bridge.legacy.old_torch_file import is_old_torch
 from bridge.legacy.torch_file import is_pickle
-from bridge.sandbox import client
 from bridge.storage import unsupported
 from bridge.storage.safetensors_reader import read_sharded
 
@@ -25,7 +25,7 @@ _INDEX = re.compile(r".*\.bin\.index(\.[\w-]+)?\.json")
 
 def is_file(path: Path) -> bool:
     """Whether a file was written by `torch.save`."""
-    return any(map(is_pickle, client.names(path))) or is_old_torch(path)
+    return any(map(is_pickle, sandbox.names(path))) or is_old_torch(path)
 
 
 def is_folder(folder: Path) -> bool:
@@ -55,7 +55,7 @@ def open_file(path: Path) -> RawCheckpoint:
     Raises:
         Problem: (corrupt) damaged, or no named tensors in it; (unsafe) it asks to run code.
     """
-    value = client.read("torch", path)
+    value = sandbox.read("torch", path)
     held = held_in(value.get(bitgen.STATE, value) if bitgen.is_checkpoint(value) else value, path)
     if bitgen.is_checkpoint(value):
         return bitgen.contents(path, value, held.tensors, held.notes)
@@ -73,7 +73,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         Problem: as `open_file`.
     """
     unsupported.refuse(path)
-    held = held_in(client.read("torch", path), path)
+    held = held_in(sandbox.read("torch", path), path)
     return held.tensors, held.notes
 
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from bridge import sandbox
 from bridge.core.moments import Moments, count_of, required
 from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from bridge.formats import wigip_optimizer as optimizer
 from bridge.formats.raw import RawCheckpoint, checked, origin_of, upstream_of, with_upstream
 from bridge.legacy.array_pickle import tensors_of
 from bridge.legacy.pickle_writer import write_array, write_pickle
-from bridge.sandbox import client
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
-from jaxmodels.runtime.files import MANIFEST
+from jaxmodels.runtime.manifest import MANIFEST
 
 FORMAT = "wigip-zip"
 STATE, PARAMS, END = "state_and_opt.pkl.gz", "params/", ".pkl.gz"
@@ -38,7 +38,7 @@ _LEVEL = 1  # weights do not compress; higher levels only take longer
 
 def is_file(path: Path) -> bool:
     """Whether a file is a zip of pickled parameters."""
-    return any(_MEMBER.fullmatch(name) for name in client.names(path))
+    return any(_MEMBER.fullmatch(name) for name in sandbox.names(path))
 
 
 def is_folder(folder: Path) -> bool:
@@ -77,7 +77,7 @@ def open_file(path: Path) -> RawCheckpoint:
         Problem: (unsafe) it asks to run code, is built to mislead, or unpacks to far more than its
             size; (corrupt) damaged, or not what the seed writes.
     """
-    found = client.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
+    found = sandbox.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
     state = found["values"].pop(STATE, None)
     tensors: dict[str, Tensor] = {}
     for name, value in found["values"].items():

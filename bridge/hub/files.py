@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bridge.formats.foreign import code_of_ours, our_code, without_code
 from bridge.storage.safetensors_reader import parse_json
-from jaxmodels.runtime.files import write_json
+from jaxmodels.files import write_json
 
 # What `pull` takes, and `push` sends: what is read here, data and prose, which nothing executes.
 _DATA = (

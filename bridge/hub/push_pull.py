@@ -18,12 +18,8 @@ from bridge.hub.files import leave_out_code, named_code, remove_foreign_code, wa
 from bridge.hub.limits import ANSWER, PATIENCE, seconds_for
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNSAFE, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import (
-    MANIFEST,
-    files_below,
-    whole_folder,
-    write_manifest,
-)
+from jaxmodels.files import atomic_folder, files_below
+from jaxmodels.runtime.manifest import MANIFEST, write_manifest
 
 MAX_FILES = 10_000
 
@@ -127,7 +123,7 @@ def pull(
     from bridge.formats import kind
 
     folder, name, hub = Path(folder), repository(source), client()
-    with whole_folder(folder, force) as temporary:
+    with atomic_folder(folder, force) as temporary:
         info = ask(
             source,
             "read",

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from bridge.core.tensors import DTYPES, Tensor
-from bridge.legacy.inflate import Allowance, GzipStream, Span
+from bridge.legacy.budget import Allowance
+from bridge.legacy.inflate import GzipStream, Span
 from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.unpickle import (
     Building,
@@ -109,7 +110,7 @@ def read_arrays(stream: GzipStream, path: Path) -> Any:
         Problem: (unsafe) the pickle names anything else, or has arrays of Python objects, or
             becomes too large; (corrupt) damaged, or no pickle of such values.
     """
-    where = f"{path}: {stream.name}"
+    where = f"{path}: {stream.member}"
     try:
         value = read_pickle(stream, where, _calls(where), _CONSTANTS, None, _OptaxNames())
     except BrokenPickle as error:

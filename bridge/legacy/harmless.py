@@ -44,11 +44,11 @@ class Harmless:
     """The names that may stand in a torch file: all but those that reach for code."""
 
     def __contains__(self, name: object) -> bool:
-        whole = str(name)
-        module, *inside = whole.split(".")
+        full = str(name)
+        module, *inside = full.split(".")
         special = any(_SPECIAL.fullmatch(part) for part in inside if part != _MADE)
         reaching = module in _MODULES or not _WITHIN.isdisjoint(inside[:-1])
-        return not (special or reaching or whole in _NAMES or whole.startswith(_PACKAGES))
+        return not (special or reaching or full in _NAMES or full.startswith(_PACKAGES))
 
 
 class _AnyArray(Array):

@@ -14,7 +14,7 @@ class BrokenPickle(ValueError):
     """The bytes are no pickle of plain values."""
 
 
-class Stream(Protocol):
+class PickleStream(Protocol):
     """Where a pickle is read from."""
 
     def read(self, size: int, /) -> bytes:
@@ -30,7 +30,7 @@ class Stream(Protocol):
         """The next bytes as they are, or what stands for them (it has their length)."""
 
 
-class Held(io.BytesIO):
+class InMemory(io.BytesIO):
     """A stream over bytes that are at hand."""
 
     def data(self, size: int) -> bytes:
@@ -38,7 +38,7 @@ class Held(io.BytesIO):
         return self.read(size)
 
 
-def instructions(stream: Stream) -> Iterator[tuple[str, Any, int]]:
+def instructions(stream: PickleStream) -> Iterator[tuple[str, Any, int]]:
     """Name in `pickletools`, argument and place of each instruction."""
     while True:
         at = stream.tell()

@@ -1,5 +1,8 @@
 """Reads trees of arrays in the msgpack form of `flax.serialization`, each array when asked.
 
+`msgpack.Unpacker` would do for the tree, but it copies each array, of up to a gigabyte, to memory
+and does not tell where in the file it is; so it could not stay there until it is asked for.
+
 An array is a msgpack extension of type 1 whose bytes are themselves msgpack: [shape, dtype name,
 values]. One of more than 2^30 bytes is a map {"__msgpack_chunked_array__": true, "shape": ...,
 "chunks": ...} of flat pieces. Tuples, lists and named tuples are maps with string keys.
@@ -117,7 +120,7 @@ class _Reader:
             if key in result or kind not in ("str", "plain"):
                 _refuse(self.path, f"bad key in {name or 'the tree'}", repr(key)[:80])
             result[key] = self.value(f"{name}.{key}" if name else key, depth + 1)
-        return self.joined(result, name) if CHUNKED in result else result
+        return self.chunked(result, name) if CHUNKED in result else result
 
     def header(self) -> tuple[str, Any]:
         """What comes next and its length; ("plain", value) for what fits the header."""
@@ -169,7 +172,7 @@ class _Reader:
             _refuse(self.path, f"{name} is not a complex number", repr(parts)[:80])
         return complex(*parts)
 
-    def joined(self, parts: Tree, name: str) -> Tensor:
+    def chunked(self, parts: Tree, name: str) -> Tensor:
         """The tensor whose flat pieces these are."""
         shape, pieces = parts.get("shape"), parts.get("chunks")
         if not isinstance(shape, dict) or not isinstance(pieces, dict):
@@ -184,12 +187,12 @@ class _Reader:
             _refuse(self.path, f"the pieces of {name} do not fit its shape", f"{sizes}"[:200])
 
         def read() -> np.ndarray:
-            whole = np.empty(prod(sizes), chunks[0].dtype)
+            array = np.empty(prod(sizes), chunks[0].dtype)
             start = 0
             for chunk in chunks:
-                whole[start : start + chunk.size] = chunk.read().reshape(-1)
+                array[start : start + chunk.size] = chunk.read().reshape(-1)
                 start += chunk.size
-            return whole.reshape(sizes)
+            return array.reshape(sizes)
 
         return Tensor(name, tuple(sizes), chunks[0].dtype, read)
 

@@ -36,7 +36,7 @@ def write_pickle(
         file: where to.
         value: the value; `Record`s are named tuples.
         leaf: writes what stands for a tensor, called in the order of writing.
-        protocol: the number that readers are told; without bytes, all from 2 on are the same.
+        protocol: the number in the header; without bytes, all from 2 on are the same.
     """
     file.write(bytes([0x80, protocol]))
     _write(file, value, leaf)

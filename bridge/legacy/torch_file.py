@@ -60,10 +60,10 @@ class _Archive:
         if self.members[self.pickle].size > MAX_PICKLE:
             _refuse(self.path, "the pickle is too large", f"at most {MAX_PICKLE:,} bytes are read")
         order = f"{self.root}byteorder"
-        said = self.read(order).tobytes() if order in self.members else b"little"
-        if said not in (b"little", b"big"):
-            _refuse(self.path, "the order of bytes is unknown", f"it is {brief(said)}")
-        self.swapped = said == b"big"
+        endianness = self.read(order).tobytes() if order in self.members else b"little"
+        if endianness not in (b"little", b"big"):
+            _refuse(self.path, "the order of bytes is unknown", f"it is {brief(endianness)}")
+        self.swapped = endianness == b"big"
         try:
             return read_tensors(self.read(self.pickle).tobytes(), str(self.path), self.storage)
         except BrokenPickle as error:
@@ -88,9 +88,9 @@ class _Archive:
         if entry.method != STORED or entry.size != entry.compressed:
             _refuse(self.path, f"{name} is compressed", "torch stores without compression")
         stop = entry.size if stop is None else stop
-        # A member is read whole the first time.
-        whole = name not in self.sound
-        position, end, crc = (0, entry.size, 0) if whole else (start, stop, 0)
+        # The first time all of the member is read, for its CRC.
+        check = name not in self.sound
+        position, end, crc = (0, entry.size, 0) if check else (start, stop, 0)
         wanted = np.empty(stop - start, np.uint8)
         with self.path.open("rb") as file:
             file.seek(entry.start + position)
@@ -98,13 +98,13 @@ class _Archive:
                 piece = file.read(min(_PIECE, end - position))
                 if not piece:
                     _refuse(self.path, f"{name} in the file is cut off", f"at {position:,} bytes")
-                crc = zlib.crc32(piece, crc) if whole else crc
+                crc = zlib.crc32(piece, crc) if check else crc
                 first, last = max(start, position), min(stop, position + len(piece))
                 if first < last:
                     part = piece[first - position : last - position]
                     wanted[first - start : last - start] = np.frombuffer(part, np.uint8)
                 position += len(piece)
-        if whole and crc != entry.crc:
+        if check and crc != entry.crc:
             _refuse(self.path, f"{name} in the file is damaged", "its CRC is another")
         self.sound.add(name)
         return wanted

@@ -15,7 +15,7 @@ import numpy as np
 from bridge.core.tensors import DTYPES, Tensor
 from bridge.legacy import harmless
 from bridge.legacy.array_pickle import Array
-from bridge.legacy.instructions import BrokenPickle, Stream
+from bridge.legacy.instructions import BrokenPickle, PickleStream
 from bridge.legacy.unpickle import Named, Record, brief, natural, read_pickle
 
 MAX_PICKLE = 50_000_000  # bytes; the largest seen are a few million
@@ -87,7 +87,7 @@ class Storage:
 
 
 def read_tensors(
-    data: bytes | Stream, where: str, storage: Callable[[Any], Any] | None = None
+    data: bytes | PickleStream, where: str, storage: Callable[[Any], Any] | None = None
 ) -> Any:
     """What a pickle of `torch.save` describes: plain values, a `Tensor` (unread) for each tensor.
 
@@ -160,11 +160,11 @@ def _placed(
         return Record(dtype.name, ())
     if count and (last >= storage.size or count > storage.size):
         raise BrokenPickle(f"a tensor of shape {shape} reaches beyond its {storage.size:,}")
-    # Bits that say how the numbers in the storage are to be taken; of real ones, that of negation.
-    said = {key for key, value in bits.items() if value} if isinstance(bits, dict) else {bits}
-    if unknown := said - {"neg", None}:
+    # Flags of how to read the numbers in the storage; the only one of real numbers is negation.
+    flags = {key for key, value in bits.items() if value} if isinstance(bits, dict) else {bits}
+    if unknown := flags - {"neg", None}:
         return Record(f"torch._utils._rebuild_tensor_v2 with {brief(min(unknown, key=str))}", ())
-    read = partial(_values, storage, dtype, offset, shape, stride, "neg" in said)
+    read = partial(_values, storage, dtype, offset, shape, stride, "neg" in flags)
     return Tensor("", shape, dtype, read)
 
 

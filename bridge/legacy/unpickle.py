@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bridge.legacy.instructions import BYTES, BrokenPickle, Held, Stream, instructions
+from bridge.legacy.instructions import BYTES, BrokenPickle, InMemory, PickleStream, instructions
 from jaxmodels.errors import UNSAFE, Problem
 
 # A model of 1,000 tensors, with its optimiser, takes some 100,000. So many empty dicts, the worst,
@@ -63,7 +63,7 @@ Call = Callable[..., Any]
 
 
 def read_pickle(
-    data: bytes | Stream,
+    data: bytes | PickleStream,
     where: str,
     calls: Mapping[str, Call],
     constants: Container[str],
@@ -84,7 +84,7 @@ def read_pickle(
         Problem: (unsafe) it names anything else, or reaches for code in another way.
         BrokenPickle: it is no pickle of plain values.
     """
-    stream = Held(data) if isinstance(data, bytes) else data
+    stream = InMemory(data) if isinstance(data, bytes) else data
     return _Machine(where, calls, constants, persistent, records).run(stream)
 
 
@@ -141,7 +141,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.at = 0
 
-    def run(self, stream: Stream) -> Any:
+    def run(self, stream: PickleStream) -> Any:
         try:
             for count, (name, argument, self.at) in enumerate(instructions(stream)):
                 if name == "STOP":
@@ -150,8 +150,8 @@ class _Machine:
                     raise BrokenPickle(f"it takes more than {MAX_STEPS:,} steps")
                 self.step(name, argument)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            said = "" if isinstance(error, BrokenPickle) else f"{type(error).__name__}: "
-            raise BrokenPickle(f"{said}{str(error)[:200]} (after byte {self.at})") from error
+            kind = "" if isinstance(error, BrokenPickle) else f"{type(error).__name__}: "
+            raise BrokenPickle(f"{kind}{str(error)[:200]} (after byte {self.at})") from error
         raise BrokenPickle("it ends before its STOP")
 
     def result(self) -> Any:

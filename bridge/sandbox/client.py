@@ -1,8 +1,9 @@
-"""Reads files that are not trusted in a process of their own, with limits; see `child`.
+"""Reads an untrusted file in a process of its own, with limits (see `worker`).
 
-Zips, pickles and msgpack are taken apart there. What arrives here is JSON, and the bytes of a
+Zips, pickles and msgpack are parsed there. What arrives here is JSON, and the bytes of a
 tensor when it is asked for, both checked once more. The process sees nothing of our environment,
 can write no file and start no other, and ends with the last tensor that could be asked of it.
+`multiprocessing` would not do: its processes answer in pickles, and inherit or import all of ours.
 """
 
 import fcntl
@@ -23,16 +24,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bridge.legacy.inflate import FREE, RATIO
+from bridge.legacy import budget
 from bridge.sandbox.codec import Garbled, decode
 from bridge.sandbox.worker import DISTRUST
 from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 
-# What reading may take: memory besides the tensor that is asked for, and time of the processor,
-# ample for any machine, with more for each byte.
-MEMORY, SECONDS, BYTES_PER_SECOND = 2**30, 60, 5_000_000
 MAX_ANSWER = 2**25  # bytes of JSON; 1,000 tensors with their optimiser take 400,000
-MAX_TEXT = 10_000  # characters that a problem may say
+MAX_TEXT = 10_000  # characters in each part of a problem
 PIPE = 2**20  # bytes on their way; with the usual 2**16 large tensors take twice as long
 
 _BEGIN = """
@@ -49,14 +47,13 @@ FOLDERS = [
 _NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # by some Pythons, to begin
 
 
-def read(kind: str, path: Path, options: Any = None) -> Any:
+def read(kind: str, path: Path, *options: Any) -> Any:
     """What a file holds: plain values, and a `Tensor`, unread, for each tensor or array.
 
     Args:
-        kind: "torch", "pickles", "values" or "msgpack"; of a zip "names" and "check"; see
-            `worker.reader`.
+        kind: "torch", "pickles", "values" or "msgpack"; see `worker.READERS`.
         path: the file.
-        options: what the reader of that kind takes besides.
+        options: what the reader of that kind takes besides the path.
 
     Raises:
         Problem: what the reader raised; (unsafe) it took more memory or time than it should;
@@ -66,13 +63,13 @@ def read(kind: str, path: Path, options: Any = None) -> Any:
     child = Child(kind, path)
     answer = child.ask({"path": name, "options": options}, work=size)
     try:
-        return decode(answer.get("value"), child.tensor, FREE + RATIO * size)
+        return decode(answer.get("value"), child.tensor, budget.unpacked(size))
     except Garbled as error:
         raise child.nonsense(error) from error
 
 
 def names(path: Path) -> list[str]:
-    """The names that a zip's directory lists, unchecked; empty where it cannot be read."""
+    """The names in a zip's directory, unchecked; empty where it cannot be read."""
     with suppress(OSError), path.open("rb") as file:
         if file.read(2) == b"PK":
             stat = path.stat()
@@ -83,7 +80,7 @@ def names(path: Path) -> list[str]:
 
 @lru_cache(maxsize=16)
 def _names(path: Path, version: tuple[int, ...]) -> list[str]:
-    """`names` of one version of a file, which is looked at once for each format."""
+    """`names` of one version of a file: each format looks at it."""
     try:
         found = read("names", path)
     except Problem:
@@ -113,7 +110,7 @@ class Child:
         except OSError as error:
             what = "the process that is to read the file cannot be started"
             fix = "free memory and processes, and try again"
-            raise Problem(what, where=str(path), why=str(error), fix=fix) from error
+            raise self.problem(what, str(error), fix) from error
         self.end = weakref.finalize(self, _end, self.process)
         with suppress(OSError, AttributeError):  # Linux only, and not for many at once
             fcntl.fcntl(self.process.stdout or -1, fcntl.F_SETPIPE_SZ, PIPE)
@@ -130,32 +127,32 @@ class Child:
         """The answer to a request.
 
         Args:
-            request: see `child`.
-            memory: bytes that it may take, besides `MEMORY`.
+            request: see `worker`.
+            memory: bytes that it may take, besides `budget.MEMORY`.
             work: bytes that it goes through.
             into: uint8 [n], for the n bytes that follow the answer.
 
         Raises:
             Problem: as `read`.
         """
-        seconds = SECONDS + work // BYTES_PER_SECOND
-        limits = {"memory": MEMORY + memory, "seconds": seconds}
+        seconds = budget.seconds(work)
+        limits = {"memory": budget.MEMORY + memory, "seconds": seconds}
         with self.lock:
             try:
                 answer = self.exchange({**request, **limits}, into)
             except (EOFError, OSError):
-                raise self.died(seconds) from None
+                raise self.death(seconds) from None
             except (ValueError, RecursionError) as error:
                 raise self.nonsense(error) from error
             except BaseException:  # Ctrl-C: the next answer would be that to this request
                 self.end()
                 raise
         if "problem" in answer:
-            raise self.problem(answer["problem"])
+            raise self.reported(answer["problem"])
         return answer
 
     def exchange(self, request: dict[str, Any], into: np.ndarray | None) -> dict[str, Any]:
-        """Sends a line and takes what comes; raises EOFError, OSError, ValueError."""
+        """Sends a line and receives the answer; raises EOFError, OSError, ValueError."""
         requests, answers = self.process.stdin, self.process.stdout
         assert requests is not None
         assert isinstance(answers, BufferedReader)
@@ -178,50 +175,43 @@ class Child:
                 raise EOFError
         return answer
 
-    def problem(self, said: Any) -> Problem:
-        """The problem that the process told."""
-        said = said if isinstance(said, dict) else {}
+    def problem(self, what: str, why: str, fix: str, code: int = CORRUPT) -> Problem:
+        """A problem with the file."""
+        return Problem(what, where=str(self.path), why=why, fix=fix, exit_code=code)
+
+    def reported(self, report: Any) -> Problem:
+        """The problem that the process answered."""
+        report = report if isinstance(report, dict) else {}
         what, where, why, fix = (
-            str(said.get(key, ""))[:MAX_TEXT] for key in ("what", "where", "why", "fix")
+            str(report.get(key, ""))[:MAX_TEXT] for key in ("what", "where", "why", "fix")
         )
-        code = said.get("exit_code")
-        known = code if code in (CORRUPT, UNSAFE, MISMATCH) else CORRUPT
-        return Problem(what, where=where or str(self.path), why=why, fix=fix, exit_code=known)
+        code = report.get("exit_code")
+        problem = self.problem(what, why, fix, code if code in (UNSAFE, MISMATCH) else CORRUPT)
+        problem.where = where or problem.where
+        return problem
 
     def nonsense(self, error: Exception) -> Problem:
         """Ends the process; the problem when it answers what it should not."""
         self.end()
-        return Problem(
-            "the process that reads the file answers nonsense",
-            where=str(self.path),
-            why=str(error)[:MAX_TEXT],
-            fix=DISTRUST,
-            exit_code=UNSAFE,
-        )
+        what = "the process that reads the file answers nonsense"
+        return self.problem(what, str(error)[:MAX_TEXT], DISTRUST, UNSAFE)
 
-    def died(self, seconds: int) -> Problem:
-        """Ends the process; the problem when it was ended before."""
+    def death(self, seconds: int) -> Problem:
+        """Ends the process; the problem when it has ended by itself."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(10)
         self.process.kill()
         code, log = self.process.wait(), self.process.stderr
-        said = log.read(MAX_TEXT).decode(errors="replace") if log and not log.closed else ""
+        output = log.read(MAX_TEXT).decode(errors="replace") if log and not log.closed else ""
         self.end()
         if code == -signal.SIGXCPU:
-            return Problem(
-                "reading the file takes longer than it should",
-                where=str(self.path),
-                why=f"more than {seconds} s of the processor",
-                fix=DISTRUST,
-                exit_code=UNSAFE,
-            )
+            what = "reading the file takes longer than it should"
+            return self.problem(what, f"more than {seconds} s of the processor", DISTRUST, UNSAFE)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return Problem(
+        return self.problem(
             "the process that reads the file ended before it was done",
-            where=str(self.path),
-            why="\n".join([how, *said.strip().splitlines()[-1:]]),
-            fix="try again; if it ends each time, fetch or save the file again",
-            exit_code=CORRUPT,
+            "\n".join([how, *output.strip().splitlines()[-1:]]),
+            "try again; if it ends each time, fetch or save the file again",
         )
 
 

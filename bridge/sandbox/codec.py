@@ -1,9 +1,9 @@
-"""What a reader found, as JSON, so that it can leave the process that read it (see `apart`).
+"""What a reader found, as JSON, in which it leaves the process that read it (see `client`).
 
-The form is a table of the dicts, lists and tensors, which point at each other by number: what the
-file has once stays one, and a list may hold itself. A pointer is a list of one number; numbers,
-words and None stand for themselves. Tuples become lists; a tensor becomes its name, dtype and
-shape; anything else, and bytes too, is described in a few words, as a `Named`.
+The JSON is a table of the dicts, lists and tensors, which refer to each other by number, so that
+shared values stay shared, and a list may hold itself. A reference is a list of one number; numbers,
+strings and None stand for themselves. Tuples become lists; a tensor becomes its name, dtype and
+shape; anything else, bytes too, becomes a short description, a `Named`.
 """
 
 from collections.abc import Callable
@@ -62,11 +62,11 @@ def encode(value: Any) -> tuple[dict[str, Any], list[Tensor]]:
     return {"top": top, "table": [row(part) for part in parts]}, tensors  # parts grows meanwhile
 
 
-def decode(said: Any, read: Read, largest: int) -> Any:
-    """The value that `encode` told; nothing of it is believed before it is checked.
+def decode(encoded: Any, read: Read, largest: int) -> Any:
+    """The value that `encode` took; everything is checked before it is used.
 
     Args:
-        said: the JSON.
+        encoded: the JSON.
         read: reads the tensor of a number, whose shape and dtype are these.
         largest: bytes that a tensor may have.
 
@@ -74,7 +74,7 @@ def decode(said: Any, read: Read, largest: int) -> Any:
         Garbled: it is not what `encode` makes.
     """
     try:
-        return _Decoded(said["table"], read, largest).part(said["top"])
+        return _Decoded(encoded["table"], read, largest).part(encoded["top"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Garbled(f"{type(error).__name__}: {str(error)[:200]}") from error
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MAX_JSON, as_full_disk, plain, read_json
+from jaxmodels.reading import MAX_JSON, read_json
 from jaxmodels.runtime.paths import nest
+from jaxmodels.runtime.tensorstore import as_full_disk, orbax_path
 
 METADATA = "_METADATA"
 VALUE = ".value"
@@ -40,7 +41,7 @@ def read_tree(folder: Path, held: Any = None) -> tuple[dict[str, Tensor], list[s
     import orbax.checkpoint as ocp
 
     try:
-        metadata = ocp.PyTreeCheckpointHandler().metadata(plain(folder))
+        metadata = ocp.PyTreeCheckpointHandler().metadata(orbax_path(folder))
         if metadata is None:  # Orbax logs why, and raises nothing
             raise ValueError("what it says of its arrays cannot be read")
         leaves = jax.tree_util.tree_flatten_with_path(metadata.tree)[0]
@@ -122,7 +123,7 @@ def write_tree(
     try:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
         with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(plain(folder) / inner.name, args=ocp.args.PyTreeSave(nest(flat)))
+            checkpointer.save(orbax_path(folder) / inner.name, args=ocp.args.PyTreeSave(nest(flat)))
     except ValueError as error:
         raise as_full_disk(error, folder) from error
     for path in list(inner.iterdir()):
@@ -218,9 +219,12 @@ class OrbaxArray:
     def _store(self) -> Any:
         import tensorstore
 
-        place: dict[str, Any] = {"driver": "file", "path": f"{plain(self.folder) / self.name}/"}
+        place: dict[str, Any] = {
+            "driver": "file",
+            "path": f"{orbax_path(self.folder) / self.name}/",
+        }
         if self.layout.ocdbt:
-            base = plain(self.folder).as_uri()
+            base = orbax_path(self.folder).as_uri()
             place = {"driver": "ocdbt", "base": base, "path": f"{self.name}/"}
         spec: dict[str, Any] = {"driver": self.layout.driver, "kvstore": place}
         if self.layout.complete:

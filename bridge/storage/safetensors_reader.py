@@ -12,7 +12,7 @@ from bridge.core.table import listing
 from bridge.core.tensors import DTYPES, Tensor
 from bridge.storage import unsupported
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MAX_JSON, json_object, read_json
+from jaxmodels.reading import MAX_JSON, json_object, read_json
 
 MAX_HEADER = MAX_JSON  # the format allows 100 MB; 100,000 tensors take 10 MB
 MAX_TENSORS, MAX_DIMS = 100_000, 32

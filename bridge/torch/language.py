@@ -1,6 +1,22 @@
-"""How the two sides of a language model are compared: the same random tokens, both logits."""
+"""What the twins of language models share: how both sides are compared, by the logits of tokens.
+
+A twin takes all of it by `from bridge.torch.language import *`, and redefines what differs.
+"""
 
 from typing import Any
+
+__all__ = [
+    "AUTO_CLASS",
+    "example",
+    "given",
+    "jax_forward",
+    "jax_outputs",
+    "torch_forward",
+    "torch_outputs",
+]
+
+# How the model card loads the directory.
+AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def end_of_text(config: Any) -> int | None:

@@ -15,12 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.bitgen.blocks import through
 from jaxmodels.bitgen.config import Config
+from jaxmodels.dinov2.pixels import normalised
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.precision import to_float32
-
-# Mean and standard deviation of ImageNet's colours, as DINOv2 wants its images normalised.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Pooler(nnx.Module):
@@ -67,11 +65,8 @@ def lower_image(
     Images of another size are resized first.
     """
     side = model.config.image_size
-    if images.shape[1:3] != (side, side):
-        size = (len(images), side, side, 3)
-        images = jax.image.resize(images, size, "linear", antialias=False)
-    normal = (images - jnp.asarray(MEAN)) / jnp.asarray(DEVIATION)
-    x = _merged(model, model.vision(normal), side // model.config.dinov2.patch)
+    seen = model.vision(normalised(images, side))
+    x = _merged(model, seen, side // model.config.dinov2.patch)
     y = to_float32(model.project(x.astype(model.project.kernel[...].dtype)))
     for block in model.image[: model.config.image_layers - model.config.fused]:
         y = through(block, model.remat, y, everything(y)[:, None], rngs=rngs)

@@ -22,18 +22,18 @@ from jaxmodels.layers.precision import accum_dtype, to_float32
 COLDEST, WARMEST = 0.001, 1.0
 
 
-class Held(nnx.Variable):
-    """What the queue holds: state that is not trained."""
+class QueueState(nnx.Variable):
+    """State of the queue, which is not trained."""
 
 
 class Queue(nnx.Module):
     """The features of the last n rows, a ring."""
 
     def __init__(self, cfg: Config):
-        self.text = Held(jnp.zeros((cfg.queue, cfg.dim)))
-        self.image = Held(jnp.zeros((cfg.queue, cfg.dim)))
-        self.ids = Held(jnp.zeros(cfg.queue, jnp.int32))
-        self.total = Held(jnp.zeros((), jnp.int32))
+        self.text = QueueState(jnp.zeros((cfg.queue, cfg.dim)))
+        self.image = QueueState(jnp.zeros((cfg.queue, cfg.dim)))
+        self.ids = QueueState(jnp.zeros(cfg.queue, jnp.int32))
+        self.total = QueueState(jnp.zeros((), jnp.int32))
 
     def filled(self) -> Bool[Array, "n"]:
         """Which places hold a row."""

@@ -35,7 +35,7 @@ class Recall(NamedTuple):
     """Softmax of the scores."""
 
 
-class Written(NamedTuple):
+class MemoryWrite(NamedTuple):
     """What training writes after a read: `commit` does it."""
 
     slots: Int[Array, "n"]
@@ -90,7 +90,7 @@ class Memory(nnx.Module):
         scores, slots = jax.lax.top_k(near * self.quality[...], min(READ, memory.shape[0]))
         return Recall(queries, slots, scores, jax.nn.softmax(scores, axis=-1))
 
-    def to_write(self, recall: Recall) -> Written:
+    def to_write(self, recall: Recall) -> MemoryWrite:
         """Which tokens go where: the longest queries, over the slots written least."""
         slots = self.mean.shape[0]
         queries = no_gradient(rearrange(recall.queries, "b t d -> (b t) d"))
@@ -98,9 +98,9 @@ class Memory(nnx.Module):
         longest = jax.lax.top_k(jnp.linalg.norm(queries, axis=-1), count)[1]
         least = jnp.argsort(self.write_count[...], stable=True)[:count]
         hits = jnp.zeros(slots).at[recall.slots.reshape(-1)].set(1)
-        return Written(least, queries[longest], hits)
+        return MemoryWrite(least, queries[longest], hits)
 
-    def after(self, written: Written) -> Float[Array, "m d"]:
+    def after(self, written: MemoryWrite) -> Float[Array, "m d"]:
         """The mean once it is written."""
         mean = to_float32(self.mean[...])
         new = KEPT * mean[written.slots] + (1 - KEPT) * written.queries

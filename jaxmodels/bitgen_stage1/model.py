@@ -8,8 +8,6 @@ evaluation too.
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -19,6 +17,7 @@ from jaxmodels.bitgen_stage1.fusion import Fusion, Mlp
 from jaxmodels.bitgen_stage1.memory import Memory, Recall
 from jaxmodels.bitgen_stage1.parts import apply, drop, embedding, linear, norm
 from jaxmodels.dinov2.model import Model as Tower
+from jaxmodels.dinov2.pixels import normalised
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.heads import join_heads, qkv_heads
@@ -27,9 +26,6 @@ from jaxmodels.layers.no_recompute import no_recompute
 from jaxmodels.layers.precision import to_float32
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import constrain
-
-# ImageNet's, which DINOv2 was trained with.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Output(NamedTuple):
@@ -180,10 +176,7 @@ class Model(nnx.Module):
         return drop(constrain(to_float32(rows), "data", ...), self.config.dropout, rngs)
 
     def seen(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
-        """Images, values in [0, 1], as one vector each: resized, normalised, seen by the tower."""
-        batch, side = len(images), self.config.image_size
-        if images.shape[1:3] != (side, side):
-            images = jax.image.resize(images, (batch, side, side, 3), "linear", antialias=False)
-        images = (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(STD, images.dtype)
-        patches = self.vision(images)[:, 1 + self.config.dinov2.registers :]
+        """One vector for each image, values in [0, 1]: the mean of the tower's patches."""
+        tokens = self.vision(normalised(images, self.config.image_size))
+        patches = tokens[:, 1 + self.config.dinov2.registers :]
         return to_float32(apply(self.fusion.project, patches.mean(axis=1)))

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.bitgen_stage1.decoder import Decoder
-from jaxmodels.bitgen_stage1.memory import Written
+from jaxmodels.bitgen_stage1.memory import MemoryWrite
 from jaxmodels.bitgen_stage1.model import Model
 from jaxmodels.bitgen_stage1.parts import no_gradient
 from jaxmodels.errors import USAGE, Problem
@@ -98,7 +98,7 @@ def commit(model: Model, aux: dict[str, Any]) -> None:
     if "queued" in aux:
         fusion.text_queue[...], fusion.image_queue[...], fusion.queue_ptr[...] = aux["queued"]
     if "written" in aux:
-        written: Written = aux["written"]
+        written: MemoryWrite = aux["written"]
         memory.mean.set_value(memory.after(written).astype(memory.mean[...].dtype))
         memory.write_count.set_value(memory.write_count[...].at[written.slots].add(1))
         memory.read_count.set_value(memory.read_count[...] + written.hits)

@@ -90,7 +90,7 @@ def compare(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[st
     Raises:
         Problem: (mismatch) there is no tokeniser; and as `read_images`.
     """
-    from data_pipelines.captions.tokens import encoded, padded
+    from data_pipelines.captions.tokens import encode_caption, pad
     from jaxmodels.commands.unknown import warn_unknown
     from jaxmodels.runtime.retrieval import similarity
 
@@ -102,8 +102,8 @@ def compare(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[st
         )
     for text in texts:
         warn_unknown(text, tokenizer, "this caption")
-    ids = [encoded(text, tokenizer) for text in texts]
-    tokens, mask = padded(ids, model.config.context, tokenizer)
+    ids = [encode_caption(text, tokenizer) for text in texts]
+    tokens, mask = pad(ids, model.config.context, tokenizer)
     found = similarity(model, read_images(files, model.config.image_size), tokens, mask)
     return {
         "similarities": [
@@ -120,7 +120,7 @@ def read_images(files: tuple[Path, ...], side: int) -> np.ndarray:
     Raises:
         DataProblem: (corrupt) a file is missing, or not a readable image.
     """
-    from data_pipelines.captions.pixels import squared
+    from data_pipelines.captions.pixels import square
     from data_pipelines.images import read_image
 
-    return np.stack([squared(read_image(file), side) for file in files])
+    return np.stack([square(read_image(file), side) for file in files])

@@ -20,7 +20,7 @@ def try_rates(
         stop: polled between steps.
         begin: turns a fresh state into the initial one.
     """
-    from jaxmodels.runtime.files import write_bytes, write_json
+    from jaxmodels.files import write_bytes, write_json
     from jaxmodels.runtime.reporting.pictures import picture
     from jaxmodels.runtime.training.find_lr import find_lr, plot
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from jaxmodels.errors import EXISTS, Problem
-from jaxmodels.runtime.files import make_folder
+from jaxmodels.files import make_folder
 
 _LOCK = ".lock"
 

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     spec, options = resolve(argv)
     slice_ = topology(options.topology)
     tpu.prepare()  # before JAX is imported
-    from jaxmodels.runtime.planning.plan import Job
+    from jaxmodels.runtime.planning.plan import Workload
     from jaxmodels.runtime.sharding import check_heads, mesh_sizes
 
     arch, preset, _ = jaxmodels.preset(spec)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     sizes = mesh_sizes(options.recipe.mesh, slice_.devices, slice_.name)
     check_heads(options.model, sizes["model"])
     recipe = fit_batch(options.recipe, package.RECIPES[preset], sizes["data"])
-    job = Job(package, options.model, recipe)
+    job = Workload(package, options.model, recipe)
 
     def compiled(job: Any) -> Any:
         return tpu.compile_isolated(package.__name__, job.config, job.recipe, slice_.name)

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
             fix="give the folder that was --out of `jaxmodels train`",
             exit_code=CORRUPT,
         )
-    from jaxmodels.runtime.files import naming, write_text
+    from jaxmodels.files import naming, write_text
     from jaxmodels.runtime.reporting.page import MARK, page
 
     with naming(out):

@@ -17,9 +17,9 @@ from typing import Any
 from jaxmodels.cli import say
 from jaxmodels.commands.run_config import history_of, read_settings
 from jaxmodels.errors import CORRUPT, EXISTS, MISMATCH, Problem
+from jaxmodels.files import write_json
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
-from jaxmodels.runtime.files import write_json
 from jaxmodels.runtime.multihost.processes import broadcast, is_primary
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import newest_sound
@@ -235,7 +235,7 @@ def compare_data(run: Path, data: Any) -> None:
             exit_code=MISMATCH,
         )
     stored = settings.read_file(run / "config.json").get("data", {})
-    now = data.identity_as(stored) if hasattr(data, "identity_as") else data.identity
+    now = data.identity_as(stored)
     if changed := settings.differences(stored, now):
         raise Problem(
             "the data is not what this run was started with",

@@ -7,8 +7,8 @@ from typing import Any
 import jaxmodels
 from jaxmodels.cli import say
 from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.files import write_json
 from jaxmodels.recipe import Optim, Recipe
-from jaxmodels.runtime.files import write_json
 from jaxmodels.runtime.runs.rundir import CONFIG, VOCABULARIES, steps
 from jaxmodels.runtime.runs.seal import damage_to_record, unseal
 from jaxmodels.runtime.settings import read_file

@@ -29,10 +29,10 @@ def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
     Raises:
         Problem: (usage) with data that fits the model; and as `data_pipelines`' `open_data`.
     """
-    from data_pipelines.captions.opening import captioned
+    from data_pipelines.captions.opening import has_captions
     from jaxmodels.runtime.batches import takes_images
 
-    if captioned(spec) == takes_images(config):
+    if has_captions(spec) == takes_images(config):
         return
     wants, has, fix = (
         ("images with captions", "text", "shapes, coco_captions or images:FOLDER")

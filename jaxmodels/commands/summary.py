@@ -9,7 +9,8 @@ from typing import Any
 from jaxmodels.cli import emit, say
 from jaxmodels.commands.train_options import Train, repeated
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
-from jaxmodels.runtime.files import read_json, write_json
+from jaxmodels.files import write_json
+from jaxmodels.reading import read_json
 from jaxmodels.runtime.reporting.progress import duration
 from jaxmodels.runtime.runs.outcome import STOPPED_EARLY, Outcome
 from jaxmodels.runtime.runs.seal import seal

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from jaxmodels.cli import say
-from jaxmodels.runtime.files import json_object, write_text
+from jaxmodels.files import write_text
+from jaxmodels.reading import json_object
 
 SECONDS = 10.0  # between flushes to disk, for those who watch a run
 

@@ -1,8 +1,10 @@
 """Muon: steps along the nearest orthogonal matrix of each kernel's momentum (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon; optax), and Adam for all other parameters.
 
-Kernels are found by their paths; stacked blocks and heads with axes of their own become single
-matrices. Small matrices of one shape are batched: a few large products instead of many small ones.
+The steps are those of `optax.contrib.scale_by_muon`. Around it, kernels are found by their paths;
+stacked blocks and heads with axes of their own become single matrices; and small matrices of one
+shape are batched: a few large products instead of many small ones. `optax.contrib.muon` would take
+them one by one, with a learning rate and weight decay of its own.
 """
 
 import re

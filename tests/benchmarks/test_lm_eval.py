@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxmodels
 from benchmarks import lm_eval
-from benchmarks.lm_eval import Scorer, Window, windows
+from benchmarks.lm_eval import ScoredWindow, Scorer, windows
 from data_pipelines.characters import CharTokenizer
 from jaxmodels.errors import USAGE, Problem
 
@@ -94,7 +94,11 @@ def test_windows_score_every_token_once_behind_as_many_as_fit(length, start, con
 
 def test_windows_of_a_text_as_the_harness_describes_them():
     """Ten tokens behind a first one, four at a time: its own documentation's example."""
-    assert list(windows(11, 1, 4)) == [Window(0, 1, 5), Window(4, 5, 9), Window(6, 9, 11)]
+    assert list(windows(11, 1, 4)) == [
+        ScoredWindow(0, 1, 5),
+        ScoredWindow(4, 5, 9),
+        ScoredWindow(6, 9, 11),
+    ]
 
 
 def test_a_text_longer_than_the_context_is_scored_in_windows(scorer):
@@ -123,7 +127,7 @@ def test_what_a_task_asks_for_reaches_generation():
                                    "temperature": 0.5}, {"temperature": 0.5}):  # fmt: skip
         assert lm_eval._generated(scorer, "context", words) == "text"
     assert asked == [
-        ("context", ["."], lm_eval._MOST, None),
+        ("context", ["."], lm_eval._MAX_TOKENS, None),
         ("context", ["a"], 5, 0.5),
-        ("context", [], lm_eval._MOST, None),
+        ("context", [], lm_eval._MAX_TOKENS, None),
     ]

@@ -1,7 +1,8 @@
 """Checkpoints for tests: the golden one, and small ones made on the spot."""
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxmodels
+from bridge import sandbox
 from bridge.sandbox import client, codec, worker
 from bridge.storage.orbax import read_tree
 from jaxmodels.__main__ import main
-from jaxmodels.runtime.files import write_manifest
+from jaxmodels.runtime.manifest import write_manifest
 from jaxmodels.runtime.paths import nest, params_of, split
 from jaxmodels.runtime.runs.rundir import identity
 from jaxmodels.sizes import outline
@@ -130,12 +132,18 @@ def command(capsys, *argv):
     return code, json.loads(out) if out.startswith("{") else out, err
 
 
-def read_here(kind, path, options=None):
-    """`client.read` without a process of its own."""
-    said, tensors = worker.reader(kind)(path, options)
-    return codec.decode(json.loads(json.dumps(said)), lambda n, *_: tensors[n].read(), 2**60)
+def read_here(kind, path, *options):
+    """`sandbox.read` without a process of its own."""
+    value, tensors = worker.reader(kind)(path, *options)
+    return codec.decode(json.loads(json.dumps(value)), lambda n, *_: tensors[n].read(), 2**60)
 
 
-def in_this_process() -> AbstractContextManager:
+@contextmanager
+def in_this_process() -> Iterator[None]:
     """Meanwhile readers run here, where they can be watched, and faster for many small files."""
-    return patch.multiple(client, read=read_here, _names=client._names.__wrapped__)
+    uncached = client._names.__wrapped__
+    with (
+        patch.object(sandbox, "read", read_here),
+        patch.multiple(client, read=read_here, _names=uncached),
+    ):
+        yield

@@ -12,7 +12,8 @@ from bridge.core.tensors import DIGEST, raw
 from bridge.storage.safetensors_reader import read_file
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, UNVERIFIED, Problem
-from jaxmodels.runtime.files import damage, files_below, write_manifest
+from jaxmodels.files import files_below
+from jaxmodels.runtime.manifest import damage, write_manifest
 from tests.bridge.helpers import command, flip
 
 FLIPS = 200

@@ -11,7 +11,7 @@ import bridge
 from bridge.core.tensors import DTYPES, digest_of
 from bridge.storage.orbax import read_tree
 from jaxmodels.errors import EXISTS, MISMATCH, NO_SPACE, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.paths import flatten, params_of
 from tests.bridge.helpers import HEADS, SEED, assert_same_params, random_params, vocabulary
 
@@ -223,7 +223,7 @@ def test_names_are_functions_whatever_is_imported_first():
     code = """
 import bridge, bridge.conversion.convert, bridge.checks.inspection
 import bridge.checks.verification, bridge.checks.difference
-for name in ("convert", "inspect", "verify", "diff", "load", "open_source"):
+for name in ("convert", "inspect", "verify", "diff", "load", "open_checkpoint"):
     assert callable(getattr(bridge, name)), name
 import sys
 assert "torch" not in sys.modules and "transformers" not in sys.modules

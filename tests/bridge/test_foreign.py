@@ -17,7 +17,7 @@ from bridge.storage.safetensors_writer import write_file
 from jaxmodels import cli
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE, Problem
-from jaxmodels.runtime.files import json_object, read_limited
+from jaxmodels.reading import json_object, read_limited
 
 EVIL = {"AutoModelForCausalLM": "modeling_evil.Evil"}
 

@@ -12,7 +12,7 @@ import bridge
 from bridge.hub import client, push_pull
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNVERIFIED, USAGE, Problem
-from jaxmodels.runtime.files import damage, digests
+from jaxmodels.runtime.manifest import damage, digests
 from tests.bridge.helpers import GOLDEN, SEED, flip
 from tests.bridge.hub_server import TOKEN, Hub
 

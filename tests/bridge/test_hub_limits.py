@@ -13,7 +13,7 @@ from bridge.formats.foreign import our_code
 from bridge.hub import client, limits, push_pull
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, NETWORK, UNSAFE, Problem
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from tests.bridge.hub_server import TOKEN, Hub
 
 ADDRESS = "hf://someone/model"

@@ -38,7 +38,7 @@ def sgd_run(folder):
     step = write_run(folder.with_name("source"), {7: 2.0}, spec="wigip:tiny")
     (step / "checkpoints").rename(run / "checkpoints")
     (run / "checkpoints" / "7" / "manifest.json").unlink()
-    from jaxmodels.runtime.files import write_manifest
+    from jaxmodels.runtime.manifest import write_manifest
     from jaxmodels.runtime.runs.rundir import identity
 
     about = {"step": 7, "metrics": {}, "run": identity(run)}

@@ -10,7 +10,7 @@ import pytest
 import bridge
 from bridge.core.tensors import digest_of
 from jaxmodels.errors import CORRUPT, EXISTS, NO_SPACE
-from jaxmodels.runtime.files import digests
+from jaxmodels.runtime.manifest import digests
 from tests.bridge.helpers import GOLDEN, HEADS, SEED, command
 
 SEEDS = GOLDEN.parent

@@ -23,7 +23,7 @@ from bridge.storage.safetensors_writer import (
     write_index,
 )
 from jaxmodels.errors import CORRUPT, USAGE, Problem
-from jaxmodels.runtime.files import digest
+from jaxmodels.reading import digest
 
 LAYOUTS = {
     "plain": lambda x: x,

@@ -16,7 +16,7 @@ import bridge
 from bridge.checkpoint.loading import load_moments
 from bridge.formats import recognise
 from jaxmodels.errors import MISMATCH, USAGE, Problem
-from jaxmodels.runtime import files
+from jaxmodels.runtime.manifest import write_sealed
 from tests.bridge.helpers import write_run
 from tests.bridge.zips import (
     STATE,
@@ -194,7 +194,7 @@ def test_a_manifest_cannot_make_the_output_name_anything(tmp_path):
     ):
         said = json.loads(file.read_text())
         said["source"]["seed"] = {"wigip-zip": {"blocks": "posix", "optimizer": wrong}}
-        files.write_sealed(file, {k: v for k, v in said.items() if k != "seal"})
+        write_sealed(file, {k: v for k, v in said.items() if k != "seal"})
         bridge.convert(tmp_path / "between", tmp_path / "out", to="wigip-zip", force=True)
         shutil.rmtree(tmp_path / "a", ignore_errors=True)
         values = seeds_loader(tmp_path / "out" / "step_7.zip", tmp_path / "a")

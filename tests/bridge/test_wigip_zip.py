@@ -15,9 +15,9 @@ import pytest
 from flax.core import FrozenDict
 
 import bridge
+from bridge import sandbox
 from bridge.formats import recognise
 from bridge.legacy import inflate
-from bridge.sandbox import client
 from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 from tests.bridge.helpers import command, flip, read_here
@@ -136,7 +136,7 @@ def test_dtypes_and_layouts(tmp_path, protocol):
 
 def test_opening_reads_no_large_array(tmp_path, monkeypatch):
     monkeypatch.setattr(inflate, "SMALL", 1000)
-    monkeypatch.setattr(client, "read", read_here)
+    monkeypatch.setattr(sandbox, "read", read_here)
 
     def never(span):
         raise AssertionError("read")

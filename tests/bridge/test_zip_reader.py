@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.legacy import inflate, zip_reader
-from bridge.legacy.inflate import Allowance, GzipStream, Span
+from bridge.legacy import budget, inflate, zip_reader
+from bridge.legacy.budget import Allowance
+from bridge.legacy.inflate import GzipStream, Span
 from bridge.legacy.zip_reader import names_in, read_entries
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 from tests.bridge.zips import write_zip
@@ -90,6 +91,27 @@ def test_zip64(tmp_path, monkeypatch):
     data[data.index(b"PK\x06\x06") + 48] ^= 1  # where the directory begins
     path.write_bytes(data)
     refused(CORRUPT, read_entries, path)
+
+
+def test_a_member_that_begins_beyond_any_file(tmp_path):
+    info = zipfile.ZipInfo("a")
+    info.extra = struct.pack("<HHQ", 1, 8, 2**63)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(info, b"")
+    path = changed(tmp_path / "x.zip", CENTRAL, 42, b"\xff\xff\xff\xff")
+    assert "cut off" in refused(CORRUPT, read_entries, with_first(path))
+
+
+def with_first(path):
+    """A zip with another member in front, at its beginning."""
+    data = bytearray(path.read_bytes())
+    directory, end = data.index(CENTRAL), data.index(END)
+    first = data[directory:end]
+    first[42:46], first[46:47] = bytes(4), b"b"
+    size = struct.unpack("<I", data[end + 12 : end + 16])[0] + len(first)
+    data[end + 8 : end + 16] = struct.pack("<HHI", 2, 2, size)
+    path.write_bytes(data[:directory].replace(b"a", b"b", 1) + first + data[directory:])
+    return path
 
 
 @pytest.mark.parametrize(
@@ -220,13 +242,13 @@ def test_every_crc_is_checked(tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    ("at", "said"), [(-8, "incorrect data check"), (-4, "incorrect length check")]
+    ("at", "message"), [(-8, "incorrect data check"), (-4, "incorrect length check")]
 )
-def test_gzips_trailer_is_checked(tmp_path, at, said):
+def test_gzips_trailer_is_checked(tmp_path, at, message):
     data = bytearray(gzip.compress(TEXT))
     data[at] ^= 1
     path = write_zip(tmp_path / "x.zip", {"a": bytes(data)})
-    assert said in refused(CORRUPT, read_all, path)
+    assert message in refused(CORRUPT, read_all, path)
 
 
 @pytest.mark.parametrize(
@@ -267,18 +289,18 @@ def test_sizes_that_lie(tmp_path):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_bombs(tmp_path, monkeypatch, layers):
-    monkeypatch.setattr(inflate, "FREE", 1_000_000)
+    monkeypatch.setattr(budget, "FREE", 1_000_000)
     zeros = gzip.compress(bytes(20_000_000))
     # Twice compressed, the gzip header's comment alone may be endless.
     data = zeros if layers == 1 else b"\x1f\x8b\x08\x10" + bytes(6) + b"a" * 20_000_000
     path = write_zip(tmp_path / "x.zip", {"params/a.pkl.gz": data})
-    said = refused(UNSAFE, read_all, path)
-    assert "unpacks to far more" in said
-    assert "params/a.pkl.gz" in said
+    message = refused(UNSAFE, read_all, path)
+    assert "unpacks to far more" in message
+    assert "params/a.pkl.gz" in message
 
 
 def test_many_small_members_share_an_allowance(tmp_path, monkeypatch):
-    monkeypatch.setattr(inflate, "FREE", 1_000_000)
+    monkeypatch.setattr(budget, "FREE", 1_000_000)
     path = write_zip(tmp_path / "x.zip", {str(i): gzip.compress(bytes(90_000)) for i in range(20)})
     refused(UNSAFE, read_all, path)
 

@@ -14,6 +14,7 @@ from data_pipelines.errors import DataProblem
 from data_pipelines.prepare import prepare
 from data_pipelines.progress import ProgressBar
 from data_pipelines.sources import SPECS
+from jaxmodels.errors import Problem
 
 ROOT = Path(data_pipelines.__file__).parents[1]
 
@@ -55,7 +56,7 @@ def test_prepare_and_inspect(tmp_path, capsys):
 
 def test_prepare_with_a_vocabulary_and_force(tmp_path, prepared, capsys):
     argv = ["prepare", "pydoc", prepared, "--tokenizer", prepared]
-    with pytest.raises(DataProblem, match="exists already"):
+    with pytest.raises(Problem, match="exists already"):
         main(list(map(str, argv)))
     code, made = answer(capsys, *argv, "--force")
     assert (code, made["vocab_size"], made["spec"]) == (0, 10, "pydoc")

@@ -10,8 +10,10 @@ import pytest
 import data_pipelines
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
-from data_pipelines.files import digest, write_text
 from data_pipelines.prepare import prepare, read_manifest, read_tokenizer
+from jaxmodels.errors import Problem
+from jaxmodels.files import write_text
+from jaxmodels.reading import digest
 
 ROOT = Path(data_pipelines.__file__).parents[1]
 
@@ -60,7 +62,7 @@ def test_a_given_vocabulary_is_used(tmp_path, text):
 def test_an_existing_folder_stays_unless_forced(tmp_path, text):
     prepare(text, tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(DataProblem, match="exists already") as caught:
+    with pytest.raises(Problem, match="exists already") as caught:
         prepare("pydoc", tmp_path / "out")
     assert caught.value.exit_code == 6
     assert contents(tmp_path / "out") == before

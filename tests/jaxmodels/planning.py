@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import jaxmodels
 from jaxmodels.runtime.planning.chips import GIB
-from jaxmodels.runtime.planning.plan import Compiled, Job
+from jaxmodels.runtime.planning.plan import Compiled, Workload
 
 # The keys of --json that scripts stand on.
 CONTRACT = {
@@ -18,10 +18,10 @@ CONTRACT = {
 }
 
 
-def job_of(spec: str = "wikigpt:tiny", **changes) -> Job:
+def job_of(spec: str = "wikigpt:tiny", **changes) -> Workload:
     arch, preset, config = jaxmodels.preset(spec)
     package = jaxmodels.arch(arch)
-    return Job(package, config, replace(package.RECIPES[preset], **changes))
+    return Workload(package, config, replace(package.RECIPES[preset], **changes))
 
 
 def compiled_of(memory: int = GIB, collectives=(), work: int = 10**12) -> Compiled:

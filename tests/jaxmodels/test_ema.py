@@ -15,7 +15,7 @@ from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.optim import optimiser
-from jaxmodels.runtime.planning.plan import Job, abstract_state, state_bytes
+from jaxmodels.runtime.planning.plan import Workload, abstract_state, state_bytes
 from jaxmodels.runtime.runs.checkpoint import Checkpoints
 from jaxmodels.runtime.runs.state_io import restore
 from jaxmodels.runtime.sharding import make_mesh, put_batch
@@ -93,7 +93,7 @@ def test_a_checkpoint_gives_it_back_bit_for_bit(tmp_path):
 
 
 def test_it_lies_where_its_parameter_lies_and_is_planned_for():
-    job = Job(charlm, charlm.PRESETS["tiny"], Recipe(ema_decay=0.999))
+    job = Workload(charlm, charlm.PRESETS["tiny"], Recipe(ema_decay=0.999))
     mesh = jax.sharding.AbstractMesh(
         (2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2
     )

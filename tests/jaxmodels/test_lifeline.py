@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from jaxmodels.errors import STOPPED
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.multihost.lifeline import Lifelines
 from jaxmodels.runtime.runs.rundir import steps
 from tests.jaxmodels.test_processes import two, wait_for

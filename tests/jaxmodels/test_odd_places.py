@@ -12,9 +12,9 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE
-from jaxmodels.runtime.files import plain
 from jaxmodels.runtime.reporting.pictures import defaults, picture
 from jaxmodels.runtime.runs import rundir
+from jaxmodels.runtime.tensorstore import orbax_path
 from tests.jaxmodels.helpers import train
 
 # No UTF-8; a formula that is none; no glyph; a pattern that does not match itself; a fragment.
@@ -63,15 +63,15 @@ def test_every_verb_takes_it(run, capsys, words):
 
 
 def test_a_path_is_changed_only_where_it_must_be(tmp_path):
-    assert plain(tmp_path / "new") == tmp_path / "new"
+    assert orbax_path(tmp_path / "new") == tmp_path / "new"
     odd = tmp_path / os.fsdecode(b"\xff") / "a"
     odd.mkdir(parents=True)
     (odd / "file").touch()
-    assert str(plain(odd)).encode()
-    assert plain(odd).samefile(odd)
+    assert str(orbax_path(odd)).encode()
+    assert orbax_path(odd).samefile(odd)
     shutil.rmtree(odd.parent)
     odd.mkdir(parents=True)
-    assert plain(odd).samefile(odd)
+    assert orbax_path(odd).samefile(odd)
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])

@@ -10,14 +10,14 @@ import jaxmodels
 from jaxmodels import sizes
 from jaxmodels.runtime.planning import flops, hlo
 from jaxmodels.runtime.planning.chips import CHIPS, GIB, topology
-from jaxmodels.runtime.planning.plan import Job, report, roofline, useful_flops
+from jaxmodels.runtime.planning.plan import Workload, report, roofline, useful_flops
 from jaxmodels.runtime.planning.plan import _needed as needed
 from tests import children
 from tests.children import printed
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 
 
-def closed_form(job: Job) -> int:
+def closed_form(job: Workload) -> int:
     """6 operations for each weight of a matrix and each token, and those of attention."""
     shapes = sizes.shapes(job.package.__name__.rpartition(".")[2], job.config)
     tied = "head/kernel" not in shapes
@@ -88,14 +88,14 @@ from dataclasses import replace
 import jax, jaxmodels
 from jaxmodels.runtime.planning import flops
 from jaxmodels.runtime.planning.chips import topology
-from jaxmodels.runtime.planning.plan import Job, compile_step, report
+from jaxmodels.runtime.planning.plan import Workload, compile_step, report
 from jaxmodels.runtime.sharding import make_mesh
 
 arch, results = sys.argv[1], {}
 package = jaxmodels.arch(arch)
 for mesh in ("data=8", "data=4,model=2"):
     recipe = replace(package.RECIPES["tiny"], batch=16, accum=1, remat="none", mesh=mesh)
-    job = Job(package, package.PRESETS["tiny"], recipe)
+    job = Workload(package, package.PRESETS["tiny"], recipe)
     compiled = compile_step(job, make_mesh(mesh, jax.devices()))
     results[mesh] = report(job, compiled, topology("v5e:2x4")) | {"executed": compiled.flops}
     results[mesh]["groups"] = sorted({one.group for one in compiled.collectives})

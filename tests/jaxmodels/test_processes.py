@@ -14,7 +14,7 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, NETWORK, STOPPED, USAGE, Problem
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.multihost import processes
 from jaxmodels.runtime.multihost.cluster import Place, find

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxmodels.runtime.training.profiler import Window
+from jaxmodels.runtime.training.profiler import TracedSteps
 
 
 def broken(*_, **__):
@@ -14,7 +14,7 @@ def broken(*_, **__):
 def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capsys, call):
     for name in ("start_trace", "stop_trace"):
         monkeypatch.setattr(jax.profiler, name, broken if name == call else lambda *_, **__: None)
-    window = Window(2, 3, tmp_path / "profile")
+    window = TracedSteps(2, 3, tmp_path / "profile")
     for step in (1, 2, 3):
         window.before(step)
     assert window.ends(3) == (call == "stop_trace")

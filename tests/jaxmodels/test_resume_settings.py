@@ -9,7 +9,7 @@ import pytest
 import bridge
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE
-from jaxmodels.runtime.files import files_below
+from jaxmodels.files import files_below
 from jaxmodels.runtime.runs import rundir
 from tests.jaxmodels.helpers import train
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxmodels.runtime.files import write_sealed
+from jaxmodels.runtime.manifest import write_sealed
 from jaxmodels.runtime.metrics import JsonLines, MetricsLog, read
 from jaxmodels.runtime.runs.seal import DIGESTS, damage_to_record, file_damage, seal, unseal
 

@@ -11,7 +11,7 @@ from jaxmodels import sizes
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.planning import chips
-from jaxmodels.runtime.planning.plan import Job, useful_flops
+from jaxmodels.runtime.planning.plan import Workload, useful_flops
 from jaxmodels.runtime.runs.outcome import Outcome
 from jaxmodels.runtime.training.profiler import parse_window
 from tests.jaxmodels.helpers import train
@@ -44,7 +44,7 @@ def test_operations_of_a_step_are_six_for_each_weight_and_token():
     """Kaplan et al. 2020 (arXiv:2001.08361): 6N for each token, and what attention adds."""
     package = jaxmodels.arch("charlm")
     config, recipe = package.PRESETS["tiny"], package.RECIPES["tiny"]
-    job = Job(package, config, recipe)
+    job = Workload(package, config, recipe)
     shapes = sizes.shapes("charlm", config)
     kernels = sum(leaf.size for path, leaf in shapes.items() if path.endswith("/kernel"))
     head = 0 if "head/kernel" in shapes else config.vocab * config.dim
@@ -58,7 +58,7 @@ def test_operations_of_a_step_are_six_for_each_weight_and_token():
 def test_useful_operations_are_the_same_wherever_they_are_counted(monkeypatch):
     """On a TPU charlm turns its rotary pairs by a product that only moves numbers."""
     package = jaxmodels.arch("charlm")
-    job = Job(package, package.PRESETS["tiny"], package.RECIPES["tiny"])
+    job = Workload(package, package.PRESETS["tiny"], package.RECIPES["tiny"])
     here = useful_flops(job)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert useful_flops(job) == here
@@ -71,7 +71,9 @@ def test_a_run_on_a_known_chip_tells_its_mfu_and_its_goodput(tmp_path, monkeypat
     package = jaxmodels.arch("charlm")
     vocab = json.loads((tmp_path / "run/config.json").read_text())["model"]["vocab"]
     config = package.PRESETS["tiny"]
-    job = Job(package, type(config)(**vars(config) | {"vocab": vocab}), package.RECIPES["tiny"])
+    job = Workload(
+        package, type(config)(**vars(config) | {"vocab": vocab}), package.RECIPES["tiny"]
+    )
     for record in records[1:]:
         seconds = job.tokens / record["tokens_per_second"]
         share = useful_flops(job) / seconds / (1e12 * jax.device_count())

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.runs import rundir
 from tests.jaxmodels.helpers import SMALL, command, losses, params, same, train
 

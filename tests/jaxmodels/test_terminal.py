@@ -16,7 +16,7 @@ import pytest
 from jaxmodels.__main__ import main
 from jaxmodels.commands.lock import locked
 from jaxmodels.errors import DONE, EXISTS, NO_SPACE, STOPPED, UNREAD, USAGE
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.terminal import Stream, resilient_output

@@ -24,7 +24,7 @@ from jaxmodels.errors import (
     UNVERIFIED,
 )
 from jaxmodels.runtime import platform
-from jaxmodels.runtime.files import damage
+from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.reporting.progress import Progress
 from jaxmodels.runtime.runs import checkpoint as ckpt

@@ -13,7 +13,7 @@ from benchmarks.scenes import measured, things
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, DONE, USAGE
 from jaxmodels.runtime.metrics import read
-from jaxmodels.runtime.planning.plan import Job
+from jaxmodels.runtime.planning.plan import Workload
 from jaxmodels.runtime.sharding import head_counts
 from tests.jaxmodels import scenes
 from tests.jaxmodels.helpers import losses, params, same, train
@@ -255,7 +255,7 @@ def test_plan_knows_what_batches_hold():
     import jaxmodels
 
     package = jaxmodels.arch("bitgen")
-    job = Job(package, package.PRESETS["card"], package.RECIPES["card"])
+    job = Workload(package, package.PRESETS["card"], package.RECIPES["card"])
     shapes = {name: (leaf.shape, leaf.dtype.name) for name, leaf in job.batch.items()}
     assert shapes == {
         "tokens": ((256, 256), "int32"),

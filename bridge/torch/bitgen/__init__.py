@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from bridge.torch.image_text import AUTO_CLASS as AUTO_CLASS
+from bridge.torch.image_text import jax_outputs as jax_outputs
+from bridge.torch.image_text import random_inputs
+from bridge.torch.image_text import torch_outputs as torch_outputs
+
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_bitgen.py"),)
-# How the model card loads the directory.
-AUTO_CLASS = "AutoModel"
-
-_OUTPUTS = ("embeddings", "text_features", "image_features", "decoder_logits")
 
 
 def keys(config: Any) -> dict[str, Any]:
@@ -42,53 +43,4 @@ def build(config: Any) -> Any:
 
 def example(config: Any) -> Any:
     """Random inputs to compare models on: int32 ids [2, t], images [2, y, x, 3], noise [2, m]."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, config.vocab, (2, min(config.context, 32)), np.int32)
-    images = rng.random((2, 48, 60, 3))
-    return tokens, images, rng.standard_normal((2, config.slots))
-
-
-def jax_outputs(model: Any, inputs: Any) -> Any:
-    """All outputs of the nnx module, in a row, as numpy.
-
-    Computed in float64: an activation that lies between two of the decoder's 8-bit numbers would
-    go the one way here and the other way there, for the last bit of a float32.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from jaxmodels.runtime.paths import split
-
-    graphdef, *held = split(model)
-    # What float32 holds is exact in float64; arrays of the host take no dtype of the device's.
-    held = [{path: np.asarray(array) for path, array in arrays.items()} for arrays in held]
-    with jax.enable_x64(True):
-        wide = [{path: _double(array) for path, array in arrays.items()} for arrays in held]
-        tokens, images, noise = (jnp.asarray(array) for array in inputs)
-
-        @jax.jit
-        def forward(params: Any, rest: Any) -> Any:
-            return graphdef.merge(params, rest)(tokens, images, targets=tokens, noise=noise)
-
-        out = forward(*wide)
-        return np.concatenate([np.ravel(getattr(out, name)) for name in _OUTPUTS])
-
-
-def _double(array: Any) -> Any:
-    import numpy as np
-
-    return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float64)
-
-
-def torch_outputs(module: Any, inputs: Any) -> Any:
-    """The same of the PyTorch module."""
-    import numpy as np
-    import torch
-
-    tokens, images, noise = (torch.from_numpy(array) for array in inputs)
-    with torch.no_grad():
-        out = module.double()(tokens.long(), images.permute(0, 3, 1, 2), tokens.long(), noise)
-    return np.concatenate([out[name].numpy().ravel() for name in _OUTPUTS])
+    return random_inputs(config, (2, config.slots))

@@ -3,33 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import (
-    end_of_text,
-    example,
-    given,
-    jax_forward,
-    jax_outputs,
-    torch_forward,
-    torch_outputs,
-)
-
-__all__ = [
-    "AUTO_CLASS",
-    "FILES",
-    "build",
-    "example",
-    "given",
-    "jax_forward",
-    "jax_outputs",
-    "keys",
-    "torch_forward",
-    "torch_outputs",
-]
+from bridge.torch.language import *  # noqa: F403
+from bridge.torch.language import end_of_text
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_bwetaf.py"),)
-# How the model card loads the directory.
-AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def keys(config: Any) -> dict[str, Any]:

@@ -3,32 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import (
-    example,
-    given,
-    jax_forward,
-    jax_outputs,
-    torch_forward,
-    torch_outputs,
-)
-
-__all__ = [
-    "AUTO_CLASS",
-    "FILES",
-    "build",
-    "example",
-    "given",
-    "jax_forward",
-    "jax_outputs",
-    "keys",
-    "torch_forward",
-    "torch_outputs",
-]
+from bridge.torch.language import *  # noqa: F403
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_charlm.py"),)
-# How the model card loads the directory.
-AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def keys(config: Any) -> dict[str, Any]:

@@ -3,25 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import torch_forward, torch_outputs
-
-__all__ = [
-    "AUTO_CLASS",
-    "FILES",
-    "build",
-    "example",
-    "given",
-    "jax_forward",
-    "jax_outputs",
-    "keys",
-    "torch_forward",
-    "torch_outputs",
-]
+from bridge.torch.language import AUTO_CLASS as AUTO_CLASS
+from bridge.torch.language import torch_forward as torch_forward
+from bridge.torch.language import torch_outputs as torch_outputs
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_wigip.py"),)
-# How the model card loads the directory.
-AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def keys(config: Any) -> dict[str, Any]:
@@ -54,7 +41,7 @@ def build(config: Any) -> Any:
 
 
 def example(config: Any) -> Any:
-    """Random inputs to compare models on: int32 ids, whole grids, the same at every call."""
+    """Random inputs to compare models on: int32 ids of full grids, the same at every call."""
     import numpy as np
 
     rows = 2 if config.context <= 4096 else 1
@@ -62,7 +49,7 @@ def example(config: Any) -> Any:
 
 
 def given(config: Any, ids: Any) -> Any:
-    """The ids of a text as a whole grid, int32 [1, context]: its end, or repeated to fill it."""
+    """The ids of a text as a full grid, int32 [1, context]: its end, or repeated to fill it."""
     import numpy as np
 
     return np.resize(np.asarray(ids, np.int32)[-config.context :], (1, config.context))

@@ -4,34 +4,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import (
-    end_of_text,
-    example,
-    given,
-    jax_forward,
-    jax_outputs,
-    torch_forward,
-    torch_outputs,
-)
-
-__all__ = [
-    "AUTO_CLASS",
-    "FILES",
-    "build",
-    "example",
-    "given",
-    "jax_forward",
-    "jax_outputs",
-    "keys",
-    "torch_forward",
-    "torch_outputs",
-    "whole",
-]
+from bridge.torch.language import *  # noqa: F403
+from bridge.torch.language import end_of_text
 
 # Files that travel with every model directory.
 FILES: tuple[Path, ...] = ()
-# How the model card loads the directory.
-AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def keys(config: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""By which of several processes is one known to live: a connection of each to process 0.
+"""How a process knows that the others live: a connection of each to process 0.
 
-A process that ends, however it ends, closes its connection at once; one that is frozen, or whose
-machine is gone, sends no sign. Process 0 hears of it and tells the others; they hear of process 0
-by themselves. What ends or stops one process travels the same way. None of it needs JAX, whose own
-service ends with process 0, and whose own watch ends a process by an abort.
+A process that ends, however it ends, closes its connection at once; a frozen one, or one whose
+machine is gone, sends no sign of life. Process 0 notices, and informs the others; they notice the
+end of process 0 themselves. Stops and failures travel the same way. None of it needs JAX, whose own
+service ends with process 0, and whose own watch aborts the process.
 """
 
 import json
@@ -30,8 +30,8 @@ class Lifelines(threading.Thread):
         peers: number of another process → the connection to it; process 0 has one to each, the
             others one to process 0.
         silence: seconds without a sign after which a process is taken for lost.
-        hear: called with what another process told.
-        lose: called with the number of a process that was lost, and how.
+        hear: called with each message of another process.
+        lose: called with the number of a lost process, and how it was lost.
     """
 
     def __init__(
@@ -54,31 +54,31 @@ class Lifelines(threading.Thread):
             peer.setblocking(False)
 
     def run(self) -> None:
-        """Looks, and gives a sign, several times within the time of silence; until `end`."""
+        """Reads, and sends a sign of life, several times within `silence`; until `end`."""
         while self.peers and not self.leaving:
             self._look(min(self.silence / _LOOKS, 5.0))
 
     def tell(self, message: Message, but: int = -1) -> None:
-        """Tells the other processes; process 0 passes on what it is told.
+        """Sends a message to the other processes; process 0 forwards those it gets.
 
         Args:
             message: a JSON-able object.
-            but: one that needs not be told.
+            but: a process to leave out.
         """
         line = json.dumps(message).encode() + b"\n"
         with self._sending:
             for number, peer in list(self.peers.items()):
                 if number != but:
-                    with suppress(OSError):  # who is gone or takes nothing is noticed otherwise
+                    with suppress(OSError):  # a process that is gone is noticed elsewhere
                         peer.sendall(line)
 
     def end(self) -> None:
-        """Ends the watch, when all processes agreed to end."""
+        """Ends the watch, once all processes have agreed to end."""
         self.leaving = True
         self.tell({"bye": self.index})
 
     def farewell(self, but: int = -1) -> None:
-        """Waits, in process 0, until the others ended: they would else miss JAX's service first."""
+        """Waits, in process 0, until the others have ended: they still need JAX's service."""
         self.leaving, until = True, time.monotonic() + _FAREWELL
         while self.index == 0 and self.peers.keys() - {but} and time.monotonic() < until:
             if threading.current_thread() is self or not self.is_alive():

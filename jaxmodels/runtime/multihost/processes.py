@@ -1,9 +1,9 @@
 """Several processes that train one model: how they start, agree and end together.
 
-All of it works, and costs nothing, in a run of one process. What processes tell each other here
-goes through the key-value store of JAX's coordination service, which process 0 holds, not through
-the devices: so a background thread may talk too, while the devices compute. What ends or stops one
-of them goes over connections of their own (`lifeline`), which outlive that store.
+All of it works, and costs nothing, in a run of one process. Values are exchanged through the
+key-value store of JAX's coordination service in process 0, not through the devices, so that a
+background thread can do it while the devices compute. Stops and failures go over connections of
+their own (`lifeline`), which outlive that store.
 """
 
 import ctypes
@@ -135,11 +135,13 @@ def start(
 
 
 def _abort_late() -> None:
-    """Makes an abort wait for six seconds, in its thread.
+    """Delays an abort by six seconds, in its thread.
 
     JAX aborts a process as soon as process 0, and with it the coordination service, is gone. The
-    lifelines know that too, and end the process in words; they need but a moment. The handler is
-    the C library's own `sleep`, which is handed the signal's number, 6: no Python runs in it.
+    lifelines notice that too, and end the process with a message; they only need a moment. JAX's
+    client takes a `missed_heartbeat_callback` instead, but jaxlib 0.10 crashes in the call of one
+    (std::bad_cast), and a handler of Python's `signal` would return at once and let the abort go
+    on. So the handler is the C library's `sleep`, called with the signal's number, 6.
     """
     library = ctypes.CDLL(None)
     library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -172,7 +174,7 @@ def _join(team: _Group) -> None:
     global _group
     from jax._src import distributed  # the store has no public name
 
-    # Gloo tells on standard output whom it is connected to, which is for results.
+    # Gloo prints its connections on standard output, which is for results.
     results = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stdout.flush()
     os.dup2(2, 1)
@@ -186,16 +188,16 @@ def _join(team: _Group) -> None:
 
 
 def begun() -> None:
-    """From here on a stop is agreed upon between steps, no longer raised in a wait."""
+    """From now on a stop is agreed on between steps instead of raised while waiting."""
     if _group:
         _group.check = lambda: None
 
 
 def all_gather(value: Any = None, name: str | None = None) -> list[Any]:
-    """Gives a JSON-able value and gets those of all processes, in their order; a barrier too.
+    """The JSON-able values of all processes, in their order; a barrier too.
 
-    All processes call it in the same order; a thread that is not the main one gives a name, one
-    that is never used again.
+    All processes call it in the same order; threads other than the main one give a name, each of
+    which is used once.
     """
     if _group is None:
         return [value]
@@ -214,7 +216,7 @@ def broadcast(value: Any) -> Any:
 
 
 def _get(key: str) -> str:
-    """Waits for a value of the store, for as long as it takes: if a process dies, JAX ends all."""
+    """Waits for a value in the store without a limit: if a process dies, JAX ends all of them."""
     assert _group is not None
     while True:
         try:
@@ -226,16 +228,16 @@ def _get(key: str) -> str:
 
 
 def tell_stop(reason: str) -> None:
-    """Tells the others, before training has begun, that this process was stopped."""
+    """Informs the others, before training has begun, that this process was stopped."""
     if _group is not None:
         _group.lines.tell({"stop": reason})
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """When its block fails in one process, the others hear of it and end with the same code.
+    """When the block fails in one process, the others are informed and end with the same code.
 
-    An error with `everywhere` is raised in all of them alike: each says it itself.
+    An error with `everywhere` is raised in all of them alike: each reports it itself.
     """
     try:
         yield
@@ -252,15 +254,15 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def lost_is_resumable() -> Iterator[None]:
-    """Ends in words, with the code 75, where a call of JAX misses another process."""
+    """Turns the error of a JAX call that misses another process into a Problem with code 75."""
     try:
         yield
     except Exception as error:
         if _group is None or hasattr(error, "exit_code"):
             raise
         time.sleep(_VERDICT)  # in which the lifelines end this process, if they know more
-        said = str(error).lower()
-        if "gloo" in said or "unavailable" in said or "coordination" in said:
+        message = str(error).lower()
+        if "gloo" in message or "unavailable" in message or "coordination" in message:
             raise Problem(
                 "the connection to another process was lost",
                 why=str(error).splitlines()[0],
@@ -271,7 +273,7 @@ def lost_is_resumable() -> Iterator[None]:
 
 
 def finish(code: int) -> int:
-    """The exit code of process 0, for all: they end together, as they agreed."""
+    """The exit code of process 0, for all: they end together."""
     code = int(all_gather(code, "exit code")[0])
     if _group is not None:
         _group.lines.end()
@@ -286,7 +288,7 @@ def _tell_failure(what: str, code: int) -> None:
 
 
 def leave(code: int) -> None:
-    """Ends at once a process that failed, if it is one of several: JAX would have it wait."""
+    """Ends a failed process at once, if it is one of several: JAX would wait for the others."""
     if _group is not None:
         if not _group.failed:
             _tell_failure(f"it ended with exit code {code}", code)

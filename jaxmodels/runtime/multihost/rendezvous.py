@@ -1,8 +1,9 @@
-"""The processes of a run meet before JAX does: who does not fit is told so, in words.
+"""The processes of a run meet before JAX starts, so that one that does not fit gets a message.
 
-JAX's own start ends in an abort of the whole process when an address is wrong, a process never
-comes or two disagree. So they first exchange a line of JSON over the very port that JAX will use:
-process 0 listens, every process says who it is, and process 0 answers all of them alike.
+`jax.distributed` aborts the whole process, with a C++ trace, when an address is wrong, a process
+never comes or two disagree; its time-outs only change when. So they first exchange a line of JSON
+over the port that JAX will use: every process introduces itself to process 0, which answers all of
+them alike. The connections stay open (`lifeline`).
 """
 
 import json
@@ -30,9 +31,9 @@ def meet(
     wait: int,
     check: Check,
 ) -> dict[int, socket.socket]:
-    """Returns when all processes are here and agree: the connections that they met over.
+    """Waits until all processes are here and agree; returns their connections.
 
-    Process 0 has one to each other process, and they have one to it, by its number.
+    Process 0 has one to each other process, by its number; the others have one to process 0.
 
     Args:
         address: host and port of process 0.
@@ -54,14 +55,14 @@ def meet(
 
 
 class _Host:
-    """Process 0: hears the others out, then answers all of them."""
+    """Process 0: listens to all others, then answers them."""
 
     def __init__(self, address: tuple[str, int], me: dict[str, Any], end: float, check: Check):
         self.address, self.me, self.end, self.check = address, me, end, check
         self.here: dict[int, socket.socket] = {}
 
     def gather(self, wait: int) -> dict[int, socket.socket]:
-        """Answers "go" when all are here; raises what it answers them otherwise."""
+        """Answers "go" when all are here; else answers with a problem, and raises it."""
         with ExitStack() as stack:
             listener = stack.enter_context(_listen(self.address))
             self._reach_oneself(listener)
@@ -76,7 +77,7 @@ class _Host:
             return {index: _kept(caller) for index, caller in self.here.items()}
 
     def _reach_oneself(self, listener: socket.socket) -> None:
-        """The others, and JAX in this process too, will look for process 0 at its address."""
+        """Checks that process 0 is at the address where the others, and JAX here, look for it."""
         try:
             with socket.create_connection(self.address, timeout=10):
                 if select.select([listener], [], [], 2)[0]:
@@ -113,24 +114,23 @@ class _Host:
             if not select.select([listener], [], [], _PAUSE)[0]:
                 continue
             caller = stack.enter_context(listener.accept()[0])
-            said = _hear(caller, 5)
-            if isinstance(said, dict) and said.keys() == self.me.keys():
-                problem = self._differs(said)
-                self.here[-1 if problem else said["process"]] = caller
+            greeting = _hear(caller, 5)
+            if isinstance(greeting, dict) and greeting.keys() == self.me.keys():
+                problem = self._differs(greeting)
+                self.here[-1 if problem else greeting["process"]] = caller
                 if problem:
                     return problem
 
-    def _differs(self, said: dict[str, Any]) -> Problem | None:
+    def _differs(self, greeting: dict[str, Any]) -> Problem | None:
         """Why this process cannot join."""
-        index, count = said["process"], self.me["processes"]
+        index, count = greeting["process"], self.me["processes"]
         why = ""
-        if said["processes"] != count:
-            why = (
-                f"process 0 expects {count} processes, process {index} expects {said['processes']}"
-            )
+        if greeting["processes"] != count:
+            theirs = greeting["processes"]
+            why = f"process 0 expects {count} processes, process {index} expects {theirs}"
         elif index in self.here or not 0 < index < count:
             why = f"two processes say that they are number {index}"
-        elif changed := differences(self.me["facts"], said["facts"]):
+        elif changed := differences(self.me["facts"], greeting["facts"]):
             rows = (f"{name}: {ours!r} and {theirs!r}" for name, (ours, theirs) in changed.items())
             why = f"process 0 and process {index} were started with\n" + "\n".join(rows)
         if not why:
@@ -142,7 +142,7 @@ class _Host:
 def _visit(
     address: tuple[str, int], me: dict[str, Any], end: float, check: Check, wait: int
 ) -> socket.socket:
-    """Another process: says who it is, and waits for the answer."""
+    """Another process: introduces itself, and waits for the answer."""
     why = "nothing answers"
     while time.monotonic() < end:
         check()
@@ -187,7 +187,7 @@ def _listen(address: tuple[str, int]) -> socket.socket:
 
 
 def _send(to: socket.socket, message: dict[str, Any]) -> None:
-    with suppress(OSError):  # who is gone needs no answer
+    with suppress(OSError):  # it is gone, and needs no answer
         to.sendall(json.dumps(message).encode() + b"\n")
 
 

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning import flops
 from jaxmodels.runtime.planning.chips import Topology
-from jaxmodels.runtime.planning.plan import Job, abstract_state, microbatch_loss, state_bytes
+from jaxmodels.runtime.planning.plan import Workload, abstract_state, microbatch_loss, state_bytes
 from jaxmodels.runtime.sharding import AXES, head_counts
 
 LARGEST_BATCH = 1 << 14
@@ -33,7 +33,7 @@ class Setting:
         """The value of `--mesh`."""
         return f"data={self.data},model={self.model}"
 
-    def of(self, job: Job) -> Job:
+    def of(self, job: Workload) -> Workload:
         """The job with this setting, its sequences a step kept where they fit."""
         accum = max(1, job.recipe.batch * job.recipe.accum // self.batch)
         return job.with_recipe(mesh=self.mesh, batch=self.batch, remat=self.remat, accum=accum)
@@ -44,7 +44,7 @@ def policies() -> tuple[str, ...]:
     return get_args(get_type_hints(Recipe)["remat"])
 
 
-def settings(job: Job, devices: int) -> Iterator[Setting]:
+def settings(job: Workload, devices: int) -> Iterator[Setting]:
     """Every mesh that divides devices and heads, with doubling batches and every remat policy."""
     for model in range(1, devices + 1):
         if devices % model or any(count % model for count in head_counts(job.config)):
@@ -65,7 +65,7 @@ class Estimate:
     the model axis is left out, and found by compiling.
     """
 
-    def __init__(self, job: Job, slice_: Topology):
+    def __init__(self, job: Workload, slice_: Topology):
         self.job, self.slice = job, slice_
         self._state = cache(self._state_bytes)
         self._row = cache(self._one_row)

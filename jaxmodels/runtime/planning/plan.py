@@ -36,7 +36,7 @@ _NEEDED = (
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """A training job: architecture, model sizes and recipe."""
 
     package: ModuleType
@@ -61,7 +61,7 @@ class Job:
         mesh = f"--mesh {recipe.mesh} " if recipe.mesh else ""
         return f"{mesh}--batch {recipe.batch} --accum {recipe.accum} --remat {recipe.remat}"
 
-    def with_recipe(self, **changes: Any) -> "Job":
+    def with_recipe(self, **changes: Any) -> "Workload":
         """The same job with other settings."""
         return replace(self, recipe=replace(self.recipe, **changes))
 
@@ -101,7 +101,7 @@ class TooLarge(Exception):
         self.needed, self.seconds = needed, seconds
 
 
-def compile_step(job: Job, mesh: Mesh) -> Compiled:
+def compile_step(job: Workload, mesh: Mesh) -> Compiled:
     """Compiles the step of `train` for the mesh's devices, which may be mere descriptions.
 
     Raises:
@@ -136,7 +136,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
     )
 
 
-def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
+def _step(job: Workload, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
     """The step of `train` and its abstract arguments."""
     _, _, state, step = training(job.package, job.config, job.recipe, mesh)
     rows = NamedSharding(mesh, P("data"))
@@ -144,7 +144,7 @@ def _step(job: Job, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStr
     return step, state, batch
 
 
-def abstract_state(job: Job, mesh: AnyMesh) -> tuple[GraphDef, State]:
+def abstract_state(job: Workload, mesh: AnyMesh) -> tuple[GraphDef, State]:
     """The model's graphdef and its abstract training state, sharded over the mesh."""
     tx = optimiser(job.recipe.optim, 0.0)
     graphdef, _, state = init(job.package, job.config, job.recipe, tx, mesh)
@@ -173,7 +173,7 @@ def _needed(message: str) -> int:
     return 0
 
 
-def microbatch_loss(job: Job) -> tuple[Any, State]:
+def microbatch_loss(job: Workload) -> tuple[Any, State]:
     """The loss of one micro-batch as a function of (params, model_state, batch), and its abstract
     state.
 
@@ -192,7 +192,7 @@ def microbatch_loss(job: Job) -> tuple[Any, State]:
     return loss, state
 
 
-def useful_flops(job: Job) -> int:
+def useful_flops(job: Workload) -> int:
     """Operations of a step without recomputation (remat).
 
     Three times the products of the loss: the backward pass has two for each of the forward pass.
@@ -217,7 +217,7 @@ def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:
     }
 
 
-def report(job: Job, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
+def report(job: Workload, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
     """The result of `jaxmodels plan --json`.
 
     Bytes are of one device, operations of all devices, times lower bounds.
@@ -243,7 +243,7 @@ def report(job: Job, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
     }
 
 
-def too_large_report(job: Job, error: TooLarge, slice_: Topology) -> dict[str, Any]:
+def too_large_report(job: Workload, error: TooLarge, slice_: Topology) -> dict[str, Any]:
     """The `report` of a step that does not fit: only its operations are known."""
     useful = useful_flops(job)
     seconds = useful / (slice_.devices * slice_.flops)

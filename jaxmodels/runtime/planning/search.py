@@ -9,7 +9,7 @@ from typing import Any
 from jaxmodels.errors import Problem
 from jaxmodels.runtime.planning.chips import GIB, Topology
 from jaxmodels.runtime.planning.estimate import Estimate, Setting, settings
-from jaxmodels.runtime.planning.plan import Compiled, Job, TooLarge
+from jaxmodels.runtime.planning.plan import Compiled, TooLarge, Workload
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Trial:
     """A setting that was compiled."""
 
     setting: Setting
-    job: Job
+    job: Workload
     compiled: Compiled | None
     """None if it does not fit or the compiler failed."""
     needed: int
@@ -45,10 +45,10 @@ class Search:
 
     def __init__(
         self,
-        job: Job,
+        job: Workload,
         slice_: Topology,
-        compiled: Callable[[Job], Compiled],
-        reported: Callable[[Job, Compiled], dict[str, Any]],
+        compiled: Callable[[Workload], Compiled],
+        reported: Callable[[Workload, Compiled], dict[str, Any]],
         seconds: float,
         say: Callable[[str], None],
     ):

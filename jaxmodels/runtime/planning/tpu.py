@@ -61,12 +61,12 @@ def compile_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
     """
     import jax
 
-    from jaxmodels.runtime.planning.plan import Job, compile_step
+    from jaxmodels.runtime.planning.plan import Workload, compile_step
     from jaxmodels.runtime.sharding import make_mesh
 
     mesh = make_mesh(recipe.mesh, devices(topology(name)))
     try:
-        return compile_step(Job(import_module(package), config, recipe), mesh)
+        return compile_step(Workload(import_module(package), config, recipe), mesh)
     except jax.errors.JaxRuntimeError as error:
         raise _refused(str(error)[:1000]) from error
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxmodels.cli import say
-from jaxmodels.runtime.files import json_object, write_bytes
+from jaxmodels.files import write_bytes
+from jaxmodels.reading import json_object
 from jaxmodels.runtime.paths import layer_of
 from jaxmodels.runtime.reporting.pictures import picture, title
 from jaxmodels.runtime.stats import FILE as STATS

@@ -29,14 +29,9 @@ import jax
 
 from jaxmodels.cli import say
 from jaxmodels.runtime.multihost import processes
-from jaxmodels.runtime.files import (
-    MANIFEST,
-    as_full_disk,
-    make_folder,
-    whole_folder,
-    write_json,
-    write_manifest,
-)
+from jaxmodels.files import atomic_folder, make_folder, write_json
+from jaxmodels.runtime.manifest import MANIFEST, write_manifest
+from jaxmodels.runtime.tensorstore import as_full_disk
 from jaxmodels.runtime.finite import NotFinite, not_finite_message, not_finite
 from jaxmodels.runtime.runs.rundir import jump_checkpoints, best, identity, refuse_changed, steps
 from jaxmodels.runtime.runs.sound import claim, newest_sound, set_aside, skipped_messages, unsound
@@ -155,7 +150,7 @@ class Checkpoints:
         if step not in self._sound and os.path.lexists(self.folder / str(step)):
             say(f"{self.folder / str(step)} is not a sound checkpoint")
             self._set_aside(step)
-        with whole_folder(self.folder / str(step), force=True) as temporary:
+        with atomic_folder(self.folder / str(step), force=True) as temporary:
             processes.all_gather(temporary.name, name=f"{name}/folder")
             yield temporary
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, digest, read_json
+from jaxmodels.reading import digest, read_json
+from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.runtime.settings import differences
 
 CONFIG = "config.json"

@@ -8,15 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from jaxmodels.runtime.files import (
-    MANIFEST,
-    UNKNOWN,
-    differing,
-    digests,
-    read_json,
-    read_sealed,
-    write_sealed,
-)
+from jaxmodels.reading import read_json
+from jaxmodels.runtime.manifest import MANIFEST, UNKNOWN, differing, digests, read_sealed, write_sealed
 from jaxmodels.runtime.runs.rundir import CONFIG, VOCABULARIES
 
 DIGESTS, DATA = "digests.json", "data/"

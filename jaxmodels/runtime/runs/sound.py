@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from jaxmodels.errors import CORRUPT, Problem
-from jaxmodels.runtime.files import MANIFEST, damage
+from jaxmodels.runtime.manifest import MANIFEST, damage
 from jaxmodels.runtime.runs.rundir import manifest_value, steps, valid_loss
 
 ASIDE = ".damaged"

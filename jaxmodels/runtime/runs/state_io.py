@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 
 from jaxmodels.errors import Problem
 from jaxmodels.runtime.multihost import processes
-from jaxmodels.runtime.files import plain, read_json
+from jaxmodels.reading import read_json
+from jaxmodels.runtime.tensorstore import orbax_path
 from jaxmodels.runtime.paths import flatten, nest
 from jaxmodels.runtime.step import State
 
@@ -67,7 +68,7 @@ def write(folder: Path, state: State, name: str) -> None:
     trees |= {"ema": nest(state.ema)} if state.ema else {}
     for part, tree in trees.items():
         with _orbax(f"{name}/{part}") as writer:
-            writer.save(plain(folder) / part, args=_saved(tree))
+            writer.save(orbax_path(folder) / part, args=_saved(tree))
 
 
 def snapshot(state: State) -> State:
@@ -92,7 +93,7 @@ def _read(folder: Path, abstract: Any) -> Any:
     with _orbax(f"read/{folder.name}") as reader:
         wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(item=abstract, restore_args=wanted)
-        return reader.restore(plain(folder), args=args)
+        return reader.restore(orbax_path(folder), args=args)
 
 
 def _saved(tree: Any) -> ocp.args.PyTreeSave:

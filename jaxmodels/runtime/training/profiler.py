@@ -10,7 +10,7 @@ from jaxmodels.errors import USAGE, Problem
 
 
 @dataclass
-class Window:
+class TracedSteps:
     """The steps from `first` to `last`, both included, counted as in the log."""
 
     first: int
@@ -56,7 +56,7 @@ class Window:
             say(f"--profile: no trace was written to {self.folder}: {why}")
 
 
-def parse_window(text: str, folder: Path, steps: int) -> Window:
+def parse_window(text: str, folder: Path, steps: int) -> TracedSteps:
     """The window of "10:20".
 
     Raises:
@@ -70,4 +70,4 @@ def parse_window(text: str, folder: Path, steps: int) -> Window:
             fix="for example --profile 10:20",
             exit_code=USAGE,
         )
-    return Window(int(first), int(last), folder)
+    return TracedSteps(int(first), int(last), folder)

@@ -23,10 +23,10 @@ import jax
 
 from jaxmodels.cli import say
 from jaxmodels.errors import Problem
+from jaxmodels.files import write_bytes, write_text
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import platform
 from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.files import write_bytes, write_text
 from jaxmodels.runtime.finite import NotFinite, not_finite, not_finite_message
 from jaxmodels.runtime.metrics import MetricsLog, NullLog
 from jaxmodels.runtime.multihost import processes
@@ -40,7 +40,7 @@ from jaxmodels.runtime.step import State, StepMetrics, training
 from jaxmodels.runtime.stop import Stop
 from jaxmodels.runtime.training.divergence import Rollbacks
 from jaxmodels.runtime.training.patience import Patience
-from jaxmodels.runtime.training.profiler import Window
+from jaxmodels.runtime.training.profiler import TracedSteps
 from jaxmodels.runtime.training.samples import Sample
 
 
@@ -66,7 +66,7 @@ class Job:
     """Turns a fresh state into the run's initial state."""
     resumed: Callable[[int], None] = lambda step: None
     """Called with the step of the checkpoint that the run resumes from."""
-    profile: Window | None = None
+    profile: TracedSteps | None = None
     """Steps to trace."""
 
 
@@ -116,7 +116,7 @@ class _Loop:
         self.inline = platform.computes_inline(sum(self.sizes.values()))
         peak = chips.peak_flops(jax.devices()[0].device_kind)
         self.peak_flops = (peak or 0.0) * self.mesh.size  # operations a second of all devices
-        planned = plan.Job(job.package, job.config, recipe)
+        planned = plan.Workload(job.package, job.config, recipe)
         self.step_flops = plan.useful_flops(planned) if peak else 0
         self.stop_agreed = False
         self.rollbacks = Rollbacks(job.run, recipe)

@@ -15,8 +15,8 @@ from bridge.sandbox.codec import Garbled, decode, encode
 
 def crossed(value):
     """The value as it arrives."""
-    said, tensors = encode(value)
-    return decode(json.loads(json.dumps(said)), lambda number, *_: tensors[number].read(), 1000)
+    encoded, tensors = encode(value)
+    return decode(json.loads(json.dumps(encoded)), lambda number, *_: tensors[number].read(), 1000)
 
 
 def test_values_cross_as_they_are():
@@ -59,7 +59,7 @@ def test_what_is_built_to_grow_does_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said",
+    "encoded",
     [
         None,
         [],
@@ -85,9 +85,9 @@ def test_what_is_built_to_grow_does_not(tmp_path):
         {"top": 1, "table": [["tensor", 3, "F32", [1]]]},
     ],
 )
-def test_what_does_not_fit_is_not_believed(said):
+def test_what_does_not_fit_is_not_believed(encoded):
     with pytest.raises(Garbled):
-        decode(said, lambda *_: np.zeros(1), 1000)
+        decode(encoded, lambda *_: np.zeros(1), 1000)
 
 
 JSON = st.recursive(

@@ -1,23 +1,34 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import ctypes
 import errno
 import fcntl
 import glob
-import hashlib
+import json
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
-from data_pipelines.errors import EXISTS, DataProblem
+from jaxmodels.errors import EXISTS, Problem
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+
+
+class Exists(Problem):
+    """Something has the name of an output that is not to be replaced."""
+
+    def __init__(self, path: Path):
+        super().__init__(
+            "the output exists already",
+            where=str(path),
+            fix="give another path, or --force to replace it",
+            exit_code=EXISTS,
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -34,16 +45,21 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 @contextmanager
-def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
-    """A folder to fill; it takes the name `path` only when the block ends without an error.
+def atomic_folder(path: Path, force: bool = False) -> Iterator[Path]:
+    """A folder to fill, which appears at `path` only if the block ends without an error.
 
     Args:
         path: the folder to create.
-        force: replace what is there, once the new one is complete.
+        force: replace what is there once the new folder is complete.
 
     Raises:
-        DataProblem: (exists) something is there, before or after the block, and `force` is off.
+        Exists: something is there, before or after the block, and `force` is off.
     """
     make_folder(path.parent)
     with _temporary(path, Path.mkdir) as temporary:
@@ -58,8 +74,8 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives errors of the disk their path: a failed read or write tells none, or a temporary one,
-    which is replaced.
+    """Adds the path to errors of the disk, which name none after a failed read or write, or a
+    temporary one.
     """
     try:
         yield
@@ -71,13 +87,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises DataProblem (exists) if something is there."""
+    """Raises Exists if something is there."""
     if os.path.lexists(path):
-        raise _exists(path)
+        raise Exists(path)
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, each of them safe on the disk."""
+    """Makes a folder and its parents, and syncs each of them to the disk."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -90,40 +106,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """The content of a file that somebody else may have made; it never waits, as for a pipe.
-
-    Raises:
-        OSError: there is no such file, or it cannot be opened.
-        ValueError: it is not a regular file, or longer than `limit` bytes.
-    """
-    with _regular(path, limit) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:  # it grows
-        raise _too_large(limit)
-    return content
-
-
-def digest(path: Path, limit: int | None = None) -> str:
-    """sha256 of a file, in hexadecimal; raises as `read_limited` (None: no limit)."""
-    with _regular(path, limit) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _regular(path: Path, limit: int | None) -> Iterator[BufferedReader]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with naming(path), open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
-        if limit is not None and status.st_size > limit:
-            raise _too_large(limit)
-        yield file
-
-
-def _too_large(limit: int) -> ValueError:
-    return ValueError(f"it is too large: at most {limit:,} bytes are read")
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and below, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -137,9 +122,9 @@ def _opened(path: Path) -> Iterator[int]:
 
 @contextmanager
 def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A new file or folder beside `path`; what has its name after the block is removed.
+    """A new file or folder beside `path`, removed after the block unless it was renamed.
 
-    It is locked while this process lives: the next writer of `path` clears what is not.
+    It is locked while this process lives: the next writer of `path` removes what is not locked.
     """
     _clear(path)
     with naming(path):
@@ -161,7 +146,7 @@ def _locked(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
             lock = os.open(temporary, os.O_RDONLY)
         except FileNotFoundError:  # another writer cleared it already
             continue
-        with suppress(OSError):  # a file system without locks: then nobody clears it
+        with suppress(OSError):  # on a file system without locks nobody removes it
             fcntl.flock(lock, fcntl.LOCK_EX)
         if temporary.exists():
             return temporary, lock
@@ -169,7 +154,7 @@ def _locked(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
 
 
 def _clear(path: Path) -> None:
-    """Removes what killed writers of `path` left beside it, and nothing of those that live."""
+    """Removes what killed writers of `path` left beside it, and nothing of running ones."""
     pattern = f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"
     for left in path.parent.glob(pattern + ".tmp"):
         with suppress(OSError), _opened(left) as lock:
@@ -190,20 +175,20 @@ def _remove(path: Path) -> None:
 
 
 def _take_name(new: Path, path: Path, force: bool) -> None:
-    """Gives the folder `new` the name `path`; what had that name has the other one after it."""
+    """Renames the folder `new` to `path`; what was there takes its name."""
     try:
         new.rename(path)  # this replaces nothing but an empty folder
     except OSError:
         if not os.path.lexists(path):
             raise
         if not force:
-            raise _exists(path) from None
+            raise Exists(path) from None
         if not _exchange(new, path):
             _replace(new, path)
 
 
 def _replace(new: Path, path: Path) -> None:
-    """For want of `_exchange`: a kill between the renames leaves .old, which `_clear` restores."""
+    """Where `_exchange` cannot: a kill between the renames leaves .old, which `_clear` restores."""
     old = new.with_suffix(".old")
     path.rename(old)
     try:
@@ -220,12 +205,3 @@ def _exchange(a: Path, b: Path) -> bool:
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     names = _AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b)
     return rename is not None and rename(*names, _RENAME_EXCHANGE) == 0
-
-
-def _exists(path: Path) -> DataProblem:
-    return DataProblem(
-        "the output exists already",
-        where=str(path),
-        fix="give another path, or --force to replace it",
-        exit_code=EXISTS,
-    )

@@ -17,6 +17,7 @@ import pytest
 import bridge
 from bridge.core.tensors import digest_of
 from bridge.formats import recognise
+from bridge.legacy import budget
 from bridge.sandbox import client
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 from tests.bridge import fuzz_corpus
@@ -34,8 +35,8 @@ def child_of(contents):
     return tensor.read.func.__self__
 
 
-def told(call, *arguments):
-    """What a problem says."""
+def problem_of(call, *arguments):
+    """The parts of the problem that a call raises."""
     with pytest.raises(Problem) as caught:
         call(*arguments)
     return vars(caught.value)
@@ -60,8 +61,8 @@ def test_limits_are_set_and_nothing_of_ours_is_seen(path, monkeypatch):
     for name in ("Max file size", "Max core file size", "Max processes"):
         assert limits[name] == ["0", "0"]
     assert limits["Max open files"] == ["16", "16"]
-    assert int(limits["Max address space"][0]) < 2 * client.MEMORY
-    assert int(limits["Max cpu time"][0]) <= client.SECONDS + 5
+    assert int(limits["Max address space"][0]) < 2 * budget.MEMORY
+    assert int(limits["Max cpu time"][0]) <= budget.SECONDS + 5
     names = [entry.split(b"=")[0] for entry in (about / "environ").read_bytes().split(b"\0")]
     assert {*names} <= {b"OPENBLAS_NUM_THREADS", b"LD_LIBRARY_PATH", b""}
     mapped = (about / "maps").read_text()
@@ -75,10 +76,10 @@ def test_limits_are_set_and_nothing_of_ours_is_seen(path, monkeypatch):
 
 
 def test_too_much_memory(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(client, "MEMORY", 30_000_000)
+    monkeypatch.setattr(budget, "MEMORY", 30_000_000)
     long = saved(tmp_path / "long.pt", b"}" * 1_900_000)  # dicts of 130 MB
-    said = told(recognise, long)
-    assert (said["what"], said["exit_code"]) == (
+    problem = problem_of(recognise, long)
+    assert (problem["what"], problem["exit_code"]) == (
         "reading the file takes more memory than it should",
         UNSAFE,
     )
@@ -92,7 +93,7 @@ def test_too_much_memory(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_too_much_time(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(client, "SECONDS", 0)
+    monkeypatch.setattr(budget, "SECONDS", 0)
     # A key of 300,000 numbers, looked at 5,000 times, takes minutes.
     pickled = b"}(" + b"K\x01" * 300_000 + b"tq\x000" + b"h\x00Ns" * 5_000
     long = saved(tmp_path / "long.pt", pickled)
@@ -108,8 +109,8 @@ def test_a_tensor_for_which_memory_is_lacking(monkeypatch, tmp_path):
     torch.save({"large": torch.zeros(10_000_000), "small": torch.ones(3)}, tmp_path / "x.pt")
     tensors = recognise(tmp_path / "x.pt").tensors
     with monkeypatch.context() as patch:
-        patch.setattr(client, "MEMORY", -100_000_000)  # of 120 that such a tensor may take
-        assert "more memory" in told(tensors["large"].read)["what"]
+        patch.setattr(budget, "MEMORY", -100_000_000)  # of 120 that such a tensor may take
+        assert "more memory" in problem_of(tensors["large"].read)["what"]
     assert tensors["small"].read().tolist() == [1, 1, 1]
     assert tensors["large"].read().shape == (10_000_000,)
 
@@ -131,15 +132,16 @@ def test_killed_midway(monkeypatch, tmp_path, capsys):
     assert "Traceback" not in err
     assert len(seen) == 12
     assert not list(tmp_path.iterdir())
-    assert "ended before" in told(read, seen[0], 0, (1,), np.dtype("f4"))["what"]  # and stays so
+    again = problem_of(read, seen[0], 0, (1,), np.dtype("f4"))
+    assert "ended before" in again["what"]
 
 
 def test_what_ends_it_at_its_start_is_said(monkeypatch):
     monkeypatch.setattr(client, "FOLDERS", [])
-    said = told(client.read, "torch", CKPT)
-    assert "No module named" in said["why"]
+    problem = problem_of(client.read, "torch", CKPT)
+    assert "No module named" in problem["why"]
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert "cannot be started" in told(client.read, "torch", CKPT)["what"]
+    assert "cannot be started" in problem_of(client.read, "torch", CKPT)["what"]
 
 
 def test_an_interruption_ends_it(monkeypatch):
@@ -154,7 +156,7 @@ def test_an_interruption_ends_it(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             tensor.read()
     assert child.process.returncode is not None
-    assert "ended before" in told(tensor.read)["what"]
+    assert "ended before" in problem_of(tensor.read)["what"]
 
 
 def test_it_ends_with_its_parent():
@@ -261,13 +263,13 @@ class Liar(client.Child):
 def test_answers_are_checked(monkeypatch, answer, code):
     monkeypatch.setattr(client, "Child", Liar)
     monkeypatch.setattr(Liar, "answers", answer)
-    said = told(client.read, "torch", CKPT)
-    assert said["exit_code"] == code
-    assert len(said["what"]) <= client.MAX_TEXT
+    problem = problem_of(client.read, "torch", CKPT)
+    assert problem["exit_code"] == code
+    assert len(problem["what"]) <= client.MAX_TEXT
 
 
 @pytest.mark.slow
 def test_a_tensor_of_another_size_is_not_taken(monkeypatch):
     child = child_of(recognise(CKPT))
-    assert "a tensor of another size" in told(child.tensor, 0, (7,), np.dtype("f4"))["why"]
+    assert "a tensor of another size" in problem_of(child.tensor, 0, (7,), np.dtype("f4"))["why"]
     assert child.process.returncode is not None

@@ -1,0 +1,19 @@
+"""Images as the tower wants them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Of ImageNet's colours.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalised(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b side side 3"]:
+    """Images in [0, 1], resized to squares if they are not, and normalised by ImageNet's colours.
+
+    The resizing is linear without antialiasing, as PyTorch's `interpolate` is.
+    """
+    if images.shape[1:3] != (side, side):
+        size = (len(images), side, side, 3)
+        images = jax.image.resize(images, size, "linear", antialias=False)
+    return (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(STD, images.dtype)
