@@ -26,8 +26,8 @@ from jaxmodels.architecture import ConfigView
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
-from jaxmodels.runtime.batches import sees
-from jaxmodels.runtime.generate import before, generate
+from jaxmodels.runtime.batches import takes_images
+from jaxmodels.runtime.generate import generate, truncate_at
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.platform import prepare
 from jaxmodels.sizes import vocab_used
@@ -129,7 +129,7 @@ class Scorer:
 
     def __init__(self, model: Any, tokenizer: Any, batch: int = 8):
         objective = ConfigView(model.config).objective
-        if sees(model.config) or objective == "next_char":
+        if takes_images(model.config) or objective == "next_char":
             raise Problem(
                 "this model does not predict each token of a text",
                 fix="evaluate a language model, or wigip with the dense objective",
@@ -185,7 +185,7 @@ class Scorer:
         banned, drawn, text = tuple(tokenizer.special_ids), np.zeros(0, np.int32), ""
         for piece in generate(self.model, prompt[None], max_tokens, sampling, 0, banned, end=end):
             drawn = np.concatenate([drawn, piece[0]])
-            text = tokenizer.decode(before(end, drawn))
+            text = tokenizer.decode(truncate_at(end, drawn))
             if found := [at for stop in until if stop and (at := text.find(stop)) >= 0]:
                 return text[: min(found)]
         return text

@@ -18,7 +18,7 @@ from benchmarks.harness import RESULTS, Absent, Run, positive, save
 from jaxmodels.cli import parse, say
 from jaxmodels.runtime.planning import tpu
 from jaxmodels.runtime.planning.chips import GIB, topology
-from jaxmodels.runtime.planning.plan import TooLarge, Workload, refusal, report
+from jaxmodels.runtime.planning.plan import TooLarge, Workload, report, too_large_report
 from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
 RUNS = (
@@ -85,10 +85,10 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     say(f"compiling {options.preset} for {slice_.name}")
     try:
         with mock.patch.dict(os.environ, tpu.ENVIRONMENT):
-            compiled = tpu.compiled_apart(package.module, config, recipe, slice_.name)
+            compiled = tpu.compile_isolated(package.module, config, recipe, slice_.name)
         found = report(job, compiled, slice_)
     except TooLarge as error:
-        found = refusal(job, error, slice_)
+        found = too_large_report(job, error, slice_)
     case = f"{options.preset} on {slice_.name}" + (f", {recipe.mesh}" if recipe.mesh else "")
     seconds = found["roofline_step_seconds"]
     record = run.record(case, "jaxmodels", "ms at least", 1e3 * seconds, **found)

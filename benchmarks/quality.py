@@ -19,7 +19,7 @@ from data_pipelines.pipelines import open_data
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import within
 from jaxmodels.registry import OURS
-from jaxmodels.runtime.batches import sees
+from jaxmodels.runtime.batches import takes_images
 from jaxmodels.runtime.training.train import Job, train
 
 _TRAINED = tuple(arch for arch in OURS if arch != "dinov2")  # it has no loss
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     arch, name, config = jaxmodels.preset(options.preset)
     recipe = replace(
         jaxmodels.learner(arch).RECIPES[name],
-        data="shapes" if sees(config) else "pydoc",
+        data="shapes" if takes_images(config) else "pydoc",
         steps=options.steps,
         eval_every=options.steps,
         save_every=options.steps,
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         out = train(job)
     loss = out.valid_loss
     assert loss is not None
-    bits = {} if sees(config) else {"bits_per_token": loss / log(2)}
+    bits = {} if takes_images(config) else {"bits_per_token": loss / log(2)}
     record = run.record(
         f"{options.preset}, {recipe.data}",
         "jaxmodels",

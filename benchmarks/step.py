@@ -30,7 +30,7 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning.flops import Product, products
 from jaxmodels.runtime.platform import choose_thread
 from jaxmodels.runtime.sharding import make_mesh
-from jaxmodels.runtime.step import fitting_slices, training
+from jaxmodels.runtime.step import auto_slices, training
 from jaxmodels.sizes import parameters
 
 OURS = "jaxmodels"
@@ -149,7 +149,7 @@ def _slices(arch: str, recipe: Recipe, arrays: dict[str, Any]) -> int:
     if jaxmodels.arch(arch).CROSS_ROW_LOSS:
         return 1
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
-    return recipe.slices or fitting_slices(zeros, make_mesh(recipe.mesh))
+    return recipe.slices or auto_slices(zeros, make_mesh(recipe.mesh))
 
 
 def _sizes(arrays: dict[str, Any]) -> str:

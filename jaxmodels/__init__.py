@@ -20,7 +20,8 @@ __all__ = ["ARCHS", "arch", "create", "learner", "package_of", "preset", "summar
 def create(spec: str, seed: int = 0) -> Any:
     """A freshly initialised `nnx.Module`, for example `create("charlm:tiny")`.
 
-    The same seed gives the same parameters. Calls are deterministic unless `rngs` is passed.
+    The same seed gives the same parameters. There are no train and eval modes to switch: a call
+    with `rngs` uses dropout, a call without is deterministic.
     """
     from jaxmodels.layers.keys import keys
 
@@ -29,7 +30,7 @@ def create(spec: str, seed: int = 0) -> Any:
 
 
 def summary(model: Any) -> str:
-    """Tensors, parameters and bytes of each layer, and in all, as a table.
+    """A table of tensors, parameters and bytes of each layer, and their totals.
 
     Args:
         model: a module, or a preset such as "charlm:tiny", whose parameters are not allocated.
@@ -43,5 +44,5 @@ def summary(model: Any) -> str:
     if isinstance(model, str):
         name, _, config = preset(model)
         return sizes.table(sizes.by_layer(sizes.shapes(name, config)))
-    held = unstack(params_of(model), package_of(model).SCANNED)
-    return sizes.table(sizes.by_layer(held))
+    params = unstack(params_of(model), package_of(model).SCANNED)
+    return sizes.table(sizes.by_layer(params))

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from jaxmodels.cli import fail, say, whole_paths
+from jaxmodels.cli import fail, refuse_empty_paths, say
 from jaxmodels.errors import INTERRUPTED, NO_SPACE, UNREAD, USAGE, Problem
 from jaxmodels.explain import explain
-from jaxmodels.terminal import Stream, Unwritten, steady
+from jaxmodels.terminal import OutputLost, Stream, resilient_output
 
 # verb → (module:function that runs it, what it does)
 VERBS = {
@@ -27,7 +27,7 @@ VERBS = {
     "convert": ("bridge.commands.convert:convert_main", "move a checkpoint between formats"),
     "inspect": (
         "bridge.commands.checks:inspect_main",
-        "say what a checkpoint is, without executing anything",
+        "describe a checkpoint, without executing anything",
     ),
     "verify": (
         "bridge.commands.checks:verify_main",
@@ -35,7 +35,7 @@ VERBS = {
     ),
     "diff": ("bridge.commands.checks:diff_main", "compare two checkpoints tensor by tensor"),
     "push": ("bridge.commands.hub:push_main", "publish a model on the Hugging Face hub"),
-    "pull": ("bridge.commands.hub:pull_main", "fetch a checkpoint from the hub, whole and checked"),
+    "pull": ("bridge.commands.hub:pull_main", "download a checkpoint from the hub and check it"),
     "data": ("data_pipelines.command:main", "list, prepare and inspect training data"),
     "bench": ("benchmarks.command:main", "measure speed, memory and quality against named peers"),
     "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),
@@ -53,7 +53,7 @@ USAGE_TEXT = "\n".join(
 
 
 ON_DISK = {"train", "convert", "data", "bench", "report", "push", "pull"}
-"""Verbs whose work is not what they print: they go on when nobody reads that any more."""
+"""Verbs whose result is on disk: they continue when nobody reads their output any more."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,13 +62,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[list[str]], int], argv: Sequence[str]) -> int:
-    """Runs a command; what goes wrong is told in our words, and by the exit code.
+    """Runs a command; errors become a short message and an exit code.
 
     Args:
-        run: takes the words, returns an exit code.
-        argv: the words; `--debug` among them lets errors through, with their traceback.
+        run: takes the arguments, returns an exit code.
+        argv: the arguments; with `--debug` errors are raised, with their traceback.
     """
-    with steady(needed=not ON_DISK & set(argv[:1])) as output:
+    with resilient_output(needed=not ON_DISK & set(argv[:1])) as output:
         try:
             try:
                 code = run([word for word in argv if word != "--debug"])
@@ -77,12 +77,12 @@ def guarded(run: Callable[[list[str]], int], argv: Sequence[str]) -> int:
                 if end.code or output.lost is None:
                     raise
                 code = 0
-            output.flush()  # what cannot be written is an error here, not after the end
-            return code or _written(output)
+            output.flush()  # a failed write is an error now, not while Python exits
+            return code or _output_code(output)
         except KeyboardInterrupt:
             say("interrupted")
             return _left(INTERRUPTED)
-        except Unwritten as lost:
+        except OutputLost as lost:
             return _left(_no_space(lost) if lost.full else UNREAD)
         except Exception as error:
             if "--debug" in argv:
@@ -104,24 +104,24 @@ def _run(argv: list[str]) -> int:
             exit_code=USAGE,
         )
     module, _, function = VERBS[verb][0].partition(":")
-    with whole_paths():
+    with refuse_empty_paths():
         return int(getattr(import_module(module), function)(argv[1:]) or 0)
 
 
 def _left(code: int) -> int:
-    """The exit code of a failure. One of several processes that train together ends here."""
+    """The exit code of a failure; a process that trains with others ends here."""
     if processes := sys.modules.get("jaxmodels.runtime.multihost.processes"):
         processes.leave(code)
     return code
 
 
-def _written(output: Stream) -> int:
-    """The exit code of a verb that did its work: was there space for what it had to say?"""
+def _output_code(output: Stream) -> int:
+    """The exit code of a verb that did its work: was there space for its output?"""
     lost = output.lost
     return _no_space(lost, "; the work itself is done") if lost and lost.full else 0
 
 
-def _no_space(lost: Unwritten, done: str = "") -> int:
+def _no_space(lost: OutputLost, done: str = "") -> int:
     return fail(
         Problem(
             f"there is no space for the output{done}",

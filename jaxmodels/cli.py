@@ -1,4 +1,4 @@
-"""What the verbs of the command share: parsing, talking to the user, asking a file's manners.
+"""What the commands share: parsing arguments and printing.
 
 Standard output carries results (text or one JSON object); everything else goes to standard
 error, so that output can be piped.
@@ -27,9 +27,9 @@ def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
 
 
 @contextmanager
-def whole_paths() -> Iterator[None]:
-    """Within its block an empty word is no path: `--out "$RUN"` without RUN would else mean the
-    folder that one is in, to be written to, or with `--force` to be replaced.
+def refuse_empty_paths() -> Iterator[None]:
+    """Within its block an empty path is an error: `--out "$RUN"` without RUN would otherwise mean
+    the current folder, and with `--force` replace it.
     """
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
@@ -39,7 +39,7 @@ def whole_paths() -> Iterator[None]:
         if not words[0]:
             raise Problem(
                 "a path is empty",
-                fix='give one; is a variable of your shell not set? "." is this folder',
+                fix='give one; is a shell variable not set? "." is the current folder',
                 exit_code=USAGE,
             )
         return Path(words[0])
@@ -60,10 +60,10 @@ def whole_paths() -> Iterator[None]:
         yield
 
 
-def gathered(argv: list[str], option: str, many: bool = False) -> list[str]:
-    """Joins an option that is repeated into one, with all of its values, at the end.
+def merge_repeated(argv: list[str], option: str, many: bool = False) -> list[str]:
+    """Merges a repeated option into one at the end, with all of its values.
 
-    With `many` an option takes all words up to the next one.
+    With `many` an option takes all words up to the next option.
     """
     rest: list[str] = []
     values: list[str] = []
@@ -84,7 +84,7 @@ def gathered(argv: list[str], option: str, many: bool = False) -> list[str]:
 
 
 def refuse_repeated(argv: list[str], option: str, fix: str) -> None:
-    """Refuses an option that is given twice: the parser would take the last without a word.
+    """Refuses an option that is given twice: the parser would silently take the last.
 
     Raises:
         Problem: (usage) with `fix`.
@@ -98,18 +98,18 @@ _hushed = False
 
 
 def hush(on: bool) -> None:
-    """Turns `say` off or on: of several processes that train together, one talks."""
+    """Turns `say` off or on: of several processes that train together, only one prints."""
     global _hushed
     _hushed = on
 
 
 def visible(text: Any, keep: str = "") -> str:
-    """The text with what cannot be printed (control characters, changes of direction, halves of
-    a character) in the form of Python's escapes, `\\x1b`: names in files are anybody's.
+    """The text with unprintable characters (control, bidirectional, surrogates) escaped as in
+    Python, `\\x1b`: names in files are untrusted.
 
     Args:
-        text: what is to be printed.
-        keep: characters that stay as they are.
+        text: what to print.
+        keep: characters that are not escaped.
     """
     text = str(text)
     if text.isprintable():
@@ -117,33 +117,33 @@ def visible(text: Any, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
-def written(text: str) -> str:
-    """What a model wrote, for a terminal: only what could steer it is escaped, not its scripts."""
+def escape_control(text: str) -> str:
+    """A model's output for a terminal: only control characters and surrogates are escaped."""
     steering = (c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cs"))
     return text.translate({ord(c): ascii(c)[1:-1] for c in steering})
 
 
 def show(*lines: Any) -> None:
-    """Prints to standard output, what cannot be printed escaped; a result for people."""
+    """Prints a result for people to standard output, unprintable characters escaped."""
     for line in lines:
         print(visible(line, keep="\n"))
 
 
 def say(*lines: str) -> None:
-    """Prints to standard error, at once, what cannot be printed escaped."""
+    """Prints to standard error and flushes, unprintable characters escaped."""
     if not _hushed:
         print(*(visible(line, keep="\n") for line in lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def emit(result: dict[str, Any] | list[Any]) -> None:
-    """Prints one JSON object to standard output; the answer to `--json`."""
+    """Prints one JSON object to standard output, for `--json`."""
     print(json.dumps(result), flush=True)
 
 
 def fail(problem: BaseException) -> int:
-    """Shows an error as one short block and returns its exit code.
+    """Prints an error as one short block and returns its exit code.
 
-    Any exception that has `what`, `where`, `why`, `fix` and `exit_code` is shown this way.
+    Works for any exception that has `what`, `where`, `why`, `fix` and `exit_code`.
     """
     red, plain = ("\033[1;31m", "\033[0m") if _colour() else ("", "")
     block = [str(getattr(problem, "what", problem))]

@@ -8,15 +8,15 @@ STOPPED, INTERRUPTED, UNREAD = 75, 130, 141
 
 
 class Problem(Exception):
-    """An error that ends the command with one short block instead of a traceback.
+    """An error that the command prints as one short block instead of a traceback.
 
-    Any exception with these attributes is shown the same way, so that packages that
-    do not import this one (data_pipelines) can raise their own.
+    Any exception with these attributes is printed the same way, so packages that do not import
+    this one (data_pipelines) can raise their own.
 
     Args:
         what: what went wrong, in one sentence.
-        where: the file, field or tensor that it concerns.
-        why: the cause, when it is known.
+        where: the file, field or tensor concerned.
+        why: the cause, if known.
         fix: what the user can do now.
         exit_code: one of the codes above.
     """

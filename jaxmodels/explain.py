@@ -1,4 +1,4 @@
-"""What the operating system and libraries say of a failure, in our words."""
+"""Turns errors of the operating system and of libraries into `Problem`s."""
 
 import errno
 import io
@@ -12,11 +12,12 @@ from jaxmodels.terminal import FULL
 
 
 def explain(error: Exception) -> Exception:
-    """The error to show; one of our own is left as it is."""
+    """The error to print; one of our own is returned unchanged."""
     if hasattr(error, "exit_code"):
         return error
-    told = any(os.strerror(code) in str(error) for code in FULL)  # libraries have types of theirs
-    if told or (isinstance(error, OSError) and error.errno in FULL):
+    # Libraries wrap the error in types of their own, but keep the system's message.
+    full = any(os.strerror(code) in str(error) for code in FULL)
+    if full or (isinstance(error, OSError) and error.errno in FULL):
         return Problem(
             "the disk is full",
             where=_place(error),
@@ -29,8 +30,8 @@ def explain(error: Exception) -> Exception:
             "there is not enough memory",
             where=_place(error),
             why=(str(error).splitlines() or [""])[0],
-            fix="close other programs, or take less at once: a smaller --batch (in training with "
-            "more --accum, or with --remat), a smaller model; `jaxmodels plan` tells what fits",
+            fix="close other programs, or use a smaller --batch (in training with more --accum, or "
+            "with --remat) or a smaller model; `jaxmodels plan` computes what fits",
             exit_code=NO_SPACE,
         )
     if isinstance(error, FileNotFoundError):
@@ -55,18 +56,18 @@ def explain(error: Exception) -> Exception:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Whether memory ran out, of the host or of a device, which JAX tells by a status."""
+    """Whether host or device memory ran out; for a device JAX names the status in the message."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED")
 
 
 def _place(error: Exception) -> str:
-    """The file that an error concerns. Where it does not say, as one of reading or writing does
-    not, the file that was open where it was raised.
+    """The file that an error concerns: its `filename`, or else (errors of read and write have
+    none) the file that was open where it was raised.
     """
-    if said := getattr(error, "filename", None):
-        return str(said)
+    if filename := getattr(error, "filename", None):
+        return str(filename)
     found, trace = "", error.__traceback__
     while trace is not None:
         for value in trace.tb_frame.f_locals.values():
@@ -77,7 +78,7 @@ def _place(error: Exception) -> str:
 
 
 def _names(value: Any) -> Iterator[str]:
-    """The path of a file, or of those that an object holds."""
+    """The path of a file object, or of those among an object's attributes."""
     for file in (value, *getattr(value, "__dict__", {}).values()):
         name = getattr(file, "name", None) if isinstance(file, io.IOBase) else None
         if isinstance(name, str | PurePath):

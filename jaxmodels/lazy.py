@@ -1,4 +1,8 @@
-"""Exports that import their module on first use, so that `--help` need not wait for JAX."""
+"""Exports that import their module on first use, so that `--help` need not wait for JAX.
+
+A package's function `loss` is therefore defined in `model.py`: a submodule named `loss` would
+collide with the export.
+"""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a training run is made of, apart from the model's sizes."""
+"""The settings of a training run, except the model's sizes."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,7 +35,8 @@ class Optim:
     """wsd: length of the decay, counted like `warmup`."""
     schedule_steps: int = 0
     """Length of the schedule in steps, after which the learning rate stays at its end; 0 means
-    --steps. Set it to train a finished run longer without raising the rate again."""
+    --steps. Set it to train a finished run longer without raising the rate again (Megatron's
+    --lr-decay-iters)."""
     b1: float = 0.9
     """adamw, lion: decay of the first moment."""
     b2: float = 0.999
@@ -73,22 +74,22 @@ class Optim:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Data, batch, steps, optimiser, precision and what is written when.
+    """Data, batch, steps, optimiser, precision, and when to evaluate, save and sample.
 
     Raises:
         Problem: (usage) a value is out of its range.
     """
 
     data: str = "pydoc"
-    """Where the text comes from: pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); several
-    texts by weight: mix:3*text:books,1*jsonl:web.jsonl#body."""
+    """The data: pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); several sources by
+    weight: mix:3*text:books,1*jsonl:web.jsonl#body."""
     tokenizer: str = "chars"
     """What turns text into tokens: chars (the text's own characters, <PAD> and <UNK>), bare-chars
     (its characters alone: any other becomes the first of them, as in wigip's own code), gpt2,
     or the path of a tokenizer.json or characters.json."""
     vocab_documents: int = 1000
-    """With chars and streamed data (c4, wikipedia, tfds:NAME): take the vocabulary from this many
-    documents, the first ones."""
+    """With chars and streamed data (c4, wikipedia, tfds:NAME): build the vocabulary from the first
+    this many documents."""
     segments: bool = False
     """Tokens attend only to their own document; needs a tokeniser with an end-of-text token."""
     batch: int = 32
@@ -96,18 +97,18 @@ class Recipe:
     accum: int = 1
     """Micro-batches whose gradients are averaged into one optimiser step."""
     slices: int = 0
-    """Split each micro-batch into this many parts, computed one after the other; 0 chooses: one on
+    """Split each micro-batch into this many slices, computed one after the other; 0 chooses: 1 on
     an accelerator, on a CPU as many as keep activations in its caches. Not for a loss that compares
-    rows with each other, as bitgen's."""
+    rows with each other, such as bitgen's."""
     steps: int = 1000
-    """Optimiser steps in the whole run; the learning-rate schedule ends here, unless
-    `optim.schedule_steps` says otherwise."""
+    """Optimiser steps of the run; the learning-rate schedule ends here unless
+    `optim.schedule_steps` is set."""
     seed: int = 0
     """Seeds parameters, dropout and data order."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters and optimiser stay in float32."""
     remat: Literal["none", "full", "dots"] = "none"
-    """What is recomputed in the backward pass, which saves memory and costs time: none; full, all
+    """What the backward pass recomputes, to save memory at the cost of time: none; full, all
     inside a block (--remat alone); dots, all but a block's large matrix products."""
     mesh: str = ""
     """Devices by axis, such as "data=2,model=4"; empty puts all devices on the data axis."""
@@ -125,7 +126,7 @@ class Recipe:
     save_every: int = 200
     """Steps between checkpoints."""
     save_minutes: float = 0.0
-    """Also save a checkpoint when this many minutes have passed since the last; 0 does not."""
+    """Also save a checkpoint when this many minutes have passed since the last; 0 turns it off."""
     keep: int = 2
     """Newest checkpoints to keep, besides the best by validation loss."""
     sample_every: int = 200
@@ -135,16 +136,16 @@ class Recipe:
     stats_every: int = 0
     """Steps between statistics of every parameter and its gradient; 0 turns them off."""
     jump: float = 0.0
-    """Save a checkpoint, and keep it, when the loss differs from that of the step before by more
-    than this (nats), such as 1.5; 0 turns it off."""
+    """Save and keep a checkpoint when the loss changes by more than this (nats) from one step to
+    the next, such as 1.5; 0 turns it off."""
     ema_decay: float = 0.0
     """Decay of a running average of the parameters (EMA), such as 0.999; 0 keeps no average. At
     step t the decay is at most (1 + t)/(10 + t), so that short runs average too. Validation and
-    samples use the average; eval, generate and convert have --weights to choose."""
+    samples use the average; eval, generate and convert choose by --weights."""
     on_divergence: Literal["stop", "rollback"] = "stop"
-    """When the loss or a parameter becomes NaN or infinite: stop (exit code 8), or rollback, which
-    goes on from the newest checkpoint and skips the data that led there; the third time in a
-    row from the same checkpoint stops too."""
+    """When the loss or a parameter becomes NaN or infinite: stop (exit code 8), or rollback:
+    continue from the newest checkpoint and skip the data that led there; the third time in a row
+    from the same checkpoint stops too."""
     optim: Optim = field(default_factory=Optim)
     """The optimiser and its schedule."""
 
@@ -167,5 +168,5 @@ class Recipe:
 
     @property
     def horizon(self) -> int:
-        """Steps that the learning rate's schedule runs over."""
+        """Length of the learning-rate schedule in steps."""
         return self.optim.schedule_steps or self.steps

@@ -8,7 +8,7 @@ from jaxmodels.architecture import Architecture, ConfigView
 
 
 def outline(package: Architecture, config: Any) -> Any:
-    """A model of an architecture's package with shapes and dtypes where its arrays would be."""
+    """An abstract model: shapes and dtypes in place of its arrays."""
     from flax import nnx
 
     from jaxmodels.layers.keys import keys
@@ -19,13 +19,13 @@ def outline(package: Architecture, config: Any) -> Any:
 def shapes(arch: str, config: Any) -> dict[str, Any]:
     """Path → shape and dtype of every parameter of a model, without allocating any.
 
-    Blocks are named one by one, also where the model holds them in one array (`SCANNED`).
+    Each block has paths of its own, also where the model stacks them in one array (`SCANNED`).
     """
     return dict(_shapes(arch, config))
 
 
 def parameter_shapes(arch: str, config: Any) -> dict[str, tuple[int, ...]]:
-    """Our path → shape of every parameter, without making any."""
+    """Path → shape of every parameter, without allocating any."""
     return {path: tuple(leaf.shape) for path, leaf in _shapes(arch, config).items()}
 
 
@@ -39,19 +39,19 @@ def _shapes(arch: str, config: Any) -> dict[str, Any]:
 
 
 def parameters(arch: str, config: Any) -> int:
-    """How many parameters a model has."""
+    """The number of parameters of a model."""
     return sum(prod(leaf.shape) for leaf in _shapes(arch, config).values())
 
 
 def vocab_used(config: Any) -> int:
-    """Token ids that a model uses: its vocabulary without the rows that only pad it; 0 where it
-    reads no text."""
+    """The number of token ids that a model uses, without padding rows of the vocabulary; 0 for a
+    model that reads no text."""
     view = ConfigView(config)
     return view.vocab if view.tokens is None else view.tokens
 
 
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a layer, sorted: layer, tensors, parameters and bytes."""
+    """One row for each layer: layer, tensors, parameters and bytes."""
     from jaxmodels.runtime.paths import layer_of
 
     rows: dict[str, dict[str, Any]] = {}

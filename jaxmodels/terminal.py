@@ -1,8 +1,9 @@
-"""Standard output and error, which may go away while a command works.
+"""Standard output and error, which may go away while a command runs.
 
-The reader of a pipe ends (`| head`), a connection is lost (SIGHUP, and EIO from then on), a disk is
-full, a stream was closed before the command began (`>&-`), a terminal is stopped (Ctrl-S). Work
-whose result lies on the disk goes on without them; a command whose result is what it prints ends.
+The reader of a pipe ends (`| head`), a connection is lost (SIGHUP, then EIO), a disk is full, a
+stream was closed from the start (`>&-`), a terminal is stopped (Ctrl-S). Commands whose result is
+on disk continue without their output; those whose result is their output end with 141. A message
+waits one second for a reader that does not read.
 """
 
 import errno
@@ -18,14 +19,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PATIENCE = 1000  # milliseconds that a message waits for a reader that takes nothing
+_PATIENCE = 1000  # milliseconds that a message waits for a reader that does not read
 
 
-class Unwritten(BaseException):
-    """The result cannot be written. No error of the command: `except Exception` lets it pass.
+class OutputLost(BaseException):
+    """The result cannot be written. Not an Exception, so that `except Exception` lets it pass.
 
     Args:
-        error: what the operating system said.
+        error: the operating system's error.
     """
 
     def __init__(self, error: OSError | ValueError):
@@ -34,34 +35,34 @@ class Unwritten(BaseException):
 
     @property
     def full(self) -> bool:
-        """Whether there was no space; else nobody reads."""
+        """Whether there was no space; otherwise nobody reads."""
         return isinstance(self.error, OSError) and self.error.errno in FULL
 
 
 class Stream:
-    """A text stream that outlives what it goes to; else it is the stream that it stands for.
+    """A text stream that survives the loss of its reader; a proxy of the given stream otherwise.
 
-    What cannot be written is dropped, and `lost` says why. Characters that the encoding does not
-    have are written as Python's escapes.
+    What cannot be written is dropped, and `lost` holds the reason. Characters missing from the
+    encoding are written as Python's escapes.
 
     Args:
-        stream: standard output or error as it was; None if it was closed.
-        needed: raise `Unwritten` instead of dropping.
-        wait: wait for a reader for as long as it takes, rather than drop what it does not take.
+        stream: the original standard output or error; None if it was closed.
+        needed: raise `OutputLost` instead of dropping.
+        wait: wait for a slow reader instead of dropping what it does not read in time.
     """
 
     def __init__(self, stream: Any, needed: bool, wait: bool):
-        self._own = stream is None
+        self._owned = stream is None
         self._stream: Any = stream or io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8")
         self.needed = needed
-        self.lost: Unwritten | None = None
+        self.lost: OutputLost | None = None
         self._poll: Any = None
         self._given = self._stream
         if wait:
-            with suppress(OSError, ValueError):  # somebody who shares it may have set it otherwise
+            with suppress(OSError, ValueError):  # a process that shares it may have changed it
                 os.set_blocking(self._stream.fileno(), True)
         else:
-            self._hurry()
+            self._reopen_nonblocking()
         self._patience = _PATIENCE
 
     def write(self, text: str) -> int:
@@ -80,7 +81,7 @@ class Stream:
             self.write(line)
 
     def flush(self) -> None:
-        """Hands on what was written."""
+        """Flushes the underlying stream."""
         if self._ready():
             self._attempt(self._stream.flush)
 
@@ -91,7 +92,7 @@ class Stream:
         return False
 
     def fileno(self) -> int:
-        """The number of the stream as it was given, for child processes."""
+        """The file descriptor of the original stream, for child processes."""
         return int(self._given.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -110,33 +111,33 @@ class Stream:
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) and not self._stream.closed:
                 raise
-            self.lost = Unwritten(error)
+            self.lost = OutputLost(error)
             if self.needed or not self.lost.full:  # a disk may have space again
                 self.drop()
             if self.needed:
                 raise self.lost from error
 
     def close(self) -> None:
-        """Closes what was opened here; the stream that was given stays open.
+        """Closes what was opened here; the original stream stays open.
 
-        What it could not write is not tried again when Python ends, with an error of its own.
+        Unwritten output is dropped: Python would try again at exit, and report another error.
         """
         if self.lost:
             self.drop()
-        if self._own:
+        if self._owned:
             self._stream.close()
 
     def drop(self) -> None:
-        """Sends what is still to come, and what waits to be written, nowhere."""
+        """Redirects all pending and future output to /dev/null."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 
-    def _hurry(self) -> None:
-        """Makes writing to a pipe or terminal drop what is not taken in time.
+    def _reopen_nonblocking(self) -> None:
+        """Makes writes to a pipe or terminal drop what is not read in time.
 
-        Only a file that was opened anew can be told not to wait without telling all who share it.
+        The file is reopened, since O_NONBLOCK on the original would affect all who share it.
         """
         with suppress(OSError, ValueError):
             number = self._stream.fileno()
@@ -147,13 +148,13 @@ class Stream:
             self._poll = select.poll()
             self._poll.register(again, select.POLLOUT)
             raw: Any = io.FileIO(again, "w")
-            self._own = True
+            self._owned = True
             encoding, errors = self._stream.encoding, "backslashreplace"
             self._stream.flush()
             self._stream = io.TextIOWrapper(raw, encoding, errors, write_through=True)
 
     def _ready(self) -> bool:
-        """Whether a reader takes more now. Who let one text pass is not waited for again."""
+        """Whether the reader accepts more now. One that missed a text is not waited for again."""
         if self._poll is None:
             return True
         taken = bool(self._poll.poll(self._patience))
@@ -162,14 +163,14 @@ class Stream:
 
 
 @contextmanager
-def steady(needed: bool) -> Iterator[Stream]:
-    """Within its block the terminal may go: SIGHUP is ignored, no message is waited for.
+def resilient_output(needed: bool) -> Iterator[Stream]:
+    """Within its block the terminal may go away: SIGHUP is ignored, messages never block for long.
 
     Args:
-        needed: whether the command has no other result than what it prints.
+        needed: whether the command's only result is what it prints.
 
     Yields:
-        Standard output. What it still held is written when the block ends.
+        Standard output, which is flushed when the block ends.
     """
     _fill_closed()
     before = sys.stdout, sys.stderr
@@ -192,8 +193,8 @@ def steady(needed: bool) -> Iterator[Stream]:
 
 
 def _fill_closed() -> None:
-    """Opens /dev/null in place of what was closed: else the next file would take its number, and
-    what native code prints would stand in it.
+    """Opens /dev/null in place of closed streams: otherwise the next file would get the descriptor,
+    and output of native code would end up in it.
     """
     for number in (0, 1, 2):
         try:

@@ -31,7 +31,7 @@ CALLS = [
 ]
 ERRORS = [
     (["eval", "OUT/bare"], USAGE, "give --data"),
-    (["generate", "RUN", "--image", "x.png"], USAGE, "it sees no images"),
+    (["generate", "RUN", "--image", "x.png"], USAGE, "it takes no images"),
     (["push", "OUT/none", "hf://a/b"], None, "where: "),
     (["push", "OUT/bare", "a/b"], None, "hf://"),
     (["pull", "hf://a/b", "OUT/pulled"], NETWORK, "fix: "),

@@ -17,7 +17,7 @@ from bridge.core.tensors import Tensor
 from bridge.formats.raw import RawCheckpoint
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.runtime.paths import flatten
-from jaxmodels.runtime.settings import checked
+from jaxmodels.runtime.settings import coerce
 
 
 def values_of(config: Any) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def make_config(package: Any, values: Mapping[str, Any], exit_code: int, where: 
     try:
         return _made(
             package.Config,
-            {name: checked(value, hints[name], name, str(where)) for name, value in values.items()},
+            {name: coerce(value, hints[name], name, str(where)) for name, value in values.items()},
         )
     except Problem as problem:
         problem.exit_code = exit_code

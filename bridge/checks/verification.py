@@ -20,7 +20,7 @@ from bridge.formats.runs import is_run, is_step, not_finite
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.runtime.manifest import MANIFEST, damage
 from jaxmodels.runtime.runs import rundir
-from jaxmodels.runtime.runs.seal import loose_damage, sealed
+from jaxmodels.runtime.runs.seal import file_damage, sealed
 from jaxmodels.runtime.runs.sound import hold, unsound
 
 CARD = "README.md"
@@ -119,7 +119,7 @@ def digest_problems(path: Path) -> list[str] | None:
     """
     steps = [path / "checkpoints" / str(step) for step in rundir.steps(path / "checkpoints")]
     folders = [path, *steps] if (path / MANIFEST).is_file() else steps
-    loose = loose_damage(path)
+    loose = file_damage(path)
     if not folders and loose is None:
         return None
     return [

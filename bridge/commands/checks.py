@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from bridge.commands.options import Settings, show_agreement, with_weights
-from jaxmodels.cli import emit, gathered, parse, show
+from jaxmodels.cli import emit, merge_repeated, parse, show
 from jaxmodels.errors import CORRUPT, DONE, UNSAFE, UNVERIFIED
 from jaxmodels.runtime.platform import silence_storage
 
@@ -83,7 +83,7 @@ class Diff:
 
 def inspect_main(argv: list[str]) -> int:
     """Runs `jaxmodels inspect`."""
-    options = with_weights(parse(Inspect, gathered(argv, "--set"), "inspect"))
+    options = with_weights(parse(Inspect, merge_repeated(argv, "--set"), "inspect"))
     silence_storage()
     import bridge
     from bridge.checkpoint.config import parse_settings
@@ -98,7 +98,7 @@ def inspect_main(argv: list[str]) -> int:
 
 def verify_main(argv: list[str]) -> int:
     """Runs `jaxmodels verify`."""
-    options = with_weights(parse(Verify, gathered(argv, "--set"), "verify"))
+    options = with_weights(parse(Verify, merge_repeated(argv, "--set"), "verify"))
     silence_storage()
     import bridge
     from bridge.checkpoint.config import parse_settings

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from bridge.commands.options import Settings, show_agreement, with_weights
-from jaxmodels.cli import emit, gathered, parse, say, show
+from jaxmodels.cli import emit, merge_repeated, parse, say, show
 from jaxmodels.errors import DONE
 from jaxmodels.runtime.platform import silence_storage
 
@@ -69,7 +69,9 @@ class Convert:
 
 def convert_main(argv: list[str]) -> int:
     """Runs `jaxmodels convert`."""
-    options = parse(Convert, gathered(gathered(argv, "--set"), "--keep-fp32"), "convert")
+    options = parse(
+        Convert, merge_repeated(merge_repeated(argv, "--set"), "--keep-fp32"), "convert"
+    )
     silence_storage()
     options = with_weights(options)  # shown again for `verify`
     import bridge

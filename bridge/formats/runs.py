@@ -19,7 +19,7 @@ from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.runtime.runs import rundir
-from jaxmodels.runtime.runs.sound import best_sound, checked_finite, hold, told, unsound
+from jaxmodels.runtime.runs.sound import best_sound, checked_finite, hold, skipped_messages, unsound
 
 _LEAF = re.compile(r"opt\.\d{5}\.(?P<place>[\d.]*)(?P<field>count|mu|nu)(?:\.(?P<path>.+))?")
 
@@ -53,7 +53,7 @@ def open_run(folder: Path) -> RawCheckpoint:
     contents = _read_step(*found)
     contents.path = folder
     taken = f"using checkpoint {found.folder.name}"
-    contents.notes = [*told(passed), taken, *contents.notes]
+    contents.notes = [*skipped_messages(passed), taken, *contents.notes]
     return contents
 
 
@@ -80,9 +80,9 @@ def not_finite(folder: Path) -> str:
         return ""
     tensors = orbax.read_tree(folder / "params")[0]
     odd = [name for name, tensor in tensors.items() if not np.isfinite(tensor.read()).all()]
-    from jaxmodels.runtime.finite import are_not_finite
+    from jaxmodels.runtime.finite import not_finite_message
 
-    return are_not_finite(odd) if odd else ""
+    return not_finite_message(odd) if odd else ""
 
 
 def _read_step(folder: Path, held: IO[bytes] | None) -> RawCheckpoint:

@@ -1,1 +1,2 @@
-"""The verbs that join the rooms (models, runtime, data, bridge); each file is one verb."""
+"""The commands, which combine models, runtime, data and bridge, so that these need not import each
+other."""

@@ -19,14 +19,14 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Doctor:
-    """Print versions, devices, memory and disk, and what is wrong with them."""
+    """Print versions, devices, memory and disk, and any problems with them."""
 
     json: bool = False
     """Print one JSON object on standard output."""
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb; 0 when nothing is wrong, else 1."""
+    """Runs the command; 0 if there are no problems, else 1."""
     options = parse(Doctor, argv, "doctor")
     found = examine()
     if options.json:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that the verb reports; `problems` is a list of sentences."""
+    """The report; `problems` is a list of sentences."""
     packages, problems = {}, []
     for name in _PACKAGES:
         try:
@@ -68,7 +68,7 @@ def examine() -> dict[str, Any]:
 
 
 def _devices(problems: list[str]) -> tuple[str, str]:
-    """The devices that JAX sees, and how fast they multiply matrices (a check that they work)."""
+    """The devices that JAX sees, and the speed of a matrix product (a check that they work)."""
     try:
         import time
 
@@ -83,7 +83,7 @@ def _devices(problems: list[str]) -> tuple[str, str]:
         for _ in range(runs):
             y = multiply(y)
         if float(y[0, 0]) != 1.0:
-            problems.append("a product of matrices of ones came out wrong on this device")
+            problems.append("a product of matrices of ones is wrong on this device")
         rate = 2 * n**3 * runs / (time.monotonic() - start) / 1e9
         kinds = f"{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})"
         return kinds, f"{rate:,.0f} GFLOP/s in float32"

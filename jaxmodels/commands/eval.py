@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from jaxmodels.architecture import Architecture, ConfigView
-from jaxmodels.cli import emit, gathered, parse, refuse_repeated, say
+from jaxmodels.cli import emit, merge_repeated, parse, refuse_repeated, say
 from jaxmodels.errors import MISMATCH, UNVERIFIED, USAGE, Problem, within
 from jaxmodels.sizes import vocab_used
 
@@ -22,26 +22,26 @@ class Eval:
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
     data: str | None = None
-    """pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); by default what the run was trained
-    on. Required for a model without its run."""
+    """pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); by default the run's training data.
+    Required for a model without its run."""
     valid_fraction: float | None = None
-    """Share of the text, from its end, to measure on; 1 for all. By default as in training, or
+    """Fraction of the text, from its end, to measure on; 1 for all. By default as in training, or
     0.05 without a run."""
     batch: int = 32
-    """Sequences in a batch, or images read at once. The results do not depend on it."""
+    """Sequences or images in a batch. The results do not depend on it."""
     max_batches: int | None = None
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     max_images: int | None = None
-    """Measure on the first held-out images only, at most this many; retrieval is among these."""
+    """Measure on at most this many held-out images, the first ones; retrieval is among these."""
     image: tuple[Path, ...] = ()
     """With --caption: instead of measuring, print how similar these image files are to texts."""
     caption: tuple[str, ...] = ()
-    """The texts that are compared with each --image."""
+    """The texts to compare with each --image."""
     vocab: Path | None = None
     """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
-    for a checkpoint that came without one."""
+    for a checkpoint without a vocabulary."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
-    """Settings that the checkpoint lacks, such as heads=4."""
+    """Config values that the checkpoint lacks, such as heads=4."""
     weights: Literal["ema", "raw"] | None = None
     """For a run trained with --ema-decay: ema, the averaged weights (the default), or raw, the
     trained ones."""
@@ -58,19 +58,19 @@ class Eval:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    argv = gathered(argv, "--set")
-    refuse_repeated(argv, "--data", "measure on one after the other, or on all: --data mix:3*A,1*B")
+    """Runs the command."""
+    argv = merge_repeated(argv, "--set")
+    refuse_repeated(argv, "--data", "measure on one at a time, or on a mixture: --data mix:3*A,1*B")
     for option in ("--image", "--caption"):
-        argv = gathered(argv, option, many=True)
+        argv = merge_repeated(argv, option, many=True)
     options = parse(Eval, argv, "eval")
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform
-    from jaxmodels.runtime.batches import sees
+    from jaxmodels.runtime.batches import takes_images
 
     platform.prepare()
     model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
-    run = _images if sees(model.config) else _text
+    run = _images if takes_images(model.config) else _text
     return run(options, model, tokenizer)
 
 
@@ -79,14 +79,14 @@ def _images(options: Eval, model: Any, tokenizer: Any) -> int:
     from jaxmodels.commands import eval_images
 
     if options.image:
-        result = eval_images.compared(model, tokenizer, options.image, options.caption)
+        result = eval_images.compare(model, tokenizer, options.image, options.caption)
         shown = [f"{r['similarity']:+.4f}  {r['image']}  {r['caption']}" for r in _rows(result)]
     else:
         with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
             data = _open(options, model, tokenizer, Path(folder))
             package = jaxmodels.package_of(model)
             limits = options.max_images, options.max_batches
-            result = eval_images.measured(package, model, data, *limits)
+            result = eval_images.measure(package, model, data, *limits)
         _refuse_no_number(options, result["loss"])
         shown = eval_images.lines(result)
     emit(result) if options.json else print(*shown, sep="\n")
@@ -94,7 +94,7 @@ def _images(options: Eval, model: Any, tokenizer: Any) -> int:
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The most similar first, of each image."""
+    """Rows by image, the most similar caption first."""
     rows: list[dict[str, Any]] = result["similarities"]
     return sorted(rows, key=lambda row: (row["image"], -row["similarity"]))
 
@@ -105,9 +105,9 @@ def _text(options: Eval, model: Any, tokenizer: Any) -> int:
 
     if options.image or options.max_images:
         raise Problem(
-            "a language model sees no images",
+            "a language model takes no images",
             where=str(options.path),
-            fix="leave --image, --caption and --max-images out",
+            fix="leave out --image, --caption and --max-images",
             exit_code=USAGE,
         )
     with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
@@ -134,13 +134,13 @@ def _text(options: Eval, model: Any, tokenizer: Any) -> int:
 
 
 def _refuse_no_number(options: Eval, loss: float) -> None:
-    """Raises a Problem (verification failed) where there is no result: JSON has no NaN, either."""
+    """Raises a Problem (verification failed) if the loss is not finite, which JSON cannot write."""
     if not isfinite(loss):
         raise Problem(
-            f"the loss is no finite number: {loss}",
+            f"the loss is not finite: {loss}",
             where=str(options.path),
             why="parameters or activations are not finite",
-            fix="take an earlier checkpoint; `jaxmodels inspect PATH --tensors` shows what is not "
+            fix="use an earlier checkpoint; `jaxmodels inspect PATH --tensors` shows what is not "
             "finite",
             exit_code=UNVERIFIED,
         )
@@ -149,9 +149,9 @@ def _refuse_no_number(options: Eval, loss: float) -> None:
 def _measured(
     package: Architecture, model: Any, batches: Any, tokenizer: Any
 ) -> tuple[int, int | None]:
-    """Targets in the batches, and the characters that they write (None without a tokeniser).
+    """The number of targets, and of characters that they decode to (None without a tokeniser).
 
-    A special token in a text stands for what the vocabulary cannot write: one character.
+    A special token stands for one character that is not in the vocabulary.
     """
     special = tokenizer.special_ids if tokenizer else ()
     excess = {i: len(tokenizer.decode([i])) - 1 for i in special}
@@ -164,7 +164,7 @@ def _measured(
             cut += targets
             characters -= sum(map(excess.get, targets, repeat(0)))
             text = tokenizer.decode(cut)
-            if not text.endswith("\ufffd"):  # else the border may cut a character
+            if not text.endswith("\ufffd"):  # otherwise the border may split a character
                 characters, cut = characters + len(text), []
     if tokenizer is None:
         return tokens, None
@@ -185,7 +185,7 @@ def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
 
 
 def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
-    """The data to measure on, of the kind and with the vocabulary that the model wants."""
+    """The data to measure on, of the model's kind and vocabulary."""
     import jaxmodels
     from data_pipelines.pipelines import open_data
     from jaxmodels.commands.run_data import refuse_other_kind
@@ -196,7 +196,7 @@ def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
         raise Problem(
             "--data is missing",
             where=str(options.path),
-            why="this is a model without its run, which would say what it was trained on",
+            why="this is a model without its run, so its training data is unknown",
             fix="give --data, for example --data text:PATH",
             exit_code=USAGE,
         )
@@ -220,15 +220,15 @@ def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     if data.vocab_size and data.vocab_size != used:
         raise Problem(
             f"the data has a vocabulary of {data.vocab_size}, the model of {used}",
-            fix="give data that was prepared with the model's vocabulary"
-            + ("" if tokenizer else ", or give that with --vocab FILE"),
+            fix="give data prepared with the model's vocabulary"
+            + ("" if tokenizer else ", or the vocabulary with --vocab FILE"),
             exit_code=MISMATCH,
         )
     return data
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    """The recipe of the run that PATH is, or is a checkpoint of; empty when there is none."""
+    """The recipe of the run that PATH is or is a checkpoint of; empty if there is none."""
     from jaxmodels.runtime.settings import read_file
 
     path = path.absolute()

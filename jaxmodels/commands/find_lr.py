@@ -12,13 +12,13 @@ from jaxmodels.runtime.stop import Stop
 def try_rates(
     request: Request, data: Any, stop: Stop, begin: Callable[[Any], Any] | None = None
 ) -> int:
-    """Writes find_lr.json and find_lr.png, and prints the command to train with what they suggest.
+    """Writes find_lr.json and find_lr.png, and prints the command to train at the suggested rate.
 
     Args:
         request: the command.
         data: the run's.
-        stop: asked between steps.
-        begin: what makes of a fresh state the one to begin with.
+        stop: polled between steps.
+        begin: turns a fresh state into the initial one.
     """
     from jaxmodels.files import write_bytes, write_json
     from jaxmodels.runtime.reporting.pictures import picture

@@ -1,4 +1,4 @@
-"""`jaxmodels generate`: continues a prompt, or writes of an image; streams text as it is drawn."""
+"""`jaxmodels generate`: continues a prompt or captions an image; streams text as it is drawn."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from jaxmodels.architecture import ModelView
-from jaxmodels.cli import emit, gathered, parse, say, written
+from jaxmodels.cli import emit, escape_control, merge_repeated, parse, say
 from jaxmodels.errors import LARGEST_SEED, MISMATCH, USAGE, Problem, within
 
 
@@ -20,28 +20,28 @@ class Generate:
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
     prompt: str | None = None
-    """The text to continue; by default a new line, or nothing with --image."""
+    """The text to continue; by default a newline, or nothing with --image."""
     image: Path | None = None
     """An image file to caption, for a vision-language model."""
     max_new_tokens: int = 300
     """Tokens (or characters) to add; with --image at most as many as fit the context."""
     temperature: float | None = None
-    """Divides the logits; 0 always takes the likeliest token. Default: 0.8; with --image 0."""
+    """Divides the logits; 0 always takes the most likely token. Default: 0.8; with --image 0."""
     top_k: int | None = None
-    """Draw from the k likeliest tokens."""
+    """Draw from the k most likely tokens."""
     top_p: float | None = None
-    """Draw from the likeliest tokens that together have this probability."""
+    """Draw from the most likely tokens that together have this probability."""
     min_p: float | None = None
-    """Draw from tokens at least this many times as likely as the likeliest."""
+    """Draw from tokens at least this fraction as likely as the most likely one."""
     seed: int = 0
     """The same seed gives the same text."""
     num_samples: int = 1
-    """How many continuations to draw."""
+    """Number of continuations to draw."""
     vocab: Path | None = None
     """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
-    for a checkpoint that came without one."""
+    for a checkpoint without a vocabulary."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
-    """Settings that the checkpoint lacks, such as heads=4."""
+    """Config values that the checkpoint lacks, such as heads=4."""
     weights: Literal["ema", "raw"] | None = None
     """For a run trained with --ema-decay: ema, the averaged weights (the default), or raw, the
     trained ones."""
@@ -59,8 +59,8 @@ class Generate:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    options = parse(Generate, gathered(argv, "--set"), "generate")
+    """Runs the command."""
+    options = parse(Generate, merge_repeated(argv, "--set"), "generate")
     import numpy as np
 
     from jaxmodels.commands.open import open_model
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
     if tokenizer is None:
         raise Problem(
-            "the checkpoint has no vocabulary, so text cannot be turned into tokens",
+            "the checkpoint has no vocabulary, so text cannot be tokenised",
             where=str(options.path),
             fix="give its characters.json or tokenizer.json with --vocab FILE",
             exit_code=MISMATCH,
@@ -90,25 +90,25 @@ def main(argv: list[str]) -> int:
 
 
 def _image(options: Generate, model: Any) -> Any:
-    """What is written about, float32 [1, h, w, 3] in [0, 1]; None for a language model.
+    """The image to caption, float32 [1, h, w, 3] in [0, 1]; None for a language model.
 
     Raises:
         Problem: (usage) model and --image do not go together; and as `read_images`.
     """
     import jaxmodels
     from jaxmodels.commands.eval_images import read_images
-    from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.training.samples import captions
+    from jaxmodels.runtime.batches import takes_images
+    from jaxmodels.runtime.training.samples import can_caption
 
     arch = jaxmodels.package_of(model).name
     what, fix = "", ""
-    if sees(model.config) and not captions(model):
-        what = f"{arch} writes no text of its own: its decoder repeats the text that it is given"
+    if takes_images(model.config) and not can_caption(model):
+        what = f"{arch} cannot write captions: its decoder reconstructs the text that it is given"
         fix = "compare images with texts: jaxmodels eval PATH --image FILE --caption TEXT"
-    elif sees(model.config) and options.image is None:
-        what, fix = f"{arch} writes about images", "give one with --image FILE"
-    elif options.image is not None and not sees(model.config):
-        what, fix = f"{arch} is a language model: it sees no images", "leave --image out"
+    elif takes_images(model.config) and options.image is None:
+        what, fix = f"{arch} captions images", "give one with --image FILE"
+    elif options.image is not None and not takes_images(model.config):
+        what, fix = f"{arch} is a language model: it takes no images", "leave out --image"
     if what:
         raise Problem(what, where=str(options.path), fix=fix, exit_code=USAGE)
     if options.image is None:
@@ -117,17 +117,17 @@ def _image(options: Generate, model: Any) -> Any:
 
 
 def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
-    """Token ids [1, t]; says what is unknown, what is plain text, and what will not be read."""
-    from jaxmodels.commands.unknown import say_unknown
-    from jaxmodels.runtime.generate import readable
+    """Token ids [1, t]; prints which parts are unknown, read as plain text, or not read at all."""
+    from jaxmodels.commands.unknown import warn_unknown
+    from jaxmodels.runtime.generate import prompt_tokens_read
 
-    say_unknown(prompt, tokenizer, "the prompt")
+    warn_unknown(prompt, tokenizer, "the prompt")
     end = tokenizer.end_of_text
     special = [*tokenizer.special_ids, *([] if end is None else [end])]
-    if written := [name for i in special if (name := tokenizer.decode([i])) in prompt]:
-        say(f"read as plain text, not as special tokens: {' '.join(written)}")
+    if names := [name for i in special if (name := tokenizer.decode([i])) in prompt]:
+        say(f"read as plain text, not as special tokens: {' '.join(names)}")
     ids = tokenizer.encode(prompt)[None]
-    if (read := readable(model, ids.shape[1])) < ids.shape[1]:
+    if (read := prompt_tokens_read(model, ids.shape[1])) < ids.shape[1]:
         say(
             f"the prompt has {ids.shape[1]} tokens and the model's context {model.config.context}: "
             f"only its last {read} are read"
@@ -138,18 +138,18 @@ def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
 
 
 def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -> dict[str, Any]:
-    """Draws all samples at once; streams when there is one, else prints them one by one."""
+    """Draws all samples at once; streams a single one, prints several one by one."""
     import numpy as np
 
     from data_pipelines.tokenizers import decode_stream
     from jaxmodels.layers.sampling import Sampling
-    from jaxmodels.runtime.generate import before, generate
-    from jaxmodels.runtime.training.samples import last_token
+    from jaxmodels.runtime.generate import generate, truncate_at
+    from jaxmodels.runtime.training.samples import end_token
 
     sampling = Sampling(options.temperature or None, options.top_k, options.top_p, options.min_p)
     end, count, seen = tokenizer.end_of_text, options.max_new_tokens, None
     if images is not None:
-        end, count = last_token(tokenizer), min(count, _fitting(model, ids.shape[1]))
+        end, count = end_token(tokenizer), min(count, _fitting(model, ids.shape[1]))
         seen = np.repeat(images, options.num_samples, axis=0)
     pieces: list[Any] = []
     times = [time.monotonic()]
@@ -165,33 +165,33 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
             yield piece
 
     if options.num_samples == 1 and not options.json:
-        print(written(options.prompt or ""), end="", flush=True)
-        new = (before(end, piece[0]) for piece in drawn())
+        print(escape_control(options.prompt or ""), end="", flush=True)
+        new = (truncate_at(end, piece[0]) for piece in drawn())
         try:
             for text in decode_stream(tokenizer, new, after=ids[0].tolist()):
-                print(written(text), end="", flush=True)
+                print(escape_control(text), end="", flush=True)
         finally:
             print()
     else:
         for _ in drawn():
             pass
-    rows = [before(end, row) for row in np.concatenate(pieces, axis=1)]
+    rows = [truncate_at(end, row) for row in np.concatenate(pieces, axis=1)]
     texts = ("".join(decode_stream(tokenizer, [row], after=ids[0].tolist())) for row in rows)
     pairs = zip(texts, rows, strict=True)
     samples = [{"text": text, "tokens": row.tolist()} for text, row in pairs]
     if options.num_samples > 1 and not options.json:
         for index, sample in enumerate(samples, 1):
-            print(f"--- {index}\n{written((options.prompt or '') + sample['text'])}")
+            print(f"--- {index}\n{escape_control((options.prompt or '') + sample['text'])}")
     return {"samples": samples, "tokens_per_second": _speed(pieces, times)}
 
 
 def _fitting(model: Any, prompt: int) -> int:
-    """Tokens that fit the context of a model after a prompt of so many."""
+    """Tokens that fit the model's context after a prompt of this length."""
     left: int = model.config.context - prompt
     if left < 1:
         raise Problem(
             f"a prompt of {prompt} tokens leaves no room to write",
-            why=f"with an image, all that is written has to fit {model.config.context} tokens",
+            why=f"with an image, prompt and caption must fit {model.config.context} tokens",
             fix="give a shorter --prompt",
             exit_code=USAGE,
         )
@@ -199,9 +199,9 @@ def _fitting(model: Any, prompt: int) -> int:
 
 
 def _speed(pieces: list[Any], times: list[float]) -> float | None:
-    """At least so many tokens a second after the first piece; None without a third.
+    """Tokens a second after the first chunk, a lower bound; None with fewer than three chunks.
 
-    The first piece waits for compilation; the second may be there when the first is read.
+    The first chunk waits for compilation; the second may be done when the first is read.
     """
     tokens = sum(piece.size for piece in pieces[2:])
     return tokens / max(times[-1] - times[1], 1e-9) if tokens else None

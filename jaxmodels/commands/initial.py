@@ -1,4 +1,4 @@
-"""`train --init PATH`: a run that begins from a checkpoint instead of from random parameters."""
+"""`train --init PATH`: starts a run from a checkpoint instead of random parameters."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,16 +14,16 @@ from jaxmodels.recipe import Recipe
 def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
     """Architecture, preset of the recipe, Config and opened checkpoint (a `Checkpoint`).
 
-    Fields that only matter in training (dropout), which a checkpoint of another program need not
-    say, are the preset's. Of another architecture the vocabulary is taken, where it has words; what
-    is but a part of the model (dinov2) brings its Config.
+    Fields that only matter in training (dropout) come from the preset if the checkpoint lacks them.
+    From another architecture the vocabulary size is taken; a part of the model (dinov2) brings its
+    Config.
 
     Args:
         path: any source of `bridge.load`.
-        spec: ARCH:PRESET as given; empty takes what the checkpoint says.
+        spec: ARCH:PRESET as given; empty: as in the checkpoint.
 
     Raises:
-        Problem: what `bridge.load` raises; (usage) no preset is given, nor known.
+        Problem: as `bridge.load`; (usage) no preset is given or known.
     """
     given = spec.partition(":")[0] or None
     source = _opened(Path(path), given)
@@ -31,7 +31,7 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
         raise Problem(
             "ARCH:PRESET is missing",
             where=path,
-            why=f"it is {source.arch} of no preset's sizes; the preset gives the recipe",
+            why=f"it is a {source.arch} of no preset's sizes, and the recipe comes from a preset",
             fix=f"for example: jaxmodels train {source.arch}:tiny --init {path} --out runs/first",
             exit_code=USAGE,
         )
@@ -45,27 +45,27 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
 
 
 def _part(model: Any, source: Any) -> Any:
-    """The Config of a tower that is to be a model's part.
+    """The Config of a tower that becomes a part of a model.
 
-    How positions are interpolated is in no file of tensors; by which way the tower is best known
-    is what is assumed. Where the model computes another way only (Stage 1), it is that one.
+    Files of tensors do not record how positions are interpolated, so the usual way is assumed; a
+    model that supports only another one (Stage 1) gets that.
     """
-    part, own = source.config, getattr(model, source.arch).interpolation
-    if "interpolation" not in source.assumed or part.interpolation == own:
+    part, supported = source.config, getattr(model, source.arch).interpolation
+    if "interpolation" not in source.assumed or part.interpolation == supported:
         return part
     try:
         replace(model, **{source.arch: part})
     except Problem:
-        part = replace(part, interpolation=own)
-        replace(model, **{source.arch: part})  # raises for what is wrong besides
-        say(f"positions are interpolated by {own!r}, the only way this model supports")
+        part = replace(part, interpolation=supported)
+        replace(model, **{source.arch: part})  # raises if anything else is wrong
+        say(f"positions are interpolated by {supported!r}, the only way this model supports")
     return part
 
 
 def _opened(path: Path, arch: str | None) -> Any:
-    """The source, of this architecture or of one that it carries something over from.
+    """The checkpoint, of this architecture or of one that it can be initialised from.
 
-    Of a run its trained weights: those that its moments are of.
+    Of a run the raw weights, to which its moments belong.
     """
     from bridge.checkpoint.opening import open_checkpoint
     from bridge.checkpoint.transfer import rows_between
@@ -78,34 +78,33 @@ def _opened(path: Path, arch: str | None) -> Any:
     return open_checkpoint(path, arch, weights="raw")
 
 
-def refuse_own_characters(recipe: Recipe, source: Any) -> None:
-    """For a checkpoint without a tokeniser: the characters of some text are not the ids it learned.
-
-    Nor are GPT-2's tokens, where a tokeniser lies beside it that is not read.
+def refuse_new_vocabulary(recipe: Recipe, source: Any) -> None:
+    """Refuses a new vocabulary for a checkpoint without a tokeniser: its ids would mean other
+    tokens. The same goes for GPT-2's, if the checkpoint has a tokeniser that cannot be read.
 
     Raises:
-        Problem: (mismatch) the recipe would take these.
+        Problem: (mismatch) the recipe would make one.
     """
     others = ("chars", "bare-chars", *(["gpt2"] if source.origin.get("no_tokenizer") else []))
     if recipe.tokenizer in others and not recipe.data.startswith("bin:"):
         raise Problem(
-            "the checkpoint of --init has no vocabulary, and the text's own would differ",
+            "the checkpoint of --init has no vocabulary, and one made from the text would differ",
             where=str(source.path),
-            fix="give the one that it was trained with: --tokenizer PATH names it (characters.json,"
-            " tokenizer.json or a JSON list of characters), or --data bin:PATH what it made",
+            fix="give the one that it was trained with: --tokenizer PATH (characters.json, "
+            "tokenizer.json or a JSON list of characters), or text encoded by it: --data bin:PATH",
             exit_code=MISMATCH,
         )
 
 
-def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:
-    """A function that puts the checkpoint into a fresh `State`: parameters, and if asked AdamW's.
+def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:
+    """A function that puts the checkpoint into a fresh `State`: parameters, and optionally AdamW's
+    moments.
 
-    The step count, and with it the learning-rate schedule, begins at 0; AdamW's own count goes on.
-
-    Of another architecture what fits is taken, and told.
+    The step count, and with it the learning-rate schedule, starts at 0; AdamW's count continues.
+    From another architecture the parameters that fit are taken, and reported.
 
     Raises:
-        Problem: (mismatch) the sizes given make another model; there is no optimiser state.
+        Problem: (mismatch) the sizes differ, or there is no optimiser state.
     """
     import jax
     import numpy as np
@@ -118,7 +117,7 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
 
     package = jaxmodels.package_of(config)
     if package is not jaxmodels.arch(source.arch):
-        return _carrier(package, source, config, with_moments)
+        return _transfer_initializer(package, source, config, with_moments)
     if parameter_shapes(source.arch, config) != source.shapes():
         ours, theirs = values_of(config), values_of(source.config)
         changed = [f"{k}: {theirs[k]!r} → {ours[k]!r}" for k in ours if ours[k] != theirs[k]]
@@ -126,14 +125,14 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
             "the model's sizes differ from those of the checkpoint of --init",
             where=str(source.path),
             why="\n".join(changed),
-            fix="leave those settings out",
+            fix="leave out those settings",
             exit_code=MISMATCH,
         )
     moments = required(source.moments(), source.path) if with_moments else None
 
     def placed(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
         values = stack_blocks(tensors, package, lambda tensor: np.asarray(tensor.read()))
-        return {  # each device takes its part; no process needs another's
+        return {  # each device gets its shard; no process needs another's
             path: jax.make_array_from_callback(
                 array.shape, like[path].sharding, array.astype(like[path].dtype).__getitem__
             )
@@ -153,8 +152,10 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     return start
 
 
-def _carrier(package: Any, source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:
-    """`starter` from another architecture."""
+def _transfer_initializer(
+    package: Any, source: Any, config: Any, with_moments: bool
+) -> Callable[[Any], Any]:
+    """`state_initializer` for a checkpoint of another architecture."""
     import jax
     import numpy as np
 
@@ -163,9 +164,9 @@ def _carrier(package: Any, source: Any, config: Any, with_moments: bool) -> Call
 
     if with_moments:
         raise Problem(
-            f"the optimiser's state of {source.arch} is not that of another architecture",
+            f"the optimiser state of {source.arch} does not fit another architecture",
             where=str(source.path),
-            fix="leave --init-optimizer out",
+            fix="leave out --init-optimizer",
             exit_code=MISMATCH,
         )
     tensors, notes = carried(package, source, parameter_shapes(package.name, config))

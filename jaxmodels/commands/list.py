@@ -22,7 +22,7 @@ class List:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
+    """Runs the command."""
     options = parse(List, argv, "list")
     if options.preset is not None:
         row = one(options.preset)
@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
 
 
 def presets() -> list[dict[str, Any]]:
-    """One row a preset: name, arch, preset, parameters (from shapes alone) and context (None
-    where no text is read)."""
+    """One row for each preset: name, arch, preset, parameters (from shapes alone) and context (None
+    for a model that reads no text)."""
     return [
         {
             "name": f"{arch}:{preset}",
@@ -55,7 +55,7 @@ def presets() -> list[dict[str, Any]]:
 
 
 def parameter_count(arch: str, config: Any) -> int:
-    """Number of trained numbers of a model, without allocating any."""
+    """Number of parameters of a model, without allocating any."""
     count: int = sizes.total(sizes.by_layer(sizes.shapes(arch, config)))["parameters"]
     return count
 

@@ -1,4 +1,8 @@
-"""The lock of a run directory: two processes never train in one."""
+"""The lock of a run directory: two processes never train in one.
+
+After locking it is checked that the file is still in place: a failed start removes the folder that
+it made, and another process may have opened the lock file just before.
+"""
 
 import fcntl
 import os
@@ -16,10 +20,7 @@ _LOCK = ".lock"
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Holds the run directory, so that two processes never train in one.
-
-    A folder that this made and in which nothing came to lie is removed again: it is no run.
-    """
+    """Locks the run directory. A folder that this made and that stayed empty is removed again."""
     made = not run.exists()
     with _lock(run):
         try:
@@ -32,12 +33,12 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def _lock(run: Path) -> IO[str]:
-    """The open and locked lock file of a run directory, which is made if it is missing."""
+    """The open, locked lock file of a run directory, which is made if missing."""
     while True:
         make_folder(run)
         try:
             lock = (run / _LOCK).open("a+")
-        except FileNotFoundError:  # whoever made the folder has just removed it
+        except FileNotFoundError:  # the process that made the folder has just removed it
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,13 +49,13 @@ def _lock(run: Path) -> IO[str]:
             raise Problem(
                 "another process is training here",
                 where=str(run),
-                why=f"it is process {who}" if who else "",
+                why=f"process {who}" if who else "",
                 fix="wait for it, stop it (`kill PID` lets it save), or give another --out",
                 exit_code=EXISTS,
             ) from error
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), (run / _LOCK).stat()):
-                with suppress(OSError):  # only to be told to others
+                with suppress(OSError):  # only for the message above
                     os.ftruncate(lock.fileno(), 0)
                     os.write(lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
                 return lock

@@ -1,4 +1,4 @@
-"""What `train` sees to when it is one of several processes; nothing of it touches a lone one."""
+"""What `train` does when it is one of several processes; nothing in a single one."""
 
 import secrets
 import time
@@ -17,14 +17,14 @@ from jaxmodels.runtime.stop import Stop
 
 T = TypeVar("T")
 
-_SEEN_WITHIN = 60.0  # seconds; a network file system may remember for so long what it saw before
+_SEEN_WITHIN = 60.0  # seconds; network file systems cache the contents of folders for so long
 
 
 def join(request: Request, stop: Stop) -> None:
-    """Joins the other processes, which must have been started alike.
+    """Joins the other processes, which must have the same settings.
 
     Raises:
-        Problem: as `processes.start`; (usage) this is nothing for several processes.
+        Problem: as `processes.start`; (usage) the options work in one process only.
     """
     options = request.options
     place = find(options.coordinator, options.processes, options.process)
@@ -54,15 +54,15 @@ def join(request: Request, stop: Stop) -> None:
         )
 
 
-def held(run: Path) -> AbstractContextManager[None]:
-    """The lock of the run, which process 0 holds for all."""
+def run_lock(run: Path) -> AbstractContextManager[None]:
+    """The lock of the run; process 0 holds it for all."""
     return locked(run) if processes.is_primary() else nullcontext()
 
 
-def refuse_apart(run: Path) -> None:
+def refuse_unshared_folder(run: Path) -> None:
     """Refuses a run directory that the processes do not share.
 
-    Each would else prepare data and save its part of a checkpoint where no other finds it.
+    Otherwise each would prepare data and save its shard of a checkpoint where no other finds it.
     """
     if not processes.several():
         return
@@ -80,7 +80,7 @@ def refuse_apart(run: Path) -> None:
         raise Problem(
             "the processes do not share the run directory",
             where=str(run),
-            why=f"what process 0 writes there, process {', '.join(blind)} does not see",
+            why=f"process {', '.join(blind)} does not see a file that process 0 wrote there",
             fix="give an --out on a file system that all of them have mounted",
             exit_code=USAGE,
         )
@@ -97,23 +97,25 @@ def _appears(path: Path) -> bool:
     return False
 
 
-def in_turn(make: Callable[[], T]) -> T:
-    """What `make` gives: process 0 calls it first, and the others find what it wrote."""
+def primary_first(make: Callable[[], T]) -> T:
+    """The result of `make`, which process 0 calls first, so that the others find its files."""
     made = make() if processes.is_primary() else None
     processes.all_gather()
     return made if made is not None else make()
 
 
 def refuse_other_data(data: Any) -> None:
-    """Raises a Problem (mismatch) if the processes would not read the same tokens."""
+    """Raises a Problem (mismatch) if the processes would read different tokens."""
     ours = data.identity
     theirs = processes.broadcast(ours)
-    odd = [index for index, same in enumerate(processes.all_gather(ours == theirs)) if not same]
-    if odd:
+    differing = [
+        index for index, same in enumerate(processes.all_gather(ours == theirs)) if not same
+    ]
+    if differing:
         raise Problem(
             "the processes do not read the same data",
             where=data.spec,
-            why=f"process {odd[0]} has other tokens than process 0",
+            why=f"process {differing[0]} has other tokens than process 0",
             fix="give data that is the same for all of them",
             exit_code=MISMATCH,
         )

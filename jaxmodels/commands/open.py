@@ -14,13 +14,13 @@ def open_model(
 
     Args:
         path: any source of `bridge.load`.
-        vocab: a tokeniser's file that stands in for the checkpoint's own.
-        settings: config values that the file cannot say, as "name=value".
+        vocab: a tokeniser's file to use instead of the checkpoint's.
+        settings: config values that the file lacks, as "name=value".
         weights: of a run, "ema" or "raw" (`bridge.load`).
 
     Raises:
-        Problem: what `bridge.load` raises; (usage) it is a part of other models;
-            (corrupt) `vocab` is no tokeniser; (mismatch) it is not of the model's size.
+        Problem: as `bridge.load`; (usage) it is a part of other models;
+            (corrupt) `vocab` is no tokeniser; (mismatch) it has another size than the model's.
     """
     from bridge.checkpoint.config import parse_settings
     from bridge.checkpoint.loading import model_of

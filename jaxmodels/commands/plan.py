@@ -1,4 +1,4 @@
-"""`jaxmodels plan`: does it fit, how fast can it be, before a TPU is booked."""
+"""`jaxmodels plan`: does a training fit a TPU slice, and how fast can it be? Without a TPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import emit, parse, say
-from jaxmodels.commands.plan_report import budget, described, show, table
+from jaxmodels.commands.plan_report import budget, description, show, table
 from jaxmodels.commands.train_options import config_file, with_current_names
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
@@ -25,7 +25,7 @@ C = TypeVar("C")
 class PlanOptions(Generic[C]):
     """Compile the train step of ARCH:PRESET for a TPU slice, without a TPU.
 
-    The settings are those of `train`. Exit code 7: it does not fit; settings that do are named.
+    The settings are those of `train`. Exit code 7: it does not fit; settings that fit are printed.
     """
 
     recipe: Annotated[Recipe, arg(name="")]
@@ -33,9 +33,9 @@ class PlanOptions(Generic[C]):
     topology: str = ""
     """The slice, such as v5e:4x4 or v4:2x2x2."""
     hours: float | None = None
-    """A budget: also say how many steps and tokens fit into these hours."""
+    """A budget: also print how many steps and tokens fit into these hours."""
     search: bool = False
-    """Try meshes, batches and remat policies, and print what is fastest."""
+    """Try meshes, batches and remat policies, and print the fastest."""
     minutes: float = 15.0
     """With --search, or when it does not fit: start no compilation after this many minutes."""
     config: Path | None = None
@@ -49,7 +49,7 @@ class PlanOptions(Generic[C]):
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb; 0 it fits, 7 it does not."""
+    """Runs the command; 0: it fits, 7: it does not."""
     spec, options = resolve(argv)
     slice_ = topology(options.topology)
     tpu.prepare()  # before JAX is imported
@@ -60,13 +60,13 @@ def main(argv: list[str]) -> int:
     package = jaxmodels.arch(arch)
     sizes = mesh_sizes(options.recipe.mesh, slice_.devices, slice_.name)
     check_heads(options.model, sizes["model"])
-    recipe = divided(options.recipe, package.RECIPES[preset], sizes["data"])
+    recipe = fit_batch(options.recipe, package.RECIPES[preset], sizes["data"])
     job = Workload(package, options.model, recipe)
 
     def compiled(job: Any) -> Any:
-        return tpu.compiled_apart(package.module, job.config, job.recipe, slice_.name)
+        return tpu.compile_isolated(package.module, job.config, job.recipe, slice_.name)
 
-    run = searched if options.search else planned
+    run = search if options.search else plan_one
     return run(spec, job, slice_, options, compiled)
 
 
@@ -94,11 +94,11 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
     return spec, options
 
 
-def divided(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
-    """The recipe, its batch raised to a multiple of the data axis if it is the preset's own.
+def fit_batch(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
+    """The recipe, its batch raised to a multiple of the data axis if it is the preset's.
 
     Raises:
-        Problem: (usage) a batch that was given cannot be split, so `train` would refuse it.
+        Problem: (usage) a given batch cannot be split, so `train` would refuse it.
     """
     from jaxmodels.runtime.sharding import check_rows
 
@@ -116,12 +116,12 @@ def divided(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
     return recipe
 
 
-def planned(
+def plan_one(
     spec: str, job: Any, slice_: Topology, options: PlanOptions[Any], compiled: Callable[[Any], Any]
 ) -> int:
-    """Compiles one setting and reports it; where it does not fit, looks for what does."""
+    """Compiles one setting and reports it; if it does not fit, searches for one that does."""
     from jaxmodels.runtime.planning.estimate import Setting
-    from jaxmodels.runtime.planning.plan import TooLarge, refusal, report
+    from jaxmodels.runtime.planning.plan import TooLarge, report, too_large_report
     from jaxmodels.runtime.sharding import mesh_sizes
 
     say(f"compiling {spec} for {slice_.name}: {job.flags}")
@@ -129,8 +129,10 @@ def planned(
         found = compiled(job)
         needed, result = found.bytes, report(job, found, slice_)
     except TooLarge as error:
-        needed, result = error.needed, refusal(job, error, slice_)
-    result = described(spec, job, slice_) | result | budget(result, job.recipe.steps, options.hours)
+        needed, result = error.needed, too_large_report(job, error, slice_)
+    result = (
+        description(spec, job, slice_) | result | budget(result, job.recipe.steps, options.hours)
+    )
     if result["fits"]:
         emit(result) if options.json else show(result)
         return DONE
@@ -138,11 +140,11 @@ def planned(
     needs = (
         f"a device needs {needed / GIB:.1f} GiB and has {most / GIB:.1f}" if needed else "too large"
     )
-    say(f"{needs}; looking for what fits")
+    say(f"{needs}; searching for settings that fit")
     sizes = mesh_sizes(job.recipe.mesh, slice_.devices, slice_.name)
     failed = Setting(sizes["data"], sizes["model"], job.recipe.batch, job.recipe.remat)
     near = _search(job, slice_, options, compiled).nearest(failed, needed)
-    result["nearest"] = near and described(spec, near.job, slice_) | near.report
+    result["nearest"] = near and description(spec, near.job, slice_) | near.report
     if options.json:
         emit(result)
     raise Problem(
@@ -150,27 +152,27 @@ def planned(
         where=job.flags,
         fix=f"the nearest settings that fit: {near.job.flags}, with {near.needed / GIB:.1f} GiB"
         if near
-        else "nothing was found that fits: take a larger slice, or give --minutes to look longer",
+        else "no settings were found that fit: take a larger slice, or search longer (--minutes)",
         exit_code=NO_SPACE,
     )
 
 
-def searched(
+def search(
     spec: str, job: Any, slice_: Topology, options: PlanOptions[Any], compiled: Callable[[Any], Any]
 ) -> int:
-    """Compiles what promises most and reports the fastest."""
+    """Compiles the most promising settings and reports the fastest."""
     trials = _search(job, slice_, options, compiled).frontier()
     rows = [
-        described(spec, trial.job, slice_)
+        description(spec, trial.job, slice_)
         | {"fits": bool(trial.report), "hbm_per_device_bytes": trial.needed}
         | trial.report
         for trial in trials
     ]
     if not rows or not rows[0]["fits"]:
         raise Problem(
-            f"nothing was found that lets {spec} fit on {slice_.name}",
+            f"no settings were found with which {spec} fits on {slice_.name}",
             why="; ".join(f"{t.job.flags} needs {t.needed / GIB:.1f} GiB" for t in trials[-1:]),
-            fix="take a larger slice, or give --minutes to look longer",
+            fix="take a larger slice, or search longer (--minutes)",
             exit_code=NO_SPACE,
         )
     best = rows[0] | budget(rows[0], job.recipe.steps, options.hours)

@@ -1,11 +1,11 @@
-"""What `jaxmodels plan` says: as one object, and as text."""
+"""The report of `jaxmodels plan`, as one object and as text."""
 
 from typing import Any
 
 from jaxmodels.runtime.planning.chips import GIB, Topology
 
 
-def described(spec: str, job: Any, slice_: Topology) -> dict[str, Any]:
+def description(spec: str, job: Any, slice_: Topology) -> dict[str, Any]:
     """What was planned, as the first part of the report."""
     recipe = job.recipe
     return {
@@ -22,7 +22,7 @@ def described(spec: str, job: Any, slice_: Topology) -> dict[str, Any]:
 
 
 def budget(result: dict[str, Any], steps: int, hours: float | None) -> dict[str, Any]:
-    """The hours that the recipe's steps take at least, and what --hours are enough for at most."""
+    """A lower bound of the hours for the recipe's steps, and the most steps within --hours."""
     seconds = result["roofline_step_seconds"]
     known: dict[str, Any] = {"steps": steps, "hours_at_least": steps * seconds / 3600}
     if hours is not None:

@@ -1,4 +1,4 @@
-"""`jaxmodels report`: a run as one HTML page, to be looked at, kept or sent."""
+"""`jaxmodels report`: a run as one HTML page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class ReportOptions:
     run: Positional[Annotated[Path, arg(metavar="RUN_DIR")]]
     """The run directory; it may still be training."""
     out: Annotated[Path | None, arg(aliases=("-o",))] = None
-    """The file to write; by default RUN_DIR/report.html. A report is replaced by a newer one."""
+    """The file to write; by default RUN_DIR/report.html. An existing report is replaced."""
     force: bool = False
     """Replace a file that is not a report."""
     json: bool = False
@@ -26,7 +26,7 @@ class ReportOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
+    """Runs the command."""
     options = parse(ReportOptions, argv, "report")
     run, out = options.run, options.out or options.run / "report.html"
     if not (run / rundir.CONFIG).is_file() or not (run / "checkpoints").is_dir():
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
             "this is not a run directory",
             where=str(run),
             why="it lacks the config.json and checkpoints/ of `jaxmodels train`",
-            fix="give the folder that was `--out` of train",
+            fix="give the folder that was --out of `jaxmodels train`",
             exit_code=CORRUPT,
         )
     from jaxmodels.files import naming, write_text
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def _ours(path: Path, mark: str) -> bool:
-    """Whether a file is a report that this verb wrote."""
+    """Whether a file is a report that this command wrote."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

@@ -1,4 +1,12 @@
-"""May this run go on? With the same settings and the same data only."""
+"""Checks before a run is resumed, which must stay the same run.
+
+Settings that decide what is learned may not change; steps, cadence, prompt, and how it is computed
+(mesh, remat, slices) may. A lower peak rate and closer clipping may be given, up to the largest
+value that the run has had; `history` in config.json records what changed from which step on. The
+data may have moved: its sha256 and vocabulary are compared. A resumed run keeps its tokeniser, read
+from the run, and its vocabulary sizes: a repeated command without `--model.vocab` would otherwise
+make another model, and a run started by `--init` would lose the checkpoint's vocabulary.
+"""
 
 import math
 import shlex
@@ -16,8 +24,7 @@ from jaxmodels.runtime.multihost.processes import broadcast, is_primary
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import newest_sound
 
-# Recipe fields that may differ when a run goes on; all others decide what is learned. The
-# data may have moved: its content is compared.
+# Recipe fields that may differ when a run is resumed; all others decide what is learned.
 _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
     "eval_every",
     "eval_batches",
@@ -32,18 +39,18 @@ _FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
     "optim.end_lr",
     "optim.min_lr",
 }
-# What a run that diverged needs lower; up to the largest value that it has had they may go.
+# May be lowered for a run that diverged, and raised again up to the largest value that it has had.
 _PEAK, _CLIP = "recipe.optim.peak_lr", "recipe.optim.clip"
 _LIMITED = {_PEAK: " (it may be lowered)", _CLIP: " (it may be lowered; 0 is no clipping)"}
 
 
 def check_resume(run: Path, resume: str) -> bool:
-    """Whether there is a checkpoint to continue from, which `--resume` must agree with."""
+    """Whether there is a checkpoint to resume from; refuses what `--resume` forbids."""
     checkpoints = run / "checkpoints"
     found = bool(rundir.steps(checkpoints))
     if found and resume == "never":
         raise Problem(
-            "the folder holds a run already",
+            "the folder already holds a run",
             where=str(run),
             fix="give another --out, or --resume auto to continue this one",
             exit_code=EXISTS,
@@ -52,23 +59,23 @@ def check_resume(run: Path, resume: str) -> bool:
         raise Problem(
             "there is no checkpoint to resume from",
             where=str(checkpoints),
-            fix="check --out, or start anew with --resume auto",
+            fix="check --out, or start a new run with --resume auto",
             exit_code=CORRUPT,
         )
     return found
 
 
 def compare_settings(run: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """Refuses to continue a run that has checkpoints with settings that would make it another run.
+    """Refuses to resume a run with settings that would make it another run.
 
     Args:
         run: the run directory.
         wanted: the settings of this call, by `Request.settings`.
 
     Returns:
-        the history of the run's settings: of each call that changed any {"step", "changed"}, from
-        which step on, and name → [old, new]. This call's own, if there is one, is the last; its
-        step is that of the newest checkpoint until `resumed` tells better.
+        the history of the run's settings: for each call that changed any, {"step", "changed"}: from
+        which step on, and name → [old, new]. This call's entry, if any, is the last; its step is
+        that of the newest checkpoint until `resumed` is called with the actual one.
     """
     if not (run / "config.json").exists():
         raise Problem(
@@ -84,9 +91,9 @@ def compare_settings(run: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         {name: stored.get(name) for name in ("arch", "model", "recipe")},
         {name: wanted[name] for name in ("arch", "model", "recipe")},
     )
-    for name in ("model.vocab", "model.tokens"):  # they follow from the data, compared on its own
+    for name in ("model.vocab", "model.tokens"):  # derived from the data, which is compared itself
         changed.pop(name, None)
-    if stored.get("init"):  # so does the tokeniser of a run that began from a checkpoint
+    if stored.get("init"):  # so is the tokeniser of a run started from a checkpoint
         changed.pop("recipe.tokenizer", None)
     fixed = [
         f"{name}: {old!r} → {new!r}{_LIMITED.get(name, '')}"
@@ -98,7 +105,7 @@ def compare_settings(run: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
             "the run was started with other settings",
             where=str(run / "config.json"),
             why="\n".join(fixed),
-            fix="give another --out, or continue with the settings that it has:\n"
+            fix="give another --out, or continue with the run's settings:\n"
             f"jaxmodels train --out {shlex.quote(str(run))}",
             exit_code=MISMATCH,
         )
@@ -116,8 +123,8 @@ def _may_change(name: str, new: Any, history: list[dict[str, Any]]) -> bool:
 
     Args:
         name: such as recipe.optim.peak_lr.
-        new: its value.
-        history: of the run's settings, with what is to change now.
+        new: its new value.
+        history: of the run's settings, this change included.
     """
     if name not in _LIMITED:
         return name.removeprefix("recipe.") in _FREE
@@ -126,12 +133,12 @@ def _may_change(name: str, new: Any, history: list[dict[str, Any]]) -> bool:
 
 
 def _loose(name: str, value: float) -> float:
-    """A clip of 0 is none, and so the loosest."""
+    """The value as a limit: a clip of 0 means no clipping, the loosest."""
     return value or math.inf if name == _CLIP else value
 
 
 class NothingToDo(Exception):
-    """More steps are done than asked for."""
+    """More steps are done than requested."""
 
     def __init__(self, done: int):
         super().__init__(f"{done} steps are done")
@@ -139,8 +146,8 @@ class NothingToDo(Exception):
 
 
 def refuse_fewer_steps(run: Path, steps: int) -> None:
-    """Raises NothingToDo if the newest sound checkpoint is of a later step than the last one that
-    is asked for; all processes do, or none."""
+    """Raises NothingToDo if the newest sound checkpoint is later than the last step requested; all
+    processes raise it, or none."""
     done, folder = 0, run / "checkpoints"
     later = is_primary() and max(rundir.steps(folder), default=0) > steps
     if later and (found := newest_sound(folder, {})):
@@ -151,13 +158,13 @@ def refuse_fewer_steps(run: Path, steps: int) -> None:
 
 
 def on_resume(run: Path, recipe: Recipe, history: list[dict[str, Any]]) -> Callable[[int], None]:
-    """A function to call with the step that a run goes on from: it puts the step into the history
+    """A function to call with the step that a run resumes from: it writes the step into the history
     and prints how the learning rate changes. To be made before config.json is written.
 
     Args:
         run: the run directory.
-        recipe: how the run goes on.
-        history: of `compare_settings`.
+        recipe: the recipe of this call.
+        history: by `compare_settings`.
     """
     if not is_primary() or not history:
         return lambda step: None
@@ -177,7 +184,7 @@ def on_resume(run: Path, recipe: Recipe, history: list[dict[str, Any]]) -> Calla
 
 
 def _print_rate(before: Recipe, after: Recipe, step: int) -> None:
-    """Prints how the learning rate goes on, where it differs from what it would have been."""
+    """Prints how the learning rate continues, if that changed."""
     from jaxmodels.runtime.optim import schedule
 
     if (before.horizon, before.optim) == (after.horizon, after.optim):
@@ -192,23 +199,23 @@ def _print_rate(before: Recipe, after: Recipe, step: int) -> None:
     if new > old and after.horizon > before.horizon:
         say(
             f"to keep the decay as it was, add --optim.schedule-steps {before.horizon}: the "
-            f"learning rate then stays at {float(was(after.steps)):.3g} from there on, or at what "
-            "--optim.end-lr says"
+            f"learning rate then stays at {float(was(after.steps)):.3g} from there on, or at "
+            "--optim.end-lr"
         )
     if max(new, end) == 0:
         say("the learning rate is 0, so nothing is learned; --optim.end-lr changes that")
 
 
-def own_tokenizer(run: Path) -> Any:
-    """The tokeniser of a run that has begun; None where it has none."""
+def run_tokenizer(run: Path) -> Any:
+    """The tokeniser of a run with checkpoints; None if it has none."""
     from data_pipelines.tokenizers import load_tokenizer
 
     there = any((run / name).is_file() for name in rundir.VOCABULARIES)
     return load_tokenizer(run) if there else None
 
 
-def own_sizes(run: Path) -> dict[str, int]:
-    """The vocabulary's sizes of a run that has begun, as fields of its Config."""
+def run_vocabulary_sizes(run: Path) -> dict[str, int]:
+    """The vocabulary sizes of a run with checkpoints, as fields of its Config."""
     if not (run / "config.json").exists():
         return {}
     model = settings.read_file(run / "config.json").get("model", {})
@@ -216,8 +223,8 @@ def own_sizes(run: Path) -> dict[str, int]:
 
 
 def compare_data(run: Path, data: Any) -> None:
-    """Refuses data with another vocabulary or other tokens than a run that has begun."""
-    ours, theirs = own_tokenizer(run), data.tokenizer
+    """Refuses data whose vocabulary or tokens differ from those of the run."""
+    ours, theirs = run_tokenizer(run), data.tokenizer
     if (ours and ours.digest) != (theirs and theirs.digest):
         sizes = [one.vocab_size if one else "no" for one in (ours, theirs)]
         raise Problem(

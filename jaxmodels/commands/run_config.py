@@ -10,13 +10,13 @@ from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.files import write_json
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime.runs.rundir import CONFIG, VOCABULARIES, steps
-from jaxmodels.runtime.runs.seal import damage_to_keep, unseal
+from jaxmodels.runtime.runs.seal import damage_to_record, unseal
 from jaxmodels.runtime.settings import read_file
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A run's config.json. A field that an earlier version did not write has its default, which
-    for a new field is what was done before there was one; a preset may say otherwise.
+    """A run's config.json. Fields that an earlier version did not write get the dataclass's default
+    (not the preset's), which is the behaviour before the field existed.
 
     Raises:
         Problem: (usage) it cannot be read; (corrupt) it is not the config of a run.
@@ -40,7 +40,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def history_of(stored: dict[str, Any]) -> list[dict[str, Any]]:
-    """The changes of a run's settings that its config.json lists; see `resume.compare_settings`."""
+    """The changes of a run's settings in its config.json; see `resume.compare_settings`."""
     found = stored.get("history", [])
     return [dict(entry) for entry in found] if isinstance(found, list) else []
 
@@ -52,14 +52,14 @@ def write_config(
 
     Args:
         run: the run directory.
-        settings: of `Request.settings`.
+        settings: by `Request.settings`.
         history: of the settings, by `resume.compare_settings`.
         data: the run's.
     """
     from jaxmodels.runtime import platform
 
-    begun = bool(steps(run / "checkpoints"))
-    damaged = damage_to_keep(run) if begun else []
+    resuming = bool(steps(run / "checkpoints"))
+    damaged = damage_to_record(run) if resuming else []
     for line in damaged:
         say(f"warning: {line}")
     unseal(run, damaged)
@@ -69,7 +69,7 @@ def write_config(
         "version": jaxmodels.__version__,
         "environment": platform.environment(),
     }
-    if begun and (run / CONFIG).is_file():
+    if resuming and (run / CONFIG).is_file():
         stored = read_file(run / CONFIG)
         written["init"] = stored.get("init")
         if written["init"]:
@@ -79,10 +79,10 @@ def write_config(
 
 
 def _write_tokenizer(run: Path, tokenizer: Any) -> None:
-    own = {tokenizer.FILE} if tokenizer else set()
+    current = {tokenizer.FILE} if tokenizer else set()
     if getattr(tokenizer, "settings", ""):
-        own.add("tokenizer_config.json")
-    for name in {*VOCABULARIES, "tokenizer_config.json"} - own:  # of a start with other data
+        current.add("tokenizer_config.json")
+    for name in {*VOCABULARIES, "tokenizer_config.json"} - current:  # of a start with other data
         (run / name).unlink(missing_ok=True)
     if tokenizer:
         tokenizer.save(run)

@@ -1,4 +1,4 @@
-"""The data of a run: opened as its model wants it, described, and what is sampled from it."""
+"""The data of a run: opened for its model, described, and used for samples."""
 
 import shutil
 from collections.abc import Callable
@@ -9,34 +9,34 @@ from typing import Any
 import jaxmodels
 from jaxmodels.architecture import Architecture, ConfigView
 from jaxmodels.cli import say
-from jaxmodels.commands.initial import refuse_own_characters
-from jaxmodels.commands.resume import own_sizes, own_tokenizer
+from jaxmodels.commands.initial import refuse_new_vocabulary
+from jaxmodels.commands.resume import run_tokenizer, run_vocabulary_sizes
 from jaxmodels.commands.train_options import Request, Train
-from jaxmodels.commands.unknown import say_unknown
+from jaxmodels.commands.unknown import warn_unknown
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.multihost.processes import is_primary
 from jaxmodels.runtime.stop import Stop
 from jaxmodels.sizes import vocab_used
 
-_PADDING = 128  # fewer rows than these are taken for padding of the vocabulary
-_SAMPLES = 8  # held-out images that are captioned as training goes
+_PADDING = 128  # fewer unused rows than this count as padding of the vocabulary
+_SAMPLES = 8  # held-out images that are captioned during training
 
 
 def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
-    """Refuses text for a model that sees images, and images for a language model.
+    """Refuses text for a vision-language model, and images for a language model.
 
     Raises:
-        Problem: (usage) naming what goes with the model; and as `data_pipelines`' `open_data`.
+        Problem: (usage) with data that fits the model; and as `data_pipelines`' `open_data`.
     """
     from data_pipelines.captions.opening import has_captions
-    from jaxmodels.runtime.batches import sees
+    from jaxmodels.runtime.batches import takes_images
 
-    if has_captions(spec) == sees(config):
+    if has_captions(spec) == takes_images(config):
         return
     wants, has, fix = (
         ("images with captions", "text", "shapes, coco_captions or images:FOLDER")
-        if sees(config)
+        if takes_images(config)
         else ("text", "images with captions", "pydoc or text:PATH")
     )
     raise Problem(
@@ -50,7 +50,8 @@ def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
 def open_data(
     run: Path, options: Train[Any], tokenizer: Any, has_checkpoint: bool, stop: Stop
 ) -> Any:
-    """The run's data. Without a checkpoint, what another start prepared is prepared anew."""
+    """The run's data. Without a checkpoint, data of an earlier start is prepared again if it
+    differs."""
     from data_pipelines import pipelines
     from data_pipelines.errors import DataProblem
 
@@ -79,7 +80,7 @@ def open_data(
         ours = there in (folder, *folder.glob("[0-9]*")) and _prepared(folder)
         if has_checkpoint or not ours or not is_primary():
             raise
-        say(f"{problem.what}; no step was trained on them, so they are prepared again")
+        say(f"{problem.what}; no step was trained on it, so it is prepared again")
         shutil.rmtree(folder)
         data = opened()
     for note in data.notes:
@@ -88,40 +89,41 @@ def open_data(
 
 
 def _prepared(folder: Path) -> bool:
-    """Whether `open_data` wrote a folder; nothing else is ever removed."""
+    """Whether `open_data` wrote the folder; no other is ever removed."""
     return any((f / "manifest.json").is_file() for f in (folder, *folder.glob("[0-9]*")))
 
 
-def tokenizer_of(request: Request, begun: bool) -> Any:
-    """The tokeniser that the data must have: the run's own, or that of --init; None for the data's.
+def tokenizer_of(request: Request, resuming: bool) -> Any:
+    """The tokeniser that the data must have: the run's, or that of --init; None: one made for the
+    data.
 
     Raises:
-        Problem: (mismatch) --init has learned ids whose meaning is not known.
+        Problem: (mismatch) --init has a vocabulary, but no tokeniser.
     """
-    if begun:
-        return own_tokenizer(request.run)
+    if resuming:
+        return run_tokenizer(request.run)
     source = _source_of_words(request)
     if source is None:
         return None
     if source.tokenizer is None:
-        refuse_own_characters(request.recipe, source)
+        refuse_new_vocabulary(request.recipe, source)
     return source.tokenizer
 
 
 def _source_of_words(request: Request) -> Any:
-    """The checkpoint of --init, if it has a vocabulary; an image tower alone has none."""
+    """The checkpoint of --init, if it has a vocabulary; an image tower has none."""
     source = request.source
     return source if source is not None and vocab_used(source.config) else None
 
 
-def sized(request: Request, data: Any, begun: bool) -> Request:
-    """The request with the sizes of the model that follow from the data's vocabulary.
+def fit_to_data(request: Request, data: Any, resuming: bool) -> Request:
+    """The request with the model's vocabulary sizes set from the data.
 
     Raises:
-        Problem: (mismatch) the model has fewer rows than the data has tokens.
+        Problem: (mismatch) the model's vocabulary is smaller than the data's.
     """
     source = _source_of_words(request)
-    sizes = own_sizes(request.run) if begun else {}
+    sizes = run_vocabulary_sizes(request.run) if resuming else {}
     if not sizes and source is None and data.vocab_size:
         sizes = _fitting(request, data.vocab_size)
     tokenizer = str(request.run / source.tokenizer.FILE) if source and source.tokenizer else ""
@@ -131,38 +133,38 @@ def sized(request: Request, data: Any, begun: bool) -> Request:
             f"token {data.vocab_needed - 1} does not fit a vocabulary of {request.config.vocab}",
             where=data.spec,
             fix=f"give --model.vocab {data.vocab_needed} or more"
-            if source is None and not begun
-            else "give data made with the checkpoint's tokeniser: --tokenizer PATH names it, or "
-            "--data bin:PATH what it made",
+            if source is None and not resuming
+            else "give the checkpoint's tokeniser with --tokenizer PATH, or text encoded by it: "
+            "--data bin:PATH",
             exit_code=MISMATCH,
         )
     return request
 
 
 def _fitting(request: Request, tokens: int) -> dict[str, int]:
-    """The sizes of the model that follow from the data's tokens; says which were given otherwise.
+    """The model's vocabulary sizes for the data's tokens; prints those that override given ones.
 
-    A vocabulary that was given, or of which the preset pads a few rows, may have more rows than
-    tokens, if the model tells the two apart.
+    A vocabulary that was given, or that the preset pads by a few rows, may have more rows than
+    tokens, if the model distinguishes the two.
     """
     model = request.config
     preset = jaxmodels.preset(f"{request.arch}:{request.preset}")[2].vocab
     if ConfigView(model).tokens is None:
         if model.vocab not in (preset, tokens):
-            say(f"model.vocab set to {tokens}, as the data has, not {model.vocab}")
+            say(f"model.vocab is set to {tokens} by the data, not {model.vocab}")
         return {"vocab": tokens}
     given = model.vocab != preset
     if model.vocab >= tokens and (given or model.vocab - tokens < _PADDING):
         if tokens not in (model.vocab, model.tokens):
-            say(f"model.tokens set to {tokens}, as the data has; model.vocab stays {model.vocab}")
+            say(f"model.tokens is set to {tokens} by the data; model.vocab stays {model.vocab}")
         return {"vocab": model.vocab, "tokens": tokens}
     if given:
-        say(f"model.vocab raised from {model.vocab} to {tokens}, as the data has")
+        say(f"model.vocab is raised from {model.vocab} to {tokens} by the data")
     return {"vocab": tokens, "tokens": tokens}
 
 
 def describe(request: Request, data: Any) -> None:
-    """Prints what is trained on what, and where."""
+    """Prints the model, the data and the devices."""
     import jax
 
     from jaxmodels.commands.list import parameter_count
@@ -186,29 +188,31 @@ def describe(request: Request, data: Any) -> None:
 def sampler(
     package: Architecture, config: Any, recipe: Recipe, data: Any
 ) -> Callable[..., Any] | None:
-    """What shows as training goes what the model writes; None if it cannot."""
+    """Makes the samples shown during training; None if the model cannot write any."""
     import numpy as np
 
-    from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.training.samples import caption_sampler, captions, text_sampler
+    from jaxmodels.runtime.batches import takes_images
+    from jaxmodels.runtime.training.samples import can_caption, caption_sampler, text_sampler
 
     if data.tokenizer is None or not recipe.sample_every:
         return None
-    if not sees(config):
-        say_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
+    if not takes_images(config):
+        warn_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
         return text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
-    if not captions(package.Model):
-        say(f"{package.name} writes no captions, so there are no samples")
+    if not can_caption(package.Model):
+        say(f"{package.name} cannot write captions, so there are no samples")
         return None
-    images, said = data.retrieval(_SAMPLES)
-    return caption_sampler(data.tokenizer, np.concatenate(list(images)), [one[0] for one in said])
+    images, references = data.retrieval(_SAMPLES)
+    return caption_sampler(
+        data.tokenizer, np.concatenate(list(images)), [one[0] for one in references]
+    )
 
 
-def asked_for(package: Architecture, config: Any) -> str:
-    """What `generate` may be asked for of such a model, as flags; empty if it writes nothing."""
-    from jaxmodels.runtime.batches import sees
-    from jaxmodels.runtime.training.samples import captions
+def generate_flags(package: Architecture, config: Any) -> str:
+    """The flags of `generate` for such a model; empty if it cannot generate."""
+    from jaxmodels.runtime.batches import takes_images
+    from jaxmodels.runtime.training.samples import can_caption
 
-    if not sees(config):
+    if not takes_images(config):
         return "--prompt 'The '"
-    return "--image FILE" if captions(package.Model) else ""
+    return "--image FILE" if can_caption(package.Model) else ""

@@ -12,12 +12,17 @@ from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE
 from jaxmodels.files import write_json
 from jaxmodels.reading import read_json
 from jaxmodels.runtime.reporting.progress import duration
-from jaxmodels.runtime.runs.outcome import EARLY, Outcome
+from jaxmodels.runtime.runs.outcome import STOPPED_EARLY, Outcome
 from jaxmodels.runtime.runs.seal import seal
 
 
 def conclude(
-    run: Path, outcome: Outcome, argv: list[str], options: Train[Any], seconds: float, asked: str
+    run: Path,
+    outcome: Outcome,
+    argv: list[str],
+    options: Train[Any],
+    seconds: float,
+    generate_flags: str,
 ) -> int:
     """Writes and prints the summary.
 
@@ -26,12 +31,13 @@ def conclude(
         outcome: how it ended.
         argv: the command, to be repeated if there is no checkpoint.
         options: the command, parsed.
-        seconds: since the process began.
-        asked: what `generate` may be asked for, as flags; empty if the model writes nothing.
+        seconds: since the process started.
+        generate_flags: flags of `generate`; empty if the model cannot generate.
 
     Returns:
-        0 done, 75 stopped, 130 interrupted; 2 if the granted hours were too few for a step
-        and were so the last time, because calling again would change nothing.
+        0 done, 75 stopped, 130 interrupted; 2 if two calls in a row had too few hours for a step: a
+        scheduler that calls again on 75 would do so for ever. (The first may have prepared the data
+        or filled the compilation cache.)
     """
     here = shlex.quote(str(run))
     again = f"jaxmodels train --out {here}{options.place}"
@@ -45,8 +51,8 @@ def conclude(
     }
     write_json(run / "summary.json", summary)
     seal(run)
-    _print(run, outcome, again, asked)
-    if outcome.reason == EARLY:
+    _print(run, outcome, again, generate_flags)
+    if outcome.reason == STOPPED_EARLY:
         say(f"the validation loss was not lower in {options.recipe.patience} evaluations in a row")
     if _idle(outcome.reason, outcome.idle):
         _print_too_few_hours(options.max_hours or 0.0, outcome.reserve, seconds, hopeless)
@@ -60,10 +66,10 @@ def conclude(
 
 
 def nothing_to_do(run: Path, done: int, options: Train[Any]) -> int:
-    """Says that more steps are done than asked for; with --json, what the last call left."""
+    """Prints that more steps are done than requested; with --json, the summary of the last call."""
     here = shlex.quote(str(run))
     say(
-        f"{done} steps are done, more than --steps {options.recipe.steps}: the run stays as it is",
+        f"{done} steps are done, more than --steps {options.recipe.steps}: nothing to do",
         f"longer:    jaxmodels train --out {here}{options.place} --steps {2 * done}",
     )
     if options.json:
@@ -72,7 +78,7 @@ def nothing_to_do(run: Path, done: int, options: Train[Any]) -> int:
 
 
 def _last(path: Path) -> dict[str, Any]:
-    """The summary of the call before this one; empty when it cannot be read."""
+    """The summary of the previous call; empty if it cannot be read."""
     try:
         return read_json(path)
     except (OSError, ValueError):
@@ -84,12 +90,12 @@ def _idle(reason: str, idle: bool) -> bool:
 
 
 def _was_idle(path: Path) -> bool:
-    """Whether the call before this one had too few hours for a step, too."""
+    """Whether the previous call had too few hours for a step, too."""
     last = _last(path)
     return bool(_idle(str(last.get("reason")), bool(last.get("idle"))))
 
 
-def _print(run: Path, outcome: Outcome, again: str, asked: str) -> None:
+def _print(run: Path, outcome: Outcome, again: str, generate_flags: str) -> None:
     here, best = shlex.quote(str(run)), outcome.best_valid_loss
     spent = ", ".join(
         f"{part} {duration(time)}" for part, time in outcome.seconds.items() if time >= 1
@@ -108,23 +114,25 @@ def _print(run: Path, outcome: Outcome, again: str, asked: str) -> None:
     if not outcome.done:
         say(f"continue:  {again}")
     else:
-        further = "--patience 0" if outcome.reason == EARLY else f"--steps {2 * outcome.steps}"
+        further = (
+            "--patience 0" if outcome.reason == STOPPED_EARLY else f"--steps {2 * outcome.steps}"
+        )
         say(
             f"longer:    {again} {further}",
-            f"generate:  jaxmodels generate {here} {asked}"
-            if asked
+            f"generate:  jaxmodels generate {here} {generate_flags}"
+            if generate_flags
             else f"measure:   jaxmodels eval {here}",
             f"convert:   jaxmodels convert {here} {shlex.quote(f'{run}-pytorch')}",
         )
 
 
 def _print_too_few_hours(given: float, reserve: float, seconds: float, hopeless: bool) -> None:
-    """Tells how many hours a step needs: the start (twice, as the step is yet to be compiled)
-    and the reserve, rounded up to hundredths."""
+    """Prints the hours that a step needs: the start (twice, as the step is yet to be compiled) and
+    the reserve, rounded up to hundredths."""
     needed = math.ceil((2 * seconds + reserve) / 36) / 100
     say(
         f"--max-hours {given:g} leaves no time for a step: the start took {seconds:.0f} s, and "
-        f"{reserve:.0f} s are kept for the save at the end",
+        f"{reserve:.0f} s are reserved for the last save",
         f"give --max-hours {needed} or more"
         + ("; this happened twice in a row, so calling again would not help" if hopeless else ""),
     )

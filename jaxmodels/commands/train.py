@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 from jaxmodels.cli import refuse_repeated, say
 from jaxmodels.commands import multihost, resume
-from jaxmodels.commands.initial import starter
+from jaxmodels.commands.initial import state_initializer
 from jaxmodels.commands.run_config import write_config
 from jaxmodels.commands.run_data import (
-    asked_for,
     describe,
+    fit_to_data,
+    generate_flags,
     open_data,
     refuse_other_kind,
     sampler,
-    sized,
     tokenizer_of,
 )
 from jaxmodels.commands.summary import conclude, nothing_to_do
@@ -32,15 +32,15 @@ from jaxmodels.runtime.multihost.processes import (
     tell_stop,
     together,
 )
-from jaxmodels.runtime.runs.outcome import Outcome, not_begun
+from jaxmodels.runtime.runs.outcome import Outcome, stopped_before_training
 from jaxmodels.runtime.stop import Stop, Stopped
 
 
 class Setup(NamedTuple):
-    """What training starts with."""
+    """A prepared training."""
 
     request: Request
-    """The sizes of its model follow from the data."""
+    """With the model's vocabulary sizes set from the data."""
     data: Any
     history: list[dict[str, Any]]
     """Changes of the run's settings, by `resume.compare_settings`."""
@@ -49,7 +49,7 @@ class Setup(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb; 0 done, 75 stopped but resumable, 130 interrupted (also resumable)."""
+    """Runs the command; 0 done, 75 stopped but resumable, 130 interrupted (also resumable)."""
     with Stop() as stop:
         refuse_repeated(argv, "--data", "mix the texts, each with its weight: --data mix:3*A,1*B")
         request = resolve(argv)
@@ -63,9 +63,9 @@ def main(argv: list[str]) -> int:
         try:
             multihost.join(request, stop)
         except Stopped:
-            say(f"{stop.reason} before the other processes came")
+            say(f"{stop.reason} before the other processes joined")
             return _stopped(stop)
-        with together(), multihost.held(run), lost_is_resumable():
+        with together(), multihost.run_lock(run), lost_is_resumable():
             return _run(request, stop)
 
 
@@ -84,16 +84,18 @@ def _run(request: Request, stop: Stop) -> int:
         return finish(nothing_to_do(run, problem.done, options) if is_primary() else DONE)
     except Stopped:
         tell_stop(stop.reason or "")
-        if options.find_lr:  # the summary of a run that is there stays
+        if options.find_lr:  # do not overwrite the summary of an existing run
             say(f"{stop.reason}: not all learning rates were tried, so none is suggested")
             return _stopped(stop)
         seconds = time.monotonic() - stop.began
-        outcome = not_begun(run / "checkpoints", request.recipe.steps, stop.reason or "", seconds)
+        outcome = stopped_before_training(
+            run / "checkpoints", request.recipe.steps, stop.reason or "", seconds
+        )
     begun()
     if not is_primary():
         return finish(DONE)
     took = time.monotonic() - stop.began
-    next_flags = asked_for(request.package, request.config)
+    next_flags = generate_flags(request.package, request.config)
     return finish(conclude(run, outcome, request.argv, options, took, next_flags))
 
 
@@ -102,7 +104,7 @@ def _stopped(stop: Stop) -> int:
 
 
 def _prepare(request: Request, stop: Stop) -> Setup:
-    """Refuses what does not go together, cheapest first; opens the data; fits the model to it."""
+    """Checks the request, cheapest checks first; opens the data; fits the model to it."""
     from jaxmodels.runtime import platform
     from jaxmodels.sizes import parameters
 
@@ -110,23 +112,23 @@ def _prepare(request: Request, stop: Stop) -> Setup:
     stop.check()
     platform.prepare()
     platform.choose_thread(parameters(request.arch, request.config))
-    multihost.refuse_apart(run)
-    has_begun = resume.check_resume(run, options.resume)
+    multihost.refuse_unshared_folder(run)
+    resuming = resume.check_resume(run, options.resume)
     _check_devices(request)
     refuse_other_kind(request.recipe.data, request.config, request.arch)
-    history = resume.compare_settings(run, request.settings) if has_begun else []
-    if has_begun and not options.find_lr:
+    history = resume.compare_settings(run, request.settings) if resuming else []
+    if resuming and not options.find_lr:
         resume.refuse_fewer_steps(run, request.recipe.steps)
-    tokenizer = tokenizer_of(request, has_begun)
-    data = multihost.in_turn(lambda: open_data(run, options, tokenizer, has_begun, stop))
+    tokenizer = tokenizer_of(request, resuming)
+    data = multihost.primary_first(lambda: open_data(run, options, tokenizer, resuming, stop))
     multihost.refuse_other_data(data)
-    request = sized(request, data, has_begun)
-    if has_begun:
+    request = fit_to_data(request, data, resuming)
+    if resuming:
         resume.compare_data(run, data)
     describe(request, data)
     begin = None
     if request.source is not None:
-        begin = starter(request.source, request.config, options.init_optimizer)
+        begin = state_initializer(request.source, request.config, options.init_optimizer)
     return Setup(request, data, history, begin)
 
 
@@ -138,7 +140,7 @@ def _check_devices(request: Request) -> None:
 
     if jax.process_count() != processes.count():
         raise Problem(
-            f"JAX sees {jax.process_count()} processes, and {processes.count()} met",
+            f"JAX sees {jax.process_count()} processes, but {processes.count()} joined",
             fix="give --coordinator, --processes and --process",
             exit_code=USAGE,
         )
@@ -147,8 +149,8 @@ def _check_devices(request: Request) -> None:
         raise Problem(
             f"a micro-batch cannot be computed in {recipe.slices} slices",
             why="the loss compares its rows with each other",
-            fix="leave --slices out; --accum cuts the batch into micro-batches that are compared "
-            "in themselves",
+            fix="leave out --slices; --accum splits the batch into micro-batches whose rows are "
+            "compared only among themselves",
             exit_code=USAGE,
         )
     mesh = make_mesh(recipe.mesh)
@@ -171,7 +173,7 @@ def _train(setup: Setup, stop: Stop) -> Outcome:
     begun()
     try:
         outcome = train(job)
-        # What is not measured by itself is nearly all before the first step: reading the data,
+        # Almost all time that is not measured is spent before the first step: reading the data,
         # building the model, restoring the checkpoint.
         rest = time.monotonic() - stop.began - sum(outcome.seconds.values())
         outcome.seconds["start"] += max(rest, 0.0)
@@ -182,25 +184,25 @@ def _train(setup: Setup, stop: Stop) -> Outcome:
 
 
 def _job(setup: Setup, stop: Stop, on_resume: Callable[[int], None]) -> Any:
-    from jaxmodels.runtime.sharding import make_mesh, own_rows
-    from jaxmodels.runtime.training.profiler import window
+    from jaxmodels.runtime.sharding import local_rows, make_mesh
+    from jaxmodels.runtime.training.profiler import parse_window
     from jaxmodels.runtime.training.train import Job
 
     request, data = setup.request, setup.data
     recipe, profile = request.recipe, request.options.profile
     traces = request.run / "profile"
-    if several():  # JAX takes a folder with the traces of two processes for damaged
+    if several():  # JAX rejects a folder with the traces of two processes
         traces /= f"process{index()}"
     return Job(
         request.package,
         request.config,
         recipe,
-        data.train(own_rows(make_mesh(recipe.mesh), recipe.batch * recipe.accum)),
+        data.train(local_rows(make_mesh(recipe.mesh), recipe.batch * recipe.accum)),
         data.valid(recipe.eval_batches),
         request.run,
         stop,
         sampler(request.package, request.config, recipe, data),
         resumed=on_resume,
-        profile=window(profile, traces, recipe.steps) if profile else None,
+        profile=parse_window(profile, traces, recipe.steps) if profile else None,
         **({"begin": setup.begin} if setup.begin else {}),
     )

@@ -1,4 +1,4 @@
-"""What `jaxmodels train` is asked for: preset, run, settings file and flags, resolved."""
+"""The options of `jaxmodels train`, resolved from preset, run, settings file and flags."""
 
 import shlex
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +16,11 @@ from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
 from jaxmodels.runtime.runs import rundir
-from jaxmodels.runtime.training.profiler import window
+from jaxmodels.runtime.training.profiler import parse_window
 
 C = TypeVar("C")
 
-# What config.json of a run holds; model and recipe are taken from it.
+# The fields of a run's config.json; only model and recipe are used.
 _OF_A_RUN = frozenset("arch preset model recipe history data init version environment".split())
 
 
@@ -36,11 +36,11 @@ class Train(Generic[C]):
     """Start from the parameters, sizes and tokeniser of this checkpoint (anything that `convert`
     reads)."""
     init_optimizer: bool = False
-    """With --init: take over AdamW's moments too."""
+    """With --init: also take AdamW's moments."""
     max_hours: float | None = None
     """Save and stop before this many hours have passed (exit code 75: resumable)."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """auto: resume if there is a checkpoint; never: refuse if there is one; must: refuse if not."""
+    """auto: resume if there is a checkpoint; never: fail if there is one; must: fail if not."""
     config: Path | None = None
     """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
     print_config: bool = False
@@ -54,15 +54,15 @@ class Train(Generic[C]):
     json: bool = False
     """Print the summary as one JSON object on standard output."""
     coordinator: str = ""
-    """To train in several processes, each with the same command but for --process: HOST:PORT of
+    """To train in several processes with the same command except for --process: HOST:PORT of
     process 0. TPU pods, Slurm and Open MPI provide this and the next two."""
     processes: int = 0
-    """How many processes train together; 0 asks the cluster (1 where there is none), 1 trains
+    """Number of processes that train together; 0 asks the cluster (1 without one), 1 trains
     alone."""
     process: int | None = None
     """Index of this process, from 0."""
     join_timeout: int = 300
-    """Seconds that a process waits for the others at the start."""
+    """Seconds to wait for the other processes at the start."""
     heartbeat: int = 100
     """Seconds without a sign of life from a process after which the others stop, resumable."""
 
@@ -72,20 +72,20 @@ class Train(Generic[C]):
         within("--join-timeout", self.join_timeout, 1)
         within("--heartbeat", self.heartbeat, 1)
         if self.profile:
-            window(self.profile, Path(), self.recipe.steps)
+            parse_window(self.profile, Path(), self.recipe.steps)
         if self.init_optimizer and self.init is None:
             raise Problem("--init-optimizer needs --init", exit_code=USAGE)
         if self.init_optimizer and self.recipe.optim.name != "adamw":
             raise Problem(
-                f"--init-optimizer has nothing to give to {self.recipe.optim.name}",
-                why="it carries AdamW's moments",
+                f"--init-optimizer does not work with {self.recipe.optim.name}",
+                why="it takes AdamW's moments",
                 fix="leave it out, or give --optim.name adamw",
                 exit_code=USAGE,
             )
 
     @property
     def place(self) -> str:
-        """The flags that place this process among others, for a shell; empty without them."""
+        """The flags of this process among several, for a shell; empty for a single one."""
         if not self.coordinator:
             return ""
         words = ["--coordinator", self.coordinator, "--processes", str(self.processes)]
@@ -102,11 +102,11 @@ class Request:
     source: Any
     """The opened checkpoint of --init; None without one."""
     argv: list[str]
-    """The words after `train`."""
+    """The arguments after `train`."""
 
     @property
     def package(self) -> Architecture:
-        """The architecture's."""
+        """The architecture's package."""
         return jaxmodels.arch(self.arch)
 
     @property
@@ -116,7 +116,7 @@ class Request:
 
     @property
     def recipe(self) -> Recipe:
-        """How it is trained."""
+        """The training settings."""
         return self.options.recipe
 
     @property
@@ -132,7 +132,7 @@ class Request:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the run: config.json without the data and the history."""
+        """The settings of the run: config.json without data and history."""
         start = {"path": str(self.options.init), "optimizer": self.options.init_optimizer}
         return {
             "arch": self.arch,
@@ -143,7 +143,7 @@ class Request:
         }
 
     def replace(self, *, model: Any = None, tokenizer: str = "") -> "Request":
-        """The same with other sizes of the model, or another tokeniser in its recipe."""
+        """The same with another Config, or another tokeniser in its recipe."""
         changed = replace(self.options, model=model or self.config)
         if tokenizer:
             changed = replace(changed, recipe=replace(self.recipe, tokenizer=tokenizer))
@@ -151,20 +151,19 @@ class Request:
 
 
 def resolve(argv: list[str]) -> Request:
-    """What is asked for.
+    """Resolves the arguments.
 
-    Settings in rising order of power: preset (or the run's config.json, or the sizes of the
-    checkpoint of --init), --config, flags. Once a run has checkpoints of its own, --init has
-    no effect.
+    In rising precedence: preset (or the run's config.json, or the sizes of the checkpoint of
+    --init), --config, flags. Once a run has checkpoints, --init has no effect.
     """
     given = argv
     argv = with_current_names(argv)
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     run = value_of(argv, "--out")
     stored = Path(run, "config.json") if run else None
-    begun = bool(run and rundir.steps(Path(run, "checkpoints")))
+    resuming = bool(run and rundir.steps(Path(run, "checkpoints")))
     source, changes = None, {}
-    if (initial := value_of(argv, "--init")) and not begun:
+    if (initial := value_of(argv, "--init")) and not resuming:
         arch, preset, model, source = open_initial(initial, spec)
         recipe = jaxmodels.learner(arch).RECIPES[preset]
     elif (spec and not initial) or not stored or not stored.exists():
@@ -173,7 +172,7 @@ def resolve(argv: list[str]) -> Request:
                 "ARCH:PRESET is missing",
                 why=f"{run} holds no run to continue: it has no config.json" if run else "",
                 fix="restore it from a copy of the run"
-                if begun
+                if resuming
                 else "for example: jaxmodels train charlm:notebook --out runs/first",
                 exit_code=USAGE,
             )
@@ -193,7 +192,7 @@ def resolve(argv: list[str]) -> Request:
 
 
 def config_file(argv: list[str]) -> dict[str, Any]:
-    """What the file of --config says; empty without one."""
+    """The settings of --config; empty without it."""
     path = value_of(argv, "--config")
     if not path:
         return {}
@@ -210,7 +209,7 @@ def config_file(argv: list[str]) -> dict[str, Any]:
 
 
 def with_current_names(argv: list[str]) -> list[str]:
-    """The flags of earlier versions as today's: --remat alone, --no-remat, and renamed fields."""
+    """Earlier versions' flags in their current form: --remat alone, --no-remat, renamed fields."""
     words: list[str] = []
     for old, new in settings.RENAMED.items():
         flags = {f"--optim.{spelt}": f"--optim.{new}" for spelt in (old, old.replace("_", "-"))}
@@ -225,7 +224,7 @@ def with_current_names(argv: list[str]) -> list[str]:
 
 
 def value_of(argv: list[str], flag: str) -> str:
-    """The value of a flag that is needed before the others can be parsed; "" if absent."""
+    """The value of a flag that is needed before parsing; "" if absent."""
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word == flag:
             return following
@@ -235,12 +234,12 @@ def value_of(argv: list[str], flag: str) -> str:
 
 
 def repeated(argv: list[str], *changes: str, without: tuple[str, ...] = ()) -> str:
-    """The command as it was given, for a shell, with `changes` instead of the same flags.
+    """The command as given, quoted for a shell, with some flags changed.
 
     Args:
-        argv: the words after `train`.
-        changes: words to add; a flag among them replaces its earlier value.
-        without: flags that take no value, to be left out.
+        argv: the arguments after `train`.
+        changes: arguments to add; a flag among them replaces its earlier value.
+        without: flags without a value, to be left out.
     """
     kept, skip = [], False
     for word in argv:

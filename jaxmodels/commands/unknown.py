@@ -1,17 +1,17 @@
-"""What is said of a text that a vocabulary cannot write."""
+"""Warns of text that is not in a vocabulary."""
 
 from typing import Any
 
 from jaxmodels.cli import say
 
 
-def say_unknown(text: str, tokenizer: Any, what: str) -> None:
-    """Says which parts of a text are not in the vocabulary, and whether anything of it is.
+def warn_unknown(text: str, tokenizer: Any, what: str) -> None:
+    """Prints which parts of a text are not in the vocabulary, and whether any of it is.
 
     Args:
-        text: what a user gave.
-        tokenizer: what reads it.
-        what: what the text is, "the prompt".
+        text: the user's text.
+        tokenizer: the tokeniser that encodes it.
+        what: names the text, such as "the prompt".
     """
     from data_pipelines.tokenizers import count_unknown, unknown_name
 
@@ -22,4 +22,4 @@ def say_unknown(text: str, tokenizer: Any, what: str) -> None:
     say(f"not in the vocabulary, read as {name}: {shown}{more}")
     ids = tokenizer.encode(text)
     if count_unknown(tokenizer, text, ids) == len(ids):
-        say(f"nothing of {what} is in the vocabulary: all that the model sees of it is {name}")
+        say(f"nothing of {what} is in the vocabulary: the model sees only {name}")

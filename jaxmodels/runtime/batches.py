@@ -1,4 +1,4 @@
-"""What a training batch holds, by the sizes of its model."""
+"""The arrays of a training batch, derived from the model's Config; batches cut anew."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,22 +9,22 @@ if TYPE_CHECKING:
     import jax
 
 
-def sees(config: Any) -> bool:
+def takes_images(config: Any) -> bool:
     """Whether a model of this Config is trained on images with captions, not on text.
 
-    Such a Config says the side of its images, `image_size` in pixels.
+    Such a Config has `image_size`, the side of its images in pixels, and `context`.
     """
     view = ConfigView(config)
     return view.image_size is not None and view.context is not None
 
 
 def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.ShapeDtypeStruct"]:
-    """The arrays of a batch of so many rows, as the data pipelines make them.
+    """Name → shape and dtype of a batch's arrays, as the data pipelines make them.
 
     Args:
-        config: of the model.
-        rows: sequences, or images each with a caption.
-        segments: whether the batch tells the document of each token.
+        config: the model's Config.
+        rows: number of sequences, or of images with a caption each.
+        segments: whether the batch has the document number of each token.
     """
 
     import jax
@@ -33,7 +33,7 @@ def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.Shape
     def array(*shape: int, dtype: Any = jnp.int32) -> "jax.ShapeDtypeStruct":
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
-    if sees(config):
+    if takes_images(config):
         side = config.image_size
         return {
             "tokens": array(config.context),
@@ -45,28 +45,28 @@ def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.Shape
     return {name: array(config.context + 1) for name in names}
 
 
-def grouped(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
-    """The rows of batches in their order, in groups of so many; the last one has what is left
-    too, so that no row is alone in a group if there are others.
+def regroup(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
+    """The same rows in groups of `rows`. The last group also takes the remainder, so that a loss
+    that compares rows never gets a lone one.
 
     Args:
-        batches: of host arrays, of any sizes.
-        rows: in a group, at least 1.
+        batches: host arrays, any number of rows each.
+        rows: rows of a group, at least 1.
     """
     import numpy as np
 
-    held: dict[str, Any] = {}
+    buffer: dict[str, Any] = {}
     for batch in batches:
-        held = {k: np.concatenate([held[k], v]) if held else v for k, v in batch.items()}
-        while len(next(iter(held.values()))) >= 2 * rows:
-            yield {k: v[:rows] for k, v in held.items()}
-            held = {k: v[rows:] for k, v in held.items()}
-    if held:
-        yield held
+        buffer = {k: np.concatenate([buffer[k], v]) if buffer else v for k, v in batch.items()}
+        while len(next(iter(buffer.values()))) >= 2 * rows:
+            yield {k: v[:rows] for k, v in buffer.items()}
+            buffer = {k: v[rows:] for k, v in buffer.items()}
+    if buffer:
+        yield buffer
 
 
 def first_rows(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
-    """The batches of the first so many rows."""
+    """The first `rows` rows, in batches as they come."""
     for batch in batches:
         if rows <= 0:
             return

@@ -1,4 +1,9 @@
-"""The mean loss, and the means of its metrics, over held-out batches."""
+"""The mean loss, and the means of its metrics, over held-out batches.
+
+A loss that compares the rows of a batch (contrastive, matching, a memory, 8-bit scales) gets them
+in groups of 32 however they come in batches; otherwise the result, and with it the choice of the
+best checkpoint, would depend on `--batch`.
+"""
 
 from collections.abc import Callable, Iterable
 from math import exp, log
@@ -8,47 +13,47 @@ import jax
 from jax.sharding import Mesh
 
 from jaxmodels.architecture import Architecture
-from jaxmodels.runtime.batches import grouped
-from jaxmodels.runtime.means import Metrics, parted
+from jaxmodels.runtime.aggregate import Metrics, split_aux
+from jaxmodels.runtime.batches import regroup
 from jaxmodels.runtime.paths import Arrays, GraphDef
-from jaxmodels.runtime.sharding import ambient, put_whole
+from jaxmodels.runtime.sharding import put_global, with_mesh
 
 GROUP = 32
-"""Rows that are compared with each other in an evaluation, however they come in batches."""
+"""Rows that an evaluation compares with each other."""
 
 
 class Loss(NamedTuple):
     """A compiled deterministic loss."""
 
     function: Callable[..., tuple[Metrics, Metrics]]
-    """(params, rest, batch) → scalars by name, "loss" (nats) and the metrics; and that part of
-    each that is a mean over tokens (`means`), with their number under "tokens"."""
-    compares: bool
+    """(params, model_state, batch) → scalars by name, "loss" (nats) and the metrics; and the part
+    of each that is a mean over tokens (see `aggregate`), with their number under "tokens"."""
+    compares_rows: bool
     """Whether it compares the rows of a batch with each other."""
 
 
 def loss_function(package: Architecture, graphdef: GraphDef, mesh: Mesh | None = None) -> Loss:
-    """The loss of a package, as `evaluate` takes it.
+    """The loss of an architecture, as `evaluate` takes it.
 
-    The mesh is that of the parameters; none is needed where they lie on one device. Batches are
-    of arrays on the host, which every process has whole.
+    `mesh` is that of the parameters; None if they are on one device. Batches are host arrays, the
+    same in every process.
     """
 
     def numbers(
         params: Arrays, model_state: Arrays, batch: dict[str, Any]
     ) -> tuple[Metrics, Metrics]:
         value, aux = package.loss(graphdef.merge(params, model_state), batch, None)
-        told, by_tokens, _ = parted(aux)
+        metrics, by_tokens, _ = split_aux(aux)
         if by_tokens and package.counted is not None:
             by_tokens = by_tokens | {"tokens": package.counted(batch)}
-        return told | {"loss": value}, by_tokens
+        return metrics | {"loss": value}, by_tokens
 
-    compiled = jax.jit(ambient(mesh, numbers) if mesh else numbers)
+    compiled = jax.jit(with_mesh(mesh, numbers) if mesh else numbers)
 
     def function(
         params: Arrays, model_state: Arrays, batch: dict[str, Any]
     ) -> tuple[Metrics, Metrics]:
-        placed = put_whole(batch, mesh) if mesh else batch
+        placed = put_global(batch, mesh) if mesh else batch
         found: tuple[Metrics, Metrics] = compiled(params, model_state, placed)
         return found
 
@@ -64,22 +69,22 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Means over all rows of the batches, loss first; None when `stop` asked to end early.
 
-    What is a mean over tokens is so over those of all batches, and a loss that compares rows gets
-    them in groups of `GROUP`: no number depends on how the rows are cut into batches. Of a
-    perplexity the logarithm is averaged: it is e to the power of a mean loss.
+    Means over tokens are taken over the tokens of all batches, and a loss that compares rows gets
+    groups of `GROUP`, so no number depends on the batch size. A perplexity is averaged by its
+    logarithm, a mean loss.
     """
     by_rows: dict[str, float] = {}
     by_tokens: dict[str, float] = {}
     rows = tokens = 0
-    for batch in grouped(batches, GROUP) if loss.compares else batches:
+    for batch in regroup(batches, GROUP) if loss.compares_rows else batches:
         if stop():
             return None
         size = batch["tokens"].shape[0]
         numbers, parts = loss.function(params, model_state, batch)
         count = int(parts.get("tokens", 0))
         for name, value in numbers.items():
-            part = _averaged(name, parts[name]) if name in parts else 0.0
-            other = _averaged(name, value) - part
+            part = _additive(name, parts[name]) if name in parts else 0.0
+            other = _additive(name, value) - part
             by_rows[name] = by_rows.get(name, 0.0) + other * size
             by_tokens[name] = by_tokens.get(name, 0.0) + part * count
         rows, tokens = rows + size, tokens + count
@@ -89,20 +94,22 @@ def evaluate(
     return {"loss": means.pop("loss"), **means}
 
 
-def _averaged(name: str, value: Any) -> float:
+def _additive(name: str, value: Any) -> float:
     return log(float(value)) if name == "perplexity" else float(value)
 
 
 def report(loss: float, tokens: int, characters: int | None = None) -> dict[str, float]:
-    """Loss in nats with what follows from it: perplexity, bits per token and per character.
+    """The loss in nats, and derived from it perplexity, bits per token and per character.
 
     Args:
         loss: mean over tokens.
-        tokens: how many were measured.
-        characters: how many characters they write, if that is known.
+        tokens: number of tokens measured.
+        characters: number of characters that they decode to, if known.
     """
-    written = {"bits_per_character": loss * tokens / log(2) / characters} if characters else {}
-    return written | {
+    per_character = (
+        {"bits_per_character": loss * tokens / log(2) / characters} if characters else {}
+    )
+    return per_character | {
         "loss": loss,
         "perplexity": exp(min(loss, 700.0)),
         "bits_per_token": loss / log(2),

@@ -1,4 +1,7 @@
-"""Whether all numbers of a training state are finite: what is not is never saved."""
+"""Whether all numbers of a training state are finite; a state that is not is never saved.
+
+It is checked by one compiled reduction before each save, not in each step.
+"""
 
 from typing import Any
 
@@ -15,11 +18,11 @@ class NotFinite(Problem):
 
     Args:
         what: what went wrong, in one sentence.
-        step: the optimiser step that it was seen in.
+        step: the optimiser step in which it was detected.
     """
 
     everywhere = True
-    """All processes see it: what they look at is the same."""
+    """Every process raises it: they all check the same numbers."""
 
     def __init__(self, what: str, step: int):
         super().__init__(what, why="training diverged", exit_code=UNVERIFIED)
@@ -28,9 +31,9 @@ class NotFinite(Problem):
 
 def not_finite(tree: Any) -> list[str]:
     """Names of the arrays of a pytree that hold infinities or NaN, such as
-    `params.blocks/0/attn/qkv/kernel`; integers never do.
+    `params.blocks/0/attn/qkv/kernel`.
 
-    One compiled reduction over all of them; several processes call it together.
+    One compiled reduction over all arrays; all processes call it together.
     """
     leaves = [
         (path, leaf)
@@ -40,12 +43,12 @@ def not_finite(tree: Any) -> list[str]:
     if not leaves:
         return []
     finite = fetch(_finite([leaf for _, leaf in leaves]))
-    odd = (leaves[index][0] for index in np.flatnonzero(~finite))
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in odd]
+    bad = (leaves[index][0] for index in np.flatnonzero(~finite))
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in bad]
 
 
-def are_not_finite(names: list[str]) -> str:
-    """What is to be said of what `not_finite` found."""
+def not_finite_message(names: list[str]) -> str:
+    """A message that names the arrays found by `not_finite`."""
     shown, more = ", ".join(names[:3]), len(names) - 3
     others = f" and {more} more" if more > 0 else ""
     return f"{shown}{others} {'is' if len(names) == 1 else 'are'} not finite"
@@ -53,5 +56,5 @@ def are_not_finite(names: list[str]) -> str:
 
 @jax.jit
 def _finite(leaves: list[jax.Array]) -> jax.Array:
-    """bool [n]: of each array, whether all of it is finite."""
+    """bool [n]: whether each array is finite throughout."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])

@@ -1,4 +1,13 @@
-"""The one generation loop: prefill the prompt, then decode in compiled pieces."""
+"""The generation loop: prefill the prompt, then decode in compiled chunks.
+
+Chunks of 32 tokens stream, and spare the return to Python for each token; a chunk is read while the
+next is decoded. Prompts are padded to powers of two and the cache doubles in two steps, so few
+shapes are ever compiled; only the last token of a prompt passes the head, most of a small model.
+
+Learned positions cannot wrap around: when the cache is full, the last half of the context becomes
+the new prompt (half, since every token would otherwise cost a prefill). Where no token can be drawn
+the device returns -1 (`sampling.NOTHING`), and the host ends the generation with an error.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -26,68 +35,65 @@ def generate(
     end: int | None = None,
     images: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Continues each row of the prompt, yielding int32 [b, n ≤ chunk] as soon as it is there: the
-    first token alone, then pieces.
+    """Continues each row of the prompt, yielding int32 [b, n ≤ chunk] as soon as computed: the
+    first token alone, then chunks.
 
-    A row's tokens depend on the seed, its index and its prompt only, not on how many rows
-    there are or on `chunk`.
+    A row's tokens depend only on the seed, its index and its prompt, not on the number of rows or
+    on `chunk`.
 
-    A model whose positions are relative (`Model.relative`) goes on for ever: in a full cache
-    the newest token takes the place of the oldest. Another has no position beyond its context:
-    when that is full, the last half of it is read again as a new prompt.
+    With relative positions (`Model.relative`) the cache is a ring: the newest token replaces the
+    oldest. Otherwise, when the context is full, its last half is read again as a new prompt.
 
     Args:
         model: a module with `config.context`, `init_cache(batch, size)`,
             `model(tokens, cache) -> (logits, cache)` and its two halves `hidden(tokens, cache) ->
-            (x, cache)` and `logits(x)`; or `prefill(tokens, length, size) ->
-            (logits, cache)` where it reads a prompt in another way, `decode(tokens, cache) ->
-            (logits, cache)` where it decodes in another way than it is called. Ids from
-            `config.tokens` on, where the config has it, are padding of the vocabulary and never
-            drawn.
-        prompt: int [b, t] with t ≥ 1. Of a prompt longer than the context, only the end is read.
+            (x, cache)` and `logits(x)`; optionally `prefill(tokens, length, size) ->
+            (logits, cache)` to read the prompt and `decode(tokens, cache) -> (logits, cache)` for
+            each token. Ids from `config.tokens` on, if the config has it, are padding of the
+            vocabulary and never drawn.
+        prompt: int [b, t] with t ≥ 1. Only the end of a prompt longer than the context is read.
             With images it may be empty.
-        max_new_tokens: how many tokens each row gets.
-        sampling: temperature and filters; greedy when the temperature is None or next to 0.
+        max_new_tokens: number of tokens for each row.
+        sampling: temperature and filters; greedy when the temperature is None or close to 0.
         seed: of the random draws.
         banned: token ids that are never drawn.
         chunk: tokens decoded in one compiled call.
-        end: a token that ends a row: once every row has drawn it, no further piece is yielded.
-            What follows it in a row is for the caller to cut off.
-        images: float32 [b, h, w, 3] in [0, 1], what each row is written about; for a model whose
-            `prefill` takes `images`. Prompt and new tokens must fit the context: an image is looked
-            at once.
+        end: a token that ends a row: once every row has drawn it, no further chunk is yielded.
+            The caller truncates each row (`truncate_at`).
+        images: float32 [b, h, w, 3] in [0, 1], one for each row, for a model whose `prefill` takes
+            `images`. Prompt and new tokens must fit the context: an image is read only once.
 
     Raises:
-        Problem: (usage) an option is out of its range, or every token is banned; (verification
-            failed) the model gives no number for any token that may be drawn.
+        Problem: (usage) an option is out of range, or every token is banned; (verification
+            failed) no token that may be drawn has a finite logit.
     """
     _check(sampling)
-    if _banned(model, banned).all():
+    if _banned_mask(model, banned).all():
         raise Problem(
             "there is no token that may be drawn",
-            why=f"all {model.config.vocab} are banned, or padding of the vocabulary",
+            why=f"all {model.config.vocab} are banned or padding of the vocabulary",
             fix="ban fewer",
             exit_code=USAGE,
         )
     graphdef, params, model_state = split(model)
-    fixed = Fixed(graphdef, sampling.top_k, banned, chunk, model.config.context)
+    fixed = Static(graphdef, sampling.top_k, banned, chunk, model.config.context)
     sampling = sampling._replace(top_k=None)
-    stretch = partial(_stretch, fixed, params, model_state, sampling, seed, images)
+    stretch = partial(_continue_prompt, fixed, params, model_state, sampling, seed, images)
     text, drawn = np.asarray(prompt, np.int32), 0
     ended = np.zeros(len(text), bool)
     while drawn < max_new_tokens and not ended.all():
-        text = text[:, -readable(model, text.shape[1]) :]
+        text = text[:, -prompt_tokens_read(model, text.shape[1]) :]
         count = max_new_tokens - drawn
         if not _relative(model):
             count = min(count, fixed.context - text.shape[1])
         for piece in stretch(text, drawn, count):
-            sound = _sound(piece, ended, end)
-            if end is not None:  # what follows the end of a row need be no token
+            valid = _valid_columns(piece, ended, end)
+            if end is not None:  # after the end of a row anything may follow
                 piece = np.where(piece == NOTHING, end, piece)
-            if sound:
-                yield piece[:, :sound]
-            if sound < piece.shape[1]:
-                raise _no_numbers(drawn + sound)
+            if valid:
+                yield piece[:, :valid]
+            if valid < piece.shape[1]:
+                raise _cannot_draw(drawn + valid)
             drawn += piece.shape[1]
             text = np.concatenate([text, piece], axis=1)[:, -fixed.context :]
             ended |= (piece == end).any(axis=1)
@@ -96,33 +102,33 @@ def generate(
 
 
 def _check(sampling: Sampling) -> None:
-    """Refuses options that are out of their range."""
+    """Refuses options that are out of range."""
     within("the temperature", sampling.temperature, 0)
     within("top_k", sampling.top_k, 1)
     within("top_p", sampling.top_p, 0, 1)
     within("min_p", sampling.min_p, 0, 1)
 
 
-def _sound(piece: np.ndarray, ended: np.ndarray, end: int | None) -> int:
-    """How many columns of a piece were drawn in every row that had not ended before."""
+def _valid_columns(piece: np.ndarray, ended: np.ndarray, end: int | None) -> int:
+    """The number of leading columns with a token in every row that has not ended."""
     over = ended[:, None] | (np.cumsum(piece == end, axis=1) > 0)
-    lacking = ((piece == NOTHING) & ~over).any(axis=0)
-    return int(lacking.argmax()) if lacking.any() else len(lacking)
+    missing = ((piece == NOTHING) & ~over).any(axis=0)
+    return int(missing.argmax()) if missing.any() else len(missing)
 
 
-def _no_numbers(drawn: int) -> Problem:
+def _cannot_draw(drawn: int) -> Problem:
     return Problem(
         "the model's next token cannot be drawn",
-        why=f"after {drawn} tokens, every token that may follow has a logit that is not a number "
-        "or -inf: parameters or activations are not finite",
-        fix="take an earlier checkpoint; `jaxmodels inspect PATH --tensors` shows what is not "
+        why=f"after {drawn} tokens, the logit of every token that may follow is NaN or -inf: "
+        "parameters or activations are not finite",
+        fix="use an earlier checkpoint; `jaxmodels inspect PATH --tensors` shows what is not "
         "finite",
         exit_code=UNVERIFIED,
     )
 
 
-def readable(model: Any, length: int) -> int:
-    """How many of so many tokens, the last ones, `generate` reads before it draws the next."""
+def prompt_tokens_read(model: Any, length: int) -> int:
+    """How many of the last tokens of a prompt of this length `generate` reads."""
     context = model.config.context
     return min(length, context) if length < context or _relative(model) else context // 2
 
@@ -131,8 +137,8 @@ def _relative(model: Any) -> bool:
     return ModelView(model).relative
 
 
-def _stretch(
-    fixed: "Fixed",
+def _continue_prompt(
+    fixed: "Static",
     params: Arrays,
     model_state: Arrays,
     sampling: Sampling,
@@ -142,12 +148,12 @@ def _stretch(
     drawn: int,
     count: int,
 ) -> Iterator[np.ndarray]:
-    """Reads a prompt and continues it by `count` tokens, which fit the context or turn round.
+    """Reads a prompt and continues it by `count` tokens, which fit the context or wrap around.
 
-    `drawn` tokens were drawn before. A piece is read while the next is decoded.
+    `drawn` tokens were drawn before. A chunk is read while the next is decoded.
     """
     filled = prompt.shape[1]
-    size = _room(filled + min(fixed.chunk, count - 1), fixed.context)
+    size = _cache_size(filled + min(fixed.chunk, count - 1), fixed.context)
     padded = _pad(prompt, size)
     draw = seed, sampling
     state = _prefill(fixed, params, model_state, padded, filled, drawn, images, *draw, size=size)
@@ -155,17 +161,17 @@ def _stretch(
     for left in range(count - 1, 0, -fixed.chunk):
         n = min(left, fixed.chunk)
         if filled + n > size < fixed.context:
-            size = _room(filled + n, fixed.context)
+            size = _cache_size(filled + n, fixed.context)
             state = _grow(state, size=size)
         state, tokens = decode(fixed, params, model_state, state, *draw, n)
         filled += n
         yield fetch(waiting)
         waiting = tokens
-    yield fetch(waiting)[:, :n]  # only the last piece may be short
+    yield fetch(waiting)[:, :n]  # only the last chunk may be short
 
 
-class Fixed(NamedTuple):
-    """What a generation is compiled for. Hashable."""
+class Static(NamedTuple):
+    """The static arguments of the compiled functions. Hashable."""
 
     graphdef: GraphDef
     top_k: int | None
@@ -174,11 +180,11 @@ class Fixed(NamedTuple):
     context: int
 
 
-def _room(tokens: int, context: int) -> int:
-    """Slots of a cache for so many tokens: a power of two or three quarters of one.
+def _cache_size(tokens: int, context: int) -> int:
+    """Slots of a cache for this many tokens: a power of two or three quarters of one.
 
-    Attention reads the whole cache, filled or not, so it grows with the text: in two steps to
-    the double, so that generations of all lengths share few compilations.
+    Attention reads the whole cache, filled or not, so it grows with the text; doubling in two
+    steps lets generations of all lengths share few compilations.
     """
     double = max(1 << (tokens - 1).bit_length(), 64)
     size = double // 4 * 3
@@ -199,7 +205,7 @@ def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0, static_argnames="size")
 def _prefill(
-    fixed: Fixed,
+    fixed: Static,
     params: Arrays,
     model_state: Arrays,
     tokens: Any,
@@ -211,10 +217,10 @@ def _prefill(
     *,
     size: int,
 ) -> Any:
-    """The state to decode from: the first token, the cache before it, how many tokens were drawn.
+    """The state to decode from: the first token, the cache before it, the number of tokens drawn.
 
-    What the padding writes into the cache lies after `length`, where no query looks before it
-    is overwritten.
+    Padding is written into the cache after `length`, where no query attends before it is
+    overwritten.
     """
     model = fixed.graphdef.merge(params, model_state)
     drawn = jnp.zeros((), jnp.int32) + drawn
@@ -223,15 +229,15 @@ def _prefill(
         logits, cache = model.prefill(tokens, length, size, **seen)
     else:
         x, cache = model.hidden(tokens, model.init_cache(tokens.shape[0], size))
-        last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)  # the head is the most of it
+        last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)  # the head costs most
         logits = model.logits(last)[:, 0]
         cache = cache._replace(length=jnp.zeros((), jnp.int32) + length)
-    number = _numbers(seed, jnp.arange(len(tokens)), drawn[None])[0]
-    return _draw(fixed, model, logits, number, sampling), cache, drawn + 1
+    number = _uniform(seed, jnp.arange(len(tokens)), drawn[None])[0]
+    return _next_token(fixed, model, logits, number, sampling), cache, drawn + 1
 
 
-def _piece(
-    fixed: Fixed,
+def _decode_chunk(
+    fixed: Static,
     params: Arrays,
     model_state: Arrays,
     state: Any,
@@ -241,42 +247,46 @@ def _piece(
 ) -> tuple[Any, jax.Array]:
     """Draws n ≤ chunk tokens for each row: the state after them, and int32 [b, chunk].
 
-    n is no constant of the program, so that pieces of all lengths share one compilation.
+    n is not a constant of the program, so chunks of all lengths share one compilation.
     """
     model = fixed.graphdef.merge(params, model_state)
     step = ModelView(model).decode or model
     rows = len(state[0])
-    numbers = _numbers(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
+    numbers = _uniform(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
 
     def one(i: jax.Array, carry: Any) -> Any:
         (token, cache, drawn), tokens = carry
         logits, cache = step(token[:, None], cache)
-        token = _draw(fixed, model, logits[:, 0], numbers[i], sampling)
+        token = _next_token(fixed, model, logits[:, 0], numbers[i], sampling)
         return (token, cache, drawn + 1), tokens.at[:, i].set(token)
 
     return jax.lax.fori_loop(0, n, one, (state, jnp.zeros((rows, fixed.chunk), jnp.int32)))
 
 
-# On a CPU, XLA cuts the weights of each product into blocks (YNNPACK) unless it is told not to. So
-# many rows do not pay for that (`benchmarks/LOG.md`).
-UNCUT = range(8, 32)
+# On a CPU, XLA by default packs the weights of each float32 product into blocks (YNNPACK), which
+# does not pay for this few rows (`benchmarks/LOG.md`).
+NO_YNNPACK_ROWS = range(8, 32)
 _OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-_decode = jax.jit(_piece, static_argnums=0, donate_argnums=3)
-_decode_uncut = jax.jit(_piece, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS)
+_decode = jax.jit(_decode_chunk, static_argnums=0, donate_argnums=3)
+_decode_uncut = jax.jit(
+    _decode_chunk, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS
+)
 
 
 def _decoder(
     params: Arrays, model_state: Arrays, rows: int
 ) -> Callable[..., tuple[Any, jax.Array]]:
-    """`_piece`, compiled for so many rows; only products of float32 have the choice."""
+    """`_decode_chunk`, compiled for this many rows; only float32 products have the option."""
     kinds = {leaf.dtype.name for leaf in (*params.values(), *model_state.values())}
-    uncut = rows in UNCUT and not kinds & {"bfloat16", "float16", "uint8"} and _optional()
+    uncut = (
+        rows in NO_YNNPACK_ROWS and not kinds & {"bfloat16", "float16", "uint8"} and _has_option()
+    )
     return _decode_uncut if uncut else _decode
 
 
 @cache
-def _optional() -> bool:
-    """Whether this XLA knows the option, which is an experiment of its authors."""
+def _has_option() -> bool:
+    """Whether this XLA knows the option, which is experimental."""
     if jax.default_backend() != "cpu":
         return False
     try:
@@ -286,22 +296,26 @@ def _optional() -> bool:
     return True
 
 
-def _draw(
-    fixed: Fixed, model: Any, logits: jax.Array, numbers: jax.Array, sampling: Sampling
+def _next_token(
+    fixed: Static, model: Any, logits: jax.Array, numbers: jax.Array, sampling: Sampling
 ) -> jax.Array:
-    """The next token of each row, int32 [b]; never one that is banned or padding."""
-    banned = _banned(model, fixed.banned)
+    """The next token of each row, int32 [b]; never a banned one or padding."""
+    banned = _banned_mask(model, fixed.banned)
     return sample(logits, numbers, sampling._replace(top_k=fixed.top_k), banned)
 
 
-def _banned(model: Any, banned: tuple[int, ...]) -> np.ndarray:
-    """True for the tokens of a vocabulary that are never drawn, padding among them: bool [v]."""
+def _banned_mask(model: Any, banned: tuple[int, ...]) -> np.ndarray:
+    """bool [v]: tokens that are never drawn, padding of the vocabulary included."""
     ids = np.arange(model.config.vocab)
     return np.isin(ids, banned) | (ids >= (ConfigView(model.config).tokens or len(ids)))
 
 
-def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
-    """Random numbers in [0, 1) [steps, rows], each from the seed, its row and its step alone."""
+def _uniform(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
+    """Random numbers in [0, 1) [steps, rows], each from the seed, its row and its step alone.
+
+    One for each token, and a chunk's at once: `jax.random.categorical` draws noise for every logit,
+    more than half of a small model's time.
+    """
 
     def number(step: jax.Array, row: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)
@@ -310,7 +324,7 @@ def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(number, (None, 0)), (0, None))(steps, rows)
 
 
-def before(end: int | None, tokens: np.ndarray) -> np.ndarray:
-    """The tokens [n] before the first that ends a text."""
+def truncate_at(end: int | None, tokens: np.ndarray) -> np.ndarray:
+    """The tokens [n] before the first `end`."""
     ends = (tokens == end).nonzero()[0]
     return tokens[: ends[0]] if len(ends) else tokens

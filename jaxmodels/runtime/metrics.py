@@ -15,29 +15,29 @@ from jaxmodels.cli import say
 from jaxmodels.files import write_text
 from jaxmodels.reading import json_object
 
-SECONDS = 10.0  # after so many, numbers are put on the disk for those who watch a run
+SECONDS = 10.0  # between flushes to disk, for those who watch a run
 
 
-LINE = 30_000_000  # bytes; no line is longer, and a longer one is not read into memory
+LINE = 30_000_000  # bytes; the longest line that is read into memory
 DAMAGED = ".damaged"
-"""What the name of a file ends with that had lines which cannot be read."""
+"""Suffix under which a file is kept that had unreadable lines."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; lines that cannot be read are left out."""
+    """The records of a file of JSON lines; unreadable lines are skipped."""
     return list(read_lines(path)[0])
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The records of a file of JSON lines, one a step in rising order, and the numbers (from 1) of
-    the lines that are none.
+    """The records of a file of JSON lines, one for each step in rising order, and the numbers
+    (from 1) of the lines that are not records.
 
-    What a kill cut off, behind the last end of a line, is neither.
+    An incomplete last line, left by a kill, is neither.
     """
     records: list[dict[str, Any]] = []
-    odd: list[int] = []
+    invalid: list[int] = []
     if not path.exists():
-        return records, odd
+        return records, invalid
     with path.open("rb") as file:
         for number, line in enumerate(_lines(file), 1):
             try:
@@ -46,36 +46,35 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                 record = {}
             step = record.get("step")
             if type(step) is not int or step <= (records[-1]["step"] if records else 0):
-                odd.append(number)
+                invalid.append(number)
             elif all(_is_value(name, value) for name, value in record.items()):
                 records.append(record)
             else:
-                odd.append(number)
-    return records, odd
+                invalid.append(number)
+    return records, invalid
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The complete lines of a file; one that is too long is given without its end."""
+    """The complete lines of a file; one that is too long is truncated."""
     while line := file.readline(LINE):
-        whole = line.endswith(b"\n")
-        while not whole and (rest := file.readline(LINE)):
-            whole = rest.endswith(b"\n")
-        if whole:
+        complete = line.endswith(b"\n")
+        while not complete and (rest := file.readline(LINE)):
+            complete = rest.endswith(b"\n")
+        if complete:
             yield line
 
 
 def _is_value(name: str, value: Any) -> bool:
-    """Whether a record may hold this: a number, null, or (of stats.jsonl) those of parameters."""
+    """Whether a record may hold this: a number, null, or (in stats.jsonl) those by parameter."""
     if name == "params" and isinstance(value, dict):
         return all(isinstance(row, dict) for row in value.values())
     return value is None or type(value) in (int, float)
 
 
-class Lines:
-    """A file of JSON lines, one a step; on resume, what came after the checkpoint is taken back.
+class JsonLines:
+    """A file of JSON lines, one for each step; on resume, lines after the checkpoint are dropped.
 
-    Where lines cannot be read, the file is kept under another name, and this one goes on without
-    them.
+    A file with unreadable lines is kept under another name, and continued without them.
 
     Args:
         path: the file.
@@ -83,24 +82,23 @@ class Lines:
     """
 
     def __init__(self, path: Path, step: int):
-        records, odd = read_lines(path)
-        if odd:
-            _keep_damaged(path, odd)
+        records, invalid = read_lines(path)
+        if invalid:
+            _keep_damaged(path, invalid)
         kept = [record for record in records if record["step"] <= step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.last: dict[str, Any] = kept[-1] if kept else {}
         """The record of the step that the run continues from."""
         self.evaluated = [record for record in kept if "valid_loss" in record]
-        """The records up to it that hold an evaluation."""
+        """The records up to that step that have an evaluation."""
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds the record of one step; a number that is not finite, which JSON has none for, is
-        null."""
+        """Appends the record of one step; NaN and infinities, which JSON lacks, become null."""
         self._file.write(json.dumps({name: _number(x) for name, x in record.items()}) + "\n")
 
     def flush(self) -> None:
-        """Puts everything on the disk; called before a checkpoint, which must not be ahead."""
+        """Flushes to disk; called before a checkpoint is saved, so that the log is never behind."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -114,8 +112,8 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _keep_damaged(path: Path, odd: list[int]) -> None:
-    """Says which lines of a file cannot be read, and gives it a second name to be kept under."""
+def _keep_damaged(path: Path, invalid: list[int]) -> None:
+    """Prints which lines of a file are unreadable, and keeps it under a second name."""
     kept, count = path.with_name(path.name + DAMAGED), 1
     while os.path.lexists(kept):
         count += 1
@@ -124,15 +122,16 @@ def _keep_damaged(path: Path, odd: list[int]) -> None:
         os.link(path, kept)
     except OSError:  # a file system without links
         shutil.copyfile(path, kept)
-    lines = f"line {odd[0]} cannot be read and is"
-    if len(odd) > 1:
-        more = ", …" if len(odd) > 5 else ""
-        lines = f"{len(odd)} lines ({', '.join(map(str, odd[:5]))}{more}) cannot be read and are"
+    lines = f"line {invalid[0]} cannot be read and is"
+    if len(invalid) > 1:
+        more = ", …" if len(invalid) > 5 else ""
+        numbers = ", ".join(map(str, invalid[:5]))
+        lines = f"{len(invalid)} lines ({numbers}{more}) cannot be read and are"
     say(f"{path.name}: {lines} left out; the file as it was is kept as {kept}")
 
 
-class Silent:
-    """Takes records and keeps none: what all processes have but the first."""
+class NullLog:
+    """A log that drops its records, for all processes but the primary."""
 
     last: ClassVar[dict[str, Any]] = {}
     evaluated: ClassVar[list[dict[str, Any]]] = []
@@ -147,8 +146,8 @@ class Silent:
         """Does nothing."""
 
 
-class MetricsLog(Lines):
-    """metrics.jsonl of a run, and TensorBoard's files; both are put on the disk every `SECONDS`.
+class MetricsLog(JsonLines):
+    """metrics.jsonl of a run and TensorBoard's files, flushed to disk every `SECONDS`.
 
     Args:
         run: the run directory.
@@ -156,8 +155,8 @@ class MetricsLog(Lines):
     """
 
     def __init__(self, run: Path, step: int):
-        # The writer that waits for the disk itself: `SummaryWriter` hands each number to two
-        # threads, which took the host longer than calling the step did.
+        # The synchronous writer: `SummaryWriter` hands each number to two threads, which took the
+        # host longer than dispatching the step.
         with _without_torch():
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2, summary_pb2
@@ -165,16 +164,16 @@ class MetricsLog(Lines):
         super().__init__(run / "metrics.jsonl", step)
         folder = run / "tensorboard"
         folder.mkdir(exist_ok=True)
-        # Names hold the second: a run that resumes within one takes another all the same.
+        # The writer puts the time in seconds into the name; the step makes it unique.
         self._board = EventsWriter(str(folder / "events"), f".{step}")
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        # TensorBoard drops what files before this one say of the steps to come.
+        # From here on TensorBoard ignores later steps of earlier files.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._show(step + 1, session_log=start)
         self._flushed = time.monotonic()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds the record of one step; its numbers other than `step` go to TensorBoard."""
+        """Appends the record of one step; its numbers other than `step` go to TensorBoard too."""
         super().write(record)
         value = self._summary.Value
         values = [value(tag=name, simple_value=x) for name, x in record.items() if name != "step"]
@@ -186,7 +185,7 @@ class MetricsLog(Lines):
         self._board.write_event(self._event(wall_time=time.time(), step=step, **what))
 
     def flush(self) -> None:
-        """Puts everything on the disk."""
+        """Flushes to disk."""
         super().flush()
         self._board.flush()
         self._flushed = time.monotonic()
@@ -199,7 +198,7 @@ class MetricsLog(Lines):
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """Imports as if there were no torch: tensorboardX takes it for tensors that it never gets here.
+    """Hides torch from imports: tensorboardX imports it for tensors that we never pass.
 
     That import was half of the time from the command to the first step of a tiny preset.
     """
@@ -207,7 +206,7 @@ def _without_torch() -> Iterator[None]:
     if "torch" in modules:
         yield
         return
-    modules["torch"] = None  # what makes an import fail, says the language reference
+    modules["torch"] = None  # makes `import torch` fail (language reference, 5.3.1)
     try:
         yield
     finally:

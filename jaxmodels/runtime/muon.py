@@ -1,9 +1,10 @@
 """Muon: steps along the nearest orthogonal matrix of each kernel's momentum (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon; optax), and Adam's for all else.
+https://kellerjordan.github.io/posts/muon; optax), and Adam for all other parameters.
 
-The steps are `optax.contrib.scale_by_muon`'s. Ours is what surrounds it: small kernels of one shape
-go through it as one stack, which takes a few products of many matrices instead of many products.
-`optax.contrib.muon` would take them one by one, with a learning rate and weight decay of its own.
+The steps are those of `optax.contrib.scale_by_muon`. Around it, kernels are found by their paths;
+stacked blocks and heads with axes of their own become single matrices; and small matrices of one
+shape are batched: a few large products instead of many small ones. `optax.contrib.muon` would take
+them one by one, with a learning rate and weight decay of its own.
 """
 
 import re
@@ -18,14 +19,14 @@ from optax import contrib
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime.paths import Arrays, pattern
 
-_STACK = re.compile(r"blocks/(?!\d)")  # blocks that lie in one array
-_SMALL = 2**18  # numbers; the products of a larger kernel fill a processor by themselves
+_STACK = re.compile(r"blocks/(?!\d)")  # all blocks in one array
+_SMALL = 2**18  # elements; products of larger kernels saturate a processor alone
 
 
 def scale_by_muon(optim: Optim) -> optax.GradientTransformation:
-    """Gradients → the step at a learning rate of 1: path → an update in the kernel's shape.
+    """Gradients → updates at a learning rate of 1, both path → array.
 
-    Its state is optax's for the kernels, whose `mu` is path → momentum, and Adam's for the rest.
+    The state is optax's for the kernels, whose `mu` is path → momentum, and Adam's for the rest.
     """
     skipped = [pattern(text) for text in optim.muon_skip]
     adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
@@ -35,7 +36,7 @@ def scale_by_muon(optim: Optim) -> optax.GradientTransformation:
         )
     )
 
-    def parts(tree: Arrays) -> tuple[Arrays, Arrays]:
+    def partition(tree: Arrays) -> tuple[Arrays, Arrays]:
         others = {
             path: leaf
             for path, leaf in tree.items()
@@ -44,17 +45,19 @@ def scale_by_muon(optim: Optim) -> optax.GradientTransformation:
         return {path: leaf for path, leaf in tree.items() if path not in others}, others
 
     def init(params: Arrays) -> Any:
-        kernels, others = parts(params)
+        kernels, others = partition(params)
         return muon.init(kernels), adam.init(others)
 
     def update(grads: Arrays, state: Any, params: Any = None) -> tuple[Arrays, Any]:
-        kernels, others = parts(grads)
-        steps, first = muon.update(_joined(kernels), state[0]._replace(mu=_joined(state[0].mu)))
-        # The numbers of an orthogonal matrix have an rms of 1 / √(its longer side).
+        kernels, others = partition(grads)
+        steps, first = muon.update(
+            _to_groups(kernels), state[0]._replace(mu=_to_groups(state[0].mu))
+        )
+        # The elements of an orthogonal matrix have an rms of 1 / √(longer side).
         steps = {name: optim.muon_rms * max(x.shape[1:]) ** 0.5 * x for name, x in steps.items()}
         rest, second = adam.update(others, state[1])
-        first = first._replace(mu=_parted(first.mu, kernels))
-        return _parted(steps, kernels) | rest, (first, second)
+        first = first._replace(mu=_from_groups(first.mu, kernels))
+        return _from_groups(steps, kernels) | rest, (first, second)
 
     return optax.GradientTransformation(init, update)
 
@@ -64,7 +67,7 @@ def _is_kernel(path: str, shape: tuple[int, ...]) -> bool:
 
 
 def _matrices(path: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """A kernel's shape as matrices: how many (a stack of blocks holds several), inputs, outputs."""
+    """A kernel as matrices: their number (several in a stack of blocks), inputs, outputs."""
     count, axes = (shape[0], shape[1:]) if _STACK.match(path) else (1, shape)
     to_heads = path.endswith(("/q/kernel", "/k/kernel", "/v/kernel"))
     first = 1 if to_heads else len(axes) - 1
@@ -72,12 +75,12 @@ def _matrices(path: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _group(path: str, shape: tuple[int, ...]) -> str:
-    """The name under which a kernel goes with others, or a large one alone."""
+    """The group of a kernel: by shape, or its own path for a large one."""
     _, *sides = _matrices(path, shape)
     return f"{sides[0]} x {sides[1]}" if prod(sides) <= _SMALL else path
 
 
-def _joined(kernels: Arrays) -> Arrays:
+def _to_groups(kernels: Arrays) -> Arrays:
     """Group → its matrices [matrices, inputs, outputs]."""
     groups: dict[str, list[jax.Array]] = {}
     for path, kernel in kernels.items():
@@ -86,8 +89,8 @@ def _joined(kernels: Arrays) -> Arrays:
     return {name: jnp.concatenate(group) for name, group in groups.items()}
 
 
-def _parted(groups: Arrays, kernels: Arrays) -> Arrays:
-    """What `_joined` put together, each by its path and in its shape again."""
+def _from_groups(groups: Arrays, kernels: Arrays) -> Arrays:
+    """The inverse of `_to_groups`: path → array in the kernel's shape."""
     found, taken = {}, dict.fromkeys(groups, 0)
     for path, kernel in kernels.items():
         name, (count, *_) = _group(path, kernel.shape), _matrices(path, kernel.shape)

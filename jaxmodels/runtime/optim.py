@@ -1,4 +1,9 @@
-"""The optimiser of a recipe: clipping, the rule, the learning rate's schedule (optax)."""
+"""The optimiser of a recipe: clipping, update rule, learning-rate schedule (optax).
+
+The schedule depends on the settings and the step alone; with `schedule_steps` a decay that is done
+stays done when `--steps` is raised. Frozen parameters (a factor of 0 in `lr_scale`) are left out of
+the gradient altogether, so the backward pass of a frozen tower is never computed.
+"""
 
 from typing import Any
 
@@ -15,10 +20,10 @@ from jaxmodels.runtime.paths import Arrays, pattern
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
     """Learning rate by step: init → peak over the warm-up, then down to end at `steps` by
-    `Optim.schedule`, or to `min_lr` where it would fall below.
+    `Optim.schedule`, but not below `min_lr`.
 
-    The seeds hand optax `decay_steps = steps − warmup`, which optax takes to include the
-    warm-up, so their cosine ends a warm-up early; here it ends with the run.
+    The upstream programs pass optax `decay_steps = steps − warmup`, which by optax's definition
+    includes the warm-up, so their cosine ends a warm-up early; here it ends with the run.
     """
     warmup = min(_length(optim.warmup, steps), steps - 1)
     if optim.schedule == "cosine":
@@ -39,12 +44,12 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
 
 
 def _length(part: float, steps: int) -> int:
-    """A number of steps that is given as such, or as a fraction of all steps."""
+    """A number of steps, given as such or as a fraction of all steps."""
     return int(part * steps) if part < 1 else int(part)
 
 
 def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """The recipe's optimiser with clipping by global norm, over `trained` parameters."""
+    """The recipe's optimiser with clipping by global norm, for the `trainable` parameters."""
 
     def decayed(params):
         return {
@@ -62,8 +67,8 @@ def optimiser(optim: Optim, rate: optax.ScalarOrSchedule) -> optax.GradientTrans
 
 
 def _clip(most: float) -> optax.GradientTransformation:
-    """Gradients whose global norm is at most this: `optax.clip_by_global_norm` by a product, which
-    XLA joins to what comes after. Its division is written to memory for every parameter."""
+    """`optax.clip_by_global_norm` with a product, which XLA fuses into what follows; optax's
+    division writes the clipped gradient of every parameter to memory on a CPU."""
 
     def clip(grads: Arrays, _: Any = None) -> Arrays:
         norm = optax.tree.norm(grads)
@@ -73,14 +78,14 @@ def _clip(most: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def factor(optim: Optim, path: str) -> float:
-    """What the learning rate is multiplied by for a parameter (`Optim.lr_scale`)."""
+def lr_factor(optim: Optim, path: str) -> float:
+    """A parameter's factor for the learning rate (`Optim.lr_scale`)."""
     rows = (scale for text, scale in optim.lr_scale if pattern(text).fullmatch(path))
     return next(rows, 1.0)
 
 
-def trained(optim: Optim, params: Arrays) -> Arrays:
-    """The parameters that are not frozen: what has gradients, and what the optimiser is for.
+def trainable(optim: Optim, params: Arrays) -> Arrays:
+    """The parameters that are not frozen: those with gradients and optimiser state.
 
     Raises:
         Problem: (usage) a pattern of `lr_scale` matches no parameter, or all are frozen.
@@ -89,11 +94,11 @@ def trained(optim: Optim, params: Arrays) -> Arrays:
         if not any(pattern(text).fullmatch(path) for path in params):
             raise Problem(
                 f"optim.lr_scale: no parameter has a path like {text!r}",
-                why=f"paths are such as {', '.join(list(params)[:3])}",
+                why=f"paths look like {', '.join(list(params)[:3])}",
                 fix="see `jaxmodels inspect RUN --tensors` for all of them; * stands for anything",
                 exit_code=USAGE,
             )
-    moving = {path: leaf for path, leaf in params.items() if factor(optim, path)}
+    moving = {path: leaf for path, leaf in params.items() if lr_factor(optim, path)}
     if not moving:
         raise Problem(
             "optim.lr_scale freezes every parameter",
@@ -104,16 +109,16 @@ def trained(optim: Optim, params: Arrays) -> Arrays:
 
 
 def _scaled(optim: Optim) -> optax.GradientTransformation:
-    """Updates times each parameter's own factor."""
+    """Updates times each parameter's factor."""
 
     def scale(updates: Arrays, _: Any = None) -> Arrays:
-        return {path: factor(optim, path) * update for path, update in updates.items()}
+        return {path: lr_factor(optim, path) * update for path, update in updates.items()}
 
     return optax.stateless(scale)
 
 
 def _direction(optim: Optim) -> optax.GradientTransformation:
-    """Gradients → the step at a learning rate of 1, without weight decay."""
+    """Gradients → updates at a learning rate of 1, without weight decay."""
     if optim.name == "sgd":
         return optax.trace(optim.momentum) if optim.momentum else optax.identity()
     if optim.name == "lion":
@@ -129,12 +134,12 @@ def _direction(optim: Optim) -> optax.GradientTransformation:
 
 
 def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:
-    """The state of `optimiser` with AdamW's own part replaced.
+    """The state of `optimiser` with AdamW's moments replaced.
 
     Args:
-        opt: a state; its count of schedule steps stays.
+        opt: a state; its count of schedule steps is kept.
         count: updates that the moments have seen.
-        mu: path → running mean of the gradient, float32; those of frozen parameters are left out.
+        mu: path → running mean of the gradient, float32; frozen parameters are left out.
         nu: path → running mean of its square, float32.
     """
 
@@ -143,7 +148,7 @@ def with_moments(opt: Any, count: int, mu: Arrays, nu: Arrays) -> Any:
             return part
         number = np.asarray(count, part.count.dtype)
         seen = jax.make_array_from_callback((), part.count.sharding, number.__getitem__)
-        own, squares = ({path: held[path] for path in part.mu} for held in (mu, nu))
-        return part._replace(count=seen, mu=own, nu=squares)
+        first, second = ({path: moment[path] for path in part.mu} for moment in (mu, nu))
+        return part._replace(count=seen, mu=first, nu=second)
 
     return jax.tree.map(one, opt, is_leaf=lambda part: isinstance(part, optax.ScaleByAdamState))

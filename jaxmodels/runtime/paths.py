@@ -1,8 +1,9 @@
 """Parameters as a flat dict, path → array, and the one matcher of path patterns.
 
-The path ("blocks/0/attn/qkv/kernel") is a parameter's identity: sharding, weight names,
-weight decay and checkpoints are keyed by it. A flat dict is also the cheapest pytree to
-pass to a compiled function, several times cheaper than an `nnx.State`.
+The path ("blocks/0/attn/qkv/kernel") is a parameter's identity: sharding, weight names, weight
+decay and checkpoints are keyed by it. A flat dict is several times cheaper to pass to a compiled
+function than an `nnx.State`, and its string keys survive Orbax, which turns an `nnx.State`'s int
+keys into strings that `nnx.update` then silently skips.
 """
 
 import re
@@ -20,11 +21,10 @@ Arrays = dict[str, Any]
 
 @dataclass(frozen=True)
 class GraphDef:
-    """A model without its arrays: what `merge` needs besides them.
+    """A model without its arrays.
 
-    Skeletons that `split` gives of models alike are one and the same, with a hash that is
-    counted once: compiled functions take it as a constant, and look it up at every call, for
-    which flax needs milliseconds.
+    `split` returns one object for all equal models, hashed once: compiled functions take it as a
+    static argument and look it up at every call, for which flax's own takes milliseconds.
     """
 
     graph: Any
@@ -50,12 +50,12 @@ class GraphDef:
 
 
 def split(model: Any) -> tuple[GraphDef, Arrays, Arrays]:
-    """The skeleton of a module, its parameters and its other state, both as path → array."""
+    """The graphdef of a module, its parameters and its other state, both path → array."""
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, rest = states
     param_paths, param_leaves, param_def = _flatten(params)
     rest_paths, rest_leaves, rest_def = _flatten(rest)
-    graphdef = _same(GraphDef(graph, param_def, param_paths, rest_def, rest_paths))
+    graphdef = _unique(GraphDef(graph, param_def, param_paths, rest_def, rest_paths))
     return (
         graphdef,
         dict(zip(param_paths, param_leaves, strict=True)),
@@ -64,7 +64,7 @@ def split(model: Any) -> tuple[GraphDef, Arrays, Arrays]:
 
 
 @cache
-def _same(graphdef: GraphDef) -> GraphDef:
+def _unique(graphdef: GraphDef) -> GraphDef:
     return graphdef
 
 
@@ -87,12 +87,12 @@ def unstack(
 ) -> Arrays:
     """{"blocks/norm/scale": [n, d]} → {"blocks/0/norm/scale": [d], …}, block by block.
 
-    A model whose blocks run in a scan holds them as one; tables and checkpoints name each.
+    A model that scans over its blocks stacks them; tables and checkpoints name each block.
 
     Args:
-        flat: path → array, or shape with a dtype, or what else `part` takes.
-        stacked: the subtrees whose arrays have the block as their first axis, as ("blocks",).
-        part: (leaf, i) → what block i has of it; by default its values, or its shape.
+        flat: path → array, or ShapeDtypeStruct, or anything that `part` takes.
+        stacked: the subtrees whose arrays have the block as their first axis, such as ("blocks",).
+        part: (leaf, i) → block i's part of it; by default its values, or its shape.
     """
     part = part or _part
     result: Arrays = {}
@@ -112,7 +112,7 @@ def unstack(
 def stack(
     flat: Arrays, stacked: tuple[str, ...], join: Callable[[list[Any]], Any] = jnp.stack
 ) -> Arrays:
-    """The inverse of `unstack`; `join` makes one leaf of those of all blocks, in their order."""
+    """The inverse of `unstack`; `join` stacks the leaves of all blocks, in order."""
     result: Arrays = {}
     groups: dict[str, dict[int, Any]] = {}
     for path, leaf in flat.items():
@@ -132,7 +132,7 @@ def _root(path: str, stacked: tuple[str, ...]) -> str | None:
 
 
 def _roots(flat: Arrays, stacked: tuple[str, ...]) -> list[str | None]:
-    """Where the paths belong, in the order in which they come."""
+    """The distinct roots of the paths, in order of appearance."""
     return list(dict.fromkeys(_root(path, stacked) for path in flat))
 
 
@@ -143,7 +143,7 @@ def _part(leaf: Any, i: int) -> Any:
 
 
 def layer_of(path: str) -> str:
-    """The layer of a parameter: its path as far as the first number, or its module's.
+    """The layer of a parameter: its path up to the first number, or its module's path.
 
     blocks/0/attn/qkv/kernel → blocks/0; embed/embedding → embed.
     """
@@ -169,7 +169,7 @@ def pattern(text: str) -> re.Pattern[str]:
 
 
 def match(rows: tuple[tuple[str, Any], ...], path: str) -> Any:
-    """The value of the first row whose whole pattern matches the path.
+    """The value of the first row whose pattern matches the full path.
 
     Raises:
         LookupError: no row matches; tables are total.

@@ -1,4 +1,11 @@
-"""The process: its memory, where compiled programs are kept, who may write to the terminal."""
+"""Process-wide settings: memory allocator, compilation cache, threads, log noise of libraries.
+
+On a CPU, memory that a step frees stays in the process (`keep_memory`): glibc would return it, and
+the kernel clear it again, in every step. For models of 250,000 parameters or more, `train` computes
+the step in the calling thread (`choose_thread`): in XLA's own threads glibc cannot keep the step's
+temporaries of hundreds of megabytes. Smaller models overlap the host's work instead. Measurements
+are in `benchmarks/LOG.md`.
+"""
 
 import ctypes
 import gc
@@ -13,23 +20,22 @@ from typing import Any
 
 # Of malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_MOST = 2**31 - 1  # an int is all that it takes
+_INT_MAX = 2**31 - 1
 
 LARGE = 250_000
-"""Parameters of a model whose train steps take so long, 60 ms or more, that the host's share does
-not count."""
+"""Parameters from which on a train step takes 60 ms or more, so the host's share is negligible."""
 
 
 def prepare() -> None:
-    """What every verb that runs JAX does first.
+    """Called first by every command that runs JAX.
 
-    Keeps compiled programs on disk, so that the second start of a run is quick; they live in
-    `$JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder. Keeps memory (`keep_memory`).
+    Keeps compiled programs on disk, in `$JAX_COMPILATION_CACHE_DIR` or the user's cache folder, so
+    that the second start of a run is quick; and memory in the process (`keep_memory`).
     """
     import jax
 
-    # Tracing makes hundreds of thousands of objects that stay. Looking for garbage among them after
-    # each 700 took a quarter of its time.
+    # Tracing makes hundreds of thousands of long-lived objects; collecting garbage after every 700
+    # took a quarter of its time.
     gc.set_threshold(100_000, 20, 50)
 
     keep_memory()
@@ -43,11 +49,11 @@ def prepare() -> None:
 
 
 def share_cache() -> None:
-    """Makes the cache of compiled programs safe for several processes that write to it.
+    """Makes writes to the compilation cache atomic, so that several processes can share it.
 
-    JAX (0.10 to 0.12) writes an entry in place: another process that reads it meanwhile warns of a
-    truncated stream and compiles again, and a full disk leaves half an entry for ever. Here an
-    entry appears whole or not at all. Does nothing where JAX keeps its cache in another way.
+    JAX (0.10 to 0.12) writes an entry in place: a concurrent reader warns of a truncated stream and
+    compiles again, and a full disk leaves half an entry for ever. Does nothing if JAX's cache is
+    implemented differently.
     """
     from jax._src import lru_cache
 
@@ -57,52 +63,51 @@ def share_cache() -> None:
         return
     put = cache.put
 
-    def whole(self: Any, key: str, value: bytes) -> None:
+    def put_atomically(self: Any, key: str, value: bytes) -> None:
         folder = Path(str(self.path))
-        if self.eviction_enabled or not folder.is_dir():  # it locks, or is no local folder
+        if self.eviction_enabled or not folder.is_dir():  # it locks, or is not a local folder
             put(self, key, value)
             return
         entry = folder / f"{key}{suffix}"
         if entry.exists():
             return
-        begun = folder / f".{os.getpid()}-{threading.get_ident()}.tmp"
+        temporary = folder / f".{os.getpid()}-{threading.get_ident()}.tmp"
         try:
-            begun.write_bytes(value)
-            begun.replace(entry)
+            temporary.write_bytes(value)
+            temporary.replace(entry)
         finally:
-            begun.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
-    cache.put = whole
+    cache.put = put_atomically
 
 
 def keep_memory() -> None:
-    """Makes the process keep what it frees for the next step: pieces of up to an eighth.
+    """Keeps freed memory in the process for the next step: blocks of up to an eighth of the RAM.
 
-    On a CPU, XLA takes its temporary memory anew for every step. Pieces of some megabytes the C
-    library of Linux gives back to the system each time, which then clears the same memory again,
-    page by page: up to a fifth of a train step, and 40% of a forward pass
-    (`benchmarks/LOG.md`). Does nothing where that library is not glibc, or where the
-    environment says how it is to be done (`MALLOC_…`).
+    On a CPU, XLA allocates its temporaries anew for every step. glibc returns blocks of some
+    megabytes to the kernel each time, which then clears the same memory again, page by page: up to
+    a fifth of a train step, and 40% of a forward pass (`benchmarks/LOG.md`). Does nothing without
+    glibc, or if the environment sets malloc's options (`MALLOC_…`).
     """
     known = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
     if not known or any(name.startswith("MALLOC_") for name in os.environ):
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    kept = min(memory // 8, _MOST)  # other data may come to lie between: up to three such pieces
+    kept = min(memory // 8, _INT_MAX)  # fragmentation may leave up to three such blocks
     library = ctypes.CDLL(None)
-    library.mallopt(_MMAP_THRESHOLD, kept)  # larger ones are mapped and given back as before
+    library.mallopt(_MMAP_THRESHOLD, kept)  # larger blocks are mapped and returned as before
     library.mallopt(_TRIM_THRESHOLD, kept)
 
 
 def choose_thread(parameters: int) -> None:
-    """Who computes a train step on a CPU: one of XLA's threads, or, for LARGE models, the caller's.
+    """Which thread computes a train step on a CPU: one of XLA's, or, for LARGE models, the caller.
 
-    A step's temporary memory is one piece of up to gigabytes, and glibc keeps those of the first
-    thread alone, as the heaps of others end at 64 MB. But the host's own work is then not done
-    meanwhile, which only a small model feels. To be called before JAX looks for its devices.
+    A step's temporaries are one block of up to gigabytes, and glibc keeps only those of the main
+    thread, as the heaps of others end at 64 MB. The host's work is then no longer overlapped, which
+    matters for small models only. To be called before JAX initialises its devices.
 
     Args:
-        parameters: how many the model has.
+        parameters: number of parameters of the model.
     """
     import jax
 
@@ -110,14 +115,14 @@ def choose_thread(parameters: int) -> None:
 
 
 def computes_inline(parameters: int) -> bool:
-    """Whether a call of a train step, as `choose_thread` has it, ends when the step is computed."""
+    """Whether, after `choose_thread`, a call of a train step returns when the step is computed."""
     import jax
 
     return jax.default_backend() == "cpu" and parameters >= LARGE
 
 
 def environment() -> dict[str, str]:
-    """Versions and devices that a run is computed with."""
+    """Versions and devices of this process."""
     import jax
 
     found = {"python": platform.python_version(), "system": platform.platform()}
@@ -132,10 +137,10 @@ def environment() -> dict[str, str]:
 
 
 def silence_storage() -> None:
-    """Orbax, and what is below it, log tracebacks of errors that they raise too.
+    """Silences Orbax and its libraries, which log tracebacks of errors that they also raise.
 
-    The error is shown as ours. When a write fails, tensorstore also calls back into an event
-    loop that Orbax has closed by then, and hands that error to `sys.unraisablehook`.
+    When a write fails, tensorstore also calls back into an event loop that Orbax has closed by
+    then, and passes that error to `sys.unraisablehook`.
     """
     for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Images and texts compared: their similarity, and how well each finds the other."""
+"""Similarity of images and texts, and retrieval recall."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -13,25 +13,25 @@ from jaxtyping import Float, Int, UInt8
 from jaxmodels.runtime.paths import Arrays, split
 
 RANKS = (1, 5, 10)
-"""Recall is told at these."""
+"""The k of recall@k."""
 
 Features = Float[np.ndarray, "n d"]
 Texts = Float[np.ndarray, "c d"]
 
 
 class Encoder:
-    """A model's unit features of images and of texts, each without the other.
+    """A model's unit-norm features of images alone and of texts alone.
 
     Args:
-        model: `model(tokens, images=None, mask=…)` gives `text_features` and `image_features`; a
-            model that has no `mask` sees padding as it sees tokens.
+        model: `model(tokens, images=None, mask=…)` returns `text_features` and `image_features`;
+            a model without `mask` treats padding like tokens.
     """
 
     def __init__(self, model: Any):
         graphdef, self.params, self.model_state = split(model)
         masked = "mask" in inspect.signature(type(model).__call__).parameters
 
-        # Only what a result needs is compiled: of an image's features nothing of the text.
+        # XLA removes what a result does not need: for an image's features, the text encoder.
         def of_texts(params: Arrays, model_state: Arrays, tokens: Any, mask: Any) -> jax.Array:
             more = {"mask": mask} if masked else {}
             features: jax.Array = graphdef.merge(params, model_state)(tokens, **more).text_features
@@ -65,21 +65,21 @@ def similarity(
     tokens: Int[np.ndarray, "c t"],
     mask: Int[np.ndarray, "c t"] | None = None,
 ) -> Float[np.ndarray, "i c"]:
-    """Cosines between images and texts by a model's own features, in [-1, 1].
+    """Cosine similarity of images and texts by a model's features, in [-1, 1].
 
     Args:
-        model: one that sees images, as `bridge.load` gives it.
+        model: a vision-language model, as `bridge.load` returns it.
         images: uint8, of a size that the model takes.
-        tokens: of each text, from the start of its row on.
-        mask: 1 for tokens, 0 for padding; None: all are tokens.
+        tokens: each text from the start of its row.
+        mask: 1 for tokens, 0 for padding; None: no padding.
     """
     encoder = Encoder(model)
     mask = np.ones_like(tokens) if mask is None else mask
     return encoder.images([images]) @ encoder.texts([{"tokens": tokens, "mask": mask}]).T
 
 
-def kinds(rows: Iterable[np.ndarray]) -> Int[np.ndarray, "n"]:
-    """A number for each row, the same for rows that are equal in every value."""
+def duplicate_ids(rows: Iterable[np.ndarray]) -> Int[np.ndarray, "n"]:
+    """An id for each row; equal rows have equal ids."""
     numbers: dict[bytes, int] = {}
     found = [numbers.setdefault(sha256(row.tobytes()).digest(), len(numbers)) for row in rows]
     return np.asarray(found, np.int64)
@@ -88,36 +88,37 @@ def kinds(rows: Iterable[np.ndarray]) -> Int[np.ndarray, "n"]:
 def recalls(
     images: Features,
     texts: Texts,
-    owner: Int[np.ndarray, "c"],
+    image_of_text: Int[np.ndarray, "c"],
     ranks: Sequence[int] = RANKS,
     *,
-    images_alike: Int[np.ndarray, "n"] | None = None,
-    texts_alike: Int[np.ndarray, "c"] | None = None,
+    image_ids: Int[np.ndarray, "n"] | None = None,
+    text_ids: Int[np.ndarray, "c"] | None = None,
 ) -> dict[str, float]:
-    """How often the right one is among the k most similar, of all that there are.
+    """Recall@k: how often a correct match is among the k most similar of all candidates.
 
-    t2i: texts whose own image is; i2t: images of whose texts at least one is (the usual protocol
-    of five captions an image). An image that looks the same is as right, and so is one that the
-    same was said of: nobody could tell them apart. What is as similar as the right one counts as
-    before it, so a model that sees no differences finds nothing.
+    t2i: texts whose image is; i2t: images of which at least one text is (the usual protocol with
+    five captions an image). Identical images are equally correct, and so are images with identical
+    captions, as in training; the usual COCO protocol accepts an image's own captions only. Ties
+    count against the model, so one that sees no differences scores 0.
 
     Args:
         images: features of each image.
         texts: features of each text.
-        owner: which image each text belongs to.
+        image_of_text: index of the image of each text.
         ranks: the k.
-        images_alike: of each image a number that equal ones share (`kinds`); None: all differ.
-        texts_alike: the same of texts.
+        image_ids: an id for each image, the same for identical ones (`duplicate_ids`); None: all
+            differ.
+        text_ids: the same for texts.
 
     Returns:
         `t2i_recall_at_1` and so on, in [0, 1].
     """
-    looks = np.arange(len(images)) if images_alike is None else images_alike
-    words = np.arange(len(texts)) if texts_alike is None else texts_alike
-    said = np.zeros((words.max(initial=0) + 1, looks.max(initial=0) + 1), bool)
-    said[words, looks[owner]] = True  # these words, of an image that looks so
-    of_texts = _before(texts, images, lambda part: said[words[part]][:, looks])
-    of_images = _before(images, texts, lambda part: said[:, looks[part]].T[:, words])
+    looks = np.arange(len(images)) if image_ids is None else image_ids
+    words = np.arange(len(texts)) if text_ids is None else text_ids
+    correct = np.zeros((words.max(initial=0) + 1, looks.max(initial=0) + 1), bool)
+    correct[words, looks[image_of_text]] = True
+    of_texts = _ranks(texts, images, lambda part: correct[words[part]][:, looks])
+    of_images = _ranks(images, texts, lambda part: correct[:, looks[part]].T[:, words])
     return {
         f"{name}_recall_at_{k}": float((before < k).mean())
         for name, before in (("t2i", of_texts), ("i2t", of_images))
@@ -125,20 +126,20 @@ def recalls(
     }
 
 
-def _before(
+def _ranks(
     queries: np.ndarray,
-    others: np.ndarray,
-    right: Callable[[slice], np.ndarray],
+    candidates: np.ndarray,
+    correct: Callable[[slice], np.ndarray],
     chunk: int = 256,
 ) -> Int[np.ndarray, "q"]:
-    """How many wrong ones are at least as similar to each query as the most similar right one.
+    """For each query, the number of wrong candidates at least as similar as the best correct one.
 
-    `right` tells of a slice of the queries which of the others are: bool [queries, others].
+    `correct` takes a slice of the queries and returns bool [queries, candidates].
     """
     found = []
     for start in range(0, len(queries), chunk):
         part = slice(start, start + chunk)
-        near, own = queries[part] @ others.T, right(part)
-        best = np.where(own, near, -np.inf).max(axis=1, keepdims=True)
-        found.append(((near >= best) & ~own).sum(axis=1))
+        scores, match = queries[part] @ candidates.T, correct(part)
+        best = np.where(match, scores, -np.inf).max(axis=1, keepdims=True)
+        found.append(((scores >= best) & ~match).sum(axis=1))
     return np.concatenate(found)

@@ -13,21 +13,21 @@ from jaxmodels.errors import USAGE, Problem
 T = TypeVar("T")
 
 RENAMED = {"least_lr": "min_lr"}
-"""Former name of a field of `Optim` → its name: files and flags may still have the old one."""
+"""Former name of a field of `Optim` → its name; files and flags may still use the old one."""
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """The settings in a .json or .toml file.
 
     Raises:
-        Problem: (usage) it is neither, or not an object at its top.
+        Problem: (usage) it is neither, or its top level is not an object.
     """
     try:
         text = path.read_text(encoding="utf-8")
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("the top level is not an object")
-        _renewed(value)
+        _upgrade(value)
     except (ValueError, RecursionError) as error:
         raise Problem(
             "a settings file cannot be read",
@@ -39,8 +39,8 @@ def read_file(path: Path) -> dict[str, Any]:
     return value
 
 
-def _renewed(value: dict[str, Any]) -> None:
-    """Replaces what earlier versions wrote: `remat` was true or false, `min_lr` had other names."""
+def _upgrade(value: dict[str, Any]) -> None:
+    """Converts what earlier versions wrote: `remat` was a bool, `min_lr` had another name."""
     recipe = value.get("recipe")
     if not isinstance(recipe, dict):
         return
@@ -53,11 +53,11 @@ def _renewed(value: dict[str, Any]) -> None:
 
 
 def merge(default: T, changes: dict[str, Any], where: str) -> T:
-    """The dataclass `default` with the values in `changes`, nested as the dataclass is.
+    """The dataclass `default` with the values in `changes`, nested like the dataclass.
 
     Raises:
         Problem: (usage) a field does not exist (near names are suggested), or has a value of
-            another type or out of its range.
+            another type or out of range.
     """
     hints = get_type_hints(type(default))
     new = {}
@@ -74,7 +74,7 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
         if dataclasses.is_dataclass(old) and isinstance(value, dict):
             new[name] = merge(old, value, f"{where}: {name}")
         else:
-            new[name] = checked(value, hints[name], name, where)
+            new[name] = coerce(value, hints[name], name, where)
     try:
         return dataclasses.replace(default, **new)  # type: ignore[type-var]
     except Problem as problem:
@@ -82,11 +82,11 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
         raise
 
 
-def checked(value: Any, hint: Any, name: str, where: str) -> Any:
-    """The value in the type of a field; JSON's lists become tuples, whole numbers floats.
+def coerce(value: Any, hint: Any, name: str, where: str) -> Any:
+    """The value in the type of a field; JSON's lists become tuples, integers floats.
 
     Raises:
-        Problem: (usage) it has another type, or is none of the field's choices.
+        Problem: (usage) it has another type, or is not one of the field's choices.
     """
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for option in options:
@@ -98,7 +98,7 @@ def checked(value: Any, hint: Any, name: str, where: str) -> Any:
                 hints = (hints[0],) * len(value)
             if len(hints) == len(value):
                 pairs = zip(value, hints, strict=True)
-                return tuple(checked(item, one, name, where) for item, one in pairs)
+                return tuple(coerce(item, one, name, where) for item, one in pairs)
         if option is float and type(value) in (int, float):
             return float(value)
         if isinstance(option, type) and type(value) is option:
@@ -106,13 +106,13 @@ def checked(value: Any, hint: Any, name: str, where: str) -> Any:
     raise Problem(
         f"field {name!r} cannot be {value!r}",
         where=where,
-        why=f"it is a {str(hint).replace('typing.', '') if get_args(hint) else hint.__name__}",
+        why=f"its type is {str(hint).replace('typing.', '') if get_args(hint) else hint.__name__}",
         exit_code=USAGE,
     )
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted field → (old value, new value), where two settings (as from asdict) differ."""
+    """Dotted field → (old value, new value), where two settings (as of `asdict`) differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for name in [*old, *(name for name in new if name not in old)]:
@@ -120,9 +120,9 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
                 old.get(name), new.get(name), f"{prefix}.{name}" if prefix else name
             )
         return found
-    return {} if _listed(old) == _listed(new) else {prefix: (old, new)}
+    return {} if _as_lists(old) == _as_lists(new) else {prefix: (old, new)}
 
 
-def _listed(value: Any) -> Any:
-    """Tuples as the lists that JSON makes of them."""
-    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
+def _as_lists(value: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    return [_as_lists(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,7 +1,10 @@
 """Where arrays live: a mesh (data, model) and the path rules of each model's layout table.
 
-Models carry no sharding. A row (path pattern, PartitionSpec) places a parameter; optimiser
-moments follow their parameter; batches are split over the data axis.
+Models carry no sharding. A row (path pattern, PartitionSpec) places a parameter; optimiser moments
+follow their parameter; batches are split over the data axis. A mesh axis that does not divide its
+dimension (a vocabulary of 50,257 on 2 devices) never refuses the model: it splits another
+dimension, or none. Heads that the model axis does not divide are refused, since every device would
+compute all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +24,7 @@ from jaxmodels.runtime.paths import match
 
 AXES = ("data", "model")
 
-# Of devices, or of none: enough to say where things would lie.
+# An abstract mesh has no devices, and suffices to compute shardings.
 AnyMesh = Mesh | AbstractMesh
 
 
@@ -29,8 +32,8 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of "data=2,model=4" (see `mesh_sizes`).
 
     Args:
-        spec: AXIS=SIZE, with commas between them.
-        devices: what the mesh is made of; by default all that this machine has.
+        spec: AXIS=SIZE, separated by commas.
+        devices: by default all devices.
 
     Raises:
         Problem: (usage) the spec cannot be read or does not use every device.
@@ -44,7 +47,7 @@ def make_mesh(spec: str = "", devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str, int]:
-    """Axis → size of "data=2,model=4"; an axis that is not named has size 1.
+    """Axis → size of "data=2,model=4"; an unnamed axis has size 1.
 
     An empty spec puts all devices on the data axis.
 
@@ -58,7 +61,7 @@ def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str
             name, _, size = part.partition("=")
             if name.strip() not in AXES or not size.strip().isdigit() or int(size) < 1:
                 raise Problem(
-                    f"a mesh cannot be read from {spec!r}",
+                    f"invalid mesh: {spec!r}",
                     why=f"{part!r} is not AXIS=SIZE with an axis of {', '.join(AXES)}",
                     fix='write it like "data=2,model=4"',
                     exit_code=USAGE,
@@ -67,7 +70,7 @@ def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str
     if prod(sizes.values()) != devices:
         raise Problem(
             f"mesh {spec!r} has {prod(sizes.values())} devices, {owner} has {devices}",
-            fix="choose sizes whose product is the number of devices; --mesh '' takes all of them",
+            fix="choose sizes whose product is the number of devices; --mesh '' uses all of them",
             exit_code=USAGE,
         )
     return sizes
@@ -84,10 +87,10 @@ def head_counts(config: Any) -> tuple[int, ...]:
 
 
 def check_heads(config: Any, size: int) -> None:
-    """Refuses a model axis of a size that does not divide the attention heads of every block.
+    """Refuses a model axis whose size does not divide the attention heads of every block.
 
     Raises:
-        Problem: (usage) naming the sizes that do. XLA would compute all heads on every device.
+        Problem: (usage) with the sizes that do. XLA would compute all heads on every device.
     """
     heads = head_counts(config)
     if all(count % size == 0 for count in heads):
@@ -96,7 +99,7 @@ def check_heads(config: Any, size: int) -> None:
     counts = " and ".join(map(str, sorted(set(heads))))
     raise Problem(
         f"{counts} attention heads cannot be split over {size} devices",
-        why="along the mesh's model axis each device takes its own heads",
+        why="the mesh's model axis splits attention by heads",
         fix="make the model axis of --mesh one of "
         + ", ".join(str(n) for n in range(1, shared + 1) if shared % n == 0),
         exit_code=USAGE,
@@ -104,7 +107,7 @@ def check_heads(config: Any, size: int) -> None:
 
 
 def check_rows(rows: int, parts: int) -> None:
-    """Refuses a step's rows that do not spread evenly over the mesh's data axis.
+    """Refuses a step's rows that do not divide evenly over the mesh's data axis.
 
     Raises:
         Problem: (usage) they do not.
@@ -117,11 +120,11 @@ def check_rows(rows: int, parts: int) -> None:
         )
 
 
-def placement(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
+def param_shardings(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, Any]) -> Any:
     """Path → NamedSharding for every parameter.
 
-    An axis that does not divide its dimension splits another one further, where that divides;
-    otherwise it is dropped, and its devices hold the same.
+    An axis that does not divide its dimension splits another dimension that it divides; if there
+    is none, the parameter is replicated over it.
     """
 
     def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -139,24 +142,24 @@ def placement(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict[str, 
         for axis in left:
             for at in [at for at in range(len(shape)) if fits(axis, at)][:1]:
                 axes[at] += (axis,)
-        names = (held[0] if len(held) == 1 else held or None for held in axes)
+        names = (split[0] if len(split) == 1 else split or None for split in axes)
         return NamedSharding(mesh, P(*names))
 
     return {path: place(path, leaf.shape) for path, leaf in shapes.items()}
 
 
-def follow(
+def tree_shardings(
     tree: Any, params: dict[str, Any], placed: dict[str, NamedSharding], mesh: AnyMesh
 ) -> Any:
-    """Shardings for any pytree: what is keyed by a parameter's path goes where it goes.
+    """Shardings of any pytree: a leaf whose key is a parameter's path is sharded like it.
 
-    What has the parameter's shape but for one axis, as adafactor's sums have, goes along the
-    other axes; what has another shape is on every device.
+    A leaf that lacks one axis of the parameter (adafactor's sums) is sharded along the others; a
+    leaf of any other shape is replicated.
 
     Args:
-        tree: what is to be placed.
+        tree: the pytree.
         params: path → shape of every parameter.
-        placed: path → where it is (`placement`).
+        placed: path → sharding (`param_shardings`).
         mesh: the devices.
     """
 
@@ -176,10 +179,10 @@ def follow(
     return jax.tree.map_with_path(one, tree)
 
 
-def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, for `jax.jit`; while it is traced, models find the mesh (`layers/sharding.py`).
+def with_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function traced with the mesh as context, where models find it (`layers/sharding.py`).
 
-    It is part of the program, so who compiles or lowers that need not set it.
+    The mesh becomes part of the program, so callers that lower or compile it need not set it.
     """
 
     @wraps(function)
@@ -190,8 +193,8 @@ def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """Which rows of a batch lie on this process's devices, in rising order: int [n]."""
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Indices of the rows of a batch on this process's devices, sorted: int [n]."""
     index = NamedSharding(mesh, P("data")).addressable_devices_indices_map((rows,))
     return np.unique([np.arange(rows)[part] for part in index.values()])
 
@@ -199,14 +202,14 @@ def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
 def put_batch(
     batch: dict[str, Any], mesh: Mesh, rows: int | None = None, *, wait: bool = False
 ) -> dict[str, jax.Array]:
-    """Arrays of a batch, their first axis split over the data axis of the mesh.
+    """A batch on the devices, its first axis split over the mesh's data axis.
 
     Args:
-        batch: this process's rows (`own_rows`) of each array.
+        batch: this process's rows (`local_rows`) of each array.
         mesh: the devices.
-        rows: of the whole batch, over all processes; None if this process has all of them.
-        wait: until the arrays are there. A step whose caller is to compute it (`computes_inline`)
-            goes to one of XLA's threads as long as they are not.
+        rows: rows of the global batch; None if this process has all of them.
+        wait: until the arrays are transferred. Otherwise a step that the caller should compute
+            (`computes_inline`) runs in one of XLA's threads.
     """
     at = NamedSharding(mesh, P("data"))
     if not mesh.is_multi_process:
@@ -221,8 +224,9 @@ def put_batch(
     return jax.block_until_ready(placed) if wait else placed
 
 
-def put_whole(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """As `put_batch`, of arrays that every process has whole; what does not divide is repeated."""
+def put_global(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """As `put_batch`, of a batch that every process has in full; replicated if it does not
+    divide."""
 
     def put(array: np.ndarray) -> jax.Array:
         spec = P("data") if array.shape[0] % mesh.shape["data"] == 0 else P()
@@ -233,15 +237,15 @@ def put_whole(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return jax.tree.map(put, batch)
 
 
-def everywhere(flag: int, mesh: Mesh) -> jax.Array:
-    """int32 [devices]: each process's own number, on each of its devices."""
+def put_flag(flag: int, mesh: Mesh) -> jax.Array:
+    """int32 [devices]: each process's number, on each of its devices."""
     local = np.full(jax.local_device_count(), flag, np.int32)
     at = NamedSharding(mesh, P(AXES))
     return jax.make_array_from_process_local_data(at, local, (mesh.size,))
 
 
 def fetch(array: Any) -> np.ndarray:
-    """The values of an array, also if a part of it lies on the devices of other processes."""
+    """The values of an array on the host, also if other processes' devices hold parts of it."""
     at = array.sharding
     if isinstance(at, NamedSharding) and not at.is_fully_addressable and not at.is_fully_replicated:
         array = _gather(NamedSharding(at.mesh, P()))(array)

@@ -1,4 +1,9 @@
-"""Statistics of every parameter and its gradient, as seed 003 offers them, during training."""
+"""Statistics of every parameter and its gradient during training (as in bwetaf's trainer).
+
+They are one branch (`lax.cond`) of the train step, traced only when `--stats-every` is not 0: a
+second compiled step would double the compilation and could round differently. All numbers leave the
+device as one array.
+"""
 
 import math
 from pathlib import Path
@@ -8,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmodels.runtime.metrics import Lines
+from jaxmodels.runtime.metrics import JsonLines
 from jaxmodels.runtime.paths import Arrays
 
 FILE = "stats.jsonl"
@@ -28,7 +33,7 @@ NAMES = (
 
 
 def due(step: Any, every: int) -> Any:
-    """Whether a step (counted from 1; an int or an array) is one that is measured."""
+    """Whether a step (counted from 1; an int or an array) is measured."""
     return step % every == 0
 
 
@@ -37,14 +42,14 @@ def measure(params: Arrays, grads: Arrays, updates: Arrays) -> jax.Array:
 
     Args:
         params: before the step.
-        grads: the step's gradients, before clipping.
+        grads: before clipping.
         updates: what the optimiser adds to the parameters.
     """
     return jnp.stack([_row(params[path], grads[path], updates[path]) for path in sorted(params)])
 
 
-def nothing(params: Arrays) -> jax.Array:
-    """Zeros in the place of `measure`, for steps that are not measured."""
+def zeros(params: Arrays) -> jax.Array:
+    """Zeros in place of `measure`, for steps that are not measured."""
     return jnp.zeros((len(params), len(NAMES)), jnp.float32)
 
 
@@ -65,35 +70,35 @@ def _norm(x: jax.Array) -> jax.Array:
 class StatsLog:
     """stats.jsonl: a line for each measured step, {"step", "params": {path: {name: number}}}.
 
-    Every path has also `size`, its number of elements; a number that is not finite is null.
+    Each path also has `size`, its number of elements; NaN and infinities are null.
 
     Args:
         run: the run directory.
-        step: the step that the run continues from; later lines are taken back.
-        every: steps between measurements; 0 for none, and then no file is made.
+        step: the step that the run continues from; later lines are dropped.
+        every: steps between measurements; 0: no measurements and no file.
         sizes: path → number of elements.
     """
 
     def __init__(self, run: Path, step: int, every: int, sizes: dict[str, int]):
         self.every, self.sizes = every, sizes
         path = run / FILE
-        self._lines = Lines(path, step) if every or path.exists() else None
+        self._lines = JsonLines(path, step) if every or path.exists() else None
 
     def write(self, step: int, numbers: jax.Array | None) -> None:
-        """Adds what `measure` gave for a step; does nothing for a step that was not measured."""
+        """Appends the result of `measure` for a step; ignores steps that are not measured."""
         if self._lines is None or numbers is None or not due(step, self.every):
             return
         rows = {
             path: {
                 "size": self.sizes[path],
-                **{n: _short(x) for n, x in zip(NAMES, row, strict=True)},
+                **{n: _rounded(x) for n, x in zip(NAMES, row, strict=True)},
             }
             for path, row in zip(sorted(self.sizes), np.asarray(numbers), strict=True)
         }
         self._lines.write({"step": step, "params": rows})
 
     def flush(self) -> None:
-        """Puts everything on the disk."""
+        """Flushes to disk."""
         if self._lines is not None:
             self._lines.flush()
 
@@ -103,6 +108,6 @@ class StatsLog:
             self._lines.close()
 
 
-def _short(number: np.floating) -> float | None:
+def _rounded(number: np.floating) -> float | None:
     """Six digits: a float32 has no more."""
     return float(f"{number:.6g}") if math.isfinite(number) else None

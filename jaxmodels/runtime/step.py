@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec as P
 from jaxmodels.architecture import Architecture
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import means, stats
-from jaxmodels.runtime.optim import optimiser, schedule, trained
+from jaxmodels.runtime import aggregate, stats
+from jaxmodels.runtime.optim import optimiser, schedule, trainable
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
-from jaxmodels.runtime.sharding import AnyMesh, ambient, follow, placement
+from jaxmodels.runtime.sharding import AnyMesh, param_shardings, tree_shardings, with_mesh
 
 
 class State(NamedTuple):
@@ -28,7 +28,7 @@ class State(NamedTuple):
     params: Arrays
     """Path → float32 array."""
     model_state: Arrays
-    """Path → array of what is state but not trained (counters, memories)."""
+    """Path → array of state that is not trained (counters, memories)."""
     opt: Any
     """The optimiser's state."""
     step: jax.Array
@@ -36,31 +36,31 @@ class State(NamedTuple):
     key: jax.Array
     """uint32 data of the PRNG key; the key of a step is folded from it and the step."""
     ema: Arrays | None = None
-    """Path → running average of the parameters that are trained; None where none is kept."""
+    """Path → running average of the trained parameters (EMA); None if none is kept."""
 
     @property
     def weights(self) -> Arrays:
-        """What is evaluated: the parameters, averaged where an average is kept."""
+        """The parameters to evaluate: the running average where one is kept."""
         return self.params | (self.ema or {})
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a step tells.
+    """The metrics of a step.
 
-    Its scalars leave the devices as one array: each that a step gives back costs the host 3 µs, and
-    each that is read 15.
+    Its scalars are one array: each array that a step returns costs the host 3 µs, and each that is
+    read 15.
     """
 
     values: Any
     """float [n]"""
     names: tuple[str, ...] = field(metadata={"static": True})
-    """What each of them is."""
+    """The names of the values."""
     stats: Any = None
     """float32 [parameters, statistics] of `stats.measure`, if the recipe asks for them."""
     stop: Any = None
-    """int32: the largest of what the processes said."""
+    """int32: the maximum of the processes' flags."""
 
     def read(self) -> dict[str, float]:
         """The scalars by name, once they are computed."""
@@ -68,7 +68,7 @@ class StepMetrics:
 
 
 class Training(NamedTuple):
-    """What trains a model by its recipe."""
+    """A model's training functions; see `init` and `train_step`."""
 
     graphdef: GraphDef
     fresh: Callable[[], State]
@@ -83,7 +83,7 @@ def training(
     mesh: AnyMesh,
     rate: optax.Schedule | None = None,
 ) -> Training:
-    """`init` and `train_step` with the recipe's optimiser, at its own learning rate or another."""
+    """`init` and `train_step` with the recipe's optimiser, at its schedule or at `rate`."""
     rate = rate or schedule(recipe.optim, recipe.horizon)
     tx = optimiser(recipe.optim, rate)
     graphdef, fresh, abstract = init(package, config, recipe, tx, mesh)
@@ -98,10 +98,10 @@ def init(
     tx: optax.GradientTransformation,
     mesh: AnyMesh,
 ) -> tuple[GraphDef, Callable[[], State], State]:
-    """The skeleton of the model, a function that makes a fresh state, and its abstract form.
+    """The model's graphdef, a function that makes a fresh state, and the abstract state.
 
-    The state is born sharded: no device ever holds more than its part. The abstract form
-    (ShapeDtypeStructs with shardings) is what a checkpoint is restored into.
+    The state is initialised sharded: no device ever holds more than its shard. A checkpoint is
+    restored into the abstract state (ShapeDtypeStructs with shardings).
     """
 
     def model(key: Any) -> Any:
@@ -113,16 +113,16 @@ def init(
         return split(model(key))[1:]
 
     def rest_of(params: Arrays, model_state: Arrays, key: Any) -> State:
-        moving = trained(recipe.optim, params)
-        ema = jax.tree.map(jnp.zeros_like, moving) if recipe.ema_decay else None
-        return State(params, model_state, tx.init(moving), jnp.zeros((), jnp.int32), key, ema)
+        active = trainable(recipe.optim, params)
+        ema = jax.tree.map(jnp.zeros_like, active) if recipe.ema_decay else None
+        return State(params, model_state, tx.init(active), jnp.zeros((), jnp.int32), key, ema)
 
-    # As numbers of the host: each process has the same, on whatever devices.
+    # Host arrays, since they are the same in every process.
     seed, key = (np.asarray(jax.random.key_data(jax.random.key(recipe.seed + n))) for n in (0, 1))
     graphdef = split(nnx.eval_shape(model, seed))[0]
     shapes = jax.eval_shape(lambda: rest_of(*weights(seed), key))
-    placed = placement(mesh, package.SHARDING, shapes.params)
-    shardings = follow(shapes, shapes.params, placed, mesh)
+    placed = param_shardings(mesh, package.SHARDING, shapes.params)
+    shardings = tree_shardings(shapes, shapes.params, placed, mesh)
     abstract = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         shapes,
@@ -130,7 +130,8 @@ def init(
     )
 
     def fresh() -> State:
-        # Drawing the weights is most of it, and one program for all seeds and optimisers.
+        # Drawing the weights takes most of the compilation, and is one program for all seeds and
+        # optimisers.
         drawn = jax.jit(weights, out_shardings=(shardings.params, shardings.model_state))(seed)
         return jax.jit(rest_of, out_shardings=shardings, donate_argnums=(0, 1))(*drawn, key)
 
@@ -145,19 +146,19 @@ def train_step(
     recipe: Recipe,
     abstract: State,
 ) -> Callable[..., tuple[State, StepMetrics]]:
-    """The compiled step (state, batch, stop=None) → (state, told); the old state is donated.
+    """The compiled step (state, batch, stop=None) → (state, StepMetrics); the old state is donated.
 
-    A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in
-    float32, what is a mean over tokens by their number (`means`). What the model stores (`commit`)
-    is stored once, from all of them; with `EVERY_PASS` of the package after each, as its seed does,
-    and the next one sees it. It tells loss and what the loss tells in `aux["metrics"]`
-    (averaged alike), grad_norm (before clipping) and lr; with `stats_every` also stats
-    (`stats.measure` in the steps that are due, zeros in the others). With `stop`, int32 [devices]
-    as of `sharding.everywhere`, also stop: its largest, which tells all processes the same.
+    A batch holds accum × batch sequences. Gradients of the micro-batches are averaged in float32,
+    means over tokens weighted by their number (`aggregate`). `commit` stores state once, from all
+    micro-batches; with the package's `EVERY_PASS` after each, and the next one sees it.
 
-    `abstract` (of `init`) says the mesh, and keeps the state where it was born. Left to choose, XLA
-    may place the new state otherwise than the old one, and the second step is then compiled once
-    more.
+    Metrics: loss, the loss's `aux["metrics"]` (averaged alike), grad_norm (before clipping), lr;
+    with `stats_every` also stats (`stats.measure` in the steps that are due, zeros in others). With
+    `stop`, int32 [devices] of `sharding.put_flag`, its maximum: processes agree to stop within the
+    step, without a further collective.
+
+    The outputs get the shardings of `abstract` (of `init`). Left to choose, XLA may place the new
+    state differently from the old one, and compile the second step again.
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh
@@ -169,30 +170,34 @@ def train_step(
         state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
     ) -> tuple[State, StepMetrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        held = state.model_state | {path: state.params[path] for path in written}
+        stored = state.model_state | {path: state.params[path] for path in written}
 
-        def one(held: Arrays, piece: Any) -> Any:
-            return gradient(state.params | {path: held[path] for path in written}, held, piece)
+        def micro_gradient(stored: Arrays, part: Any) -> Any:
+            return gradient(state.params | {path: stored[path] for path in written}, stored, part)
 
-        def one_stored(held: Arrays, piece: Any) -> Any:
-            result, aux = one(held, piece)
-            return result, store(state.params, held, aux), {}
+        def micro_step(stored: Arrays, part: Any) -> Any:
+            result, aux = micro_gradient(stored, part)
+            return result, store(state.params, stored, aux), {}
 
         if recipe.accum == 1:
-            (loss, told, grads), model_state, _ = one_stored(held, (batch, key, None))
+            (loss, metrics, grads), model_state, _ = micro_step(stored, (batch, key, None))
         else:
-            pieces = means.pieces(package, recipe.accum, batch, key)
+            pieces = aggregate.split_batch(package, recipe.accum, batch, key)
             if package.EVERY_PASS:
-                (loss, told, grads), model_state, _ = means.scanned(one_stored, held, pieces)
+                (loss, metrics, grads), model_state, _ = aggregate.scan_mean(
+                    micro_step, stored, pieces
+                )
             else:
-                (loss, told, grads), aux = means.of_pieces(partial(one, held), pieces)
-                model_state = store(state.params, held, aux)
+                (loss, metrics, grads), aux = aggregate.mean_over(
+                    partial(micro_gradient, stored), pieces
+                )
+                model_state = store(state.params, stored, aux)
         before = state.params | {path: model_state.pop(path) for path in written}
-        moving = {path: before[path] for path in grads}
-        updates, opt = tx.update(grads, state.opt, moving)
-        params = before | optax.apply_updates(moving, updates)
+        active = {path: before[path] for path in grads}
+        updates, opt = tx.update(grads, state.opt, active)
+        params = before | optax.apply_updates(active, updates)
         norm, lr = optax.tree.norm(grads), rate(state.step)
-        scalars = {"loss": loss, "grad_norm": norm, "lr": lr, **told}
+        scalars = {"loss": loss, "grad_norm": norm, "lr": lr, **metrics}
         measured = None
         if recipe.stats_every:
             frozen = {
@@ -201,9 +206,9 @@ def train_step(
             measured = jax.lax.cond(
                 stats.due(state.step + 1, recipe.stats_every),
                 lambda: stats.measure(state.params, frozen | grads, frozen | updates),
-                lambda: stats.nothing(state.params),
+                lambda: stats.zeros(state.params),
             )
-        ema = state.ema and averaged(recipe.ema_decay, state.step, state.ema, params)
+        ema = state.ema and ema_update(recipe.ema_decay, state.step, state.ema, params)
         return State(params, model_state, opt, state.step + 1, state.key, ema), StepMetrics(
             jnp.stack(list(scalars.values())),
             tuple(scalars),
@@ -212,15 +217,19 @@ def train_step(
         )
 
     out = placed, NamedSharding(mesh, P())
-    return jax.jit(ambient(mesh, step), donate_argnums=0, out_shardings=out)
+    return jax.jit(with_mesh(mesh, step), donate_argnums=0, out_shardings=out)
 
 
-def averaged(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arrays:
+def ema_update(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arrays:
     """The running average after a step, d · ema + (1 − d) · params.
 
-    d is the decay, but at most (1 + t)/(10 + t) in step t, counted from 0, as of TensorFlow's
-    ExponentialMovingAverage; and 0 in the first step, as of diffusers' EMAModel, so that the
-    average never knows of random parameters.
+    d is the decay, but at most (1 + t)/(10 + t) in step t, counted from 0 (TensorFlow's
+    ExponentialMovingAverage), and 0 in the first step (diffusers' EMAModel), so that the random
+    initial parameters never enter the average. Frozen parameters have none: they are their own.
+
+    Validation and samples use the average, and the best checkpoint is chosen by it; therefore
+    `eval`, `generate` and `convert` take it by default. Moments and `--init` go with the raw
+    parameters; `verify` and `diff` compare with what the other side was made from.
     """
     t = step.astype(jnp.float32)
     keep = jnp.where(t == 0, 0.0, jnp.minimum(decay, (1 + t) / (10 + t)))
@@ -232,57 +241,56 @@ def averaged(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arra
 def _gradient(
     package: Architecture, graphdef: GraphDef, recipe: Recipe, placed: Arrays, mesh: Mesh
 ) -> Callable[..., Any]:
-    """(params, rest, (batch, key, share)) → ((loss, metrics, gradients), what is for `commit`).
+    """(params, model_state, (batch, key, share)) → ((loss, metrics, gradients), input of `commit`).
 
-    It takes one micro-batch, and how much its tokens count among those of all (`means.shares`).
-    Gradients are those of the parameters that are not frozen, and lie where their parameters do
-    (`placed`): left to choose, XLA may gather them.
+    It takes one micro-batch and its weight among all (`token_weights`). Only trainable parameters
+    have gradients, sharded like them (`placed`): left to choose, XLA may gather them.
     """
     dtype = jnp.dtype(recipe.dtype)
 
-    def whole(params: Arrays, model_state: Arrays, piece: Any) -> Any:
-        batch, key, share = piece
+    def of_part(params: Arrays, model_state: Arrays, part: Any) -> Any:
+        batch, key, share = part
 
-        def loss(moving: Arrays) -> tuple[jax.Array, Any]:
-            cast = {path: leaf.astype(dtype) for path, leaf in (params | moving).items()}
+        def loss(active: Arrays) -> tuple[jax.Array, Any]:
+            cast = {path: leaf.astype(dtype) for path, leaf in (params | active).items()}
             value, aux = package.loss(graphdef.merge(cast, model_state), batch, keys(dropout=key))
-            told, by_tokens, stored = means.parted(aux)
-            value, told = means.weighed(value, told, by_tokens, share)
-            return value, (told, stored)
+            metrics, by_tokens, commit_input = aggregate.split_aux(aux)
+            value, metrics = aggregate.weighted(value, metrics, by_tokens, share)
+            return value, (metrics, commit_input)
 
-        moving = trained(recipe.optim, params)
-        (value, (told, stored)), grads = jax.value_and_grad(loss, has_aux=True)(moving)
+        active = trainable(recipe.optim, params)
+        (value, (metrics, commit_input)), grads = jax.value_and_grad(loss, has_aux=True)(active)
         if mesh.size > 1:
             at = {path: placed[path] for path in grads}
             grads = jax.lax.with_sharding_constraint(grads, at)
-        return (value, told, grads), stored
+        return (value, metrics, grads), commit_input
 
-    def gradient(params: Arrays, model_state: Arrays, piece: Any) -> Any:
+    def gradient(params: Arrays, model_state: Arrays, part: Any) -> Any:
         slices = 1
         if not package.CROSS_ROW_LOSS:
-            slices = recipe.slices or fitting_slices(piece[0], mesh)
+            slices = recipe.slices or auto_slices(part[0], mesh)
         if slices == 1:
-            return whole(params, model_state, piece)
-        return means.of_pieces(
-            partial(whole, params, model_state), means.pieces(package, slices, *piece)
+            return of_part(params, model_state, part)
+        return aggregate.mean_over(
+            partial(of_part, params, model_state), aggregate.split_batch(package, slices, *part)
         )
 
     return gradient
 
 
 def _store(package: Architecture, graphdef: GraphDef) -> Callable[[Arrays, Arrays, Any], Arrays]:
-    """(params, held, aux) → held after `commit`.
+    """(params, stored, aux) → stored after `commit`.
 
-    What is held is the model's state that is not trained, and by their paths the parameters that
-    `commit` writes (`COMMITTED` of the package).
+    `stored` is the model's untrained state together with the parameters that `commit` writes (the
+    package's `COMMITTED`).
     """
     commit = package.commit
     written = package.COMMITTED
 
-    def store(params: Arrays, held: Arrays, aux: Any) -> Arrays:
+    def store(params: Arrays, stored: Arrays, aux: Any) -> Arrays:
         if commit is None:
-            return held
-        model = graphdef.merge(params | {path: held[path] for path in written}, held)
+            return stored
+        model = graphdef.merge(params | {path: stored[path] for path in written}, stored)
         commit(model, aux)
         _, params, model_state = split(model)
         return model_state | {path: params[path] for path in written}
@@ -290,12 +298,12 @@ def _store(package: Architecture, graphdef: GraphDef) -> Callable[[Arrays, Array
     return store
 
 
-def fitting_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
-    """How many slices to take a batch in on the mesh's devices; see `Recipe.slices`.
+def auto_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
+    """The number of slices of a batch on the mesh's devices; see `Recipe.slices`.
 
-    On a CPU, slices of about a thousand positions halve the time of a step: activations stay
-    in the caches, and the memory that XLA asks for is used again instead of being mapped page
-    by page in every step.
+    On a CPU, slices of about a thousand positions halve the time of a step: activations stay in the
+    caches, and XLA's temporaries are reused instead of being mapped page by page in every step
+    (charlm:notebook: 1.6 → 0.8 s; huge pages for malloc alone gave 1.15 s).
     """
     read = batch["tokens"] if "tokens" in batch else batch["images"]  # a tower reads no text
     rows, columns = read.shape[:2]

@@ -1,4 +1,10 @@
-"""Stopping in time: SIGTERM, Ctrl-C and the end of the granted hours."""
+"""Stopping in time: SIGTERM, Ctrl-C and the end of the granted hours.
+
+A signal sets a flag and raises nothing: NumPy, for one, turns an exception of a handler during its
+import into an ImportError. The start polls between its parts, and through the progress callback of
+the data preparation; the loop polls between steps and during evaluation. Python runs no handler
+inside a compilation, so a signal that arrives then is seen right after.
+"""
 
 import signal
 import time
@@ -6,17 +12,13 @@ from types import FrameType, TracebackType
 
 
 class Stopped(BaseException):
-    """Raised by `Stop.check`. Like KeyboardInterrupt no error: `except Exception` lets it pass."""
+    """Raised by `Stop.check`. Like KeyboardInterrupt it is not an Exception."""
 
 
 class Stop:
     """Inside its `with` block, signals set `reason` instead of ending the process.
 
-    A second Ctrl-C interrupts at once. The loop asks `due` between steps and during evaluation,
-    the start calls `check` between its parts; Python runs no handler inside a compilation, so a
-    signal that comes then is seen right after. The handler itself raises nothing, because
-    libraries that it interrupts while they are imported turn what is raised into errors of
-    their own.
+    A second Ctrl-C interrupts at once.
 
     Args:
         deadline: when the time budget ends, by `time.monotonic()`; None for no limit.
@@ -27,7 +29,7 @@ class Stop:
         """None, "SIGTERM", "interrupted" or "time is up"."""
         self.deadline = deadline
         self.began = time.monotonic()
-        """When the call began, by `time.monotonic()`; a notebook may be hours older."""
+        """When the call began, by `time.monotonic()`; a notebook's process may be hours older."""
         self._before: dict[int, object] = {}
 
     def due(self, reserve: float = 0.0) -> bool:
@@ -38,7 +40,8 @@ class Stop:
         return self.reason is not None
 
     def check(self, *_: object) -> None:
-        """Raises `Stopped` when it is time to; takes and ignores what a progress callback gets."""
+        """Raises `Stopped` when it is time to stop; ignores its arguments, so that it can serve as
+        a progress callback."""
         if self.due():
             raise Stopped
 

@@ -21,7 +21,7 @@ WORDS = ["--preset", "charlm:tiny", "--topology", "v5e:2x2", "--batch", "16"]
 def compiler(monkeypatch):
     monkeypatch.setattr(plan, "find_spec", lambda name: name)
     monkeypatch.setattr(plan, "version", lambda name: "0.1")
-    monkeypatch.setattr(plan.tpu, "compiled_apart", lambda *args: COMPILED)
+    monkeypatch.setattr(plan.tpu, "compile_isolated", lambda *args: COMPILED)
     return monkeypatch
 
 
@@ -39,7 +39,7 @@ def test_a_plan_that_does_not_fit_is_recorded(tmp_path, capsys, compiler):
     def refuses(*args):
         raise TooLarge(1 << 35, 1.0)
 
-    compiler.setattr(plan.tpu, "compiled_apart", refuses)
+    compiler.setattr(plan.tpu, "compile_isolated", refuses)
     (record,) = plan.main([*WORDS, "--out", str(tmp_path)])
     assert not record["fits"]
     assert "32.0 GiB do not fit" in capsys.readouterr().out

@@ -172,7 +172,7 @@ def test_names_are_shown_escaped(tmp_path, capfd):
 
 
 def test_what_is_written_by_a_model():
-    assert cli.written("a\x1b[2J\tb\n漢👩‍🚀\ud800") == "a\\x1b[2J\tb\n漢👩‍🚀\\ud800"
+    assert cli.escape_control("a\x1b[2J\tb\n漢👩‍🚀\ud800") == "a\\x1b[2J\tb\n漢👩‍🚀\\ud800"
     assert cli.visible("plain 漢") == "plain 漢"
 
 

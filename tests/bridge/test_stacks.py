@@ -11,7 +11,7 @@ from bridge.storage.orbax import OrbaxArray, read_tree
 from bridge.storage.stacks import unstack_blocks
 from jaxmodels.errors import Problem
 from jaxmodels.runtime.paths import params_of
-from jaxmodels.runtime.runs import checkpoint, stored
+from jaxmodels.runtime.runs import checkpoint, state_io
 from jaxmodels.runtime.step import State
 from tests.bridge.helpers import assert_same_params, random_params, write_run
 from tests.children import printed, simulated
@@ -44,7 +44,7 @@ def test_large_stacks_of_a_run_are_read_block_by_block(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", {}, spec="wigip:tiny")
     params = random_params("wigip:tiny", seed=7)
     step = np.int32(7)
-    monkeypatch.setattr(stored, "BLOCK", 10_000)
+    monkeypatch.setattr(state_io, "BLOCK", 10_000)
     keeper = checkpoint.Checkpoints(run / "checkpoints", keep=1)
     keeper.save(State(params, {}, {"mu": params}, step, np.zeros(2, np.uint32)), {}, {})
     keeper.wait()
@@ -67,11 +67,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from bridge.storage.orbax import read_tree
-from jaxmodels.runtime import checkpoint, stored
+from jaxmodels.runtime.runs import checkpoint, state_io
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import State
 
-stored.BLOCK, mesh = 1024, make_mesh("data=4,model=2")
+state_io.BLOCK, mesh = 1024, make_mesh("data=4,model=2")
 specs = {"a": P(None, "data", "model"), "b": P(None, None, ("data", "model")), "c": P("model"),
          "d": P()}
 rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 import bridge
 from bridge.formats.tokenizer import NO_TOKENIZER
 from data_pipelines.transformers_files import read_files, transformers_differs
-from jaxmodels.commands.initial import refuse_own_characters
+from jaxmodels.commands.initial import refuse_new_vocabulary
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, Problem
 from jaxmodels.recipe import Recipe
 from tests.bridge.helpers import command
@@ -240,10 +240,10 @@ def test_nor_does_an_output_get_gpt2s(rows_of_gpt2, tmp_path, capsys):
 def test_nor_does_a_run_that_begins_there(rows_of_gpt2):
     source = bridge.open_checkpoint(rows_of_gpt2)
     recipe = Recipe(tokenizer="gpt2")
-    refuse_own_characters(recipe, source)
+    refuse_new_vocabulary(recipe, source)
     source.origin[NO_TOKENIZER] = "it is spiece.model"
     with pytest.raises(Problem, match="no vocabulary"):
-        refuse_own_characters(recipe, source)
+        refuse_new_vocabulary(recipe, source)
 
 
 def test_gpt2s_is_assumed_where_nothing_lies(rows_of_gpt2):

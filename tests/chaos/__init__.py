@@ -1,1 +1,1 @@
-"""What a run must survive: kills, signals, a full disk, damaged files. By hand: `make chaos`."""
+"""Runs survive kills, signals, full disks and damaged files. Run by hand: `make chaos`."""

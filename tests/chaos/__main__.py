@@ -1,4 +1,4 @@
-"""Hurts a run of every architecture in four ways; about three quarters of an hour on two cores."""
+"""Injects four kinds of faults into a run of every architecture; 45 minutes on two cores."""
 
 import argparse
 import random
@@ -14,20 +14,20 @@ from pathlib import Path
 from tests.chaos import runs, trials
 
 
-def tried(
+def run_trials(
     case: runs.Case, folder: Path, kills: int, disks: int, rng: random.Random
 ) -> Iterator[tuple[str, list[str], int]]:
-    """What is done to the runs of a case: its name, what went wrong, how often it was done."""
-    whole = folder / "whole"
-    case.finish(whole)
-    yield "kills", *trials.kills(case, whole, folder / "kills", kills, rng)
-    yield "signals", *trials.signals(case, whole, folder / "signals")
-    yield "full disks", *trials.full_disks(case, whole, folder, disks)
-    yield "damaged files", *trials.damage(case, whole, folder, rng)
+    """The trials of a case: kind, failures, number of trials."""
+    reference = folder / "reference"
+    case.finish(reference)
+    yield "kills", *trials.kills(case, reference, folder / "kills", kills, rng)
+    yield "signals", *trials.signals(case, reference, folder / "signals")
+    yield "full disks", *trials.full_disks(case, reference, folder, disks)
+    yield "damaged files", *trials.damage(case, reference, folder, rng)
 
 
 def main() -> int:
-    """Prints what went wrong, and a summary for benchmarks/LOG.md; 0 if nothing did."""
+    """Prints failures, and a summary for benchmarks/LOG.md; 0 if there are none."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="of all runs together")
     parser.add_argument("--disks", type=int, default=8, help="full disks for each run")
@@ -42,16 +42,16 @@ def main() -> int:
         for number, case in enumerate(cases):
             folder = Path(name, f"case{number}")
             folder.mkdir()
-            for what, lines, count in tried(case, folder, kills, options.disks, rng):
+            for what, lines, count in run_trials(case, folder, kills, options.disks, rng):
                 counts[what] += count
                 wrong += len(lines)
                 at = f"{time.monotonic() - began:5.0f} s  {case.name}: {count} {what}"
                 print(at, *lines, sep="\n         ", flush=True)
-    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    summary = ", ".join(f"{count} {what}" for what, count in counts.items())
     commit = ["git", "rev-parse", "--short", "HEAD"]
     version = subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip()
     seconds = time.monotonic() - began
-    print(f"{date.today()}, commit {version}, {seconds:.0f} s: {told}; {wrong} went wrong")
+    print(f"{date.today()}, commit {version}, {seconds:.0f} s: {summary}; {wrong} went wrong")
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""A small run of each architecture, each on another kind of data, and what two runs differ in."""
+"""A small run of each architecture, each on another kind of data; and how two runs differ."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 60
 OFTEN = ["--steps", str(STEPS), "--eval-every", "15", "--save-every", "6", "--sample-every", "20"]
 OFTEN += ["--stats-every", "10", "--keep", "3"]
-SPEED = ("_per_second", "mfu")  # ends of names of what no two runs have alike
+SPEED = ("_per_second", "mfu")  # suffixes of metrics that differ from run to run
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Case:
     env: dict[str, str]
 
     def start(self, out: Path, *flags: str) -> subprocess.Popen[str]:
-        """Begins the run, or goes on with it."""
+        """Starts or resumes the run."""
         words = ["-m", "jaxmodels", "train", *self.words, "--out", str(out), *flags]
         return subprocess.Popen(
             [sys.executable, *words],
@@ -49,19 +49,19 @@ class Case:
     def finish(self, out: Path) -> None:
         """Trains to the last step."""
         process = self.start(out)
-        said = process.communicate()[1]
+        output = process.communicate()[1]
         if process.returncode != 0:
-            raise AssertionError(f"{self.name}: exit code {process.returncode}\n{said[-2000:]}")
+            raise AssertionError(f"{self.name}: exit code {process.returncode}\n{output[-2000:]}")
 
 
 def texts() -> list[str]:
-    """Some hundred documents of English prose."""
+    """A hundred documents of English prose."""
     text = "".join(open_text("pydoc").chunks())
     return [text[at : at + 1500] for at in range(0, 150_000, 1500)]
 
 
 def cases(folder: Path) -> list[Case]:
-    """All of them; their data is written into the folder."""
+    """All cases; their data is written into the folder."""
     written = texts()
     lines, table, tfds = folder / "texts.jsonl", folder / "texts.parquet", folder / "tfds"
     lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in written))
@@ -93,7 +93,7 @@ def cases(folder: Path) -> list[Case]:
 
 
 def differences(one: Path, two: Path) -> list[str]:
-    """What is not the same, to the bit, in the last checkpoints and the logs of two runs."""
+    """What is not bit-identical in the last checkpoints and the logs of two runs."""
     found = [
         f"{name} of the last checkpoint"
         for name in ("params", "train", "ema")

@@ -1,4 +1,5 @@
-"""The four ways of hurting a run. Each returns what went wrong, one line each, and how many."""
+"""The four kinds of faults. Each function returns failures, one line each, and the number of
+trials."""
 
 import contextlib
 import io
@@ -16,18 +17,20 @@ from jaxmodels.errors import DONE, INTERNAL, NO_SPACE, STOPPED
 from tests.chaos.runs import Case, differences
 
 Wrong = list[str]
-TERMINATED = -signal.SIGTERM  # before the command has begun to listen: nothing is there to lose
+TERMINATED = -signal.SIGTERM  # before the handler is installed, when there is nothing to lose
 
 
-def kills(case: Case, whole: Path, out: Path, count: int, rng: random.Random) -> tuple[Wrong, int]:
-    """SIGKILL at random moments, then to the end: everything is as if nothing had happened."""
+def kills(
+    case: Case, reference: Path, out: Path, count: int, rng: random.Random
+) -> tuple[Wrong, int]:
+    """SIGKILL at random moments, then train to the end: the result is that of an unbroken run."""
     began = time.monotonic()
     landed, longest = 0, 8.0
     while landed < count and time.monotonic() - began < 60 * count:
         process = case.start(out)
         try:
             process.communicate(timeout=rng.uniform(1.0, longest))
-            longest *= 0.8  # the run was over: begin again, kill sooner
+            longest *= 0.8  # the run had finished: start again, kill sooner
             shutil.rmtree(out)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -35,7 +38,7 @@ def kills(case: Case, whole: Path, out: Path, count: int, rng: random.Random) ->
             landed += 1
     case.finish(out)
     return [
-        f"{case.name}: after {landed} kills: {line}" for line in differences(whole, out)
+        f"{case.name}: after {landed} kills: {line}" for line in differences(reference, out)
     ], landed
 
 
@@ -55,8 +58,8 @@ def _unfinished(folder: Path) -> bool:
     return folder.exists() and any(not path.name.isdecimal() for path in folder.iterdir())
 
 
-def signals(case: Case, whole: Path, out: Path) -> tuple[Wrong, int]:
-    """SIGTERM in each phase: exit code 75 (or none was listening yet), and it goes on."""
+def signals(case: Case, reference: Path, out: Path) -> tuple[Wrong, int]:
+    """SIGTERM in each phase: exit code 75 (or no handler yet), and the run can be resumed."""
     wrong = []
     for number, (phase, reached) in enumerate(_PHASES.items()):
         run = out / str(number)
@@ -64,12 +67,12 @@ def signals(case: Case, whole: Path, out: Path) -> tuple[Wrong, int]:
         while process.poll() is None and not reached(run):
             time.sleep(0.001)
         process.terminate()
-        said = process.communicate()[1]
+        output = process.communicate()[1]
         allowed = (STOPPED, DONE) if phase != "at once" else (STOPPED, TERMINATED)
-        if process.returncode not in allowed or "Traceback" in said:
+        if process.returncode not in allowed or "Traceback" in output:
             wrong.append(f"{case.name}: SIGTERM {phase}: exit code {process.returncode}")
         case.finish(run)
-        lines = differences(whole, run)
+        lines = differences(reference, run)
         wrong += [f"{case.name}: after SIGTERM {phase}: {line}" for line in lines]
         shutil.rmtree(run)
     return wrong, len(_PHASES)
@@ -86,23 +89,23 @@ def _disk(path: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", str(path)], check=True)
 
 
-def full_disks(case: Case, whole: Path, out: Path, count: int) -> tuple[Wrong, int]:
-    """A disk for all but a part of the run: exit code 7, and more room is all that it needs."""
+def full_disks(case: Case, reference: Path, out: Path, count: int) -> tuple[Wrong, int]:
+    """A disk too small for the run: exit code 7, and with more space the run can be resumed."""
     if os.geteuid() != 0:
         return ["full disks were not tried: mounting one needs root"], 0
-    size = sum(path.stat().st_blocks * 512 for path in whole.rglob("*"))
+    size = sum(path.stat().st_blocks * 512 for path in reference.rglob("*"))
     wrong = []
     for number in range(count):
         disk, run = out / f"disk{number}", out / f"run{number}"
         with _disk(disk, int(size * (number + 0.5) / count)):
             process = case.start(disk / "run")
-            said = process.communicate()[1]
-            if process.returncode not in (NO_SPACE, DONE) or "Traceback" in said:
+            output = process.communicate()[1]
+            if process.returncode not in (NO_SPACE, DONE) or "Traceback" in output:
                 wrong.append(f"{case.name}: disk {number}: exit code {process.returncode}")
             if (disk / "run").exists():
                 shutil.copytree(disk / "run", run)
         case.finish(run)
-        lines = differences(whole, run)
+        lines = differences(reference, run)
         wrong += [f"{case.name}: after full disk {number}: {line}" for line in lines]
         shutil.rmtree(run)
     return wrong, count
@@ -114,55 +117,55 @@ def _flip(path: Path, rng: random.Random) -> None:
     path.write_bytes(content)
 
 
-_HURT: dict[str, Callable[[Path, random.Random], None]] = {
+_DAMAGE: dict[str, Callable[[Path, random.Random], None]] = {
     "a bit flipped": _flip,
     "deleted": lambda path, rng: path.unlink(),
     "cut": lambda path, rng: os.truncate(path, path.stat().st_size // 2),
 }
 
 
-# Without its seal nobody can say what a run's files were; the lock tells who trained it last.
-_UNKNOWABLE = {("digests.json", "deleted")}
+# Without its seal the damage of a run's other files cannot be detected.
+_UNDETECTABLE = {("digests.json", "deleted")}
 
 
-def damage(case: Case, whole: Path, out: Path, rng: random.Random) -> tuple[Wrong, int]:
-    """Each file hurt in each way: `verify` finds it, and the run goes on as before or refuses."""
+def damage(case: Case, reference: Path, out: Path, rng: random.Random) -> tuple[Wrong, int]:
+    """Each file damaged in each way: `verify` detects it, `train` resumes exactly or refuses."""
     wrong, tried = [], 0
     files = [
-        path.relative_to(whole)
-        for path in sorted(whole.rglob("*"))
+        path.relative_to(reference)
+        for path in sorted(reference.rglob("*"))
         if path.is_file() and path.stat().st_size and path.name != ".lock"
     ]
     for name in files:
-        for how, hurt in _HURT.items():
-            if (name.name, how) in _UNKNOWABLE:
+        for how, inflict in _DAMAGE.items():
+            if (name.name, how) in _UNDETECTABLE:
                 continue
-            run = Path(shutil.copytree(whole, out / "run"))
-            hurt(run / name, rng)
+            run = Path(shutil.copytree(reference, out / "run"))
+            inflict(run / name, rng)
             at, tried = f"{case.name}: {name} {how}", tried + 1
             if _called("verify", str(run))[0] == DONE:
-                wrong.append(f"{at}: verify finds nothing")
-            code, said = _called("train", "--out", str(run))
-            if code == INTERNAL or "Traceback" in said:
+                wrong.append(f"{at}: verify detects nothing")
+            code, output = _called("train", "--out", str(run))
+            if code == INTERNAL or "Traceback" in output:
                 wrong.append(f"{at}: train: a defect")
             if code == DONE:
-                wrong += [f"{at}: train: {line}" for line in _lost(whole, run, name)]
+                wrong += [f"{at}: train: {line}" for line in _lost(reference, run, name)]
             shutil.rmtree(run)
     return wrong, tried
 
 
-def _lost(whole: Path, run: Path, hurt: Path) -> list[str]:
-    """What differs after a call that ended well, but for the file that was hurt itself."""
+def _lost(reference: Path, run: Path, damaged: Path) -> list[str]:
+    """What differs after a call that succeeded, except for the damaged file itself."""
     try:
-        found = differences(whole, run)
+        found = differences(reference, run)
     except (OSError, ValueError) as error:
         found = [repr(error)]
-    return [line for line in found if line.split(".")[0] not in str(hurt)]
+    return [line for line in found if line.split(".")[0] not in str(damaged)]
 
 
 def _called(*words: str) -> tuple[int, str]:
-    """A command in this process: its exit code, and what it printed."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+    """Runs a command in this process: its exit code and output."""
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         code = main(list(words))
-    return code, said.getvalue()
+    return code, output.getvalue()

@@ -40,14 +40,14 @@ def ours() -> int:
 
     from jaxmodels import wikigpt
     from jaxmodels.runtime.planning.chips import topology
-    from jaxmodels.runtime.planning.plan import Workload, state_of
-    from jaxmodels.runtime.sharding import ambient, make_mesh
+    from jaxmodels.runtime.planning.plan import Workload, abstract_state
+    from jaxmodels.runtime.sharding import make_mesh, with_mesh
 
     sizes = {"heads": HEADS, "hidden": HIDDEN, "context": T, "gelu": "tanh"}
     config = replace(wikigpt.PRESETS["tiny"], vocab=VOCAB, tokens=VOCAB, dim=DIM, layers=1, **sizes)
     recipe = replace(wikigpt.RECIPES["tiny"], batch=BATCH, accum=1, dtype="bfloat16")
     mesh = make_mesh("", tpu.devices(topology("v5e:1x1")))
-    graphdef, state = state_of(Workload(wikigpt, config, recipe), mesh)
+    graphdef, state = abstract_state(Workload(wikigpt, config, recipe), mesh)
     at = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
     tokens = jax.ShapeDtypeStruct((BATCH, T + 1), jnp.int32)
     shapes = jax.tree.map(
@@ -58,7 +58,7 @@ def ours() -> int:
         params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
         return wikigpt.loss(graphdef.merge(params, rest), {"tokens": tokens}, None)[0]
 
-    return cycles(ambient(mesh, jax.value_and_grad(loss)), *shapes)
+    return cycles(with_mesh(mesh, jax.value_and_grad(loss)), *shapes)
 
 
 def plain() -> int:

@@ -95,7 +95,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, bad, kept):
     again = f"jaxmodels train --out {tmp_path / 'run'}"
     for flags in ("--optim.peak-lr 0.0067", "--optim.clip 0.25", "--on-divergence rollback"):
         assert f"{again} {flags}\n" in problem.fix + "\n"
-    assert f"go on from checkpoint {kept[-1]}" in problem.fix
+    assert f"continue from checkpoint {kept[-1]}" in problem.fix
     assert rundir.steps(tmp_path / "run" / "checkpoints") == kept
     assert all(math.isfinite(loss) for _, loss in losses(tmp_path / "run"))
 
@@ -110,7 +110,7 @@ def test_rolling_back_leaves_the_data_out_and_is_exact(tmp_path, capsys):
     at = whole.batches.seen.index(-5)
     assert whole.batches.seen[at + 1 :] == list(range(6, 24))
     assert [step for step, _ in losses(run)] == list(range(1, 21))
-    back = "the loss of step 8 is not a finite number: back to step 5, leaving out the data of 3"
+    back = "the loss of step 8 is not finite: back to step 5, skipping the data of 3"
     assert back in capsys.readouterr().err
 
     skipping = job(clean)

@@ -15,9 +15,9 @@ from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.optim import optimiser
-from jaxmodels.runtime.planning.plan import Workload, held, state_of
+from jaxmodels.runtime.planning.plan import Workload, abstract_state, state_bytes
 from jaxmodels.runtime.runs.checkpoint import Checkpoints
-from jaxmodels.runtime.runs.stored import restore
+from jaxmodels.runtime.runs.state_io import restore
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
 from tests.jaxmodels import toy
@@ -99,12 +99,12 @@ def test_it_lies_where_its_parameter_lies_and_is_planned_for():
     mesh = jax.sharding.AbstractMesh(
         (2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2
     )
-    state = state_of(job, mesh)[1]
+    state = abstract_state(job, mesh)[1]
     for path, leaf in state.ema.items():
         assert leaf.sharding == state.params[path].sharding
-    parts = held(state)
+    parts = state_bytes(state)
     assert parts["ema"] == parts["parameters"]
-    plain = held(state_of(job.with_recipe(ema_decay=0.0), mesh)[1])
+    plain = state_bytes(abstract_state(job.with_recipe(ema_decay=0.0), mesh)[1])
     assert parts == {**plain, "ema": parts["parameters"]}
 
 

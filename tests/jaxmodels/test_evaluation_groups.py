@@ -12,10 +12,10 @@ import jaxmodels
 from jaxmodels.bitgen.objectives import _turns
 from jaxmodels.commands.eval import Eval, _refuse_no_number
 from jaxmodels.errors import UNVERIFIED, Problem
-from jaxmodels.runtime.batches import first_rows, grouped
+from jaxmodels.runtime.batches import first_rows, regroup
 from jaxmodels.runtime.evaluate import GROUP, evaluate, loss_function
 from jaxmodels.runtime.paths import split
-from jaxmodels.runtime.retrieval import kinds, recalls
+from jaxmodels.runtime.retrieval import duplicate_ids, recalls
 from tests.contract import smallest
 
 ROWS = 45
@@ -41,7 +41,7 @@ def cut(whole: dict[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
 @pytest.mark.parametrize("count", [1, 5, 31, 32, 33, 64, 65, 100])
 def test_groups_are_of_the_rows_alone(size, count):
     whole = {"tokens": np.arange(count), "images": np.arange(count)}
-    found = list(grouped(cut(whole, size), 32))
+    found = list(regroup(cut(whole, size), 32))
     expected = [32] * max(count // 32 - 1, 0)
     assert [len(batch["images"]) for batch in found] == [*expected, count - sum(expected)]
     np.testing.assert_array_equal(np.concatenate([b["tokens"] for b in found]), whole["tokens"])
@@ -50,7 +50,7 @@ def test_groups_are_of_the_rows_alone(size, count):
 
 
 def test_nothing_has_no_groups():
-    assert list(grouped([], GROUP)) == []
+    assert list(regroup([], GROUP)) == []
 
 
 @pytest.mark.slow
@@ -83,24 +83,26 @@ def test_whether_a_row_sees_its_image_is_decided_by_its_image():
 def test_equal_captions_and_images_are_right():
     """Two images of one look, and a caption that was said of two."""
     images = np.eye(4, dtype=np.float32)[[0, 1, 2, 2]]
-    owner = np.asarray([0, 1, 2, 3])
+    image_of_text = np.asarray([0, 1, 2, 3])
     # Texts 0 and 1 are the same words, and lie with image 1; 3 is of an image that looks like 2.
     texts = np.eye(4, dtype=np.float32)[[1, 1, 2, 2]]
-    plain = recalls(images, texts, owner)
+    plain = recalls(images, texts, image_of_text)
     assert (plain["t2i_recall_at_1"], plain["i2t_recall_at_1"]) == (0.25, 0.0)
     pixels = [np.full((2, 2, 3), i, np.uint8) for i in (0, 1, 2, 2)]
     words = [np.asarray(w) for w in ([1, 2], [1, 2], [3, 4], [4, 3])]
-    assert kinds(pixels).tolist() == [0, 1, 2, 2]
-    told = recalls(images, texts, owner, images_alike=kinds(pixels), texts_alike=kinds(words))
+    assert duplicate_ids(pixels).tolist() == [0, 1, 2, 2]
+    told = recalls(
+        images, texts, image_of_text, image_ids=duplicate_ids(pixels), text_ids=duplicate_ids(words)
+    )
     assert told["t2i_recall_at_1"] == 1.0
     assert told["i2t_recall_at_1"] == 0.75  # image 0 is like no text at all
-    other = recalls(images, texts, owner, texts_alike=np.arange(4), images_alike=np.arange(4))
+    other = recalls(images, texts, image_of_text, text_ids=np.arange(4), image_ids=np.arange(4))
     assert other == plain
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
 def test_a_loss_that_is_no_number_is_no_result(loss):
-    with pytest.raises(Problem, match="no finite number") as caught:
+    with pytest.raises(Problem, match="not finite") as caught:
         _refuse_no_number(Eval(Path("model")), float(loss))
     assert caught.value.exit_code == UNVERIFIED
     _refuse_no_number(Eval(Path("model")), 0.0)

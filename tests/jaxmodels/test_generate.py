@@ -25,9 +25,9 @@ def test_products_of_some_rows_of_float32_are_not_cut(rows, kind, uncut):
 
 def test_an_xla_without_the_option_decodes_as_usual(monkeypatch):
     monkeypatch.setattr(generate, "_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    generate._optional.cache_clear()
+    generate._has_option.cache_clear()
     try:
         assert generate._decoder({"a": jnp.zeros(1)}, {}, 8) is generate._decode
     finally:
         monkeypatch.undo()
-        generate._optional.cache_clear()
+        generate._has_option.cache_clear()

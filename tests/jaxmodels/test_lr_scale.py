@@ -14,7 +14,7 @@ import jaxmodels
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Optim
-from jaxmodels.runtime.optim import optimiser, schedule, trained
+from jaxmodels.runtime.optim import optimiser, schedule, trainable
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import init
 from tests.jaxmodels.helpers import losses, params, same, train
@@ -106,7 +106,7 @@ def test_an_older_run_without_these_settings_goes_on(tmp_path):
 )
 def test_patterns_that_make_no_sense_are_refused(rows, said):
     with pytest.raises(Problem, match=said) as caught:
-        trained(Optim(lr_scale=rows), {"head/kernel": 1})
+        trainable(Optim(lr_scale=rows), {"head/kernel": 1})
     assert caught.value.exit_code == USAGE
 
 

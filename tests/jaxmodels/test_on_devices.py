@@ -16,7 +16,7 @@ from jaxmodels.runtime.runs.checkpoint import Checkpoints
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.sharding import fetch, make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
-from jaxmodels.runtime.runs.stored import restore
+from jaxmodels.runtime.runs.state_io import restore
 
 package = jaxmodels.arch("wigip")
 config = replace(package.PRESETS["tiny"], objective="dense")

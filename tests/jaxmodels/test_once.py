@@ -52,18 +52,18 @@ MESH = """
 import json, sys
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxmodels.layers.no_recompute import once
-from jaxmodels.layers.sharding import spread
-from jaxmodels.runtime.sharding import ambient, make_mesh
+from jaxmodels.layers.no_recompute import no_recompute
+from jaxmodels.layers.sharding import constrain
+from jaxmodels.runtime.sharding import with_mesh, make_mesh
 mesh = make_mesh(sys.argv[1])
 kernel = jax.random.normal(jax.random.key(1), (64, 64)) / 8
 def loss(x):
     for _ in range(3):
-        x = once(spread(x + jnp.tanh(x @ kernel), "data", ..., "model"))
+        x = no_recompute(constrain(x + jnp.tanh(x @ kernel), "data", ..., "model"))
     return jnp.square(x).mean()
 x = jax.random.normal(jax.random.key(0), (8, 64, 64))
 spec = P("data", None, "model")
-step = jax.jit(ambient(mesh, jax.value_and_grad(loss)))
+step = jax.jit(with_mesh(mesh, jax.value_and_grad(loss)))
 value, grad = step(jax.device_put(x, NamedSharding(mesh, spec)))
 alone = jax.value_and_grad(loss)(x)
 print(json.dumps([

@@ -13,7 +13,7 @@ from jaxmodels.errors import INTERNAL, Problem
 from jaxmodels.runtime.planning import tpu
 from jaxmodels.runtime.planning.chips import CHIPS, GIB, topology
 from jaxmodels.runtime.planning.estimate import Estimate, Setting, head_counts, settings
-from jaxmodels.runtime.planning.isolated import Died, run_isolated
+from jaxmodels.runtime.planning.isolated import ProcessDied, run_isolated
 from jaxmodels.runtime.planning.plan import TooLarge
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 
@@ -23,7 +23,7 @@ def invented(monkeypatch):
     """A compiler that needs a GiB for each sequence on a device, half of it with remat."""
     calls = []
 
-    def compiled_apart(package, config, recipe, name):
+    def compile_isolated(package, config, recipe, name):
         calls.append(recipe)
         data = int(recipe.mesh.partition(",")[0].partition("=")[2] or topology(name).devices)
         size = int(recipe.batch / data * GIB * (0.5 if recipe.remat == "full" else 1))
@@ -32,7 +32,7 @@ def invented(monkeypatch):
         return compiled_of(size)
 
     monkeypatch.setattr(tpu, "prepare", lambda: None)
-    monkeypatch.setattr(tpu, "compiled_apart", compiled_apart)
+    monkeypatch.setattr(tpu, "compile_isolated", compile_isolated)
     return calls
 
 
@@ -144,7 +144,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
 
 def test_a_compiler_that_fails_is_no_crash_of_ours(monkeypatch, capsys):
     def died(*_):
-        raise Died(-11, "stack overflow")
+        raise ProcessDied(-11, "stack overflow")
 
     monkeypatch.setattr(tpu, "prepare", lambda: None)
     monkeypatch.setattr(tpu, "run_isolated", died)
@@ -189,7 +189,7 @@ def test_a_call_apart_answers_raises_or_dies():
     assert run_isolated(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         run_isolated(divmod, 7, 0)
-    with pytest.raises(Died) as died:
+    with pytest.raises(ProcessDied) as died:
         run_isolated(os.abort)
     assert died.value.code == -6
 

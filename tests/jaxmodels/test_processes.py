@@ -136,7 +136,7 @@ def test_processes_that_share_no_folder_are_refused(tmp_path):
     both = ended(two(tmp_path / "one", tmp_path / "two"))
     assert [code for code, _ in both] == [USAGE, USAGE], both
     assert "do not share the run directory" in both[0][1]
-    assert "what process 0 writes there, process 1 does not see" in both[0][1]
+    assert "process 1 does not see a file that process 0 wrote there" in both[0][1]
     assert not (tmp_path / "one").exists()
 
 

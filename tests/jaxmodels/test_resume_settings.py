@@ -49,7 +49,7 @@ def test_fewer_steps_than_are_done_change_nothing(run, capsys):
     before = {path: path.read_bytes() for path in files_below(run)}
     assert on(run, "--steps", "3", "--json") == DONE
     out, err = capsys.readouterr()
-    assert "4 steps are done, more than --steps 3: the run stays as it is" in err
+    assert "4 steps are done, more than --steps 3: nothing to do" in err
     assert json.loads(out)["step"] == 4
     assert {path: path.read_bytes() for path in files_below(run)} == before
 

@@ -47,7 +47,7 @@ def test_a_damaged_checkpoint_does_not_count_and_is_not_deleted(tmp_path, capsys
     assert names(tmp_path) == ["55", "60.damaged"]
     assert (tmp_path / "60.damaged" / "data.json").read_bytes() == evidence
     said = capsys.readouterr().err
-    assert "checkpoint 60 is damaged and does not count: data.json is damaged" in said
+    assert "checkpoint 60 is damaged: data.json is damaged" in said
     assert f"kept as {tmp_path / '60.damaged'}" in said
 
 

@@ -21,13 +21,13 @@ def unit(rng, *shape):
 def test_recall_is_that_of_the_definition():
     """Sorted one by one, with five captions an image."""
     rng = np.random.default_rng(0)
-    images, owner = unit(rng, 30, 8), np.repeat(np.arange(30), 5)
-    texts = unit(rng, 150, 8) + 0.7 * images[owner]
+    images, image_of_text = unit(rng, 30, 8), np.repeat(np.arange(30), 5)
+    texts = unit(rng, 150, 8) + 0.7 * images[image_of_text]
     near = texts @ images.T
-    found = recalls(images, texts, owner)
+    found = recalls(images, texts, image_of_text)
     for k in (1, 5, 10):
-        t2i = np.mean([owner[i] in np.argsort(-near[i])[:k] for i in range(150)])
-        i2t = np.mean([j in owner[np.argsort(-near[:, j])[:k]] for j in range(30)])
+        t2i = np.mean([image_of_text[i] in np.argsort(-near[i])[:k] for i in range(150)])
+        i2t = np.mean([j in image_of_text[np.argsort(-near[:, j])[:k]] for j in range(30)])
         assert found[f"t2i_recall_at_{k}"] == pytest.approx(t2i)
         assert found[f"i2t_recall_at_{k}"] == pytest.approx(i2t)
     assert 0 < found["t2i_recall_at_1"] < found["i2t_recall_at_1"] < 1

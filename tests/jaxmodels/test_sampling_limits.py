@@ -12,7 +12,7 @@ from data_pipelines.tokenizers import CharTokenizer
 from jaxmodels.__main__ import main
 from jaxmodels.errors import UNVERIFIED, USAGE, Problem
 from jaxmodels.layers.sampling import NOTHING, Sampling, sample
-from jaxmodels.runtime.generate import _sound, generate
+from jaxmodels.runtime.generate import _valid_columns, generate
 from jaxmodels.runtime.paths import split
 
 NAN, INF = float("nan"), float("inf")
@@ -104,10 +104,10 @@ def test_what_was_drawn_before_is_told():
     """The numbers end where the newest token is 5, in one of two rows."""
     none = np.zeros(2, bool)
     piece = np.asarray([[4, 5, NOTHING, NOTHING], [4, 4, 4, 4]])
-    assert _sound(piece, none, None) == 2
-    assert _sound(piece, none, 5) == 4  # that row had ended
-    assert _sound(piece, np.asarray([True, False]), None) == 4
-    assert _sound(piece[:, :2], none, None) == 2
+    assert _valid_columns(piece, none, None) == 2
+    assert _valid_columns(piece, none, 5) == 4  # that row had ended
+    assert _valid_columns(piece, np.asarray([True, False]), None) == 4
+    assert _valid_columns(piece[:, :2], none, None) == 2
 
 
 def test_all_tokens_banned_is_an_error():

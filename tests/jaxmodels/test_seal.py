@@ -6,8 +6,8 @@ import json
 import pytest
 
 from jaxmodels.runtime.manifest import write_sealed
-from jaxmodels.runtime.metrics import Lines, MetricsLog, read
-from jaxmodels.runtime.runs.seal import DIGESTS, damage_to_keep, loose_damage, seal, unseal
+from jaxmodels.runtime.metrics import JsonLines, MetricsLog, read
+from jaxmodels.runtime.runs.seal import DIGESTS, damage_to_record, file_damage, seal, unseal
 
 
 @pytest.fixture
@@ -39,30 +39,30 @@ def test_the_parts_of_a_mixture_are_checked_by_their_own_manifests(run):
     sealed = json.loads((run / DIGESTS).read_text())["files"]
     assert "data/2/manifest.json" in sealed
     assert "data/2/tokens.bin" not in sealed
-    assert loose_damage(run) == []
+    assert file_damage(run) == []
     (part / "tokens.bin").write_bytes(b"Tokens")
-    assert [line.split(" (")[0] for line in loose_damage(run)] == ["data/2/tokens.bin is damaged"]
+    assert [line.split(" (")[0] for line in file_damage(run)] == ["data/2/tokens.bin is damaged"]
 
 
 def test_what_other_verbs_write_into_a_sound_run_is_no_damage(run):
-    assert loose_damage(run) == []
+    assert file_damage(run) == []
     names = ("report.html", "find_lr.json", "find_lr.png", "samples/.DS_Store", ".lock")
     for name in names:
         (run / name).write_text("one")
-    assert loose_damage(run) == []
+    assert file_damage(run) == []
     seal(run)
     for name in names:
         (run / name).write_text("two")
-    assert loose_damage(run) == []
+    assert file_damage(run) == []
 
 
 def test_a_strange_file_is_told_and_not_kept_against_the_run(run):
     for name in ("notes.txt", "data/more.bin", "samples/x"):
         (run / name).write_text("stray")
-        assert loose_damage(run) == [f"{name} is not in the manifest"]
-        assert damage_to_keep(run) == []
+        assert file_damage(run) == [f"{name} is not in the manifest"]
+        assert damage_to_record(run) == []
         seal(run)
-        assert loose_damage(run) == []
+        assert file_damage(run) == []
 
 
 def test_a_seal_of_an_earlier_version_knew_the_report_and_not_the_drawn_shapes(run):
@@ -70,7 +70,7 @@ def test_a_seal_of_an_earlier_version_knew_the_report_and_not_the_drawn_shapes(r
     sealed["files"]["report.html"] = {"bytes": 1, "sha256": "0" * 64}
     del sealed["files"]["data/shapes/1.0.0/features.json"]
     write_sealed(run / DIGESTS, {"files": sealed["files"]})
-    assert loose_damage(run) == []
+    assert file_damage(run) == []
 
 
 @pytest.mark.parametrize(
@@ -87,27 +87,27 @@ def test_a_seal_of_an_earlier_version_knew_the_report_and_not_the_drawn_shapes(r
 )
 def test_whatever_train_wrote_is_checked(run, name):
     (run / name).write_bytes((run / name).read_bytes() + b" ")
-    assert any(line.startswith(f"{name} is damaged") for line in loose_damage(run) or [])
+    assert any(line.startswith(f"{name} is damaged") for line in file_damage(run) or [])
 
 
 def test_a_second_vocabulary_is_damage(run):
     (run / "tokenizer.json").write_text("{}")
-    assert loose_damage(run) == ["tokenizer.json is not in the manifest"]
+    assert file_damage(run) == ["tokenizer.json is not in the manifest"]
 
 
 def test_damage_stays_known_when_training_goes_on(run):
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.6}\n')
     (run / "loss.png").write_bytes(b"is drawn anew")
-    damaged = damage_to_keep(run)
+    damaged = damage_to_record(run)
     assert [line.split(" (")[0] for line in damaged] == ["metrics.jsonl is damaged"]
     unseal(run, damaged)
-    assert loose_damage(run) == damaged == damage_to_keep(run)  # also if this call is killed
+    assert file_damage(run) == damaged == damage_to_record(run)  # also if this call is killed
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.6}\n{"step": 2, "loss": 2}\n')
     seal(run)
-    assert loose_damage(run) == damaged == damage_to_keep(run)
+    assert file_damage(run) == damaged == damage_to_record(run)
     unseal(run, damaged)
     seal(run)
-    assert loose_damage(run) == damaged
+    assert file_damage(run) == damaged
 
 
 def test_a_call_that_ends_before_it_began_seals_no_damage(run):
@@ -115,20 +115,20 @@ def test_a_call_that_ends_before_it_began_seals_no_damage(run):
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.6}\n')
     (run / "summary.json").write_text("{}")
     seal(run)
-    assert [line.split(" (")[0] for line in loose_damage(run)] == ["metrics.jsonl is damaged"]
+    assert [line.split(" (")[0] for line in file_damage(run)] == ["metrics.jsonl is damaged"]
 
 
 def test_a_sound_run_is_unsealed_as_ever(run):
-    assert damage_to_keep(run) == []
+    assert damage_to_record(run) == []
     unseal(run, [])
     assert not (run / DIGESTS).exists()
-    assert loose_damage(run) is None
+    assert file_damage(run) is None
 
 
 def test_a_damaged_seal_is_damage_too(run):
     whole = (run / DIGESTS).read_bytes()
     (run / DIGESTS).write_bytes(whole.replace(b"PNG", b"PNH").replace(b"bytes", b"bites", 1))
-    assert damage_to_keep(run)[0].startswith(f"{DIGESTS} is damaged")
+    assert damage_to_record(run)[0].startswith(f"{DIGESTS} is damaged")
 
 
 DAMAGED = [
@@ -155,7 +155,7 @@ def test_a_damaged_line_is_said_kept_and_left_out(tmp_path, capsys, line):
     lines = [json.dumps(record).encode() for record in records]
     content = b"\n".join([lines[0], line, *lines[1:], b'{"step": 5, "los'])
     path.write_bytes(content)
-    log = Lines(path, 3)
+    log = JsonLines(path, 3)
     assert log.last == records[1]
     log.write({"step": 4, "loss": float("nan")})
     log.close()

@@ -14,7 +14,7 @@ import jaxmodels
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.sharding import constrain
 from jaxmodels.runtime.optim import optimiser, schedule
-from jaxmodels.runtime.sharding import AXES, check_heads, placement
+from jaxmodels.runtime.sharding import AXES, check_heads, param_shardings
 from jaxmodels.runtime.step import init
 from tests.children import printed, simulated
 from tests.contract import archs, learner, writers
@@ -64,7 +64,7 @@ def test_a_device_holds_its_share_of_the_largest_preset(arch, data, model):
 )
 def test_an_axis_that_does_not_divide(shape, spec):
     leaf = jax.ShapeDtypeStruct(shape, np.float32)
-    placed = placement(described(4, 2), (("x", P("model", "data")),), {"x": leaf})
+    placed = param_shardings(described(4, 2), (("x", P("model", "data")),), {"x": leaf})
     assert placed["x"].spec == spec
 
 

@@ -13,7 +13,7 @@ from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.planning import chips
 from jaxmodels.runtime.planning.plan import Workload, useful_flops
 from jaxmodels.runtime.runs.outcome import Outcome
-from jaxmodels.runtime.training.profiler import window
+from jaxmodels.runtime.training.profiler import parse_window
 from tests.jaxmodels.helpers import train
 
 
@@ -111,7 +111,7 @@ def test_a_run_that_ends_within_its_window_leaves_the_trace(tmp_path):
 @pytest.mark.parametrize("text", ["10", "0:3", "5:4", "9:11", "a:b", "1:2:3", "-1:3", ":"])
 def test_what_is_no_window_is_refused(text, tmp_path):
     with pytest.raises(Problem, match="is not a range of steps") as caught:
-        window(text, tmp_path, steps=10)
+        parse_window(text, tmp_path, steps=10)
     assert caught.value.exit_code == USAGE
 
 

@@ -13,7 +13,7 @@ import jaxmodels
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime.optim import optimiser, schedule
-from jaxmodels.runtime.sharding import follow, make_mesh, placement
+from jaxmodels.runtime.sharding import make_mesh, param_shardings, tree_shardings
 from jaxmodels.runtime.step import init, train_step
 from tests.contract import in_float64
 
@@ -115,7 +115,7 @@ def test_an_impossible_mesh_is_refused(spec):
 
 def test_a_parameter_that_no_row_matches_is_an_error():
     with pytest.raises(LookupError):
-        placement(make_mesh(), charlm.SHARDING[:2], {"nobody/knows": jnp.ones(2)})
+        param_shardings(make_mesh(), charlm.SHARDING[:2], {"nobody/knows": jnp.ones(2)})
 
 
 OPTIMISERS = {
@@ -156,11 +156,11 @@ def test_what_an_optimiser_remembers_lies_where_its_parameter_lies():
     """adafactor's sums lack an axis of their parameter, and go along the others."""
     mesh = make_mesh()
     params = {"a": jnp.zeros((3, 64, 128)), "b": jnp.zeros((64,))}
-    placed = placement(mesh, (("a", P(None, "data", "model")), ("*", P("model"))), params)
+    placed = param_shardings(mesh, (("a", P(None, "data", "model")), ("*", P("model"))), params)
     state = jax.eval_shape(optimiser(Optim("adafactor"), 0.1).init, params)
     found = {
         (path[-2].name, path[-1].key): leaf.spec
-        for path, leaf in jax.tree.leaves_with_path(follow(state, params, placed, mesh))
+        for path, leaf in jax.tree.leaves_with_path(tree_shardings(state, params, placed, mesh))
         if isinstance(path[-1], jax.tree_util.DictKey)
     }
     assert found["v_row", "a"] == P(None, "data")
@@ -169,6 +169,6 @@ def test_what_an_optimiser_remembers_lies_where_its_parameter_lies():
     assert found["v", "b"] == P("model")
     for name in ("adamw", "lion"):
         state = jax.eval_shape(optimiser(Optim(name), 0.1).init, params)
-        at = follow(state, params, placed, mesh)
+        at = tree_shardings(state, params, placed, mesh)
         specs = [at_.spec for path, at_ in jax.tree.leaves_with_path(at) if "mu" in str(path)]
         assert specs == [P(None, "data", "model"), P("model")]

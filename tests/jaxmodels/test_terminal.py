@@ -19,7 +19,7 @@ from jaxmodels.errors import DONE, EXISTS, NO_SPACE, STOPPED, UNREAD, USAGE
 from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.runs import rundir
-from jaxmodels.terminal import Stream, steady
+from jaxmodels.terminal import Stream, resilient_output
 from tests.jaxmodels.helpers import train
 
 LONG = ["--steps", "1000000", "--save-every", "1000000", "--eval-every", "1000000"]
@@ -104,8 +104,8 @@ def test_as_a_shell_does_it(closing, words, code):
 def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path):
     """Else what native code prints would stand in it."""
     look = (
-        "import os\nfrom jaxmodels.terminal import steady\n"
-        f"with steady(False), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "import os\nfrom jaxmodels.terminal import resilient_output\n"
+        f"with resilient_output(False), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
         "    os.write(1, b'x'); os.write(2, b'x'); assert file.fileno() > 2\n"
     )
     line = '"$@" <&- >&- 2>&-'
@@ -157,7 +157,7 @@ def test_what_an_encoding_does_not_have_is_escaped():
 
 def test_the_streams_and_sighup_are_as_before():
     before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGHUP)
-    with steady(True):
+    with resilient_output(True):
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGHUP)) == before
 
@@ -166,7 +166,7 @@ def test_who_holds_a_run_is_named(tmp_path, capsys):
     """As after a lost connection, when the command is given again."""
     with locked(tmp_path / "run"):
         assert train(tmp_path / "run") == EXISTS
-    assert f"it is process {os.getpid()} on " in capsys.readouterr().err
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 @pytest.mark.slow

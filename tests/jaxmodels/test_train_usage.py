@@ -191,5 +191,5 @@ def test_remat_of_an_older_settings_file(tmp_path, old, policy):
 
 
 def test_moments_are_for_adamw_only(tmp_path):
-    with pytest.raises(Problem, match="nothing to give to sgd"):
+    with pytest.raises(Problem, match="does not work with sgd"):
         Train(recipe=Recipe(optim=Optim("sgd")), model=None, init=tmp_path, init_optimizer=True)

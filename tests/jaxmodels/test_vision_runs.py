@@ -236,7 +236,7 @@ def test_what_a_model_cannot_do_is_refused(bitgen, stage1, data, tmp_path, capsy
     assert train(language, "--steps", "1") == DONE
     for verb in (["generate"], ["eval", "--caption", "a"]):
         assert main([verb[0], str(language), "--image", image(data), *verb[1:]]) == USAGE
-        assert "sees no images" in capsys.readouterr().err
+        assert "takes no images" in capsys.readouterr().err
 
 
 @pytest.mark.slow

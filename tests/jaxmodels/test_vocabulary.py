@@ -28,8 +28,8 @@ def sizes(run: Path) -> tuple[int, int | None]:
     ("spec", "vocab", "expected", "words"),
     [
         ("wikigpt:tiny", "320", (320, 31), "model.vocab stays 320"),
-        ("wikigpt:tiny", None, (64, 31), "model.tokens set to 31"),
-        ("charlm:tiny", "320", (31, None), "model.vocab set to 31, as the data has, not 320"),
+        ("wikigpt:tiny", None, (64, 31), "model.tokens is set to 31"),
+        ("charlm:tiny", "320", (31, None), "model.vocab is set to 31 by the data, not 320"),
         ("charlm:tiny", None, (31, None), ""),
     ],
 )

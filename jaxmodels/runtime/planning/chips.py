@@ -3,7 +3,7 @@
 Sources: Google Cloud's pages of each chip (docs.cloud.google.com/tpu/docs/v5e and so on), read in
 November 2026, which give a chip's interconnect as the sum of both directions and all links; for
 the links of v3 and v4, table 4 of Jouppi et al. 2023 (arXiv:2304.01433); for v2, Norrie et al. 2021
-(IEEE Micro 41(2)). `usable` is what libtpu's compiler says it may fill when asked for too much.
+(IEEE Micro 41(2)). `usable` is the limit that libtpu's compiler names when a program exceeds it.
 """
 
 import difflib
@@ -18,12 +18,12 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Chip:
-    """Numbers of one chip; a device is what JAX calls one, a chip or one of its two cores."""
+    """One chip; a device is a JAX device, a chip or one of its two cores."""
 
     flops: float
     """Peak bfloat16 operations a second. XLA multiplies float32 in bfloat16 by default, too."""
     hbm: int
-    """Bytes of memory that the maker states."""
+    """Bytes of memory by the data sheet."""
     bandwidth: float
     """Bytes a second between memory and chip."""
     link: float
@@ -34,7 +34,7 @@ class Chip:
     """Bytes of memory of one device that a program may fill."""
     source: str
     shapes: tuple[str, ...]
-    """The slices that can be had; of those with three dimensions, the smaller ones."""
+    """The slices on offer; of those with three dimensions, the smaller ones."""
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -69,9 +69,9 @@ CHIPS = {
 }
 
 
-# Beginning of what JAX calls a device (`device_kind`) -> its peak bfloat16 operations a second,
-# without sparsity. GPUs: NVIDIA's data sheets of each (A100, L4, H100, H200, DGX B200), read in
-# November 2026; of the H100 the SXM form, its PCIe form first.
+# Prefix of JAX's `device_kind` -> peak bfloat16 operations a second, without sparsity. GPUs:
+# NVIDIA's data sheets (A100, L4, H100, H200, DGX B200), read in November 2026; H100 is SXM unless
+# the name says PCIe, which must come first.
 _KINDS = {
     "TPU v2": CHIPS["v2"].flops / 2,
     "TPU v3": CHIPS["v3"].flops / 2,
@@ -91,7 +91,7 @@ _KINDS = {
 
 
 def peak_flops(kind: str) -> float | None:
-    """Peak bfloat16 operations a second of a device by JAX's name of it; None if unknown."""
+    """Peak bfloat16 operations a second of a device of this `device_kind`; None if unknown."""
     found = (name for name in _KINDS if re.match(rf"{re.escape(name)}(?![0-9])", kind))
     return _KINDS.get(next(found, ""))
 
@@ -126,10 +126,10 @@ class Topology:
 
     @property
     def interconnect(self) -> float:
-        """Bytes a second that a device can send to its neighbours, over all links that it has.
+        """Bytes a second that a device can send to its neighbours, over all of its links.
 
-        A dimension of two chips has one link for each, a longer one two: a bound, since the
-        chips at the borders of a slice without wrap-around have fewer.
+        A chip has one link along a dimension of two chips, two along a longer one: an upper bound,
+        since chips at the border of a slice without wrap-around have fewer.
         """
         links = sum(min(2, size - 1) for size in self.shape)
         return self.chip.link * links / self.chip.devices
@@ -154,16 +154,16 @@ def topology(name: str) -> Topology:
         f"unknown topology: {name!r}" if name else "--topology is missing",
         why=f"slices of {chip}: {', '.join(known.shapes)}"
         if known
-        else f"it is written CHIP:SHAPE, with a chip of {', '.join(CHIPS)}",
+        else f"the form is CHIP:SHAPE, with one of the chips {', '.join(CHIPS)}",
         fix=f"did you mean {' or '.join(near)}?" if near else "for example --topology v5e:4x4",
         exit_code=USAGE,
     )
 
 
 def _by_count(name: str) -> list[str]:
-    """The slices meant by Google's other way of naming, v5litepod-16 or v4-8.
+    """The slices meant by Google's accelerator types, such as v5litepod-16 or v4-8.
 
-    It counts cores for the chips that have two, and chips for v5e and v6e.
+    These count cores for chips that have two, and chips for v5e, v6e and tpu7x.
     """
     chip, _, count = name.replace("v5litepod", "v5e").rpartition("-")
     if chip not in CHIPS or not count.isdigit():

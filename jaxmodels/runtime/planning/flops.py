@@ -1,7 +1,7 @@
 """Floating-point operations, counted from the shapes of a program's matrix products.
 
-XLA's own count takes the body of a loop once, so products are counted in the traced program: this
-is exact for every architecture, and nothing has to be kept in step with the models.
+XLA's cost analysis counts the body of a loop once, so products are counted in the traced program:
+exact for every architecture, without formulas to keep in step with the models.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,21 +23,21 @@ class Product(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """A multiplication and an addition for each of its terms, each time."""
+        """A multiplication and an addition for each term."""
         return 2 * prod(self)
 
 
 def products(function: Callable[..., Any], *args: Any) -> list[Product]:
     """The matrix products and convolutions of a function of these arguments (or their shapes).
 
-    The body of a scan counts as often as it runs, the body of a while loop once; of the branches
-    of a condition the one with the most operations counts.
+    The body of a scan counts as often as it runs, that of a while loop once; of the branches of a
+    condition the most expensive counts.
     """
     return of_jaxpr(jax.make_jaxpr(function)(*args))
 
 
 def of_jaxpr(traced: Any) -> list[Product]:
-    """The same of a program that was traced already."""
+    """As `products`, for a traced program."""
     return list(_walk(traced.jaxpr, 1))
 
 
@@ -58,7 +58,7 @@ def _walk(jaxpr: Any, times: int) -> Iterator[Product]:
 
 
 def _branch(branches: list[list[Product]], params: dict[str, Any]) -> list[Product]:
-    """The branch that counts: the largest, or of forms for different platforms the plain one."""
+    """The branch that counts: the default of platform-dependent branches, else the largest."""
     platforms = params.get("branches_platforms")
     return branches[platforms.index(None)] if platforms else max(branches, key=total)
 
@@ -67,7 +67,7 @@ def _times(name: str, params: dict[str, Any]) -> int:
     """How often the body of an operation runs, over all devices."""
     if name == "scan":
         return int(params["length"])
-    if name == "shard_map":  # the body is one device's part; JAX 0.12 names its axes otherwise
+    if name == "shard_map":  # the body is one device's share; JAX 0.12 renamed the parameter
         axes = params.get("newly_manual_axes") or params.get("manual_axes", ())
         return prod(params["mesh"].shape[axis] for axis in axes)
     if name == "pallas_call":
@@ -76,7 +76,7 @@ def _times(name: str, params: dict[str, Any]) -> int:
 
 
 def _within(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs among the parameters of an operation."""
+    """The jaxprs among the parameters of an operation."""
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(one, "jaxpr", one)

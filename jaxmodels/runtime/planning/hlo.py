@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices and expects to cost, read off its text."""
+"""The collectives and estimated cycles of a compiled program, read off its text."""
 
 import re
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ _CYCLES = re.compile(r'"?estimated_cycles"?:"?(\d+)')
 
 @dataclass(frozen=True)
 class Collective:
-    """One exchange between devices in the program's text."""
+    """One collective operation."""
 
     kind: str
     count: int
-    """Times that a step runs it: iterations of the loops around it, multiplied."""
+    """How often a step runs it: the product of the trip counts of its loops."""
     bytes: int
-    """Bytes of its whole result on one device (of its operand, if that is larger)."""
+    """Bytes of its full result on one device, or of its operand if that is larger."""
     group: int
-    """Devices that take part together."""
+    """Number of devices in a group."""
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends each time, at least: a ring's share for the kind."""
+        """Lower bound of the bytes that a device sends each time: those of a ring algorithm."""
         share = (self.group - 1) / self.group
         if self.kind == "all-reduce":
             return 2 * share * self.bytes
@@ -57,13 +57,13 @@ class Collective:
 def collectives(text: str, devices: int) -> list[Collective]:
     """Every collective operation of a compiled module, with how often it runs.
 
-    XLA writes one collective several times where it overlaps it with computation (as start and
-    done, or in each fusion of a series); these share a channel and count once. A loop whose
-    number of iterations cannot be read counts once.
+    Where XLA overlaps a collective with computation its text has it several times (start and done,
+    or in each fusion of a series); these share a channel and count once. A loop of unknown trip
+    count counts once.
 
     Args:
-        text: the module as `Compiled.as_text()` gives it.
-        devices: number of devices; the group of what names none.
+        text: the module, by `Compiled.as_text()`.
+        devices: number of devices, the group of a collective that names none.
     """
     bodies, entry = _computations(text)
     times: dict[str, int] = {}
@@ -89,7 +89,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
-    """Kind → how many a step runs, and the bytes that a device sends for them."""
+    """Kind → the number of collectives of a step, and the bytes that a device sends for them."""
     rows: dict[str, dict[str, int]] = {}
     for one in found:
         row = rows.setdefault(one.kind, {"count": 0, "bytes": 0})
@@ -99,13 +99,13 @@ def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
 
 
 def estimated_cycles(text: str) -> int:
-    """Clock cycles that the compiler expects of the whole program; 0 where it tells none.
+    """The compiler's estimate of the program's clock cycles; 0 if it gives none.
 
-    libtpu writes its own estimate beside each operation; what is in a loop counts as often as it
-    runs. It is a model, not a clock: programs for the same work can be compared by it.
+    libtpu annotates each operation; operations in a loop count as often as it runs. It is a cost
+    model, good for comparing programs for the same work.
 
     Args:
-        text: the module as `Compiled.as_text()` gives it.
+        text: the module, by `Compiled.as_text()`.
     """
     bodies, entry = _computations(text)
 
@@ -135,7 +135,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, int]) -> None:
-    """Notes how often a computation and those that it calls are run (at most, of two callers)."""
+    """Records how often a computation and its callees run; of several callers the most counts."""
     if found.get(name, 0) >= times or name not in bodies:
         return
     found[name] = times
@@ -149,10 +149,8 @@ def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, 
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """Iterations of a while loop: what XLA noted, or what its counter, from 0 on, is held to.
-
-    Where neither can be read, 1.
-    """
+    """Trip count of a while loop: XLA's annotation, or the limit of its counter, which starts at 0;
+    1 if neither can be read."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition, body = (
@@ -171,7 +169,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _step(body: dict[str, str], index: int) -> int:
-    """What an iteration adds to the counter, the element `index` of what the body returns."""
+    """What an iteration adds to the counter, element `index` of the body's result."""
     returned = body.get("ROOT", "").partition(" tuple(")[2].partition(")")[0]
     names = [word.rpartition("%")[2].strip() for word in returned.split(",")]
     line = body.get(names[index], "") if index < len(names) else ""
@@ -181,7 +179,7 @@ def _step(body: dict[str, str], index: int) -> int:
 
 
 def _definitions(lines: list[str]) -> dict[str, str]:
-    """Name → line that defines it; the computation's result is under "ROOT", too."""
+    """Name → its defining line; the computation's result is also under "ROOT"."""
     found = {}
     for line in lines:
         name = line.strip().removeprefix("ROOT ").partition(" = ")[0].lstrip("%")
@@ -201,7 +199,7 @@ def _largest(text: str) -> int:
 
 
 def _group(line: str, devices: int) -> int:
-    """Devices in one group, in any of the ways in which XLA writes them."""
+    """Number of devices in a group, in any of XLA's notations."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return listed[1].count(",") + 1
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):

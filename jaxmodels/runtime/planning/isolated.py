@@ -1,4 +1,4 @@
-"""A call in a process of its own: what crashes or prints there does neither here."""
+"""A call in a process of its own, whose crashes and output do not reach this one."""
 
 import multiprocessing
 import os
@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Died(Exception):
+class ProcessDied(Exception):
     """The process ended without an answer.
 
     Args:
-        code: its exit code; negative, the signal that ended it.
-        log: the end of what it wrote to standard error.
+        code: its exit code; negative: the signal that ended it.
+        log: the end of its standard error.
     """
 
     def __init__(self, code: int | None, log: str):
@@ -26,10 +26,10 @@ def run_isolated(function: Callable[..., T], *args: Any) -> T:
     """The result of `function(*args)`, computed in a new process, or the exception that it raised.
 
     Args:
-        function: one of a module; it, its arguments and its result are copied between processes.
+        function: a module-level function; it, its arguments and its result are pickled.
 
     Raises:
-        Died: the process was ended from outside or by a fault of native code.
+        ProcessDied: the process was killed or crashed in native code.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -42,7 +42,7 @@ def run_isolated(function: Callable[..., T], *args: Any) -> T:
         except EOFError:
             process.join()
             text = log.read().decode(errors="replace")
-            raise Died(process.exitcode, text[-2000:]) from None
+            raise ProcessDied(process.exitcode, text[-2000:]) from None
         finally:
             process.terminate()
             process.join()
@@ -54,7 +54,7 @@ def run_isolated(function: Callable[..., T], *args: Any) -> T:
 
 def _answer(connection: Any, log: str, function: Callable[..., Any], args: Any) -> None:
     with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 2)  # native code, too, writes there
+        os.dup2(file.fileno(), 2)  # also for native code
     try:
         answer = (True, function(*args))
     except Exception as error:

@@ -37,7 +37,7 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class Workload:
-    """A training step to plan: `package` is an architecture's, `config` its sizes."""
+    """A training job: architecture, model sizes and recipe."""
 
     package: Architecture
     config: Any
@@ -45,7 +45,7 @@ class Workload:
 
     @property
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays that a step takes, as the data pipelines make them."""
+        """The arrays of a step's batch, as the data pipelines make them."""
         rows = self.recipe.batch * self.recipe.accum
         return batch_shapes(self.config, rows, self.recipe.segments)
 
@@ -56,7 +56,7 @@ class Workload:
 
     @property
     def flags(self) -> str:
-        """How `train` and `plan` are told of it."""
+        """The job's settings as flags of `train` and `plan`."""
         recipe = self.recipe
         mesh = f"--mesh {recipe.mesh} " if recipe.mesh else ""
         return f"{mesh}--batch {recipe.batch} --accum {recipe.accum} --remat {recipe.remat}"
@@ -68,16 +68,17 @@ class Workload:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step; all bytes are of one device."""
+    """A compiled step; all bytes are of one device."""
 
     memory: dict[str, int]
     """parameters, optimizer, ema (if one is kept), batch, temporaries (activations, gradients,
     copies), code."""
     traffic: int
-    """Bytes that pass between a device and its memory, at least."""
+    """Lower bound of the bytes between a device and its memory: arguments and results once,
+    temporaries written and read."""
     collectives: list[hlo.Collective]
     flops: int
-    """Operations of a step on all devices, with what is computed again (remat)."""
+    """Operations of a step on all devices, recomputation (remat) included."""
     trace_seconds: float
     compile_seconds: float
 
@@ -88,11 +89,11 @@ class Compiled:
 
 
 class TooLarge(Exception):
-    """The compiler found more to hold than a device has.
+    """The step does not fit a device's memory.
 
     Args:
         needed: bytes that one device would need.
-        seconds: that it took to find out.
+        seconds: how long the compilation took.
     """
 
     def __init__(self, needed: int, seconds: float):
@@ -101,7 +102,7 @@ class TooLarge(Exception):
 
 
 def compile_step(job: Workload, mesh: Mesh) -> Compiled:
-    """Compiles the step of `train` for the mesh's devices, which may be a description only.
+    """Compiles the step of `train` for the mesh's devices, which may be mere descriptions.
 
     Raises:
         TooLarge: it does not fit into a device's memory.
@@ -120,7 +121,7 @@ def compile_step(job: Workload, mesh: Mesh) -> Compiled:
         raise TooLarge(_needed(str(error)), time.monotonic() - middle) from error
     seconds = time.monotonic() - middle
     stats = compiled.memory_analysis()
-    memory = held(state)
+    memory = state_bytes(state)
     memory["batch"] = max(0, stats.argument_size_in_bytes - sum(memory.values()))
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory["temporaries"] = stats.temp_size_in_bytes + new
@@ -136,22 +137,22 @@ def compile_step(job: Workload, mesh: Mesh) -> Compiled:
 
 
 def _step(job: Workload, mesh: Mesh) -> tuple[Any, State, dict[str, jax.ShapeDtypeStruct]]:
-    """The step of `train`, and the shapes that it is called with."""
+    """The step of `train` and its abstract arguments."""
     _, _, state, step = training(job.package, job.config, job.recipe, mesh)
     rows = NamedSharding(mesh, P("data"))
     batch = {name: leaf.update(sharding=rows) for name, leaf in job.batch.items()}
     return step, state, batch
 
 
-def state_of(job: Workload, mesh: AnyMesh) -> tuple[GraphDef, State]:
-    """The model's skeleton, and the shapes of the training state, placed on the mesh."""
+def abstract_state(job: Workload, mesh: AnyMesh) -> tuple[GraphDef, State]:
+    """The model's graphdef and its abstract training state, sharded over the mesh."""
     tx = optimiser(job.recipe.optim, 0.0)
     graphdef, _, state = init(job.package, job.config, job.recipe, tx, mesh)
     return graphdef, state
 
 
-def held(state: State) -> dict[str, int]:
-    """Bytes of the state on one device."""
+def state_bytes(state: State) -> dict[str, int]:
+    """Bytes of the state on one device, by part."""
 
     def size(tree: Any) -> int:
         return sum(
@@ -165,20 +166,21 @@ def held(state: State) -> dict[str, int]:
 
 
 def _needed(message: str) -> int:
-    """Bytes that the compiler's refusal speaks of; 0 if it names none."""
+    """The bytes needed by the compiler's error message; 0 if it names none."""
     for pattern in _NEEDED:
         if found := pattern.search(message):
             return int(float(found[1]) * _UNITS[found[2]])
     return 0
 
 
-def loss_of(job: Workload) -> tuple[Any, State]:
-    """The loss of one micro-batch as a function of (parameters, rest, batch), and shapes for it.
+def microbatch_loss(job: Workload) -> tuple[Any, State]:
+    """The loss of one micro-batch as a function of (params, model_state, batch), and its abstract
+    state.
 
-    Nothing is computed. It is traced for one CPU, which need not exist: forms for other platforms
-    have products that only move numbers (`layers/target.py`).
+    It is to be traced for an abstract CPU: forms for other platforms have products that only move
+    data (`layers/target.py`).
     """
-    graphdef, state = state_of(job, _ONE_CPU)
+    graphdef, state = abstract_state(job, _ONE_CPU)
     dtype = jnp.dtype(job.recipe.dtype)
 
     def loss(params: Arrays, model_state: Arrays, batch: Any) -> jax.Array:
@@ -191,20 +193,21 @@ def loss_of(job: Workload) -> tuple[Any, State]:
 
 
 def useful_flops(job: Workload) -> int:
-    """Operations of a step, without those that remat does again.
+    """Operations of a step without recomputation (remat).
 
     Three times the products of the loss: the backward pass has two for each of the forward pass.
     """
     one = job.with_recipe(remat=Recipe().remat, accum=1)
-    loss, state = loss_of(one)
+    loss, state = microbatch_loss(one)
     forward = flops.products(loss, state.params, state.model_state, one.batch)
     return 3 * job.recipe.accum * flops.total(forward)
 
 
 def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:
-    """Seconds that a step takes at least, for its operations, its memory and its links.
+    """Lower bounds of a step's seconds by its operations, its memory traffic and its links.
 
-    A step cannot be faster than the slowest of them, however well they overlap.
+    Operations run at the peak rate, every byte passes once, all links are busy, and all of it
+    overlaps: a step cannot be faster than the slowest of the three.
     """
     sent = sum(one.count * one.sent for one in compiled.collectives)
     return {
@@ -215,9 +218,9 @@ def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:
 
 
 def report(job: Workload, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
-    """What is known of a step: the answer of `jaxmodels plan --json`.
+    """The result of `jaxmodels plan --json`.
 
-    Bytes are of one device, operations of all, times the least that are possible.
+    Bytes are of one device, operations of all devices, times lower bounds.
     """
     times, useful = roofline(compiled, slice_), useful_flops(job)
     bound = max(times, key=lambda name: times[name])
@@ -240,8 +243,8 @@ def report(job: Workload, compiled: Compiled, slice_: Topology) -> dict[str, Any
     }
 
 
-def refusal(job: Workload, error: TooLarge, slice_: Topology) -> dict[str, Any]:
-    """The same of a step that does not fit: what it would compute, no more is known."""
+def too_large_report(job: Workload, error: TooLarge, slice_: Topology) -> dict[str, Any]:
+    """The `report` of a step that does not fit: only its operations are known."""
     useful = useful_flops(job)
     seconds = useful / (slice_.devices * slice_.flops)
     return {

@@ -1,4 +1,4 @@
-"""Which mesh, batch and remat to train with: estimates choose what is worth a compilation."""
+"""A search for the best mesh, batch and remat: estimates choose what is worth compiling."""
 
 import time
 from collections.abc import Callable
@@ -19,28 +19,28 @@ class Trial:
     setting: Setting
     job: Workload
     compiled: Compiled | None
-    """None when it does not fit, or the compiler failed."""
+    """None if it does not fit or the compiler failed."""
     needed: int
     """Bytes on one device; 0 if the compiler failed."""
     report: dict[str, Any]
-    """What `plan.report` says; empty without `compiled`."""
+    """The result of `plan.report`; empty without `compiled`."""
 
     @property
     def speed(self) -> float:
-        """Tokens a second at most; 0 for what does not fit."""
+        """Upper bound of tokens a second; 0 if it does not fit."""
         return float(self.report.get("tokens_per_second_bound", 0.0))
 
 
 class Search:
-    """Compiles settings one after the other until its time is over.
+    """Compiles settings one after the other until the time is up.
 
     Args:
-        job: what is trained.
-        slice_: where.
-        compiled: compiles a job; raises TooLarge, or Problem where the compiler fails.
-        reported: what `plan.report` says of a job and its compilation.
-        seconds: no compilation begins later than this.
-        say: told what is tried.
+        job: the job whose settings are varied.
+        slice_: the TPU slice.
+        compiled: compiles a job; raises TooLarge, or Problem if the compiler fails.
+        reported: `plan.report` of a job and its compilation.
+        seconds: no compilation starts later than this.
+        say: prints progress.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Search:
         self.trials: list[Trial] = []
 
     def frontier(self, most: int = 8) -> list[Trial]:
-        """Tries what promises most; returns what was tried, the fastest first.
+        """Compiles the most promising settings; returns all trials, the fastest first.
 
-        It ends when nothing left promises to be faster than what was found, or after `most`.
+        It ends when no estimate is faster than the best trial, or after `most` trials.
         """
         waiting = self._promising()
         while waiting and not self._over(most):
@@ -77,10 +77,10 @@ class Search:
         return sorted(self.trials, key=lambda trial: -trial.speed)
 
     def nearest(self, failed: Setting, needed: int, most: int = 6) -> Trial | None:
-        """What fits and is nearest to a setting that does not; None if nothing was found.
+        """The trial that fits and is nearest to a setting that does not; None if none was found.
 
-        Another policy is nearer than another mesh, and that nearer than half of the batch. At
-        last those with the smallest estimates are tried, though they do not promise to fit.
+        Another remat policy is nearer than another mesh, and that nearer than half the batch. In
+        the end the smallest estimates are tried, even if they exceed the limit.
         """
         if needed:
             self.estimate.learn(failed, needed)
@@ -123,7 +123,7 @@ class Search:
         return len(self.trials) >= most or time.monotonic() > self.until
 
     def _tried(self, setting: Setting) -> Trial:
-        """Compiles a setting, says what came out, and learns from it."""
+        """Compiles a setting, prints the result, and corrects the estimates by it."""
         job, compiled, report = setting.of(self.job), None, {}
         estimated = self.estimate.bytes(setting) / GIB
         self.say(f"compiling {job.flags} (estimated {estimated:.1f} GiB)")

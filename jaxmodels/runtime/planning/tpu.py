@@ -1,4 +1,8 @@
-"""TPU slices without a TPU: libtpu describes their devices and compiles for them."""
+"""TPU slices without a TPU: libtpu describes their devices and compiles for them.
+
+libtpu is no development dependency, since on a CPU it prints warnings when JAX starts; `make test`
+installs it into `.venv/tpu`, which only the tests see.
+"""
 
 import os
 from importlib import import_module
@@ -10,7 +14,7 @@ from jaxmodels.architecture import Architecture
 from jaxmodels.errors import INTERNAL, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning.chips import Topology, topology
-from jaxmodels.runtime.planning.isolated import Died, run_isolated
+from jaxmodels.runtime.planning.isolated import ProcessDied, run_isolated
 
 # libtpu looks for a TPU's metadata server and for a lock file when it is loaded.
 ENVIRONMENT = {
@@ -21,7 +25,7 @@ ENVIRONMENT = {
 
 
 def prepare() -> None:
-    """Makes this process and its children describe TPUs; to be called before JAX is imported.
+    """Prepares this process and its children for libtpu; to be called before JAX is imported.
 
     Raises:
         Problem: (usage) libtpu is not installed.
@@ -29,32 +33,32 @@ def prepare() -> None:
     os.environ.update(ENVIRONMENT)
     if find_spec("libtpu") is None:
         raise Problem(
-            "libtpu is not installed, which compiles for TPUs",
-            why="it is a download of 200 MB, so it comes only when asked for; no TPU is needed",
+            "libtpu, which compiles for TPUs, is not installed",
+            why="it is a download of 200 MB and therefore optional; no TPU is needed",
             fix="pip install 'jaxmodels[tpu]'",
             exit_code=USAGE,
         )
 
 
 def devices(slice_: Topology) -> list[Any]:
-    """What stands for the devices of a slice when something is compiled for it."""
+    """Descriptions of a slice's devices, to compile for."""
     from jax.experimental import topologies
 
     options: dict[str, Any] = {}
     if slice_.name.startswith("v4:"):
-        options["chip_config_name"] = "megacore"  # both cores as one device, as on a TPU VM
+        options["chip_config_name"] = "megacore"  # one device a chip, as on a TPU VM, not two cores
     if slice_.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     described = topologies.get_topology_desc(topology_name=slice_.name, platform="tpu", **options)
     return list(described.devices)
 
 
-def compiled_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
-    """The `plan.Compiled` of a step on the slice of that name; in this process.
+def compile_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
+    """The `plan.Compiled` of a step on the named slice, compiled in this process.
 
     Raises:
         TooLarge: it does not fit.
-        Problem: (internal) the compiler refuses it for another reason.
+        Problem: (internal) the compiler fails for another reason.
     """
     import jax
 
@@ -68,16 +72,16 @@ def compiled_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
         raise _refused(str(error)[:1000]) from error
 
 
-def compiled_apart(package: str, config: Any, recipe: Recipe, name: str) -> Any:
-    """The same in a process of its own, which libtpu may crash and may write to.
+def compile_isolated(package: str, config: Any, recipe: Recipe, name: str) -> Any:
+    """`compile_for` in a process of its own, since libtpu may crash.
 
     Raises:
         TooLarge: it does not fit.
-        Problem: (internal) the compiler refuses it for another reason, or died.
+        Problem: (internal) the compiler fails for another reason, or crashes.
     """
     try:
-        return run_isolated(compiled_for, package, config, recipe, name)
-    except Died as died:
+        return run_isolated(compile_for, package, config, recipe, name)
+    except ProcessDied as died:
         raise _refused(f"it ended with {died}: {died.log[:300]}") from died
 
 

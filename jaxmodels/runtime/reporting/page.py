@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page with all that it needs inside."""
+"""The report of a run: one self-contained HTML page."""
 
 import base64
 import json
@@ -14,9 +14,9 @@ from jaxmodels.runtime.reporting.progress import duration
 from jaxmodels.runtime.runs import rundir
 
 MARK = '<meta name="generator" content="jaxmodels report">'
-"""What a page that this made begins with, so that it may be replaced."""
+"""Marks a page as ours, so that it may be overwritten."""
 SAMPLES = 12
-"""Samples that a page shows at most, evenly spread, the newest first."""
+"""The most samples on a page, evenly spaced, the newest first."""
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
@@ -32,16 +32,16 @@ details { margin: .5rem 0; }
 
 
 def page(run: Path) -> str:
-    """The page of a run directory, whatever of it there is: nothing is fetched from elsewhere."""
+    """The page of a run directory, of whatever it holds; nothing is loaded from elsewhere."""
     config, summary = (_object(run / name) for name in (rundir.CONFIG, "summary.json"))
     name = f"{config.get('arch', '?')}:{config.get('preset', '?')}"
     title = visible(f"{run.absolute().name}: {name}")
     parts = [
-        *_section("Summary", [_table(_summed(run, config, summary))]),
-        *_section("Loss", _drawn(run, {"loss": plots.loss})),
+        *_section("Summary", [_table(_summary(run, config, summary))]),
+        *_section("Loss", _plots(run, {"loss": plots.loss})),
         *_section("Samples", _samples(run / "samples")),
-        *_section("Metrics", _drawn(run, {"metrics": plots.everything})),
-        *_section("Parameters and gradients", _drawn(run, {"stats": plots.stats})),
+        *_section("Metrics", _plots(run, {"metrics": plots.all_metrics})),
+        *_section("Parameters and gradients", _plots(run, {"stats": plots.stats})),
         *_section("Settings", _settings(config)),
         *_section("Environment", [_table(_flat(config.get("environment")))]),
     ]
@@ -51,15 +51,15 @@ def page(run: Path) -> str:
 
 
 def _section(title: str, content: Any) -> Iterator[str]:
-    """A heading and what is below it; nothing if there is nothing."""
+    """A heading and its content; nothing if there is no content."""
     inside = [part for part in content if part]
     if inside:
         yield f"<h2>{escape(title)}</h2>"
         yield from inside
 
 
-def _summed(run: Path, config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """How far the run is, and how good."""
+def _summary(run: Path, config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """Progress, losses and speed of the run."""
     found = {
         "architecture": f"{config.get('arch', '?')}:{config.get('preset', '?')}",
         "data": _flat(config.get("recipe")).get("data"),
@@ -72,15 +72,15 @@ def _summed(run: Path, config: dict[str, Any], summary: dict[str, Any]) -> dict[
         "checkpoints": ", ".join(map(str, rundir.steps(run / "checkpoints"))),
         "tokens per second": summary.get("tokens_per_second"),
         "images per second": summary.get("images_per_second"),
-        "MFU": _share(summary.get("mfu")),
-        "goodput": _share(summary.get("goodput")),
+        "MFU": _percent(summary.get("mfu")),
+        "goodput": _percent(summary.get("goodput")),
     }
     spent = {f"time, {k}": duration(v) for k, v in _flat(summary.get("seconds")).items()}
     version = {"version of jaxmodels": config.get("version")}
     return {name: value for name, value in (found | spent | version).items() if value}
 
 
-def _share(value: Any) -> str | None:
+def _percent(value: Any) -> str | None:
     return f"{value:.1%}" if isinstance(value, float) else None
 
 
@@ -91,7 +91,7 @@ def _settings(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _samples(folder: Path) -> Iterator[str]:
-    """The newest in full, others folded; pictures before their text."""
+    """The newest unfolded, the others folded; pictures before their text."""
     found = sorted(
         (path for path in folder.glob("*.txt") if path.stem.isdecimal()),
         key=lambda path: -int(path.stem),
@@ -105,8 +105,8 @@ def _samples(folder: Path) -> Iterator[str]:
         yield f"<details{opened}><summary>step {path.stem}</summary>{inside}</details>"
 
 
-def _drawn(run: Path, wanted: dict[str, Any]) -> Iterator[str]:
-    for name, png in plots.pictures(run, wanted):
+def _plots(run: Path, functions: dict[str, Any]) -> Iterator[str]:
+    for name, png in plots.pictures(run, functions):
         yield _image(png, name)
 
 
@@ -118,11 +118,11 @@ def _image(png: bytes, what: str) -> str:
 def _table(rows: dict[str, Any]) -> str:
     if not rows:
         return ""
-    cells = (f"<tr><td>{escape(k)}</td><td>{escape(_shown(v))}</td></tr>" for k, v in rows.items())
+    cells = (f"<tr><td>{escape(k)}</td><td>{escape(_format(v))}</td></tr>" for k, v in rows.items())
     return f"<table>{''.join(cells)}</table>"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), "\n")
@@ -134,7 +134,7 @@ def _flat(value: Any) -> dict[str, Any]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty when it cannot be read."""
+    """The JSON object in a file; empty if it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

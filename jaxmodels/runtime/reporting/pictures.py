@@ -1,4 +1,4 @@
-"""Pictures that matplotlib draws, whatever the environment has made of matplotlib."""
+"""Figures of matplotlib as files, independent of its configuration in the environment."""
 
 import io
 import os
@@ -11,14 +11,14 @@ from jaxmodels.cli import say, visible
 
 
 def picture(name: str, plot: Callable[[], Any], dpi: int = 100, form: str = "png") -> bytes | None:
-    """A figure of matplotlib as a file's content; None where there is nothing to see.
+    """A matplotlib figure as the content of a file; None if there is nothing to draw.
 
-    A picture that cannot be drawn is said, and fails nothing else.
+    A failure is printed, not raised.
 
     Args:
         name: what it shows.
-        plot: draws the figure, or returns None.
-        dpi: its resolution.
+        plot: returns the figure, or None.
+        dpi: resolution.
         form: png or svg.
     """
     content = io.BytesIO()
@@ -35,10 +35,10 @@ def picture(name: str, plot: Callable[[], Any], dpi: int = 100, form: str = "png
 
 @contextmanager
 def defaults() -> Iterator[None]:
-    """Within its block matplotlib has its own settings, and says nothing of missing glyphs.
+    """Within its block matplotlib has its default settings, and does not warn of missing glyphs.
 
-    Jupyter's MPLBACKEND names a backend that another environment does not have, and then not even
-    the import succeeds; a file needs none.
+    Jupyter's MPLBACKEND may name a backend that this environment lacks, and then even the import
+    fails; writing files needs none.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -53,5 +53,5 @@ def defaults() -> Iterator[None]:
 
 
 def title(text: str) -> str:
-    """Anybody's text as a title: no control characters, and no formula begins at a dollar sign."""
+    """Untrusted text as a title: control characters and dollar signs (formulas) are escaped."""
     return visible(text, keep="\n").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Plots of a run, drawn from its metrics.jsonl and stats.jsonl: as files, and for its report."""
+"""Plots of a run from its metrics.jsonl and stats.jsonl, as files and for its report."""
 
 import math
 from collections import defaultdict
@@ -21,27 +21,27 @@ Record = dict[str, Any]
 
 METRICS = "metrics.jsonl"
 OF_ALL = {"step", "loss", "grad_norm", "lr", "tokens_per_second", "images_per_second"}
-"""What the records of every run hold."""
+"""Fields in the records of every run."""
 
 
 def draw(run: Path) -> None:
-    """Draws loss.png, metrics.png and stats.png, where there are numbers for them."""
-    for name, png in pictures(run, {"loss": loss, "metrics": told, "stats": stats}):
+    """Writes loss.png, metrics.png and stats.png, those for which there are numbers."""
+    for name, png in pictures(run, {"loss": loss, "metrics": extra_metrics, "stats": stats}):
         try:
             write_bytes(run / f"{name}.png", png)
-        except OSError as error:  # a plot is no reason for a run to fail
+        except OSError as error:  # a missing plot must not fail the run
             say(f"no plot of {name}: {error}")
 
 
 def pictures(run: Path, plots: dict[str, Callable[[Path], Any]]) -> Iterator[tuple[str, bytes]]:
-    """Names and PNG files of plots, those that there is something to see in."""
+    """Name and PNG content of each plot that is not empty."""
     for name, plot in plots.items():
         if (png := picture(name, partial(plot, run))) is not None:
             yield name, png
 
 
 def loss(run: Path) -> Any:
-    """The loss of the steps, its running mean, and the validation losses."""
+    """The training loss, its running mean, and the validation losses."""
     from matplotlib.figure import Figure
 
     records, stride = thinned(run / METRICS, 4000, always='"valid_loss"')
@@ -55,13 +55,13 @@ def loss(run: Path) -> Any:
     return figure
 
 
-def told(run: Path) -> Any:
-    """What the loss tells besides itself, a panel each; None where it tells nothing."""
+def extra_metrics(run: Path) -> Any:
+    """The metrics that the loss adds, one panel each; None without any."""
     return _panels(run, lambda name: name not in OF_ALL)
 
 
-def everything(run: Path) -> Any:
-    """All numbers of the steps but the loss, a panel each."""
+def all_metrics(run: Path) -> Any:
+    """All metrics but the loss, one panel each."""
     return _panels(run, lambda name: name not in ("step", "loss"))
 
 
@@ -89,7 +89,7 @@ def _panels(run: Path, wanted: Callable[[str], bool]) -> Any:
 
 
 def _curve(axes: Any, records: list[Record], name: str, stride: int) -> None:
-    """A number of the steps, its running mean, and its values at evaluations."""
+    """A metric by step, its running mean, and its values at evaluations."""
     steps, values = numbers(records, name)
     width = max(1, len(values) // 25)
     faint = {"alpha": 0.3, "linewidth": 0.8} if width > 1 else {"marker": "."}
@@ -104,7 +104,7 @@ def _curve(axes: Any, records: list[Record], name: str, stride: int) -> None:
 
 
 def numbers(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps that tell a number, and the number."""
+    """The steps whose records have the metric, and its values."""
     there = [record for record in records if name in record]
     return np.array([r["step"] for r in there]), np.array([r[name] for r in there], float)
 
@@ -150,21 +150,21 @@ _PANELS = (
 
 
 def by_layer(params: dict[str, Record]) -> dict[str, dict[str, float]]:
-    """Layer → the plotted numbers, from those of its parameters; NaN where one is null."""
+    """Layer → the plotted numbers, combined from its parameters'; NaN where one is null."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for path, row in params.items():
         groups[layer_of(path)].append(
             {name: math.nan if value is None else value for name, value in row.items()}
         )
-    return {layer: _together(groups[layer]) for layer in sorted(groups, key=_in_numbers)}
+    return {layer: _combine(groups[layer]) for layer in sorted(groups, key=_natural)}
 
 
-def _in_numbers(layer: str) -> list[tuple[int, str]]:
-    """A key that sorts blocks/9 before blocks/10."""
+def _natural(layer: str) -> list[tuple[int, str]]:
+    """A sort key that puts blocks/9 before blocks/10."""
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in layer.split("/")]
 
 
-def _together(rows: list[Record]) -> dict[str, float]:
+def _combine(rows: list[Record]) -> dict[str, float]:
     sizes = [row["size"] for row in rows]
     norm = math.hypot(*(row["norm"] for row in rows))
     update = math.hypot(*(row["update_ratio"] * row["norm"] for row in rows))
@@ -181,17 +181,17 @@ def _together(rows: list[Record]) -> dict[str, float]:
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of up to `width` values around each; fewer at the ends."""
+    """The mean of the `width` values around each, of fewer at the ends."""
     window = np.ones(width)
     counts = np.convolve(np.ones(len(values)), window, mode="same")
     return np.convolve(values, window, mode="same") / counts
 
 
 def thinned(path: Path, most: int, always: str = "\0") -> tuple[list[Record], int]:
-    """Records of a file of JSON lines: every n-th, so that about `most` are parsed, and n.
+    """Every n-th record of a file of JSON lines, so that about `most` are parsed; and n.
 
-    The last line, and lines in which `always` occurs, are taken besides. A line that cannot be
-    read, such as one that a kill cut off, is left out.
+    The last line, and lines that contain `always`, are added. Unreadable lines, such as one cut
+    off by a kill, are skipped.
     """
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = text.splitlines()
@@ -205,5 +205,5 @@ def thinned(path: Path, most: int, always: str = "\0") -> tuple[list[Record], in
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Up to `most` indices below `count`, evenly spaced, with the first and the last."""
+    """Up to `most` indices below `count`, evenly spaced, the first and the last included."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})

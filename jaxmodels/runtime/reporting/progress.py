@@ -1,4 +1,4 @@
-"""The live display of a run on a terminal, and plain lines without one."""
+"""The progress bar of a run on a terminal; plain lines elsewhere."""
 
 import sys
 import time
@@ -16,13 +16,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Shows step, loss, speed and time left, on standard error.
+    """Shows step, loss, speed and time left on standard error.
 
     Args:
         start: steps done before this process.
-        steps: steps of the whole run.
-        every: seconds between plain lines when there is no terminal.
-        shown: whether there is a display at all.
+        steps: steps of the run.
+        every: seconds between plain lines without a terminal.
+        shown: whether to show anything.
     """
 
     def __init__(self, start: int, steps: int, every: float = 10.0, shown: bool = True):
@@ -49,14 +49,13 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, loss: float, speeds: dict[str, float], left: float) -> None:
-        """Tells that a step is done.
+        """Shows a finished step.
 
         Args:
             step: steps done.
             loss: its loss.
-            speeds: what → how many a second, and `mfu`; empty for a step that was mostly
-                compilation.
-            left: seconds that remain.
+            speeds: unit → number a second, and `mfu`; empty for a step that included compilation.
+            left: seconds left.
         """
         shown = "  ".join(
             f"MFU {speed:.0%}" if what == "mfu" else f"{speed:,.0f} {what}/s"
@@ -71,22 +70,22 @@ class Progress:
             say(line)
 
     def say(self, text: str) -> None:
-        """Prints a line without disturbing the display."""
+        """Prints a line without disturbing the bar."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             say(text)
 
 
-def amounts(own: dict[str, Any], rows: int) -> dict[str, int]:
-    """Tokens, and images where there are any, of a batch of so many rows.
+def batch_counts(local: dict[str, Any], rows: int) -> dict[str, int]:
+    """The number of tokens, and of images if any, in a batch.
 
     Args:
-        own: this process's rows. Of padded ones (`mask`) the real tokens count, of others the
-            targets; where other processes have rows too, they are taken to be like these.
-        rows: of all processes.
+        local: this process's rows. With a `mask` its real tokens count, otherwise the targets;
+            other processes' rows are assumed to be similar.
+        rows: rows of all processes.
     """
-    tokens, mask = own["tokens"], own.get("mask")
+    tokens, mask = local["tokens"], local.get("mask")
     count = tokens.shape[0] * (tokens.shape[1] - 1) if mask is None else int(mask.sum())
-    images = {"images": rows} if "images" in own else {}
+    images = {"images": rows} if "images" in local else {}
     return {"tokens": count * rows // len(tokens), **images}

@@ -1,11 +1,17 @@
 """Checkpoints that survive kills, full disks and flipped bits.
 
-A checkpoint is a folder `checkpoints/<step>/`: `params/` (Orbax, nested by path), `train/`
-(Orbax: optimiser, other state, step, PRNG key), `ema/` (Orbax, as `params/`; where an average of
-the parameters is kept), `data.json` (position in the data) and
-`manifest.json` with a sha256 of every file and what the run says of its model. It is written
-under a temporary name and renamed when it is complete, so what has a number for a name was
-complete; the manifest then finds what the disk got wrong. Orbax itself accepts flipped bits.
+A checkpoint is a folder `checkpoints/<step>/`: `params/` (Orbax, nested by path), `train/` (Orbax:
+optimiser, other state, step, PRNG key), `ema/` (Orbax, as `params/`, if an average of the
+parameters is kept), `data.json` (position in the data) and `manifest.json` with the sha256 of every
+file and the identity of the run's model (`rundir.identity`). It is written under a temporary name
+and renamed when complete, so a folder named by a number was complete.
+
+Orbax's CheckpointManager is not used, because the manifest must be inside what is renamed: Orbax
+accepts flipped bits, and lists as latest a step whose item was deleted.
+
+A checkpoint at a jump of the loss holds the state after it, by a step at most: the loss of a step
+is read while the next runs, whose input was donated. The checkpoint before the jump is kept too,
+instead of a spare copy of the state. To go back, remove the checkpoints after it.
 """
 
 import errno
@@ -23,21 +29,21 @@ import jax
 
 from jaxmodels.cli import say
 from jaxmodels.runtime.multihost import processes
-from jaxmodels.files import make_folder, atomic_folder, write_json
+from jaxmodels.files import atomic_folder, make_folder, write_json
 from jaxmodels.runtime.manifest import MANIFEST, write_manifest
 from jaxmodels.runtime.tensorstore import as_full_disk
-from jaxmodels.runtime.finite import NotFinite, are_not_finite, not_finite
-from jaxmodels.runtime.runs.rundir import around_jumps, best, identity, refuse_changed, steps
-from jaxmodels.runtime.runs.sound import claim, newest_sound, set_aside, told, unsound
+from jaxmodels.runtime.finite import NotFinite, not_finite_message, not_finite
+from jaxmodels.runtime.runs.rundir import jump_checkpoints, best, identity, refuse_changed, steps
+from jaxmodels.runtime.runs.sound import claim, newest_sound, set_aside, skipped_messages, unsound
 from jaxmodels.runtime.step import State
-from jaxmodels.runtime.runs.stored import Restored, restore, snapshot, write
+from jaxmodels.runtime.runs.state_io import Restored, restore, snapshot, write
 
 
 class Checkpoints:
     """Writes checkpoints in the background; keeps the newest few, the best, those at jumps.
 
-    Only sound ones count as kept. Those that this call wrote or went on from are; others are
-    hashed once, when they would be kept, and what is damaged is renamed and never removed.
+    Only sound ones count as kept. Those that this call wrote or resumed from are; others are hashed
+    once, in the thread that saves, before they are kept. Damaged ones are renamed, never removed.
 
     Args:
         folder: the run's `checkpoints` folder.
@@ -47,7 +53,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder.absolute(), keep  # Orbax takes no relative paths
         self.seconds = 0.0
-        """How long the last save took, from call to commit."""
+        """Duration of the last save, from call to commit."""
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._saves = 0
@@ -55,8 +61,8 @@ class Checkpoints:
         self._sound: set[int] = set()
         if processes.is_primary():
             make_folder(self.folder)
-            for left in self.folder.glob(".[0-9]*.*"):  # what killed calls left
-                replaced = left.suffix == ".old"  # its successor may never have got its name
+            for left in self.folder.glob(".[0-9]*.*"):  # left by killed calls
+                replaced = left.suffix == ".old"  # its successor may not have been renamed
                 name = self.folder / left.name.split(".")[1]
                 if replaced and not os.path.lexists(name):
                     left.rename(name)
@@ -64,16 +70,16 @@ class Checkpoints:
                     _erase(left)
 
     def resume(self, abstract: State) -> Restored | None:
-        """The newest sound checkpoint, read; None when there is none at all.
+        """Restores the newest sound checkpoint; None if there are no checkpoints.
 
-        Those that it passes over (damaged, renamed, not finite) are said and set aside.
+        Those skipped (damaged, renamed, not finite) are reported and set aside.
 
         Raises:
             Problem: (corrupt) none is sound, or the run's files are not those of the checkpoint.
         """
-        passed: dict[int, str] = {}
+        skipped: dict[int, str] = {}
         while True:
-            found = newest_sound(self.folder, passed) if processes.is_primary() else None
+            found = newest_sound(self.folder, skipped) if processes.is_primary() else None
             name = processes.broadcast(found and found.folder.name)
             if name is None:
                 return None
@@ -81,26 +87,26 @@ class Checkpoints:
             restored = restore(self.folder / name, abstract)
             if found is not None:
                 found.release()
-            if not (odd := not_finite(restored.state)):
+            if not (bad := not_finite(restored.state)):
                 break
-            passed[int(name)] = are_not_finite(odd)
+            skipped[int(name)] = not_finite_message(bad)
         self._sound.add(int(name))
         if processes.is_primary():
-            for step, line in zip(passed, told(passed), strict=True):
+            for step, line in zip(skipped, skipped_messages(skipped), strict=True):
                 say(line)
                 self._set_aside(step)
         return restored
 
     def save(self, state: State, data: Any, metrics: dict[str, float]) -> None:
-        """Starts saving; returns when the arrays are copied. Errors come with the next call.
+        """Starts saving; returns when the arrays are copied. Errors are raised by the next call.
 
         Raises:
-            NotFinite: the state is not, so it is not saved.
+            NotFinite: the state is not finite, and is not saved.
         """
         self.wait()
         step = int(state.step)
-        if odd := not_finite(state):
-            raise NotFinite(f"after step {step} {are_not_finite(odd)}", step)
+        if bad := not_finite(state):
+            raise NotFinite(f"after step {step} {not_finite_message(bad)}", step)
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self.folder).free < need:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
@@ -109,7 +115,7 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Returns when the last save is committed; raises what went wrong with it."""
+        """Waits until the last save is committed; raises its error."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -137,7 +143,7 @@ class Checkpoints:
 
     @contextmanager
     def _temporary(self, step: int, name: str) -> Iterator[Path]:
-        """The folder that all write into. Process 0 makes it, and gives it its name at the end."""
+        """The folder that all processes write into. Process 0 makes it, and renames it at last."""
         if not processes.is_primary():
             yield self.folder / processes.all_gather(name=f"{name}/folder")[0]
             return
@@ -149,46 +155,46 @@ class Checkpoints:
             yield temporary
 
     def _prune(self, written: int) -> None:
-        """Removes all but what was just written, the newest `keep`, the best, those of the newest
-        jumps; nor what somebody reads, whose turn comes after the next save."""
+        """Removes all but the checkpoint just written, the newest `keep`, the best, and those at
+        the newest jumps. One that is being read is left until after the next save."""
         while True:
             found = steps(self.folder)
             kept = {
                 *found[-max(self.keep, 1) :],
                 best(self.folder),
-                *around_jumps(self.folder),
+                *jump_checkpoints(self.folder),
                 written,
             }
-            odd = {step: wrong for step in found if step in kept and (wrong := self._wrong(step))}
-            if not odd:
+            bad = {step: wrong for step in found if step in kept and (wrong := self._wrong(step))}
+            if not bad:
                 break
-            for step, wrong in odd.items():
-                say(f"checkpoint {step} is damaged and does not count: {'; '.join(wrong[:3])}")
+            for step, wrong in bad.items():
+                say(f"checkpoint {step} is damaged: {'; '.join(wrong[:3])}")
                 self._set_aside(step)
         for step in found:
             if step not in kept:
                 try:
                     self._remove(self.folder / str(step))
-                except OSError as error:  # what is too much is no reason to end a training
+                except OSError as error:  # a checkpoint too many must not end the training
                     say(f"checkpoint {step} could not be removed: {error}")
 
     def _wrong(self, step: int) -> list[str]:
-        """What is wrong with a checkpoint; of one that is known to be sound nothing is read."""
+        """What is wrong with a checkpoint; one that is known to be sound is not read."""
         wrong = [] if step in self._sound else unsound(self.folder / str(step))
         if not wrong:
             self._sound.add(step)
         return wrong
 
     def _remove(self, checkpoint: Path) -> None:
-        """Removes a checkpoint, out of sight first: half of one would be taken for damage."""
-        held = claim(checkpoint)
-        if held is None and (checkpoint / MANIFEST).exists():
+        """Removes a checkpoint. It is hidden first: half of one would look damaged."""
+        lock = claim(checkpoint)
+        if lock is None and (checkpoint / MANIFEST).exists():
             return
         hidden = checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
         checkpoint.rename(hidden)
         _erase(hidden)
-        if held is not None:
-            held.close()
+        if lock is not None:
+            lock.close()
 
     def _set_aside(self, step: int) -> None:
         self._sound.discard(step)
@@ -197,7 +203,7 @@ class Checkpoints:
 
 
 def _erase(folder: Path) -> None:
-    """Removes a folder; of one that lies elsewhere only the link that leads there."""
+    """Removes a folder, or the link to one."""
     if folder.is_symlink():
         folder.unlink(missing_ok=True)
     else:

@@ -1,4 +1,10 @@
-"""What lies in a run directory's `checkpoints` folder, without starting JAX."""
+"""A run directory: its checkpoints, and the identity of its model. Does not import JAX.
+
+Every checkpoint's manifest carries the run's identity (architecture, model sizes, sha256 of the
+vocabulary), since two letters swapped in `characters.json` fit every shape. Sizes are stored as
+values, not as a digest, so that a field of a later version is no damage. The rest of config.json
+may change when a run is resumed.
+"""
 
 import math
 from pathlib import Path
@@ -16,8 +22,7 @@ VOCABULARIES = ("characters.json", "tokenizer.json")
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a `checkpoints` folder, oldest first.
 
-    A checkpoint is a folder whose name is a number and that holds some part of one; whatever else
-    lies there is none of ours.
+    A checkpoint is a folder whose name is a number and that has some part of one.
     """
     if not folder.is_dir():
         return []
@@ -25,7 +30,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def strays(folder: Path) -> list[str]:
-    """Names of what else lies in a `checkpoints` folder, but for hidden files; sorted."""
+    """Sorted names of everything else in a `checkpoints` folder, except hidden files."""
     if not folder.is_dir():
         return []
     names = (path.name for path in folder.iterdir() if not _is_checkpoint(path))
@@ -38,22 +43,21 @@ def _is_checkpoint(path: Path) -> bool:
     return number and any((path / part).exists() for part in (MANIFEST, "params", "train"))
 
 
-def recorded(checkpoint: Path, name: str) -> Any:
-    """What a checkpoint's manifest says under a name; None where it says nothing."""
+def manifest_value(checkpoint: Path, name: str) -> Any:
+    """An entry of a checkpoint's manifest; None if it is missing."""
     return _read(checkpoint / MANIFEST).get(name)
 
 
 def valid_loss(checkpoint: Path) -> float | None:
-    """The validation loss that was stored with a checkpoint; None when there is none."""
+    """The validation loss stored with a checkpoint; None if there is none."""
     loss = metrics(checkpoint).get("valid_loss")
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
 def identity(run: Path) -> dict[str, Any]:
-    """What gives a run's parameters their meaning; every checkpoint's manifest carries it.
+    """What gives a run's parameters their meaning, for the manifests of its checkpoints.
 
-    `arch` and `model` as config.json says them (all else there may change when a run goes on),
-    and `files`: the sha256 of the run's vocabulary.
+    `arch` and `model` of config.json, and `files`: the sha256 of the run's vocabulary.
     """
     config = _read(run / CONFIG)
     present = [name for name in VOCABULARIES if (run / name).is_file()]
@@ -65,10 +69,10 @@ def identity(run: Path) -> dict[str, Any]:
 
 
 def changed_since(checkpoint: Path) -> list[str]:
-    """What the run says otherwise than when this checkpoint was saved: one sentence each.
+    """How the run's identity differs from when this checkpoint was saved: one sentence each.
 
-    Empty if nothing changed, if the checkpoint lies in no run, or if it is older than this
-    record. Fields that the model's Config got since do not count.
+    Empty if nothing changed, if the checkpoint is not in a run, or if it predates this record.
+    Fields that the model's Config got since do not count.
     """
     run = checkpoint.absolute().parent.parent
     then, now = _read(checkpoint / MANIFEST).get("run"), identity(run)
@@ -84,7 +88,7 @@ def changed_since(checkpoint: Path) -> list[str]:
 
 
 def refuse_changed(checkpoint: Path) -> None:
-    """Raises a Problem (corrupt) if the run is not what it was for this checkpoint."""
+    """Raises a Problem (corrupt) if the run's identity is not that of the checkpoint."""
     if changed := changed_since(checkpoint):
         raise Problem(
             "the run's files are not those of its checkpoint",
@@ -96,7 +100,7 @@ def refuse_changed(checkpoint: Path) -> None:
 
 
 def metrics(checkpoint: Path) -> dict[str, float]:
-    """The metrics that were stored with a checkpoint; empty when they cannot be read."""
+    """The metrics stored with a checkpoint; empty if they cannot be read."""
     try:
         return dict(_read(checkpoint / MANIFEST)["metrics"])
     except (KeyError, ValueError, TypeError):
@@ -104,21 +108,21 @@ def metrics(checkpoint: Path) -> dict[str, float]:
 
 
 def best(folder: Path) -> int | None:
-    """The step with the lowest validation loss, None when no checkpoint has one."""
+    """The step with the lowest validation loss; None if no checkpoint has one."""
     losses = {step: valid_loss(folder / str(step)) for step in steps(folder)}
     known = {step: loss for step, loss in losses.items() if loss is not None}
     return min(known, key=lambda step: known[step]) if known else None
 
 
-def around_jumps(folder: Path, most: int = 2) -> list[int]:
-    """The newest checkpoints that were saved because the loss jumped, each with the one before."""
+def jump_checkpoints(folder: Path, most: int = 2) -> list[int]:
+    """The newest checkpoints saved because the loss jumped, each with the one before it."""
     found = steps(folder)
     jumps = [at for at, step in enumerate(found) if "jump" in metrics(folder / str(step))]
     return [step for at in jumps[-most:] for step in found[max(at - 1, 0) : at + 1]]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty when it cannot be read."""
+    """The JSON object in a file; empty if it cannot be read."""
     try:
         return read_json(path)
     except (OSError, ValueError):
@@ -126,7 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _only(value: Any, like: Any) -> Any:
-    """A dict cut down to the keys of another."""
+    """A dict restricted to the keys of another."""
     if isinstance(value, dict) and isinstance(like, dict):
         return {name: value.get(name) for name in like}
     return value

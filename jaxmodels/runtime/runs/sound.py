@@ -1,5 +1,10 @@
-"""Which checkpoints are sound, and how those that read them and a training keep out of each other's
-way; without starting JAX."""
+"""Which checkpoints are sound, and the locks between their readers and a training. Does not import
+JAX.
+
+A sound checkpoint matches its manifest, which must be of the step that the folder is named by: one
+that was renamed or copied counts as damaged. Readers (`eval`, `generate`, `verify`) hold a shared
+lock on the manifest, and pruning leaves locked checkpoints alone.
+"""
 
 import fcntl
 import math
@@ -11,22 +16,22 @@ from typing import IO, NamedTuple
 
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.manifest import MANIFEST, damage
-from jaxmodels.runtime.runs.rundir import recorded, steps, valid_loss
+from jaxmodels.runtime.runs.rundir import manifest_value, steps, valid_loss
 
 ASIDE = ".damaged"
-"""What the name of a damaged checkpoint ends with, once training went on from another one."""
+"""Suffix of a damaged checkpoint's name, once training resumed from another one."""
 
 
 def unsound(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint: one sentence each; empty if it is as it was saved.
 
-    Every file is hashed, and the step that it was saved for must be its name.
+    Every file is hashed, and the name must be the step that it was saved at.
     """
     try:
         wrong = damage(checkpoint)
     except FileNotFoundError as error:  # removed while it was read
         return [f"{Path(str(error.filename)).name} is missing"]
-    step = recorded(checkpoint, "step")
+    step = manifest_value(checkpoint, "step")
     if wrong or str(step) == checkpoint.name:
         return wrong
     if step is None:
@@ -35,92 +40,87 @@ def unsound(checkpoint: Path) -> list[str]:
 
 
 def checked_finite(checkpoint: Path) -> bool:
-    """Whether its numbers were found to be finite when it was saved, which earlier versions did
-    not look at."""
-    return recorded(checkpoint, "finite") is True
+    """Whether it was checked for NaN and infinities when saved, as earlier versions did not."""
+    return manifest_value(checkpoint, "finite") is True
 
 
-class Found(NamedTuple):
-    """A sound checkpoint."""
+class HeldCheckpoint(NamedTuple):
+    """A sound checkpoint that is protected from removal."""
 
     folder: Path
-    held: IO[bytes] | None
-    """As of `hold`: while it is open, no training removes the checkpoint."""
+    lock: IO[bytes] | None
+    """The lock of `hold`: while it is open, no training removes the checkpoint."""
 
     def release(self) -> None:
-        """Lets it be removed."""
-        if self.held is not None:
-            self.held.close()
+        """Allows it to be removed."""
+        if self.lock is not None:
+            self.lock.close()
 
 
-def newest_sound(folder: Path, passed: dict[int, str]) -> Found | None:
-    """The newest sound checkpoint: the one to go on from; as `first_sound`."""
-    return first_sound(folder, lambda: steps(folder)[::-1], passed)
+def newest_sound(folder: Path, skipped: dict[int, str]) -> HeldCheckpoint | None:
+    """The newest sound checkpoint, to resume from; as `first_sound`."""
+    return first_sound(folder, lambda: steps(folder)[::-1], skipped)
 
 
-def best_sound(folder: Path, passed: dict[int, str]) -> Found | None:
+def best_sound(folder: Path, skipped: dict[int, str]) -> HeldCheckpoint | None:
     """The best sound checkpoint by validation loss, or else the newest; as `first_sound`.
 
-    This is the one to sample from, to measure and to convert.
+    It is the one to sample from, evaluate and convert.
     """
 
     def rank(step: int) -> tuple[float, int]:
         loss = valid_loss(folder / str(step))
         return (math.inf if loss is None else loss, -step)
 
-    return first_sound(folder, lambda: sorted(steps(folder), key=rank), passed)
+    return first_sound(folder, lambda: sorted(steps(folder), key=rank), skipped)
 
 
 def first_sound(
-    folder: Path, wanted: Callable[[], list[int]], passed: dict[int, str]
-) -> Found | None:
-    """The first of the wanted checkpoints that is sound; None when there are none.
+    folder: Path, preferred: Callable[[], list[int]], skipped: dict[int, str]
+) -> HeldCheckpoint | None:
+    """The first sound checkpoint in order of preference; None if there are no checkpoints.
 
-    A training that goes on meanwhile may remove one that is looked at: then the next one is taken.
+    One that a running training removes meanwhile is passed over.
 
     Args:
         folder: the run's `checkpoints`.
-        wanted: lists the steps, those to be preferred first.
-        passed: step → what is wrong with it. These are passed over, and those found are added.
+        preferred: lists the steps, the preferred ones first.
+        skipped: step → what is wrong with it. These are skipped, and those found are added.
 
     Raises:
         Problem: (corrupt) none of them is sound.
     """
     gone: set[int] = set()
-    while left := [step for step in wanted() if step not in passed.keys() | gone]:
+    while left := [step for step in preferred() if step not in skipped.keys() | gone]:
         checkpoint = folder / str(left[0])
-        held = hold(checkpoint)
+        lock = hold(checkpoint)
         wrong = unsound(checkpoint)
         if not wrong:
-            return Found(checkpoint, held)
-        if held is not None:
-            held.close()
+            return HeldCheckpoint(checkpoint, lock)
+        if lock is not None:
+            lock.close()
         if checkpoint.exists():
-            passed[left[0]] = "; ".join(wrong[:3])
+            skipped[left[0]] = "; ".join(wrong[:3])
         else:
             gone.add(left[0])
-    if not passed:
+    if not skipped:
         return None
     raise Problem(
         "every checkpoint is damaged",
         where=str(folder),
-        why="\n".join(list(told(passed))[:10]),
+        why="\n".join(list(skipped_messages(skipped))[:10]),
         fix="restore the folder from a copy, or start anew in another folder",
         exit_code=CORRUPT,
     )
 
 
-def told(passed: dict[int, str]) -> list[str]:
-    """A sentence for each checkpoint that was passed over."""
-    return [f"checkpoint {step} is damaged and is passed over: {w}" for step, w in passed.items()]
+def skipped_messages(skipped: dict[int, str]) -> list[str]:
+    """A sentence for each checkpoint that was skipped."""
+    return [f"checkpoint {step} is damaged and is skipped: {w}" for step, w in skipped.items()]
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Renames what is no sound checkpoint to STEP.damaged, so that nothing takes it for one.
-
-    Returns:
-        its new path.
-    """
+    """Renames a damaged checkpoint to STEP.damaged and returns the new path."""
     target, count = checkpoint.with_name(checkpoint.name + ASIDE), 1
     while os.path.lexists(target):
         count += 1
@@ -130,16 +130,16 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def hold(checkpoint: Path) -> IO[bytes] | None:
-    """Keeps a training from removing a checkpoint, as long as the file that this gives is open.
+    """A shared lock that keeps a training from removing a checkpoint while the file is open.
 
-    None if it is gone, or has no manifest to be held by.
+    None if the checkpoint or its manifest is gone.
     """
     return _lock(checkpoint, "rb", fcntl.LOCK_SH)
 
 
 def claim(checkpoint: Path) -> IO[bytes] | None:
-    """The right to remove a checkpoint, until the file is closed; None while anybody reads it."""
-    return _lock(checkpoint, "r+b", fcntl.LOCK_EX)  # an exclusive lock of NFS wants to write
+    """An exclusive lock, to remove a checkpoint; None while anybody reads it."""
+    return _lock(checkpoint, "r+b", fcntl.LOCK_EX)  # NFS needs a writable file for it
 
 
 def _lock(checkpoint: Path, mode: str, kind: int) -> IO[bytes] | None:
@@ -153,7 +153,7 @@ def _lock(checkpoint: Path, mode: str, kind: int) -> IO[bytes] | None:
     except BlockingIOError:
         file.close()
         return None
-    except OSError:  # a file system without locks: nobody is waited for
+    except OSError:  # a file system without locks: go on without
         pass
     with suppress(OSError):
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -1,4 +1,8 @@
-"""What to do when training diverges: the advice, and going back past the data that led to it."""
+"""What to do when training diverges: advice, and rolling back past the data that led to it.
+
+A rollback skips data rather than lowering the rate: this depends on the checkpoint and the diverged
+step alone, so a call that is killed and started again does the same.
+"""
 
 import shlex
 from pathlib import Path
@@ -7,19 +11,16 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.finite import NotFinite
 from jaxmodels.runtime.runs.rundir import steps
 
-MOST = 2
-"""Rollbacks to one checkpoint; when it diverges from there once more, going back does not help."""
+MAX_ROLLBACKS = 2
+"""Rollbacks to one checkpoint, before training gives up."""
 
 
 class Rollbacks:
-    """Says how much data to leave out after a rollback.
-
-    A call that is killed and started again rolls back to the same checkpoints and leaves out the
-    same data: it depends on nothing but the steps at which training diverged.
+    """Counts rollbacks and the data to skip after each.
 
     Args:
         run: the run directory.
-        recipe: of the run; its `on_divergence` may forbid rolling back.
+        recipe: the run's; its `on_divergence` may forbid rolling back.
     """
 
     def __init__(self, run: Path, recipe: Recipe):
@@ -27,33 +28,35 @@ class Rollbacks:
         self._left_out: dict[int, list[int]] = {}
 
     def refuse(self, problem: NotFinite) -> None:
-        """Raises the problem, with what to do, unless the recipe asks for rolling back."""
+        """Raises the problem, with advice, unless the recipe asks for rollbacks."""
         problem.where, problem.fix = str(self.run), _advice(self.run, self.recipe)
         if self.recipe.on_divergence == "stop":
             raise problem
 
-    def after(self, problem: NotFinite, step: int) -> int:
-        """How many steps' data to leave out, counted from that of the checkpoint `step` on.
+    def steps_to_skip(self, problem: NotFinite, step: int) -> int:
+        """The number of batches to skip after the checkpoint of `step`.
 
         Raises:
-            NotFinite: going back to this checkpoint did not help.
+            NotFinite: rolling back to this checkpoint did not help.
         """
         left_out = self._left_out.setdefault(step, [])
-        if len(left_out) == MOST:
-            problem.why = f"training diverged again after {MOST} rollbacks to step {step}"
+        if len(left_out) == MAX_ROLLBACKS:
+            problem.why = f"training diverged again after {MAX_ROLLBACKS} rollbacks to step {step}"
             raise problem
         left_out.append(problem.step - step)
         return sum(left_out)
 
 
 def _advice(run: Path, recipe: Recipe) -> str:
-    """Commands that may help, the last of them not if it was followed already."""
+    """Commands that may help."""
     again = f"jaxmodels train --out {shlex.quote(str(run))}"
     kept = steps(run / "checkpoints")
-    begin = f"go on from checkpoint {kept[-1]}" if kept else "there is no checkpoint: begin again"
+    begin = (
+        f"continue from checkpoint {kept[-1]}" if kept else "there is no checkpoint: start again"
+    )
     optim = recipe.optim
     lines = [
-        f"{begin} with a lower learning rate (--find-lr, with another --out, looks for one):",
+        f"{begin} with a lower learning rate (--find-lr, with another --out, suggests one):",
         f"{again} --optim.peak-lr {optim.peak_lr / 3:.2g}",
         "or with gradients clipped more:",
         f"{again} --optim.clip {optim.clip / 4 if optim.clip else 1:.2g}",

@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith 2017, arXiv:1506.01186), as seed 002 offers it."""
+"""The learning-rate range test (Smith 2017, arXiv:1506.01186)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import State, training
 
-_FEWEST = 3  # losses that a slope is taken of
+_MIN_LOSSES = 3  # to compute a slope
 
 
 def find_lr(
@@ -26,15 +26,15 @@ def find_lr(
 ) -> dict[str, Any]:
     """Trains `steps` steps while the rate grows from `low` to `high` by equal factors.
 
-    Uses the recipe's own optimiser, so that the rate found is one for it, and begins where the run
-    will: `begin` makes of a fresh state what it begins with. Stops once the loss is four times its
-    best, or no number.
+    Uses the recipe's optimiser and starts like the run: `begin` turns a fresh state into the
+    initial one. Stops once the loss is four times its best, or not finite.
 
     Returns:
-        `rates`, `losses` (smoothed, nats) and `suggestion`: where the loss falls fastest.
+        `rates`, `losses` (smoothed, nats) and `suggestion`, the rate at which the loss falls
+        fastest.
 
     Raises:
-        Problem: (verification failed) the loss is no finite number before a rate was of any use.
+        Problem: (verification failed) the loss is not finite, or grows, from the first steps on.
     """
 
     def rate(step: Any) -> Any:
@@ -46,19 +46,19 @@ def find_lr(
     rates: list[float] = []
     losses: list[float] = []
     for index in range(steps):
-        state, told = step(state, put_batch(next(batches), mesh))
-        loss = told.read()["loss"]
+        state, metrics = step(state, put_batch(next(batches), mesh))
+        loss = metrics.read()["loss"]
         if not np.isfinite(loss) or (losses and loss > 4 * min(losses)):
             break
         smooth = 0.9 * smooth + 0.1 * loss
         rates.append(float(rate(index)))
         losses.append(smooth / (1 - 0.9 ** (index + 1)))
-    if len(losses) < _FEWEST:
+    if len(losses) < _MIN_LOSSES:
         raise Problem(
             "the learning rates cannot be compared",
-            why=f"at the smallest, {low:g}, the loss is no finite number or grows at once"
+            why=f"at the smallest, {low:g}, the loss is not finite or grows at once"
             f" (after {len(losses)} steps)",
-            fix="look at the data and, with --init, at the checkpoint: jaxmodels inspect PATH",
+            fix="check the data and, with --init, the checkpoint: jaxmodels inspect PATH",
             exit_code=UNVERIFIED,
         )
     return {"rates": rates, "losses": losses, "suggestion": _steepest(rates, losses)}
@@ -71,7 +71,7 @@ def _steepest(rates: list[float], losses: list[float]) -> float:
 
 
 def plot(result: dict[str, Any]) -> Any:
-    """matplotlib's figure of the loss against the learning rate."""
+    """A matplotlib figure of the loss against the learning rate."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -1,4 +1,7 @@
-"""Early stopping: how many evaluations it is since the validation loss was at its lowest."""
+"""Early stopping: counts evaluations since the validation loss was at its lowest.
+
+A resumed run replays the evaluations in metrics.jsonl, and so ends where an unbroken one would.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,22 +10,17 @@ from math import inf, isfinite
 
 @dataclass
 class Patience:
-    """Counts evaluations without a lower validation loss.
-
-    A resumed run replays those up to the step that it goes on from, and so ends where an unbroken
-    one would have ended.
-    """
+    """Counts evaluations without a lower validation loss."""
 
     most: int
-    """Evaluations in a row without a lower loss that end it (`Recipe.patience`); 0: none do."""
+    """Evaluations in a row without a lower loss that end the run (`Recipe.patience`); 0: never."""
     best: float | None = None
     """The lowest validation loss so far."""
     since: int = 0
-    """Evaluations after it."""
+    """Evaluations since then."""
 
     def see(self, loss: float | None) -> None:
-        """Takes note of an evaluation; a loss that is not finite (null in metrics.jsonl) is no
-        lower one."""
+        """Counts an evaluation; a loss that is not finite (null in the log) is never lower."""
         loss = inf if loss is None or not isfinite(loss) else loss
         if loss < (inf if self.best is None else self.best):
             self.best, self.since = loss, 0
@@ -30,12 +28,12 @@ class Patience:
             self.since += 1
 
     def replay(self, losses: Iterable[float | None]) -> "Patience":
-        """Takes note of earlier evaluations."""
+        """Counts earlier evaluations."""
         for loss in losses:
             self.see(loss)
         return self
 
     @property
     def over(self) -> bool:
-        """Whether to end."""
+        """Whether to stop."""
         return 0 < self.most <= self.since

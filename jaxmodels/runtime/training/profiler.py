@@ -1,4 +1,4 @@
-"""A window of training steps, traced by JAX's profiler."""
+"""Traces a window of training steps with JAX's profiler."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ class TracedSteps:
     first: int
     last: int
     folder: Path
-    """Where the trace goes, as TensorBoard's profile plugin (xprof) and Perfetto read it."""
+    """The trace's folder, for TensorBoard's profile plugin (xprof) and Perfetto."""
     running: bool = False
     done: bool = False
 
     def before(self, step: int) -> None:
-        """Starts when the window's first step is next, or a later one of a run that goes on."""
+        """Starts the trace if the next step is in the window."""
         if not self.running and not self.done and self.first <= step <= self.last:
             import jax
 
@@ -30,11 +30,11 @@ class TracedSteps:
                 self.running = True
 
     def ends(self, step: int) -> bool:
-        """Whether this step, once it is computed, is the last one of a running window."""
+        """Whether this step, once computed, is the last of a running window."""
         return self.running and step >= self.last
 
     def stop(self) -> bool:
-        """Writes the trace, if the window is running; tells whether it is there."""
+        """Writes the trace if the window is running; returns whether it was written."""
         if not self.running:
             return False
         import jax
@@ -47,7 +47,7 @@ class TracedSteps:
 
     @contextmanager
     def _harmless(self) -> Iterator[None]:
-        """Within its block no error ends the training: a trace is no part of what is learned."""
+        """Within its block errors are printed: a failed trace must not end the training."""
         try:
             yield
         except Exception as error:
@@ -56,7 +56,7 @@ class TracedSteps:
             say(f"--profile: no trace was written to {self.folder}: {why}")
 
 
-def window(text: str, folder: Path, steps: int) -> TracedSteps:
+def parse_window(text: str, folder: Path, steps: int) -> TracedSteps:
     """The window of "10:20".
 
     Raises:
@@ -66,7 +66,7 @@ def window(text: str, folder: Path, steps: int) -> TracedSteps:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= steps):
         raise Problem(
             f"--profile {text} is not a range of steps",
-            why=f"it is written FIRST:LAST, two of the steps from 1 to {steps}",
+            why=f"the form is FIRST:LAST, two of the steps from 1 to {steps}",
             fix="for example --profile 10:20",
             exit_code=USAGE,
         )

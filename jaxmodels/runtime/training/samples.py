@@ -1,4 +1,4 @@
-"""What a model writes now, shown as it trains: continued prompts, or captions of images."""
+"""Samples shown during training: continued prompts, or captions of images."""
 
 import inspect
 from collections.abc import Callable
@@ -9,18 +9,18 @@ import numpy as np
 
 from jaxmodels.architecture import ModelView
 from jaxmodels.layers.sampling import Sampling
-from jaxmodels.runtime.generate import before, generate
+from jaxmodels.runtime.generate import generate, truncate_at
 from jaxmodels.runtime.reporting.pictures import picture, title
 
 GREEDY = Sampling(None)
 
 
 class Sample(NamedTuple):
-    """What is printed, and kept in `samples/`."""
+    """A sample, to be printed and kept in `samples/`."""
 
     text: str
     png: bytes | None = None
-    """A picture of it, where there is something to see."""
+    """A picture, if there are images."""
 
 
 def caption(
@@ -30,22 +30,22 @@ def caption(
     prompt: str = "",
     sampling: Sampling = GREEDY,
     seed: int = 0,
-    most: int | None = None,
+    max_tokens: int | None = None,
 ) -> list[np.ndarray]:
-    """The tokens that a model writes of each image after a prompt, without what ends them.
+    """The tokens of a caption for each image, without prompt and end token.
 
     Args:
-        model: one that can (`captions`).
+        model: one that `can_caption`.
         tokenizer: has `encode`, `special_ids` and `end_of_text`.
         images: uint8 [b, h, w, 3].
-        prompt: how each begins.
-        sampling: by default the likeliest token each time.
-        seed: of the draws.
+        prompt: the beginning of each caption.
+        sampling: greedy by default.
+        seed: of the random draws.
         most: tokens to add, at most; None and more than fit the context: as many as fit.
     """
     ids = np.asarray(tokenizer.encode(prompt), np.int32)
     fit = model.config.context - len(ids)
-    count, end = min(most or fit, fit), last_token(tokenizer)
+    count, end = min(max_tokens or fit, fit), end_token(tokenizer)
     pieces = generate(
         model,
         np.repeat(ids[None], len(images), axis=0),
@@ -56,17 +56,17 @@ def caption(
         end=end,
         images=images.astype(np.float32) / 255,
     )
-    return [before(end, row) for row in np.concatenate(list(pieces), axis=1)]
+    return [truncate_at(end, row) for row in np.concatenate(list(pieces), axis=1)]
 
 
-def captions(model: Any) -> bool:
-    """Whether a model can write a text about an image."""
+def can_caption(model: Any) -> bool:
+    """Whether a model can caption an image."""
     prefill = ModelView(model).prefill
     return prefill is not None and "images" in inspect.signature(prefill).parameters
 
 
-def last_token(tokenizer: Any) -> int:
-    """What ends a caption: the end of text, or a line's, where there is no such token."""
+def end_token(tokenizer: Any) -> int:
+    """The token that ends a caption: the end of text, or a newline if there is no such token."""
     end = tokenizer.end_of_text
     return int(tokenizer.encode("\n")[0]) if end is None else end
 
@@ -81,35 +81,37 @@ def text_sampler(
     def sampler(model: Any) -> Sample:
         pieces = generate(model, ids, length, Sampling(0.8), seed, banned, chunk=length, end=end)
         tokens = np.concatenate([piece[0] for piece in pieces])
-        return Sample(prompt + tokenizer.decode(before(end, tokens)))
+        return Sample(prompt + tokenizer.decode(truncate_at(end, tokens)))
 
     return sampler
 
 
-def caption_sampler(tokenizer: Any, images: np.ndarray, said: list[str]) -> Callable[[Any], Sample]:
-    """A sampler that writes the likeliest caption of each image, beside what was said of it.
+def caption_sampler(
+    tokenizer: Any, images: np.ndarray, captions: list[str]
+) -> Callable[[Any], Sample]:
+    """A sampler that captions each image greedily, and shows a reference beside it.
 
     Args:
         tokenizer: the model's.
         images: uint8 [b, h, w, 3].
-        said: a caption of each.
+        captions: a reference caption for each image.
     """
 
     def sampler(model: Any) -> Sample:
         written = [tokenizer.decode(row) for row in caption(model, tokenizer, images)]
-        return sheet(images, written, said)
+        return sheet(images, written, captions)
 
     return sampler
 
 
-def sheet(images: np.ndarray, written: list[str], said: list[str]) -> Sample:
-    """Images with what a model wrote of them and what was said of them, as text and picture."""
-    pairs = zip(written, said, strict=True)
+def sheet(images: np.ndarray, written: list[str], captions: list[str]) -> Sample:
+    """Images with a model's captions and the references, as text and picture."""
+    pairs = zip(written, captions, strict=True)
     text = "\n".join(f"{i}: {ours}   ({theirs})" for i, (ours, theirs) in enumerate(pairs, 1))
-    return Sample(text, picture("the samples", lambda: _sheet(images, written, said), dpi=80))
+    return Sample(text, picture("the samples", lambda: _sheet(images, written, captions), dpi=80))
 
 
-def _sheet(images: np.ndarray, written: list[str], said: list[str]) -> Any:
+def _sheet(images: np.ndarray, written: list[str], captions: list[str]) -> Any:
     from matplotlib.figure import Figure
 
     columns = min(len(images), 4)
@@ -118,7 +120,7 @@ def _sheet(images: np.ndarray, written: list[str], said: list[str]) -> Any:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, image, ours, theirs in zip(grid.flat, images, written, said, strict=False):
+    for axes, image, ours, theirs in zip(grid.flat, images, written, captions, strict=False):
         axes.imshow(image)
         above = "\n".join(fill(title(text), 34) for text in (ours, f"({theirs})"))
         axes.set_title(above, fontsize=9)

@@ -1,4 +1,4 @@
-"""A training state in a folder, as Orbax stores it, and back."""
+"""Writes a training state into a folder with Orbax, and restores it."""
 
 import json
 import re
@@ -16,16 +16,16 @@ from jaxmodels.runtime.tensorstore import orbax_path
 from jaxmodels.runtime.paths import flatten, nest
 from jaxmodels.runtime.step import State
 
-_PLACE = re.compile(r"^[\d.]+")  # of a leaf: its number, and where it lies in optax's tuples
-BLOCK = 2**20  # bytes of a block from which on it is stored on its own; Orbax warns of less
+_PLACE = re.compile(r"^[\d.]+")  # a leaf's number and its position in optax's tuples
+BLOCK = 2**20  # bytes from which on a block is a chunk of its own; Orbax warns of smaller ones
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held."""
+    """The content of a checkpoint."""
 
     state: State
     data: Any
-    """Position of the data iterator, as its `get_state` gave it."""
+    """Position of the data iterator, by its `get_state`."""
     folder: Path
 
 
@@ -43,7 +43,7 @@ def restore(checkpoint: Path, abstract: State) -> Restored:
         ema = flatten(_read(checkpoint / "ema", nest(abstract.ema))) if abstract.ema else None
     except (ValueError, KeyError, OSError) as error:
         raise Problem(
-            "a checkpoint cannot be read back",
+            "a checkpoint cannot be restored",
             where=str(checkpoint),
             why=str(error).splitlines()[0],
             fix="was the model or the optimiser changed since? Resume with the same settings",
@@ -60,8 +60,8 @@ def write(folder: Path, state: State, name: str) -> None:
     """Writes a state into a folder, together with the other processes.
 
     Args:
-        folder: where `params/`, `train/` and, if an average is kept, `ema/` come to lie.
-        state: as `snapshot` gives it.
+        folder: gets `params/`, `train/` and, if an average is kept, `ema/`.
+        state: by `snapshot`.
         name: of this save, the same in all processes and used once.
     """
     trees = {"params": nest(state.params), "train": _train_tree(state)}
@@ -72,14 +72,14 @@ def write(folder: Path, state: State, name: str) -> None:
 
 
 def snapshot(state: State) -> State:
-    """A copy in the host's memory, which training on does not change."""
+    """A copy in host memory, unaffected by further training."""
     copy: State = jax.block_until_ready(jax.tree.map(_on_host, state))
     return copy
 
 
 def _as_stored(folder: Path, opt: dict[str, Any]) -> dict[str, Any]:
-    """The optimiser's leaves under the names that they were saved with, if these differ only in
-    the place in optax's nested tuples: that moves when clipping is turned on or off."""
+    """The optimiser's leaves under the names in the checkpoint, if these differ only in the
+    position in optax's nested tuples, which changes when clipping is turned on or off."""
     keys = [
         [part["key"] for part in leaf["key_metadata"]]
         for leaf in read_json(folder / "_METADATA")["tree_metadata"].values()
@@ -97,8 +97,8 @@ def _read(folder: Path, abstract: Any) -> Any:
 
 
 def _saved(tree: Any) -> ocp.args.PyTreeSave:
-    """What to write of a tree of arrays. Large ones of three axes and more are all blocks of a
-    model, stored so that one block can be read on its own."""
+    """How to save a tree of arrays: large ones with three axes or more are stacked blocks, chunked
+    so that each block can be read alone."""
 
     def how(leaf: Any) -> ocp.SaveArgs:
         if leaf.ndim < 3 or leaf.nbytes < BLOCK * leaf.shape[0]:
@@ -109,11 +109,10 @@ def _saved(tree: Any) -> ocp.args.PyTreeSave:
 
 
 def _orbax(name: str) -> ocp.Checkpointer:
-    """What reads or writes one folder, together with the other processes.
+    """A checkpointer for one folder, used by all processes together.
 
-    Orbax's barriers would go through the devices, and so meet the training's own collectives in
-    different order on different processes, unless it is told who takes part. `name` is theirs and
-    used once.
+    Without a list of the processes Orbax's barriers would be collectives on the devices, and mix
+    with the training's in different orders. `name` is the barriers' and used once.
     """
     options = ocp.options.MultiprocessingOptions()
     if processes.several():
@@ -124,14 +123,14 @@ def _orbax(name: str) -> ocp.Checkpointer:
 
 
 def _on_host(leaf: Any) -> Any:
-    """A copy in the host's memory, of no more than what lies on this process's devices."""
+    """A copy in host memory of this process's shards."""
     if not processes.several():
         return np.array(leaf)
     return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
 
 
 def _train_tree(state: State) -> dict[str, Any]:
-    """What is saved besides the parameters, with names that need no Python type to be read."""
+    """The state besides the parameters, with names that can be read without Python types."""
     leaves = jax.tree.leaves_with_path(state.opt)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     opt = {
