@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import emit, parse, say
-from jaxmodels.commands.plan_report import budget, described, show, table
+from jaxmodels.commands.plan_report import budget, described, largest, show, table
 from jaxmodels.commands.train_options import config_file, with_current_names
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
@@ -38,6 +38,9 @@ class PlanOptions(Generic[C]):
     """Try meshes, batches and remat policies, and print what is fastest."""
     minutes: float = 15.0
     """With --search, or when it does not fit: start no compilation after this many minutes."""
+    operations: bool = False
+    """List the operations that the compiler expects to take most of a step's time, each with the
+    line of the model that it comes from."""
     config: Path | None = None
     """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
     json: bool = False
@@ -128,6 +131,8 @@ def planned(
     try:
         found = compiled(job)
         needed, result = found.bytes, report(job, found, slice_)
+        if options.operations:
+            result["operations"] = largest(found.operations)
     except TooLarge as error:
         needed, result = error.needed, refusal(job, error, slice_)
     result = described(spec, job, slice_) | result | budget(result, job.recipe.steps, options.hours)
@@ -174,6 +179,8 @@ def searched(
             exit_code=NO_SPACE,
         )
     best = rows[0] | budget(rows[0], job.recipe.steps, options.hours)
+    if options.operations:
+        best["operations"] = largest(trials[0].compiled.operations)
     if options.json:
         emit(best | {"frontier": rows})
     else:

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices and expects to cost, read off its text."""
+"""What a compiled program sends between devices, read off its text."""
 
 import re
 from dataclasses import dataclass
@@ -30,7 +30,6 @@ _LESS = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(L[TE])")
 _INDEX = re.compile(r"get-tuple-element\(.*index=(\d+)")
 _CONSTANT = re.compile(r"= [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_CYCLES = re.compile(r'"?estimated_cycles"?:"?(\d+)')
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
         text: the module as `Compiled.as_text()` gives it.
         devices: number of devices; the group of what names none.
     """
-    bodies, entry = _computations(text)
+    bodies, entry = computations(text)
     times: dict[str, int] = {}
     _walk(entry, 1, bodies, times)
     found: dict[object, Collective] = {}
@@ -98,30 +97,7 @@ def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
     return dict(sorted(rows.items()))
 
 
-def estimated_cycles(text: str) -> int:
-    """Clock cycles that the compiler expects of the whole program; 0 where it tells none.
-
-    libtpu writes its own estimate beside each operation; what is in a loop counts as often as it
-    runs. It is a model, not a clock: programs for the same work can be compared by it.
-
-    Args:
-        text: the module as `Compiled.as_text()` gives it.
-    """
-    bodies, entry = _computations(text)
-
-    def of(name: str) -> int:
-        total = 0
-        for line in bodies.get(name, []):
-            if found := _CYCLES.search(line):
-                total += int(found[1])
-            if " while(" in line and (body := _BODY.search(line)):
-                total += _trips(line, bodies) * of(body[1])
-        return total
-
-    return of(entry)
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Name → lines of every computation, and the name of the entry."""
     bodies: dict[str, list[str]] = {}
     entry, current = "", None
@@ -140,7 +116,7 @@ def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, 
         return
     found[name] = times
     for line in bodies[name]:
-        again = times * _trips(line, bodies) if " while(" in line else times
+        again = times * trips(line, bodies) if " while(" in line else times
         called = _CALLED.findall(line)
         for branches in _BRANCHES.findall(line):
             called += [branch.strip(" %") for branch in branches.split(",")]
@@ -148,7 +124,13 @@ def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, 
             _walk(one, again, bodies, found)
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+def loop_body(line: str) -> str:
+    """The computation that a while loop runs; empty if the line is no while loop."""
+    found = _BODY.search(line) if " while(" in line else None
+    return found[1] if found else ""
+
+
+def trips(line: str, bodies: dict[str, list[str]]) -> int:
     """Iterations of a while loop: what XLA noted, or what its counter, from 0 on, is held to.
 
     Where neither can be read, 1.

@@ -16,8 +16,9 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.batches import batch_shapes
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.paths import Arrays, GraphDef
-from jaxmodels.runtime.planning import flops, hlo
+from jaxmodels.runtime.planning import cycles, flops, hlo
 from jaxmodels.runtime.planning.chips import Topology
+from jaxmodels.runtime.planning.cycles import Operation
 from jaxmodels.runtime.sharding import AXES, AnyMesh
 from jaxmodels.runtime.step import State, init, training
 
@@ -78,6 +79,11 @@ class Compiled:
     collectives: list[hlo.Collective]
     flops: int
     """Operations of a step on all devices, with what is computed again (remat)."""
+    kernels: int
+    """Operations of a step on all devices inside of Pallas kernels, narrow sides padded to a
+    matrix unit's."""
+    operations: list[Operation]
+    """With the cycles that the compiler expects of them on one device; empty where it gives none."""
     trace_seconds: float
     compile_seconds: float
 
@@ -110,7 +116,9 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
     step, state, batch = _step(job, mesh)
     traced = step.trace(state, batch)
     work = flops.total(flops.of_jaxpr(traced.jaxpr))
-    lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
+    platform = mesh.devices.flat[0].platform
+    kernels = sum(product.padded for product in flops.in_kernels(traced.jaxpr, platform))
+    lowered = traced.lower(lowering_platforms=(platform,))
     middle = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -119,7 +127,7 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
             raise
         raise TooLarge(_needed(str(error)), time.monotonic() - middle) from error
     seconds = time.monotonic() - middle
-    stats = compiled.memory_analysis()
+    stats, text = compiled.memory_analysis(), compiled.as_text()
     memory = held(state)
     memory["batch"] = max(0, stats.argument_size_in_bytes - sum(memory.values()))
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -128,8 +136,10 @@ def compile_step(job: Job, mesh: Mesh) -> Compiled:
     return Compiled(
         memory,
         stats.argument_size_in_bytes + stats.output_size_in_bytes + 2 * stats.temp_size_in_bytes,
-        hlo.collectives(compiled.as_text(), mesh.size),
+        hlo.collectives(text, mesh.size),
         work,
+        kernels,
+        cycles.operations(text),
         middle - began,
         seconds,
     )
@@ -214,14 +224,41 @@ def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:
     }
 
 
+def expected(compiled: Compiled, slice_: Topology) -> dict[str, float]:
+    """Seconds that the compiler's own model gives a step; empty where it gives none.
+
+    The compiler knows neither what a kernel costs nor a collective: kernels count as their
+    products at the peak rate, and of collectives the time in which nothing else runs.
+    """
+    if not compiled.operations:
+        return {}
+    sent = compiled.exposed_bytes
+    return {
+        "operations": sum(row.cycles for row in compiled.operations) / slice_.chip.clock,
+        "kernels": compiled.kernels / (slice_.devices * slice_.flops),
+        "exposed_collectives": sent / slice_.interconnect if sent else 0.0,
+    }
+
+
 def report(job: Job, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
     """What is known of a step: the answer of `jaxmodels plan --json`.
 
-    Bytes are of one device, operations of all, times the least that are possible.
+    Bytes are of one device, operations of all. `roofline` times are the least that are possible,
+    `expected` times are by the compiler's model of the chip: an estimate, not a measurement.
     """
     times, useful = roofline(compiled, slice_), useful_flops(job)
     bound = max(times, key=lambda name: times[name])
-    return {
+    peak = slice_.devices * slice_.flops
+    likely: dict[str, Any] = {}
+    if parts := expected(compiled, slice_):
+        seconds = max(sum(parts.values()), times[bound])
+        likely = {
+            "expected_step_seconds": seconds,
+            "expected_mfu": useful / (seconds * peak),
+            "expected_tokens_per_second": job.tokens / seconds,
+            "expected": parts,
+        }
+    return likely | {
         "fits": compiled.bytes <= slice_.chip.usable,
         "hbm_per_device_bytes": compiled.bytes,
         "hbm_limit_bytes": slice_.chip.usable,
@@ -231,7 +268,7 @@ def report(job: Job, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
         "roofline_step_seconds": times[bound],
         "roofline": times,
         "bound": bound,
-        "mfu_bound": useful / (times[bound] * slice_.devices * slice_.flops),
+        "mfu_bound": useful / (times[bound] * peak),
         "tokens_per_step": job.tokens,
         "tokens_per_second_bound": job.tokens / times[bound],
         "collectives": hlo.summary(compiled.collectives),

@@ -27,8 +27,9 @@ class Trial:
 
     @property
     def speed(self) -> float:
-        """Tokens a second at most; 0 for what does not fit."""
-        return float(self.report.get("tokens_per_second_bound", 0.0))
+        """Tokens a second, expected or else at most; 0 for what does not fit."""
+        most = self.report.get("tokens_per_second_bound", 0.0)
+        return float(self.report.get("expected_tokens_per_second", most))
 
 
 class Search:
