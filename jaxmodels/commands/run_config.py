@@ -6,6 +6,7 @@ from typing import Any
 
 import jaxmodels
 from jaxmodels.cli import say
+from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime.files import write_json
 from jaxmodels.runtime.runs.rundir import CONFIG, VOCABULARIES, steps
@@ -14,13 +15,27 @@ from jaxmodels.runtime.settings import read_file
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A run's config.json. What an earlier version did not write has its default, which for a new
-    field is what was done before there was one; a preset may say otherwise."""
+    """A run's config.json. A field that an earlier version did not write has its default, which
+    for a new field is what was done before there was one; a preset may say otherwise.
+
+    Raises:
+        Problem: (usage) it cannot be read; (corrupt) it is not the config of a run.
+    """
     stored = read_file(path)
-    if (arch := stored.get("arch")) in jaxmodels.ARCHS:
-        stored["model"] = asdict(jaxmodels.arch(arch).Config()) | stored.get("model", {})
-    stored["recipe"] = asdict(Recipe()) | stored.get("recipe", {})
-    stored["recipe"]["optim"] = asdict(Optim()) | stored["recipe"]["optim"]
+    arch, model, recipe = stored.get("arch"), stored.get("model"), stored.get("recipe")
+    optim = recipe.get("optim", {}) if isinstance(recipe, dict) else None
+    names = isinstance(arch, str) and isinstance(stored.get("preset"), str)
+    if not names or not isinstance(model, dict) or not isinstance(optim, dict):
+        raise Problem(
+            "this is not the config.json of a run",
+            where=str(path),
+            why="it lacks arch, preset, model or recipe: the file was damaged or edited",
+            fix="restore it from a copy of the run",
+            exit_code=CORRUPT,
+        )
+    if arch in jaxmodels.ARCHS:
+        stored["model"] = asdict(jaxmodels.arch(arch).Config()) | model
+    stored["recipe"] = {**asdict(Recipe()), **(recipe or {}), "optim": asdict(Optim()) | optim}
     return stored
 
 

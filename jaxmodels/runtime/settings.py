@@ -22,13 +22,13 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         Problem: (usage) it is neither, or not an object at its top.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("the top level is not an object")
         _renewed(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Problem(
             "a settings file cannot be read",
             where=str(path),
