@@ -71,12 +71,12 @@ def show(result: dict[str, Any]) -> None:
         + ", ".join(f"{name} {_time(seconds)}" for name, seconds in r["roofline"].items())
     )
     if "expected" in r:
-        parts = {name.replace("_", " "): time for name, time in r["expected"].items() if time}
+        costs = {name.replace("_", " "): time for name, time in r["expected"].items() if time}
         print(
             f"expected by the compiler's model of the chip, not measured: "
             f"{_time(r['expected_step_seconds'])} a step, {r['expected_tokens_per_second']:,.0f} "
             f"tokens/s, {r['expected_mfu']:.0%} of the peak rate ("
-            + ", ".join(f"{name} {_time(time)}" for name, time in parts.items())
+            + ", ".join(f"{name} {_time(time)}" for name, time in costs.items())
             + ")"
         )
     print(

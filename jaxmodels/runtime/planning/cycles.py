@@ -1,7 +1,7 @@
 """Where libtpu's compiler expects the time of a step to go, read off the compiled text.
 
-The compiler writes its estimate of each operation's clock cycles into the text. It is a model, not a
-clock: it knows layouts, the matrix unit and memory, but neither kernels (Pallas) nor collectives.
+The compiler writes its estimate of each operation's clock cycles into the text. It is a model, not
+a clock: it knows layouts, the matrix unit and memory, but neither kernels (Pallas) nor collectives.
 """
 
 import re
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from jaxmodels.runtime.planning import hlo
 
-_CYCLES = re.compile(r'"?estimated_cycles"?:"?(\d+)')
 _RESULT = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\(")
 _LAYOUT = re.compile(r"\{[^{}]*\}")
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
@@ -29,7 +28,8 @@ class Operation(NamedTuple):
     shape: str
     """Dtype and shape of the result."""
     source: str
-    """File and line of the model that it was traced from; empty where XLA kept none."""
+    """The line of the model that it was traced from, and of the layer that the model called; empty
+    where XLA kept none."""
 
 
 def estimated(text: str) -> int:
@@ -70,14 +70,14 @@ def _lines(bodies: dict[str, list[str]], entry: str) -> Iterator[tuple[str, int,
     while waiting:
         name, times = waiting.pop()
         for line in bodies.get(name, []):
-            if found := _CYCLES.search(line):
+            if found := hlo.CYCLES.search(line):
                 yield line, int(found[1]), times
             if body := hlo.loop_body(line):
                 waiting.append((body, times * hlo.trips(line, bodies)))
 
 
 def _sources(text: str) -> dict[str, str]:
-    """Id of a stack frame → file:line of the innermost frame that is in this repository."""
+    """Id of a stack frame → the innermost line of a model, and of a layer, that led to it."""
     files = dict(re.findall(r'^(\d+) "(.*)"$', _section(text, "FileNames"), re.M))
     places = {
         number: (files.get(file, ""), line)
@@ -95,14 +95,19 @@ def _sources(text: str) -> dict[str, str]:
     }
     found = {}
     for number in frames:
-        at, seen = number, set()
-        while at in frames and at not in seen:
+        at, model, layer, seen = number, "", "", set()
+        while at in frames and at not in seen and not model:
             seen.add(at)
             file, line = places.get(frames[at][0], ("", ""))
             if ours := _OURS.search(file):
-                found[number] = f"{ours[1]}:{line}"
-                break
+                if "/layers/" in ours[1] or "/runtime/" in ours[1]:
+                    layer = layer or f"{ours[1]}:{line}"
+                else:
+                    model = f"{ours[1]}:{line}"
             at = frames[at][1]
+        found[number] = " > ".join(
+            place.removeprefix("jaxmodels/") for place in (model, layer) if place
+        )
     return found
 
 

@@ -30,6 +30,7 @@ _LESS = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(L[TE])")
 _INDEX = re.compile(r"get-tuple-element\(.*index=(\d+)")
 _CONSTANT = re.compile(r"= [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+CYCLES = re.compile(r'"?estimated_cycles"?:"?(\d+)')
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Collective:
     """Bytes of its whole result on one device (of its operand, if that is larger)."""
     group: int
     """Devices that take part together."""
+    beside: int = 0
+    """Cycles of other work that the compiler has scheduled while it is under way, each time."""
 
     @property
     def sent(self) -> float:
@@ -65,6 +68,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
         devices: number of devices; the group of what names none.
     """
     bodies, entry = computations(text)
+    beside = cycles_beside(bodies, entry)
     times: dict[str, int] = {}
     _walk(entry, 1, bodies, times)
     found: dict[object, Collective] = {}
@@ -83,8 +87,49 @@ def collectives(text: str, devices: int) -> list[Collective]:
             group = _group(line, devices)
             if group > 1:
                 key = channel[1] if channel else line
-                found[key] = Collective(kind, times[name], size, group)
+                work = beside.get(channel[1], 0) if channel else 0
+                found[key] = Collective(kind, times[name], size, group, work)
     return list(found.values())
+
+
+def cycles_beside(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
+    """Channel of a collective → cycles of the work that runs while it does.
+
+    A collective that is part of fusions runs beside their other work; one that is written as
+    start and done, beside what is scheduled between. Any other one stops the device.
+    """
+    found: dict[str, int] = {}
+    scheduled = [entry]
+    while scheduled:
+        clock = 0
+        begun: dict[str, tuple[int, set[str]]] = {}
+        for line in bodies.get(scheduled.pop(), []):
+            cycles = int(known[1]) if (known := CYCLES.search(line)) else 0
+            operation = _OPERATION.match(line)
+            name = line.strip().removeprefix("ROOT ").partition(" = ")[0].lstrip("%")
+            if operation and operation[2].endswith("-start"):
+                begun[name] = clock, _channels(line, bodies)
+            elif operation and operation[2].endswith("-done"):
+                start = operation[3].partition(")")[0].split(" ")[-1].lstrip("%")
+                since, channels = begun.get(start, (clock, set()))
+                found |= dict.fromkeys(channels, clock - since)
+            elif operation and operation[2] == "fusion":
+                for channel in _channels(line, bodies):
+                    found[channel] = found.get(channel, 0) + cycles
+            if body := loop_body(line):
+                scheduled.append(body)
+            clock += cycles
+    return found
+
+
+def _channels(line: str, bodies: dict[str, list[str]]) -> set[str]:
+    """The channels of the collectives in a line and in the computations that it calls."""
+    found = set(_CHANNEL.findall(line))
+    for called in _CALLED.findall(line):
+        for inner in bodies.get(called, []):
+            if " fusion(" in inner or _CHANNEL.search(inner):
+                found |= _channels(inner, bodies)
+    return found
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, int]]:

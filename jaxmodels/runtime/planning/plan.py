@@ -83,7 +83,8 @@ class Compiled:
     """Operations of a step on all devices inside of Pallas kernels, narrow sides padded to a
     matrix unit's."""
     operations: list[Operation]
-    """With the cycles that the compiler expects of them on one device; empty where it gives none."""
+    """With the cycles that the compiler expects of them on one device; empty where it gives
+    none."""
     trace_seconds: float
     compile_seconds: float
 
@@ -232,11 +233,15 @@ def expected(compiled: Compiled, slice_: Topology) -> dict[str, float]:
     """
     if not compiled.operations:
         return {}
-    sent = compiled.exposed_bytes
+    link = slice_.interconnect
+    waits = (
+        one.count * max(0.0, one.sent / link - one.beside / slice_.chip.clock)
+        for one in compiled.collectives
+    )
     return {
         "operations": sum(row.cycles for row in compiled.operations) / slice_.chip.clock,
         "kernels": compiled.kernels / (slice_.devices * slice_.flops),
-        "exposed_collectives": sent / slice_.interconnect if sent else 0.0,
+        "exposed_collectives": sum(waits) if link else 0.0,
     }
 
 
