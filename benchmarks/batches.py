@@ -45,8 +45,6 @@ def values(wanted: Mapping[str, Any], config: Any, count: int = BATCHES) -> list
 def targets(arch: str, config: Any, tokens: Any) -> Any:
     """The tokens [b, n] of [b, t + 1] that a language model's loss predicts."""
     package = jaxmodels.arch(arch)
-    if not hasattr(package, "targets"):
-        return tokens[:, 1:]
     return package.targets(outline(package, config), tokens)
 
 

@@ -20,6 +20,7 @@ from benchmarks.generators import INPUTS, WAYS, ours, torch_loop, transformers
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
 from benchmarks.peers import torch_device
 from data_pipelines.cores import cores
+from jaxmodels.architecture import ConfigView
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.sizes import parameter_shapes
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
 def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, Any]]:
     arch, _, config = jaxmodels.preset(spec)
     config = replace(config, context=max(config.context, options.prompt + options.new))
-    if hasattr(config, "tokens"):  # transformers draws what pads the vocabulary as well
+    if ConfigView(config).tokens is not None:  # transformers draws what pads the vocabulary as well
         config = replace(config, tokens=config.vocab)
     size = (batch, options.prompt, options.new)
     contestants = _contestants(arch, config, size, way)

@@ -40,8 +40,8 @@ def ours(arch: str, config: Any, size: tuple[int, int, int], way: str, packed: b
     Ternary weights are packed first, unless told otherwise.
     """
     model, prompts = _model(arch, config), _prompts(config, size)
-    if packed and hasattr(jaxmodels.arch(arch), "pack"):
-        model = jaxmodels.arch(arch).pack(model)
+    if packed and (pack := jaxmodels.arch(arch).pack):
+        model = pack(model)
 
     def call(index: int) -> np.ndarray:
         pieces = generate(model, prompts[index % INPUTS], size[2], WAYS[way], seed=index)

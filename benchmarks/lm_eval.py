@@ -23,6 +23,7 @@ from tyro.conf import Positional, arg
 
 from benchmarks.harness import RESULTS, Absent, Run, counts, save
 from jaxmodels.__main__ import guarded
+from jaxmodels.architecture import ConfigView
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
@@ -30,6 +31,7 @@ from jaxmodels.runtime.batches import sees
 from jaxmodels.runtime.generate import before, generate
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.platform import prepare
+from jaxmodels.sizes import vocab_used
 
 _MOST = 256  # tokens of an answer, where a task does not say
 
@@ -127,7 +129,7 @@ class Scorer:
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch: int = 8):
-        objective = getattr(model.config, "objective", None)
+        objective = ConfigView(model.config).objective
         if sees(model.config) or objective == "next_char":
             raise Problem(
                 "this model does not predict each token of a text",
@@ -141,7 +143,7 @@ class Scorer:
 
         ids = np.arange(model.config.vocab)  # those that `generate` never draws
         never = np.isin(ids, tokenizer.special_ids)
-        never |= ids >= getattr(model.config, "tokens", len(ids))
+        never |= ids >= vocab_used(model.config)
 
         def score(params: Any, rest: Any, tokens: Any) -> tuple[Any, Any]:
             model = graphdef.merge(params, rest)

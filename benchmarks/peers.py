@@ -58,7 +58,7 @@ def twin_with(arch: str, config: Any, arrays: dict[str, Any], device: str = "cpu
     from bridge.torch.loading import state_dict
     from jaxmodels.runtime.paths import unstack
 
-    arrays = unstack(arrays, getattr(jaxmodels.arch(arch), "SCANNED", ()))
+    arrays = unstack(arrays, jaxmodels.arch(arch).SCANNED)
     torch.set_num_threads(cores())
     tensors = {path: _tensor(path, np.asarray(leaf)) for path, leaf in arrays.items()}
     module = twin(arch).build(config)

@@ -85,7 +85,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     say(f"compiling {options.preset} for {slice_.name}")
     try:
         with mock.patch.dict(os.environ, tpu.ENVIRONMENT):
-            compiled = tpu.compiled_apart(package.__name__, config, recipe, slice_.name)
+            compiled = tpu.compiled_apart(package.module, config, recipe, slice_.name)
         found = report(job, compiled, slice_)
     except TooLarge as error:
         found = refusal(job, error, slice_)

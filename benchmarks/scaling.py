@@ -19,6 +19,7 @@ from unittest import mock
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, counts, save
+from jaxmodels.architecture import Architecture
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
                 continue  # the same as strong
             batch = options.batch * (count if kind == "weak" else 1)
             say(f"{options.preset}, {kind}: {batch} sequences on {count} devices")
-            found = _compiled(package.__name__, config, replace(recipe, batch=batch), count)
+            found = _compiled(package.module, config, replace(recipe, batch=batch), count)
             records.append(_record(run, options, kind, count, batch, found))
         first = records[0]["median"]
         for record in records:
@@ -106,7 +107,9 @@ def compiled_here(package: str, config: Any, recipe: Recipe) -> Compiled:
     from jaxmodels.runtime.planning.plan import Job, compile_step
     from jaxmodels.runtime.sharding import make_mesh
 
-    return compile_step(Job(import_module(package), config, recipe), make_mesh(recipe.mesh))
+    return compile_step(
+        Job(Architecture.of(import_module(package)), config, recipe), make_mesh(recipe.mesh)
+    )
 
 
 def _record(

@@ -145,7 +145,7 @@ def _contestants(
 
 def _slices(arch: str, recipe: Recipe, wanted: dict[str, Any]) -> int:
     """The parts that our step takes a batch in."""
-    if getattr(jaxmodels.arch(arch), "CROSS_ROW_LOSS", False):
+    if jaxmodels.arch(arch).CROSS_ROW_LOSS:
         return 1
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
     return recipe.slices or fitting_slices(zeros, make_mesh(recipe.mesh))

@@ -4,10 +4,8 @@
     logits, cache = model(tokens)
     print(jaxmodels.summary(model))
 
-A model package is its own specification. It exports `Config, PRESETS, RECIPES, Model,
-loss, SHARDING, WEIGHTS` (and `commit`, `UPSTREAM`, `TIED` where it has them) and joins the
-workspace by one line in `ARCHS`. One that is but a part of others says so in `PART_OF`, and has no
-`RECIPES` and no `loss`.
+A model package is its own specification: `architecture.py` says what it exports, `registry.py`
+how one from outside joins.
 """
 
 from typing import Any
@@ -45,5 +43,5 @@ def summary(model: Any) -> str:
     if isinstance(model, str):
         name, _, config = preset(model)
         return sizes.table(sizes.by_layer(sizes.shapes(name, config)))
-    held = unstack(params_of(model), getattr(package_of(model), "SCANNED", ()))
+    held = unstack(params_of(model), package_of(model).SCANNED)
     return sizes.table(sizes.by_layer(held))

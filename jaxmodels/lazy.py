@@ -17,7 +17,10 @@ def lazy(package: str, exports: dict[str, str]) -> Callable[[str], Any]:
     def getattribute(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{exports[name]}"), name)
+        try:
+            value = getattr(import_module(f"{package}.{exports[name]}"), name)
+        except AttributeError as error:  # which would look as if there were no such export
+            raise ImportError(f"{package}.{name} cannot be imported: {error}") from error
         setattr(sys.modules[package], name, value)
         return value
 

@@ -2,11 +2,12 @@
 
 from functools import lru_cache
 from math import prod
-from types import ModuleType
 from typing import Any
 
+from jaxmodels.architecture import Architecture, ConfigView
 
-def outline(package: ModuleType, config: Any) -> Any:
+
+def outline(package: Architecture, config: Any) -> Any:
     """A model of an architecture's package with shapes and dtypes where its arrays would be."""
     from flax import nnx
 
@@ -34,7 +35,7 @@ def _shapes(arch: str, config: Any) -> dict[str, Any]:
     from jaxmodels.runtime.paths import params_of, unstack
 
     package = registry.arch(arch)
-    return unstack(params_of(outline(package, config)), getattr(package, "SCANNED", ()))
+    return unstack(params_of(outline(package, config)), package.SCANNED)
 
 
 def parameters(arch: str, config: Any) -> int:
@@ -45,8 +46,8 @@ def parameters(arch: str, config: Any) -> int:
 def vocab_used(config: Any) -> int:
     """Token ids that a model uses: its vocabulary without the rows that only pad it; 0 where it
     reads no text."""
-    count: int = getattr(config, "tokens", getattr(config, "vocab", 0))
-    return count
+    view = ConfigView(config)
+    return view.vocab if view.tokens is None else view.tokens
 
 
 def by_layer(params: dict[str, Any]) -> list[dict[str, Any]]:

@@ -62,6 +62,16 @@ def _forgetful():
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def examples():
+    """The architectures of `examples/` are registered."""
+    from tests import contract
+
+    contract.join()
+    yield
+    contract.leave()
+
+
 # The first example of a test pays for imports and compilation; a busy machine is no defect.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

@@ -1,8 +1,10 @@
 """What the contract tests share: tiny models, random tokens."""
 
+import sys
 from copy import copy
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,18 +16,40 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 import jaxmodels
+from jaxmodels.architecture import Architecture
 from jaxmodels.recipe import Recipe
+from jaxmodels.registry import register
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.step import State
 
-archs = pytest.mark.parametrize("arch", jaxmodels.ARCHS)
+# The worked example of a package from outside. It joins for the modules that use the fixture
+# `examples`, so that no other test depends on whether it is there.
+EXAMPLES = {"llama": "llama"}
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "llama"))
+
+
+def join() -> None:
+    """Registers the examples, as a program of somebody else would."""
+    for name, package in EXAMPLES.items():
+        register(name, package)
+
+
+def leave() -> None:
+    """The opposite of `join`."""
+    for name in EXAMPLES:
+        jaxmodels.ARCHS.registered.pop(name)
+
+
+join()
+ARCHS = tuple(jaxmodels.ARCHS)
 # Those that are but a part of others read images and have no loss.
-TOWERS = {name for name in jaxmodels.ARCHS if hasattr(jaxmodels.arch(name), "PART_OF")}
+TOWERS = {name for name in ARCHS if jaxmodels.arch(name).PART_OF}
 # These read images with their captions, and compare the rows of a batch.
-PAIRS = {name for name in jaxmodels.ARCHS if hasattr(jaxmodels.arch(name), "CROSS_ROW_LOSS")}
-writers = pytest.mark.parametrize(
-    "arch", [name for name in jaxmodels.ARCHS if name not in TOWERS | PAIRS]
-)
+PAIRS = {name for name in ARCHS if jaxmodels.arch(name).CROSS_ROW_LOSS}
+SPECS = [f"{arch}:{preset}" for arch in ARCHS for preset in jaxmodels.arch(arch).PRESETS]
+leave()
+archs = pytest.mark.parametrize("arch", ARCHS)
+writers = pytest.mark.parametrize("arch", [name for name in ARCHS if name not in TOWERS | PAIRS])
 towers = pytest.mark.parametrize("arch", sorted(TOWERS))
 
 # Parameters that get no gradient: dinov2 keeps a token that it never reads, seed 004 two poolers
@@ -73,16 +97,16 @@ def smallest(arch: str) -> Any:
     return replace(config, layers=1, decoder_layers=1, dinov2=tower)
 
 
-def learner(arch: str) -> ModuleType:
+def learner(arch: str) -> Architecture:
     """The package of an architecture; a tower's with a loss and a recipe to test it by."""
     package = jaxmodels.arch(arch)
     if arch not in TOWERS:
         return package
-    result = ModuleType(package.__name__)
+    result = ModuleType(package.module)
     for name in ("PRESETS", "Model", "SHARDING"):
         setattr(result, name, getattr(package, name))
     result.loss, result.RECIPES = distance, {"tiny": Recipe(batch=16)}
-    return result
+    return Architecture.of(result, arch)
 
 
 def distance(model: Any, batch: dict[str, jax.Array], rngs: Any) -> tuple[jax.Array, dict]:
@@ -159,7 +183,7 @@ def call(model, *inputs):
 @nnx.jit
 def after_each(model, tokens: jax.Array) -> jax.Array:
     """Logits after each token, [b, t, v], of a model as `causal` gives it."""
-    arch = type(model).__module__.split(".")[1]
+    arch = jaxmodels.package_of(model).name
     return model.logits(model.dense(tokens)) if arch in WINDOW else model(tokens)[0]
 
 

@@ -1,5 +1,6 @@
-"""What every architecture promises; a new one joins by its line in ARCHS."""
+"""What every architecture promises; a new one joins by its name in `contract.ARCHS`."""
 
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
@@ -10,16 +11,20 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge.core import table
+from bridge.core import table, twins
 from bridge.core.ops import OPS
-from jaxmodels import sizes
+from bridge.core.twins import twin
+from jaxmodels import architecture, sizes
+from jaxmodels.architecture import ModelView
 from jaxmodels.commands.list import parameter_count
 from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.paths import match, params_of, split, unstack
 from tests.bridge.helpers import random_params, write_run
 from tests.contract import (
+    ARCHS,
     DEAD,
     PAIRS,
+    SPECS,
     TOWERS,
     WINDOW,
     after_each,
@@ -45,12 +50,12 @@ COUNTS = {
     "bitgen:tiny": 402_053,
     "bitgen:card": 94_702_151,
     "bitgen:edge": 30_260_167,
-    # vocab · d + layers · (4 d² + 3 d f + 4 d) with width d, hidden f.
     # The tower's of width h, and (2 v + t + m + h) d + v + 16 d² + 20 d + 2 + encoder layers ·
     # (4 d² + 2 d f + 9 d + f) + decoder layers · (5 d² + 2 d f + 12 d + f) with width d, hidden f,
     # v tokens, t positions and m slots.
     "bitgen_stage1:tiny": 95_298,
     "bitgen_stage1:card": 100_724_819,
+    # vocab · d + layers · (4 d² + 3 d f + 4 d) with width d, hidden f.
     "bwetaf:tiny": 22_784,
     "bwetaf:53m": 53_012_480,
     "bwetaf:130m": 130_649_088,
@@ -69,6 +74,10 @@ COUNTS = {
     "dinov2:base-reg": 86_583_552,
     "dinov2:large-reg": 304_372_736,
     "dinov2:giant-reg": 1_136_486_912,
+    # 2 v d + d + layers · (2 d² + 2 d g k + 3 d f + 2 d) with width d, hidden f, g heads of keys of
+    # width k. The second is that of the published 7B.
+    "llama:tiny": 22_688,
+    "llama:7b": 6_738_415_616,
     # v a + (a² + n + 3) d + layers · (12 d² + 13 d) + (d + 1) v with vocab v, width d, and n
     # patches of a characters.
     "wigip:tiny": 122_752,
@@ -81,24 +90,25 @@ COUNTS = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("examples")
+
+
 @archs
 def test_exports(arch):
-    package = jaxmodels.arch(arch)
-    for name in ("Config", "PRESETS", "Model", "SHARDING", "WEIGHTS", "sizes"):
-        assert hasattr(package, name), name
-    if arch in TOWERS:
-        assert not hasattr(package, "loss")
-        assert not hasattr(package, "RECIPES")
-    else:
-        assert hasattr(package, "loss")
-        assert set(package.PRESETS) == set(package.RECIPES)
+    """All members that the interface requires are there, and none is misspelt."""
+    package, side = (import_module(x) for x in (jaxmodels.arch(arch).module, twin(arch).module))
+    assert architecture.complaints(package) == []
+    assert twins.complaints(side) == []
+    for name in package.__all__:  # lazy exports can be loaded
+        assert getattr(package, name) is not None
     assert "tiny" in package.PRESETS
+    assert all(isinstance(config, package.Config) for config in package.PRESETS.values())
+    if arch not in TOWERS:
+        assert set(package.PRESETS) == set(package.RECIPES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "preset", [f"{a}:{p}" for a in jaxmodels.ARCHS for p in jaxmodels.arch(a).PRESETS]
-)
+@pytest.mark.parametrize("preset", SPECS)
 def test_parameter_count(preset):
     arch, _, config = jaxmodels.preset(preset)
     assert parameter_count(arch, config) == COUNTS[preset]
@@ -222,7 +232,7 @@ def test_generation_goes_on_past_the_context(arch):
     assert sampled.shape == (3, 20)
     np.testing.assert_array_equal(drawn(3, sampling=Sampling(1.0), chunk=3), sampled)
     np.testing.assert_array_equal(drawn(1, sampling=Sampling(1.0), chunk=3), sampled[:1])
-    if not getattr(model, "relative", False):
+    if not ModelView(model).relative:
         window, expected = prompt, []
         for _ in range(20):
             if window.shape[1] >= context:
@@ -244,7 +254,7 @@ def test_tables_are_total(arch):
         for path, leaf in held.items():
             assert len(match(package.SHARDING, path)) <= len(leaf.shape)
         for path in sizes.shapes(arch, preset):
-            for rows in (getattr(package, name, ()) for name in ("WEIGHTS", "SAVED", "UPSTREAM")):
+            for rows in (getattr(package, name) for name in ("WEIGHTS", "SAVED", "UPSTREAM")):
                 found = [row for row in rows if pattern(row[0]).fullmatch(path)]
                 assert not rows or len(found) == 1, (path, found)
 
@@ -260,8 +270,8 @@ def test_sizes_follow_from_the_shapes(arch):
         assert not set(known) & set(assumed)
 
 
-@pytest.fixture(scope="module", params=jaxmodels.ARCHS)
-def converted(request, tmp_path_factory) -> tuple[str, Path, dict[str, np.ndarray]]:
+@pytest.fixture(scope="module", params=ARCHS)
+def converted(request, tmp_path_factory, examples) -> tuple[str, Path, dict[str, np.ndarray]]:
     """(architecture, model directory, the random parameters that it was made from)."""
     folder = tmp_path_factory.mktemp("converted")
     text = request.param not in TOWERS
@@ -279,16 +289,14 @@ def test_the_way_to_pytorch_and_back_is_bit_exact(converted):
         assert back[path].dtype == array.dtype
         np.testing.assert_array_equal(back[path], array)
     module = bridge.torch.load(folder)
-    layers = unstack(params, getattr(jaxmodels.arch(arch), "SCANNED", ()))
+    layers = unstack(params, jaxmodels.arch(arch).SCANNED)
     for pair in table.pairs(jaxmodels.arch(arch).WEIGHTS, layers):
         tensor, ours = module.state_dict()[pair.theirs].numpy(), layers[pair.ours]
         np.testing.assert_array_equal(OPS[pair.op].inverse(tensor).reshape(ours.shape), ours)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "converted", [arch for arch in jaxmodels.ARCHS if arch not in PAIRS], indirect=True
-)
+@pytest.mark.parametrize("converted", [arch for arch in ARCHS if arch not in PAIRS], indirect=True)
 def test_the_twin_gives_the_same_logits_and_gradients(converted):
     arch, folder, _ = converted
     package, model, module = learner(arch), bridge.load(folder), bridge.torch.load(folder)
@@ -301,7 +309,7 @@ def test_the_twin_gives_the_same_logits_and_gradients(converted):
     assert float(value) == pytest.approx(theirs_loss.item(), abs=1e-5)
     theirs_loss.backward()
     theirs = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
-    ours = unstack(ours, getattr(jaxmodels.arch(arch), "SCANNED", ()))
+    ours = unstack(ours, jaxmodels.arch(arch).SCANNED)
     live = [path for path in ours if path not in DEAD.get(arch, ())]
     pairs = table.pairs(jaxmodels.arch(arch).WEIGHTS, live)
     assert len(pairs) == len(theirs)

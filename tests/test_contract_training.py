@@ -11,12 +11,12 @@ import optax
 import pytest
 from flax import nnx
 
-import jaxmodels
 from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import init, training
 from tests.children import printed, simulated
 from tests.contract import (
+    ARCHS,
     DEAD,
     EXACT,
     archs,
@@ -28,8 +28,10 @@ from tests.contract import (
     smallest,
 )
 
+pytestmark = pytest.mark.usefixtures("examples")
+
 # What is trained: an architecture or, as "wigip dense", one with another objective.
-CASES = (*jaxmodels.ARCHS, "wigip dense")
+CASES = (*ARCHS, "wigip dense")
 
 
 @cache
@@ -95,7 +97,8 @@ import jax
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
-from tests.contract import PAIRS, batch_for, in_float64, learner, smallest
+from tests.contract import PAIRS, batch_for, in_float64, join, learner, smallest
+join()
 
 (arch, _, objective), losses, begun = sys.argv[1].partition(" "), {}, None
 package = learner(arch)

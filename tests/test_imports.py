@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "jaxmodels.layers": ("jaxmodels.layers",),
     "jaxmodels.runtime": (
         "jaxmodels.runtime",
+        "jaxmodels.architecture",
         "jaxmodels.layers",
         "jaxmodels.errors",
         "jaxmodels.cli",

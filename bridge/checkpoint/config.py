@@ -34,9 +34,16 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 
 def fields_of(
-    package: Any, contents: RawCheckpoint, label: str, rows: Rows, found: Mapping[str, Tensor]
+    package: Any,
+    contents: RawCheckpoint,
+    label: str,
+    rows: Rows,
+    found: Mapping[str, Tensor],
+    overrides: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Config fields that the files say or the shapes tell, and those assumed.
+    """Config fields that the files give or the shapes determine, and those assumed.
+
+    `overrides`, what `--set` gives, helps to determine others.
 
     What is assumed is what the format takes, else what the table of this name does, else the
     architecture's convention; None where there is none.
@@ -50,7 +57,7 @@ def fields_of(
     shapes = table.ours_of(rows, {name: tensor.shape for name, tensor in found.items()})
     others = {n: tensor.shape for n, tensor in contents.tensors.items() if n not in found}
     try:
-        known, assumed = package.sizes(shapes, others)
+        known, assumed = package.sizes(shapes, others, {**stated, **overrides})
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:
         if complete:
             return stated, {}
@@ -65,7 +72,7 @@ def fields_of(
     for name in sorted(known.keys() & stated.keys()):
         if type(stated[name]) is int and stated[name] != known[name]:
             raise _contradiction(name, stated[name], known[name], contents.path, shapes)
-    by_table = getattr(package, "ASSUMED", {}).get(label, {})
+    by_table = package.ASSUMED.get(label, {})
     # A model may hold another (bitgen its tower), whose format takes something for its fields.
     usual = {n: value for n, value in contents.usual.items() if n in names and n not in known}
     by_table = {name: value for name, value in by_table.items() if name in assumed}

@@ -63,7 +63,7 @@ def candidate_tables(
 
 def leave_other_heads(package: Any, found: dict[str, Tensor]) -> list[str]:
     """Takes out the heads for other tasks that the package's layout names, and says so."""
-    known = [pattern(each) for each in getattr(package, "OTHER_HEADS", ())]
+    known = [pattern(each) for each in package.OTHER_HEADS]
     heads = [name for name in found if any(each.fullmatch(name) for each in known)]
     for name in heads:
         del found[name]
@@ -135,7 +135,7 @@ def leave_buffers(package: Any, found: dict[str, Tensor], where: Path) -> None:
     Raises:
         Problem: (mismatch) one has other values.
     """
-    known = [pattern(each) for each in getattr(package, "BUFFERS", ())]
+    known = [pattern(each) for each in package.BUFFERS]
     for name in [name for name in found if any(each.fullmatch(name) for each in known)]:
         tensor = found[name]
         square = len(tensor.shape) >= 2 and tensor.shape[-1] == tensor.shape[-2]

@@ -170,12 +170,12 @@ def _bind(
     found = fused_tensors.split(rows, found)
     notes = leave_other_heads(package, found) + drop_ties(package, rows, found, contents.path)
     overrides = overrides_of(package, name, config)
-    known, assumed = fields_of(package, contents, label, rows, found)
+    known, assumed = fields_of(package, contents, label, rows, found, overrides)
     assumed = {field: conventions.get(field, value) for field, value in assumed.items()}
     unsaid = {field for field, value in assumed.items() if value is None and field in otherwise}
     assumed |= {field: otherwise[field] for field in unsaid}
     tokenizer, unread = _tokenizer_there(contents, known.get("vocab"))
-    if "tokens" in assumed and (tokenizer or unread or contents.format == "gpt2"):
+    if "tokens" in assumed and (tokenizer or unread or contents.of_text):
         # Only a tokeniser can tell rows that stand for no token, or a format's own convention.
         assumed = {field: value for field, value in assumed.items() if field != "tokens"}
         known["tokens"] = tokenizer.vocab_size if tokenizer else known["vocab"]

@@ -20,7 +20,7 @@ from jaxmodels.runtime.paths import pattern
 
 def rows_between(package: Any, source: Checkpoint) -> tuple[tuple[str, str], ...] | None:
     """The rows by which a source of another architecture is carried over; None without any."""
-    return getattr(package, "INIT_FROM", {}).get(source.arch)
+    return package.INIT_FROM.get(source.arch)
 
 
 def part_of(source: Checkpoint, arch: str) -> Checkpoint:
@@ -29,7 +29,7 @@ def part_of(source: Checkpoint, arch: str) -> Checkpoint:
     The source itself where it is of this architecture, or has no such part.
     """
     package = jaxmodels.arch(source.arch)
-    if source.arch not in getattr(jaxmodels.arch(arch), "PART_OF", ()):
+    if source.arch not in jaxmodels.arch(arch).PART_OF:
         return source
     ((ours, _),) = package.INIT_FROM[arch]
     prefix, field = ours.removesuffix("*"), f"{arch}."

@@ -18,7 +18,7 @@ from jaxmodels.sizes import parameter_shapes
 def lacking(arch: str, config: Any) -> dict[str, table.Shape]:
     """Our path → shape of the parameters that only the PyTorch class has."""
     side = twin(arch)
-    if not hasattr(side, "whole"):
+    if side.whole is None:
         return {}
     own = parameter_shapes(arch, config)
     every = parameter_shapes(arch, side.whole(config))
@@ -49,7 +49,7 @@ def with_unread(
         shapes: our path → shape.
         found: the checkpoint.
     """
-    lacks = [p for p in pairs if p.ours in getattr(package, "UNREAD", ()) and p.theirs not in found]
+    lacks = [p for p in pairs if p.ours in package.UNREAD and p.theirs not in found]
     if not found:
         return []
     dtype = next(iter(found.values())).dtype
@@ -72,5 +72,6 @@ def unfilled(
     """
     added = {pair.theirs for pair in table.pairs(rows, lacking(arch, config))} & found.keys()
     if any(found[name].read().any() for name in added):
-        return twin(arch).whole(config), found
+        whole = twin(arch).whole
+        return whole(config) if whole else config, found
     return config, {name: tensor for name, tensor in found.items() if name not in added}

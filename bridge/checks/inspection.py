@@ -88,7 +88,8 @@ def inspect(
         report["problems"].append(told(problem))
         report["notes"] += contents.notes
         # What the caller gave may be what is wrong, and strangers contradict nothing.
-        report["damaged"] = contents.arch in jaxmodels.ARCHS and not (arch or config)
+        known = contents.arch is not None and contents.arch in jaxmodels.ARCHS
+        report["damaged"] = known and not (arch or config)
     if tokenizer is None and _reads_text(report.arch):
         report["notes"].append(
             "no vocabulary: token ids work, text does not until --vocab is given"
@@ -153,7 +154,7 @@ def _counts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _said(contents: RawCheckpoint) -> dict[str, Any]:
     """What the files say, whether or not it makes a model."""
     names: dict[str, Any] = {}
-    if contents.arch in jaxmodels.ARCHS:
+    if contents.arch is not None and contents.arch in jaxmodels.ARCHS:
         names = types_of(jaxmodels.arch(contents.arch).Config)
     said = flatten(contents.fields, ".")
     return {
@@ -181,7 +182,9 @@ def _has_moments(contents: RawCheckpoint) -> bool:
 
 
 def _reads_text(arch: str | None) -> bool:
-    return arch not in jaxmodels.ARCHS or "vocab" in types_of(jaxmodels.arch(arch).Config)
+    if arch is None or arch not in jaxmodels.ARCHS:
+        return True
+    return "vocab" in types_of(jaxmodels.arch(arch).Config)
 
 
 def _unfit_moments(source: Checkpoint) -> list[str]:

@@ -1,7 +1,6 @@
 """Compares what two models compute: JAX with PyTorch, or one checkpoint with another."""
 
 from functools import partial
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from bridge.checkpoint.loading import model_of
 from bridge.checkpoint.opening import Checkpoint
 from bridge.core import table
 from bridge.core.tensors import DTYPES, Tensor
-from bridge.core.twins import twin
+from bridge.core.twins import AnyTwin, twin
 from bridge.storage.stacks import stacked_in
 from bridge.torch.loading import module_of
 from jaxmodels.errors import MISMATCH, USAGE, Problem
@@ -93,13 +92,13 @@ def check_wishes(source: Checkpoint, text: str | None, gradients: bool) -> None:
     side = twin(source.arch)
     if text is not None:
         _read(side, source, text)
-    if gradients and not hasattr(side, "jax_forward"):
+    if gradients and side.jax_forward is None:
         raise Problem(f"gradients of {source.arch} are not compared", exit_code=USAGE)
 
 
-def _read(side: ModuleType, source: Checkpoint, text: str) -> Any:
+def _read(side: AnyTwin, source: Checkpoint, text: str) -> Any:
     """The text as inputs of the model."""
-    if source.tokenizer is None or not hasattr(side, "given"):
+    if source.tokenizer is None or side.given is None:
         raise Problem(
             "the text cannot be read",
             where=str(source.path),
@@ -113,7 +112,7 @@ def _read(side: ModuleType, source: Checkpoint, text: str) -> Any:
     return side.given(source.config, ids)
 
 
-def _gradients(side: ModuleType, source: Checkpoint, model: Any, module: Any, inputs: Any) -> float:
+def _gradients(side: AnyTwin, source: Checkpoint, model: Any, module: Any, inputs: Any) -> float:
     """The largest relative difference of gradients of outputs, weighed at random, summed up."""
     import jax
     import torch
@@ -121,15 +120,18 @@ def _gradients(side: ModuleType, source: Checkpoint, model: Any, module: Any, in
     from jaxmodels.runtime.paths import split, unstack
 
     package = jaxmodels.arch(source.arch)
+    jax_forward, torch_forward = side.jax_forward, side.torch_forward
+    assert jax_forward is not None
+    assert torch_forward is not None
     graphdef, params, rest = split(model)
 
     def total(params: Any) -> Any:
-        out = side.jax_forward(graphdef.merge(params, rest), inputs)
+        out = jax_forward(graphdef.merge(params, rest), inputs)
         return (out * _weights(out.shape)).sum()
 
     ours = unstack(jax.jit(jax.grad(total))(params), stacked_in(package))
     module.zero_grad()
-    out = side.torch_forward(module, inputs)
+    out = torch_forward(module, inputs)
     (out * torch.from_numpy(_weights(tuple(out.shape)))).sum().backward()
     found = []
     for pair in table.pairs(package.WEIGHTS, ours):

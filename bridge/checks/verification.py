@@ -206,7 +206,7 @@ def _reference(
     What it cannot say (the head count, say) is as its conversion says; and so is which weights.
     """
     said, config = values_of(source.config), as_in(source.origin, contents, config)
-    if getattr(jaxmodels.arch(source.arch), "PART_OF", ()):
+    if jaxmodels.arch(source.arch).PART_OF:
         try:
             known = {f"{source.arch}.{name}": value for name, value in said.items()}
             whole = bind(contents, config=config, conventions=known)

@@ -12,14 +12,11 @@ from bridge.checkpoint.config import values_of
 from bridge.checkpoint.opening import Checkpoint
 from bridge.core.tensors import Fingerprint
 from bridge.core.twins import twin
-from bridge.formats import dinov2, gpt2
+from bridge.formats.raw import upstream_of
 from bridge.formats.tokenizer import drawing, ends, generation_config, padding, write_tokenizer
 from jaxmodels.cli import visible
 from jaxmodels.runtime.files import write_manifest
 from jaxmodels.sizes import vocab_used
-
-# Targets whose config.json is transformers' own, and what makes it.
-CONFIGS = {"gpt2": gpt2.written_config, "dinov2": dinov2.written_config}
 
 
 def describe_model(folder: Path, source: Checkpoint, dtype: str) -> None:
@@ -52,15 +49,16 @@ def complete(
     """
     side = twin(source.arch)
     describe_model(folder, source, dtype)
-    if to in CONFIGS:
-        keys = {**_keys(source), "dtype": dtype}
-        _write(folder / "config.json", CONFIGS[to](source.config, keys, source.origin))
+    cls = side.TRANSFORMERS
+    if cls and to == cls.format:
+        path, keys = folder / "config.json", {**_keys(source), "dtype": dtype}
+        _write(path, cls.written(keys, upstream_of(source.origin, to), path))
     if source.tokenizer is not None:
         write_tokenizer(folder, source.tokenizer, source.config.context)
     said = drawing(source.origin.get("generation"))
     if generation := generation_config(source.tokenizer, source.config, said):
         _write(folder / "generation_config.json", generation)
-    for name, values in getattr(side, "BESIDE", {}).items():
+    for name, values in side.BESIDE.items():
         _write(folder / name, values)
     for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
@@ -147,8 +145,7 @@ The licence is that of whoever trained it; set the `license` field above before 
 
 def differences(source: Checkpoint) -> str:
     """What the PyTorch class of a model computes otherwise than the model; mostly nothing."""
-    said: str = getattr(twin(source.arch), "unlike", lambda _: "")(source.config)
-    return said
+    return twin(source.arch).unlike(source.config)
 
 
 def _loading(source: Checkpoint) -> str:

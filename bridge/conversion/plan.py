@@ -168,7 +168,7 @@ def _stays(path: str, tensor: Tensor, to: str, dtype: Any, keep_fp32: tuple[str,
 
 def _is_latent(source: Checkpoint, path: str, keep_fp32: tuple[str, ...]) -> bool:
     """Whether a weight is rounded to −1, 0 and 1 when it is used, and better not before."""
-    rows = getattr(jaxmodels.arch(source.arch), "TERNARY", ())
+    rows = jaxmodels.arch(source.arch).TERNARY
     ternary = any(pattern(row).fullmatch(path) for row in rows)
     return ternary and NO_LIST not in keep_fp32 and source.tensors[path].dtype.itemsize > 2
 
@@ -180,7 +180,7 @@ def _tell(errors: dict[str, float], path: str, _: str, error: float) -> None:
 def _rows(source: Checkpoint, to: str) -> table.Rows:
     package = jaxmodels.arch(source.arch)
     for name in _TABLES.get(to, ("UPSTREAM",)):
-        if rows := getattr(package, name, ()):
+        if rows := getattr(package, name):
             return tuple(rows)
     return own_rows(package)
 

@@ -9,7 +9,7 @@ from bridge.conversion.model_directory import complete, describe_model, promise
 from bridge.conversion.plan import PYTORCH, ConversionPlan
 from bridge.core.moments import Moments
 from bridge.core.tensors import FLOATS, Tensor, is_float
-from bridge.core.twins import twin
+from bridge.core.twins import transformers_classes, twin
 from bridge.formats import bitgen, bwetaf, dinov2_pth, gguf, model_files, nanogpt, wigip
 from bridge.formats.nanogpt_meta import FILE as META
 from bridge.formats.nanogpt_meta import write_meta
@@ -21,15 +21,14 @@ from jaxmodels.errors import USAGE, Problem
 TARGETS = {
     "safetensors": "",
     "orbax": "",
-    "gpt2": "wikigpt",
     "nanogpt": "wikigpt",
     "bwetaf": "bwetaf",
     "wigip-zip": "wigip",
     "bitgen": "bitgen_stage1",
-    "dinov2": "dinov2",
     "dinov2-pth": "dinov2",
     "gguf": "wikigpt",
 }
+TARGETS |= {cls.format: arch for arch, cls in transformers_classes()}
 WRITERS = {
     "nanogpt": nanogpt.write_nanogpt,
     "bwetaf": bwetaf.write_bwetaf,

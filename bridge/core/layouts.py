@@ -17,8 +17,8 @@ def tables(package: Any) -> list[tuple[str, Rows]]:
     too.
     """
     labels = "WEIGHTS", "SAVED", "UPSTREAM", "GGUF"
-    known = [(name, rows) for name in labels if (rows := getattr(package, name, ()))]
-    start = getattr(package, "PREFIX", None)
+    known = [(name, rows) for name in labels if (rows := getattr(package, name))]
+    start = package.PREFIX
     short = [
         (name, tuple((ours, theirs.removeprefix(start), op) for ours, theirs, op in rows))
         for name, rows in known
@@ -29,4 +29,4 @@ def tables(package: Any) -> list[tuple[str, Rows]]:
 
 def ties_of(package: Any) -> tuple[tuple[str, str], ...]:
     """(further name on their side, our path whose values it repeats), of all that are known."""
-    return (*getattr(package, "TIED", ()), *getattr(package, "ALSO_TIED", ()))
+    return (*package.TIED, *package.ALSO_TIED)

@@ -1,7 +1,6 @@
 """The checkpoint formats: how each is recognised and read, and how the seeds' own are written."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,12 +43,6 @@ class Format(NamedTuple):
     open: Callable[[Path], RawCheckpoint]
 
 
-def _is_kind(kinds: set[str] | None, folder: Path) -> bool:
-    """Whether somebody else's config names one of these kinds of models; None stands for any."""
-    kind = transformers_folder.kind_in(folder)
-    return kind is not None and (kinds is None or kind in kinds)
-
-
 # The first that matches.
 _FILES = (
     Format("safetensors", looks_like_safetensors, model_files.open_file),
@@ -63,14 +56,7 @@ _FOLDERS = (
     Format("orbax", runs.is_step, runs.open_step),
     Format("orbax", orbax_folders.is_folder, orbax_folders.open_folder),
     Format("bwetaf", bwetaf.is_folder, bwetaf.open_folder),
-    *(
-        Format(name, partial(_is_kind, kinds), transformers_folder.open_folder)
-        for name, kinds in (
-            ("gpt2", {"gpt2"}),
-            ("dinov2", {"dinov2", "dinov2_with_registers"}),
-            ("transformers", None),
-        )
-    ),
+    Format("transformers", transformers_folder.is_folder, transformers_folder.open_folder),
     Format("safetensors", model_files.is_folder, model_files.open_folder),
     Format("torch", deepspeed.is_folder, deepspeed.open_folder),
     Format("nanogpt", torch_files.is_folder, torch_files.open_folder),
@@ -125,6 +111,8 @@ def recognise(path: Path) -> RawCheckpoint:
 def kind(path: Path) -> str | None:
     """The format that a path seems to have, even when it is damaged."""
     found = _format(path)
+    if found and found.open is transformers_folder.open_folder:
+        return transformers_folder.format_in(path)
     return found.name if found else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jaxmodels
+from bridge.core.twins import twin_files
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import digest, read_json
 
@@ -31,13 +31,13 @@ _TRANSFORMERS = {
     *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype"),
     *("activation_function", "activation", "hidden_act", "position_embedding_type"),
     *("summary_type", "summary_activation", "problem_type", "finetuning_task"),
-    *("out_features", "stage_names", "interpolation", "gelu"),
+    *("out_features", "stage_names", "interpolation", "gelu", "rope_type"),
 }
 _LABELS = ("id2label", "label2id")  # any text
-# Format whose config is written again → those of its keys that may hold words.
+# Formats whose config is never written again.
+_READ_ONLY = {"wigip-zip", "bitgen"}
+# Format → those of its keys that may hold words; transformers' where nothing else is said.
 _WORDS = {
-    "gpt2": _TRANSFORMERS,
-    "dinov2": _TRANSFORMERS,
     "nanogpt": {
         *("dataset", "init_from", "backend", "device", "dtype", "out_dir", "activation"),
         *("wandb_project", "wandb_run_name"),
@@ -55,11 +55,11 @@ def data_only(format: str, said: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         Numbers, truths and None under any key, words where the format is known to have them,
-        and dicts and lists of these. Of formats whose config is not written again, all of it.
+        and dicts and lists of these. Of formats whose config is never written again, all of it.
     """
-    if format not in _WORDS:
+    if format in _READ_ONLY:
         return dict(said)
-    words = _WORDS[format]
+    words = _WORDS.get(format, _TRANSFORMERS)
     return {key: value for key, value in said.items() if _is_data(key, value, words)}
 
 
@@ -77,9 +77,7 @@ def _is_data(key: str, value: Any, words: set[str]) -> bool:
 
 def our_code() -> dict[str, str]:
     """Name → sha256 of the modelling files that model directories of this version carry."""
-    from bridge.core.twins import twin
-
-    return {file.name: digest(file) for arch in jaxmodels.ARCHS for file in twin(arch).FILES}
+    return {file.name: digest(file) for file in twin_files()}
 
 
 def code_of_ours(folder: Path) -> set[str]:

@@ -157,7 +157,7 @@ def _fit(names: Iterable[Words]) -> float:
     best = 0.0
     for arch in jaxmodels.ARCHS:
         package = jaxmodels.arch(arch)
-        ties = {tied for tied, _ in getattr(package, "TIED", ())}
+        ties = {tied for tied, _ in package.TIED}
         cut = [name for name in unstack_blocks(found, arch) if name not in ties]
         fits = (table.coverage(rows, fused_tensors.names(rows, cut)) for _, rows in tables(package))
         best = max(best, *fits)

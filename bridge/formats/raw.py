@@ -67,14 +67,16 @@ class RawCheckpoint:
     state: dict[str, Tensor] = field(default_factory=dict)
     """Their name → tensor of a run's state apart from the parameters; those that the model's
     tables do not name are its own affair."""
+    of_text: bool = False
+    """A language model that transformers' config.json describes: special tokens in a text are
+    tokens, generation_config.json counts, and every row of the embedding is a token."""
 
 
 def is_own(config: dict[str, Any]) -> bool:
-    """Whether a config.json is ours, or what transformers saved of our class: it names one of our
-    architectures."""
+    """Whether a config.json is ours, or what transformers saved of a class of ours: it names one of
+    our architectures, and no class of transformers' own that has the same name."""
     ours, kind = tuple(jaxmodels.ARCHS), config.get("model_type")
-    # Where transformers has the class itself, no file of ours travels along.
-    return config.get("arch") in ours or (kind in ours and bool(twin(kind).FILES))
+    return config.get("arch") in ours or (kind in ours and twin(kind).TRANSFORMERS is None)
 
 
 def describe(contents: RawCheckpoint, folder: Path) -> None:
@@ -96,7 +98,7 @@ def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
     config = upstream_of(contents.origin, "nanogpt").get("config")
     dataset = config.get("dataset") if isinstance(config, dict) else None
     found, unread = find_tokenizer(folder, rows if type(rows) is int else None, dataset)
-    if contents.format == "gpt2" and found is not None:
+    if contents.of_text and found is not None:
         found = as_transformers(found)
     if found is not None and not isinstance(found, CharTokenizer):
         contents.notes += remade(folder, found.to_json)
@@ -116,7 +118,7 @@ def complete(contents: RawCheckpoint, path: Path) -> None:
     if path.is_dir():
         told = origin_of(path).get(NO_TOKENIZER)
         contents.unread = contents.unread or (told if isinstance(told, str) else "")
-    if contents.format == "gpt2" and (said := read_generation(folder)):
+    if contents.of_text and (said := read_generation(folder)):
         contents.origin = {**contents.origin, "generation": said}
 
 

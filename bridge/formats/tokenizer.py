@@ -19,6 +19,7 @@ from data_pipelines.tokenizers import (
     load_tokenizer,
 )
 from data_pipelines.transformers_files import CONFIG, UnknownTokenizer, files_in, refuse_foreign
+from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.sizes import vocab_used
 
@@ -110,7 +111,7 @@ def tokenizer_by_convention(config: Any) -> Tokenizer | None:
 
 def padding(config: Any) -> range:
     """Rows of a model's embedding that stand for no token."""
-    return range(vocab_used(config), getattr(config, "vocab", 0))
+    return range(vocab_used(config), ConfigView(config).vocab)
 
 
 def padding_notes(config: Any) -> list[str]:
@@ -160,10 +161,10 @@ def given_tokenizer(source: Any, file: Path) -> Any:
         Problem: (corrupt) it is none; (mismatch) it has not the size of the model.
     """
     config = source.config
-    tokenizer = read_tokenizer(file, getattr(config, "vocab", None))
+    tokenizer = read_tokenizer(file, ConfigView(config).vocab or None)
     if (
         "tokens" in source.assumed
-        or vocab_used(config) == getattr(config, "tokens", None) == config.vocab
+        or vocab_used(config) == ConfigView(config).tokens == config.vocab
     ):
         check_fits(tokenizer, config.vocab, file)
         config = replace(config, tokens=tokenizer.vocab_size)

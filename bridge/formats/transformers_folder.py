@@ -1,20 +1,30 @@
-"""Folders of transformers: `config.json` says what the weights are, whatever holds them.
+"""Folders of transformers: `config.json` says what model the weights are of.
 
-Weights are safetensors or torch's (`pytorch_model.bin`, or one torch file of another name), whole
-or in shards; a Trainer's folder keeps its optimiser beside them. A file that is opened by itself
-is what the `config.json` beside it says, too.
+The classes that are read are those that twins declare (`bridge.core.transformers_class`). Weights
+are safetensors or torch's (`pytorch_model.bin`, or one torch file of another name), in one file or
+in shards; a Trainer's folder also holds its optimiser. A single file that is opened is described by
+the `config.json` beside it, too.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridge.core.table import listing
-from bridge.formats import deepspeed, dinov2, gguf, gpt2, model_files, torch_files
-from bridge.formats.config_keys import ITS_CLASS, named_class
-from bridge.formats.raw import RawCheckpoint, describe, is_own, origin_of
+from bridge.core.transformers_class import TransformersClass, class_named
+from bridge.core.twins import transformers_classes
+from bridge.formats import deepspeed, gguf, model_files, torch_files
+from bridge.formats.raw import (
+    RawCheckpoint,
+    describe,
+    is_own,
+    origin_of,
+    take_tokenizer,
+    with_upstream,
+)
 from bridge.storage import unsupported
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
@@ -27,27 +37,28 @@ _WEIGHTS = (
     torch_files.WEIGHTS,
     f"{torch_files.WEIGHTS}.index.json",
 )
-# transformers' model_type → what reads such a config.
-KINDS = {"gpt2": gpt2, "dinov2": dinov2, "dinov2_with_registers": dinov2}
-# How its classes' names begin → its model_type, the longest first.
-_CLASSES = {
-    "Dinov2WithRegisters": "dinov2_with_registers",
-    "Dinov2": "dinov2",
-    "GPT2": "gpt2",
-}
-# A word in the names of tensors that only that model_type has, where the config names none.
-_MARKS = {
-    ".attn.c_attn.weight": "gpt2",
-    "embeddings.register_tokens": "dinov2_with_registers",
-    "embeddings.patch_embeddings.projection.weight": "dinov2",
-}
 _QUANTISED = re.compile(
     r".*\.(scales|qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state.*|weight_scale(_inv)?)"
 )
 
 
+class Kind(NamedTuple):
+    """A model_type of transformers that is read."""
+
+    arch: str
+    type: str
+    cls: TransformersClass
+
+
+def kinds() -> dict[str, Kind]:
+    """model_type → what reads it, of all registered architectures."""
+    return {
+        name: Kind(arch, name, cls) for arch, cls in transformers_classes() for name in cls.types
+    }
+
+
 def config_in(folder: Path) -> dict[str, Any] | None:
-    """What `config.json` of a folder says; None where there is none, or where it is our own.
+    """`config.json` of a folder; None where there is none, or where it is our own.
 
     Raises:
         Problem: (corrupt) it cannot be read.
@@ -58,32 +69,32 @@ def config_in(folder: Path) -> dict[str, Any] | None:
     return None if is_own(config) else config
 
 
-def kind_in(folder: Path) -> str | None:
-    """The kind of model that the config of a folder names: a model_type, or the name of a class.
+def is_folder(folder: Path) -> bool:
+    """Whether the config of a folder, which is not our own, names a model_type or class."""
+    return _type_in(folder) is not None
 
-    None where it names none, or is our own, or cannot be read; it never raises.
-    """
-    try:
-        return _named_kind(config_in(folder) or {})
-    except Problem:
-        return None
+
+def format_in(folder: Path) -> str:
+    """The format of a folder: that of the class that its config names, if it is read."""
+    kind = kinds().get(_type_in(folder) or "")
+    return kind.cls.format if kind else "transformers"
 
 
 def open_folder(folder: Path) -> RawCheckpoint:
-    """A folder whose config names the kind of its model.
+    """A folder whose config names a model_type or class.
 
     Raises:
-        Problem: (corrupt) damaged, or without weights; (mismatch) of a kind that is not read, or
-            its config asks for what the model here does not compute.
+        Problem: (corrupt) damaged, or without weights; (mismatch) the type is not supported, or
+            the config asks for what the model here does not compute.
     """
     _check(config_in(folder) or {}, folder)
     return _weights(folder)
 
 
 def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
-    """The contents with the meaning that `config.json` in the folder gives them.
+    """The contents as `config.json` in the folder describes them.
 
-    Nothing changes where there is none, or where the weights say themselves what they are.
+    Nothing changes where there is none, or where the weights themselves say what they are.
 
     Raises:
         Problem: as `open_folder`.
@@ -91,59 +102,109 @@ def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     if contents.fields:
         return contents
     if not (folder / CONFIG).is_file():
-        if "dinov2" in (found := {*_marked(contents)}):
-            # Whoever wrote these names computes as transformers does.
-            shown = next((each for each in found if each.endswith("registers")), "dinov2")
-            usual = {"interpolation": dinov2.INTERPOLATION[shown]}
+        # Whoever wrote such names computes as transformers does.
+        for kind in _marked(contents):
+            implied = kind.cls.types[kind.type].implies
+            usual = {name: value for name, value in implied.items() if name in kind.cls.own}
             return replace(contents, usual=usual | contents.usual)
         return contents
     if (config := config_in(folder)) is None:
         if contents.arch is None:
             describe(contents, folder)
         return contents
-    kind = _named_kind(config)
-    if kind is None and not contents.arch:
-        kind = next(_marked(contents), None)
-    if kind is None or (contents.arch and contents.arch != getattr(KINDS.get(kind), "ARCH", "")):
+    name = _named_type(config)
+    found = kinds().get(name) if name else None
+    if name is None and not contents.arch:
+        found = next(_marked(contents), None)
+        name = found and found.type
+    if name is None or (contents.arch and contents.arch != (found and found.arch)):
         return contents
     _check(config, folder)
     if held := [name for name in contents.tensors if _QUANTISED.fullmatch(name)]:
         raise _quantised(folder, f"it holds:\n{listing(held)}")
-    known = KINDS[kind].described(contents, {**config, "model_type": kind}, config, folder)
-    name = named_class(config)
-    if name and not ITS_CLASS.fullmatch(name):
-        known.notes.append(f"{name[:80]!r}, the class that config.json names, is read as {kind}")
-    return replace(known, origin={**origin_of(folder), **known.origin})
+    assert found is not None  # `_check` refuses others
+    return _described(contents, found, config, folder)
 
 
-def _marked(contents: RawCheckpoint) -> Iterator[str]:
-    """Kinds of models that the names of tensors show; a name may follow a wrapper's prefix, so
-    that only its end is sure."""
-    return (k for end, k in _MARKS.items() if any(n.endswith(end) for n in contents.tensors))
+def _described(
+    contents: RawCheckpoint, kind: Kind, config: Mapping[str, Any], folder: Path
+) -> RawCheckpoint:
+    """The contents as a config.json of a class of transformers describes them."""
+    cls, where = kind.cls, folder / CONFIG
+    named = not all(config.get(key) is None for key in ("model_type", "architectures"))
+    said = {**config, "model_type": kind.type}
+    other = None if named else cls.other(config, where)
+    fields, notes = other or (cls.read(said, where), [])
+    notes += cls.check(said, contents.tensors, where)
+    if other is None:
+        notes += cls.notes(said, where, named)
+    name = class_named(config)
+    if name and not _is_class(name):
+        notes.append(f"{name[:80]!r}, the class that config.json names, is read as {kind.type}")
+    result = replace(
+        contents,
+        format=cls.format,
+        arch=kind.arch,
+        fields=fields,
+        # Unless transformers wrote the config, its defaults say nothing about the model.
+        usual=cls.defaults(fields) if named else {},
+        notes=[*contents.notes, *notes],
+        origin=with_upstream({**origin_of(folder), **contents.origin}, cls.format, dict(config)),
+        of_text=cls.of_text,
+    )
+    if folder == contents.path:
+        result.moments = partial(model_files.read_moments, folder)
+    if cls.of_text:
+        take_tokenizer(result, folder)
+    return result
 
 
-def _named_kind(config: dict[str, Any]) -> str | None:
+def _type_in(folder: Path) -> str | None:
+    try:
+        return _named_type(config_in(folder) or {})
+    except Problem:
+        return None
+
+
+def _marked(contents: RawCheckpoint) -> Iterator[Kind]:
+    """Kinds that the names of tensors show, the most special first. A name may follow a wrapper's
+    prefix, so that only its end is sure."""
+    for kind in reversed(kinds().values()):
+        mark = kind.cls.types[kind.type].mark
+        if mark and any(name.endswith(mark) for name in contents.tensors):
+            yield kind
+
+
+def _named_type(config: Mapping[str, Any]) -> str | None:
+    """The model_type that a config names, also by a class; of an unknown class, its name."""
     if isinstance(kind := config.get("model_type"), str):
         return kind
-    if (name := named_class(config)) is None:
+    if (name := class_named(config)) is None:
         return None
-    return next((kind for begin, kind in _CLASSES.items() if name.startswith(begin)), name)
+    stems = [(kind.cls.types[kind.type].stem, kind.type) for kind in kinds().values()]
+    fits = [(len(stem), kind) for stem, kind in stems if name.startswith(stem)]
+    return max(fits)[1] if fits else name
 
 
-def _check(config: dict[str, Any], folder: Path) -> None:
-    """Refuses what a config says of any kind of model and is not read."""
-    kind = _named_kind(config)
-    if kind is not None and kind not in KINDS:
+def _is_class(name: str) -> bool:
+    """Whether this is the name of a class of transformers that is read."""
+    return any(cls.is_class(name) for _, cls in transformers_classes())
+
+
+def _check(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuses what no kind of model is read with."""
+    name, code = class_named(config), config.get("auto_map")
+    kind, known = _named_type(config), kinds()
+    if kind is not None and kind not in known:
         raise Problem(
-            f"the folder holds a model of the kind {kind[:80]!r}, which is not known here",
+            f"models of the type {kind[:80]!r} are not supported",
             where=str(folder / CONFIG),
-            why=f"of transformers' models {', '.join(KINDS)} are read",
+            why=f"of transformers' models {', '.join(known)} are read",
             fix="its tensors may have the same names; their numbers would mean something else",
             exit_code=MISMATCH,
         )
-    name, code = named_class(config), config.get("auto_map")
     of_its_own = isinstance(code, dict) and any(key.startswith("AutoModel") for key in code)
-    if name and of_its_own and not ITS_CLASS.fullmatch(name):
+    if name and of_its_own and not _is_class(name):
         raise Problem(
             f"the model has code of its own, the class {name[:80]!r}",
             where=str(folder / CONFIG),
@@ -167,7 +228,7 @@ def _check(config: dict[str, Any], folder: Path) -> None:
 
 def _quantised(folder: Path, why: str) -> Problem:
     return Problem(
-        "the model is quantised, which is not read",
+        "the model is quantised, which is not supported",
         where=str(folder),
         why=why,
         fix="use a checkpoint of it that was not quantised (float32, bfloat16 or float16)",
@@ -193,8 +254,8 @@ def _weights(folder: Path) -> RawCheckpoint:
         raise _without_weights(folder, torch_files.weight_files(folder))
     others = {path.name for path in [*held, *torch_files.weight_files(folder)] if path != file}
     if file is not None and others:
-        said = ", ".join(sorted(others))
-        contents.notes.append(f"{file.name} is read, as transformers does, and not {said}")
+        names = ", ".join(sorted(others))
+        contents.notes.append(f"{file.name} is read, as transformers does, and not {names}")
     return contents
 
 
@@ -207,12 +268,12 @@ def _without_weights(folder: Path, files: list[Path]) -> Problem:
             fix="give one of the files",
             exit_code=CORRUPT,
         )
-    said, fix = unsupported.found_in(folder)
-    lacking = f"there is neither a safetensors file nor {torch_files.WEIGHTS} in it"
+    found, fix = unsupported.found_in(folder)
+    missing = f"there is neither a safetensors file nor {torch_files.WEIGHTS} in it"
     return Problem(
         "the folder has a config and no weights that can be read",
         where=str(folder),
-        why="\n".join([*said, lacking]),
+        why="\n".join([*found, missing]),
         fix=fix or "fetch all of its files",
         exit_code=CORRUPT,
     )

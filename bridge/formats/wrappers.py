@@ -130,7 +130,7 @@ def _fits(
     names: Iterable[str], arch: str | None
 ) -> Iterator[tuple[str, Rows, dict[str, Counter[str]]]]:
     """For each table: prefix → row, by its name there → how many names are of it."""
-    archs = [arch] if arch in jaxmodels.ARCHS else list(jaxmodels.ARCHS)
+    archs = [arch] if arch and arch in jaxmodels.ARCHS else list(jaxmodels.ARCHS)
     known = [(name, rows) for name in archs for _, rows in tables(jaxmodels.arch(name))]
     index: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for number, (_, rows) in enumerate(known):

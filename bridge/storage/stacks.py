@@ -5,7 +5,6 @@ when it is opened, and blocks become one array when a model is made of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,13 @@ import numpy as np
 import jaxmodels
 from bridge.core.tensors import Tensor
 from bridge.storage.orbax import OrbaxArray
+from jaxmodels.architecture import Architecture
 from jaxmodels.runtime.paths import stack, unstack
 
 
-def stacked_in(package: ModuleType) -> tuple[str, ...]:
+def stacked_in(package: Architecture) -> tuple[str, ...]:
     """The subtrees whose arrays hold all blocks of a model; most models have none."""
-    return getattr(package, "SCANNED", ())
+    return package.SCANNED
 
 
 def unstack_blocks(tensors: Mapping[str, Tensor], arch: str | None) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ def unstack_blocks(tensors: Mapping[str, Tensor], arch: str | None) -> dict[str,
         tensors: their name → tensor, as a run or another save of our parameters has them.
         arch: the architecture, if the files say it; else names of any are cut.
     """
-    names = [arch] if arch in jaxmodels.ARCHS else list(jaxmodels.ARCHS)
+    names = [arch] if arch and arch in jaxmodels.ARCHS else list(jaxmodels.ARCHS)
     roots = {root for name in names for root in stacked_in(jaxmodels.arch(name))}
     whole = {
         name
@@ -46,7 +46,7 @@ def unstack_blocks(tensors: Mapping[str, Tensor], arch: str | None) -> dict[str,
 
 
 def stack_blocks(
-    tensors: Mapping[str, Tensor], package: ModuleType, read: Callable[[Tensor], np.ndarray]
+    tensors: Mapping[str, Tensor], package: Architecture, read: Callable[[Tensor], np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The model's own paths and their values, one after the other, blocks joined again.
 

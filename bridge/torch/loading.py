@@ -1,6 +1,7 @@
 """Any checkpoint as a PyTorch module."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,41 @@ def load(path: str | Path, arch: str | None = None, config: Mapping[str, Any] | 
 
 def module_of(source: Any) -> Any:
     """The `torch.nn.Module` of an opened source; see `load`."""
-    import torch
 
     state = state_dict(source.arch, source.config, source.tensors)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) > 1:
         state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    with torch.device("meta"):  # nothing is initialised only to be overwritten
+    with _parameters_without_values():
         module = twin(source.arch).build(source.config)
     module.load_state_dict(state, strict=True, assign=True)
     if tied(source.arch):
         module.tie_weights()  # the same values became two parameters
     return module.eval()
+
+
+@contextmanager
+def _parameters_without_values() -> Iterator[None]:
+    """Within its block, parameters of new modules take no memory: their values are loaded later.
+
+    `torch.device("meta")` would do the same to buffers, of which some are in no state dict: they
+    would never get their values (the frequencies of Llama's rotation).
+    """
+    import torch
+
+    kind: Any = torch.nn.Module
+    register = kind.register_parameter
+
+    def empty(module: Any, name: str, parameter: Any) -> None:
+        if parameter is not None and parameter.device.type != "meta":  # else tied to another
+            parameter = torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    kind.register_parameter = empty
+    try:
+        yield
+    finally:
+        kind.register_parameter = register
 
 
 def state_dict(arch: str, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

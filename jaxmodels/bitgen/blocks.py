@@ -8,13 +8,14 @@ from jaxtyping import Array, Bool, Float
 from jaxmodels.bitgen.bitlinear import BitLinear
 from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.attention import attention
-from jaxmodels.layers.cache import KVCache
+from jaxmodels.layers.cache import KeysValues, KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.no_recompute import no_recompute
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import constrain
 
 Hidden = Float[Array, "b t d"]
+Mask = Bool[Array, "#b #t all"]
 Heads = tuple[Float[Array, "b s h k"], Float[Array, "b s h k"]]
 
 
@@ -30,10 +31,12 @@ class Attention(nnx.Module):
         self.qkv = BitLinear(cfg.dim, 3 * cfg.dim, rngs=rngs)
         self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
 
-    def __call__(self, x, mask, cache: KVCache | None, layer: int):
-        """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache).
+    def __call__(
+        self, x: Hidden, mask: Mask, cache: KVCache | None, layer: int
+    ) -> tuple[Hidden, KeysValues | None]:
+        """What the block adds, and the keys and values to remember (None without a cache).
 
-        The mask, [b, t or 1, s], is True where a query may see a key; a cache has its own.
+        The mask is True where a query may see a key; a cache has its own.
         """
         q, k, v = _heads(self.qkv(x), 3, self.heads)
         if cache is None:
@@ -58,7 +61,7 @@ class CrossAttention(nnx.Module):
         return k, v
 
     def __call__(self, x: Hidden, seen: Heads, mask: Bool[Array, "b s"]) -> Hidden:
-        """[b, t, d] → [b, t, d]; every query sees the keys where the mask is True."""
+        """What the block adds; every query sees the keys where the mask is True."""
         q = _heads(self.q(x), 1, self.heads)[0]
         everyone = jnp.broadcast_to(mask[:, None], (*q.shape[:2], mask.shape[1]))
         return self.proj(rearrange(attention(q, *seen, everyone), "b t h k -> b t (h k)"))
@@ -71,8 +74,8 @@ class Mlp(nnx.Module):
         self.up = BitLinear(cfg.dim, cfg.hidden, rngs=rngs)
         self.out = BitLinear(cfg.hidden, cfg.dim, rngs=rngs)
 
-    def __call__(self, x):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden) -> Hidden:
+        """What the block adds."""
         hidden = jnp.square(nnx.relu(self.up(x)))
         return self.out(constrain(hidden, "data", ..., "model"))
 
@@ -96,14 +99,14 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Hidden,
-        mask: Bool[Array, "#b #t all"],
+        mask: Mask,
         seen: Heads | None = None,
         seen_mask: Bool[Array, "b s"] | None = None,
         rngs: nnx.Rngs | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
-    ):
-        """float32 [b, t, d] → [b, t, d], and the keys and values to remember.
+    ) -> tuple[Hidden, KeysValues | None]:
+        """The float32 residual stream, and the keys and values to remember.
 
         Args:
             x: the residual stream.
@@ -131,7 +134,7 @@ def through(
     block: Block,
     policy: str,
     x: Hidden,
-    mask: Bool[Array, "#b #t all"],
+    mask: Mask,
     seen: Heads | None = None,
     seen_mask: Bool[Array, "b s"] | None = None,
     rngs: nnx.Rngs | None = None,
@@ -140,5 +143,12 @@ def through(
     return remat(_run, policy)(block, x, mask, seen, seen_mask, rngs)
 
 
-def _run(block, x, mask, seen, seen_mask, rngs):
+def _run(
+    block: Block,
+    x: Hidden,
+    mask: Mask,
+    seen: Heads | None,
+    seen_mask: Bool[Array, "b s"] | None,
+    rngs: nnx.Rngs | None,
+) -> Hidden:
     return block(x, mask, seen, seen_mask, rngs)[0]

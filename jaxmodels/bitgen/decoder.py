@@ -64,7 +64,14 @@ class Decoder(nnx.Module):
             x = through(block, policy, x, mask, heads, sees, rngs)
         return layer_norm(self.norm, x)
 
-    def empty(self, batch: int, size: int, dtype, seen: list[Heads], sees) -> Cache:
+    def empty(
+        self,
+        batch: int,
+        size: int,
+        dtype: jnp.dtype,
+        seen: list[Heads],
+        sees: Bool[Array, "b s"],
+    ) -> Cache:
         """A cache for `size` tokens after the start."""
         cfg = self.config
         heads = (cfg.heads,) * cfg.decoder_layers

@@ -52,8 +52,13 @@ def lower_text(
     return x
 
 
-def upper_text(model: Any, x, mask, rngs: nnx.Rngs | None = None) -> Float[Array, "b t d"]:
-    """What becomes of `lower_text` alone."""
+def upper_text(
+    model: Any,
+    x: Float[Array, "b t d"],
+    mask: Bool[Array, "b t"],
+    rngs: nnx.Rngs | None = None,
+) -> Float[Array, "b t d"]:
+    """`lower_text` after the upper layers, without an image."""
     for block in model.text[model.config.layers - model.config.fused :]:
         x = through(block, model.remat, x, mask[:, None], rngs=rngs)
     return model.text_norm(x)
@@ -78,18 +83,23 @@ def lower_image(
     return y
 
 
-def upper_image(model: Any, y, rngs: nnx.Rngs | None = None) -> Float[Array, "b p d"]:
-    """What becomes of `lower_image` alone."""
+def upper_image(
+    model: Any, y: Float[Array, "b p d"], rngs: nnx.Rngs | None = None
+) -> Float[Array, "b p d"]:
+    """`lower_image` after the upper layers, without a text."""
     for block in model.image[model.config.image_layers - model.config.fused :]:
         y = through(block, model.remat, y, everything(y)[:, None], rngs=rngs)
     return model.image_norm(y)
 
 
 def together(
-    model: Any, x, mask, y, rngs: nnx.Rngs | None = None
+    model: Any,
+    x: Float[Array, "b t d"],
+    mask: Bool[Array, "b t"],
+    y: Float[Array, "b p d"],
+    rngs: nnx.Rngs | None = None,
 ) -> tuple[Float[Array, "b t d"], Float[Array, "b p d"]]:
-    """What becomes of both in sight of each other: each layer sees the other side's state
-    before it."""
+    """Both after the upper layers, each of which sees the other side as it was before the layer."""
     cfg = model.config
     pairs = zip(
         model.text[cfg.layers - cfg.fused :],

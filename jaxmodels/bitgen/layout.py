@@ -122,13 +122,16 @@ ASSUMED = {label: {"heads": None, "dinov2.heads": None} for label in ("WEIGHTS",
 
 
 def sizes(
-    shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
+    shapes: dict[str, tuple[int, ...]],
+    others: dict[str, tuple[int, ...]] | None = None,
+    given: dict[str, object] | None = None,
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """Config fields that the shapes in a checkpoint tell, and those that must be assumed.
+    """Config fields that the shapes in a checkpoint determine, and those that must be assumed.
 
     Args:
         shapes: path → shape of every parameter, and of state where it is there.
-        others: name → shape of what the checkpoint holds besides; tells nothing here.
+        others: name → shape of the other tensors in the checkpoint; not used.
+        given: fields that the files or the user give; not used.
 
     Returns:
         what follows from the shapes, and what is the architecture's convention: the card's 4

@@ -168,7 +168,9 @@ class Model(nnx.Module):
         both = token if seen is None else jnp.concatenate([seen, token], axis=1)
         return self.decoder.seen(both), everything(both)
 
-    def placed(self, tokens: Int[Array, "b t"], start: Int[Array, ""] | int = 0):
+    def placed(
+        self, tokens: Int[Array, "b t"], start: Int[Array, ""] | int = 0
+    ) -> Float[Array, "b t d"]:
         """Embeddings of tokens with their positions, float32."""
         positions = start + jnp.arange(tokens.shape[1])
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
@@ -224,7 +226,12 @@ class Model(nnx.Module):
         return self.begin(nothing, 0, size, *self.context(None, self.memory.read(features)))
 
     def begin(
-        self, tokens, length: Int[Array, ""] | int, size: int, seen: list[Heads], sees
+        self,
+        tokens: Int[Array, "b t"],
+        length: Int[Array, ""] | int,
+        size: int,
+        seen: list[Heads],
+        sees: Bool[Array, "b s"],
     ) -> tuple[Float[Array, "b v"], Cache]:
         """As `prefill`, of what the decoder is to see (`context`)."""
         x = jnp.concatenate([self.decoder.first(len(tokens)), self.placed(tokens)], axis=1)

@@ -92,7 +92,9 @@ def nearest(
     return cosines.argmax(axis=1), cosines.max(axis=1)
 
 
-def _written(model: Model, tokens: Tokens, images: Images | None, mask: Tokens | None):
+def _written(
+    model: Model, tokens: Tokens, images: Images | None, mask: Tokens | None
+) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
     """Keys and codes of what is written."""
     if images is None:
         return model.text_features(tokens, mask), codes(model, tokens, mask)

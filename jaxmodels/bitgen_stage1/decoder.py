@@ -14,6 +14,8 @@ from jaxmodels.layers.no_recompute import no_recompute
 from jaxmodels.layers.precision import to_float32
 from jaxmodels.layers.remat import remat
 
+Hidden = Float[Array, "b t d"]
+
 
 class Attention(nnx.Module):
     """Causal self-attention; its weights are never dropped."""
@@ -25,8 +27,8 @@ class Attention(nnx.Module):
         self.v = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
         self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
 
-    def __call__(self, x, quantised: bool):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden, quantised: bool) -> Hidden:
+        """What the block adds."""
         q, k, v = (
             rearrange(part(x, quantised=quantised), "b t (h k) -> b t h k", h=self.heads)
             for part in (self.q, self.k, self.v)
@@ -44,8 +46,8 @@ class Mlp(nnx.Module):
         self.up = BitLinear(cfg.dim, cfg.hidden, rngs=rngs)
         self.out = BitLinear(cfg.hidden, cfg.dim, rngs=rngs)
 
-    def __call__(self, x, rngs: nnx.Rngs | None):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden, rngs: nnx.Rngs | None) -> Hidden:
+        """What the block adds."""
         quantised = rngs is None
         x = jax.nn.gelu(self.up(x, quantised=quantised), approximate=False)
         return self.out(drop(x, self.rate, rngs), quantised=quantised)
@@ -64,8 +66,8 @@ class Block(nnx.Module):
         self.norm3 = norm(cfg.dim, rngs=rngs)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, y, source, rngs: nnx.Rngs | None):
-        """y [b, t, d] and the mean of the encoder's output [b, d] → [b, t, d]."""
+    def __call__(self, y: Hidden, source: Float[Array, "b d"], rngs: nnx.Rngs | None) -> Hidden:
+        """The residual stream; `source` is the mean of the encoder's output."""
         quantised = rngs is None
         y = no_recompute(y + drop(self.attn(self.norm1(y), quantised), self.rate, rngs))
         context = self.context(source, quantised=quantised)[:, None]

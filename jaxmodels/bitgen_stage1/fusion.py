@@ -23,8 +23,10 @@ class Mlp(nnx.Module):
         self.up = linear(fan_in, hidden, rngs=rngs)
         self.out = linear(hidden, fan_out, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*b i"], rate: float, rngs: nnx.Rngs | None):
-        """[…, in] → […, out]; dropout at `rate` between the layers when there are rngs."""
+    def __call__(
+        self, x: Float[Array, "*b i"], rate: float, rngs: nnx.Rngs | None
+    ) -> Float[Array, "*b o"]:
+        """With rngs, dropout at `rate` between the layers."""
         return apply(self.out, drop(nnx.relu(apply(self.up, x)), rate, rngs))
 
 

@@ -47,6 +47,9 @@ class Output(NamedTuple):
     """What was read in the memory."""
 
 
+Hidden = Float[Array, "b t d"]
+
+
 class Attention(nnx.Module):
     """Self-attention of every token to every other, padding included (a quirk)."""
 
@@ -56,8 +59,8 @@ class Attention(nnx.Module):
         self.qkv = Linear(cfg.dim, 3 * cfg.dim, kernel_init=init, rngs=rngs)
         self.proj = linear(cfg.dim, cfg.dim, rngs=rngs)
 
-    def __call__(self, x, rngs: nnx.Rngs | None):
-        """[b, t, d] → [b, t, d]; weights are dropped when there are rngs."""
+    def __call__(self, x: Hidden, rngs: nnx.Rngs | None) -> Hidden:
+        """What the block adds; with rngs, weights are dropped."""
         q, k, v = qkv_heads(self.qkv, x.astype(self.qkv.kernel[...].dtype), self.heads)
         key = None if rngs is None else rngs.dropout()
         out = self_attention(q, k, v, causal=False, rate=self.rate, key=key)
@@ -74,8 +77,8 @@ class Block(nnx.Module):
         self.mlp = Mlp(cfg.dim, cfg.hidden, cfg.dim, rngs=rngs)
         self.norm2 = norm(cfg.dim, rngs=rngs)
 
-    def __call__(self, x, rngs: nnx.Rngs | None):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden, rngs: nnx.Rngs | None) -> Hidden:
+        """The residual stream, normalised."""
         x = no_recompute(self.norm1(x + drop(self.attn(x, rngs), self.rate, rngs)))
         x = no_recompute(self.norm2(x + drop(self.mlp(x, self.rate, rngs), self.rate, rngs)))
         return constrain(x, "data", ...)

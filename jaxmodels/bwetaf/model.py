@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxmodels.bwetaf.config import Config
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
-from jaxmodels.layers.cache import KVCache
+from jaxmodels.layers.cache import KeysValues, KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.heads import fused_linear, heads_of, join_heads
@@ -27,6 +27,11 @@ from jaxmodels.layers.rotary import Rotation, rotation
 from jaxmodels.layers.sharding import constrain
 
 _INIT = nnx.initializers.normal(0.02)
+Hidden = Float[Array, "b t d"]
+Segments = Int[Array, "b t"] | None
+"""The document of each token, where a row has several."""
+PaddingMask = Int[Array, "b t"] | None
+"""1 for tokens, 0 for padding."""
 
 
 class Norm(nnx.Module):
@@ -35,8 +40,8 @@ class Norm(nnx.Module):
     def __init__(self, dim: int):
         self.scale = nnx.Param(jnp.ones(dim))
 
-    def __call__(self, x):
-        """float32 [b, t, d] → [b, t, d] in the parameters' dtype."""
+    def __call__(self, x: Hidden) -> Hidden:
+        """The rows in the parameters' dtype."""
         scale = self.scale[...]
         return (normalised(x, 1e-8) * broadcast_param(scale, x.shape)).astype(scale.dtype)
 
@@ -53,8 +58,15 @@ class Attention(nnx.Module):
 
         self.q, self.k, self.v, self.proj = (linear(bias) for bias in (False, False, False, True))
 
-    def __call__(self, x, positions, padding_mask, segments, cache: KVCache | None):
-        """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
+    def __call__(
+        self,
+        x: Hidden,
+        positions: Int[Array, "t"],
+        padding_mask: PaddingMask,
+        segments: Segments,
+        cache: KVCache | None,
+    ) -> tuple[Hidden, KeysValues | None]:
+        """What the block adds, and the keys and values to remember (None without a cache)."""
         rope = rotation(positions, x.shape[-1] // self.heads) if self.rotate else None
         q, k = (heads_of(part, x, self.heads, rope) for part in (self.q, self.k))
         v = heads_of(self.v, x, self.heads)
@@ -72,8 +84,8 @@ class Mlp(nnx.Module):
         self.wv = Linear(cfg.dim, 2 * cfg.hidden, use_bias=False, kernel_init=_INIT, rngs=rngs)
         self.out = Linear(cfg.hidden, cfg.dim, kernel_init=_INIT, rngs=rngs)
 
-    def __call__(self, x):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden) -> Hidden:
+        """What the block adds."""
         w, v = fused_linear(self.wv, x, 2)
         return self.out(constrain(w * nnx.silu(v), "data", ..., "model"))
 
@@ -88,8 +100,16 @@ class Block(nnx.Module):
         self.norm2 = Norm(cfg.dim)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, positions, padding_mask, segments, cache, rngs):
-        """float32 [b, t, d] → [b, t, d], and the keys and values to remember."""
+    def __call__(
+        self,
+        x: Hidden,
+        positions: Int[Array, "t"],
+        padding_mask: PaddingMask,
+        segments: Segments,
+        cache: KVCache | None,
+        rngs: nnx.Rngs | None,
+    ) -> tuple[Hidden, KeysValues | None]:
+        """The float32 residual stream, and the keys and values to remember."""
         out, kv = self.attn(self.norm1(x), positions, padding_mask, segments, cache)
         if rngs is not None:
             out = dropout(out, self.dropout, rngs.dropout())

@@ -64,14 +64,17 @@ BUFFERS = ("*inv_freq",)
 
 
 def sizes(
-    shapes: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]] | None = None
+    shapes: dict[str, tuple[int, ...]],
+    others: dict[str, tuple[int, ...]] | None = None,
+    given: dict[str, object] | None = None,
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """Config fields that the shapes in a checkpoint tell, and those that must be assumed.
+    """Config fields that the shapes in a checkpoint determine, and those that must be assumed.
 
     Args:
         shapes: path → shape of every parameter.
         others: name → shape of what the checkpoint holds besides. The seed keeps the rotary
             frequencies, one for each pair of a head's numbers, which tells the head count.
+        given: fields that the files or the user give; not used.
 
     Returns:
         what follows from the shapes, and what is the architecture's convention (the seed's

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmodels.charlm.config import Config
 from jaxmodels.layers.attention import self_attention
-from jaxmodels.layers.cache import KVCache
+from jaxmodels.layers.cache import KeysValues, KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.heads import fused_linear, join_heads, qkv_heads
 from jaxmodels.layers.linear import Linear
@@ -22,8 +22,12 @@ from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.no_recompute import no_recompute
 from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.layers.remat import remat
-from jaxmodels.layers.rotary import rotation
+from jaxmodels.layers.rotary import Rotation, rotation
 from jaxmodels.layers.sharding import constrain
+
+Hidden = Float[Array, "b t d"]
+Segments = Int[Array, "b t"] | None
+"""The document of each token, where a row has several."""
 
 
 class Steps(nnx.Variable):
@@ -39,8 +43,10 @@ class Attention(nnx.Module):
         self.qkv = Linear(cfg.dim, 3 * cfg.dim, use_bias=False, kernel_init=init, rngs=rngs)
         self.proj = Linear(cfg.dim, cfg.dim, kernel_init=init, rngs=rngs)
 
-    def __call__(self, x, rope, segments, cache: KVCache | None, layer: int):
-        """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
+    def __call__(
+        self, x: Hidden, rope: Rotation, segments: Segments, cache: KVCache | None, layer: int
+    ) -> tuple[Hidden, KeysValues | None]:
+        """What the block adds, and the keys and values to remember (None without a cache)."""
         q, k, v = qkv_heads(self.qkv, x, self.heads, rope)
         if cache is None:
             out, kept = self_attention(q, k, v, segments=segments), None
@@ -56,8 +62,8 @@ class Mlp(nnx.Module):
         self.wv = Linear(cfg.dim, 2 * cfg.hidden, rngs=rngs)
         self.out = Linear(cfg.hidden, cfg.dim, rngs=rngs)
 
-    def __call__(self, x, rate, rngs: nnx.Rngs | None):
-        """[b, t, d] → [b, t, d]; dropout at `rate` when there are rngs."""
+    def __call__(self, x: Hidden, rate: Float[Array, ""] | float, rngs: nnx.Rngs | None) -> Hidden:
+        """What the block adds; with rngs, dropout at `rate`."""
         w, v = fused_linear(self.wv, x, 2)
         hidden = constrain(w * nnx.silu(v), "data", ..., "model")
         if rngs is not None:
@@ -74,8 +80,17 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(cfg.dim, rngs=rngs)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, rope, segments, cache, layer, rate, rngs):
-        """[b, t, d] → [b, t, d], and the keys and values to remember."""
+    def __call__(
+        self,
+        x: Hidden,
+        rope: Rotation,
+        segments: Segments,
+        cache: KVCache | None,
+        layer: int,
+        rate: Float[Array, ""] | float,
+        rngs: nnx.Rngs | None,
+    ) -> tuple[Hidden, KeysValues | None]:
+        """The float32 residual stream, and the keys and values to remember."""
         out, kv = self.attn(layer_norm(self.norm1, x), rope, segments, cache, layer)
         x = no_recompute(constrain(x + out, "data", ...))
         x = x + self.mlp(layer_norm(self.norm2, x), rate, rngs)
@@ -141,7 +156,7 @@ class Model(nnx.Module):
         rope = rotation(positions, self.config.dim // self.config.heads)
         rate = self.dropout_rate()
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
-        block = remat(Block.__call__, policy, static_argnums=(5,))
+        block = remat(Block.__call__, policy, static=("layer",))
         x, kept = self.embed.embedding[...][tokens].astype(jnp.float32), []
         x = constrain(x, "data", ...)
         for i, layer in enumerate(self.blocks):

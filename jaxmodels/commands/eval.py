@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import repeat
 from math import isfinite
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from jaxmodels.architecture import Architecture, ConfigView
 from jaxmodels.cli import emit, gathered, parse, refuse_repeated, say
 from jaxmodels.errors import MISMATCH, UNVERIFIED, USAGE, Problem, within
+from jaxmodels.sizes import vocab_used
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,18 @@ def _refuse_no_number(options: Eval, loss: float) -> None:
 
 
 def _measured(
-    package: ModuleType, model: Any, batches: Any, tokenizer: Any
+    package: Architecture, model: Any, batches: Any, tokenizer: Any
 ) -> tuple[int, int | None]:
     """Targets in the batches, and the characters that they write (None without a tokeniser).
 
     A special token in a text stands for what the vocabulary cannot write: one character.
     """
-    chosen = getattr(package, "targets", lambda _, tokens: tokens[:, 1:])
     special = tokenizer.special_ids if tokenizer else ()
     excess = {i: len(tokenizer.decode([i])) - 1 for i in special}
     tokens = characters = 0
     cut: list[int] = []
     for batch in batches:
-        targets = chosen(model, batch["tokens"]).reshape(-1).tolist()
+        targets = package.targets(model, batch["tokens"]).reshape(-1).tolist()
         tokens += len(targets)
         if tokenizer is not None:
             cut += targets
@@ -200,7 +200,7 @@ def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
             fix="give --data, for example --data text:PATH",
             exit_code=USAGE,
         )
-    refuse_other_kind(spec, model.config, jaxmodels.package_of(model).__name__.rpartition(".")[2])
+    refuse_other_kind(spec, model.config, jaxmodels.package_of(model).name)
     fraction = options.valid_fraction
     if fraction is None:
         fraction = recipe.get("valid_fraction", 0.05)
@@ -212,11 +212,11 @@ def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
         valid_fraction=fraction,
         tokenizer=tokenizer,
         segments=recipe.get("segments", False),
-        side=getattr(model.config, "image_size", None),
+        side=ConfigView(model.config).image_size,
     )
     for note in data.notes:
         say(note)
-    used = getattr(model.config, "tokens", model.config.vocab)
+    used = vocab_used(model.config)
     if data.vocab_size and data.vocab_size != used:
         raise Problem(
             f"the data has a vocabulary of {data.vocab_size}, the model of {used}",

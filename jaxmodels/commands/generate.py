@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from jaxmodels.architecture import ModelView
 from jaxmodels.cli import emit, gathered, parse, say, written
 from jaxmodels.errors import LARGEST_SEED, MISMATCH, USAGE, Problem, within
 
@@ -99,7 +100,7 @@ def _image(options: Generate, model: Any) -> Any:
     from jaxmodels.runtime.batches import sees
     from jaxmodels.runtime.training.samples import captions
 
-    arch = jaxmodels.package_of(model).__name__.rpartition(".")[2]
+    arch = jaxmodels.package_of(model).name
     what, fix = "", ""
     if sees(model.config) and not captions(model):
         what = f"{arch} writes no text of its own: its decoder repeats the text that it is given"
@@ -131,7 +132,7 @@ def _encode(prompt: str, tokenizer: Any, model: Any) -> Any:
             f"the prompt has {ids.shape[1]} tokens and the model's context {model.config.context}: "
             f"only its last {read} are read"
         )
-    if note := getattr(model, "about_prompt", lambda _: "")(ids.shape[1]):
+    if note := ModelView(model).about_prompt(ids.shape[1]):
         say(note)
     return ids
 

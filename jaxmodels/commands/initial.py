@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def _opened(path: Path, arch: str | None) -> Any:
     from bridge.checkpoint.transfer import rows_between
 
     package = jaxmodels.arch(arch) if arch else None
-    if hasattr(package, "INIT_FROM"):
+    if package is not None and package.INIT_FROM:
         source = open_checkpoint(path, weights="raw")
         if rows_between(package, source):
             return source
@@ -117,7 +116,7 @@ def starter(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any
     from jaxmodels.runtime.optim import with_moments as with_adam
     from jaxmodels.sizes import parameter_shapes
 
-    package = import_module(type(config).__module__.rpartition(".")[0])
+    package = jaxmodels.package_of(config)
     if package is not jaxmodels.arch(source.arch):
         return _carrier(package, source, config, with_moments)
     if parameter_shapes(source.arch, config) != source.shapes():
@@ -169,8 +168,7 @@ def _carrier(package: Any, source: Any, config: Any, with_moments: bool) -> Call
             fix="leave --init-optimizer out",
             exit_code=MISMATCH,
         )
-    arch = package.__name__.rpartition(".")[2]
-    tensors, notes = carried(package, source, parameter_shapes(arch, config))
+    tensors, notes = carried(package, source, parameter_shapes(package.name, config))
     say(*notes)
 
     def start(state: Any) -> Any:

@@ -7,6 +7,7 @@ from tyro.conf import Positional, arg
 
 import jaxmodels
 from jaxmodels import sizes
+from jaxmodels.architecture import ConfigView
 from jaxmodels.cli import emit, parse
 
 
@@ -46,7 +47,7 @@ def presets() -> list[dict[str, Any]]:
             "arch": arch,
             "preset": preset,
             "parameters": parameter_count(arch, config),
-            "context": getattr(config, "context", None),
+            "context": ConfigView(config).context,
         }
         for arch in jaxmodels.ARCHS
         for preset, config in jaxmodels.arch(arch).PRESETS.items()
@@ -71,7 +72,7 @@ def one(spec: str) -> dict[str, Any]:
         "name": spec,
         "arch": arch,
         "preset": size,
-        "context": getattr(config, "context", None),
+        "context": ConfigView(config).context,
         **sizes.total(layers),
         "config": asdict(config),
         "layers": layers,

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     job = Job(package, options.model, recipe)
 
     def compiled(job: Any) -> Any:
-        return tpu.compiled_apart(package.__name__, job.config, job.recipe, slice_.name)
+        return tpu.compiled_apart(package.module, job.config, job.recipe, slice_.name)
 
     run = searched if options.search else planned
     return run(spec, job, slice_, options, compiled)

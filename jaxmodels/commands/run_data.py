@@ -4,10 +4,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jaxmodels
+from jaxmodels.architecture import Architecture, ConfigView
 from jaxmodels.cli import say
 from jaxmodels.commands.initial import refuse_own_characters
 from jaxmodels.commands.resume import own_sizes, own_tokenizer
@@ -69,7 +69,7 @@ def open_data(
             progress=stop.check,
             segments=recipe.segments,
             vocab_documents=recipe.vocab_documents,
-            side=getattr(options.model, "image_size", None),
+            side=ConfigView(options.model).image_size,
         )
 
     try:
@@ -147,7 +147,7 @@ def _fitting(request: Request, tokens: int) -> dict[str, int]:
     """
     model = request.config
     preset = jaxmodels.preset(f"{request.arch}:{request.preset}")[2].vocab
-    if not hasattr(model, "tokens"):
+    if ConfigView(model).tokens is None:
         if model.vocab not in (preset, tokens):
             say(f"model.vocab set to {tokens}, as the data has, not {model.vocab}")
         return {"vocab": tokens}
@@ -184,7 +184,7 @@ def describe(request: Request, data: Any) -> None:
 
 
 def sampler(
-    package: ModuleType, config: Any, recipe: Recipe, data: Any
+    package: Architecture, config: Any, recipe: Recipe, data: Any
 ) -> Callable[..., Any] | None:
     """What shows as training goes what the model writes; None if it cannot."""
     import numpy as np
@@ -198,14 +198,13 @@ def sampler(
         say_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
         return text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
     if not captions(package.Model):
-        name = package.__name__.rpartition(".")[2]
-        say(f"{name} writes no captions, so there are no samples")
+        say(f"{package.name} writes no captions, so there are no samples")
         return None
     images, said = data.retrieval(_SAMPLES)
     return caption_sampler(data.tokenizer, np.concatenate(list(images)), [one[0] for one in said])
 
 
-def asked_for(package: ModuleType, config: Any) -> str:
+def asked_for(package: Architecture, config: Any) -> str:
     """What `generate` may be asked for of such a model, as flags; empty if it writes nothing."""
     from jaxmodels.runtime.batches import sees
     from jaxmodels.runtime.training.samples import captions

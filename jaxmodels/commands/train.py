@@ -143,7 +143,7 @@ def _check_devices(request: Request) -> None:
             exit_code=USAGE,
         )
     recipe = request.recipe
-    if recipe.slices > 1 and getattr(request.package, "CROSS_ROW_LOSS", False):
+    if recipe.slices > 1 and request.package.CROSS_ROW_LOSS:
         raise Problem(
             f"a micro-batch cannot be computed in {recipe.slices} slices",
             why="the loss compares its rows with each other",

@@ -3,12 +3,12 @@
 import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from tyro.conf import arg
 
 import jaxmodels
+from jaxmodels.architecture import Architecture
 from jaxmodels.cli import parse
 from jaxmodels.commands.initial import open_initial
 from jaxmodels.commands.run_config import read_settings
@@ -105,7 +105,7 @@ class Request:
     """The words after `train`."""
 
     @property
-    def package(self) -> ModuleType:
+    def package(self) -> Architecture:
         """The architecture's."""
         return jaxmodels.arch(self.arch)
 

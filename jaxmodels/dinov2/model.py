@@ -33,6 +33,7 @@ _TINY = nnx.initializers.normal(1e-6)
 _UNIT = nnx.initializers.lecun_normal()
 # What is added to the residual stream begins smaller.
 _ADDED = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
+Hidden = Float[Array, "b t d"]
 
 
 def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, added: bool = False) -> Linear:
@@ -51,8 +52,8 @@ class Attention(nnx.Module):
         self.v = _linear(cfg.dim, cfg.dim, rngs)
         self.proj = _linear(cfg.dim, cfg.dim, rngs, added=True)
 
-    def __call__(self, x):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden) -> Hidden:
+        """What the block adds, not yet scaled."""
         q, k, v = (heads_of(part, x, self.heads) for part in (self.q, self.k, self.v))
         return join_heads(self.proj, self_attention(q, k, v, causal=False))
 
@@ -64,8 +65,8 @@ class Mlp(nnx.Module):
         self.fc1 = _linear(cfg.dim, cfg.hidden, rngs)
         self.fc2 = _linear(cfg.hidden, cfg.dim, rngs, added=True)
 
-    def __call__(self, x):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden) -> Hidden:
+        """What the block adds, not yet scaled."""
         # Of the GELU only what goes in is kept for the backward pass: JAX would keep four arrays.
         hidden = jax.checkpoint(partial(nnx.gelu, approximate=False))(self.fc1(x))
         return self.fc2(constrain(hidden, "data", ..., "model"))
@@ -79,8 +80,8 @@ class SwiGlu(nnx.Module):
         self.up = _linear(cfg.dim, cfg.hidden, rngs)
         self.down = _linear(cfg.hidden, cfg.dim, rngs, added=True)
 
-    def __call__(self, x):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden) -> Hidden:
+        """What the block adds, not yet scaled."""
         hidden = nnx.silu(self.gate(x)) * self.up(x)
         return self.down(constrain(hidden, "data", ..., "model"))
 
@@ -96,8 +97,8 @@ class Block(nnx.Module):
         self.mlp = (Mlp if cfg.mlp == "gelu" else SwiGlu)(cfg, rngs=rngs)
         self.ls2 = nnx.Param(jnp.ones(cfg.dim))
 
-    def __call__(self, x):
-        """float32 [b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden) -> Hidden:
+        """The float32 residual stream."""
         x = x + self.ls1[...] * self.attn(layer_norm(self.norm1, x))
         x = no_recompute(constrain(x, "data", ...))
         x = x + self.ls2[...] * self.mlp(layer_norm(self.norm2, x))

@@ -1,4 +1,8 @@
-"""Scaled dot-product attention as XLA computes it, and `self_attention`, which has kernels too."""
+"""Scaled dot-product attention as XLA computes it, and `self_attention`, which has kernels too.
+
+Keys and values may have fewer heads than queries (grouped queries, Ainslie et al. 2023,
+arXiv:2305.13245): with h heads of queries and g of keys, query head i reads key head i // (h / g).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +23,8 @@ def causal_mask(t: int, segments: Int[Array, "b t"] | None = None) -> Bool[Array
 
 def attention(
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b s h k"],
-    v: Float[Array, "b s h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
     mask: Bool[Array, "*b t s"],
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
@@ -29,12 +33,13 @@ def attention(
 
     Args:
         q: queries.
-        k: keys.
+        k: keys; g divides h.
         v: values.
         mask: True where a query may see a key; a query that sees none attends to all alike.
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped.
     """
+    k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
     scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=accum_dtype(q.dtype))
     scores = scores * q.shape[-1] ** -0.5
     allowed = mask if mask.ndim == 2 else mask[:, None]
@@ -46,8 +51,8 @@ def attention(
 
 def self_attention(
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b t h k"],
-    v: Float[Array, "b t h k"],
+    k: Float[Array, "b t g k"],
+    v: Float[Array, "b t g k"],
     *,
     causal: bool = True,
     segments: Int[Array, "b t"] | None = None,
@@ -61,7 +66,7 @@ def self_attention(
 
     Args:
         q: queries.
-        k: keys.
+        k: keys; g divides h.
         v: values.
         causal: a query sees no later key.
         segments: the document of each token; a query sees keys of its own only.
@@ -73,14 +78,22 @@ def self_attention(
     if key is not None and rate > 0:
         out = attention(q, k, v, _mask(q.shape[1], causal, segments), rate, key)
     elif padding_mask is not None:
+        k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
         out = blocked_attention(q, k, v, padding_mask, segments, causal)
     else:
 
         def plain(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+            k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
             return blocked_attention(q, k, v, segments=segments, causal=causal)
 
         out = fused(q, k, v, segments, causal, plain)
     return constrain(out, "data", ..., "model", None)
+
+
+def repeat_heads(x: Float[Array, "b s g k"], heads: int) -> Float[Array, "b s h k"]:
+    """Keys or values of g heads, each for all of the query heads that read it."""
+    groups = x.shape[2]
+    return x if groups == heads else jnp.repeat(x, heads // groups, axis=2)
 
 
 def _mask(t: int, causal: bool, segments: Array | None) -> Array:

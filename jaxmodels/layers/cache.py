@@ -12,6 +12,9 @@ from jaxmodels.layers.attention import attention
 from jaxmodels.layers.blocks import HIDDEN
 from jaxmodels.layers.precision import accum_dtype
 
+KeysValues = tuple[Float[Array, "b g k s"], Float[Array, "b g k s"]]
+"""What a layer remembers."""
+
 
 class KVCache(NamedTuple):
     """Keys and values of all layers in a ring of fixed size.
@@ -35,7 +38,7 @@ class KVCache(NamedTuple):
     def empty(
         cls, heads: tuple[int, ...], dim: int, batch: int, size: int, dtype: jnp.dtype
     ) -> "KVCache":
-        """A cache that has seen nothing; `heads` of each layer share its `dim` numbers.
+        """A cache that has seen nothing; the key heads of each layer share its `dim` numbers.
 
         A model whose weights have 16 bits and whose norms stay float32 computes keys in float32.
         """
@@ -74,22 +77,31 @@ class KVCache(NamedTuple):
         self,
         layer: int,
         q: Float[Array, "b t h k"],
-        k: Float[Array, "b t h k"],
-        v: Float[Array, "b t h k"],
-    ) -> tuple[Float[Array, "b t h k"], tuple[Float[Array, "b h k s"], Float[Array, "b h k s"]]]:
+        k: Float[Array, "b t g k"],
+        v: Float[Array, "b t g k"],
+    ) -> tuple[Float[Array, "b t h k"], KeysValues]:
         """Attention of the next t tokens to what a layer remembers and to themselves.
+
+        Keys and values may have fewer heads than queries, as in `self_attention`.
 
         Returns:
             the result, and the layer's keys and values with the new ones in their slots.
         """
         if q.shape[1] == 1:
-            return self._attend_one(layer, q, k, v)
+            if q.shape[2] == k.shape[2]:
+                return self._attend_one(layer, q, k, v)
+            # Queries that share a key head become positions: they see the same.
+            grouped = rearrange(q, "b 1 (g r) k -> b r g k", g=k.shape[2])
+            out, kept = self._attend_one(layer, grouped, k, v)
+            return rearrange(out, "b r g k -> b 1 (g r) k"), kept
         kept = self.write(layer, k, v)
         keys, values = (rearrange(x, "b h k s -> b s h k") for x in kept)
         return attention(q, keys, values, self.mask(q.shape[1])), kept
 
     def _attend_one(self, layer: int, q: Array, k: Array, v: Array) -> Any:
         """The same for one token, which is looked at beside the cache instead of in it.
+
+        Queries [b, r, g, k] are those of the r heads that share each of g keys [b, 1, g, k].
 
         Written first and read back, the new token would have two readers, attention and the
         next step, and XLA would copy the whole cache for each.
@@ -101,7 +113,7 @@ class KVCache(NamedTuple):
         seen = (slots < self.length) & (slots != self.length % self.size)
         scale = q.shape[-1] ** -0.5
         before = jnp.where(seen, scale * product("bthk,bhks->bhts", q, keys), HIDDEN)
-        own = scale * product("bthk,bthk->bht", q, k)
+        own = scale * product("bthk,bthk->bht", q, jnp.broadcast_to(k, q.shape))
         top = jnp.maximum(before.max(axis=-1), own)
         weights, its = jnp.exp(before - top[..., None]), jnp.exp(own - top)
         total = weights.sum(axis=-1) + its
@@ -114,8 +126,8 @@ class KVCache(NamedTuple):
         return out, self.write(layer, k + after, v + after)
 
     def write(
-        self, layer: int, k: Float[Array, "b t h k"], v: Float[Array, "b t h k"]
-    ) -> tuple[Float[Array, "b h k s"], Float[Array, "b h k s"]]:
+        self, layer: int, k: Float[Array, "b t g k"], v: Float[Array, "b t g k"]
+    ) -> KeysValues:
         """The layer's keys and values with those of the next t tokens in their slots.
 
         Several tokens at once must fit without wrapping: t tokens after length ≤ size − t.

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxmodels.layers.linear import broadcast_param
-from jaxmodels.layers.rotary import Rotation, partners, rotate_interleaved, turned
+from jaxmodels.layers.rotary import Rope, partners, rotate, turned
 from jaxmodels.layers.sharding import axis_size, constrain
 from jaxmodels.layers.target import platform
 
@@ -30,9 +30,9 @@ def fused_linear(
 
 
 def heads_of(
-    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, rope: Rotation | None = None
+    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, rope: Rope | None = None
 ) -> Heads:
-    """`linear(x)` cut into heads, their interleaved pairs turned if there is a rotation."""
+    """`linear(x)` cut into heads, their pairs turned if there is a rotation."""
     if platform() != "tpu":
         return _turned(rearrange(linear(x), "b t (h k) -> b t h k", h=heads), rope)
     (kernel,), (bias,) = _parts(linear, 1)
@@ -40,7 +40,7 @@ def heads_of(
 
 
 def qkv_heads(
-    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, rope: Rotation | None = None
+    linear: nnx.Linear, x: Float[Array, "b t d"], heads: int, rope: Rope | None = None
 ) -> tuple[Heads, Heads, Heads]:
     """Queries, keys and values from one kernel, cut into heads; a rotation turns the first two."""
     if platform() != "tpu":
@@ -64,7 +64,7 @@ def join_heads(linear: nnx.Linear, x: Heads) -> Float[Array, "b t d"]:
 
 
 def _into_heads(
-    x: Array, kernel: Array, bias: Array | None, heads: int, rope: Rotation | None
+    x: Array, kernel: Array, bias: Array | None, heads: int, rope: Rope | None
 ) -> Array:
     kernel = rearrange(kernel, "d (h k) -> d h k", h=heads)
     bias = None if bias is None else rearrange(bias, "(h k) -> h k", h=heads)
@@ -77,7 +77,7 @@ def _into_heads(
     if rope is None:
         return out
     # The other number of each pair by a product too: none has to change its place in a tile.
-    other = product(partners(kernel), None if bias is None else partners(bias))
+    other = product(partners(kernel, rope), None if bias is None else partners(bias, rope))
     return turned(out, other, rope)
 
 
@@ -110,5 +110,5 @@ def _added(out: Array, bias: Array | None) -> Array:
     return out if bias is None else out + broadcast_param(bias, out.shape)
 
 
-def _turned(x: Array, rope: Rotation | None) -> Array:
-    return x if rope is None else rotate_interleaved(x, rope)
+def _turned(x: Array, rope: Rope | None) -> Array:
+    return x if rope is None else rotate(x, rope)

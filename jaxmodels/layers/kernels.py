@@ -24,8 +24,8 @@ TILE = 512
 
 def fused(
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b t h k"],
-    v: Float[Array, "b t h k"],
+    k: Float[Array, "b t g k"],
+    v: Float[Array, "b t g k"],
     segments: Int[Array, "b t"] | None,
     causal: bool,
     plain: Plain,
@@ -33,20 +33,23 @@ def fused(
     """Attention by the platform's kernel, or `plain(q, k, v, segments)` where it has none.
 
     NVIDIA: cuDNN's flash attention, for 16-bit numbers and no segments. TPU: splash attention,
-    from `LANES` positions on.
+    from `LANES` positions on. Both take keys and values of fewer heads.
     """
     kernels = {}
     if segments is None and (cudnn := _cudnn(q, k, v, causal)):
         kernels["cuda"] = cudnn
     if q.shape[1] >= LANES:
-        kernels["tpu"] = _on_mesh(partial(splash, causal=causal), q.shape)
+        kernels["tpu"] = _on_mesh(partial(splash, causal=causal), k.shape)
     if not kernels:
         return plain(q, k, v, segments)
     return jax.lax.platform_dependent(q, k, v, segments, default=plain, **kernels)
 
 
 def _on_mesh(kernel: Plain, shape: tuple[int, ...]) -> Plain:
-    """The kernel run by each device on its own sequences and heads: XLA cannot split it."""
+    """The kernel run by each device on its own sequences and heads: XLA cannot split it.
+
+    The shape is that of the keys, whose heads go with those of the queries that read them.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return kernel
     heads = dividing(shape, ("data", None, "model", None))
@@ -70,13 +73,13 @@ def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
         jax.eval_shape(kernel, q, k, v, None)
     except RuntimeError:  # there is no cuDNN, or it does not take this width
         return None
-    return _on_mesh(kernel, q.shape)
+    return _on_mesh(kernel, k.shape)
 
 
 def splash(
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b t h k"],
-    v: Float[Array, "b t h k"],
+    k: Float[Array, "b t g k"],
+    v: Float[Array, "b t g k"],
     segments: Int[Array, "b t"] | None,
     *,
     causal: bool,

@@ -28,9 +28,10 @@ def cross_entropy(logits: Float[Array, "*b v"], targets: Int[Array, "*b"]) -> Fl
 
 def chunked_cross_entropy(
     x: Float[Array, "b t d"],
-    head: Float[Array, "v d"],
+    head: Float[Array, "v d"] | Float[Array, "d v"],
     targets: Int[Array, "b t"],
     mask: Int[Array, "b t"] | None = None,
+    tied: bool = True,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the logits `x · headᵀ`, which are never whole in memory.
 
@@ -41,68 +42,75 @@ def chunked_cross_entropy(
 
     Args:
         x: hidden states, in the precision of the products; sums are in float32.
-        head: one row for each token of the vocabulary.
+        head: an embedding, [v, d]; or, if not `tied`, the kernel of a linear layer, [d, v].
         targets: the token after each position.
         mask: 1 where a position counts; all do, if None.
+        tied: whether the head is an embedding.
 
     Returns:
         float32 mean of −log softmax(logits)[target] in nats, over positions that count.
     """
-    return chunked_scores(x, head, targets, mask)[0]
+    return chunked_scores(x, head, targets, mask, tied)[0]
 
 
 def chunked_scores(
     x: Float[Array, "b t d"],
-    head: Float[Array, "v d"],
+    head: Float[Array, "v d"] | Float[Array, "d v"],
     targets: Int[Array, "b t"],
     mask: Int[Array, "b t"] | Bool[Array, "b t"] | None = None,
+    tied: bool = True,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """As `chunked_cross_entropy`, and the share of targets that were the likeliest token."""
     weight = jnp.ones(targets.shape) if mask is None else mask
     weight = weight.astype(accum_dtype(x.dtype))
     weight = weight / jnp.maximum(weight.sum(), 1)
     if axis_size("data") == 1 or len(x) % axis_size("data"):
-        return _mean(x, head, targets, weight)
+        return _mean(tied, x, head, targets, weight)
     # Each device adds up its own rows' part of the head's gradient. Left to XLA, all devices
     # would fetch the head, and send around a gradient of its size, for every chunk.
     return jax.shard_map(
-        lambda *rows: jax.lax.psum(_mean(*rows), "data"),
+        lambda *rows: jax.lax.psum(_mean(tied, *rows), "data"),
         in_specs=(P("data"), P(), P("data"), P("data")),
         out_specs=(P(), P()),
         axis_names={"data"},
         check_vma=False,
-    )(x, constrain(head, "model", None), targets, weight)
+    )(x, constrain(head, *(("model", None) if tied else (None, "model"))), targets, weight)
 
 
-@jax.custom_vjp
-def _mean(x: Array, head: Array, targets: Array, weight: Array) -> tuple[Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mean(tied: bool, x: Array, head: Array, targets: Array, weight: Array) -> tuple[Array, Array]:
     """Sums of weight · cross-entropy, and of weight where the target was the likeliest."""
 
     def add(totals: tuple[Array, Array], chunk: tuple[Array, ...]) -> tuple[Any, None]:
-        part, hits, _ = _loss(head, *chunk)
+        part, hits, _ = _loss(tied, head, *chunk)
         return (totals[0] + part, totals[1] + hits), None
 
     zeros = jnp.zeros((), weight.dtype), jnp.zeros((), weight.dtype)
-    return jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))[0]
+    return jax.lax.scan(add, zeros, _chunks(_vocab(tied, head), x, targets, weight))[0]
 
 
 def _mean_and_gradients(
-    x: Array, head: Array, targets: Array, weight: Array
+    tied: bool, x: Array, head: Array, targets: Array, weight: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     def add(totals: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
-        part, hits, of_logits = _loss(head, *chunk)
+        part, hits, of_logits = _loss(tied, head, *chunk)
         product = partial(jnp.einsum, preferred_element_type=weight.dtype)
-        of_head = totals[2] + product("nv,nd->vd", of_logits, chunk[0])
-        of_x = product("nv,vd->nd", of_logits, head).astype(x.dtype)
+        rows = "vd" if tied else "dv"
+        of_head = totals[2] + product(f"nv,nd->{rows}", of_logits, chunk[0])
+        of_x = product(f"nv,{rows}->nd", of_logits, head).astype(x.dtype)
         return (totals[0] + part, totals[1] + hits, of_head), of_x
 
     zeros = tuple(jnp.zeros(shape, weight.dtype) for shape in ((), (), head.shape))
-    (total, hits, of_head), of_x = jax.lax.scan(add, zeros, _chunks(head, x, targets, weight))
+    (total, hits, of_head), of_x = jax.lax.scan(
+        add, zeros, _chunks(_vocab(tied, head), x, targets, weight)
+    )
     of_x = rearrange(of_x, "c (b t) d -> b (c t) d", b=len(x))[:, : x.shape[1]]
     return (total, hits), (of_x, of_head.astype(head.dtype))
 
 
-def _backward(kept: tuple[Array, Array], bys: tuple[Array, Array]) -> tuple[Array | None, ...]:
+def _backward(
+    tied: bool, kept: tuple[Array, Array], bys: tuple[Array, Array]
+) -> tuple[Array | None, ...]:
     (of_x, of_head), by = kept, bys[0]  # a share of hits has no slope
     return of_x * by.astype(of_x.dtype), of_head * by.astype(of_head.dtype), None, None
 
@@ -110,7 +118,11 @@ def _backward(kept: tuple[Array, Array], bys: tuple[Array, Array]) -> tuple[Arra
 _mean.defvjp(_mean_and_gradients, _backward)
 
 
-def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
+def _vocab(tied: bool, head: Array) -> int:
+    return head.shape[0 if tied else 1]
+
+
+def _chunks(vocab: int, x: Array, *others: Array) -> tuple[Array, ...]:
     """Every array [b, t, …] cut into c chunks along t, zeros added at its end: [c, b · t/c, …].
 
     Rows and positions are one axis: XLA multiplies matrices faster on a CPU
@@ -118,7 +130,7 @@ def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
     """
     batch, t = x.shape[:2]
     largest = LOGITS_BYTES if platform() == "cpu" else LARGE_LOGITS_BYTES
-    most = max(largest // (4 * batch * head.shape[0]), 1)
+    most = max(largest // (4 * batch * vocab), 1)
     count = -(-t // most)
     size = -(-t // count)
 
@@ -129,15 +141,18 @@ def _chunks(head: Array, x: Array, *others: Array) -> tuple[Array, ...]:
     return tuple(cut(array) for array in (x, *others))
 
 
-def _loss(head: Array, x: Array, targets: Array, weight: Array) -> tuple[Array, Array, Array]:
+def _loss(
+    tied: bool, head: Array, x: Array, targets: Array, weight: Array
+) -> tuple[Array, Array, Array]:
     """A chunk's parts of the means, and the gradient of the loss with respect to its logits."""
-    logits = jnp.einsum("nd,vd->nv", x, head, preferred_element_type=weight.dtype)
+    form = "nd,vd->nv" if tied else "nd,dv->nv"
+    logits = jnp.einsum(form, x, head, preferred_element_type=weight.dtype)
     # Of the target once more, so that the logits need not be kept beside their powers on a CPU,
     # and is known before them elsewhere.
-    picked = jnp.sum(to_float32(x) * head[targets], axis=-1)
+    picked = jnp.sum(to_float32(x) * (head[targets] if tied else head[:, targets].T), axis=-1)
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
-    form = _from_the_top if platform() == "cpu" else _from_the_target
-    each, hits, of_logits = form(logits, picked, targets, weight, hot)
+    scores = _from_the_top if platform() == "cpu" else _from_the_target
+    each, hits, of_logits = scores(logits, picked, targets, weight, hot)
     return jnp.sum(weight * each), jnp.sum(weight * hits), of_logits.astype(x.dtype)
 
 

@@ -1,5 +1,6 @@
-"""What is computed again in the backward pass instead of being kept."""
+"""Rematerialisation: activations that are computed again in the backward pass instead of kept."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,19 @@ from flax import nnx
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-def remat(block: Callable[..., Any], policy: str, **options: Any) -> Callable[..., Any]:
-    """A block's function so that its activations are computed again, as the policy says.
+def remat(
+    block: Callable[..., Any], policy: str, static: tuple[str, ...] = (), **options: Any
+) -> Callable[..., Any]:
+    """A block's function whose activations are computed again, as the policy says.
 
     Args:
-        block: takes arrays or modules.
+        block: takes arrays or modules, in the order of its parameters.
         policy: "none" keeps all activations and gives `block` itself; else a name in `POLICIES`.
-        options: as `jax.checkpoint` takes them (static_argnums, prevent_cse).
+        static: its parameters that are plain Python values, as a block's number.
+        options: as `jax.checkpoint` takes them (prevent_cse).
     """
-    return block if policy == "none" else nnx.remat(block, policy=POLICIES[policy], **options)
+    if policy == "none":
+        return block
+    names = list(inspect.signature(block).parameters)
+    positions = tuple(names.index(name) for name in static)
+    return nnx.remat(block, policy=POLICIES[policy], static_argnums=positions, **options)

@@ -16,11 +16,29 @@ class Rotation(NamedTuple):
     sin: Float[Array, "*b t pairs"]
 
 
+class HalfRotation(NamedTuple):
+    """The same for pairs (x0, xn), (x1, xn+1), … where n is half of a head's width (Llama)."""
+
+    cos: Float[Array, "*b t pairs"]
+    sin: Float[Array, "*b t pairs"]
+
+
+Rope = Rotation | HalfRotation
+
+
 def rotation(positions: Int[Array, "*b t"], width: int, base: float = 10_000.0) -> Rotation:
-    """Cosine and sine of the angles `position · base^(-2j/width)`, in float32."""
+    """Cosine and sine of the angles `position · base^(-2j/width)`, in float32.
+
+    It turns interleaved pairs; `HalfRotation(*rotation(…))` turns those of split halves.
+    """
     rate = base ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angle = positions[..., None].astype(jnp.float32) * rate
     return _once(angle) if platform() == "cpu" else _turns(angle)
+
+
+def rotate(x: Float[Array, "b t h k"], by: Rope) -> Float[Array, "b t h k"]:
+    """Turns the pairs of every head; keeps the dtype of x."""
+    return (rotate_halves if isinstance(by, HalfRotation) else rotate_interleaved)(x, by)
 
 
 def _turns(angle: Array) -> Rotation:
@@ -36,7 +54,7 @@ def _once(angle: Array) -> Rotation:
     return jax.lax.cond(angle.ravel()[0] > -1, _turns, lambda x: Rotation(x, x), angle)
 
 
-def rotate_interleaved(x: Float[Array, "b t h k"], by: Rotation) -> Float[Array, "b t h k"]:
+def rotate_interleaved(x: Float[Array, "b t h k"], by: Rope) -> Float[Array, "b t h k"]:
     """Turns the pairs (x0, x1), (x2, x3), … of every head; keeps the dtype of x."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     cos, sin = by.cos[..., None, :], by.sin[..., None, :]
@@ -45,15 +63,29 @@ def rotate_interleaved(x: Float[Array, "b t h k"], by: Rotation) -> Float[Array,
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def partners(kernel: Float[Array, "*d k"]) -> Float[Array, "*d k"]:
-    """Columns that make the other number of each interleaved pair: −x1, x0, −x3, x2, …"""
+def rotate_halves(x: Float[Array, "b t h k"], by: Rope) -> Float[Array, "b t h k"]:
+    """Turns the pairs (x0, xn), (x1, xn+1), … of every head; keeps the dtype of x."""
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = by.cos[..., None, :], by.sin[..., None, :]
+    turned = [low * cos - high * sin, high * cos + low * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def partners(kernel: Float[Array, "*d k"], by: Rope) -> Float[Array, "*d k"]:
+    """Columns that give the other number of each pair: −x1, x0, −x3, x2, … where interleaved."""
+    if isinstance(by, HalfRotation):
+        low, high = jnp.split(kernel, 2, axis=-1)
+        return jnp.concatenate([-high, low], axis=-1)
     pairs = kernel.reshape(*kernel.shape[:-1], -1, 2)
     return jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(kernel.shape)
 
 
 def turned(
-    x: Float[Array, "b t h k"], other: Float[Array, "b t h k"], by: Rotation
+    x: Float[Array, "b t h k"], other: Float[Array, "b t h k"], by: Rope
 ) -> Float[Array, "b t h k"]:
-    """As `rotate_interleaved`, of numbers and of their `partners`, place by place."""
-    cos, sin = (jnp.repeat(angle, 2, axis=-1)[..., None, :] for angle in by)
+    """As `rotate`, of numbers and of their `partners`, place by place."""
+    if isinstance(by, HalfRotation):
+        cos, sin = (jnp.tile(angle, 2)[..., None, :] for angle in by)
+    else:
+        cos, sin = (jnp.repeat(angle, 2, axis=-1)[..., None, :] for angle in by)
     return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from jaxmodels.architecture import ConfigView
+
 if TYPE_CHECKING:
     import jax
 
@@ -12,7 +14,8 @@ def sees(config: Any) -> bool:
 
     Such a Config says the side of its images, `image_size` in pixels.
     """
-    return hasattr(config, "image_size") and hasattr(config, "context")
+    view = ConfigView(config)
+    return view.image_size is not None and view.context is not None
 
 
 def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.ShapeDtypeStruct"]:

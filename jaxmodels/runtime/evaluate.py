@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from math import exp, log
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from jaxmodels.architecture import Architecture
 from jaxmodels.runtime.batches import grouped
 from jaxmodels.runtime.means import Metrics, parted
 from jaxmodels.runtime.paths import Arrays, GraphDef
@@ -27,7 +27,7 @@ class Loss(NamedTuple):
     """Whether it compares the rows of a batch with each other."""
 
 
-def loss_function(package: ModuleType, graphdef: GraphDef, mesh: Mesh | None = None) -> Loss:
+def loss_function(package: Architecture, graphdef: GraphDef, mesh: Mesh | None = None) -> Loss:
     """The loss of a package, as `evaluate` takes it.
 
     The mesh is that of the parameters; none is needed where they lie on one device. Batches are
@@ -39,7 +39,7 @@ def loss_function(package: ModuleType, graphdef: GraphDef, mesh: Mesh | None = N
     ) -> tuple[Metrics, Metrics]:
         value, aux = package.loss(graphdef.merge(params, model_state), batch, None)
         told, by_tokens, _ = parted(aux)
-        if by_tokens:
+        if by_tokens and package.counted is not None:
             by_tokens = by_tokens | {"tokens": package.counted(batch)}
         return told | {"loss": value}, by_tokens
 
@@ -52,7 +52,7 @@ def loss_function(package: ModuleType, graphdef: GraphDef, mesh: Mesh | None = N
         found: tuple[Metrics, Metrics] = compiled(params, model_state, placed)
         return found
 
-    return Loss(function, getattr(package, "CROSS_ROW_LOSS", False))
+    return Loss(function, package.CROSS_ROW_LOSS)
 
 
 def evaluate(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmodels.architecture import ConfigView, ModelView
 from jaxmodels.errors import UNVERIFIED, USAGE, Problem, within
 from jaxmodels.layers.sampling import NOTHING, Sampling, sample
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
@@ -127,7 +128,7 @@ def readable(model: Any, length: int) -> int:
 
 
 def _relative(model: Any) -> bool:
-    return getattr(model, "relative", False)
+    return ModelView(model).relative
 
 
 def _stretch(
@@ -217,7 +218,7 @@ def _prefill(
     """
     model = fixed.graphdef.merge(params, model_state)
     drawn = jnp.zeros((), jnp.int32) + drawn
-    if hasattr(model, "prefill"):
+    if ModelView(model).prefill is not None:
         seen = {} if images is None else {"images": images}
         logits, cache = model.prefill(tokens, length, size, **seen)
     else:
@@ -243,7 +244,7 @@ def _piece(
     n is no constant of the program, so that pieces of all lengths share one compilation.
     """
     model = fixed.graphdef.merge(params, model_state)
-    step = getattr(model, "decode", model)
+    step = ModelView(model).decode or model
     rows = len(state[0])
     numbers = _numbers(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
 
@@ -296,7 +297,7 @@ def _draw(
 def _banned(model: Any, banned: tuple[int, ...]) -> np.ndarray:
     """True for the tokens of a vocabulary that are never drawn, padding among them: bool [v]."""
     ids = np.arange(model.config.vocab)
-    return np.isin(ids, banned) | (ids >= getattr(model.config, "tokens", len(ids)))
+    return np.isin(ids, banned) | (ids >= (ConfigView(model.config).tokens or len(ids)))
 
 
 def _numbers(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:

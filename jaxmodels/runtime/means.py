@@ -6,12 +6,13 @@ of the loss, under a metric's name the metric. A mean over batches is then that 
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+
+from jaxmodels.architecture import Architecture
 
 Metrics = dict[str, jax.Array]
 
@@ -24,14 +25,14 @@ def parted(aux: dict[str, Any]) -> tuple[Metrics, dict[str, jax.Array], dict[str
     return told, aux.get("by_tokens", {}), stored
 
 
-def shares(package: ModuleType, pieces: dict[str, jax.Array]) -> jax.Array | None:
+def shares(package: Architecture, pieces: dict[str, jax.Array]) -> jax.Array | None:
     """How much each piece counts in a mean over tokens, 1 on average; None: all count alike.
 
     Args:
         package: of the model.
         pieces: of a batch, [pieces, rows, …].
     """
-    if not hasattr(package, "counted"):
+    if package.counted is None:
         return None
     counts = jax.vmap(package.counted)(pieces)
     return counts / jnp.maximum(counts.mean(), 1e-6)
@@ -74,7 +75,7 @@ def gathered(aux: dict[str, Any]) -> dict[str, Any]:
 
 
 def pieces(
-    package: ModuleType,
+    package: Architecture,
     count: int,
     batch: dict[str, jax.Array],
     key: jax.Array,

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.runtime.paths import match
 
@@ -73,10 +74,13 @@ def mesh_sizes(spec: str, devices: int, owner: str = "this machine") -> dict[str
 
 
 def head_counts(config: Any) -> tuple[int, ...]:
-    """Attention heads of every layer, those of a Config inside of the Config too."""
-    own = getattr(config, "heads_by_layer", None) or (config.heads,)
+    """The head counts of every layer: of queries, of keys where they have fewer, and those of a
+    Config inside of the Config."""
+    view = ConfigView(config)
+    own = view.heads_by_layer or (config.heads,)
+    shared = () if view.kv_heads is None else (view.kv_heads,)
     parts = (getattr(config, field.name) for field in fields(config))
-    return (*own, *(n for part in parts if is_dataclass(part) for n in head_counts(part)))
+    return (*own, *shared, *(n for part in parts if is_dataclass(part) for n in head_counts(part)))
 
 
 def check_heads(config: Any, size: int) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxmodels.architecture import Architecture
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import means, stats
@@ -77,7 +77,7 @@ class Training(NamedTuple):
 
 
 def training(
-    package: ModuleType,
+    package: Architecture,
     config: Any,
     recipe: Recipe,
     mesh: AnyMesh,
@@ -92,7 +92,7 @@ def training(
 
 
 def init(
-    package: ModuleType,
+    package: Architecture,
     config: Any,
     recipe: Recipe,
     tx: optax.GradientTransformation,
@@ -138,7 +138,7 @@ def init(
 
 
 def train_step(
-    package: ModuleType,
+    package: Architecture,
     graphdef: GraphDef,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
@@ -163,7 +163,7 @@ def train_step(
     mesh = placed.step.mesh
     gradient = _gradient(package, graphdef, recipe, placed.params, mesh)
     store = _store(package, graphdef)
-    written = getattr(package, "COMMITTED", ())
+    written = package.COMMITTED
 
     def step(
         state: State, batch: dict[str, jax.Array], stop: jax.Array | None = None
@@ -182,7 +182,7 @@ def train_step(
             (loss, told, grads), model_state, _ = one_stored(held, (batch, key, None))
         else:
             pieces = means.pieces(package, recipe.accum, batch, key)
-            if getattr(package, "EVERY_PASS", False):
+            if package.EVERY_PASS:
                 (loss, told, grads), model_state, _ = means.scanned(one_stored, held, pieces)
             else:
                 (loss, told, grads), aux = means.of_pieces(partial(one, held), pieces)
@@ -230,7 +230,7 @@ def averaged(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arra
 
 
 def _gradient(
-    package: ModuleType, graphdef: GraphDef, recipe: Recipe, placed: Arrays, mesh: Mesh
+    package: Architecture, graphdef: GraphDef, recipe: Recipe, placed: Arrays, mesh: Mesh
 ) -> Callable[..., Any]:
     """(params, rest, (batch, key, share)) → ((loss, metrics, gradients), what is for `commit`).
 
@@ -259,7 +259,7 @@ def _gradient(
 
     def gradient(params: Arrays, model_state: Arrays, piece: Any) -> Any:
         slices = 1
-        if not getattr(package, "CROSS_ROW_LOSS", False):
+        if not package.CROSS_ROW_LOSS:
             slices = recipe.slices or fitting_slices(piece[0], mesh)
         if slices == 1:
             return whole(params, model_state, piece)
@@ -270,14 +270,14 @@ def _gradient(
     return gradient
 
 
-def _store(package: ModuleType, graphdef: GraphDef) -> Callable[[Arrays, Arrays, Any], Arrays]:
+def _store(package: Architecture, graphdef: GraphDef) -> Callable[[Arrays, Arrays, Any], Arrays]:
     """(params, held, aux) → held after `commit`.
 
     What is held is the model's state that is not trained, and by their paths the parameters that
     `commit` writes (`COMMITTED` of the package).
     """
-    commit = getattr(package, "commit", None)
-    written = getattr(package, "COMMITTED", ())
+    commit = package.commit
+    written = package.COMMITTED
 
     def store(params: Arrays, held: Arrays, aux: Any) -> Arrays:
         if commit is None:

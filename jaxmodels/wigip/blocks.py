@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxmodels.layers.keys import keys
 from jaxmodels.layers.linear import Linear
@@ -13,7 +13,8 @@ from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.sharding import constrain
 from jaxmodels.wigip.config import Config
 
-# (queries, keys, values) → what attention adds, and what is to be remembered of the block.
+Hidden = Float[Array, "*b d"]
+# (queries, keys, values) → what the heads found, and what to remember of the block.
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
@@ -27,8 +28,8 @@ class Attention(nnx.Module):
         self.v = nnx.LinearGeneral(cfg.dim, heads, rngs=rngs)
         self.proj = nnx.LinearGeneral(heads, cfg.dim, axis=(-2, -1), rngs=rngs)
 
-    def __call__(self, x, attend: Attend):
-        """[… d] → [… d], and what is to be remembered."""
+    def __call__(self, x: Hidden, attend: Attend) -> tuple[Hidden, Any]:
+        """What the block adds, and what to remember."""
         out, kept = attend(self.q(x), self.k(x), self.v(x))
         return self.proj(out), kept
 
@@ -40,8 +41,8 @@ class Mlp(nnx.Module):
         self.up = Linear(cfg.dim, 4 * cfg.dim, rngs=rngs)
         self.out = Linear(4 * cfg.dim, cfg.dim, rngs=rngs)
 
-    def __call__(self, x):
-        """[… d] → [… d]."""
+    def __call__(self, x: Hidden) -> Hidden:
+        """What the block adds."""
         hidden = nnx.gelu(self.up(x), approximate=True)
         return self.out(constrain(hidden, "data", ..., "model"))
 
@@ -55,8 +56,8 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(cfg.dim, rngs=rngs)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, attend: Attend):
-        """float32 [… d] → [… d], and what is to be remembered."""
+    def __call__(self, x: Hidden, attend: Attend) -> tuple[Hidden, Any]:
+        """The float32 residual stream, and what to remember."""
         out, kept = self.attn(layer_norm(self.norm1, x), attend)
         x = constrain(x + out, "data", ...)
         return constrain(x + self.mlp(layer_norm(self.norm2, x)), "data", ...), kept

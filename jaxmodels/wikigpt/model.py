@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.attention import self_attention
-from jaxmodels.layers.cache import KVCache
+from jaxmodels.layers.cache import KeysValues, KVCache
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.heads import join_heads, qkv_heads
@@ -24,6 +24,10 @@ from jaxmodels.layers.norm import dtype_behind, layer_norm
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import constrain
 from jaxmodels.wikigpt.config import Config
+
+Hidden = Float[Array, "b t d"]
+Segments = Int[Array, "b t"] | None
+"""The document of each token, where a row has several."""
 
 
 def _linear(cfg: Config, inward: int, outward: int, rngs: nnx.Rngs, residual: bool) -> Linear:
@@ -56,8 +60,15 @@ class Attention(nnx.Module):
         self.qkv = _linear(cfg, cfg.dim, 3 * cfg.dim, rngs, residual=False)
         self.proj = _linear(cfg, cfg.dim, cfg.dim, rngs, residual=True)
 
-    def __call__(self, x, segments, cache: KVCache | None, layer: int, rngs: nnx.Rngs | None):
-        """[b, t, d] → [b, t, d], and the keys and values to remember (None without a cache)."""
+    def __call__(
+        self,
+        x: Hidden,
+        segments: Segments,
+        cache: KVCache | None,
+        layer: int,
+        rngs: nnx.Rngs | None,
+    ) -> tuple[Hidden, KeysValues | None]:
+        """What the block adds, and the keys and values to remember (None without a cache)."""
         cfg = self.config
         q, k, v = qkv_heads(self.qkv, x, cfg.heads)
         if cache is None:
@@ -77,8 +88,8 @@ class Mlp(nnx.Module):
         self.up = _linear(cfg, cfg.dim, cfg.hidden, rngs, residual=False)
         self.out = _linear(cfg, cfg.hidden, cfg.dim, rngs, residual=True)
 
-    def __call__(self, x, rngs: nnx.Rngs | None):
-        """[b, t, d] → [b, t, d]."""
+    def __call__(self, x: Hidden, rngs: nnx.Rngs | None) -> Hidden:
+        """What the block adds."""
         hidden = nnx.gelu(self.up(x), approximate=self.config.gelu == "tanh")
         hidden = constrain(hidden, "data", ..., "model")
         return _drop(self.out(hidden), self.config, rngs)
@@ -93,8 +104,15 @@ class Block(nnx.Module):
         self.norm2 = _norm(cfg, rngs)
         self.mlp = Mlp(cfg, rngs=rngs)
 
-    def __call__(self, x, segments, cache, layer, rngs):
-        """[b, t, d] → [b, t, d], and the keys and values to remember."""
+    def __call__(
+        self,
+        x: Hidden,
+        segments: Segments,
+        cache: KVCache | None,
+        layer: int,
+        rngs: nnx.Rngs | None,
+    ) -> tuple[Hidden, KeysValues | None]:
+        """The float32 residual stream, and the keys and values to remember."""
         out, kv = self.attn(layer_norm(self.norm1, x), segments, cache, layer, rngs)
         x = no_recompute(constrain(x + out, "data", ...))
         x = x + self.mlp(layer_norm(self.norm2, x), rngs)
@@ -154,7 +172,7 @@ class Model(nnx.Module):
         self._check(t)
         positions = jnp.arange(t) if cache is None else cache.positions(t)
         policy = self.remat if cache is None else "none"  # decoding has no backward pass
-        block = remat(Block.__call__, policy, static_argnums=(4,))
+        block = remat(Block.__call__, policy, static=("layer",))
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
         x = of_token.astype(jnp.float32) + of_place.astype(jnp.float32)
         x, kept = constrain(_drop(x, self.config, rngs), "data", ...), []

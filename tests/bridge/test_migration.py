@@ -8,11 +8,12 @@ import pytest
 import jaxmodels
 from bridge.checkpoint import transfer
 from bridge.checkpoint.opening import open_checkpoint
-from jaxmodels import bitgen
 from jaxmodels.commands.initial import open_initial
 from jaxmodels.errors import Problem
 from jaxmodels.sizes import parameter_shapes
 from tests.bridge.helpers import GOLDEN, random_params, write_run
+
+bitgen = jaxmodels.arch("bitgen")
 
 TOWER = GOLDEN.parent / "dinov2" / "hf"
 

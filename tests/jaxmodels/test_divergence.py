@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmodels import charlm
+import jaxmodels
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime.finite import NotFinite
@@ -18,6 +18,8 @@ from jaxmodels.runtime.training import train as loop
 from jaxmodels.runtime.training.patience import Patience
 from jaxmodels.runtime.training.train import Job, train
 from tests.jaxmodels.helpers import losses, params, same
+
+charlm = jaxmodels.arch("charlm")
 
 RECIPE = replace(
     charlm.RECIPES["tiny"],

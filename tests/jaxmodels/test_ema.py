@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bridge
-from jaxmodels import charlm
+import jaxmodels
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.recipe import Recipe
@@ -22,6 +22,8 @@ from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
 from tests.jaxmodels import toy
 from tests.jaxmodels.helpers import params, same, train
+
+charlm = jaxmodels.arch("charlm")
 
 DECAY = 0.4
 

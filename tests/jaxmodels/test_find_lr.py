@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxmodels import charlm
+import jaxmodels
 from jaxmodels.errors import STOPPED, UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.training import find_lr as module
 from tests.jaxmodels.helpers import train
+
+charlm = jaxmodels.arch("charlm")
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxmodels import charlm
+import jaxmodels
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime.runs import checkpoint as ckpt
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.training.train import Job, train
 from tests.jaxmodels.helpers import losses
+
+charlm = jaxmodels.arch("charlm")
 
 RECIPE = replace(
     charlm.RECIPES["tiny"],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bridge
-from jaxmodels import charlm
+import jaxmodels
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Optim
@@ -18,6 +18,8 @@ from jaxmodels.runtime.optim import optimiser, schedule, trained
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import init
 from tests.jaxmodels.helpers import losses, params, same, train
+
+charlm = jaxmodels.arch("charlm")
 
 
 def test_an_update_is_multiplied_and_its_decay_too():

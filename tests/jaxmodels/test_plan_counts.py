@@ -19,7 +19,7 @@ from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 
 def closed_form(job: Job) -> int:
     """6 operations for each weight of a matrix and each token, and those of attention."""
-    shapes = sizes.shapes(job.package.__name__.rpartition(".")[2], job.config)
+    shapes = sizes.shapes(job.package.name, job.config)
     tied = "head/kernel" not in shapes
     matrices = sum(
         leaf.size

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmodels import charlm
+import jaxmodels
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE
 from jaxmodels.recipe import Recipe
@@ -21,6 +21,8 @@ from jaxmodels.runtime.stats import NAMES
 from jaxmodels.runtime.step import init, train_step
 from tests.children import printed, simulated
 from tests.jaxmodels.helpers import params, same, train
+
+charlm = jaxmodels.arch("charlm")
 
 RATE = 0.5
 

@@ -9,13 +9,15 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxmodels import charlm
+import jaxmodels
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import follow, make_mesh, placement
 from jaxmodels.runtime.step import init, train_step
 from tests.contract import in_float64
+
+charlm = jaxmodels.arch("charlm")
 
 CONFIG = charlm.PRESETS["tiny"]
 RECIPE = replace(charlm.RECIPES["tiny"], slices=1)

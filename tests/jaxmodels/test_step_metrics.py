@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmodels import charlm
+import jaxmodels
 from jaxmodels.__main__ import main
+from jaxmodels.architecture import Architecture
 from jaxmodels.errors import DONE, USAGE
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.metrics import read
@@ -17,6 +18,8 @@ from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import make_mesh, put_batch
 from jaxmodels.runtime.step import init, train_step
 from tests.jaxmodels.helpers import train
+
+charlm = jaxmodels.arch("charlm")
 
 CONFIG = charlm.PRESETS["tiny"]
 RECIPE = charlm.RECIPES["tiny"]
@@ -39,7 +42,7 @@ def package(**changes):
     made = ModuleType("made")
     names = ("Model", "loss", "commit", "SHARDING", "PRESETS", "RECIPES")
     made.__dict__.update({name: getattr(charlm, name) for name in names} | changes)
-    return made
+    return Architecture.of(made)
 
 
 def stepped(package, recipe, batch):

@@ -15,8 +15,8 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
+import jaxmodels
 from bridge.core.ops import OPS
-from jaxmodels import wigip
 from jaxmodels.__main__ import main
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
@@ -25,6 +25,8 @@ from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.paths import flatten, params_of, pattern, split, stack, unstack
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import init, train_step
+
+wigip = jaxmodels.arch("wigip")
 
 TINY = wigip.PRESETS["tiny"]
 DENSE = replace(TINY, objective="dense")

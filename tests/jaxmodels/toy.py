@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from jaxmodels.architecture import Architecture
 from jaxmodels.recipe import Optim, Recipe
 
 VOCAB, QUEUE = 7, 16
@@ -58,11 +59,11 @@ def commit(model: Model, aux: dict[str, Any]) -> None:
     model.seen.set_value(model.seen[...] + aux["seen"])
 
 
-def package(**changes: Any) -> ModuleType:
+def package(**changes: Any) -> Architecture:
     made = ModuleType("toy")
     parts = {"Model": Model, "loss": loss, "counted": counted, "commit": commit}
     made.__dict__.update(parts | {"SHARDING": (("*", P()),)} | changes)
-    return made
+    return Architecture.of(made)
 
 
 CONFIG = None

@@ -1,8 +1,10 @@
 """dinov2 for PyTorch: transformers' own classes, so that no file needs to travel along."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge.core.transformers_class import Key, ModelType, Only, TransformersClass
 from jaxmodels.errors import MISMATCH, Problem
 
 # Files that travel with every model directory.
@@ -28,33 +30,59 @@ BESIDE = {
 }
 
 
-def keys(config: Any) -> dict[str, Any]:
-    """What config.json holds for transformers, besides the fields of our Config.
+_REGISTERS = 4
 
-    Raises:
-        Problem: (mismatch) transformers has no feed-forward of this width.
-    """
-    kind = "Dinov2WithRegisters" if config.registers else "Dinov2"
-    registers = {"num_register_tokens": config.registers} if config.registers else {}
-    return {
-        "model_type": "dinov2_with_registers" if config.registers else "dinov2",
-        "architectures": [f"{kind}Model"],
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "mlp_ratio": _ratio(config),
-        "use_swiglu_ffn": config.mlp == "swiglu",
-        "patch_size": config.patch,
-        "image_size": config.image_size,
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu",
-        **registers,
-    }
+
+def _reads(said: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """A type with registers has them, also where the config does not say how many."""
+    if said["model_type"] == "dinov2" or "num_register_tokens" in said:
+        return {}
+    return {"registers": _REGISTERS}
+
+
+# Source: transformers' `Dinov2Config` and `Dinov2WithRegistersConfig`.
+TRANSFORMERS = TransformersClass(
+    format="dinov2",
+    types={
+        "dinov2": ModelType(
+            "Dinov2",
+            implies={"registers": 0, "interpolation": "size"},
+            mark="embeddings.patch_embeddings.projection.weight",
+        ),
+        "dinov2_with_registers": ModelType(
+            "Dinov2WithRegisters",
+            implies={"interpolation": "antialias"},
+            mark="embeddings.register_tokens",
+        ),
+    },
+    head="Model",
+    rows=(
+        Key("hidden_size", "dim", 768),
+        Key("num_hidden_layers", "layers", 12),
+        Key("num_attention_heads", "heads", 12),
+        Key("use_swiglu_ffn", "mlp", "gelu", values={False: "gelu", True: "swiglu", None: "gelu"}),
+        Key("patch_size", "patch", 14),
+        Key("image_size", "image_size", 224),
+        Key("num_register_tokens", "registers", _REGISTERS),
+    ),
+    only={
+        "layer_norm_eps": Only(1e-6, written=True),
+        "hidden_act": Only("gelu", written=True),
+        "qkv_bias": Only(True),
+        "num_channels": Only(3),
+    },
+    own={"interpolation": None},
+    # Features do not depend on the mask token, and what is written always has it.
+    settled={"use_mask_token": True},
+    reads=_reads,
+    writes=lambda config: {"mlp_ratio": _ratio(config)},
+)
+keys, build = TRANSFORMERS.keys, TRANSFORMERS.build
 
 
 def unlike(config: Any) -> str:
     """What transformers' class computes otherwise, for whoever converts; "" if nothing."""
-    theirs = "antialias" if config.registers else "size"
+    theirs = TRANSFORMERS.types[TRANSFORMERS.type_of(config)].implies["interpolation"]
     if config.interpolation == theirs:
         return ""
     return (
@@ -62,16 +90,6 @@ def unlike(config: Any) -> str:
         f"{config.interpolation!r}: outputs are the same for images of {config.image_size} × "
         f"{config.image_size}, and differ for others"
     )
-
-
-def build(config: Any) -> Any:
-    """The `torch.nn.Module` of these sizes, its parameters not yet loaded."""
-    import transformers
-
-    values = keys(config)
-    kind = values.pop("architectures")[0].removesuffix("Model")
-    values.pop("model_type")
-    return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**values))
 
 
 def example(config: Any) -> Any:

@@ -1,9 +1,11 @@
 """wikigpt for PyTorch: transformers' own GPT-2, so that no file needs to travel along."""
 
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bridge.core.transformers_class import Key, ModelType, Only, TransformersClass, unsupported
 from bridge.torch.language import (
     end_of_text,
     example,
@@ -17,6 +19,7 @@ from bridge.torch.language import (
 __all__ = [
     "AUTO_CLASS",
     "FILES",
+    "TRANSFORMERS",
     "build",
     "example",
     "given",
@@ -33,37 +36,87 @@ FILES: tuple[Path, ...] = ()
 # How the model card loads the directory.
 AUTO_CLASS = "AutoModelForCausalLM"
 
+_TIE = "tie_word_embeddings"
+_GELU = {
+    "gelu": "exact",
+    "gelu_python": "exact",
+    "gelu_new": "tanh",
+    "gelu_accurate": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_python_tanh": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
 
-def keys(config: Any) -> dict[str, Any]:
-    """What config.json holds for transformers, besides the fields of our Config."""
+
+def _four_times_the_width(fields: Mapping[str, Any]) -> int | None:
+    dim = fields.get("dim")
+    return 4 * dim if type(dim) is int else None
+
+
+def _vocab(fields: Mapping[str, Any]) -> Any:
+    return fields.get("vocab")
+
+
+def _writes(config: Any) -> dict[str, Any]:
     end = end_of_text(config)
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": config.vocab,
-        "n_positions": config.context,
-        "n_embd": config.dim,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_inner": config.hidden,
-        "activation_function": {"exact": "gelu", "tanh": "gelu_new"}[config.gelu],
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "layer_norm_epsilon": 1e-5,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "tie_word_embeddings": True,
-    }
+    return {"bos_token_id": end, "eos_token_id": end, _TIE: True}
+
+
+def _check(said: Mapping[str, Any], names: Iterable[str], where: Path) -> list[str]:
+    """Checks pruned heads, and that a head which is not tied is there: its values are compared
+    with the embedding's when the tensors are matched."""
+    if pruned := said.get("pruned_heads"):
+        raise unsupported("pruned_heads", pruned, "all blocks have the same heads", where)
+    if said.get(_TIE, True):
+        return []
+    for ends in (("lm_head.weight", "lm_head.decoder.weight"), ("wte.weight",)):
+        if not any(name.endswith(ends) for name in names):
+            raise unsupported(_TIE, said.get(_TIE), f"{ends[0]} is missing", where)
+    return [f"{_TIE} is false, but the head equals the embedding: here it is tied"]
+
+
+def _nanogpt(said: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], list[str]] | None:
+    """nanoGPT's arguments, which a hub mixin saves as config.json."""
+    from bridge.formats import nanogpt
+
+    if "block_size" not in said:
+        return None
+    return nanogpt.fields(dict(said), where), nanogpt.idle_notes(dict(said))
+
+
+# Source: transformers' `GPT2Config`, and what its `GPT2LMHeadModel` does with each key.
+TRANSFORMERS = TransformersClass(
+    format="gpt2",
+    types={"gpt2": ModelType("GPT2", mark=".attn.c_attn.weight")},
+    head="LMHeadModel",
+    rows=(
+        Key("vocab_size", "vocab", 50_257),
+        Key("n_positions", "context", 1024, aliases=("max_position_embeddings",)),
+        Key("n_embd", "dim", 768, aliases=("hidden_size",)),
+        Key("n_layer", "layers", 12, aliases=("num_hidden_layers",)),
+        Key("n_head", "heads", 12, aliases=("num_attention_heads",)),
+        Key("n_inner", "hidden", _four_times_the_width),
+        Key("activation_function", "gelu", "tanh", values=_GELU),
+        Key("resid_pdrop", "dropout", 0.1, copies=("embd_pdrop", "attn_pdrop")),
+    ),
+    only={
+        "layer_norm_epsilon": Only(1e-5, written=True),
+        "scale_attn_weights": Only(True),
+        "scale_attn_by_inverse_layer_idx": Only(False),
+        "add_cross_attention": Only(False),
+        "is_causal": Only(True),
+    },
+    # A model without biases has zeros in their place there (bridge/checkpoint/zeros.py).
+    own={"bias": True, "tokens": _vocab},
+    settled={_TIE: True},
+    known=frozenset({"reorder_and_upcast_attn", "n_ctx", "summary_*", "pruned_heads"}),
+    writes=_writes,
+    check=_check,
+    other=_nanogpt,
+)
+keys, build = TRANSFORMERS.keys, TRANSFORMERS.build
 
 
 def whole(config: Any) -> Any:
     """With biases, which GPT2LMHeadModel always has (bridge/checkpoint/zeros.py)."""
     return replace(config, bias=True)
-
-
-def build(config: Any) -> Any:
-    """The `torch.nn.Module` of these sizes, its parameters not yet loaded."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(GPT2Config(**asdict(config), **keys(config)))

@@ -4,7 +4,6 @@ import re
 import time
 from dataclasses import dataclass, replace
 from math import prod
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxmodels.architecture import Architecture
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.batches import batch_shapes
 from jaxmodels.runtime.optim import optimiser
@@ -40,7 +40,7 @@ _NEEDED = (
 class Job:
     """What is trained: `package` is an architecture's, `config` its sizes."""
 
-    package: ModuleType
+    package: Architecture
     config: Any
     recipe: Recipe
 

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from jaxmodels.architecture import Architecture
 from jaxmodels.errors import INTERNAL, USAGE, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning.chips import Topology, topology
@@ -62,7 +63,7 @@ def compiled_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
 
     mesh = make_mesh(recipe.mesh, devices(topology(name)))
     try:
-        return compile_step(Job(import_module(package), config, recipe), mesh)
+        return compile_step(Job(Architecture.of(import_module(package)), config, recipe), mesh)
     except jax.errors.JaxRuntimeError as error:
         raise _refused(str(error)[:1000]) from error
 

@@ -1,11 +1,11 @@
 """The learning-rate range test (Smith 2017, arXiv:1506.01186), as seed 002 offers it."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from jaxmodels.architecture import Architecture
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.sharding import make_mesh, put_batch
@@ -15,7 +15,7 @@ _FEWEST = 3  # losses that a slope is taken of
 
 
 def find_lr(
-    package: ModuleType,
+    package: Architecture,
     config: Any,
     recipe: Recipe,
     batches: Any,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmodels.architecture import ModelView
 from jaxmodels.layers.sampling import Sampling
 from jaxmodels.runtime.generate import before, generate
 from jaxmodels.runtime.reporting.pictures import picture, title
@@ -60,7 +61,8 @@ def caption(
 
 def captions(model: Any) -> bool:
     """Whether a model can write a text about an image."""
-    return "images" in inspect.signature(getattr(model, "prefill", lambda: None)).parameters
+    prefill = ModelView(model).prefill
+    return prefill is not None and "images" in inspect.signature(prefill).parameters
 
 
 def last_token(tokenizer: Any) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 
+from jaxmodels.architecture import Architecture
 from jaxmodels.cli import say
 from jaxmodels.errors import Problem
 from jaxmodels.recipe import Recipe
@@ -42,7 +42,7 @@ class Job:
     `valid` is a sequence of such dicts, always the same.
     """
 
-    package: ModuleType
+    package: Architecture
     config: Any
     recipe: Recipe
     batches: Any
