@@ -33,7 +33,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             fix="restore it from a copy of the run",
             exit_code=CORRUPT,
         )
-    if arch in jaxmodels.ARCHS:
+    if isinstance(arch, str) and arch in jaxmodels.ARCHS:
         stored["model"] = asdict(jaxmodels.arch(arch).Config()) | model
     stored["recipe"] = {**asdict(Recipe()), **(recipe or {}), "optim": asdict(Optim()) | optim}
     return stored
