@@ -164,11 +164,10 @@ def test_rows_that_fill_tiles_change_nothing(arch):
         lengths.append(args[0].shape[1])
         return self_attention(*args, **kwargs)
 
+    def features(params):
+        return jnp.asarray(graphdef.merge(params, state)(inputs)[0])
+
     module = importlib.import_module(f"jaxmodels.{arch}.model")
     with mock.patch.object(module, "self_attention", seen):
-        same(
-            lambda p: jnp.asarray(graphdef.merge(p, state)(inputs)[0]), params, rtol=1e-9, atol=1e-9
-        )
-            lambda p: jnp.asarray(graphdef.merge(p, state)(inputs)[0]), params, rtol=1e-9, atol=1e-9
-        )
+        same(features, params, rtol=1e-9, atol=1e-9)
     assert set(lengths) == ({26, 32} if arch == "dinov2" else {25, 32})
