@@ -25,6 +25,7 @@ from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import constrain
+from jaxmodels.layers.target import platform
 from jaxmodels.layers.tiles import pad_to_tiles
 from jaxmodels.wigip import decoding
 from jaxmodels.wigip.blocks import stacked
@@ -180,6 +181,8 @@ class Model(nnx.Module):
 
         def one(x: Array, layer: Any) -> tuple[Array, Any]:
             leaves, *known = layer
+            if platform() == "tpu":
+                leaves = jax.lax.optimization_barrier(leaves)
             return nnx.merge(graph, leaves)(x, partial(attend, *known))
 
         body = remat(one, "none" if keep else self.remat, prevent_cse=False)
