@@ -18,7 +18,7 @@ from jaxmodels.runtime.runs.sound import newest_sound
 
 # Recipe fields that may differ when a run goes on; all others decide what is learned. The
 # data may have moved: its content is compared.
-_FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices"} | {
+_FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices", "xla"} | {
     "eval_every",
     "eval_batches",
     "save_every",

@@ -58,6 +58,7 @@ def compiled_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
     """
     import jax
 
+    from jaxmodels.runtime.compiler import refused_options
     from jaxmodels.runtime.planning.plan import Job, compile_step
     from jaxmodels.runtime.sharding import make_mesh
 
@@ -65,7 +66,7 @@ def compiled_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
     try:
         return compile_step(Job(Architecture.of(import_module(package)), config, recipe), mesh)
     except jax.errors.JaxRuntimeError as error:
-        raise _refused(str(error)[:1000]) from error
+        raise refused_options(recipe, error) or _refused(str(error)[:1000]) from error
 
 
 def compiled_apart(package: str, config: Any, recipe: Recipe, name: str) -> Any:
