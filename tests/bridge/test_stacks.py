@@ -67,7 +67,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from bridge.storage.orbax import read_tree
-from jaxmodels.runtime import checkpoint, stored
+from jaxmodels.runtime.runs import checkpoint, stored
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import State
 

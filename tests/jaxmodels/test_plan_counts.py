@@ -86,7 +86,7 @@ SIMULATED = """
 import json, sys
 from dataclasses import replace
 import jax, jaxmodels
-from jaxmodels.runtime import flops
+from jaxmodels.runtime.planning import flops
 from jaxmodels.runtime.planning.chips import topology
 from jaxmodels.runtime.planning.plan import Job, compile_step, report
 from jaxmodels.runtime.sharding import make_mesh
