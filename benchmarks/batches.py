@@ -1,4 +1,4 @@
-"""Batches of random values, of every kind that an architecture trains on."""
+"""Batches of random values for every architecture."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,19 +13,19 @@ from jaxmodels.sizes import outline
 
 Batch = dict[str, np.ndarray]
 
-BATCHES = 8  # different ones, taken in turn
+BATCHES = 8  # different ones, used in turn
 
 
 def shapes(arch: str, config: Any, recipe: Recipe) -> dict[str, Any]:
-    """The arrays of a micro-batch, by name: shape and dtype, as the data pipelines make them."""
+    """Shape and dtype of the arrays of a micro-batch, by name, as in the data pipelines."""
     return Job(jaxmodels.arch(arch), config, replace(recipe, accum=1)).batch
 
 
-def values(wanted: Mapping[str, Any], config: Any, count: int = BATCHES) -> list[Batch]:
-    """So many batches of these shapes, the same at every call, for every contestant.
+def values(arrays: Mapping[str, Any], config: Any, count: int = BATCHES) -> list[Batch]:
+    """`count` batches of these shapes, the same at every call and for every contestant.
 
-    Texts are random tokens without padding, all of one document; images are noise, and each has a
-    caption of its own.
+    Texts are random tokens without padding, each one document; images are noise, with one caption
+    each.
     """
     rng = np.random.default_rng(0)
 
@@ -38,8 +38,8 @@ def values(wanted: Mapping[str, Any], config: Any, count: int = BATCHES) -> list
             return np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
         return np.full(shape, name == "mask", np.int32)  # segments: one document
 
-    whole = {name: array(name, (count, *leaf.shape)) for name, leaf in wanted.items()}
-    return [{name: part[i] for name, part in whole.items()} for i in range(count)]
+    stacked = {name: array(name, (count, *leaf.shape)) for name, leaf in arrays.items()}
+    return [{name: stack[i] for name, stack in stacked.items()} for i in range(count)]
 
 
 def targets(arch: str, config: Any, tokens: Any) -> Any:
@@ -48,9 +48,9 @@ def targets(arch: str, config: Any, tokens: Any) -> Any:
     return package.targets(outline(package, config), tokens)
 
 
-def counted(wanted: Mapping[str, Any]) -> dict[str, int]:
-    """What a step gets through: tokens, and images where there are any."""
-    rows, length = wanted["tokens"].shape
-    if "images" in wanted:
+def units_per_step(arrays: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens, and images if any, that a step processes."""
+    rows, length = arrays["tokens"].shape
+    if "images" in arrays:
         return {"tokens": rows * length, "images": rows}
     return {"tokens": rows * (length - 1)}

@@ -1,7 +1,7 @@
-"""Conversion beside a plain copy of the file and a naive script: `jaxmodels bench bridge`.
+"""Conversion against a plain copy of the file and a naive script: `jaxmodels bench bridge`.
 
-The source is a safetensors file of random weights under our own names, so that every kernel must
-be turned round for PyTorch. All contestants read it and write as many bytes, synced to the disk.
+The source is a safetensors file of random weights in our names and layouts, so that every kernel
+is transposed for PyTorch. All contestants read it and write as many bytes, synced to the disk.
 """
 
 import json
@@ -19,17 +19,7 @@ import numpy as np
 
 import bridge
 import jaxmodels
-from benchmarks.harness import (
-    RESULTS,
-    Call,
-    Contestant,
-    Run,
-    Timing,
-    counts,
-    race,
-    save,
-    table,
-)
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
 from bridge.core import table as weights
 from bridge.core.tensors import Tensor
 from bridge.storage.safetensors_writer import SINGLE, write_file
@@ -37,7 +27,7 @@ from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.sizes import parameter_shapes
 
-# What `jaxmodels bench` runs; QUICK with --quick.
+# Options of each run of `jaxmodels bench`; QUICK with --quick.
 RUNS = ((),)
 QUICK = (("--preset", "charlm:tiny", "--rounds", "1"),)
 
@@ -47,16 +37,16 @@ class Conversion:
     """Measure speed and memory of a conversion."""
 
     preset: str = "wigip:1.7b"
-    """ARCH:PRESET whose sizes the random weights have."""
+    """ARCH:PRESET with the sizes of the random weights."""
     rounds: int = 3
-    """Conversions of each contestant that count, after one that does not."""
+    """Timed conversions of each contestant, after one that is not."""
     out: Path = RESULTS
     """Folder whose bridge.jsonl the results are added to."""
     work: Path | None = None
-    """Folder for the files, twice as large as the weights and more; a temporary one by default."""
+    """Folder for the files, more than twice the size of the weights; a temporary one by default."""
 
     def __post_init__(self) -> None:
-        counts(self, "rounds")
+        positive(self, "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -78,7 +68,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
             "largest_tensor_bytes": largest,
             "mb_per_s": size / median(timing.seconds) / 1e6,
             "share_of_copy_speed": median(copy.seconds) / median(timing.seconds),
-            # What importing takes is in it, and nothing of the weights is held at rest.
+            # Includes the memory of imports; no weights are held at rest.
             "bytes_beyond_largest_tensor": (timing.peak_bytes or 0) - largest,
         }
 
@@ -95,7 +85,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
 
 
 def draw(preset: str, folder: Path) -> int:
-    """A model of random weights under our own names; the bytes of its largest tensor."""
+    """Writes a model of random weights in our names; returns the bytes of its largest tensor."""
     arch, _, config = jaxmodels.preset(preset)
     folder.mkdir()
     shapes = parameter_shapes(arch, config)
@@ -119,7 +109,7 @@ def ours(work: Path, verify: str) -> Call:
     def write(target: Path) -> None:
         bridge.convert(work / "source", target, verify=verify)
 
-    return _anew(work / f"ours-{verify}", write)
+    return _and_remove(work / f"ours-{verify}", write)
 
 
 def copy(work: Path) -> Call:
@@ -130,11 +120,11 @@ def copy(work: Path) -> Call:
         shutil.copyfile(work / "source" / SINGLE, target / SINGLE)
         _sync(target / SINGLE)
 
-    return _anew(work / "copy", write)
+    return _and_remove(work / "copy", write)
 
 
 def naive(work: Path) -> Call:
-    """What one writes for a single use: everything loaded, turned round, saved."""
+    """A script for a single use: loads everything, transposes it, saves it."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -143,14 +133,14 @@ def naive(work: Path) -> Call:
     def write(target: Path) -> None:
         target.mkdir()
         state = load_file(work / "source" / SINGLE)
-        turned = {
+        transposed = {
             name: value.T.contiguous() if value.ndim == 2 else value
             for name, value in state.items()
         }
-        save_file(turned, target / SINGLE)
+        save_file(transposed, target / SINGLE)
         _sync(target / SINGLE)
 
-    return _anew(work / "naive", write)
+    return _and_remove(work / "naive", write)
 
 
 CONTESTANTS: dict[str, Callable[[Path], Call]] = {
@@ -161,9 +151,8 @@ CONTESTANTS: dict[str, Callable[[Path], Call]] = {
 }
 
 
-def _anew(target: Path, write: Callable[[Path], None]) -> Call:
-    """Writes, and removes what was written: four outputs would push the source out of the system's
-    cache of files."""
+def _and_remove(target: Path, write: Callable[[Path], None]) -> Call:
+    """Writes, then removes the output: four of them would evict the source from the page cache."""
 
     def call(index: int) -> None:
         write(target)

@@ -1,4 +1,4 @@
-"""The verb `jaxmodels bench`: suites of measurements against named peers, compared with earlier."""
+"""The verb `jaxmodels bench`: suites of measurements against named peers and earlier results."""
 
 import difflib
 import os
@@ -26,10 +26,10 @@ SUITES = {
     "ternary": ("benchmarks.ternary", "a layer of ternary weights against transformers' BitNet"),
     "data": ("benchmarks.data", "batches and tokenising against numpy and tiktoken"),
     "bridge": ("benchmarks.bridge", "converting and loading checkpoints"),
-    "memory": ("benchmarks.memory", "what chunks save of a train step's memory"),
+    "memory": ("benchmarks.memory", "memory that chunking saves in a train step"),
     "objectives": ("benchmarks.objectives", "wigip's two objectives after equal time"),
     "quality": ("benchmarks.quality", "validation loss after a fixed budget of steps"),
-    "scenes": ("benchmarks.scenes", "what bitgen:tiny learns of drawn scenes in minutes"),
+    "scenes": ("benchmarks.scenes", "what bitgen:tiny learns from drawn scenes in minutes"),
     "plan": ("benchmarks.plan", "steps compiled for TPU slices: memory, bounds, traffic"),
     "scaling": ("benchmarks.scaling", "1, 2, 4 and 8 devices: traffic, strong and weak scaling"),
 }
@@ -43,14 +43,14 @@ class Bench:  # noqa: D101 - ruff does not see that this is one
 
     Suites: {"; ".join(f"{name}: {what}" for name, (_, what) in SUITES.items())}.
 
-    Exactly one suite takes options of its own, such as: bench step --preset wikigpt:base --batch 8.
-    They are told by: bench SUITE --help.
+    A single suite also takes its own options, such as: bench step --preset wikigpt:base --batch 8.
+    They are listed by: bench SUITE --help.
     """
 
     suites: Positional[tuple[str, ...]] = ()
-    """What to measure; all of them, if none is named."""
+    """Suites to run; all by default."""
     quick: bool = False
-    """Tiny sizes and few rounds: minutes on a laptop, numbers to try it with."""
+    """Tiny sizes and few rounds: takes minutes on a laptop, to try it out."""
     out: Path = RESULTS
     """Folder whose SUITE.jsonl the results are added to."""
     compare: Path | None = None
@@ -61,25 +61,25 @@ class Bench:  # noqa: D101 - ruff does not see that this is one
 
 @dataclass
 class Run:
-    """What came of the suites."""
+    """The outcome of the suites."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
-    """Suite → what it needs and is not here."""
+    """Suite → what it lacks here."""
     failed: dict[str, str] = field(default_factory=dict)
     """Suite → what went wrong."""
     code: int = DONE
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb; 0 if no suite failed, else the exit code of the first that did."""
+    """Runs the verb; returns 0, or the exit code of the first suite that failed."""
     named, own, rest = split(argv)
     one = len(named) == 1
     for name in named:
         _known(name)
     options = parse(Bench, [*named, *own, *(() if one else rest)], "bench")
     platform.keep_memory()  # as the verbs that compute do; in one process, peers have it too
-    # Both sides may use one GPU: neither may take it whole at the start.
+    # Both sides may use one GPU: neither may reserve all of it at the start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     before = _read(options.compare)
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
 
 
 def split(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str], list[str]]:
-    """The suites named first, the words that are ours, and those of a suite."""
+    """The named suites, our options, and those of a suite."""
     count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     named, own, rest = tuple(argv[:count]), list[str](), list[str]()
     words = iter(argv[count:])
@@ -113,12 +113,12 @@ def split(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str], list[str]]:
 
 
 def run(named: Sequence[str], options: Bench, words: Line = ()) -> Run:
-    """Runs suites one after the other; one that cannot run or fails does not keep the others.
+    """Runs suites one after the other; one that fails or cannot run does not stop the others.
 
     Args:
         named: names in SUITES.
-        options: what all of them are told.
-        words: a suite's own options, for one run with these instead of its usual ones.
+        options: common to all suites.
+        words: options of a single suite, for one run with these instead of its usual ones.
     """
     from jax.extend.backend import clear_backends
 
@@ -130,7 +130,7 @@ def run(named: Sequence[str], options: Bench, words: Line = ()) -> Run:
             for line in _lines(name, options.quick, words):
                 say(f"--- {' '.join((name, *line))}")
                 suite = import_module(SUITES[name][0])
-                clear_backends()  # each chooses its threads anew
+                clear_backends()  # each suite chooses its own threads
                 outcome.records += suite.main([*line, "--out", str(options.out)])
         except Absent as absent:
             outcome.absent[name] = absent.what
@@ -138,13 +138,13 @@ def run(named: Sequence[str], options: Bench, words: Line = ()) -> Run:
         except Exception as error:
             outcome.failed[name] = f"{type(error).__name__}: {error}"
             outcome.code = outcome.code or getattr(error, "exit_code", INTERNAL)
-            say(f"{name} failed; what it measured before is kept, the other suites go on")
+            say(f"{name} failed; its earlier results are kept, the other suites continue")
             fail(error)
     return outcome
 
 
 def _lines(name: str, quick: bool, words: Line) -> Sequence[Line]:
-    """The runs of a suite, as lines of options."""
+    """The runs of a suite, a line of options each."""
     suite = import_module(SUITES[name][0])
     runs: Sequence[Line] = suite.QUICK if quick else suite.RUNS
     if not words:
@@ -164,7 +164,7 @@ def _known(name: str) -> None:
 
 
 def _read(path: Path | None) -> list[dict[str, Any]] | None:
-    """The records to compare with, as they are before anything is added to them."""
+    """The records to compare with, read before new ones are added."""
     if path is None:
         return None
     from benchmarks.harness import read

@@ -1,4 +1,8 @@
-"""What changed between two sets of records, and whether it is more than chance."""
+"""Changes between two sets of records, and their significance.
+
+Records are compared on the same processor, cores and devices only, and ratios round by round, so
+that a slow phase of the machine affects neither side.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,16 +16,15 @@ _NOTED = ("isolated", "threads", "our_slices", "slices", "rounds")
 
 
 def changes(new: Iterable[Record], old: Sequence[Record]) -> list[dict[str, Any]]:
-    """What changed of each new record since the newest old one of the same thing.
+    """The change of each new record since the newest old one of the same measurement.
 
-    A record of another machine is no measure of this one: then only `comparable`, false, and `why`
-    are told. The change of the median is relative (0.1: a tenth more, that is slower); so is that
-    of the ratio to each peer of the same run, which a slow spell of the machine does not touch.
-    `p` is how likely two samples of the same thing differ as much as these (Mann-Whitney, both
-    sides); None where the rounds of one were not recorded.
+    Records of different machines cannot be compared: then there are only `comparable`, false, and
+    `why`. The change of the median is relative (0.1: a tenth more, that is slower); so is that of
+    the ratio to each peer of the same run. `p`
+    is the p-value of a two-sided Mann-Whitney test; None if the rounds of one were not recorded.
 
     Args:
-        new: records of which the last of each thing counts.
+        new: records; the last of each measurement is taken.
         old: records, the oldest first.
     """
     new, known = list(new), {identity(record) for record in old}
@@ -33,7 +36,7 @@ def changes(new: Iterable[Record], old: Sequence[Record]) -> list[dict[str, Any]
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The newest record of each thing, in the order in which things first appear."""
+    """The newest record of each measurement, in order of first appearance."""
     newest: dict[tuple[Any, ...], Record] = {}
     for record in records:
         newest[identity(record)] = record
@@ -41,7 +44,7 @@ def latest(records: Iterable[Record]) -> list[Record]:
 
 
 def significance(one: Sequence[float] | None, other: Sequence[float] | None) -> float | None:
-    """The p-value of the Mann-Whitney test on both sides; None where a sample is missing."""
+    """The p-value of the two-sided Mann-Whitney test; None if a sample is missing."""
     if not one or not other:
         return None
     from scipy.stats import mannwhitneyu
@@ -75,7 +78,7 @@ def _change(record: Record, new: list[Record], old: Sequence[Record]) -> dict[st
 def _ratio(
     peer: str, before: tuple[Record, Sequence[Record]], after: tuple[Record, Sequence[Record]]
 ) -> dict[str, Any]:
-    """How the ratio to a peer changed; its rounds are those of both records of a run."""
+    """The change of the ratio to a peer, whose rounds are in the records of the same run."""
     then, now = (record["times_as_fast_as"][peer] for record, _ in (before, after))
     p = significance(
         *(_rounds(record, _peer(record, peer, run)) for record, run in (before, after))
@@ -84,7 +87,7 @@ def _ratio(
 
 
 def _peer(record: Record, name: str, records: Sequence[Record]) -> Record:
-    """The record of a peer in the same run as this record; empty if it is not there."""
+    """The record of a peer in the same run as this record; empty if there is none."""
     run = ("suite", "case", "date")
     same = [one for one in records if all(one.get(k) == record.get(k) for k in run)]
     return next((one for one in reversed(same) if one["contestant"] == name), {})
@@ -106,7 +109,7 @@ def _machine(record: Record) -> str:
 
 
 def _differences(one: Record, other: Record) -> list[str]:
-    """Versions and settings that are not the same, which may be why numbers are not."""
+    """Versions and settings that differ, and may explain a change."""
     found = []
     for group, names in (("versions", None), ("settings", _NOTED)):
         before, after = one.get(group, {}), other.get(group, {})
@@ -117,9 +120,9 @@ def _differences(one: Record, other: Record) -> list[str]:
 
 
 def text(found: Sequence[dict[str, Any]]) -> str:
-    """The changes as lines for people."""
+    """The changes as readable lines."""
     if not found:
-        return "nothing to compare: no earlier record is of the same thing"
+        return "nothing to compare: there is no earlier record of these measurements"
     return "\n".join(line for change in found for line in _lines(change))
 
 
@@ -139,7 +142,7 @@ def _lines(change: dict[str, Any]) -> list[str]:
         for peer, ratio in change["ratios"].items()
     ]
     if change["differs"]:
-        lines.append(f"    not the same: {', '.join(change['differs'])}")
+        lines.append(f"    different: {', '.join(change['differs'])}")
     return lines
 
 

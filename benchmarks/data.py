@@ -1,10 +1,10 @@
 """Batches and tokenising, against numpy and tiktoken: `jaxmodels bench data`.
 
-Four races. Batches from a file of tokens: the loader of training, the same without its threads,
-numpy's plain sampling, and that of nanoGPT (inputs and targets as int64). GPT-2's BPE on one core:
-our tokeniser against tiktoken's own. On all cores: `data prepare`, which also reads, checks and
-writes, against tiktoken in as many threads. And batches of drawn images with captions. All
-contestants of a race must make the same number of tokens.
+Four races. Batches from a file of tokens: training's loader, the same without its threads, plain
+numpy sampling, and nanoGPT's sampling (inputs and targets as int64). GPT-2's BPE on one core: our
+tokeniser against tiktoken. On all cores: `data prepare`, which also reads, checks and writes,
+against tiktoken in as many threads. And batches of drawn images with captions. All contestants of
+a race must make the same number of tokens.
 """
 
 import os
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
-from data_pipelines.captions.captioned import Captioned, Drawn
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
+from data_pipelines.captions.caption_dataset import CaptionDataset, ShuffledCaptions
 from data_pipelines.cores import cores
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.gpt2.vocabulary import ranks
@@ -27,7 +27,7 @@ from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare
 from data_pipelines.reports import plain_sampling
 from data_pipelines.sources import open_text
-from data_pipelines.streams import open_bin
+from data_pipelines.token_files import open_bin
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import UNVERIFIED, Problem, within
 
@@ -50,17 +50,17 @@ class Data:
     times: int = 200
     """Batches in a round."""
     megabytes: int = 64
-    """Text that all cores tokenise; one core takes 4 MB of it at most. The embedded text is
-    repeated until it is so long."""
+    """Text that all cores tokenise; one core takes at most 4 MB of it. The embedded text is
+    repeated to this length."""
     images: int = 6400
-    """Images in a round; 0 leaves them out."""
+    """Images in a round; 0 skips them."""
     rounds: int = 7
-    """Rounds that count, after one that does not."""
+    """Timed rounds, after one that is not."""
     out: Path = RESULTS
     """Folder whose data.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "context", "batch", "times", "megabytes", "rounds")
+        positive(self, "context", "batch", "times", "megabytes", "rounds")
         within("--images", self.images, 0)
 
 
@@ -139,7 +139,7 @@ def _cases(options: Data, folder: Path, text: str) -> list[tuple[str, str, list[
 
 
 def _pieces(text: str) -> list[str]:
-    """The text cut before line breaks that no token reaches over, a million characters each."""
+    """The text in pieces of a million characters, cut where no token spans the border."""
     cut, size = [], 1_000_000
     while text:
         at = len(text) if len(text) <= size else GPT2Tokenizer().safe_cut(text[:size])
@@ -169,20 +169,20 @@ def _batches(options: Data, folder: Path) -> list[Contestant]:
 
 
 def nanogpt_sampling(tokens: np.ndarray, context: int, batch: int) -> Callable[[], Any]:
-    """Inputs and targets, int64 [batch, context] each, cut from the map one by one and stacked."""
+    """Inputs and targets, int64 [batch, context], sliced one by one from the map and stacked."""
     rng = np.random.default_rng(0)
 
     def sample() -> Any:
         starts = rng.integers(0, len(tokens) - context, batch)
         inputs = [tokens[start : start + context].astype(np.int64) for start in starts]
-        wanted = [tokens[start + 1 : start + 1 + context].astype(np.int64) for start in starts]
-        return np.stack(inputs), np.stack(wanted)
+        targets = [tokens[start + 1 : start + 1 + context].astype(np.int64) for start in starts]
+        return np.stack(inputs), np.stack(targets)
 
     return sample
 
 
 def repeated(make: Callable[[], Any], times: int, size: int) -> Call:
-    """Calls `make` so many times; returns how much was made, `size` each time."""
+    """Calls `make` so many times; returns the number of units made, `size` each time."""
 
     def call(index: int) -> int:
         for _ in range(times):
@@ -193,7 +193,7 @@ def repeated(make: Callable[[], Any], times: int, size: int) -> Call:
 
 
 def loading(folder: Path, options: Data) -> Call:
-    """The loader of training, with its threads."""
+    """Training's loader, with its threads."""
     stream = open_bin(f"bin:{folder / 'tokens.bin'}")
     loader = batches(stream.tokens, context=options.context, batch=options.batch)
     return repeated(lambda: next(loader), options.times, options.batch * options.context)
@@ -206,7 +206,7 @@ def our_encoding(text: str) -> Call:
 
 
 def tiktoken_encoding(pieces: list[str], threads: int) -> Call:
-    """tiktoken's own call, with its own pattern; returns the number of tokens."""
+    """tiktoken with its own pattern; returns the number of tokens."""
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
@@ -219,7 +219,7 @@ def tiktoken_encoding(pieces: list[str], threads: int) -> Call:
 
 
 def preparing(folder: Path, workers: int) -> Call:
-    """`data prepare` of the text's file: read, encoded, checked and written."""
+    """`data prepare` of the text's file; returns the number of tokens."""
 
     def call(index: int) -> int:
         with tempfile.TemporaryDirectory(dir=folder) as inside:
@@ -241,15 +241,18 @@ def _images(options: Data, folder: Path) -> list[tuple[str, str, list[Contestant
     data = open_data(
         "shapes", folder=folder / "shapes", context=32, batch=options.batch, valid_fraction=0.05
     )
-    assert isinstance(data, Captioned)
-    drawn, position = Drawn(data, np.arange(len(data.texts)), None), iter(range(1 << 62))
+    assert isinstance(data, CaptionDataset)
+    shuffled, position = (
+        ShuffledCaptions(data, np.arange(len(data.texts)), None),
+        iter(range(1 << 62)),
+    )
     times, loader = max(1, options.images // options.batch), data.train()
     makers: dict[str, Callable[[], Any]] = {
         OURS: lambda: next(loader),
-        f"{OURS}, one thread": lambda: drawn[next(position)],
+        f"{OURS}, one thread": lambda: shuffled[next(position)],
     }
-    much = (times, options.batch)
+    size = (times, options.batch)
     contestants = [
-        Contestant(name, partial(repeated, make, *much)) for name, make in makers.items()
+        Contestant(name, partial(repeated, make, *size)) for name, make in makers.items()
     ]
     return [(f"drawn images, {options.batch} at once", "images", contestants)]

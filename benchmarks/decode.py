@@ -1,10 +1,10 @@
 """Generation against transformers' `generate` on the PyTorch twin: `jaxmodels bench decode`.
 
 Every contestant continues the same prompts by the same number of tokens with its cache: prefill
-and decoding, without compilation; and, in the same rounds, by one token, which tells the two
-apart. Greedy contestants must agree on the first tokens. Decoding reads every weight for every
-token, so memory bandwidth, measured in the same run, is the limit that it is held to at batch 1.
-A bitgen is timed with its ternary weights packed, against the same in float32.
+and decoding, without compilation; and, in the same rounds, by one token, to separate the two.
+Greedy contestants must agree on the first tokens. Decoding reads every weight for every token, so
+at batch 1 it is compared with the memory bandwidth measured in the same run. A bitgen is timed
+with its ternary weights packed, against the same in float32.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.generators import INPUTS, WAYS, ours, torch_loop, transformers
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
 from benchmarks.peers import torch_device
 from data_pipelines.cores import cores
 from jaxmodels.architecture import ConfigView
@@ -39,7 +39,7 @@ QUICK = (
      "--rounds", "2"),
 )  # fmt: skip
 
-AGREE = 32  # greedy tokens that must be the same; later ones may part at a near tie
+AGREE = 32  # greedy tokens that must be the same; later ones may differ after a near tie
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Decode:
     """Time generation against transformers on the PyTorch twin."""
 
     presets: tuple[str, ...] = ("charlm:notebook", "charlm:base", "wikigpt:base")
-    """ARCH:PRESET, with the context raised where it does not hold prompt and new tokens."""
+    """ARCH:PRESET, with the context raised if prompt and new tokens do not fit."""
     batches: tuple[int, ...] = (1, 8)
     """Sequences at once."""
     prompt: int = 16
@@ -55,14 +55,14 @@ class Decode:
     new: int = 256
     """Tokens added to each."""
     rounds: int = 8
-    """Generations of each contestant that count, after one that does not."""
+    """Timed generations of each contestant, after one that is not."""
     isolated: bool = False
-    """Give each contestant a process of its own; also tells its peak memory."""
+    """Run each contestant in its own process; also measures its peak memory."""
     out: Path = RESULTS
     """Folder whose decode.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batches", "prompt", "new", "rounds")
+        positive(self, "batches", "prompt", "new", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
     agreed = {timing.name: agreement(timings[0], timing) for timing in timings}
     if way == "greedy" and min(agreed.values()) < min(AGREE, options.new):
         raise Problem(
-            "greedy contestants write different tokens",
+            "greedy contestants generate different tokens",
             where=f"{spec}, batch {batch}: {agreed}",
             why=f"at least the first {AGREE} must be the same",
             exit_code=UNVERIFIED,
@@ -147,7 +147,7 @@ def _case(options: Decode, spec: str, batch: int, way: str) -> list[dict[str, An
 
 
 def _contestants(arch: str, config: Any, size: tuple[int, int, int], way: str) -> list[Contestant]:
-    """Each for all tokens and then for the first alone."""
+    """Each for all tokens, and for the first alone."""
     found: list[tuple[str, Any]] = [(OURS, partial(ours, arch, config))]
     if arch == "bitgen":
         found.append((UNPACKED, partial(ours, arch, config, packed=False)))
@@ -162,21 +162,21 @@ def _contestants(arch: str, config: Any, size: tuple[int, int, int], way: str) -
 
 
 def per_token(all_tokens: Timing, first: Timing, new: int) -> float | None:
-    """Seconds for each token after the first: the median of the rounds; None of one token."""
+    """Median seconds for each token after the first; None for a single token."""
     pairs = zip(all_tokens.seconds, first.seconds, strict=True)
     return float(np.median([max(0.0, a - b) for a, b in pairs])) / (new - 1) if new > 1 else None
 
 
 def agreement(one: Timing, other: Timing) -> int:
-    """How many tokens are the same from the start, in the row that parts first."""
+    """Length of the longest common prefix in tokens, the minimum over rows."""
     same = np.asarray(one.value) == np.asarray(other.value)
     return int(np.where(same.all(axis=1), same.shape[1], same.argmin(axis=1)).min())
 
 
 def weight_bytes(arch: str, config: Any, packed: bool = True) -> int:
-    """Bytes of weights that every token needs: all but tables of which it reads a row, in float32.
+    """Bytes of weights read for every token: all but embeddings, of which it reads a row; float32.
 
-    A bitgen reads its decoder and the head, and of ternary weights a quarter of a byte if packed.
+    A bitgen reads its decoder and the head; packed ternary weights take a quarter of a byte.
     """
     shapes = parameter_shapes(arch, config)
     if arch == "bitgen":
@@ -192,7 +192,7 @@ def weight_bytes(arch: str, config: Any, packed: bool = True) -> int:
 
 
 def read_memory() -> Call:
-    """Reads an array that no cache holds, by a sum over all cores; returns its bytes."""
+    """Sums an array too large for caches on all cores; returns its bytes."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""The rate of matrix products, which those of a step are held to."""
+"""The rate of matrix products, the reference for those of a step."""
 
 from functools import partial
 
@@ -6,22 +6,22 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.harness import Call, Contestant, race
-from benchmarks.peers import finished, torch_device
+from benchmarks.peers import synchronize, torch_device
 from data_pipelines.cores import cores
 from jaxmodels.runtime.planning.flops import Product
 
-_WORK = 1e13  # operations of a call on an accelerator, which is told of them faster than it works
+_WORK = 1e13  # operations of a call on an accelerator, enough to hide the cost of dispatch
 
 
 def rate(product: Product, rounds: int, dtype: str = "float32", isolated: bool = False) -> float:
-    """Operations a second of one such product of two matrices: the faster of JAX and PyTorch."""
+    """Operations per second of such a matrix product: the faster of JAX and PyTorch."""
     timings = race(matmul(product, dtype), rounds, isolated=isolated)
     work = product.flops / product.times * _times(product)
     return max(work / min(timing.seconds) for timing in timings)
 
 
 def matmul(product: Product, dtype: str = "float32") -> list[Contestant]:
-    """The product (no batch) in JAX, and in PyTorch where it computes on the same device."""
+    """The product (no batch) in JAX, and in PyTorch if it computes on the same device."""
     found = [Contestant("matrix product, JAX", partial(_jax_matmul, product, dtype))]
     if device := torch_device():
         make = partial(_torch_matmul, product, dtype, device)
@@ -30,7 +30,7 @@ def matmul(product: Product, dtype: str = "float32") -> list[Contestant]:
 
 
 def _times(product: Product) -> int:
-    """Products in a call: one on a CPU, on an accelerator as many as hide that it is told so."""
+    """Products in a call: one on a CPU, on an accelerator enough to hide the cost of dispatch."""
     if jax.default_backend() == "cpu":
         return 1
     return max(1, int(_WORK * product.times / product.flops))
@@ -60,6 +60,6 @@ def _torch_matmul(product: Product, dtype: str, device: str) -> Call:
     def call(index: int) -> None:
         for _ in range(times):
             left @ right
-        finished(device)
+        synchronize(device)
 
     return call

@@ -1,7 +1,7 @@
-"""Images through DINOv2, against transformers' own class: `jaxmodels bench forward`.
+"""DINOv2's features of images, against transformers' class: `jaxmodels bench forward`.
 
-Same weights, same images of the size that the positions were learned on or any other that both
-interpolate alike, float32 or bfloat16 on both sides; the first outputs must agree.
+Same weights, same images (of the size that the positions were learned for, or another, to which
+both interpolate alike), float32 or bfloat16 on both sides; the first outputs must agree.
 """
 
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ from benchmarks.harness import (
     Contestant,
     Run,
     Timing,
-    apart,
-    counts,
+    positive,
     race,
+    relative_errors,
     save,
     table,
 )
@@ -40,8 +40,8 @@ RUNS = (
 )
 QUICK = (("--preset", "dinov2:tiny", "--side", "56", "--rounds", "3", "--no-compile"),)
 
-# The outputs of both sides at most so far apart, over their largest: rounding, no other numbers.
-APART = {"float32": 1e-3, "bfloat16": 0.1}
+# Largest difference of the outputs, relative to their maximum: rounding only.
+MAX_ERROR = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Forward:
     """Time the features of images against transformers' class with the same weights."""
 
     preset: str = "dinov2:base"
-    """ARCH:PRESET, of an architecture that only looks at images."""
+    """ARCH:PRESET of an architecture that takes images only."""
     batch: int = 4
     """Images at once."""
     side: int = 224
@@ -57,16 +57,16 @@ class Forward:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation."""
     rounds: int = 10
-    """Calls of each contestant that count, after two that do not."""
+    """Timed calls of each contestant, after two that are not."""
     compile: bool = True
     """Also time transformers' class under torch.compile."""
     isolated: bool = False
-    """Give each contestant a process of its own; also tells its peak memory."""
+    """Run each contestant in its own process; also measures its peak memory."""
     out: Path = RESULTS
     """Folder whose forward.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch", "side", "rounds")
+        positive(self, "batch", "side", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     run = Run("forward", settings)
     say(f"{options.preset}, {options.batch} images of {options.side} × {options.side}")
     timings = race(contestants, options.rounds, isolated=options.isolated)
-    differences = apart(timings, APART[options.dtype], "features")
+    differences = relative_errors(timings, MAX_ERROR[options.dtype], "features")
 
     def extra(timing: Timing) -> dict[str, Any]:
         return {
@@ -117,7 +117,7 @@ def _images(size: tuple[int, int, int, int]) -> list[np.ndarray]:
 
 
 def _parts(arch: str, config: Any) -> Any:
-    """The skeleton and the parameters of a fresh model, which both sides take."""
+    """Graph definition, parameters and other state of a fresh model, for both sides."""
     graphdef, params, rest = split(jaxmodels.arch(arch).Model(config, rngs=keys(default=0)))
     return graphdef, params, rest
 

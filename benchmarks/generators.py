@@ -1,4 +1,4 @@
-"""Who continues prompts in `benchmarks.decode`: ours, transformers' `generate`, a plain loop."""
+"""The contestants of `benchmarks.decode`: ours, transformers' `generate`, a plain loop."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from jaxmodels.layers.sampling import Sampling
 from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.paths import split
 
-INPUTS = 4  # different prompts, taken in turn
+INPUTS = 4  # different prompts, used in turn
 WAYS = {"greedy": Sampling(None), "sampled": Sampling(0.8, top_k=50)}
 
 
 def _model(arch: str, config: Any) -> Any:
-    """A model whose every matrix has a say in the tokens: the fresh one is almost uniform."""
+    """A model whose tokens depend on every matrix: a fresh one is almost uniform."""
     model = jaxmodels.arch(arch).Model(config, rngs=keys(default=0))
     graphdef, params, rest = split(model)
     rng = np.random.default_rng(0)
@@ -35,9 +35,9 @@ def _prompts(config: Any, size: tuple[int, int, int]) -> list[np.ndarray]:
 
 
 def ours(arch: str, config: Any, size: tuple[int, int, int], way: str, packed: bool = True) -> Call:
-    """`jaxmodels.runtime.generate`, piece by piece as the command prints it; new tokens [b, n].
+    """`jaxmodels.runtime.generate`, in chunks as the command prints it; new tokens [b, n].
 
-    Ternary weights are packed first, unless told otherwise.
+    Ternary weights are packed first, unless `packed` is off.
     """
     model, prompts = _model(arch, config), _prompts(config, size)
     if packed and (pack := jaxmodels.arch(arch).pack):
@@ -81,7 +81,7 @@ def transformers(arch: str, config: Any, device: str, size: tuple[int, int, int]
 
 
 def torch_loop(arch: str, config: Any, device: str, size: tuple[int, int, int], way: str) -> Call:
-    """The twin in the plainest loop over its cache, for reference; new tokens [b, n]."""
+    """The twin in a minimal loop over its cache, for reference; new tokens [b, n]."""
     import torch
 
     module, prompts = _twin(arch, config, device), _torch_prompts(config, size, device)

@@ -1,7 +1,7 @@
-"""Fair timing of several contestants, and records of it that can be compared later.
+"""Fair timing of several contestants, and records that can be compared later.
 
 A contestant is built once and then called in turn with the others (A B C A B C …), so that all
-meet the same state of the machine; what is compared is the ratio within each round.
+meet the same state of the machine; ratios are taken within each round.
 """
 
 import multiprocessing
@@ -25,19 +25,19 @@ __all__ = [
     "Contestant",
     "Run",
     "Timing",
-    "apart",
-    "counts",
     "identity",
+    "positive",
     "race",
     "ratio",
     "read",
+    "relative_errors",
     "save",
     "table",
 ]
 
 
 Call = Callable[[int], Any]
-"""Does one unit of work on the inputs of a round, to its end."""
+"""Does one unit of work on the inputs of a round, and waits for its end."""
 
 
 class Contestant(NamedTuple):
@@ -45,22 +45,22 @@ class Contestant(NamedTuple):
 
     name: str
     make: Callable[[], Call]
-    """Builds it; must be picklable (a module's function or a `partial` of one) for isolation."""
+    """Builds it; picklable for isolation: a module's function or a `partial` of one."""
 
 
 @dataclass
 class Timing:
-    """What was measured of one contestant."""
+    """The measurements of a contestant."""
 
     name: str
     first: float
     """Seconds of the first call, compilation included."""
     seconds: list[float] = field(default_factory=list)
-    """Seconds of each round after warm-up."""
+    """Seconds of each round after the warm-up."""
     value: Any = None
-    """What the first call returned."""
+    """Result of the first call."""
     peak_bytes: int | None = None
-    """Peak memory of its process; known only when it has its own."""
+    """Peak memory of its process, if it has its own."""
 
 
 def race(
@@ -70,13 +70,13 @@ def race(
 
     Args:
         contestants: built one after the other, in this order.
-        rounds: calls that count.
-        warmup: calls before them, the first of which is recorded as `first`.
-        isolated: give each its own process, so that none lives with another's allocator,
-            threads and caches; they still take turns.
+        rounds: timed calls.
+        warmup: calls before them; the first is recorded as `first`.
+        isolated: run each in its own process, so that none shares another's allocator, threads
+            and caches; they still take turns.
 
     Raises:
-        Problem: (internal) the process of an isolated contestant ended before its time.
+        Problem: (internal) the process of an isolated contestant ended early.
     """
     with ExitStack() as stack:
         place = _process if isolated else _here
@@ -95,35 +95,35 @@ def race(
 
 
 def ratio(timing: Timing, peer: Timing) -> float:
-    """How many times as fast as the peer: the median of the ratios of each round."""
+    """Speed relative to the peer: the median of the ratios of each round."""
     pairs = zip(timing.seconds, peer.seconds, strict=True)
     return median(theirs / ours for ours, theirs in pairs)
 
 
-def apart(timings: Sequence[Timing], most: float, what: str) -> dict[str, float]:
-    """Contestant → how far its first value is from that of the first one, over its largest number.
+def relative_errors(timings: Sequence[Timing], limit: float, what: str) -> dict[str, float]:
+    """Contestant → largest difference of its value from the first one's, over the latter's maximum.
 
     Args:
         timings: their values are arrays.
-        most: that may be.
-        what: the values are, such as "features".
+        limit: the largest error allowed.
+        what: name of the values, such as "features".
 
     Raises:
-        Problem: (verification) one is further away: they do not do the same work.
+        Problem: (verification) an error is larger: they do not do the same work.
     """
     ours = timings[0].value
     found = {one.name: float(abs(ours - one.value).max() / abs(ours).max()) for one in timings}
-    if max(found.values()) > most:
+    if max(found.values()) > limit:
         raise Problem(
             f"the contestants compute different {what}",
-            where=f"{found}, at most {most} apart",
+            where=f"relative errors {found}, at most {limit} allowed",
             exit_code=UNVERIFIED,
         )
     return found
 
 
-def counts(options: Any, *names: str) -> None:
-    """Refuses options that count nothing: each number must be at least 1.
+def positive(options: Any, *names: str) -> None:
+    """Checks that options are at least 1.
 
     Raises:
         Problem: (usage) one is not.
@@ -160,7 +160,7 @@ def _process(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, 
         except (EOFError, OSError) as error:
             raise Problem(
                 "the process of a contestant ended",
-                why="its own error stands above",
+                why="its own error is printed above",
                 exit_code=INTERNAL,
             ) from error
 
@@ -169,7 +169,7 @@ def _process(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, 
         return receive()
 
     try:
-        receive()  # built: nothing is timed while another is still being built
+        receive()  # built: nothing is timed while another contestant is being built
         yield run
     finally:
         ours.close()
@@ -177,7 +177,7 @@ def _process(make: Callable[[], Call]) -> Iterator[Callable[[int], tuple[float, 
 
 
 def _serve(make: Callable[[], Call], pipe: Any) -> None:
-    keep_memory()  # as the verb does, for contestants that share its process
+    keep_memory()  # as the verb does for contestants in its own process
     with _here(make) as run:
         pipe.send("built")
         while True:
@@ -190,7 +190,7 @@ def _serve(make: Callable[[], Call], pipe: Any) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a suite: what all of its records share. Made before anything is timed."""
+    """A run of a suite: what its records share. Made before anything is timed."""
 
     suite: str
     settings: dict[str, Any]
@@ -202,7 +202,7 @@ class Run:
     def records(
         self, case: str, timings: list[Timing], extra: Callable[[Timing], dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """One record a contestant: times in ms, ratios to every peer, and what `extra` adds."""
+        """A record per contestant: times in ms, ratios to every peer, and what `extra` adds."""
         return [
             self.record(
                 case,
@@ -227,7 +227,7 @@ class Run:
     def record(
         self, case: str, contestant: str, unit: str, median: float, **more: Any
     ) -> dict[str, Any]:
-        """One record. `median` is what is compared with other runs, in `unit`."""
+        """One record; its `median`, in `unit`, is compared with other runs."""
         shared = asdict(self)
         return {
             "suite": shared.pop("suite"),

@@ -1,11 +1,11 @@
-"""What a step costs the host, whatever the device does: `jaxmodels bench host`.
+"""What a step costs the host, apart from the device's work: `jaxmodels bench host`.
 
-With a model so small that its computation is next to nothing, in three ways: the compiled step
-called, until the call returns (`told`: the device may still be working); called and its loss read
-(`read`); and the loop of `jaxmodels train`, with data, log and progress, in a run directory of its
-own (`loop`). What is left to compute is timed too: the same steps as one program that the host
-calls once (`computed`). A loop costs the host what it takes beyond that, its `overhead`. Each is
-the mean over the steps of a round.
+With a model so small that its computation is negligible, in three ways: dispatching the compiled
+step (recorded as `told`: the call returned, the device may still be working); dispatching it and
+reading its loss (`read`); and the loop of `jaxmodels train` with data, log and progress in a run
+directory (`loop`). The remaining computation is timed too: the same steps as one program that the
+host calls once (`computed`). The time of the loop beyond that is its `overhead`. Each is the mean
+over the steps of a round.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.batches import BATCHES, Batch, shapes, values
-from benchmarks.harness import RESULTS, Run, Timing, counts, save, table
+from benchmarks.harness import RESULTS, Run, Timing, positive, save, table
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
 from jaxmodels.recipe import Recipe
@@ -36,8 +36,8 @@ RUNS = tuple(
 )  # it has no loss
 QUICK = (("--preset", "charlm:tiny", "--steps", "20", "--rounds", "2"),)
 
-# Sizes that make a model trivial, where it or its tower has them; what divides a width stays
-# divided by it. Tokens are taken out of an image in squares of `merge` patches: one is left.
+# Sizes that make a model trivial, if it or its tower has them; divisibility is kept. An image is
+# one token: a square of `merge` patches.
 SMALL: dict[str, int] = {
     "layers": 1, "image_layers": 1, "decoder_layers": 1, "fused": 1, "merge": 1, "hidden": 32,
     "vocab": 32, "tokens": 32, "context": 8, "queue": 8, "slots": 8,
@@ -49,16 +49,16 @@ class Host:
     """Time what a step costs besides its computation."""
 
     preset: str = "charlm:tiny"
-    """ARCH:PRESET; made smaller still: one layer, one row, a short context."""
+    """ARCH:PRESET; reduced to one layer, one row, a short context."""
     steps: int = 100
     """Steps of a round."""
     rounds: int = 7
-    """Rounds that count, after one that does not."""
+    """Timed rounds, after one that is not."""
     out: Path = RESULTS
     """Folder whose host.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "steps", "rounds")
+        positive(self, "steps", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -73,8 +73,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     computed = median(timings[0].seconds)
 
     def overhead(timing: Timing) -> dict[str, float | None]:
-        beyond = 1e3 * (median(timing.seconds) - computed)
-        return {"overhead_ms": beyond if timing.name == "loop" else None}
+        excess = 1e3 * (median(timing.seconds) - computed)
+        return {"overhead_ms": excess if timing.name == "loop" else None}
 
     records = run.records(options.preset, timings, overhead)
     say(f"added to {save(records, options.out)}")
@@ -84,10 +84,10 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
 
 
 def trivial(config: Any) -> Any:
-    """The same architecture with as little to compute as it allows."""
-    own = {field.name for field in fields(config)}
-    sizes: dict[str, Any] = {name: size for name, size in SMALL.items() if name in own}
-    if "dinov2" in own:
+    """The same architecture with the least computation that it allows."""
+    names = {field.name for field in fields(config)}
+    sizes: dict[str, Any] = {name: size for name, size in SMALL.items() if name in names}
+    if "dinov2" in names:
         patch = config.dinov2.patch
         tower = replace(trivial(config.dinov2), image_size=patch)
         sizes |= {"dinov2": tower, "image_size": patch}
@@ -95,11 +95,11 @@ def trivial(config: Any) -> Any:
 
 
 def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing]:
-    """The steps as one program; the compiled step: until it is told, and until its loss is read."""
+    """The steps as one program; the compiled step until it is dispatched, and until it is read."""
     mesh = make_mesh(recipe.mesh)
     _, fresh, abstract, step = training(jaxmodels.arch(arch), config, recipe, mesh)
     state, inputs = fresh(), values(shapes(arch, config, recipe), config)
-    computed, told, read = (Timing(name, 0.0) for name in ("computed", "told", "read"))
+    computed, dispatched, read = (Timing(name, 0.0) for name in ("computed", "told", "read"))
 
     @partial(
         jax.jit, donate_argnums=0, out_shardings=jax.tree.map(attrgetter("sharding"), abstract)
@@ -116,11 +116,11 @@ def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing
     for index in range(1 + options.rounds):
         start = time.perf_counter()
         state = jax.block_until_ready(program(state, batches))
-        whole = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         if index:
-            computed.seconds.append(whole / options.steps)
+            computed.seconds.append(seconds / options.steps)
         else:
-            computed.first = whole
+            computed.first = seconds
         returned = finished = 0.0
         for number in range(options.steps):
             start = time.perf_counter()
@@ -128,17 +128,17 @@ def _steps(arch: str, config: Any, recipe: Recipe, options: Host) -> list[Timing
             middle = time.perf_counter()
             numbers.read()
             if index == number == 0:
-                told.first, read.first = middle - start, time.perf_counter() - start
+                dispatched.first, read.first = middle - start, time.perf_counter() - start
             returned += middle - start
             finished += time.perf_counter() - start
         if index:
-            told.seconds.append(returned / options.steps)
+            dispatched.seconds.append(returned / options.steps)
             read.seconds.append(finished / options.steps)
-    return [computed, told, read]
+    return [computed, dispatched, read]
 
 
 def _loop(arch: str, config: Any, recipe: Recipe, options: Host) -> Timing:
-    """The loop of `train`, from the second step on, in one run that is cut into rounds."""
+    """The loop of `train` from the second step on, one run split into rounds."""
     never, rounds = 1 << 30, 1 + options.rounds
     steps = options.steps * rounds + 1
     recipe = replace(recipe, steps=steps, eval_every=never, save_every=never, sample_every=0)
@@ -151,7 +151,7 @@ def _loop(arch: str, config: Any, recipe: Recipe, options: Host) -> Timing:
 
 
 class _Endless(Iterator[Any]):
-    """Batches in turn, as a pipeline gives them; notes when it was asked for each."""
+    """Batches in turn, as a pipeline gives them; records when each was requested."""
 
     def __init__(self, inputs: list[Any]):
         self.inputs = inputs

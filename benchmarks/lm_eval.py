@@ -3,10 +3,9 @@
 Needs `pip install 'jaxmodels[lm-eval]'`; the arithmetic, `Scorer`, does not. Tasks fetch their data
 from the Hugging Face hub, those of `--include-path` may read files.
 
-Log-likelihoods are those of the model's own softmax in float32. A text without a context stands
-behind the token that ends a text, or, of characters, behind the blank line that stands between
-documents in training. What is longer than the model's context is scored in windows, every token
-once, behind as many as fit.
+Log-likelihoods are those of the model's softmax in float32. A text without a context follows the
+end-of-text token or, for characters, the blank line that separates documents in training. A text
+longer than the model's context is scored in windows, every token once, after as many as fit.
 """
 
 import sys
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional, arg
 
-from benchmarks.harness import RESULTS, Absent, Run, counts, save
+from benchmarks.harness import RESULTS, Absent, Run, positive, save
 from jaxmodels.__main__ import guarded
 from jaxmodels.architecture import ConfigView
 from jaxmodels.cli import parse, say
@@ -33,7 +32,7 @@ from jaxmodels.runtime.paths import split
 from jaxmodels.runtime.platform import prepare
 from jaxmodels.sizes import vocab_used
 
-_MOST = 256  # tokens of an answer, where a task does not say
+_MAX_TOKENS = 256  # of an answer, if a task sets no limit
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,15 @@ class Evaluate:
     """Run tasks of lm-evaluation-harness on a checkpoint."""
 
     path: Positional[Path]
-    """Run directory, checkpoint or model directory of a model of text."""
+    """Run directory, checkpoint or model directory of a language model."""
     tasks: tuple[str, ...]
     """Names of tasks."""
     limit: int | None = None
-    """Examples of each task; all, if not given."""
+    """Examples of each task; all by default."""
     include_path: Path | None = None
-    """A folder of further tasks (YAML)."""
+    """A folder of additional tasks (YAML)."""
     batch: int = 8
-    """Windows that are scored at once."""
+    """Windows scored at once."""
     vocab: Path | None = None
     """characters.json or tokenizer.json, for a checkpoint that came without one."""
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
@@ -58,11 +57,11 @@ class Evaluate:
     """Folder whose lm_eval.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "limit", "batch")
+        positive(self, "limit", "batch")
 
 
 def main(argv: list[str]) -> int:
-    """Runs the tasks, adds a record for each metric to the results and prints them; 0.
+    """Runs the tasks, adds a record for each metric to the results and prints them; returns 0.
 
     Raises:
         Absent: lm-eval is not installed.
@@ -99,7 +98,7 @@ def main(argv: list[str]) -> int:
 
 
 class Window(NamedTuple):
-    """Part of a text's tokens: those from `begin` on are read, those in [first, end) scored."""
+    """A part of a text's tokens: those from `begin` on are read, those in [first, end) scored."""
 
     begin: int
     first: int
@@ -107,7 +106,7 @@ class Window(NamedTuple):
 
 
 def windows(length: int, start: int, context: int) -> Iterator[Window]:
-    """Windows that score each token from `start` ≥ 1 on once, behind as many as fit."""
+    """Windows that score each token from `start` ≥ 1 on once, after as many as fit."""
     while start < length:
         end = min(start + context, length)
         yield Window(max(0, end - 1 - context), start, end)
@@ -115,16 +114,16 @@ def windows(length: int, start: int, context: int) -> Iterator[Window]:
 
 
 class Scorer:
-    """What lm-evaluation-harness asks of a model of text.
+    """The requests of lm-evaluation-harness, answered by a language model.
 
     Args:
         model: a module whose call gives logits [b, t, v] for tokens [b, t], or wigip's with the
             dense objective.
         tokenizer: as of `open_model`.
-        batch: windows that are scored at once.
+        batch: windows scored at once.
 
     Raises:
-        Problem: (usage) the model predicts no token of a text but the last, or there is no
+        Problem: (usage) the model predicts only the last token of a text, or there is no
             vocabulary.
     """
 
@@ -158,33 +157,33 @@ class Scorer:
         self._score = jax.jit(score)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): its log-likelihood, and whether greedy writes it."""
+        """For each (context, continuation): its log-likelihood, and whether it is greedy."""
         texts = []
         for context, continuation in pairs:
             space = len(context) - len(context.rstrip())
-            if space:  # white space in front of a word belongs to its token
+            if space:  # white space before a word belongs to its token
                 context, continuation = context[:-space], context[-space:] + continuation
-            whole = self.tokenizer.encode(context + continuation)
+            tokens = self.tokenizer.encode(context + continuation)
             known = len(self.tokenizer.encode(context))
             prefix = self._prefix if known == 0 else np.zeros(0, np.int32)
-            texts.append((np.concatenate([prefix, whole]), len(prefix) + known))
+            texts.append((np.concatenate([prefix, tokens]), len(prefix) + known))
         return self._scored(texts)
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
-        """The log-likelihood of each whole text."""
+        """The log-likelihood of each text."""
         prefix = self._prefix
         tokens = [np.concatenate([prefix, self.tokenizer.encode(text)]) for text in texts]
         return [total for total, _ in self._scored([(one, len(prefix)) for one in tokens])]
 
     def generate(
-        self, context: str, until: Sequence[str], most: int, temperature: float | None
+        self, context: str, until: Sequence[str], max_tokens: int, temperature: float | None
     ) -> str:
-        """The text that follows, up to the first of `until`, or `most` tokens."""
+        """The generated text, up to the first of `until` or `max_tokens` tokens."""
         tokenizer = self.tokenizer
         prompt = tokenizer.encode(context) if context else self._prefix
         sampling, end = Sampling(temperature or None), tokenizer.end_of_text
         banned, drawn, text = tuple(tokenizer.special_ids), np.zeros(0, np.int32), ""
-        for piece in generate(self.model, prompt[None], most, sampling, 0, banned, end=end):
+        for piece in generate(self.model, prompt[None], max_tokens, sampling, 0, banned, end=end):
             drawn = np.concatenate([drawn, piece[0]])
             text = tokenizer.decode(before(end, drawn))
             if found := [at for stop in until if stop and (at := text.find(stop)) >= 0]:
@@ -198,14 +197,14 @@ class Scorer:
         return np.asarray(found, np.int32)
 
     def _scored(self, texts: Sequence[tuple[np.ndarray, int]]) -> list[tuple[float, bool]]:
-        """Of each (tokens, first that is scored): sum of log-probabilities, all greedy."""
+        """For each (tokens, first scored one): sum of log-probabilities, whether all are greedy."""
         context = int(self.model.config.context)
         parts = [
             (number, tokens[window.begin : window.end], window.end - window.first)
             for number, (tokens, start) in enumerate(texts)
             for window in windows(len(tokens), start, context)
         ]
-        parts.sort(key=lambda part: len(part[1]))  # few are padded much
+        parts.sort(key=lambda part: len(part[1]))  # for little padding
         totals, greedy = np.zeros(len(texts)), np.ones(len(texts), bool)
         for i in range(0, len(parts), self.batch):
             group = parts[i : i + self.batch]
@@ -223,11 +222,11 @@ class Scorer:
 
 
 def adapter(scorer: Scorer) -> Any:
-    """The scorer as lm-evaluation-harness takes a model: its class `LM`."""
+    """The scorer as lm-evaluation-harness's class `LM`."""
     from lm_eval.api.model import LM
 
     class Adapter(LM):
-        """Requests in, numbers out."""
+        """Passes requests to the scorer."""
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
             """See `Scorer.loglikelihood`."""
@@ -244,12 +243,12 @@ def adapter(scorer: Scorer) -> Any:
     return Adapter()
 
 
-def _generated(scorer: Scorer, context: str, asked: dict[str, Any]) -> str:
-    until = asked.get("until") or []
+def _generated(scorer: Scorer, context: str, request: dict[str, Any]) -> str:
+    until = request.get("until") or []
     stops = [until] if isinstance(until, str) else until
-    most = int(asked.get("max_gen_toks") or asked.get("max_tokens") or _MOST)
-    draws = asked.get("do_sample", False)
-    return scorer.generate(context, stops, most, asked.get("temperature") if draws else None)
+    limit = int(request.get("max_gen_toks") or request.get("max_tokens") or _MAX_TOKENS)
+    draws = request.get("do_sample", False)
+    return scorer.generate(context, stops, limit, request.get("temperature") if draws else None)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a measurement was made on and with: the machine, versions, the commit; memory held."""
+"""The circumstances of a measurement: machine, versions, commit; and peak memory."""
 
 import os
 import platform
@@ -13,12 +13,12 @@ from data_pipelines.cores import cores
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
 _HERE = Path(__file__).parent
 
-# Beside this file in a checkout; where the package is installed, nobody looks there.
+# In a checkout beside this file; an installed package writes to the current directory.
 RESULTS = _HERE / "results" if (_HERE.parent / ".git").exists() else Path("bench-results")
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process held at its peak: of the accelerator's, where it used one.
+    """Peak memory of this process in bytes: of the accelerator, if it used one.
 
     0 where Linux's /proc is missing.
     """
@@ -32,7 +32,7 @@ def peak_memory() -> int:
 
 
 def _device_peak() -> int:
-    """What JAX and PyTorch held together on the first accelerator; 0 without one."""
+    """Peak memory of JAX and PyTorch together on the first accelerator; 0 without one."""
     held = 0
     if (jax := sys.modules.get("jax")) and jax.default_backend() != "cpu":
         held += (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
@@ -42,7 +42,7 @@ def _device_peak() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the run was measured on."""
+    """The machine of a run."""
     import jax
 
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -57,21 +57,21 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name, with family and model: a cloud's "AMD EPYC" is any of five kinds."""
+    """The processor's name, with family and model: a cloud's "AMD EPYC" may be any of five."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
-    if "model name" not in told:
+    info = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    if "model name" not in info:
         return platform.processor() or platform.machine()
-    if "cpu family" not in told:  # none but x86 has one
-        return told["model name"]
-    return f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
+    if "cpu family" not in info:  # only x86 has one
+        return info["model name"]
+    return f"{info['model name']} (family {info['cpu family']}, model {info['model']})"
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what is compared; a package that is missing is left out."""
+    """Versions of Python and of the compared packages; missing ones are left out."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -82,9 +82,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" when files differ from it; "" outside git.
+    """The commit of this checkout, with "-dirty" if files differ from it; "" outside git.
 
-    Results do not count: a run adds to them.
+    Results are ignored: a run adds to them.
     """
     git = ["git", "-C", str(_HERE)]
     changes = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results"]

@@ -1,8 +1,9 @@
-"""What chunks save of a train step's memory: `jaxmodels bench memory`.
+"""The memory that chunking saves in a train step: `jaxmodels bench memory`.
 
-The same step three ways: as it is, with the logits whole, and with the scores of attention whole
-too. Two numbers each: what XLA sets aside for the step at the recipe's full batch (compiled from
-shapes, never run), and the peak of a process that runs it at a size that a small machine holds.
+The same step three ways: as it is, with logits not chunked, and with attention's scores not
+chunked either. Two numbers each: XLA's temporary memory for the step at the recipe's full batch
+(compiled from shapes, never run), and the peak of a process that runs it at a size for small
+machines.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, counts, race, save, table
+from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
 from benchmarks.trainers import jax_step
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
@@ -26,11 +27,11 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import training
 
-_ALL = 1 << 62  # a limit that nothing reaches
+_ALL = 1 << 62  # no limit
 RUNS = (("--preset", "bwetaf:53m"),)
 QUICK = (("--preset", "bwetaf:tiny"),)
 
-# Name → (bytes of logits at once, queries at once); None leaves the limit as it is.
+# Name → (bytes of logits at once, queries at once); None keeps the limit.
 FORMS: dict[str, tuple[int | None, int | None]] = {
     "jaxmodels": (None, None),
     "whole logits": (_ALL, None),
@@ -40,19 +41,19 @@ FORMS: dict[str, tuple[int | None, int | None]] = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Measure the memory of a train step with and without chunks."""
+    """Measure the memory of a train step with and without chunking."""
 
     preset: str = "bwetaf:53m"
-    """ARCH:PRESET, of an architecture whose loss and attention work in chunks."""
+    """ARCH:PRESET of an architecture whose loss and attention are chunked."""
     batch: int = 1
-    """Sequences in the batch that is run; the recipe's own are only compiled."""
+    """Sequences in the batch that is run; the recipe's batch is only compiled."""
     rounds: int = 1
-    """Steps that count, after one that does not."""
+    """Timed steps, after one that is not."""
     out: Path = RESULTS
     """Folder whose memory.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch", "rounds")
+        positive(self, "batch", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
 
 @contextmanager
 def form(name: str) -> Iterator[None]:
-    """Within it, programs are traced with the limits of this form."""
+    """Programs traced in this context have the limits of this form."""
     logits, queries = FORMS[name]
     with (
         mock.patch.object(losses, "LOGITS_BYTES", logits or losses.LOGITS_BYTES),

@@ -1,9 +1,9 @@
 """wigip's two objectives after equal time: `jaxmodels bench objectives`.
 
-Both begin from the same parameters and take turns of a few seconds of training, so that a busy
-machine slows both alike; compilation and data are not counted. Measured are bits per character
-of the same held-out characters, each predicted from the whole window before it, by both; and of
-every held-out character, whose windows are on average half full, by the dense one.
+Both start from the same parameters and take turns of a few seconds of training, so that a busy
+machine slows both alike; compilation and data are not counted. Bits per character are measured for
+both on the same held-out characters, each predicted from the full window before it; and for the
+dense one on every held-out character, whose windows are half full on average.
 """
 
 import tempfile
@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, counts, save
+from benchmarks.harness import RESULTS, Run, positive, save
 from data_pipelines.cores import cores
-from data_pipelines.pipelines import Data, open_data
+from data_pipelines.pipelines import open_data
+from data_pipelines.token_dataset import TokenDataset
 from jaxmodels.cli import parse, say
 from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.runtime.evaluate import evaluate, loss_function
@@ -42,24 +43,24 @@ class Objectives:
     seconds: float = 120.0
     """Seconds of training for each."""
     steps: int = 1000
-    """The learning rate is warmed up over a tenth of this and stays."""
+    """The learning rate is warmed up over a tenth of this, then constant."""
     out: Path = RESULTS
     """Folder whose objectives.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "seconds", "steps")
+        positive(self, "seconds", "steps")
 
 
 class Trainee:
-    """One objective, trained by turns."""
+    """A model trained on one objective, in turns."""
 
-    def __init__(self, options: Objectives, objective: str, data: Data):
+    def __init__(self, options: Objectives, objective: str, data: TokenDataset):
         arch, name, config = jaxmodels.preset(options.preset)
         self.package = jaxmodels.arch(arch)
         self.config = replace(config, vocab=data.vocab_size, objective=objective)
         recipe = self.package.RECIPES[name]
         rate = options.steps / 10
-        # The end is not known beforehand: no decay.
+        # The number of steps is not known in advance: no decay.
         optim = replace(recipe.optim, warmup=rate, end_lr=recipe.optim.peak_lr)
         self.recipe, self.mesh = replace(recipe, optim=optim, steps=10**9), make_mesh()
         self.graphdef, fresh, _, self.step = training(
@@ -67,20 +68,20 @@ class Trainee:
         )
         self.batches = iter(data.train())
         self.state, self.steps, self.seconds = fresh(), 0, 0.0
-        self.state, told = self.step(fresh(), put_batch(next(self.batches), self.mesh))
-        told.values.block_until_ready()  # compiled, and one step ahead
+        self.state, metrics = self.step(fresh(), put_batch(next(self.batches), self.mesh))
+        metrics.values.block_until_ready()  # compiled, and one step done
 
     def train(self, seconds: float) -> None:
-        """Trains for about so many seconds."""
+        """Trains for about this many seconds."""
         start = time.perf_counter()
         while (spent := time.perf_counter() - start) < seconds:
             batch = put_batch(next(self.batches), self.mesh)
-            self.state, told = self.step(self.state, batch)
-            told.values.block_until_ready()
+            self.state, metrics = self.step(self.state, batch)
+            metrics.values.block_until_ready()
             self.steps += 1
         self.seconds += spent
 
-    def measured(self, windows: np.ndarray, data: Data) -> dict[str, float | int]:
+    def measured(self, windows: np.ndarray, data: TokenDataset) -> dict[str, float | int]:
         """Bits per character: of the characters after the windows, and by the objective's loss."""
 
         @jax.jit
@@ -92,8 +93,8 @@ class Trainee:
         parts = [
             float(one(params, rest, part)) for part in windows.reshape(64, -1, windows.shape[1])
         ]
-        whole = evaluate(loss_function(self.package, self.graphdef), params, rest, data.valid(None))
-        assert whole is not None
+        metrics = evaluate(loss_function(self.package, self.graphdef), params, rest, data.valid())
+        assert metrics is not None
         return {
             "steps": self.steps,
             "seconds": round(self.seconds, 1),
@@ -101,7 +102,7 @@ class Trainee:
             * self.recipe.batch
             * (self.config.context if self.config.objective == "dense" else 1),
             "bits_per_character": float(np.mean(parts)) / log(2),
-            "bits_per_character_of_own_loss": whole["loss"] / log(2),
+            "bits_per_character_of_own_loss": metrics["loss"] / log(2),
         }
 
 
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         data = open_data(
             "pydoc", folder=Path(folder) / "data", context=config.context, batch=recipe.batch
         )
-        assert isinstance(data, Data)
+        assert isinstance(data, TokenDataset)
         trainees = {o: Trainee(options, o, data) for o in ("next_char", "dense")}
         while min(t.seconds for t in trainees.values()) < options.seconds:
             for trainee in trainees.values():
@@ -135,8 +136,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     return records
 
 
-def _windows(data: Data, context: int) -> np.ndarray:
-    """Windows [n, context + 1] from all over the held-out text, which both are measured on."""
+def _windows(data: TokenDataset, context: int) -> np.ndarray:
+    """Windows [n, context + 1] from all over the held-out text, the same for both."""
     rows = np.concatenate([batch["tokens"] for batch in data.valid(None)])
     text = rows[:, :-1].reshape(-1)
     starts = np.random.default_rng(0).integers(0, len(text) - context, WINDOWS)

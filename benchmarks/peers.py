@@ -1,6 +1,6 @@
 """Peers: the PyTorch twins, with the same sizes, weights and batches; a seed's own code.
 
-They compute where JAX does: on the GPU, where there is one and PyTorch can use it.
+They compute where JAX does: on the GPU, if there is one that PyTorch can use.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from jaxmodels.recipe import Recipe
 
 
 def torch_device() -> str | None:
-    """Where PyTorch computes as JAX does: "cpu" or "cuda"; None, and said, where it cannot."""
+    """JAX's device for PyTorch: "cpu" or "cuda"; None, with a message, if it cannot use it."""
     import jax
 
     if find_spec("torch") is None:
@@ -35,12 +35,12 @@ def torch_device() -> str | None:
 
     if backend == "gpu" and torch.cuda.is_available():
         return "cuda"
-    say(f"PyTorch cannot use what JAX computes on ({backend}): measured without it")
+    say(f"PyTorch cannot use JAX's device ({backend}): measured without it")
     return None
 
 
-def finished(device: str) -> None:
-    """Waits until what PyTorch was told to do is done."""
+def synchronize(device: str) -> None:
+    """Waits for PyTorch's pending work."""
     if device == "cuda":
         import torch
 
@@ -50,7 +50,7 @@ def finished(device: str) -> None:
 def twin_with(arch: str, config: Any, arrays: dict[str, Any], device: str = "cpu") -> Any:
     """The PyTorch twin of a model with these arrays (path → array), in eval mode.
 
-    Sets torch's threads to the cores at hand, the number that XLA takes.
+    Sets torch's threads to the available cores, as many as XLA takes.
     """
     import torch
 
@@ -77,16 +77,16 @@ def seed_bwetaf(
 ) -> Call:
     """The train step of seed 003's own package, by its own model and loss and optax's AdamW.
 
-    The step around them is ours, since the package keeps its own to its training loop: compiled
-    whole, with the old state donated, and without the statistics that its loop gathers. Its
-    settings are its card's: no chunks, attention computed again in the backward pass.
+    The step around them is ours, since the package has none outside its training loop: one compiled
+    function with the old state donated, without the statistics of that loop. The settings are those
+    of its model card: no chunks, attention recomputed in the backward pass.
 
     Args:
         package: the folder that holds the package `BwETAF`, unpacked from PyPI (0.5.1).
         config: the sizes.
         recipe: the optimiser's settings, and the precision of parameters.
         params: path → array to start from.
-        inputs: batches of tokens [b, t+1], of which the seed takes the first t.
+        inputs: batches of tokens [b, t + 1], of which the seed takes the first t.
     """
     import jax
     import jax.numpy as jnp
@@ -125,14 +125,14 @@ def check_seed(preset: str, folder: Path) -> None:
     """
     if not preset.startswith("bwetaf:"):
         raise Problem(
-            "the seed's package trains bwetaf alone",
+            "the seed's package trains bwetaf only",
             where=preset,
-            fix="leave --seed-package out, or take --preset bwetaf:53m",
+            fix="leave --seed-package out, or use --preset bwetaf:53m",
             exit_code=USAGE,
         )
     if not (folder / "BwETAF" / "__init__.py").is_file():
         raise Problem(
-            "the seed's package is not there",
+            "the seed's package is missing",
             where=str(folder),
             fix="unpack BwETAF 0.5.1 from PyPI, and give the folder that holds BwETAF/",
             exit_code=USAGE,
@@ -144,7 +144,7 @@ def _seed_package(folder: Path, config: Any, recipe: Recipe) -> tuple[Any, Any]:
     import jax.numpy as jnp
 
     sys.path.insert(0, str(folder))
-    # It fetches GPT-2's tokeniser when it is imported, which a train step has no use for.
+    # Its import downloads GPT-2's tokeniser, which a train step does not need.
     with mock.patch("tiktoken.get_encoding"):
         seed = importlib.import_module("BwETAF.model.model")
     model = seed.Model(

@@ -1,8 +1,8 @@
 """Train steps compiled for TPU slices, without a TPU: `jaxmodels bench plan`.
 
-What `jaxmodels plan` finds of a preset with its own recipe: does it fit, what is the least time
-that a step can take, how much of the peak rate can be useful, how long the compiler took. Needs
-libtpu, which compiles for devices that need not exist.
+The results of `jaxmodels plan` for a preset with its own recipe: whether it fits, a lower bound of
+the step's time, an upper bound of MFU, and the compile time. Needs libtpu, which compiles for
+devices that need not exist.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Absent, Run, counts, save
+from benchmarks.harness import RESULTS, Absent, Run, positive, save
 from jaxmodels.cli import parse, say
 from jaxmodels.runtime.planning import tpu
 from jaxmodels.runtime.planning.chips import GIB, topology
@@ -32,14 +32,14 @@ QUICK = (("--preset", "charlm:tiny", "--topology", "v5e:2x2", "--batch", "16"),)
 
 @dataclass(frozen=True)
 class PlanCase:
-    """Compile the train step of a preset for a TPU slice, and record what is known of it."""
+    """Compile the train step of a preset for a TPU slice, and record its memory and bounds."""
 
     preset: str = "wikigpt:gpt2-124m"
     """ARCH:PRESET."""
     topology: str = "v5e:2x2"
     """The slice, such as v5e:4x4."""
     mesh: str = ""
-    """Devices by axis, such as data=4,model=4; empty puts all on the data axis."""
+    """Devices by axis, such as data=4,model=4; by default all on the data axis."""
     batch: int = 64
     """Sequences in a step, over all devices."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -48,7 +48,7 @@ class PlanCase:
     """Folder whose plan.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch")
+        positive(self, "batch")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -93,12 +93,12 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     seconds = found["roofline_step_seconds"]
     record = run.record(case, "jaxmodels", "ms at least", 1e3 * seconds, **found)
     say(f"added to {save([record], options.out)}")
-    print(told(record), flush=True)
+    print(summary_line(record), flush=True)
     return [record]
 
 
-def told(record: dict[str, Any]) -> str:
-    """A line about a record."""
+def summary_line(record: dict[str, Any]) -> str:
+    """A record as a line of text."""
     needed, limit = (record[f"hbm_{name}_bytes"] / GIB for name in ("per_device", "limit"))
     if not record["fits"]:
         return f"{record['case']}: {needed:.1f} GiB do not fit into {limit:.1f}"

@@ -1,8 +1,8 @@
 """Validation loss after a fixed budget of steps: `jaxmodels bench quality`.
 
 The loop of `jaxmodels train` with a preset's own recipe, on the embedded text, or on drawn scenes
-for models of images and captions; nothing but the number of steps is changed. The same seed gives
-the same loss, so a difference between commits is one of what is computed.
+for models of images and captions; only the number of steps is changed. The same seed gives the same
+loss, so a difference between commits comes from what is computed.
 """
 
 import tempfile
@@ -28,7 +28,7 @@ QUICK = tuple(("--preset", f"{arch}:tiny", "--steps", "20") for arch in _TRAINED
 
 @dataclass(frozen=True)
 class Quality:
-    """Train a preset for so many steps and measure what it learned."""
+    """Train a preset for a fixed number of steps and measure its validation loss."""
 
     preset: str = "charlm:tiny"
     """ARCH:PRESET."""

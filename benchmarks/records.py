@@ -1,4 +1,4 @@
-"""Records of measurements on the disk: one JSON line each, a file for each suite."""
+"""Records of measurements on disk: a JSON line each, a file for each suite."""
 
 import json
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Any
 
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
-# Settings that make the same case another measurement.
+# Settings that distinguish measurements of the same case.
 _SIZES = ("batch", "dtype", "context", "prompt", "new_tokens", "steps")
 
 
 class Absent(Problem):
-    """A suite cannot run here, since something that it needs is not there; the others can."""
+    """A suite cannot run here because something that it needs is missing."""
 
     def __init__(self, what: str, fix: str = ""):
         super().__init__(what, fix=fix, exit_code=USAGE)
 
 
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What a record measures: the same of two records means that they can be compared."""
+    """What a record measures; records of equal identity can be compared."""
     settings = record.get("settings", {})
     sizes = (str(settings.get(name)) for name in _SIZES)
     return (record["suite"], record["case"], record["contestant"], *sizes)
@@ -28,7 +28,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The records of a file, or of every .jsonl file in a folder, the oldest first.
 
     Raises:
-        Problem: (corrupt) there is none, or a line is no record.
+        Problem: (corrupt) there is none, or a line is not a record.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     records = []
@@ -39,14 +39,14 @@ def read(path: Path) -> list[dict[str, Any]]:
                 identity(record)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise Problem(
-                    "this line is no record of a measurement",
+                    "this line is not a record of a measurement",
                     where=f"{file}:{number}",
                     why=repr(error),
                     exit_code=CORRUPT,
                 ) from error
             records.append(record)
     if not records:
-        raise Problem("no records of measurements are there", where=str(path), exit_code=CORRUPT)
+        raise Problem("there are no records of measurements", where=str(path), exit_code=CORRUPT)
     return sorted(records, key=lambda record: str(record.get("date")))
 
 
@@ -60,11 +60,11 @@ def save(records: list[dict[str, Any]], folder: Path) -> Path:
 
 
 def table(records: list[dict[str, Any]], columns: dict[str, str]) -> str:
-    """A Markdown table of one case; the last column compares the first contestant to each.
+    """A Markdown table of one case; the last column is the first contestant's speed over each.
 
     Args:
         records: of one case, ours first.
-        columns: field → heading of what is shown beside the times.
+        columns: field → heading of further columns.
     """
     ours = records[0]["times_as_fast_as"]
     names = [records[0]["contestant"], "median ms", "min", "max", *columns.values()]

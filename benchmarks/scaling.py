@@ -1,13 +1,13 @@
-"""The step on 1, 2, 4 and 8 devices: what they send, how it scales: `jaxmodels bench scaling`.
+"""The step on 1, 2, 4 and 8 devices: traffic and scaling: `jaxmodels bench scaling`.
 
-No such devices are needed: XLA compiles the step for as many parts of this CPU, in a process for
-each number. The program tells operations, memory and collectives; the time is the bound that
-`jaxmodels plan` states, of a chip of the given kind in a slice of that many. So this measures the
-program and a model of the machine, and no clock: real devices are slower, and the compiler of a
-TPU merges collectives otherwise (suite `plan` asks it).
+The devices need not exist: XLA compiles the step for simulated devices of this CPU, in a process
+for each number. Operations, memory and collectives are read off the program; the time is the bound
+of `jaxmodels plan` for chips of the given kind. So this evaluates the program on a model of the
+machine and measures no time: real devices are slower, and a TPU's compiler merges collectives
+differently (see suite `plan`).
 
-Strong scaling: the same batch on all devices. Weak: as many times the batch as devices. Efficiency
-is the share of what one device does that each of them does.
+Strong scaling: the same batch on all devices. Weak: the batch times the number of devices.
+Efficiency is the throughput of each device relative to that of a single one.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, counts, save
+from benchmarks.harness import RESULTS, Run, positive, save
 from jaxmodels.architecture import Architecture
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
@@ -35,29 +35,29 @@ RUNS = (
 )
 QUICK = (("--preset", "charlm:tiny", "--batch", "16", "--devices", "1", "2"),)
 
-# The slices of so many chips, as square as they can be.
+# Number of chips → the most nearly square slice.
 SHAPES = {1: (1, 1), 2: (1, 2), 4: (2, 2), 8: (2, 4)}
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Compile the step for several numbers of devices, and tell how it scales."""
+    """Compile the step for several numbers of devices, and estimate how it scales."""
 
     preset: str = "wikigpt:base"
     """ARCH:PRESET."""
     batch: int = 16
-    """Sequences in a step: of all devices (strong), and of each (weak)."""
+    """Sequences in a step: on all devices (strong), or on each (weak)."""
     devices: tuple[Literal[1, 2, 4, 8], ...] = (1, 2, 4, 8)
-    """Numbers of devices, 1 first: the others are told as shares of it."""
+    """Numbers of devices; the first, 1, is the reference."""
     chip: Literal["v4", "v5e", "v5p", "v6e"] = "v5e"
-    """The chip whose peak rate, memory and links bound the time."""
+    """Chip whose peak rate, memory and links bound the time."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the computation."""
     out: Path = RESULTS
     """Folder whose scaling.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch")
+        positive(self, "batch")
         if self.devices[:1] != (1,):
             raise Problem("--devices must begin with 1", exit_code=USAGE)
         for count in self.devices:
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     options = parse(Scaling, argv, "bench scaling")
     arch, name, config = jaxmodels.preset(options.preset)
     package = jaxmodels.learner(arch)
-    # One part: a CPU's slices would make of one device another program than of several.
+    # One slice: a CPU's slices would make the programs of one and several devices differ.
     recipe = replace(package.RECIPES[name], accum=1, slices=1, mesh="", dtype=options.dtype)
     settings = {"batch": options.batch, "dtype": recipe.dtype, "chip": options.chip}
     run, records = Run("scaling", settings), []
@@ -88,15 +88,16 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
                 record["efficiency"] = first / (times * record["median"])
     say(f"added to {save(records, options.out)}")
     print(
-        f"\n### {options.preset} on {options.chip}, by the roofline\n{shown(records)}", flush=True
+        f"\n### {options.preset} on {options.chip}, by the roofline\n{markdown_table(records)}",
+        flush=True,
     )
     return records
 
 
 def _compiled(package: str, config: Any, recipe: Recipe, count: int) -> Compiled:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    # The pass aborts at sums of bfloat16 across devices (jaxlib 0.10.2). It makes them of float32
-    # for a CPU to run them, and nothing is run here.
+    # The pass aborts on bfloat16 all-reduces (jaxlib 0.10.2). It makes them float32 so that a CPU
+    # can run them; nothing is run here.
     flags += " --xla_disable_hlo_passes=all-reduce-promotion"
     with mock.patch.dict(os.environ, {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}):
         return run_isolated(compiled_here, package, config, recipe)
@@ -136,7 +137,7 @@ def _record(
     )
 
 
-def shown(records: list[dict[str, Any]]) -> str:
+def markdown_table(records: list[dict[str, Any]]) -> str:
     """The records as a Markdown table."""
     head = (
         "| scaling | devices | sequences | ms at least | bound | efficiency | sent | collectives |"

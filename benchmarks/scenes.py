@@ -1,9 +1,8 @@
-"""What bitgen learns of drawn scenes in minutes: `jaxmodels bench scenes`.
+"""What bitgen learns from drawn scenes in minutes: `jaxmodels bench scenes`.
 
-Trains `bitgen:tiny` with its own recipe, as `jaxmodels train bitgen:tiny` does, and measures what
-it can do with the 256 scenes held out, whose combinations of things it never saw: find each other's
-image and caption, tell a caption that is nearly right, write what there is to see, and remember
-captions that were written into its memory.
+Trains `bitgen:tiny` with its own recipe, as `jaxmodels train bitgen:tiny`, and evaluates it on the
+256 held-out scenes, whose combinations of objects are new to it: retrieval of images and captions,
+matching against hard negatives, captioning, and recall of captions from its memory.
 """
 
 import subprocess
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmodels
-from benchmarks.harness import RESULTS, Run, counts, save
+from benchmarks.harness import RESULTS, Run, positive, save
 from data_pipelines.captions.shapes import COLOURS, SHAPES
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
@@ -33,24 +32,24 @@ REMEMBERED = 32  # captions written into the memory at once
 
 @dataclass(frozen=True)
 class Scenes:
-    """Train bitgen:tiny on drawn scenes, and measure what it learned."""
+    """Train bitgen:tiny on drawn scenes, and evaluate it."""
 
     steps: int | None = None
     """Optimiser steps; by default the recipe's."""
     run: Path | None = None
-    """Measure this run of a bitgen instead of training one; nothing is recorded."""
+    """Evaluate this run of a bitgen instead of training one; nothing is recorded."""
     out: Path = RESULTS
     """Folder whose scenes.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "steps")
+        positive(self, "steps")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its records to the results and prints them."""
     options = parse(Scenes, argv, "bench scenes")
     if options.run is not None:
-        return _told(measured(options.run), [])
+        return _print(measured(options.run), [])
     steps = (
         jaxmodels.arch("bitgen").RECIPES["tiny"].steps if options.steps is None else options.steps
     )
@@ -63,20 +62,20 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         for name, value in learned.items()
     ]
     say(f"added to {save(records, options.out)}")
-    return _told(learned | {"seconds of training, start and all": seconds}, records)
+    return _print(learned | {"seconds of training, startup included": seconds}, records)
 
 
-def _told(values: dict[str, float], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _print(values: dict[str, float], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, value in values.items():
         print(f"{name:<40} {value:.3f}", flush=True)
     return records
 
 
 def _train(path: Path, steps: int) -> float:
-    """Trains with the command; the seconds that it took altogether.
+    """Trains with the command; returns its total seconds.
 
     Raises:
-        Problem: it ended without a model, with its exit code; the command has told why.
+        Problem: it failed, with its exit code; the command has printed why.
     """
     words = ["train", "bitgen:tiny", "--out", str(path), "--steps", str(steps)]
     began = time.monotonic()
@@ -87,18 +86,18 @@ def _train(path: Path, steps: int) -> float:
         raise Problem(
             "training ended early",
             where=f"jaxmodels {' '.join(words)}",
-            fix="see what it said above",
+            fix="see its message above",
             exit_code=done.returncode if done.returncode > 0 else INTERNAL,
         )
     return round(time.monotonic() - began, 1)
 
 
 def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, float]:
-    """Shares of the held-out scenes with which a run's model does right.
+    """Shares of the held-out scenes that a run's model gets right.
 
     Args:
         path: the run.
-        spec: the scenes.
+        spec: of the scenes.
         options: of `open_data`.
     """
     from data_pipelines.pipelines import open_data
@@ -107,7 +106,7 @@ def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, floa
     model, tokenizer = open_model(path, None, ())
     if jaxmodels.package_of(model) is not jaxmodels.arch("bitgen"):
         raise Problem(
-            "only a bitgen is measured on scenes",
+            "only a bitgen can be evaluated on scenes",
             where=str(path),
             fix="give the run of a bitgen with --run, or leave it out",
             exit_code=USAGE,
@@ -124,14 +123,14 @@ def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, floa
         )
         batches = list(data.valid())
     return {
-        **_found(model, batches),
-        **_written(model, tokenizer, batches),
-        "captions recalled by their images": _recalled(model, batches[0]),
+        **_retrieval(model, batches),
+        **_captioning(model, tokenizer, batches),
+        "captions recalled by their images": _recall(model, batches[0]),
     }
 
 
-def _found(model: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
-    """R@1 among all pairs, and the accuracy of matching, with the likeliest negative of 32."""
+def _retrieval(model: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
+    """R@1 among all pairs, and the accuracy of matching against the likeliest negative of 32."""
     from jaxmodels.runtime.evaluate import evaluate, loss_function
     from jaxmodels.runtime.paths import split
     from jaxmodels.runtime.retrieval import Encoder
@@ -141,17 +140,17 @@ def _found(model: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
     own = np.arange(len(similar))
     graphdef, params, rest = split(model)
     function = loss_function(jaxmodels.package_of(model), graphdef)
-    told = evaluate(function, params, rest, batches)
-    assert told is not None
+    metrics = evaluate(function, params, rest, batches)
+    assert metrics is not None
     return {
         "R@1 text to image": float((similar.argmax(axis=1) == own).mean()),
         "R@1 image to text": float((similar.argmax(axis=0) == own).mean()),
-        "image-text matching right": float(told["itm_acc"]),
+        "image-text matching right": float(metrics["itm_acc"]),
     }
 
 
-def _written(model: Any, tokenizer: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
-    """How often a greedy caption names a thing that is there, and both of them."""
+def _captioning(model: Any, tokenizer: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
+    """How often a greedy caption names an object of the scene, and both of them."""
     from jaxmodels.runtime.training.samples import caption
 
     hits = []
@@ -159,8 +158,8 @@ def _written(model: Any, tokenizer: Any, batches: list[dict[str, Any]]) -> dict[
         for row, mask, ids in zip(
             batch["tokens"], batch["mask"], caption(model, tokenizer, batch["images"]), strict=True
         ):
-            there = things(tokenizer.decode(row[mask == 1]))
-            hits.append(len(there & things(tokenizer.decode(ids))) / len(there))
+            shown = things(tokenizer.decode(row[mask == 1]))
+            hits.append(len(shown & things(tokenizer.decode(ids))) / len(shown))
     return {
         "things named with colour and shape": float(np.mean(hits)),
         "captions that name both things": float(np.mean(np.equal(hits, 1))),
@@ -168,17 +167,17 @@ def _written(model: Any, tokenizer: Any, batches: list[dict[str, Any]]) -> dict[
 
 
 def things(text: str) -> set[tuple[str, str]]:
-    """The (colour, shape) that a caption names, wherever they stand in it."""
+    """The (colour, shape) pairs that a caption names, wherever they are in it."""
     return {(a, b) for a, b in pairwise(text.split()) if a in COLOURS and b in SHAPES}
 
 
-def _recalled(model: Any, batch: dict[str, Any]) -> float:
-    """How many of 32 captions, written with their images, the memory gives back by the image."""
+def _recall(model: Any, batch: dict[str, Any]) -> float:
+    """Share of 32 captions, written with their images, that the memory returns for the image."""
     from jaxmodels.bitgen import remember
 
     tokens, mask = jnp.asarray(batch["tokens"]), jnp.asarray(batch["mask"])
     images = jnp.asarray(batch["images"], jnp.float32) / 255
-    evidence = remember.write(model, tokens, images, mask)
-    found = remember.read(model, images=images, stats=evidence)
+    stats = remember.write(model, tokens, images, mask)
+    found = remember.read(model, images=images, stats=stats)
     index, _ = remember.nearest(found, remember.codes(model, tokens, mask))
     return float((index == jnp.arange(len(tokens))).mean())

@@ -1,12 +1,12 @@
 """The train step against the PyTorch twin: `jaxmodels bench step`.
 
-Ours is the very step of `jaxmodels train`. The twin is trained as a PyTorch user would: a fused
-optimiser, clipping by global norm, gradients set to None, eager and compiled, and also taking the
-batch in the slices that ours takes on a CPU, to tell what slicing gains from what XLA gains.
-For bwetaf, the seed's own package joins when its folder is given.
-All start from the same weights, take the same batches with dropout on, and read the loss of
-every step. What a step costs is held to the rate of its largest matrix product, measured in the
-same run (on a CPU in float32, on an accelerator in the precision of the step).
+Ours is the step of `jaxmodels train`. The twin is trained as a PyTorch user would: a fused
+optimiser, clipping by global norm, gradients set to None, eager and compiled; and also in the
+slices that ours takes on a CPU, to separate the gain of slicing from that of XLA. For bwetaf, the
+seed's own package takes part if its folder is given. All start from the same weights, take the same
+batches with dropout on, and read the loss of every step. The rate of a step is compared with that
+of its largest matrix product, measured in the same run (on a CPU in float32, on an accelerator in
+the precision of the step).
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +19,8 @@ import numpy as np
 
 import jaxmodels
 from benchmarks import flops
-from benchmarks.batches import BATCHES, counted, shapes
-from benchmarks.harness import RESULTS, Contestant, Run, Timing, counts, race, save, table
+from benchmarks.batches import BATCHES, shapes, units_per_step
+from benchmarks.harness import RESULTS, Contestant, Run, Timing, positive, race, save, table
 from benchmarks.peers import check_seed, torch_device
 from benchmarks.trainers import jax_step, seed_step, torch_step
 from data_pipelines.cores import cores
@@ -34,8 +34,8 @@ from jaxmodels.sizes import parameters
 
 OURS = "jaxmodels"
 
-# What `jaxmodels bench` runs: lines of options. One preset of each architecture, as large as two
-# cores hold it for some minutes; with --quick each one's smallest.
+# Options of each run of `jaxmodels bench`: a preset of each architecture, as large as two cores
+# can time in minutes; with --quick its smallest.
 RUNS = (
     ("--preset", "charlm:notebook"),
     ("--preset", "wikigpt:base", "--batch", "8", "--dtype", "float32", "--rounds", "10"),
@@ -58,28 +58,28 @@ QUICK = tuple(
 class Step:
     """Time the train step of a preset with its own recipe against the PyTorch twin.
 
-    A step is of one micro-batch: accumulation would only repeat it.
+    A step takes one micro-batch: accumulation would only repeat it.
     """
 
     preset: str = "charlm:notebook"
     """ARCH:PRESET."""
     batch: int | None = None
-    """Sequences in a batch; the recipe's own, if not given."""
+    """Sequences in a batch; by default the recipe's."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Precision of the computation; the recipe's own, if not given."""
+    """Precision of the computation; by default the recipe's."""
     seed_package: Path | None = None
     """Folder that holds the package BwETAF (seed 003), to time it too; for bwetaf."""
     rounds: int = 20
-    """Steps of each contestant that count, after two that do not."""
+    """Timed steps of each contestant, after two that are not."""
     compile: bool = True
     """Also time the twin under torch.compile."""
     isolated: bool = False
-    """Give each contestant a process of its own; also tells its peak memory."""
+    """Run each contestant in its own process; also measures its peak memory."""
     out: Path = RESULTS
     """Folder whose step.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "batch", "rounds")
+        positive(self, "batch", "rounds")
         if self.seed_package is not None:
             check_seed(self.preset, self.seed_package)
 
@@ -93,19 +93,19 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     recipe = replace(
         recipe, batch=options.batch or recipe.batch, accum=1, dtype=options.dtype or recipe.dtype
     )
-    wanted = shapes(arch, config, recipe)
-    slices = _slices(arch, recipe, wanted)
+    arrays = shapes(arch, config, recipe)
+    slices = _slices(arch, recipe, arrays)
     run = Run("step", _settings(options, recipe, slices))
-    forward = _forward(arch, config, recipe, wanted)
+    forward = _forward(arch, config, recipe, arrays)
     biggest = max((p for p in forward if p.batch == 1), key=lambda product: product.flops)
     say(f"matrix products of {biggest.rows} × {biggest.inner} × {biggest.columns}")
     precision = "float32" if jax.default_backend() == "cpu" else recipe.dtype
     rate = flops.rate(biggest, options.rounds, precision, options.isolated)
     contestants = _contestants(options, arch, config, recipe, slices)
-    units = counted(wanted)
-    say(f"steps of {_sizes(wanted)}: {', '.join(one.name for one in contestants)}")
+    units = units_per_step(arrays)
+    say(f"steps of {_sizes(arrays)}: {', '.join(one.name for one in contestants)}")
     timings = race(contestants, options.rounds, isolated=options.isolated)
-    work = 3 * sum(product.flops for product in forward)  # backward does each product twice
+    work = 3 * sum(product.flops for product in forward)  # the backward pass does each twice
 
     def extra(timing: Timing) -> dict[str, Any]:
         seconds = float(np.median(timing.seconds))
@@ -143,16 +143,16 @@ def _contestants(
     return found
 
 
-def _slices(arch: str, recipe: Recipe, wanted: dict[str, Any]) -> int:
-    """The parts that our step takes a batch in."""
+def _slices(arch: str, recipe: Recipe, arrays: dict[str, Any]) -> int:
+    """The number of slices in which our step takes a batch."""
     if jaxmodels.arch(arch).CROSS_ROW_LOSS:
         return 1
-    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
+    zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
     return recipe.slices or fitting_slices(zeros, make_mesh(recipe.mesh))
 
 
-def _sizes(wanted: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {' × '.join(map(str, leaf.shape))}" for name, leaf in wanted.items())
+def _sizes(arrays: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {' × '.join(map(str, leaf.shape))}" for name, leaf in arrays.items())
 
 
 def _settings(options: Step, recipe: Recipe, slices: int) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _show(options: Step, records: list[dict[str, Any]], work: float, rate: float
 
 
 def _forward(arch: str, config: Any, recipe: Recipe, batch: dict[str, Any]) -> list[Product]:
-    """The matrix products of the loss of one batch, counted without computing it."""
+    """The matrix products of the loss of a batch, counted from its trace."""
     package = jaxmodels.arch(arch)
     graphdef, _, abstract, _ = training(package, config, recipe, make_mesh(recipe.mesh))
 

@@ -1,6 +1,6 @@
 """The newest results as Markdown and as a plot: `python -m benchmarks.summary [--write]`.
 
-README's section on speed is what this prints: nothing in it is written by hand.
+README's section on speed is its output; nothing in it is written by hand.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import latest
-from benchmarks.plan import told
+from benchmarks.plan import summary_line
 from benchmarks.records import read
 from jaxmodels.__main__ import guarded
 from jaxmodels.cli import parse, say
@@ -23,12 +23,12 @@ FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 PLOT = "speed.svg"
 
-# The loop of `train` around a model made trivial, and what of it the host takes.
+# The loop of `train` with a trivial model, and its cost to the host.
 HOST = ["a step of `train`, of a trivial model", "ms", "beyond its computation, ms"]
 
 Record = dict[str, Any]
 
-# Suites whose contestants do the same thing → how a case is told.
+# Suites whose contestants do the same work → the title of a case.
 RACES: dict[str, Callable[[Record], str]] = {
     "step": lambda r: f"train step, {r['case']}, batch {r['settings']['batch']}{_dtype(r)}",
     "forward": lambda r: f"features, {r['case']}, batch {r['settings']['batch']}{_dtype(r)}",
@@ -69,21 +69,21 @@ def placed(text: str, table: str) -> str:
     """The text with the table between its markers.
 
     Raises:
-        Problem: (usage) the markers are not there, once each and in order.
+        Problem: (usage) the markers are not there once each and in order.
     """
     before, found, rest = text.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not (found and ended) or BEGIN in rest or END in before + after:
         raise Problem(
-            f"{BEGIN} and {END} do not stand in the text once each",
-            fix="put both on lines of their own where the table shall be",
+            f"{BEGIN} and {END} must be in the text once each",
+            fix="put each on its own line, around the place of the table",
             exit_code=USAGE,
         )
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """Tables of each machine's newest record of each thing; machines as they first appear."""
+    """Tables of the newest record of each measurement, by machine in order of appearance."""
     machines = _newest(records)
     parts = [part for machine, newest in machines.items() for part in _sections(machine, newest)]
     if not any(_accelerated(record) for record in records):
@@ -92,7 +92,7 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Machine → its newest record of each thing."""
+    """Machine → its newest record of each measurement."""
     machines = dict.fromkeys(_machine(record) for record in records)
     return {
         machine: latest(one for one in records if _machine(one) == machine) for machine in machines
@@ -101,7 +101,7 @@ def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _sections(machine: str, records: list[Record]) -> list[str]:
     order = list(RACES)
-    # Greedy decoding stands for both: drawing takes peers longer still. The records have both.
+    # Greedy decoding represents both: sampling takes peers even longer. The records have both.
     raced = [r for r in records if r["suite"] in RACES and not r["case"].endswith(" sampled")]
     raced.sort(key=lambda r: order.index(r["suite"]))
     rows = [row for record in raced if (row := _race(record, records))]
@@ -113,13 +113,13 @@ def _sections(machine: str, records: list[Record]) -> list[str]:
         parts.append(_table(HOST, host))
     if learned := [_learned(record) for record in records if record["suite"] == "quality"]:
         parts.append(_table(["after a fixed budget", "steps", "validation loss"], learned))
-    if plans := [f"- {told(record)}" for record in records if record["suite"] == "plan"]:
+    if plans := [f"- {summary_line(record)}" for record in records if record["suite"] == "plan"]:
         parts += ["Compiled for TPUs that were not there (bounds, no clock):", "\n".join(plans)]
     return parts
 
 
 def _race(record: Record, records: Sequence[Record]) -> list[str] | None:
-    """A row of our record with the others of its run, the fastest first."""
+    """A row of our record and the others of its run, the fastest first."""
     ours = record["contestant"].startswith(OURS) and record["suite"] in RACES
     ratios = {
         peer: ratio
@@ -198,8 +198,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(records: Sequence[Record], path: Path) -> None:
-    """Bars of how many times as fast ours is as the fastest other, as SVG; the same for the same
-    records."""
+    """Bars of our speed relative to the fastest other, as SVG; deterministic."""
     with defaults():
         _bars(records).savefig(path, format="svg", metadata={"Date": None})
 

@@ -1,8 +1,8 @@
 """A ternary linear layer against transformers' BitNet: `jaxmodels bench ternary`.
 
-The layer of BitNet b1.58 with its norm, on the same rows: with packed weights, four a byte, in the
-same layout on both sides, and as it is trained, with weights that are rounded at each call
-(transformers' `BitLinear` and `AutoBitLinear`). All must give the same numbers.
+The layer of BitNet b1.58 with its norm, on the same rows: with packed weights, four to a byte, in
+the same layout on both sides; and as trained, with weights rounded at each call (transformers'
+`BitLinear` and `AutoBitLinear`). All must give the same numbers.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from benchmarks.harness import (
     Contestant,
     Run,
     Timing,
-    apart,
-    counts,
+    positive,
     race,
+    relative_errors,
     save,
     table,
 )
-from benchmarks.peers import finished, torch_device
+from benchmarks.peers import synchronize, torch_device
 from data_pipelines.cores import cores
 from jaxmodels.bitgen.bitlinear import BitLinear, PackedLinear
 from jaxmodels.cli import parse, say
@@ -40,13 +40,13 @@ QUICK = (
     ("--inward", "64", "--outward", "128", "--rows", "1", "2", "--rounds", "3", "--no-compile"),
 )
 
-# Outputs at most so far apart, over the largest: a norm summed up in another order may put an input
-# on the level of 8 bits beside.
-APART = 5e-3
+# Largest difference of the outputs, relative to their maximum: another order of summation in the
+# norm may round an input to a neighbouring 8-bit level.
+MAX_ERROR = 5e-3
 
 
 class Size(NamedTuple):
-    """What a round is: calls of a layer on so many tokens."""
+    """The sizes of a round: calls of a layer on so many tokens."""
 
     inward: int
     outward: int
@@ -65,16 +65,16 @@ class Ternary:
     rows: tuple[int, ...] = (1, 8, 256)
     """Tokens at once."""
     times: int = 10
-    """Calls of the layer in a round, one after the other."""
+    """Consecutive calls of the layer in a round."""
     rounds: int = 20
-    """Rounds of each contestant that count, after two that do not."""
+    """Timed rounds of each contestant, after two that are not."""
     compile: bool = True
-    """Let transformers compile its functions, as it does by itself."""
+    """Let transformers compile its functions, as it does by default."""
     out: Path = RESULTS
     """Folder whose ternary.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
-        counts(self, "inward", "outward", "rows", "times", "rounds")
+        positive(self, "inward", "outward", "rows", "times", "rounds")
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         settings = {"batch": rows, "dtype": "float32", "times": options.times, "threads": cores()}
         run = Run("ternary", settings)
         timings = race(_contestants(options, rows), options.rounds)
-        made += _records(options, run, timings, apart(timings, APART, "outputs"))
+        made += _records(options, run, timings, relative_errors(timings, MAX_ERROR, "outputs"))
     say(f"added to {save(made, options.out)}")
     return made
 
@@ -116,7 +116,7 @@ def _contestants(options: Ternary, rows: int) -> list[Contestant]:
     ]
     device = torch_device()
     if device and options.outward % 4:
-        say("transformers packs outputs by fours only: measured without it")
+        say("transformers packs outputs in fours only: measured without it")
         device = None
     if device:
         for name in ("BitLinear", "AutoBitLinear"):
@@ -135,10 +135,10 @@ def _inputs(size: Size) -> list[np.ndarray]:
 
 
 def ours(size: Size, packed: bool) -> Call:
-    """Our layer, compiled; returns what the last call gave, float32 [rows, outward]."""
+    """Our layer, compiled; returns the output of the last call, float32 [rows, outward]."""
     layer = PackedLinear(_layer(size)) if packed else _layer(size)
     graph, state = nnx.split(layer)
-    # Weights are arguments: constants would be unpacked once, by the compiler.
+    # Weights are arguments: the compiler would unpack constants once.
     forward = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
     inputs = [jnp.asarray(rows) for rows in _inputs(size)]
 
@@ -173,7 +173,7 @@ def theirs(size: Size, name: str, compiled: bool, device: str) -> Call:
         with torch.compiler.set_stance("default" if compiled else "force_eager"):
             for _ in range(size.times):
                 out = module(inputs[index % BATCHES])
-        finished(device)
+        synchronize(device)
         result: np.ndarray = out.cpu().numpy()
         return result
 

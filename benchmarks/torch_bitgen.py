@@ -1,5 +1,5 @@
-"""What bitgen is trained for, in PyTorch: the objectives of `jaxmodels.bitgen.objectives` on the
-twin, as `benchmarks.step` trains it. Without momentum's slow encoders, which no preset has."""
+"""bitgen's objectives in PyTorch: those of `jaxmodels.bitgen.objectives` on the twin, for
+`benchmarks.step`. Without momentum's slow encoders, which no preset has."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     Args:
         module: the twin, in training mode.
         batch: `tokens` int64 and `mask` [b, t], `images` uint8 [b, y, x, 3], `image_id` [b].
-        draws: draw hard negatives and the memory's noise; without, the likeliest and none.
+        draws: draw hard negatives and the memory's noise; else the likeliest, and no noise.
 
     Returns:
         the loss; and the features that `commit` queues.
     """
-    tokens, ids, real = batch["tokens"], batch["image_id"], batch["mask"] == 1
-    real[:, 0] = True
-    mask = real[:, None, None]
+    tokens, ids, padding_mask = batch["tokens"], batch["image_id"], batch["mask"] == 1
+    padding_mask[:, 0] = True
+    mask = padding_mask[:, None, None]
     x = F.dropout(module.embedded(tokens), module.config.dropout, module.training)
     x = module.run(module.text, x, mask, upper=False)
-    pooled = _mean(module.text_norm(module.run(module.text, x, mask, upper=True)), real)
+    pooled = _mean(module.text_norm(module.run(module.text, x, mask, upper=True)), padding_mask)
     text = module.text_pool(pooled)
     y = module.seen(batch["images"].permute(0, 3, 1, 2).to(module.embed.weight) / 255)
     y = module.run(module.image, y, None, upper=False)
@@ -38,16 +38,16 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     image = module.image_pool(seen.mean(1))
     same = (ids[:, None] == ids) | (tokens[:, None] == tokens).all(-1)
     contrast, t2i, i2t = _contrast(module, text, image, ids, same)
-    matching = _matching(module, (x, real, y), (t2i, i2t), same, draws)
-    keys = exact(image.detach())
-    with torch.autocast(tokens.device.type, enabled=False):  # solving wants float32
-        codes = module.memory.codes(exact(pooled))
+    matching = _matching(module, (x, padding_mask, y), (t2i, i2t), same, draws)
+    keys = to_float32(image.detach())
+    with torch.autocast(tokens.device.type, enabled=False):  # linear systems need float32
+        codes = module.memory.codes(to_float32(pooled))
         codes, divergence = _episode(module.memory, keys, codes, draws)
         empty = module.memory.address(keys) @ module.memory.mean
-    # In training a row's place decides what it is written from, else a hash of its image's number.
+    # In training a row's position decides what it is written from, else a hash of its image's id.
     turn = torch.arange(len(ids), device=ids.device)
     turn = turn if draws else (ids.long() * 2654435769 % 2**32) >> 29
-    writing = _writing(module, tokens, real, seen, codes, empty, turn)
+    writing = _writing(module, tokens, padding_mask, seen, codes, empty, turn)
     parts = (contrast, matching, writing, divergence)
     total = sum(weight * part for weight, part in zip(module.config.weights, parts, strict=True))
     return total, (text.detach(), image.detach(), ids)
@@ -55,7 +55,7 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
 
 @torch.no_grad()
 def commit(module: Any, kept: Any) -> None:
-    """Queues the features of a batch, in the places of the oldest."""
+    """Queues the features of a batch in place of the oldest."""
     queue, n = module.queue, len(module.queue.ids)
     text, image, ids = (rows[-n:] for rows in kept)
     places = (queue.total + torch.arange(len(ids), device=ids.device)) % n
@@ -68,19 +68,19 @@ def commit(module: Any, kept: Any) -> None:
 def _contrast(
     module: Any, text: Tensor, image: Tensor, ids: Tensor, same: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy over batch and queue, and the similarities within the batch: texts in rows,
-    and images in rows."""
+    """Cross-entropy over batch and queue, and the similarities within the batch, text to image and
+    image to text."""
     queue, b = module.queue, len(ids)
     filled = torch.arange(len(queue.ids), device=ids.device) < queue.total
     positive = torch.cat([same, (ids[:, None] == queue.ids) & filled], 1)
     target = positive / positive.sum(1, keepdim=True)
     empty = torch.cat([torch.zeros_like(filled[:1]).expand(b), ~filled])
-    # Within bounds, and with a gradient also beyond them.
+    # Clamped, but with a gradient outside the bounds too.
     warmth = module.temperature
     warmth = warmth + (warmth.clamp(COLDEST, WARMEST) - warmth).detach()
 
     def compared(query: Tensor, key: Tensor, held: Tensor) -> Tensor:
-        return exact(query @ torch.cat([key.detach(), held.to(key)]).T / warmth)
+        return to_float32(query @ torch.cat([key.detach(), held.to(key)]).T / warmth)
 
     t2i, i2t = compared(text, image, queue.image), compared(image, text, queue.text)
     losses = [F.cross_entropy(sims.masked_fill(empty, HIDDEN), target) for sims in (t2i, i2t)]
@@ -102,20 +102,20 @@ def _matching(
             scores = scores - torch.empty_like(scores).exponential_().log()
         return scores.argmax(1)
 
-    x, real, y = pair
+    x, padding_mask, y = pair
     own, some = torch.arange(len(x), device=x.device), ~same.all(1)
     texts = torch.cat([own, negatives(sims[1]), own])
     images = torch.cat([own, own, negatives(sims[0])])
-    real = real[texts]
-    text, image = module.together(x[texts], real[:, None, None], y[images])
-    logits = module.match(torch.cat([_mean(text, real), image.mean(1)], 1))
+    padding_mask = padding_mask[texts]
+    text, image = module.together(x[texts], padding_mask[:, None, None], y[images])
+    logits = module.match(torch.cat([_mean(text, padding_mask), image.mean(1)], 1))
     labels = torch.cat([torch.ones_like(own), torch.zeros_like(own).repeat(2)])
     counts = torch.cat([torch.ones_like(some), some, some])
-    return F.cross_entropy(exact(logits), labels.masked_fill(~counts, UNCOUNTED))
+    return F.cross_entropy(to_float32(logits), labels.masked_fill(~counts, UNCOUNTED))
 
 
 def _episode(memory: Any, keys: Tensor, codes: Tensor, draws: bool) -> tuple[Tensor, Tensor]:
-    """Rows written into empty memories and read again: their codes, and the divergence."""
+    """Writes rows into empty memories and reads them: their codes, and the divergence."""
     m, d = memory.mean.shape
     size = next(n for n in range(max(m // 2, 1), 0, -1) if len(codes) % n == 0)
     keys, codes = (x.unflatten(0, (-1, size)) for x in (keys, codes))
@@ -142,30 +142,30 @@ def _episode(memory: Any, keys: Tensor, codes: Tensor, draws: bool) -> tuple[Ten
 def _writing(
     module: Any,
     tokens: Tensor,
-    real: Tensor,
+    padding_mask: Tensor,
     seen: Tensor,
     codes: Tensor,
     empty: Tensor,
     turn: Tensor,
 ) -> Tensor:
-    """Cross-entropy of writing each text: of eight rows five see their image and an empty memory,
-    two what the memory has of it, and one both."""
+    """Cross-entropy of generating each text: of eight rows five see their image and an empty
+    memory, two the memory of it, and one both."""
     recalls, both = turn % 4 == 1, turn % 8 == 3
     token = module.memory.out(torch.where((recalls | both)[:, None], codes, empty))
     context = torch.cat([seen, token[:, None]], 1)
     sees = (~recalls[:, None]).repeat(1, context.shape[1])
     sees[:, -1] = True
     hidden = module.decoder(module.embedded(tokens[:, :-1]), context, sees[:, None, None])
-    logits = exact(F.linear(hidden, module.embed.weight).flatten(0, 1))
-    targets = tokens.masked_fill(~real, UNCOUNTED).flatten()
+    logits = to_float32(F.linear(hidden, module.embed.weight).flatten(0, 1))
+    targets = tokens.masked_fill(~padding_mask, UNCOUNTED).flatten()
     return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
 
 
-def _mean(x: Tensor, real: Tensor) -> Tensor:
+def _mean(x: Tensor, padding_mask: Tensor) -> Tensor:
     """The mean of [b, t, d] over tokens."""
-    return (x * (real / real.sum(1, keepdim=True))[..., None]).sum(1)
+    return (x * (padding_mask / padding_mask.sum(1, keepdim=True))[..., None]).sum(1)
 
 
-def exact(x: Tensor) -> Tensor:
-    """In float32, or in float64 what is in float64."""
+def to_float32(x: Tensor) -> Tensor:
+    """float32, or float64 if it is float64 already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,5 +1,5 @@
-"""What bitgen_stage1 is trained for, in PyTorch: the losses of `jaxmodels.bitgen_stage1.objective`
-on the twin, as `benchmarks.step` trains it. Source: seed 004."""
+"""bitgen_stage1's losses in PyTorch: those of `jaxmodels.bitgen_stage1.objective` on the twin, for
+`benchmarks.step`. Source: seed 004."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.torch_bitgen import exact
+from benchmarks.torch_bitgen import to_float32
 from jaxmodels.bitgen_stage1.memory import KEPT
 from jaxmodels.bitgen_stage1.objective import CONTRASTIVE, DIVERGENCE, MATCHING, SMOOTHING, TEXT
 
@@ -18,7 +18,7 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     Args:
         module: the twin, in training mode.
         batch: `tokens` int64 [b, t], `images` uint8 [b, y, x, 3].
-        draws: draw the memory's noise; without, its mean is read.
+        draws: draw the memory's noise; else its mean is read.
 
     Returns:
         the loss; and the memory and its counters, which `commit` stores.
@@ -31,10 +31,10 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     for block in module.blocks:
         x = block(x)
     logits = module.decoder(module.embedded(tokens), module.norm(x))
-    logits = exact(logits.flatten(0, 1))
+    logits = to_float32(logits.flatten(0, 1))
     text = F.cross_entropy(logits, tokens.flatten(), label_smoothing=SMOOTHING)
-    written = _written(memory, exact(queries.detach().flatten(0, 1)), slots)
-    # The value of the memory as it is written, the gradient of the one that was read.
+    written = _written(memory, to_float32(queries.detach().flatten(0, 1)), slots)
+    # The value of the written memory, the gradient of the one that was read.
     mean = memory.mean + (written[0] - memory.mean).detach()
     log = memory.logvar[0]
     divergence = 0.5 * (log.exp() + (mean**2).mean() - 1 - log)
@@ -58,8 +58,8 @@ def commit(module: Any, kept: Any) -> None:
 
 @torch.no_grad()
 def _written(memory: Any, queries: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The memory once the longest queries [n, d] lie over the slots written least; how often each
-    slot was written, and read: once for all tokens of a batch."""
+    """The memory after the longest queries [n, d] are written to the least written slots; how often
+    each slot was written, and read, once for all tokens of a batch."""
     count = min(len(queries), len(memory.mean))
     longest = queries.norm(dim=-1).topk(count).indices
     least = memory.write_count.argsort(stable=True)[:count]
@@ -73,7 +73,7 @@ def _written(memory: Any, queries: Tensor, slots: Tensor) -> tuple[Tensor, Tenso
 
 
 def _queue(fusion: Any, text: Tensor, image: Tensor) -> None:
-    """Puts features in place of the oldest."""
+    """Queues features in place of the oldest."""
     texts, images, start = fusion.text_queue, fusion.image_queue, fusion.queue_ptr
     at = (start + torch.arange(len(text), device=text.device)) % texts.shape[1]
     texts[:, at], images[:, at] = text.T.to(texts), image.T.to(images)
@@ -86,8 +86,8 @@ def _contrasted(
     """The contrastive loss with batch and queues, and the matching loss with hard negatives."""
     own = torch.arange(len(text), device=text.device)
     near = text @ image.T
-    to_image = exact(torch.cat([near, text @ images.to(text)], 1) / temperature)
-    to_text = exact(torch.cat([near.T, image @ texts.to(image)], 1) / temperature)
+    to_image = to_float32(torch.cat([near, text @ images.to(text)], 1) / temperature)
+    to_text = to_float32(torch.cat([near.T, image @ texts.to(image)], 1) / temperature)
     contrast = (F.cross_entropy(to_image, own) + F.cross_entropy(to_text, own)) / 2
     hardest = near.detach().clone().fill_diagonal_(-torch.inf).argmax(1)
     matching = F.softplus(-near[own, own]).mean() + F.softplus(near[own, hardest]).mean()

@@ -1,4 +1,4 @@
-"""Who trains in `benchmarks.step`: our step, the PyTorch twin's, a seed's own."""
+"""The contestants of `benchmarks.step`: our step, the PyTorch twin's, a seed's own."""
 
 from importlib import import_module
 from pathlib import Path
@@ -24,9 +24,9 @@ from jaxmodels.runtime.step import training
 
 
 def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
-    """Our step, as the training loop calls it; returns the loss of the step."""
+    """Our step, as the training loop calls it; returns its loss."""
     parameters = sizes.parameters(arch, config)
-    choose_thread(parameters)  # which counts in a process of its own
+    choose_thread(parameters)  # has an effect in an isolated process
     mesh = make_mesh(recipe.mesh)
     _, fresh, _, step = training(jaxmodels.arch(arch), config, recipe, mesh)
     state, inputs = fresh(), values(shapes(arch, config, recipe), config)
@@ -35,20 +35,20 @@ def jax_step(arch: str, config: Any, recipe: Recipe) -> Call:
 
     def call(index: int) -> float:
         nonlocal state
-        state, told = step(state, put_batch(inputs[index % BATCHES], mesh, wait=wait))
-        return told.read()["loss"]
+        state, metrics = step(state, put_batch(inputs[index % BATCHES], mesh, wait=wait))
+        return metrics.read()["loss"]
 
     return call
 
 
 def fresh_arrays(arch: str, config: Any, recipe: Recipe) -> Arrays:
-    """What our step begins with and the twin holds too: path → array."""
+    """The initial state of our step that the twin has too: path → array."""
     state = training(jaxmodels.arch(arch), config, recipe, make_mesh(recipe.mesh)).fresh()
     return state.params | {path: state.model_state[path] for path in state_shapes(arch, config)}
 
 
 def seed_step(package: Path, config: Any, recipe: Recipe) -> Call:
-    """The step of bwetaf's own package; returns the loss, of one position less in each row."""
+    """The step of bwetaf's own package; returns the loss, of one position fewer in each row."""
     params = fresh_arrays("bwetaf", config, recipe)
     inputs = values(shapes("bwetaf", config, recipe), config)
     return seed_bwetaf(package, config, recipe, params, [batch["tokens"] for batch in inputs])
@@ -57,9 +57,9 @@ def seed_step(package: Path, config: Any, recipe: Recipe) -> Call:
 def torch_step(
     arch: str, config: Any, recipe: Recipe, slices: int, compiled: bool, device: str
 ) -> Call:
-    """The twin's step, under autocast where the recipe computes in bfloat16; returns the loss.
+    """The twin's step, under autocast if the recipe computes in bfloat16; returns the loss.
 
-    With slices, gradients add up over that many parts of the batch, one after the other.
+    With slices, gradients are accumulated over that many parts of the batch.
     """
     import torch
 
@@ -85,9 +85,9 @@ def torch_step(
     def call(index: int) -> float:
         module.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
-        whole = inputs[index % BATCHES]
-        for part in zip(*(leaf.chunk(slices) for leaf in whole.values()), strict=True):
-            loss, kept = loss_function(dict(zip(whole, part, strict=True)))
+        batch = inputs[index % BATCHES]
+        for part in zip(*(leaf.chunk(slices) for leaf in batch.values()), strict=True):
+            loss, kept = loss_function(dict(zip(batch, part, strict=True)))
             (loss / slices).backward()
             total += loss.detach() / slices
             commit(module, kept)
@@ -103,16 +103,16 @@ def torch_step(
 
 
 def _torch_objective(arch: str, config: Any, length: int) -> tuple[Any, Any]:
-    """What PyTorch trains for: (module, batch) → the loss and what is kept of it, which the second
+    """PyTorch's objective: (module, batch) → the loss and the state to keep, which the second
     function stores in the module."""
     if arch.startswith("bitgen"):
-        named = import_module(f"benchmarks.torch_{arch}")
-        return named.loss, named.commit
+        module = import_module(f"benchmarks.torch_{arch}")
+        return module.loss, module.commit
     from torch.nn.functional import cross_entropy
 
-    # Their places in a row, looked up once: the compiled loss is PyTorch's alone.
-    wanted = targets(arch, config, np.arange(length)[None])[0].tolist()
-    first, end = wanted[0], wanted[-1] + 1
+    # Positions in a row, looked up once, so that the compiled loss is pure PyTorch.
+    predicted = targets(arch, config, np.arange(length)[None])[0].tolist()
+    first, end = predicted[0], predicted[-1] + 1
 
     def loss(module: Any, batch: Any) -> tuple[Any, None]:
         tokens = batch["tokens"]
@@ -123,18 +123,18 @@ def _torch_objective(arch: str, config: Any, length: int) -> tuple[Any, Any]:
 
 
 def _torch_optimisers(arch: str, config: Any, optim: Optim, module: Any) -> list[Any]:
-    """The same rule in PyTorch, in its fastest form; each group's `scale` is what its learning
-    rate is multiplied by.
+    """The same optimiser in PyTorch, in its fastest form; each group's `scale` multiplies its
+    learning rate.
 
     Raises:
-        Problem: (usage) PyTorch's rule of this name is another one.
+        Problem: (usage) PyTorch's optimiser of this name has another update rule.
     """
     import torch
 
     betas, parameters = (optim.b1, optim.b2), dict(module.named_parameters())
     if optim.name == "muon":
         kernels = [parameters.pop(name) for name in _kernels(arch, config, optim)]
-        # Theirs scales to an rms of 0.2, and decays by the rate before that.
+        # PyTorch's scales to an rms of 0.2, and decays by the rate before that.
         scale = optim.muon_rms / 0.2
         group = {"params": kernels, "scale": scale, "weight_decay": optim.weight_decay / scale}
         muon = torch.optim.Muon([group], optim.peak_lr, adjust_lr_fn="match_rms_adamw")
@@ -147,15 +147,15 @@ def _torch_optimisers(arch: str, config: Any, optim: Optim, module: Any) -> list
     if optim.name == "sgd" and not optim.weight_decay:
         return [torch.optim.SGD([others], optim.peak_lr, optim.momentum, fused=True)]
     raise Problem(
-        f"PyTorch has no optimiser that does what {optim.name} does here",
-        fix="measure a preset that trains with adamw or muon, or with sgd without weight decay",
+        f"PyTorch has no optimiser like {optim.name} here",
+        fix="use a preset that trains with adamw or muon, or with sgd without weight decay",
         exit_code=USAGE,
     )
 
 
 def _kernels(arch: str, config: Any, optim: Optim) -> list[str]:
-    """The twin's names of the kernels that Muon moves here, but for those that are no matrix there
-    (the weight of a convolution): AdamW moves them."""
+    """The twin's names of the kernels that Muon updates here, except those that are not matrices
+    there (weights of convolutions), which AdamW updates."""
     skipped = [pattern(text) for text in optim.muon_skip]
     flat = {path: leaf for path, leaf in sizes.shapes(arch, config).items() if leaf.ndim == 2}
     return [

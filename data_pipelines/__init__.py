@@ -1,1 +1,4 @@
-"""Text to batches: sources, tokenisers, token files, loaders. Knows nothing of jaxmodels."""
+"""Text and captioned images to batches: sources, tokenisers, token files, loaders.
+
+Imports nothing from jaxmodels.
+"""

@@ -1,4 +1,4 @@
-"""One token for each character. Sources: the character tokenisers of seeds 002 and 000."""
+"""One token per character. Sources: the character tokenisers of seeds 002 and 000."""
 
 import hashlib
 import json
@@ -16,28 +16,30 @@ from data_pipelines.files import read_limited, write_text
 from data_pipelines.ids import checked_ids
 
 CHARACTERS = "characters.json"
-"""Name of a character vocabulary in the folders that carry one."""
+"""File name of a character vocabulary."""
 
 MAX_CHARACTERS = 48_000_000
-"""Bytes of such a file; that of the 160,000 characters which Unicode assigns has ten million."""
+"""Largest such file in bytes; the 160,000 characters that Unicode assigns take ten million."""
 
 
 @dataclass(frozen=True)
 class CharTokenizer:
-    """One token for each character. Ids: the special tokens first, then the characters."""
+    """One token per character. Ids: the special tokens first, then the characters."""
 
     chars: tuple[str, ...]
-    """The vocabulary, in the order of the ids."""
+    """The vocabulary in the order of the ids."""
     min_freq: int = 1
     """How often a character had to occur to enter the vocabulary."""
     specials: tuple[str, ...] = ("<PAD>", "<UNK>")
-    """Tokens that no text gives, in the order of the ids; `<UNK>` stands for other characters.
-    Without any, as in seed 000, the first character stands for the others."""
+    """Tokens that are never part of a text, in the order of the ids; `<UNK>` replaces characters
+    that are not in the vocabulary. Without special tokens, as in seed 000, the first character
+    does. Seed 000 stores no vocabulary: it is the sorted characters of the first 1,000 documents
+    of allenai/c4 en in its order, which `--vocab` takes as a JSON list."""
 
     FILE: ClassVar[str] = CHARACTERS
     """Name of its file in a folder."""
     end_of_text: ClassVar[None] = None
-    """There is no such token; a blank line stands between documents."""
+    """There is no such token; documents are separated by a blank line."""
 
     @classmethod
     def build(cls, texts: Iterable[str], min_freq: int = 1) -> "CharTokenizer":
@@ -56,7 +58,7 @@ class CharTokenizer:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids that are no character."""
+        """Ids of special tokens."""
         return tuple(range(len(self.specials)))
 
     @property
@@ -66,7 +68,7 @@ class CharTokenizer:
 
     @property
     def pad_id(self) -> int | None:
-        """Id of padding; None in the seed's vocabularies that were built without it."""
+        """Id of padding; None in upstream vocabularies built without it."""
         return self.specials.index("<PAD>") if "<PAD>" in self.specials else None
 
     def encode(self, text: str) -> Int32[np.ndarray, "n"]:
@@ -74,7 +76,7 @@ class CharTokenizer:
         return self._table.take(_code_points(text), mode="clip")
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ids (any sequence or array); a special token gives its name.
+        """The text of ids (any sequence or array); special tokens by name.
 
         Raises:
             DataProblem: (mismatch) an id is not in the vocabulary.
@@ -82,12 +84,12 @@ class CharTokenizer:
         return "".join(self._strings[checked_ids(ids, self.vocab_size)].tolist())
 
     def unknown(self, text: str) -> list[str]:
-        """The distinct characters of the text that are not in the vocabulary, first one first."""
+        """The distinct characters of a text that are not in the vocabulary, in order."""
         known = set(self.chars)
         return [char for char in dict.fromkeys(text) if char not in known]
 
     def safe_cut(self, text: str) -> int:
-        """How many leading characters give the same ids whatever follows them: all."""
+        """Number of leading characters whose ids do not depend on what follows: all."""
         return len(text)
 
     @cached_property
@@ -97,7 +99,7 @@ class CharTokenizer:
         return "characters:" + hashlib.sha256(content.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """The seed's own format."""
+        """Seed 002's format."""
         special = {token: i for i, token in enumerate(self.specials)}
         ids = {char: i for i, char in enumerate(self.chars, start=len(special))}
         return {
@@ -111,23 +113,22 @@ class CharTokenizer:
 
     @classmethod
     def from_json(cls, data: Any, where: str = "") -> "CharTokenizer":
-        """Reads the seed's format, or a bare list of characters in the order of their ids.
+        """Reads seed 002's format, or a list of characters in the order of their ids.
 
         Args:
-            data: the parsed file. A list has no special tokens: seed 000 keeps its vocabulary so,
-                in memory only, as the sorted characters of its text.
+            data: the parsed file. A list has no special tokens, as seed 000's vocabularies.
             where: names the file in errors.
 
         Raises:
-            DataProblem: (corrupt) a key is missing, unknown or of the wrong type, a list holds
-                what is not one character, or the ids do not number the special tokens and then
-                the characters from 0 on.
+            DataProblem: (corrupt) a key is missing, unknown or of the wrong type, an entry is not
+                one character, or the ids do not number the special tokens and then the characters
+                from 0 on.
         """
         if isinstance(data, list):
-            if fault := "the list is empty" if not data else _wrong_chars(data):
+            if fault := "the list is empty" if not data else _character_fault(data):
                 raise _broken(fault, where)
             return cls(tuple(data), specials=())
-        if fault := _wrong_form(data):
+        if fault := _structure_fault(data):
             raise _broken(fault, where)
         special = data["special_tokens"]
         made = cls(
@@ -142,13 +143,13 @@ class CharTokenizer:
         return made
 
     def save(self, path: Path | str) -> None:
-        """Writes the seed's JSON, as `path` or into the folder `path`; whole or not at all."""
+        """Writes seed 002's JSON atomically, to `path` or into the folder `path`."""
         path = Path(path)
         write_text(path / self.FILE if path.is_dir() else path, json.dumps(self.to_json()) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> "CharTokenizer":
-        """Reads a file that this class or the seed wrote; raises as `from_json`."""
+        """Reads a file written by this class or seed 002; raises as `from_json`."""
         try:
             data = json.loads(read_limited(Path(path), MAX_CHARACTERS))
         except (ValueError, RecursionError) as error:
@@ -157,7 +158,7 @@ class CharTokenizer:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """Code point → id; the last entry answers for all code points beyond."""
+        """Code point → id; the last entry is for all higher code points."""
         table = np.full(max(map(ord, self.chars), default=0) + 2, self.unk_id, np.int32)
         for i, char in enumerate(self.chars, start=len(self.specials)):
             table[ord(char)] = i
@@ -169,12 +170,12 @@ class CharTokenizer:
 
 
 def _code_points(text: str) -> np.ndarray:
-    # Lone surrogates reach us from a command line whose bytes were not valid UTF-8.
+    # Lone surrogates come from a command line that is not valid UTF-8.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<i4")
 
 
-def _wrong_form(data: Any) -> str:
-    """Why `data` cannot be a vocabulary at all; empty if it can."""
+def _structure_fault(data: Any) -> str:
+    """What is wrong with the structure of `data`; empty if nothing."""
     keys = CharTokenizer(()).to_json().keys()
     if not isinstance(data, dict) or data.keys() != keys:
         return f"it must be a list of characters or a mapping with the keys {', '.join(keys)}"
@@ -189,11 +190,11 @@ def _wrong_form(data: Any) -> str:
         return "chars is not a list"
     if not special and not chars:
         return "it is empty"
-    return _wrong_chars(chars) or _in_both(special, chars)
+    return _character_fault(chars) or _overlap_fault(special, chars)
 
 
-def _wrong_chars(chars: list[Any]) -> str:
-    """Why a list is not one of different characters; empty if it is."""
+def _character_fault(chars: list[Any]) -> str:
+    """Why a list does not hold distinct characters; empty if it does."""
     seen = set()
     for char in chars:
         if not (isinstance(char, str) and len(char) == 1):
@@ -204,13 +205,13 @@ def _wrong_chars(chars: list[Any]) -> str:
     return ""
 
 
-def _in_both(special: dict[str, int], chars: list[str]) -> str:
+def _overlap_fault(special: dict[str, int], chars: list[str]) -> str:
     both = [char for char in chars if char in special]
     return f"{both[0]!r} occurs twice: in special_tokens and chars" if both else ""
 
 
 def _difference(found: Any, expected: Any) -> str:
-    """Points at what is not as it must be: the value, or the first entry of a mapping."""
+    """The difference to the expected value, or the first one between two mappings."""
     if not isinstance(expected, dict):
         return f": it is {repr(found)[:200]}, not {repr(expected)[:200]}"
     if not isinstance(found, dict):
@@ -219,7 +220,7 @@ def _difference(found: Any, expected: Any) -> str:
         if found.get(key) != expected[key]:
             return f": {key!r} is {repr(found.get(key))[:80]}, not {expected[key]!r}"
     odd = next(key for key in found if key not in expected)
-    return f": {odd[:80]!r} is one too many"
+    return f": {odd[:80]!r} is unexpected"
 
 
 def _broken(why: str, where: str) -> DataProblem:
@@ -227,6 +228,6 @@ def _broken(why: str, where: str) -> DataProblem:
         "this is not a character vocabulary",
         where=where,
         why=why,
-        fix="give the file that was written beside the checkpoint or the tokens, or a JSON list "
+        fix="give the file written with the checkpoint or the tokens, or a JSON list "
         "of the characters in the order of their ids",
     )

@@ -15,7 +15,7 @@ Either = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|SPEC
 
 
 def main(argv: list[str]) -> int:
-    """Runs one of the commands below and returns the exit code."""
+    """Runs one of the commands below and returns its exit code."""
     return tyro.extras.subcommand_cli_from_dict(
         {"list": list_, "prepare": prepare_, "inspect": inspect_, "bench": bench_},
         args=argv,
@@ -26,10 +26,10 @@ def main(argv: list[str]) -> int:
 
 
 def list_(json: bool = False) -> int:
-    """The forms of SPEC, with a line about each.
+    """List the forms of SPEC.
 
     Args:
-        json: print one JSON list.
+        json: print a JSON list.
     """
     from data_pipelines.sources import SPECS
 
@@ -52,37 +52,37 @@ def prepare_(
     force: bool = False,
     json: bool = False,
 ) -> int:
-    """Turn text into a folder of tokens, or decode images with captions, for bin:FOLDER to open.
+    """Turn text into a folder of tokens, or decode images with captions; bin:FOLDER opens it.
 
-    A long text is encoded in parts. They stay, in .FOLDER.parts, when this is interrupted: the
-    same command goes on with them. Of images with captions only --side and --force count: their
-    captions are made into tokens when they are opened.
+    A long text is encoded in parts, kept in .FOLDER.parts: after an interruption the same command
+    continues from them. For images with captions only --side and --force apply: captions are
+    tokenised when the folder is opened.
 
     Args:
         spec: what to read; see `jaxmodels data list`.
         folder: where to write.
-        tokenizer: chars (those of the text), gpt2, or the PATH of a tokenizer.json or
+        tokenizer: chars (of the text), gpt2, or the PATH of a tokenizer.json or
             characters.json.
-        workers: processes that encode, or threads of one file; 0 takes one for each core.
-        min_freq: of chars: how often a character must occur to enter the vocabulary.
-        dtype: size of a token on disk; auto takes the smaller that fits.
-        side: width and height of images in pixels, a multiple of 14; by default as shapes are
-            drawn, and 224 for others.
-        force: replace the prepared folder that is there.
+        workers: processes that encode, or threads for a single file; 0 means one for each core.
+        min_freq: for chars: how often a character must occur to enter the vocabulary.
+        dtype: type of a token on disk; auto takes the smaller one that fits.
+        side: width and height of images in pixels, a multiple of 14; by default the width that
+            shapes are drawn with, and 224 for others.
+        force: replace an existing prepared folder.
         json: print the manifest as one JSON object.
     """
-    from data_pipelines.captions.opening import captioned
+    from data_pipelines.captions.opening import has_captions
     from data_pipelines.prepare import prepare
     from data_pipelines.tokenizers import CHARS, open_tokenizer
 
-    if captioned(spec):
-        given = (tokenizer, min_freq, dtype) != (CHARS, 1, "auto")
-        return _prepare_images(spec, folder, side, given, force, json)
+    if has_captions(spec):
+        text_options = (tokenizer, min_freq, dtype) != (CHARS, 1, "auto")
+        return _prepare_images(spec, folder, side, text_options, force, json)
     chosen = None if tokenizer == CHARS else open_tokenizer(tokenizer)
-    wanted = None if dtype == "auto" else dtype
+    chosen_dtype = None if dtype == "auto" else dtype
     threads = workers or cores()
     with ProgressBar() as progress:
-        made = prepare(spec, folder, min_freq, chosen, wanted, progress, force, threads)
+        made = prepare(spec, folder, min_freq, chosen, chosen_dtype, progress, force, threads)
     if json:
         _emit({"folder": str(folder), **made})
     else:
@@ -91,24 +91,24 @@ def prepare_(
             f"{made['tokens']:,} tokens of {made['documents']:,} "
             f"{'document' if made['documents'] == 1 else 'documents'}, "
             f"{made['vocab_size']:,} in the vocabulary, "
-            f"{made['unknown']:,} not in it, written to {folder}\n"
+            f"{made['unknown']:,} not in it; written to {folder}\n"
             f"next: jaxmodels train {arch} --data bin:{folder} --out runs/first"
         )
     return 0
 
 
 def _prepare_images(
-    spec: str, folder: Path, side: int | None, given: bool, force: bool, json: bool
+    spec: str, folder: Path, side: int | None, text_options: bool, force: bool, json: bool
 ) -> int:
-    from data_pipelines.captions.gallery import notes_of
     from data_pipelines.captions.prepare import prepare_images
+    from data_pipelines.captions.prepared import notes_of
     from data_pipelines.errors import USAGE, DataProblem
 
-    if given:
+    if text_options:
         raise DataProblem(
-            "captions are made into tokens when they are opened, not before",
+            "captions are tokenised when the folder is opened, not before",
             where=spec,
-            fix="leave out --tokenizer, --min-freq and --dtype here; train with --tokenizer",
+            fix="leave out --tokenizer, --min-freq and --dtype; give --tokenizer to train",
             exit_code=USAGE,
         )
     with ProgressBar() as progress:
@@ -120,7 +120,7 @@ def _prepare_images(
         for note in notes_of(made):
             print(note)
         print(
-            f"{train:,} images, and {valid:,} held out, with {made['captions']:,} captions, "
+            f"{train:,} images, and {valid:,} held out, with {made['captions']:,} captions; "
             f"written to {folder}\n"
             f"next: jaxmodels train bitgen:tiny --data bin:{folder} --out runs/first"
         )
@@ -130,27 +130,27 @@ def _prepare_images(
 def inspect_(
     what: Either, tokenizer: str = "chars", valid_fraction: float = 0.05, json: bool = False
 ) -> int:
-    """Tokens, vocabulary, splits and an excerpt of a prepared folder or a text.
+    """Show tokens, vocabulary, splits and an excerpt of a prepared folder or a text.
 
-    Of images with captions also how large the images are.
+    For images with captions also the sizes of the images.
 
-    Exits with 3 if the files of a folder are not those that its manifest tells.
+    Exits with 3 if the files of a folder are not those in its manifest.
 
     Args:
-        what: a folder that `data prepare` wrote, or a spec.
-        tokenizer: what counts the tokens of a text: chars, gpt2, words (of captions) or a PATH.
-        valid_fraction: share of the tokens, from the end, that is held out; of images, where the
-            source holds none out itself.
+        what: a prepared folder, or a spec.
+        tokenizer: of a text: chars, gpt2, words (of captions) or a PATH.
+        valid_fraction: share of the tokens, from the end, that is held out; of images, unless the
+            source has a validation split.
         json: print one JSON object.
     """
     from data_pipelines import reports
-    from data_pipelines.captions.opening import captioned
+    from data_pipelines.captions.opening import has_captions
     from data_pipelines.prepare import MANIFEST
 
     if (Path(what) / MANIFEST).is_file():
         what = f"bin:{what}"
     with ProgressBar() as progress:
-        if captioned(what):
+        if has_captions(what):
             from data_pipelines.captions.reports import of_images
 
             return _show(of_images(what, tokenizer, valid_fraction, progress), json)
@@ -170,29 +170,29 @@ def bench_(
     batch: int = 64,
     json: bool = False,
 ) -> int:
-    """Tokens a second: the loader beside numpy's plain sampling of the same file; tokenising.
+    """Measure tokens per second: the loader, plain numpy sampling of the same file, tokenising.
 
-    Of images with captions, images a second: the loader, and decoding.
+    For images with captions, images per second: the loader, and decoding.
 
     Args:
         what: a prepared folder, or a spec.
-        tokenizer: what is timed on a text: gpt2 or a PATH; a folder of tokens has its own.
+        tokenizer: timed on a text: gpt2 or a PATH; a folder of tokens has its own.
         context: inputs in a window; tokens of a caption.
         batch: windows, or images, in a batch.
         json: print one JSON object.
     """
     from data_pipelines import reports
-    from data_pipelines.captions.opening import captioned
+    from data_pipelines.captions.opening import has_captions
 
     spec = f"bin:{what}" if Path(what).exists() else what
-    if captioned(spec):
+    if has_captions(spec):
         from data_pipelines.captions.reports import time_images
 
-        found = time_images(spec, tokenizer, context, batch)
+        rates = time_images(spec, tokenizer, context, batch)
         if json:
-            _emit({"context": context, "batch": batch, "images_per_second": found})
+            _emit({"context": context, "batch": batch, "images_per_second": rates})
         else:
-            print("\n".join(f"{name:<18} {rate:10,.0f} images/s" for name, rate in found.items()))
+            print("\n".join(f"{name:<18} {rate:10,.0f} images/s" for name, rate in rates.items()))
         return 0
     if spec.startswith("bin:"):
         rates = reports.time_folder(spec, context, batch)
@@ -216,7 +216,7 @@ def _show(report: dict[str, Any], json: bool) -> int:
 
 
 def _plain(value: Any) -> str:
-    """A value of a report, for people."""
+    """A value of a report in readable form."""
     if isinstance(value, dict):
         short = {k: len(v) if isinstance(v, dict) else v for k, v in value.items()}
         return ", ".join(f"{key} {_plain(part)}" for key, part in short.items()) or "none"

@@ -1,4 +1,13 @@
-"""Tokenised documents at random, packed into windows; and the characters of the first of them."""
+"""Tokenised documents in random order, packed into windows; the characters of the first ones.
+
+Documents are shuffled by a permutation of all their numbers, not through a buffer of 10,000 like
+seed 000's: array_record gives random access, so the order mixes the full dataset, costs no memory,
+and a position in it is one number, where a buffer's contents would have to be saved.
+
+They are packed by our own iterator, not grain's `ConcatThenSplit`, whose state holds tuples that
+JSON turns into lists, which it then misreads. Our state is the document and how many of its tokens
+are used.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +31,8 @@ class Documents:
 
     Args:
         texts: the documents.
-        first: index of the first that is taken.
-        count: how many are taken from there on.
+        first: index of the first one to take.
+        count: how many to take from there on.
         tokenizer: encodes; each document ends with its separator.
         seed: draws the order.
     """
@@ -37,7 +46,7 @@ class Documents:
         return ENDLESS
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Document at place i: int32 [n]; an empty one has no tokens at all."""
+        """Document i of the order: int32 [n]; an empty one has no tokens, not even a separator."""
         epoch, place = divmod(int(i), self._count)
         keys = epoch_keys(self._seed, epoch)
         index = int(permute(np.asarray([place], np.uint64), self._count, keys)[0])
@@ -46,14 +55,15 @@ class Documents:
 
 
 class PackedDocuments(grain.IterDataset):
-    """Documents one after the other, cut into windows, a batch of them at a time.
+    """Batches of windows, cut from the concatenated documents.
 
     Args:
         parent: yields tokens, int32 [n].
         batch: windows in a batch.
-        length: tokens of a window; the last of one is the first of the next.
-        end_of_text: give `segments` too, counted at this id; None gives tokens only.
-        rows: which windows of a batch to yield, in rising order; None yields all.
+        length: tokens of a window; the last of one is the first of the next, so that each is
+            predicted once.
+        end_of_text: add `segments`, counted at this id; None gives tokens only.
+        rows: which windows of a batch to yield, ascending; None yields all.
     """
 
     def __init__(
@@ -73,7 +83,7 @@ class PackedDocuments(grain.IterDataset):
 
 
 class _PackedIterator(grain.DatasetIterator):
-    """Its state: where the document that is being cut came from, and the tokens of it used."""
+    """The state is the position of the document being cut, and how many of its tokens are used."""
 
     def __init__(
         self,
@@ -85,7 +95,7 @@ class _PackedIterator(grain.DatasetIterator):
         super().__init__(parent)
         self._sizes, self._end, self._rows = sizes, end, rows
         self._before, self._offset = parent.get_state(), 0
-        self._tokens: np.ndarray | None = None  # read when it is needed
+        self._tokens: np.ndarray | None = None  # of the document being cut; read when needed
 
     def __next__(self) -> Batch:
         batch, length = self._sizes
@@ -119,10 +129,13 @@ class _PackedIterator(grain.DatasetIterator):
 def characters_of(
     source: Source, count: int, min_freq: int = 1, progress: Progress | None = None
 ) -> CharTokenizer:
-    """The characters of the first documents, one in memory at a time, and of what separates them.
+    """The characters of the first documents, and of the blank line between documents.
+
+    One document is in memory at a time. Taking the first ones follows seed 000, which has no
+    blank line between them; a run keeps its vocabulary, and nothing is counted again.
 
     Args:
-        source: documents that `open_tfds` opened.
+        source: documents opened by `open_tfds`.
         count: how many, from the first on.
         min_freq: a character must occur this often in them.
         progress: called as (stage, bytes done, bytes in all), both estimates.
@@ -142,7 +155,7 @@ def characters_of(
 
 
 def first_documents(source: Source, count: int, progress: Progress | None = None) -> Iterator[str]:
-    """The first documents of what `open_tfds` opened, each with what separates it from others."""
+    """The first documents of a source opened by `open_tfds`, each with the blank line after it."""
     documents = texts(source)
     share = source.bytes / len(documents)
     for i in range(count):

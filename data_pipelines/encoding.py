@@ -1,4 +1,8 @@
-"""Documents to a file of tokens, in bounded memory."""
+"""Encodes documents into a file of tokens, in bounded memory.
+
+Special tokens written in a text are text: a web page that contains "<|endoftext|>" does not end a
+document. Ends are put between documents by id.
+"""
 
 import hashlib
 from collections import deque
@@ -17,29 +21,29 @@ from data_pipelines.tokenizers import Tokenizer, count_unknown
 A = TypeVar("A")
 B = TypeVar("B")
 Piece = tuple[str, bool]
-"""A text, and whether it begins a document."""
+"""A text, and whether it starts a document."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What was written for some parts of a source."""
+    """Counts and digest of the tokens of some parts of a source."""
 
     tokens: int
     unknown: int
     documents: int
-    """Those that hold any text."""
+    """Non-empty ones."""
     sha256: str
 
 
 def separator(tokenizer: Tokenizer) -> np.ndarray:
-    """What stands between documents: end of text, or a blank line where there is no such token."""
+    """The ids between documents: end of text, or a blank line where there is no such token."""
     if tokenizer.end_of_text is None:
         return tokenizer.encode("\n\n")
     return np.asarray([tokenizer.end_of_text], np.int32)
 
 
 class Writer:
-    """Appends tokens to a file, and counts."""
+    """Appends tokens to a file, counts and hashes them."""
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer, dtype: str):
         self._file, self._dtype = file, dtype
@@ -49,11 +53,11 @@ class Writer:
         self.tokens = self.unknown = 0
 
     def separate(self) -> None:
-        """Appends what stands between documents."""
+        """Appends the separator of documents."""
         self.add(self._separator, self._unknown)
 
     def add(self, ids: np.ndarray, unknown: int) -> None:
-        """Appends ids, so many of which stand for what the vocabulary cannot write."""
+        """Appends ids, `unknown` of which stand for text that is not in the vocabulary."""
         data = ids.astype(self._dtype).tobytes()
         self._file.write(data)
         self._sha256.update(data)
@@ -61,7 +65,7 @@ class Writer:
         self.unknown += unknown
 
     def done(self, documents: int) -> Shard:
-        """What was written."""
+        """Counts and digest of what was written."""
         return Shard(self.tokens, self.unknown, documents, self._sha256.hexdigest())
 
 
@@ -78,10 +82,10 @@ def encode(
     Args:
         parts: what to read.
         tokenizer: encodes.
-        dtype: of the file, in numpy's letters.
-        path: the file; written anew.
-        tick: called with the bytes done, of those that the parts tell.
-        threads: pieces that are encoded at once; tiktoken and tokenizers let threads run.
+        dtype: of the file, such as "<u2".
+        path: the file; overwritten.
+        tick: called with the bytes done, of `Part.bytes`.
+        threads: pieces encoded at once; tiktoken and tokenizers release the GIL.
     """
     encode = partial(_encode, tokenizer)
     tokenizer.encode("")  # its tables are read once, not by each thread
@@ -108,7 +112,7 @@ class Encoded(NamedTuple):
     ids: np.ndarray
     unknown: int
     begins: bool
-    """Whether it begins a document."""
+    """Whether it starts a document."""
     bytes: int
 
 
@@ -124,7 +128,7 @@ def _encode(tokenizer: Tokenizer, pieces: list[Piece]) -> list[Encoded]:
 def _in_order(
     pool: Executor, threads: int, function: Callable[[A], B], arguments: Iterable[A]
 ) -> Iterator[B]:
-    """The function's results in order, of which no more than one a thread wait to be taken."""
+    """The function's results in order; at most one per thread is computed in advance."""
     ahead: deque[Future[B]] = deque()
     for argument in arguments:
         if len(ahead) > threads:
@@ -135,7 +139,7 @@ def _in_order(
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces put together, so that each batch is worth a thread's while."""
+    """Pieces grouped into batches large enough for a thread."""
     batch: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -149,17 +153,17 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _pieces(part: Part, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """The texts, cut where it changes no token; no empty ones."""
-    held, fresh = "", True
+    """Non-empty texts, cut where it changes no token."""
+    pending, new_document = "", True
     for text, begins in part.read(CHUNK):
         if begins:
-            if held:
-                yield held, fresh
-            held, fresh = text, True
+            if pending:
+                yield pending, new_document
+            pending, new_document = text, True
             continue
-        if cut := tokenizer.safe_cut(held):
-            yield held[:cut], fresh
-            fresh = False
-        held = held[cut:] + text
-    if held:
-        yield held, fresh
+        if cut := tokenizer.safe_cut(pending):
+            yield pending[:cut], new_document
+            new_document = False
+        pending = pending[cut:] + text
+    if pending:
+        yield pending, new_document

@@ -5,13 +5,13 @@ USAGE, CORRUPT, UNSAFE, MISMATCH, EXISTS, NO_SPACE = 2, 3, 4, 5, 6, 7
 
 
 class DataProblem(ValueError):
-    """An error of the data or of how it was asked for; the command shows it as one short block.
+    """An error in the data or in a request for it; the command prints it as one short block.
 
     Args:
         what: what went wrong, in one sentence.
-        where: the file, byte or field that it concerns.
-        why: the cause, when it is known.
-        fix: what the user can do now.
+        where: the file, byte or field.
+        why: the cause, if known.
+        fix: what the user can do.
         exit_code: one of the codes above.
     """
 

@@ -1,14 +1,13 @@
-"""Whether a regular expression is searched for in time that is bounded by the text, by its form.
+"""Checks by its form that a regular expression is matched in time bounded by the text's length.
 
-An engine that goes back tries every way in which a repetition can be cut into repetitions: for
-`(a+)+b` these are more than a hundred letters have atoms in the world.
+A backtracking engine tries every way to split a nested repetition, exponentially many for `(a+)+b`.
 """
 
 import re
 
 MAX_LENGTH = 10_000  # characters; those of published tokenisers have a few hundred
-MAX_OPEN = 3  # repetitions without an end in one alternative: time goes with this power of a text
-MAX_TIMES = 1_000  # of what is repeated a given number of times
+MAX_OPEN = 3  # unbounded repetitions in an alternative: time grows with this power of the length
+MAX_TIMES = 1_000  # of a bounded repetition
 
 _ESCAPE = re.compile(r"\\(?:[pPxuNX]\{[^}]*\}|.)", re.DOTALL)
 _BACK = re.compile(r"\\(?:[1-9]|k|g)")
@@ -17,18 +16,18 @@ _REPEAT = re.compile(r"(?:[*+?]|\{(?P<low>\d*)(?P<to>,?)(?P<high>\d*)\})")
 
 
 class _Group:
-    """What is known of a group so far."""
+    """What was parsed of a group so far."""
 
     def __init__(self) -> None:
-        self.open = self.most = 0  # repetitions without an end: in this alternative; in any
+        self.open = self.most = 0  # unbounded repetitions: in this alternative; in any
         self.choices = False
 
     def choose(self) -> None:
-        """Begins the next alternative."""
+        """Starts the next alternative."""
         self.choices, self.most, self.open = True, max(self.most, self.open), 0
 
     def add(self, count: int) -> None:
-        """Counts repetitions without an end."""
+        """Counts unbounded repetitions."""
         self.open += count
         self.most = max(self.most, self.open)
 
@@ -42,14 +41,14 @@ def fault(expression: str) -> str:
         char, atom = expression[at], True
         if char == "\\":
             if _BACK.match(expression, at):
-                return "it refers to what it found before"
+                return "it has a back-reference"
             found = _ESCAPE.match(expression, at)
             at = found.end() if found else at + 1
         elif char == "[":
             at = _after_class(expression, at)
         elif char == "(":
             if not (found := _GROUP.match(expression, at)) or expression[found.end() :][:1] == "?":
-                return "it has a group of a kind that is not known here"
+                return "it has a group of an unknown kind"
             at, atom = found.end(), False
             if found[0].endswith(")"):  # (?i): what follows is the same group
                 continue
@@ -58,7 +57,7 @@ def fault(expression: str) -> str:
                 return "its groups are nested too deeply"
         elif char == ")":
             if len(groups) == 1:
-                return "it closes a group that it did not open"
+                return "it has an unmatched closing parenthesis"
             last, at, atom = groups.pop(), at + 1, False
             why, at = _repeated(expression, at, last, groups[-1])
             if why:
@@ -73,12 +72,12 @@ def fault(expression: str) -> str:
             if why:
                 return why
         if groups[-1].most > MAX_OPEN:
-            return f"more than {MAX_OPEN} repetitions without an end follow each other"
+            return f"it has more than {MAX_OPEN} unbounded repetitions in a row"
     return ""
 
 
 def _repeated(expression: str, at: int, what: _Group, around: _Group) -> tuple[str, int]:
-    """Reads the repetition that may stand at a place; a fault, and the place behind it."""
+    """Parses a repetition, if there is one at a position; a fault, and the position after it."""
     times = _REPEAT.match(expression, at)
     if not times:
         around.add(what.most)
@@ -86,25 +85,25 @@ def _repeated(expression: str, at: int, what: _Group, around: _Group) -> tuple[s
     sign = times[0]
     at = times.end()
     if expression[at : at + 1] in ("?", "+") and not sign.startswith("{"):
-        at += 1  # as few as possible, or without going back
+        at += 1  # lazy or possessive
     elif sign.startswith("{") and expression[at : at + 1] == "?":
         at += 1
     if _REPEAT.match(expression, at):
         return "it repeats a repetition", at
     high = times["high"] if sign.startswith("{") else ""
     low = times["low"] if sign.startswith("{") else ""
-    endless = sign in "*+" or bool(sign.startswith("{") and times["to"] and not high)
+    unbounded = sign in "*+" or bool(sign.startswith("{") and times["to"] and not high)
     most = max(int(high[:9] or 0), int(low[:9] or 0))
     if most > MAX_TIMES:
         return f"it repeats something {most:,} times", at
-    if (endless or most > 1) and (what.most or what.choices):
-        return "it repeats what may be found in several ways", at
-    around.add(1 if endless else what.most)
+    if (unbounded or most > 1) and (what.most or what.choices):
+        return "it repeats what may match in several ways", at
+    around.add(1 if unbounded else what.most)
     return "", at
 
 
 def _after_class(expression: str, at: int) -> int:
-    """The place behind a class of characters, `[...]`, in which there may be others."""
+    """The position after a character class, `[...]`, which may contain others."""
     depth = 0
     while at < len(expression):
         char = expression[at]

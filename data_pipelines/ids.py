@@ -1,4 +1,4 @@
-"""What all tokenisers check."""
+"""Checks that all tokenisers share."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from data_pipelines.errors import MISMATCH, DataProblem
 
 
 def checked_ids(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """Ids as int64 [n], whatever sequence or array they came in.
+    """Ids as int64 [n], from any sequence or array.
 
     Raises:
         DataProblem: (mismatch) an id is not in a vocabulary of `size`.
@@ -25,7 +25,7 @@ def checked_ids(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
 
 
 def without_surrogates(text: str) -> str:
-    """The text in valid Unicode: pairs of surrogates joined, lone ones replaced by U+FFFD."""
+    """The text in valid Unicode: surrogate pairs combined, lone ones replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

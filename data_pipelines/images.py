@@ -1,4 +1,4 @@
-"""Images: any file as red, green and blue, and DINOv2's published preprocessing of them."""
+"""Images: any common file as RGB, and DINOv2's published preprocessing."""
 
 import io
 from pathlib import Path
@@ -8,28 +8,28 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.file_search import path_of
 from data_pipelines.limits import MAX_IMAGE
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""pillow's decoders of these hold pixels only; its others may call programs (EPS does)."""
+"""Formats that hold pixels only; pillow's other decoders may call programs (EPS does)."""
 MAX_PIXELS = 2**26
-"""A file of some kilobytes may claim to be gigabytes of pixels. This is 201 MB."""
-# ImageNet's, of red, green and blue in [0, 1].
+"""Limit of a decoded image, 201 MB: a file of some kilobytes may claim gigabytes of pixels."""
+# ImageNet's, of RGB in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-# Longer images are cut to so many times their shorter side before anything else.
-_LONGEST = 16
+# Longer images are first cut to so many times their shorter side.
+_MAX_ASPECT = 16
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in a file, upright as its camera was held, transparent parts on white.
+    """The image in a file, rotated by its metadata, transparent parts on white.
 
-    Greyscale, palettes, CMYK and 16 bits become red, green and blue of 8 bits; of an animation
-    it is the first frame.
+    Greyscale, palettes, CMYK and 16 bits become RGB of 8 bits; of an animation the first frame is
+    taken.
 
     Raises:
-        DataProblem: (corrupt) no such file; no image, damaged, or of a kind that is not known;
+        DataProblem: (corrupt) no such file; not an image, damaged, or of an unknown format;
             more than `MAX_PIXELS`.
     """
     path = path_of(str(path))
@@ -39,7 +39,7 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
-    """As `read_image`, of a file's bytes; `where` names it in errors."""
+    """As `read_image`, from a file's bytes; `where` names it in errors."""
     return _read(io.BytesIO(data), where)
 
 
@@ -72,14 +72,14 @@ def fit(
 
 
 def normalise(images: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:
-    """float32 as DINOv2 reads them: 0 is ImageNet's mean colour, 1 a standard deviation more."""
+    """float32 as DINOv2 takes them: 0 is ImageNet's mean colour, 1 one standard deviation more."""
     return ((images * (1 / 255)).astype(np.float32) - MEAN) / STD
 
 
 def preprocess(
     image: UInt8[np.ndarray, "h w 3"], edge: int = 256, crop: int = 224
 ) -> Float[np.ndarray, "{crop} {crop} 3"]:
-    """What the published DINOv2 models are given of an image: `normalise(fit(image))`, float32."""
+    """The input of the published DINOv2 models: `normalise(fit(image))`, float32."""
     return normalise(fit(image, edge, crop))
 
 
@@ -95,12 +95,12 @@ def _read(file: Path | io.BytesIO, where: str) -> np.ndarray:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(where, str(error)) from None
-    except Exception as error:  # pillow's decoders raise anything for damaged files
+    except Exception as error:  # pillow's decoders may raise anything for damaged files
         raise DataProblem(
             "this is not a readable image",
             where=where,
             why=f"{type(error).__name__}: {str(error)[:200]}",
-            fix=f"leave it out, or save it again; known are {', '.join(FORMATS)}",
+            fix=f"leave it out, or save it again; known formats: {', '.join(FORMATS)}",
         ) from None
 
 
@@ -111,16 +111,16 @@ def _check_size(image: Image.Image, where: str) -> None:
 
 
 def _too_large(where: str, why: str) -> DataProblem:
-    fix = "make it smaller, or leave it out: a model sees a few hundred pixels of a side"
+    fix = "make it smaller, or leave it out: models see a few hundred pixels per side"
     return DataProblem("the image is too large", where=where, why=why, fix=fix)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its metadata says; metadata that cannot be read says nothing."""
+    """The image rotated by its metadata; unreadable metadata are ignored."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # pillow's reader of metadata raises anything too
+    except Exception:  # pillow's reader of metadata may raise anything too
         return image
 
 
@@ -145,11 +145,11 @@ def _of_16_bits(grey: np.ndarray, where: str) -> np.ndarray:
 
 def _unknown_range(where: str, why: str) -> DataProblem:
     fix = "save it with 8 or 16 bits"
-    return DataProblem("what is white in the image is not known", where=where, why=why, fix=fix)
+    return DataProblem("the value of white in the image is unknown", where=where, why=why, fix=fix)
 
 
 def _shortened(image: np.ndarray) -> np.ndarray:
-    """Without far ends that the square never reaches: a thread of pixels would become gigabytes."""
-    most = _LONGEST * min(image.shape[:2])
+    """The image without the ends that `fit` discards: resizing a long, thin one takes gigabytes."""
+    most = _MAX_ASPECT * min(image.shape[:2])
     top, left = (max(side - most, 0) // 2 for side in image.shape[:2])
     return image[top : top + most, left : left + most]

@@ -1,4 +1,4 @@
-"""How much of what somebody else may have made is read into memory at once."""
+"""Limits on what is read into memory of files that may be malicious."""
 
 import os
 
@@ -10,35 +10,35 @@ DOCUMENT_VARIABLE = "JAXMODELS_MAX_DOCUMENT_MB"
 _DOCUMENT = 64  # MiB; the longest books have 10
 
 MAX_PAGE = 1 << 28
-"""Bytes that a page of a Parquet file may unpack to; writers make pages of about a million."""
+"""Uncompressed bytes of a page of a Parquet file; writers make pages of about a million."""
 
 MAX_FOOTER = 1 << 25
 """Bytes of a Parquet file's footer."""
 
 MAX_RATIO, FREE_OF_RATIO = 1000, 1 << 28
-"""A row group may unpack to so many times its size in the file, and to so many bytes anyway."""
+"""A row group may unpack to so many times its size in the file, and always to so many bytes."""
 
 MAX_MANIFEST = 1 << 28
-"""Bytes of a manifest.json, which names every file that was read."""
+"""Bytes of a manifest.json, which lists every file of the source."""
 
 MAX_CAPTIONS = 1 << 29
-"""Bytes of a file of captions that somebody else wrote; COCO's has 92 million."""
+"""Bytes of a user's file of captions; COCO's has 92 million."""
 
-MAX_GALLERY = 1 << 32
-"""Bytes of captions.jsonl, which `data prepare` writes."""
+MAX_PREPARED = 1 << 32
+"""Bytes of captions.jsonl or images.bin, written by `data prepare`."""
 
 MAX_IMAGE = 1 << 29
-"""Bytes of an image file: the most pixels that are read, uncompressed, with 8 bytes each."""
+"""Bytes of an image file: `images.MAX_PIXELS`, uncompressed, with 8 bytes each."""
 
-WHOLE_FILE = 1 << 35
-"""Bytes of a token file that is read through when it is opened; of a larger one, samples are."""
+MAX_FULL_SCAN = 1 << 35
+"""Bytes of a token file that is read in full when it is opened; a larger one is sampled."""
 
 
 def max_document() -> int:
-    """Bytes that one document may have: a line of JSON, a row of a table.
+    """Largest document in bytes: a line of JSON, a row of a table.
 
     Raises:
-        DataProblem: (usage) the environment variable holds no number.
+        DataProblem: (usage) the environment variable is not a valid number.
     """
     given = os.environ.get(DOCUMENT_VARIABLE, "")
     if not given:
@@ -47,13 +47,13 @@ def max_document() -> int:
         return int(given) << 20
     raise DataProblem(
         f"{DOCUMENT_VARIABLE} is {given!r}",
-        why="it is the most MiB that a document may have, a whole number from 1 on",
+        why="it limits a document, in MiB: a whole number from 1 on",
         exit_code=USAGE,
     )
 
 
 def too_long(what: str, where: str) -> DataProblem:
-    """The error for a document over the limit; `what` it is: a line, a row."""
+    """The error for a document over the limit; `what` is its kind: a line, a row."""
     limit = max_document()
     return DataProblem(
         f"this {what} is too long",

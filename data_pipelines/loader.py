@@ -15,25 +15,24 @@ Rows = Int[np.ndarray, "r"] | None
 
 _ROUNDS = 4
 ENDLESS = 2**62
-"""What `len` may say at most, with room for arithmetic on positions."""
+"""Length of an endless sequence, with room for arithmetic on positions."""
 
 
 class Windows:
     """Endless random-access batches for `grain.MapDataset.source`.
 
-    Every place of the token stream starts one window of context + 1 tokens (the seed's way,
-    a stride of one). An epoch takes each window once, in an order drawn from (seed, epoch);
-    the next epoch follows at once, so a batch may hold the end of one and the start of the
-    next. Batch i depends on (seed, i) and on nothing else: resuming needs only the number i.
+    Every token starts a window of context + 1 tokens (a stride of one, as upstream). An epoch
+    takes each window once, in an order drawn from (seed, epoch); the next epoch follows without a
+    gap, so a batch may span two. Batch i depends on (seed, i) only: resuming needs only i.
 
     Args:
         tokens: the token stream, one-dimensional, of any integer type; may be memory-mapped.
         context: inputs in a window.
         batch: windows in a batch.
         seed: draws the order.
-        rows: which rows of each batch to yield, in rising order; None yields all.
-        end_of_text: give `segments` too, counted at this id; None gives tokens only.
-        below: refuse a batch with a token that is not; None where all were looked at before.
+        rows: which rows of each batch to yield, ascending; None yields all.
+        end_of_text: add `segments`, counted at this id; None gives tokens only.
+        vocab_size: refuse a batch with a token outside it; None where all tokens were checked.
 
     Raises:
         DataProblem: (usage) no window fits, or a size is not positive.
@@ -47,11 +46,11 @@ class Windows:
         seed: int = 0,
         rows: Rows = None,
         end_of_text: int | None = None,
-        below: int | None = None,
+        vocab_size: int | None = None,
     ):
         if context < 1 or batch < 1 or len(tokens) <= context or seed < 0:
             raise DataProblem(
-                "the loader needs a context, a batch and a seed that are not negative",
+                "the loader needs a positive context and batch, and a seed that is not negative",
                 why=f"context {context}, batch {batch}, seed {seed}, {len(tokens)} tokens",
                 exit_code=USAGE,
             )
@@ -59,7 +58,7 @@ class Windows:
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), context + 1)
         self._windows, self._seed, self._batch = windows, seed, batch
         self._rows = np.arange(batch, dtype=np.uint64) if rows is None else rows.astype(np.uint64)
-        self._end, self._below = end_of_text, below
+        self._end, self._vocab_size = end_of_text, vocab_size
 
     def __len__(self) -> int:
         return ENDLESS
@@ -69,16 +68,16 @@ class Windows:
         return self.at(np.uint64(int(i) * self._batch) + self._rows)
 
     def at(self, positions: UInt64[np.ndarray, "r"]) -> Batch:
-        """The windows at these positions, which rise, of the endless order."""
+        """The windows at these ascending positions of the endless order."""
         starts = shuffled(positions, len(self._windows), self._seed)
-        return batch_of(_checked(self._windows[starts], self._below), self._end)
+        return batch_of(_checked(self._windows[starts], self._vocab_size), self._end)
 
 
-def _checked(tokens: np.ndarray, below: int | None) -> Int32[np.ndarray, "b t"]:
-    if below is not None and tokens.size and (largest := int(tokens.max())) >= below:
+def _checked(tokens: np.ndarray, vocab_size: int | None) -> Int32[np.ndarray, "b t"]:
+    if vocab_size is not None and tokens.size and (largest := int(tokens.max())) >= vocab_size:
         raise DataProblem(
-            f"token {largest} does not fit a vocabulary of {below}",
-            why="it came up in a batch; so large a file is not read through before",
+            f"token {largest} does not fit a vocabulary of {vocab_size}",
+            why="it came up in a batch; so large a file is not checked before training",
             fix="give the tokeniser that the file was made with, or its dtype: ?dtype=uint32",
             exit_code=MISMATCH,
         )
@@ -86,7 +85,7 @@ def _checked(tokens: np.ndarray, below: int | None) -> Int32[np.ndarray, "b t"]:
 
 
 def shuffled(positions: UInt64[np.ndarray, "r"], n: int, seed: int) -> UInt64[np.ndarray, "r"]:
-    """What is at these positions, which rise, of the endless order: epochs of range(n)."""
+    """The values at these ascending positions of the endless order: shuffled epochs of range(n)."""
     epochs, inside = np.divmod(positions, np.uint64(n))
     drawn = np.empty_like(positions)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
@@ -96,10 +95,10 @@ def shuffled(positions: UInt64[np.ndarray, "r"], n: int, seed: int) -> UInt64[np
 
 
 def batch_of(tokens: Int32[np.ndarray, "b t"], end_of_text: int | None) -> Batch:
-    """A batch; with `segments` if the id that ends a document is given.
+    """A batch, with `segments` if the id that ends a document is given.
 
-    `segments` int32 [b, t] is the number of the document within the window, from 0 on; the end
-    of a text belongs to what it ends. Attention masked by it sees no other document.
+    `segments` int32 [b, t] numbers the documents within a window from 0 on; the end of a text
+    belongs to its document. Attention masked by it sees no other document.
     """
     if end_of_text is None:
         return {"tokens": tokens}
@@ -111,11 +110,11 @@ def batch_of(tokens: Int32[np.ndarray, "b t"], end_of_text: int | None) -> Batch
 def permute(
     x: UInt64[np.ndarray, "m"], n: int, keys: UInt64[np.ndarray, "r 2"]
 ) -> UInt64[np.ndarray, "m"]:
-    """Where a permutation of range(n), drawn by `keys`, puts each x.
+    """The images of x under a permutation of range(n) drawn by `keys`.
 
-    Multiplying by an odd number, adding, and xor with the own high bits are each one-to-one
-    on b-bit numbers, and so is their chain. With 2^b ≥ n, a result outside range(n) goes
-    through the chain again until it falls inside (cycle walking), which is one-to-one too.
+    Multiplying by an odd number, adding, and xor with a number's own high bits are bijections of
+    b-bit numbers, and so is their composition. With 2^b ≥ n, a result outside range(n) is mapped
+    again until it falls inside (cycle walking), which is a bijection too.
     """
     bits = max(1, (n - 1).bit_length())
     y = _mix(x, bits, keys)
@@ -134,9 +133,10 @@ def _mix(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def epoch_keys(seed: int, epoch: int) -> np.ndarray:
-    """What draws an epoch's order in `permute`, uint64 [rounds, 2].
+    """The keys of an epoch's order in `permute`, uint64 [rounds, 2].
 
-    An odd factor and an offset for each round; the same on every machine and version."""
+    An odd factor and an offset for each round; the same on every machine and version.
+    """
     drawn = np.random.SeedSequence([seed, epoch]).generate_state(2 * _ROUNDS, np.uint64)
     keys = drawn.reshape(_ROUNDS, 2)
     keys[:, 0] |= np.uint64(1)
@@ -151,21 +151,21 @@ def batches(
     seed: int = 0,
     rows: Rows = None,
     end_of_text: int | None = None,
-    below: int | None = None,
+    vocab_size: int | None = None,
     threads: int = 2,
     ahead: int = 8,
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches, read ahead by threads; arguments as `Windows`.
+    """Endless shuffled batches, prefetched by threads; further arguments as `Windows`.
 
-    `get_state()` is a small JSON-able dict; `set_state` of it, in any process, makes the next
-    batch the one that would have come next.
+    `get_state()` is a small JSON-able dict; `set_state` of it, in any process, continues with the
+    next batch.
 
     Args:
         threads: readers.
         ahead: batches made in advance.
     """
     return read_ahead(
-        Windows(tokens, context, batch, seed, rows, end_of_text, below), threads, ahead
+        Windows(tokens, context, batch, seed, rows, end_of_text, vocab_size), threads, ahead
     )
 
 
@@ -176,27 +176,27 @@ def read_ahead(windows: Windows, threads: int = 2, ahead: int = 8) -> grain.Data
 
 
 def evenly_spaced(count: int, batch: int, max_batches: int | None) -> list[int]:
-    """Which batches of `count` held-out things to take; see `Validation`."""
+    """The numbers of the batches to take of `count` held-out rows; see `Validation`."""
     every, full = -(-count // batch), count // batch
-    there = every if max_batches is None or every <= max_batches else full or every
-    wanted = there if max_batches is None else min(there, max(0, max_batches))
-    return [i * there // wanted for i in range(wanted)]
+    available = every if max_batches is None or every <= max_batches else full or every
+    wanted = available if max_batches is None else min(available, max(0, max_batches))
+    return [i * available // wanted for i in range(wanted)]
 
 
 class Validation(Sequence[Batch]):
-    """Every target once, in fixed order: windows that share only their border token.
+    """Every target once, in fixed order: windows that overlap by one token.
 
-    What is left after the last full window is not predicted. All batches end with what is left
-    for an incomplete one. Where there are more than `max_batches`, only full ones are taken, so
-    that they are alike and need no second compilation, unless there is none.
+    Tokens after the last full window are not predicted. The last batch may be incomplete. Where
+    there are more than `max_batches`, only full ones are taken, if there are any: they have one
+    shape and need no second compilation.
 
     Args:
         tokens: the held-out tokens.
         context: inputs in a window.
         batch: windows in a batch.
-        max_batches: at most so many batches, evenly spread over the tokens; None takes all.
-        end_of_text: give `segments` too, counted at this id; None gives tokens only.
-        below: as `Windows`.
+        max_batches: an upper limit, evenly spread over the tokens; None takes all.
+        end_of_text: add `segments`, counted at this id; None gives tokens only.
+        vocab_size: as `Windows`.
     """
 
     def __init__(
@@ -206,10 +206,10 @@ class Validation(Sequence[Batch]):
         batch: int,
         max_batches: int | None = None,
         end_of_text: int | None = None,
-        below: int | None = None,
+        vocab_size: int | None = None,
     ):
-        self._tokens, self._end, self._below = np.asarray(tokens), end_of_text, below
-        self._context, self._batch = context, batch
+        self._tokens, self._end = np.asarray(tokens), end_of_text
+        self._context, self._batch, self._vocab_size = context, batch, vocab_size
         self._windows = max(0, (len(tokens) - 1) // context)
         self._chosen = evenly_spaced(self._windows, batch, max_batches)
 
@@ -223,4 +223,4 @@ class Validation(Sequence[Batch]):
         first = self._chosen[i] * self._batch
         rows = np.arange(first, min(first + self._batch, self._windows))
         places = rows[:, None] * self._context + np.arange(self._context + 1)
-        return batch_of(_checked(self._tokens[places], self._below), self._end)
+        return batch_of(_checked(self._tokens[places], self._vocab_size), self._end)

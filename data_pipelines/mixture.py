@@ -1,4 +1,9 @@
-"""Batches whose rows are drawn from several texts, by weight."""
+"""Batches whose rows are drawn from several texts, by weight.
+
+Rows are drawn by systematic sampling: a batch is cut at the cumulative shares, shifted by one
+number that seed and batch draw, then permuted. A count is its expectation rounded up or down, so
+shares are exact on average and hardly vary; those of independent draws would.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,39 +16,26 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from data_pipelines.dataset import Dataset
 from data_pipelines.loader import Batch, Rows, Windows, epoch_keys, permute
-from data_pipelines.mixture_valid import HeldOut, upto
-from data_pipelines.streaming import Streamed
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.mixture_validation import MixtureValidation, cumulative
+from data_pipelines.streamed_dataset import StreamedDataset
 
-_AHEAD = 8  # batches that a thread makes before their turn
+_AHEAD = 8  # batches that a thread makes in advance
 
 
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """As `Data`, for several texts: each row of a batch is a window of one of them.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MixtureDataset(Dataset):
+    """Several texts; each row of a batch is a window of one of them.
 
-    In every batch the rows of a source are its share of them, rounded up or down at random, so
-    that its expectation is the share. A source that has been gone through begins anew.
+    In every batch the number of rows of a source is its share, rounded up or down at random, so
+    that its expectation is the share. A source that is exhausted starts over.
     """
 
-    spec: str
     sources: tuple[Any, ...]
-    """Each is a `Data` or a `Streamed`, of batches of one row."""
+    """Each is a `TokenDataset` or a `StreamedDataset`, of batches of one row."""
     shares: tuple[float, ...]
-    """Of each source, what part of the rows is drawn from it; their sum is 1."""
-    tokenizer: Tokenizer | None
-    """That of all sources; None for raw token files."""
-    context: int
-    batch: int
-    seed: int
-    valid_fraction: float
-    segments: bool = False
-
-    @property
-    def vocab_size(self) -> int | None:
-        """Size of the vocabulary; None when there is none."""
-        return self.tokenizer.vocab_size if self.tokenizer else None
+    """Share of the rows that is drawn from each source; their sum is 1."""
 
     @property
     def vocab_needed(self) -> int:
@@ -53,15 +45,15 @@ class Mixture:
     @property
     def notes(self) -> list[str]:
         """What the user should know, a sentence each."""
-        told = []
+        notes = []
         for source, share in zip(self.sources, self.shares, strict=True):
-            told.append(f"{share:.2%} of rows from {source.spec}: {source.train_tokens:,} tokens")
-            told += [f"{source.spec}: {note}" for note in source.notes]
-        return told
+            notes.append(f"{share:.2%} of rows from {source.spec}: {source.train_tokens:,} tokens")
+            notes += [f"{source.spec}: {note}" for note in source.notes]
+        return notes
 
     @property
     def valid_tokens(self) -> int:
-        """Tokens that are held out, of all sources."""
+        """Held-out tokens of all sources."""
         return sum(source.valid_tokens for source in self.sources)
 
     @property
@@ -70,46 +62,35 @@ class Mixture:
         return sum(source.train_tokens for source in self.sources)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """JSON-able; when it is equal, a resumed run sees the batches it would have seen."""
-        common = {
-            "tokenizer": self.tokenizer and self.tokenizer.digest,
-            "vocab_size": self.vocab_size,
-            "valid_fraction": self.valid_fraction,
-            "seed": self.seed,
-            "context": self.context,
-            "batch": self.batch,
-        }
-        own = {
-            f"source {i}": {k: v for k, v in source.identity.items() if k not in common}
+    def source_identity(self) -> dict[str, Any]:
+        """The identity of each source, and the shares."""
+        shared = self.batch_identity
+        sources = {
+            f"source {i}": {k: v for k, v in source.identity.items() if k not in shared}
             for i, source in enumerate(self.sources, 1)
         }
-        return {**own, "shares": list(self.shares), **common}
+        return {**sources, "shares": list(self.shares)}
 
-    def train(self, rows: Rows = None) -> "Mixed":
-        """Endless batches, `tokens` int32 [rows, context + 1]; `segments` if wanted.
+    def train(self, rows: Rows = None) -> "MixtureIterator":
+        """Endless batches, `tokens` int32 [rows, context + 1]; see `Dataset.train`.
 
-        `get_state()` is a small JSON-able dict, and `set_state` of it gives the next batch,
-        whichever rows of it are taken.
+        With `segments`, these too, of the same shape.
+        """
+        return MixtureIterator(self, np.arange(self.batch) if rows is None else rows)
+
+    def valid(self, max_batches: int | None = None) -> MixtureValidation:
+        """Batches of held-out windows, the same at every call, of each source by its share.
 
         Args:
-            rows: of each batch, in rising order, those that this process wants; None for all.
+            max_batches: an upper limit; None takes as many rows as all sources have windows.
         """
-        return Mixed(self, np.arange(self.batch) if rows is None else rows)
-
-    def valid(self, max_batches: int | None = None) -> HeldOut:
-        """Batches of held-out windows, always the same, of each source by its share.
-
-        Args:
-            max_batches: at most so many; None takes as many rows as all sources have windows.
-        """
-        return HeldOut(self, max_batches)
+        return MixtureValidation(self, max_batches)
 
     def sources_of(self, number: int) -> Int[np.ndarray, "b"]:
-        """The source of each row of a batch: depends on the seed and the number, nothing else."""
+        """The source of each row of batch `number`, drawn by it and the seed alone."""
         words = np.random.SeedSequence([self.seed, number, 1]).generate_state(1, np.uint64)
         start = int(words[0] >> np.uint64(11)) / 2**53
-        borders = np.floor(upto(self.shares) * self.batch + start).astype(np.int64)
+        borders = np.floor(cumulative(self.shares) * self.batch + start).astype(np.int64)
         drawn = np.repeat(np.arange(len(self.shares)), np.diff(borders))
         places = np.arange(self.batch, dtype=np.uint64)
         return drawn[permute(places, self.batch, epoch_keys(self.seed, number)).astype(np.int64)]
@@ -119,16 +100,16 @@ class _Position(Protocol):
     """How far a source has been read."""
 
     def take(self, count: int, wanted: np.ndarray) -> Batch:
-        """Goes on by `count` windows; gives those of them that are `wanted`, nothing if none is."""
+        """Advances by `count` windows; returns those that are `wanted`, {} if none is."""
 
     def get_state(self) -> Any:
-        """Itself, JSON-able."""
+        """The position, JSON-able."""
 
     def set_state(self, state: Any) -> None:
-        """Goes there."""
+        """Restores it."""
 
 
-class _Stored:
+class _FilePosition:
     """Position in a token file."""
 
     def __init__(self, windows: Windows):
@@ -145,8 +126,8 @@ class _Stored:
         self._next = int(state)
 
 
-class _Flowing:
-    """Position in documents that are tokenised meanwhile; all windows are cut."""
+class _StreamPosition:
+    """Position in streamed documents; all windows are cut, wanted or not."""
 
     def __init__(self, batches: grain.DatasetIterator):
         self._batches = batches
@@ -163,16 +144,18 @@ class _Flowing:
         self._batches.set_state(state)
 
 
-class Mixed(Iterator[Batch]):
-    """The batches of `Mixture.train`, made ahead by a thread.
+class MixtureIterator(Iterator[Batch]):
+    """The batches of `MixtureDataset.train`, made in advance by a thread.
 
     Its state is the number of the next batch, and the position in each source.
     """
 
-    def __init__(self, data: Mixture, rows: np.ndarray):
+    def __init__(self, data: MixtureDataset, rows: np.ndarray):
         self._data, self._rows, self._next = data, rows, 0
         self._sources: list[_Position] = [
-            _Flowing(source.train()) if isinstance(source, Streamed) else _Stored(source.windows())
+            _StreamPosition(source.train())
+            if isinstance(source, StreamedDataset)
+            else _FilePosition(source.windows())
             for source in data.sources
         ]
         self._thread, self._ahead = ThreadPoolExecutor(1), deque[Future[tuple[Batch, Any]]]()
@@ -189,7 +172,7 @@ class Mixed(Iterator[Batch]):
         return self._state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called."""
+        """Continues from where `get_state` was called."""
         self.close()
         self._next = int(state["batch"])
         for source, position in zip(self._sources, state["sources"], strict=True):
@@ -197,7 +180,7 @@ class Mixed(Iterator[Batch]):
         self._state = self._position()
 
     def close(self) -> None:
-        """Ends what is being made."""
+        """Cancels the batches that are being made."""
         while self._ahead:
             future = self._ahead.pop()
             if not future.cancel():

@@ -1,4 +1,4 @@
-"""Documents in Parquet files, in bounded memory whatever a file unpacks to."""
+"""Documents in Parquet files, in memory that is bounded whatever a file unpacks to."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.finding import find, split_name
+from data_pipelines.file_search import find, split_name
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import FREE_OF_RATIO, MAX_PAGE, MAX_RATIO, max_document, too_long
 from data_pipelines.parquet_pages import Chunk, chunks_of, largest_page
 from data_pipelines.reading import Part, Source
 
-_ROWS, _MEMORY = 1 << 14, 1 << 26  # rows in memory together, and their bytes
+_ROWS, _MEMORY = 1 << 14, 1 << 26  # rows in memory at a time, and their bytes
 
 
 def open_parquet(spec: str, rest: str) -> Source:
-    """`parquet:PATH#COLUMN`: each row a text, a null an empty one; a part is a row group.
+    """`parquet:PATH#COLUMN`: a text per row, null an empty one; a part is a row group.
 
     Raises:
-        DataProblem: (corrupt) a file is not Parquet, or has no such column of text, or two.
+        DataProblem: (corrupt) a file is not Parquet, or does not have one such column of text.
     """
     path, column = split_name(rest)
     column = column or "text"
@@ -45,7 +45,7 @@ def _row_groups(path: Path, column: str) -> list[Part]:
     try:
         chunks = chunks_of(path, column)
         if len(chunks) != groups:
-            raise ValueError(f"its footer lists {len(chunks)} row groups, and counts {groups}")
+            raise ValueError(f"its footer lists {len(chunks)} row groups, but counts {groups}")
     except ValueError as error:
         raise _bad(path, "this is not a readable Parquet file", str(error)) from None
     return [
@@ -63,7 +63,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _table(fields: list[Any]) -> str:
-    """The columns of a file, for people."""
+    """The columns of a file in readable form."""
     shown = ", ".join(f"{field.name} ({str(field.type)[:80]})" for field in fields[:20])
     return f"columns: {shown}" + (f" and {len(fields) - 20} more" if len(fields) > 20 else "")
 
@@ -75,17 +75,17 @@ def _read_rows(
 
     row, longest, read = 0, max_document(), 0
     try:
-        # Read as it is wanted: a column chunk need not fit into memory.
+        # Read on demand: a column chunk need not fit into memory.
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             page = largest_page(path, chunk)
             if page > MAX_PAGE:
                 raise ValueError(f"a page unpacks to {page:,} bytes; at most {MAX_PAGE:,} are read")
             most = max(FREE_OF_RATIO, MAX_RATIO * chunk.packed)
-            # No value is longer than its page, or than the dictionary, which is a page too.
+            # No value is longer than its page or its dictionary, which is a page too.
             rows = max(1, min(_ROWS, _MEMORY // max(1, page)))
             for batch in file.iter_batches(rows, row_groups=[group], columns=[column]):
                 values = batch.column(batch.schema.get_field_index(column))
-                if values.null_count == len(values):  # a few bytes may be a billion of them
+                if values.null_count == len(values):  # a few bytes may hold a billion nulls
                     row += len(values)
                     continue
                 for text in _texts(values, f"{path}, row group {group}", row):
@@ -105,12 +105,12 @@ def _read_rows(
 
 
 def _texts(values: Any, where: str, row: int) -> Iterator[str]:
-    """The texts of an array; a null is an empty one, half of a surrogate pair U+FFFD.
+    """The texts of an array; null becomes an empty one, a lone surrogate U+FFFD.
 
     Args:
         values: pyarrow's array.
         where: the file and the row group, for errors.
-        row: the number of the first one.
+        row: the number of the first value.
     """
     try:
         yield from (text or "" for text in values.to_pylist())
@@ -120,7 +120,7 @@ def _texts(values: Any, where: str, row: int) -> Iterator[str]:
 
 
 def _text(value: Any, where: str) -> str:
-    if hasattr(value, "dictionary"):  # a number that stands for a text
+    if hasattr(value, "dictionary"):  # an index into a dictionary of texts
         value = value.dictionary[value.index.as_py()] if value.is_valid else value
     if not value.is_valid:
         return ""
@@ -139,5 +139,5 @@ def _bad(path: Path, what: str, why: str, more: str = "") -> DataProblem:
         what,
         where=f"{path}{more}",
         why=why,
-        fix="give whole Parquet files, and the column of the text: parquet:PATH#COLUMN",
+        fix="give complete Parquet files, and the column of the text: parquet:PATH#COLUMN",
     )

@@ -1,10 +1,10 @@
-"""Where the pages of a Parquet column lie and what they unpack to, before anything is unpacked.
+"""Measures the pages of a Parquet column before anything is unpacked.
 
-A file of a few hundred bytes may unpack to gigabytes, and what its footer says of sizes may be
-untrue: the header of each page is what a reader allocates by. The footer is read here too, because
-pyarrow ends the process where it tells of damaged columns one by one. Source: the format's
-`FileMetaData` and `PageHeader`, https://github.com/apache/parquet-format, in Thrift's compact
-protocol.
+A file of a few hundred bytes may unpack to gigabytes, and the sizes in its footer may be wrong: a
+reader allocates memory by the header of each page. No value is longer than its page or dictionary,
+which bounds the rows in memory at a time. The footer is read here too, because pyarrow aborts the
+process on some damaged columns. Source: the format's `FileMetaData` and `PageHeader`,
+https://github.com/apache/parquet-format, in Thrift's compact protocol.
 """
 
 from io import FileIO
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from data_pipelines.files import naming
 from data_pipelines.limits import MAX_FOOTER
 
-_HEADER = 1 << 8  # bytes of a header that are read at first; statistics in it may hold two texts
-_LONGEST_HEADER = 1 << 24  # what pyarrow takes
-_DEEPEST = 12
+_HEADER = 1 << 8  # bytes of a header to read at first; its statistics may hold two texts
+_MAX_HEADER = 1 << 24  # pyarrow's limit
+_MAX_DEPTH = 12
 _STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 0, 1, 2, 3, 7, 8, 9, 10, 12
 _INTEGERS = (4, 5, 6)
 
@@ -25,21 +25,21 @@ Struct = dict[int, Any]
 
 
 class Chunk(NamedTuple):
-    """A column in a row group."""
+    """A column chunk: a column in a row group."""
 
     start: int
     """First byte in the file."""
     packed: int
     """Bytes in the file."""
     unpacked: int
-    """Bytes that they unpack to, as the footer says."""
+    """Uncompressed bytes, by the footer."""
 
 
 def chunks_of(path: Path, column: str) -> list[Chunk]:
-    """A top-level column in each row group of a file.
+    """The chunks of a top-level column, one for each row group.
 
     Raises:
-        ValueError: the footer is damaged, or has no such column everywhere.
+        ValueError: the footer is damaged, or a row group has no such column.
         OSError: the file cannot be read.
     """
     with naming(path), path.open("rb") as file:
@@ -56,19 +56,19 @@ def chunks_of(path: Path, column: str) -> list[Chunk]:
             if not group[3]:  # no rows, and no pages: the offsets may lead anywhere
                 found.append(Chunk(0, 0, 0))
                 continue
-            told = next(chunk[3] for chunk in group[1] if chunk[3][3] == name)
-            start = min(told[9], told.get(11) or told[9])
-            found.append(Chunk(start, told[7], told[6]))
+            metadata = next(chunk[3] for chunk in group[1] if chunk[3][3] == name)
+            start = min(metadata[9], metadata.get(11) or metadata[9])
+            found.append(Chunk(start, metadata[7], metadata[6]))
     except (IndexError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(f"its footer is damaged: {type(error).__name__}") from None
     for chunk in found:
         if min(chunk) < 0 or chunk.start + chunk.packed > size:
-            raise ValueError(f"its footer points to bytes {chunk}, and the file has {size:,}")
+            raise ValueError(f"its footer points to bytes {chunk}, but the file has {size:,}")
     return found
 
 
 def largest_page(path: Path, chunk: Chunk) -> int:
-    """Bytes that the largest page of a column chunk unpacks to.
+    """Uncompressed bytes of the largest page of a column chunk.
 
     Raises:
         ValueError: the headers are damaged.
@@ -86,7 +86,7 @@ def largest_page(path: Path, chunk: Chunk) -> int:
 
 
 def _page(file: FileIO, at: int) -> tuple[int, int, int]:
-    """Bytes of the header at a place, and those of its page, unpacked and packed."""
+    """Bytes of the header at a position, and of its page, unpacked and packed."""
     size = _HEADER
     while True:
         file.seek(at)
@@ -95,15 +95,15 @@ def _page(file: FileIO, at: int) -> tuple[int, int, int]:
             end, header = _struct(data, 0, 0)
             return end, int(header[2]), int(header[3])
         except (KeyError, TypeError):
-            raise ValueError(f"the page at byte {at} does not tell its size") from None
+            raise ValueError(f"the page at byte {at} has no size") from None
         except IndexError:
-            if len(data) < size or size >= _LONGEST_HEADER:
+            if len(data) < size or size >= _MAX_HEADER:
                 raise ValueError(f"the header of the page at byte {at} does not end") from None
         size *= 16
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[int, Struct]:
-    """The place after a struct, and the struct; IndexError where the data end before it."""
+    """The position after a struct, and the struct; IndexError if the data end too early."""
     fields: Struct = {}
     number = 0
     while (head := data[at]) != _STOP:
@@ -118,8 +118,8 @@ def _struct(data: bytes, at: int, depth: int) -> tuple[int, Struct]:
 
 
 def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[int, Any]:
-    """The place after a value, and the value."""
-    if depth > _DEEPEST:
+    """The position after a value, and the value."""
+    if depth > _MAX_DEPTH:
         raise ValueError("its metadata are nested too deeply")
     if kind in (_TRUE, _FALSE):
         return at, kind == _TRUE
@@ -145,7 +145,7 @@ def _list(data: bytes, at: int, depth: int) -> tuple[int, list[Any]]:
     count, kind, at = data[at] >> 4, data[at] & 15, at + 1
     if count == 15:
         at, count = _natural(data, at)
-    kind = _BYTE if kind in (_TRUE, _FALSE) else kind  # they have a byte each in a list
+    kind = _BYTE if kind in (_TRUE, _FALSE) else kind  # in a list each has a byte
     values = []
     for _ in range(count):
         at, value = _value(data, at, kind, depth + 1)
@@ -156,7 +156,7 @@ def _list(data: bytes, at: int, depth: int) -> tuple[int, list[Any]]:
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:
-    """The place after a signed number, and the number."""
+    """The position after a signed number, and the number."""
     at, value = _natural(data, at)
     return at, (value >> 1) ^ -(value & 1)
 

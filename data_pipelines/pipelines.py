@@ -6,22 +6,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines.captions.captioned import Captioned
-from data_pipelines.captions.opening import captioned, open_captioned
+from data_pipelines.captions.caption_dataset import CaptionDataset
+from data_pipelines.captions.opening import has_captions, open_captioned
 from data_pipelines.characters import CharTokenizer
-from data_pipelines.data import Data
+from data_pipelines.dataset import Dataset
 from data_pipelines.documents import characters_of
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.mixing import parse_mixture, shared_tokenizer
-from data_pipelines.mixture import Mixture
+from data_pipelines.mixture import MixtureDataset
+from data_pipelines.mixture_spec import parse_mixture, shared_tokenizer
 from data_pipelines.reading import Progress, Reading
 from data_pipelines.sources import MIX, open_text
-from data_pipelines.streaming import VOCAB_DOCUMENTS, Streamed, open_streamed
-from data_pipelines.streams import open_bin, open_prepared
+from data_pipelines.streamed_dataset import VOCAB_DOCUMENTS, StreamedDataset, open_streamed
 from data_pipelines.tfds import NAMES
+from data_pipelines.token_dataset import TokenDataset
+from data_pipelines.token_files import open_bin, open_prepared
 from data_pipelines.tokenizers import BARE_CHARS, CHARS, WORDS, Tokenizer, open_tokenizer
 
-AnyData = TypeVar("AnyData", Data, Streamed)
+AnyDataset = TypeVar("AnyDataset", TokenDataset, StreamedDataset)
 
 
 def open_data(
@@ -38,52 +39,51 @@ def open_data(
     segments: bool = False,
     vocab_documents: int = VOCAB_DOCUMENTS,
     side: int | None = None,
-) -> Data | Streamed | Captioned | Mixture:
-    """Opens what a spec names; files are prepared into `folder` the first time.
+) -> Dataset:
+    """Opens the dataset that a spec names; files are prepared into `folder` the first time.
 
-    TFDS datasets (also as `wikipedia`, `c4`) are tokenised while one trains; nothing is written.
-    Their "chars" are those of the first documents, which are read once more whenever they are
-    opened so: who goes on keeps the tokeniser and gives it. Images with captions are decoded
-    into `folder`, if they are not too many; their captions are tokenised here and now.
+    TFDS datasets (also as `wikipedia`, `c4`) are tokenised during training; nothing is written.
+    Their "chars" are those of the first documents, which are counted at every opening: a caller
+    that resumes passes the tokeniser that it kept. Images with captions are decoded into `folder`,
+    unless they are too many; captions are tokenised when they are opened.
 
     Args:
         spec: any form of `sources.SPECS`.
-        folder: what is prepared; written if it is not there, checked against the source if it is.
+        folder: the prepared data; written if missing, else checked against the source.
         context: inputs in a window; tokens of a caption.
         batch: windows, or images, in a batch, over all processes.
         seed: draws the order.
         valid_fraction: share of the tokens (of a TFDS dataset: of the documents), from the end,
-            that is held out; 1 leaves none to train on. Of images with captions it is a share
-            that is always drawn alike, and none where the source holds some out itself.
+            that is held out; 1 leaves none to train on. Of images with captions a share drawn
+            with a fixed seed, unless the source has a validation split.
         min_freq: a character must occur this often to enter the vocabulary.
         progress: called as (stage, bytes done, bytes in all).
-        tokenizer: "chars" (or None) takes the text's own characters, or what a prepared folder
-            has; "bare-chars" the text's own without <PAD> and <UNK>; "words" the words of
-            captions; "gpt2", the path of a tokeniser, or one that is open: what the tokens must
-            have.
-        segments: batches tell which document a token belongs to.
+        tokenizer: "chars" (or None) takes the characters of the text, or the tokeniser of a
+            prepared folder; "bare-chars" the characters without <PAD> and <UNK>; "words" the
+            words of captions; "gpt2", a path or an open tokeniser is required of the tokens.
+        segments: batches number the documents in each window.
         vocab_documents: documents of a TFDS dataset that "chars" counts, from the first on.
-        side: width and height of images in pixels, a multiple of 14; by default what shapes are
-            drawn with, and 224 of others.
+        side: width and height of images in pixels, a multiple of 14; by default the width that
+            shapes are drawn with, and 224 for others.
 
-    A mixture (`mix:3*SPEC,1*SPEC`) has one tokeniser for all sources: the one that is given or
-    that a prepared folder among them has, else the characters of all of them.
+    A mixture (`mix:3*SPEC,1*SPEC`) has one tokeniser for all sources: the given one, else that of
+    a prepared folder among them, else the characters of all of them.
 
     Raises:
-        DataProblem: (usage) unknown spec or tokeniser, senseless sizes or weights, segments
+        DataProblem: (usage) unknown spec or tokeniser, invalid sizes or weights, segments
             without an end of text; (corrupt) unreadable, or fewer tokens than a window needs;
-            (mismatch) the text or the vocabulary is another one.
-        OSError: the operating system says no.
+            (mismatch) the text or the vocabulary has changed.
+        OSError: the operating system refuses.
     """
     if min(context, batch, vocab_documents) < 1 or seed < 0 or not 0 <= valid_fraction <= 1:
         raise DataProblem(
-            "context, batch and vocab_documents must be positive, seed not negative, "
+            "context, batch and vocab_documents must be positive, seed non-negative, "
             "valid_fraction in [0, 1]",
             why=f"context {context}, batch {batch}, vocab_documents {vocab_documents}, "
             f"seed {seed}, valid_fraction {valid_fraction}",
             exit_code=USAGE,
         )
-    if captioned(spec):
+    if has_captions(spec):
         return _open_images(
             spec,
             folder,
@@ -98,41 +98,45 @@ def open_data(
             valid_fraction=valid_fraction,
         )
     kind = spec.partition(":")[0]
-    sizes = (context, batch, seed, valid_fraction, segments)
+    sizes: dict[str, Any] = {
+        "context": context,
+        "batch": batch,
+        "seed": seed,
+        "valid_fraction": valid_fraction,
+        "segments": segments,
+    }
     counting: dict[str, Any] = {"vocab_documents": vocab_documents, "min_freq": min_freq}
     if kind == MIX:
-        return _open_mixture(spec, Path(folder), tokenizer, *sizes, **counting, progress=progress)
+        return _open_mixture(spec, Path(folder), tokenizer, sizes, **counting, progress=progress)
     if isinstance(tokenizer, str):
         if tokenizer == BARE_CHARS and kind != "bin":
-            tokenizer = _bare(spec, min_freq, vocab_documents, progress)
+            tokenizer = _bare_characters(spec, min_freq, vocab_documents, progress)
         else:
             tokenizer = None if tokenizer in (CHARS, BARE_CHARS) else open_tokenizer(tokenizer)
     if kind in ("tfds", *NAMES):
         source = open_text(spec)
-        return _with_ends(open_streamed(source, tokenizer, *sizes, **counting, progress=progress))
+        return _checked_segments(
+            open_streamed(source, tokenizer, **sizes, **counting, progress=progress)
+        )
     if kind == "bin":
         stream = open_bin(spec, tokenizer, progress)
     else:
         stream = open_prepared(spec, Path(folder), min_freq, tokenizer, progress)
-    data = Data(spec, stream, *sizes)
+    data = TokenDataset(spec=spec, tokenizer=stream.tokenizer, stream=stream, **sizes)
     _refuse_short(data)
-    return _with_ends(data)
+    return _checked_segments(data)
 
 
 def _open_mixture(
     spec: str,
     folder: Path,
     tokenizer: str | Tokenizer | None,
-    context: int,
-    batch: int,
-    seed: int,
-    valid_fraction: float,
-    segments: bool,
+    sizes: dict[str, Any],
     *,
     vocab_documents: int,
     min_freq: int,
     progress: Progress | None,
-) -> Mixture:
+) -> MixtureDataset:
     """The texts of a mixture, files prepared into FOLDER/1, FOLDER/2, …; see `open_data`."""
     specs, shares = parse_mixture(spec)
     if not isinstance(tokenizer, Tokenizer):
@@ -141,27 +145,23 @@ def _open_mixture(
         open_data(
             source,
             folder=folder / str(i),
-            context=context,
-            batch=1,
-            seed=_own_seed(seed, i),
-            valid_fraction=valid_fraction,
-            min_freq=min_freq,
-            progress=progress,
             tokenizer=tokenizer,
-            segments=segments,
+            min_freq=min_freq,
             vocab_documents=vocab_documents,
+            progress=progress,
+            **sizes | {"batch": 1, "seed": _source_seed(sizes["seed"], i)},
         )
         for i, source in enumerate(specs, 1)
     )
-    return Mixture(spec, sources, shares, tokenizer, context, batch, seed, valid_fraction, segments)
+    return MixtureDataset(spec=spec, tokenizer=tokenizer, sources=sources, shares=shares, **sizes)
 
 
-def _own_seed(seed: int, number: int) -> int:
-    """Sources of one length would else come in one order."""
+def _source_seed(seed: int, number: int) -> int:
+    """A seed for each source: with one seed, sources of equal length would have the same order."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def _bare(
+def _bare_characters(
     spec: str, min_freq: int, vocab_documents: int, progress: Progress | None
 ) -> CharTokenizer:
     """The characters of a text, or of a dataset's first documents, with no special tokens."""
@@ -182,10 +182,10 @@ def _open_images(
     tokenizer: str | Tokenizer | None,
     segments: bool,
     **options: Any,
-) -> Captioned:
+) -> CaptionDataset:
     if segments:
         raise DataProblem(
-            "a caption is one document; there are no segments",
+            "captions have no segments: each is one document",
             where=spec,
             fix="train without --segments",
             exit_code=USAGE,
@@ -195,11 +195,11 @@ def _open_images(
     return open_captioned(spec, Path(folder), tokenizer=tokenizer, **options)
 
 
-def _with_ends(data: AnyData) -> AnyData:
-    """The data, unless it cannot tell documents apart and should."""
+def _checked_segments(data: AnyDataset) -> AnyDataset:
+    """The dataset, unless segments are wanted and nothing marks the ends of documents."""
     if data.segments and (data.tokenizer is None or data.tokenizer.end_of_text is None):
         raise DataProblem(
-            "the tokens do not mark where a document ends, so there are no segments",
+            "segments need a token that marks where a document ends",
             where=data.spec,
             fix="use a tokeniser with an end of text, such as gpt2",
             exit_code=USAGE,
@@ -207,7 +207,7 @@ def _with_ends(data: AnyData) -> AnyData:
     return data
 
 
-def _refuse_short(data: Data) -> None:
+def _refuse_short(data: TokenDataset) -> None:
     splits = {}
     if data.valid_fraction < 1:
         splits["to train on"] = data.train_tokens

@@ -1,4 +1,4 @@
-"""Documents to a folder of tokens; the entry of `jaxmodels data prepare`."""
+"""Prepares text as a folder of tokens, for `jaxmodels data prepare` and training."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from data_pipelines.files import digest, read_limited, refuse_existing, whole_fo
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.limits import MAX_MANIFEST
 from data_pipelines.reading import Progress, Reading, Source
-from data_pipelines.shards import SHARD, encode_all, join, locked, shards_of
+from data_pipelines.shards import SHARD, concatenate, encode_all, locked, shards_of
 from data_pipelines.sources import fingerprint, open_text
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 from data_pipelines.transformers_files import MAX_FILE
@@ -22,7 +22,7 @@ from data_pipelines.transformers_files import MAX_FILE
 TOKENS, MANIFEST = "tokens.bin", "manifest.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
-# What the manifest holds.
+# Keys of the manifest and their types.
 _FIELDS: dict[str, Any] = {
     "spec": str,
     "source": dict,
@@ -50,31 +50,31 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes tokens.bin, the tokeniser's file and manifest.json, all or nothing.
 
-    The text is read twice, once for its digest (and the characters in it), once to encode, in
-    bounded memory. Between documents stands the tokeniser's end of text, or a blank line.
+    The text is read twice in bounded memory: for its digest (and its characters), and to encode
+    it. Documents are separated by the tokeniser's end of text, or a blank line.
 
     A text of more than SHARD bytes is encoded in parts, kept in `.NAME.parts` beside the folder:
-    a run that was killed or found the disk full goes on with them when it is called again. They
-    go when the folder is complete, or when another text is prepared.
+    after a kill or a full disk, the next call continues from them. They are removed when the
+    folder is complete, or when another text is prepared.
 
     Args:
         spec: any but `bin:`.
         folder: where to write; must not exist.
         min_freq: a character must occur this often to enter the vocabulary.
         tokenizer: None builds a character vocabulary from the text.
-        dtype: of tokens.bin, little-endian: uint16 or uint32; None takes the smaller that fits.
+        dtype: of tokens.bin, little-endian: uint16 or uint32; None takes the smaller one that fits.
         progress: called as (stage, bytes done, bytes in all).
-        force: replace the prepared folder that is there.
-        workers: processes that encode; threads where the text is one file, or short.
+        force: replace an existing prepared folder.
+        workers: processes that encode; threads if the text is one file, or short.
 
     Returns:
         the manifest.
 
     Raises:
         DataProblem: (usage) unknown spec or dtype; (corrupt) no text, not readable, or changed
-            meanwhile; (mismatch) the vocabulary does not fit the dtype; (exists) the folder
-            exists.
-        OSError: the disk is full, say; nothing but the parts is left behind.
+            during the call; (mismatch) the vocabulary does not fit the dtype; (exists) the
+            folder exists.
+        OSError: such as a full disk; only the parts are left behind.
     """
     if dtype and dtype not in DTYPES:
         raise DataProblem(f"unknown dtype: {dtype!r}", why="known: uint16, uint32", exit_code=USAGE)
@@ -83,40 +83,40 @@ def prepare(
     source = open_text(spec)
     with whole_folder(folder, force) as new:
         stamp = source.stamp()
-        tokenizer, identity = _look_through(source, min_freq, tokenizer, progress)
+        tokenizer, identity = _tokenizer_and_identity(source, min_freq, tokenizer, progress)
         dtype = dtype or ("uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32")
         _refuse_overflow(tokenizer, dtype)
         tokenizer.save(new)
-        shards, whole = _write(
+        shards, total = _write(
             source, identity, tokenizer, dtype, new, folder, workers, progress, force
         )
         if source.stamp() != stamp:
             raise DataProblem(
                 "the text changed while it was read", where=spec, fix="prepare it again"
             )
-        _refuse_empty(source, whole.tokens)
+        _refuse_empty(source, total.tokens)
         manifest = {
             "spec": spec,
             "source": identity,
             "dtype": dtype,
-            **_counts(shards, whole),
-            **_about(tokenizer),
-            "sha256": {TOKENS: whole.sha256, tokenizer.FILE: digest(new / tokenizer.FILE)},
+            **_counts(shards, total),
+            **_tokenizer_entries(tokenizer),
+            "sha256": {TOKENS: total.sha256, tokenizer.FILE: digest(new / tokenizer.FILE)},
         }
         (new / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
 
 
-def _counts(shards: list[Shard], whole: Shard) -> dict[str, Any]:
+def _counts(shards: list[Shard], total: Shard) -> dict[str, Any]:
     return {
-        "documents": whole.documents,
-        "tokens": whole.tokens,
-        "unknown": whole.unknown,
+        "documents": total.documents,
+        "tokens": total.tokens,
+        "unknown": total.unknown,
         "shards": [vars(shard) for shard in shards],
     }
 
 
-def _about(tokenizer: Tokenizer) -> dict[str, Any]:
+def _tokenizer_entries(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "vocab_size": tokenizer.vocab_size,
         "min_freq": tokenizer.min_freq if isinstance(tokenizer, CharTokenizer) else None,
@@ -128,10 +128,10 @@ def _about(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _look_through(
+def _tokenizer_and_identity(
     source: Source, min_freq: int, tokenizer: Tokenizer | None, progress: Progress | None
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokeniser (characters are counted if there is none), and the source's fingerprint."""
+    """The tokeniser, built from the characters if there is none, and the source's fingerprint."""
     if tokenizer:
         return tokenizer, fingerprint(source, progress)
     reading = Reading(source, "counting characters", progress)
@@ -153,7 +153,7 @@ def _write(
     progress: Progress | None,
     force: bool,
 ) -> tuple[list[Shard], Shard]:
-    """Writes tokens.bin into `new`; what its shards are, and what the whole is."""
+    """Writes tokens.bin into `new`; returns its shards and their total."""
     shards = shards_of(source, SHARD)
     if len(shards) == 1:
 
@@ -161,23 +161,23 @@ def _write(
             if progress:
                 progress("encoding", done, source.bytes)
 
-        whole = encode(shards[0], tokenizer, DTYPES[dtype], new / TOKENS, tick, workers)
-        return [whole], whole
+        total = encode(shards[0], tokenizer, DTYPES[dtype], new / TOKENS, tick, workers)
+        return [total], total
     plan = {"source": identity, "tokenizer": tokenizer.digest, "dtype": dtype, "shard": SHARD}
     work = folder.with_name(f".{folder.name}.parts")
     with locked(work):
         if not force:
-            refuse_existing(folder)  # another process may have finished it meanwhile
+            refuse_existing(folder)  # another process may have finished it
         made = encode_all(shards, plan, tokenizer, DTYPES[dtype], work, workers, progress)
-        return made, join(made, work, tokenizer, DTYPES[dtype], new / TOKENS)
+        return made, concatenate(made, work, tokenizer, DTYPES[dtype], new / TOKENS)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder.
 
     Raises:
-        DataProblem: (corrupt) it is missing, unreadable or not ours, or tokens.bin does not
-            have the size that it tells.
+        DataProblem: (corrupt) it is missing, unreadable or invalid, or tokens.bin has another
+            size.
     """
     try:
         manifest = json.loads(read_limited(folder / MANIFEST, MAX_MANIFEST))
@@ -185,7 +185,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             if not isinstance(manifest[name], kind):
                 raise TypeError(f"{name} is {manifest[name]!r}")
         if min(manifest["tokens"], manifest["unknown"]) < 0:
-            raise ValueError("it counts fewer than no tokens")
+            raise ValueError("it has a negative count")
         if not isinstance(manifest["source"]["sha256"], str):
             raise TypeError("the source has no sha256")
         if not isinstance(manifest["source"]["files"], dict):
@@ -193,12 +193,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if manifest["tokenizer"]["file"] not in (CHARACTERS, GPT2Tokenizer.FILE):
             raise ValueError(f"unknown tokeniser's file: {manifest['tokenizer']['file']}")
         _ = manifest["sha256"][TOKENS], manifest["sha256"][manifest["tokenizer"]["file"]]
-        wanted = manifest["tokens"] * np.dtype(DTYPES[manifest["dtype"]]).itemsize
+        expected = manifest["tokens"] * np.dtype(DTYPES[manifest["dtype"]]).itemsize
         found = (folder / TOKENS).stat().st_size
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(folder, f"{type(error).__name__}: {str(error)[:200]}") from None
-    if found != wanted:
-        raise damaged(folder, f"{TOKENS} has {found:,} bytes; the manifest says {wanted:,}")
+    if found != expected:
+        raise damaged(folder, f"{TOKENS} has {found:,} bytes; the manifest says {expected:,}")
     return manifest
 
 
@@ -230,7 +230,7 @@ def _refuse_overflow(tokenizer: Tokenizer, dtype: str) -> None:
 
 
 def refuse_foreign(folder: Path, force: bool) -> None:
-    """--force replaces what this command wrote; it never removes a home directory."""
+    """Raises where --force would remove a folder that this command did not write."""
     if force and folder.exists() and not (folder / MANIFEST).is_file():
         raise DataProblem(
             "the output exists and is not a prepared folder; --force does not remove it",
@@ -241,10 +241,10 @@ def refuse_foreign(folder: Path, force: bool) -> None:
 
 
 def damaged(folder: Path, why: str) -> DataProblem:
-    """The error that a prepared folder is not what was written."""
+    """The error for a prepared folder that has changed or is incomplete."""
     return DataProblem(
         "this is not an intact folder of prepared tokens",
         where=str(folder),
         why=why,
-        fix="write it anew with `jaxmodels data prepare SPEC FOLDER`",
+        fix="prepare it again with `jaxmodels data prepare SPEC FOLDER`",
     )

@@ -1,20 +1,20 @@
-"""How far a long reading is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a long read: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
 from types import TracebackType
 from typing import Any
 
-_SECONDS = 5.0  # between plain lines of one stage
+_SECONDS = 5.0  # between plain lines of a stage
 
 
 class ProgressBar:
-    """Called as (stage, bytes done, bytes in all); shows it on standard error."""
+    """A `Progress` callback that reports on standard error."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        self._said: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     def __enter__(self) -> "ProgressBar":
         if sys.stderr.isatty():
@@ -35,14 +35,14 @@ class ProgressBar:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` bytes are through `stage`."""
+        """Reports that `stage` has processed `done` of `total` bytes."""
         if self._bar:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bar.add_task(stage, total=total)
             self._bar.update(self._tasks[stage], completed=done)
             return
         now = time.monotonic()
-        if now - self._said.setdefault(stage, now) >= _SECONDS:
-            self._said[stage] = now
+        if now - self._reported.setdefault(stage, now) >= _SECONDS:
+            self._reported[stage] = now
             share = done / max(1, total)
             print(f"{stage}: {share:.0%} of {total / 1e6:,.1f} MB", file=sys.stderr, flush=True)

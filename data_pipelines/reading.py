@@ -1,4 +1,4 @@
-"""Documents that can be read again and again, in bounded memory."""
+"""Sources of documents, which can be read repeatedly in bounded memory."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -10,66 +10,66 @@ CHUNK = 1 << 20
 """Bytes read at a time."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes done and the bytes in all."""
+"""Called as (stage, bytes done, bytes in all)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source that can be read by itself: a file, or some of its documents."""
+    """A part of a source that can be read independently: a file, or some of its documents."""
 
     bytes: int
-    """About its size in UTF-8; exact where nothing but text is in the file."""
+    """Its approximate size in UTF-8; exact for plain text files."""
     read: Callable[[int], Iterator[tuple[str, bool]]]
-    """Streams (text, whether it begins a document), given the bytes to read at a time."""
+    """Streams (text, whether it starts a document), given the bytes to read at a time."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Documents, of which nothing is in memory."""
+    """Documents that are read on demand."""
 
     spec: str
     parts: tuple[Part, ...]
     files: dict[str, int]
-    """Name → size in bytes of what is read: helps to tell what changed."""
+    """Name → size in bytes of each file, to report what changed."""
     paths: tuple[Path, ...] = ()
-    """The same on disk."""
+    """The files on disk."""
     records: dict[str, Any] = field(default_factory=dict)
-    """What to take from the files (a field, a split); empty where they are text throughout."""
+    """What is read from the files (a field, a split), JSON-able; empty for plain text."""
 
     @property
     def bytes(self) -> int:
-        """Size of all parts together."""
+        """Total size of the parts."""
         return sum(part.bytes for part in self.parts)
 
     def chunks(self, size: int = CHUNK) -> Iterator[str]:
         """The text in order, in pieces of at most `size` bytes; blank lines between documents.
 
         Raises:
-            DataProblem: (corrupt) what is read is not text; names the file and the place.
+            DataProblem: (corrupt) a file is not text; names the file and the position.
         """
-        started, fresh = False, False
+        started, new_document = False, False
         for part in self.parts:
-            for text, begins in part.read(size):
-                fresh = (fresh or begins) and started
+            for text, starts in part.read(size):
+                new_document = (new_document or starts) and started
                 if not text:  # an empty document adds nothing, not even a blank line
                     continue
-                if fresh:
+                if new_document:
                     yield "\n\n"
-                fresh, started = False, True
+                new_document, started = False, True
                 yield text
 
     def stamp(self) -> list[tuple[int, int]]:
-        """Changes when a file does."""
+        """Size and modification time of each file; changes when a file does."""
         return [(stat.st_size, stat.st_mtime_ns) for stat in (p.stat() for p in self.paths)]
 
 
 class Reading:
-    """One pass over a source: iterate it, then ask what went by.
+    """One pass over a source that counts and hashes its text.
 
     Args:
         source: what to read.
-        stage: what the pass is for, as told to `progress`.
-        progress: called after every piece.
+        stage: its name for `progress`.
+        progress: called after every chunk.
     """
 
     def __init__(self, source: Source, stage: str = "reading", progress: Progress | None = None):
@@ -89,5 +89,5 @@ class Reading:
                 self.progress(self.stage, min(done, self.source.bytes), self.source.bytes)
 
     def sha256(self) -> str:
-        """Digest of the text."""
+        """Digest of the text that was read."""
         return self._sha256.hexdigest()

@@ -1,4 +1,4 @@
-"""Documents in files of JSON lines; what files of records are."""
+"""Documents in files of JSON lines, and the digest of files of records."""
 
 import hashlib
 import json
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataProblem
+from data_pipelines.file_search import find, refuse_holes, split_name
 from data_pipelines.files import naming
-from data_pipelines.finding import find, refuse_holes, split_name
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import max_document, too_long
 from data_pipelines.reading import CHUNK, Part, Progress, Source
 
-_COUNTED = 1 << 32  # bytes whose lines are counted, to tell the place of an error
+_COUNTED = 1 << 32  # bytes whose lines are counted to locate an error
 _KINDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number"}
 _KINDS[float] = "a number"
-_RANGE = 1 << 24  # bytes of a JSON file that make a part
+_RANGE = 1 << 24  # bytes of a JSON file in a part
 
 
 def open_jsonl(spec: str, rest: str) -> Source:
-    """`jsonl:PATH#FIELD`: each line a JSON object with a text; large files in several parts."""
+    """`jsonl:PATH#FIELD`: a JSON object with a text on each line; large files in several parts."""
     path, field = split_name(rest)
     field = field or "text"
     found = find(path, ".jsonl", ".ndjson")
@@ -37,7 +37,7 @@ def open_jsonl(spec: str, rest: str) -> Source:
 
 
 def digest_of(source: Source, progress: Progress | None = None) -> str:
-    """sha256 of the files and of what is taken from them, whatever the files are called."""
+    """sha256 of the files and of the field that is read, whatever the files' names."""
     total = hashlib.sha256(json.dumps(source.records, sort_keys=True).encode())
     done, size = 0, sum(source.files.values())
     for path in source.paths:
@@ -55,12 +55,12 @@ def digest_of(source: Source, progress: Progress | None = None) -> str:
 def _read_lines(
     path: Path, start: int, stop: int, field: str, _: int
 ) -> Iterator[tuple[str, bool]]:
-    """The texts of the lines that begin in bytes start … stop − 1."""
+    """The texts of the lines that start in bytes start … stop − 1."""
     longest = max_document()
     with naming(path), path.open("rb") as file:
         if start:
             file.seek(start - 1)
-            while not (rest := file.readline(CHUNK)).endswith(b"\n"):  # a line that begins before
+            while not (rest := file.readline(CHUNK)).endswith(b"\n"):  # a line of the range before
                 if not rest or file.tell() >= stop:
                     return
         while (at := file.tell()) < stop and (line := file.readline(longest + 1)):
@@ -71,7 +71,7 @@ def _read_lines(
 
 
 def _text_of(line: bytes, field: str, path: Path, at: int) -> str:
-    """The text of a line: half of a surrogate pair is U+FFFD, a null an empty text."""
+    """The text of a line: a lone surrogate becomes U+FFFD, null an empty text."""
     try:
         record = json.loads(line.removeprefix(b"\xef\xbb\xbf").rstrip())
     except json.JSONDecodeError as error:
@@ -103,7 +103,7 @@ def _fields(record: dict[str, Any]) -> str:
 
 
 def _place(path: Path, at: int) -> str:
-    """The line that begins at a byte, for people; the byte where counting lines takes long."""
+    """The line that starts at a byte; the byte itself where counting lines takes long."""
     if at > _COUNTED:
         return f"{path}, byte {at}"
     with naming(path), path.open("rb") as file:

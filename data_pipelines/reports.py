@@ -1,4 +1,4 @@
-"""What `jaxmodels data inspect` tells and `jaxmodels data bench` times."""
+"""Reports of `jaxmodels data inspect`, and timings of `jaxmodels data bench`."""
 
 import os
 import statistics
@@ -15,25 +15,25 @@ from data_pipelines.characters import CharTokenizer
 from data_pipelines.cores import cores
 from data_pipelines.encoding import encode
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.file_search import path_of
 from data_pipelines.loader import Windows, batches
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import read_manifest
 from data_pipelines.reading import Progress, Reading, Source
 from data_pipelines.sources import fingerprint, open_text
-from data_pipelines.streaming import Streamed, open_streamed
-from data_pipelines.streams import open_bin
+from data_pipelines.streamed_dataset import StreamedDataset, open_streamed
+from data_pipelines.token_files import open_bin
 from data_pipelines.tokenizers import CHARS, Tokenizer, open_tokenizer
 
 _EXCERPT = 200  # characters
 _ROUNDS, _BATCHES = 7, 200  # of a timing
-_TEXT = 1 << 20  # characters that are tokenised in a round
+_TEXT = 1 << 20  # characters tokenised in a round
 
 
 def of_tokens(spec: str, progress: Progress | None = None) -> dict[str, Any]:
-    """A report, JSON-able, on a prepared folder or a raw token file (`bin:PATH`)."""
+    """A JSON-able report on a prepared folder or a raw token file (`bin:PATH`)."""
     folder = path_of(spec.removeprefix("bin:"))
-    stream = open_bin(spec, progress=progress, whole=folder.is_dir())  # a folder is checked
+    stream = open_bin(spec, progress=progress, full_scan=folder.is_dir())
     report: dict[str, Any] = {"spec": spec, "dtype": stream.tokens.dtype.name}
     excerpt = stream.tokens[:20].tolist()
     if stream.tokenizer:
@@ -51,7 +51,7 @@ def of_tokens(spec: str, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def of_text(spec: str, name: str, progress: Progress | None = None) -> dict[str, Any]:
-    """A report, JSON-able, on a text; tokens are counted, those of a TFDS dataset estimated.
+    """A JSON-able report on a text; tokens are counted, those of a TFDS dataset estimated.
 
     Args:
         spec: any but `bin:`.
@@ -63,7 +63,8 @@ def of_text(spec: str, name: str, progress: Progress | None = None) -> dict[str,
     excerpt = "".join(islice(source.chunks(_EXCERPT), 4))[:_EXCERPT]
     report = {"spec": spec, "source": fingerprint(source, progress), "excerpt": excerpt}
     if "dataset" in source.records:
-        data = open_streamed(source, tokenizer, 1, 1, 0, 0.0, progress=progress)
+        sizes: dict[str, Any] = {"context": 1, "batch": 1, "seed": 0, "valid_fraction": 0.0}
+        data = open_streamed(source, tokenizer, progress=progress, **sizes)
         estimated = {"tokens": data.train_tokens, "tokens_are_estimated": True}
         documents = source.records["examples"]
         return report | {"documents": documents, "vocab_size": data.vocab_size} | estimated
@@ -83,7 +84,7 @@ def of_text(spec: str, name: str, progress: Progress | None = None) -> dict[str,
 
 
 def time_folder(spec: str, context: int, batch: int) -> dict[str, float]:
-    """Tokens a second of `bin:PATH`: our loader, numpy's sampling, and encoding its text again."""
+    """Tokens per second of `bin:PATH`: our loader, plain numpy sampling, encoding its text."""
     stream = open_bin(spec)
     windows = Windows(stream.tokens, context, batch)
     position = iter(range(1 << 62))
@@ -101,13 +102,13 @@ def time_folder(spec: str, context: int, batch: int) -> dict[str, float]:
 
 
 def time_text(spec: str, name: str, context: int, batch: int) -> dict[str, float]:
-    """Tokens a second of a text: encoding it, and of a TFDS dataset also batches of it."""
+    """Tokens per second of a text: encoding it; for a TFDS dataset also its batches."""
     source, tokenizer = open_text(spec), open_tokenizer(name)
     found = _encoding(tokenizer, _beginning(source))
     sizes: dict[str, Any] = {"context": context, "batch": batch, "valid_fraction": 0.0}
     if "dataset" in source.records:
         data = open_data(spec, folder="", tokenizer=tokenizer, **sizes)
-        assert isinstance(data, Streamed)
+        assert isinstance(data, StreamedDataset)
         with closing(data.train()) as loader:
             makers = {"streamed": lambda: next(loader)}
             found |= rates(makers, batch * (context + 1), max(1, _BATCHES // 20))
@@ -141,11 +142,11 @@ def plain_sampling(tokens: np.ndarray, context: int, batch: int) -> Callable[[],
 
 
 def rates(makers: dict[str, Callable[[], Any]], tokens: int, times: int) -> dict[str, float]:
-    """Median tokens a second over alternating rounds, so that all meet the same load.
+    """Median tokens per second over alternating rounds, so that all meet the same load.
 
     Args:
-        makers: what is timed, by name.
-        tokens: made by a call; or images, or what else is counted.
+        makers: the functions to time, by name.
+        tokens: made by a call; or images, or another unit.
         times: calls in a round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in makers}

@@ -1,4 +1,13 @@
-"""Encoding in shards: in several processes, and going on where a killed run stopped."""
+"""Encoding in shards: in several processes, and resumable after a kill.
+
+A token folder is encoded in shards of 16 MB of text, each a file and, written after it, a record
+with its sha256. A later call checks the finished ones and encodes the rest; concatenation puts
+separators where shards meet, so the result has the same bytes for any number of workers and kills.
+A shard is made of a source's parts: ranges of bytes of JSON files, row groups of Parquet files,
+ranges of examples of TFDS. A text file is one document and one part, however large: GPT-2 cuts it
+before white space, where no token reaches over, and threads encode the pieces; another
+`tokenizer.json` takes it in one piece, in memory.
+"""
 
 import fcntl
 import json
@@ -24,7 +33,7 @@ from data_pipelines.reading import CHUNK, Part, Progress, Source
 from data_pipelines.tokenizers import Tokenizer
 
 SHARD = 1 << 24
-"""Bytes of text, at least, that are encoded together."""
+"""Bytes of text in a shard, at least."""
 
 Parts = tuple[Part, ...]
 
@@ -48,18 +57,18 @@ def encode_all(
     workers: int,
     progress: Progress | None = None,
 ) -> list[Shard]:
-    """Encodes all shards into `work`, those excepted that lie there complete already.
+    """Encodes the shards that are not complete in `work` yet.
 
-    A shard is a file NUMBER.bin and, written after it, NUMBER.json. They stay when this is
-    interrupted, and are used again if the plan is the same.
+    A shard is a file NUMBER.bin and, written after it, NUMBER.json. They are used again by a later
+    call with the same plan.
 
     Args:
         shards: the parts of each.
-        plan: what decides the tokens, JSON-able.
+        plan: all that determines the tokens, JSON-able.
         tokenizer: encodes.
-        dtype: of the files, in numpy's letters.
-        work: the folder of the files; locked by the caller.
-        workers: processes; threads of them where there are fewer shards.
+        dtype: of the files, such as "<u2".
+        work: the folder of the files, locked by the caller.
+        workers: processes; where there are fewer shards, threads in them.
         progress: called as (stage, bytes done, bytes in all).
     """
     stored = work / "plan.json"
@@ -69,7 +78,7 @@ def encode_all(
         write_text(stored, json.dumps(plan) + "\n")
     sizes = [sum(part.bytes for part in shard) for shard in shards]
     made = {i: found for i in range(len(shards)) if (found := _finished(work, i))}
-    stage = f"encoding ({len(made)} of {len(shards)} parts were there)" if made else "encoding"
+    stage = f"encoding ({len(made)} of {len(shards)} parts done before)" if made else "encoding"
     done = sum(sizes[i] for i in made)
     missing = [i for i in range(len(shards)) if i not in made]
     processes = min(workers, len(missing))
@@ -84,10 +93,10 @@ def encode_all(
     return [made[i] for i in range(len(shards))]
 
 
-def join(
+def concatenate(
     shards: Sequence[Shard], work: Path, tokenizer: Tokenizer, dtype: str, path: Path
 ) -> Shard:
-    """Puts the shards of a folder together, with separators where documents meet."""
+    """Concatenates the shards of a folder, with separators between their documents."""
     with path.open("wb") as file:
         writer, documents = Writer(file, tokenizer, dtype), 0
         for i, shard in enumerate(shards):
@@ -103,7 +112,7 @@ def join(
 
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """A folder to work in, for one process at a time; the others wait. Gone after success."""
+    """A working folder for one process at a time; others wait. Removed after success."""
     while True:
         work.mkdir(parents=True, exist_ok=True)
         try:
@@ -113,7 +122,7 @@ def locked(work: Path) -> Iterator[None]:
             if os.path.samestat(os.fstat(file.fileno()), (work / "lock").stat()):
                 break
         except FileNotFoundError:
-            pass  # the one who had it finished, and removed the folder
+            pass  # its owner finished and removed it
     with file:
         yield
         shutil.rmtree(work)
@@ -122,7 +131,7 @@ def locked(work: Path) -> Iterator[None]:
 def _run(
     jobs: dict[int, tuple[Any, ...]], workers: int
 ) -> Generator[tuple[int, Shard], None, None]:
-    """The results as they come."""
+    """The results as they are completed."""
     if workers <= 1:
         yield from ((i, _encode_shard(*job)) for i, job in jobs.items())
         return
@@ -132,7 +141,7 @@ def _run(
     futures: dict[Future[Shard], int] = {}
     try:
         while True:
-            # No more than run at once are handed over: what the pool has, it runs to the end.
+            # At most one job per worker is submitted: the pool runs submitted jobs to their end.
             for i, job in islice(left, workers - len(futures)):
                 futures[pool.submit(_encode_shard, *job)] = i
             if not futures:
@@ -144,14 +153,14 @@ def _run(
 
 
 def _begin_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it: an orphan would write into its files."""
+    """Leaves Ctrl-C to the parent, and exits with it: an orphan would write into its files."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
+def _exit_with_parent(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)
 
@@ -167,7 +176,7 @@ def _encode_shard(
 
 
 def _finished(work: Path, i: int) -> Shard | None:
-    """A shard that an earlier run wrote, if it is intact."""
+    """A shard of an earlier call, if it is intact."""
     path = _file(work, i)
     try:
         shard = Shard(**_json(path.with_suffix(".json")))
@@ -177,7 +186,7 @@ def _finished(work: Path, i: int) -> Shard | None:
 
 
 def _json(path: Path) -> Any:
-    """What a small file holds; None if it is missing or damaged."""
+    """The content of a small file; None if it is missing or damaged."""
     try:
         return json.loads(read_limited(path, MAX_MANIFEST))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Where text comes from: the forms of `--data`, and the documents that each names."""
+"""The forms of `--data`, and how their text is opened."""
 
 import difflib
 from pathlib import Path
@@ -10,28 +10,28 @@ from data_pipelines.reading import Progress, Reading, Source
 SPECS = {
     "pydoc": "English prose of the Python reference; comes with every Python (465,000 characters)",
     "text:PATH": "UTF-8 text: a file, a folder (all *.txt below it) or a glob pattern",
-    "jsonl:PATH#FIELD": "a JSON object a line, its text in FIELD (text): file, folder or glob",
-    "parquet:PATH#COLUMN": "rows with their text in COLUMN (text): file, folder or glob",
-    "tfds:NAME[/CONFIG][:SPLIT][#FIELD]": "a TFDS dataset on disk, in array_record; read as needed",
+    "jsonl:PATH#FIELD": "JSON lines with text in FIELD (text): file, folder or glob",
+    "parquet:PATH#COLUMN": "rows with text in COLUMN (text): file, folder or glob",
+    "tfds:NAME[/CONFIG][:SPLIT][#FIELD]": "a TFDS dataset on disk in array_record, streamed",
     "wikipedia": "tfds:wikipedia/20230601.en",
     "c4": "tfds:c4/en",
-    "bin:PATH": "what `data prepare` wrote, or a raw file of tokens (?dtype=uint32)",
+    "bin:PATH": "a folder written by `data prepare`, or a raw token file (?dtype=uint32)",
     "mix:WEIGHT*SPEC,WEIGHT*SPEC": "texts mixed by weight, row by row: mix:3*text:books,1*pydoc",
     "shapes[:SIDE]": "images with captions: 10,256 drawn scenes, SIDE (56) pixels wide",
     "images:FOLDER[#FILE]": "images with captions in COCO's JSON or a CSV (file,caption)",
-    "coco_captions[:SPLIT]": "tfds:coco_captions; so any TFDS dataset with an image and captions",
+    "coco_captions[:SPLIT]": "tfds:coco_captions; or any TFDS dataset with an image and captions",
 }
-"""Form of a spec → what it is."""
+"""Form of a spec → its description."""
 
 MIX = "mix"
-"""What a mixture's spec begins with."""
+"""Kind of a mixture's spec."""
 
 
 def fingerprint(source: Source, progress: Progress | None = None) -> dict[str, Any]:
-    """What a source is, JSON-able: `sha256` is equal when, and only when, the documents are.
+    """Identity of a source, JSON-able; `sha256` changes when, and only when, its documents do.
 
-    Of text files it is the digest of the text, of other files that of the files and of what is
-    taken from them, of a TFDS dataset that of its name, version, split and number of examples.
+    It is the digest of the text; of files of records, that of the files and the field; of a TFDS
+    dataset, that of its name, version, split and number of examples.
     """
     if not source.records:
         reading = Reading(source, "checking the text", progress)
@@ -44,10 +44,10 @@ def fingerprint(source: Source, progress: Progress | None = None) -> dict[str, A
 
 
 def open_text(spec: str) -> Source:
-    """The documents that a spec names; any form but `bin:`.
+    """Opens the documents of a spec of text, any form but `bin:` and `mix:`.
 
     Raises:
-        DataProblem: (usage) the spec has no known form; (corrupt) nothing is found there.
+        DataProblem: (usage) the spec has no known form; (corrupt) nothing is found.
     """
     from data_pipelines import parquet, records, text_files, tfds
 
@@ -64,9 +64,9 @@ def open_text(spec: str) -> Source:
     }
     if kind == MIX:
         raise DataProblem(
-            "a mixture is made of its sources while one trains",
+            "a mixture can only be trained on",
             where=spec,
-            fix="name one of its sources here; `jaxmodels train --data` takes the mixture",
+            fix="give one of its sources; `jaxmodels train --data` takes the mixture",
             exit_code=USAGE,
         )
     if kind not in opened or not path:
@@ -75,7 +75,7 @@ def open_text(spec: str) -> Source:
 
 
 def unknown_spec(spec: str) -> DataProblem:
-    """The error for a spec of no known form; suggests near ones."""
+    """The error for a spec of no known form; suggests similar ones."""
     forms = {form.replace("[", ":").partition(":")[0]: form for form in SPECS}
     kind = spec.partition(":")[0]
     near = difflib.get_close_matches(kind, forms, n=2) or ([kind] if kind in forms else [])

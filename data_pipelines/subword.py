@@ -17,19 +17,19 @@ from data_pipelines.ids import checked_ids, without_surrogates
 from data_pipelines.tokenizer_safety import check_bounded
 from data_pipelines.transformers_files import CONFIG, special_tokens, unknown
 
-# How the token between documents is called; the first that the file has as a special token.
+# Names of the token between documents; the first that is a special token of the file is taken.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
-_MOST = 2**24  # ids; the largest vocabularies have some 300,000
+_MAX_VOCAB = 2**24  # the largest vocabularies have some 300,000
 
 
 @dataclass(frozen=True)
 class SubwordTokenizer:
-    """A tokenizer.json; it is kept as text, so that it can be saved and sent to other processes."""
+    """A tokenizer.json, kept as text, so that it can be saved and sent to other processes."""
 
     content: str
-    """The file, without what cuts or pads texts."""
+    """The file, without truncation and padding."""
     settings: str = field(default="", compare=False)
-    """What lay beside it as tokenizer_config.json, as JSON; empty where nothing did."""
+    """Content of the tokenizer_config.json that came with it; empty if none did."""
 
     FILE: ClassVar[str] = "tokenizer.json"
     """Name of its file in a folder."""
@@ -41,7 +41,7 @@ class SubwordTokenizer:
         """Takes the parsed file and its settings; `where` names it in errors.
 
         Raises:
-            UnknownTokenizer: `tokenizers` cannot use it, or would number its tokens otherwise.
+            UnknownTokenizer: `tokenizers` cannot use it, or would give its tokens other ids.
             DataProblem: (unsafe) it may take forever, or all memory.
         """
         check_bounded(data, where)
@@ -56,10 +56,10 @@ class SubwordTokenizer:
                 made = cls(json.dumps(data, ensure_ascii=False), settings)
             wrong = made._renumbered(data)
         except BaseException as error:
-            raise unknown(where, _said(error), what) from None
+            raise unknown(where, _message(error), what) from None
         if wrong:
             raise unknown(where, f"the id of {wrong[0][:80]!r} cannot be kept", what)
-        if made.vocab_size > _MOST:
+        if made.vocab_size > _MAX_VOCAB:
             raise unknown(where, f"its largest id is {made.vocab_size - 1:,}", what)
         return made
 
@@ -70,10 +70,10 @@ class SubwordTokenizer:
 
     @cached_property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids that no text gives and that are never drawn: special tokens, and ids of no token.
+        """Ids that no text encodes to and that are never drawn: special tokens and unused ids.
 
-        Not `end_of_text`, which may be drawn, nor what the settings list as further special
-        tokens: these the model was trained to write.
+        Not `end_of_text`, which may be drawn, nor the settings' additional special tokens, which
+        the model was trained to write.
         """
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         further = {entry["content"] for role, entry in self._named if not role}
@@ -85,13 +85,13 @@ class SubwordTokenizer:
 
     @cached_property
     def end_of_text(self) -> int | None:
-        """Id between documents: the settings' `eos_token`, or a special token with a usual name."""
+        """Id between documents: the settings' `eos_token`, or a special token of a common name."""
         stated = [entry["content"] for role, entry in self._named if role == "eos_token"]
         return next((self._special[n] for n in (*stated, *_ENDS) if n in self._special), None)
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the mapping: sha256 of the file's values, however they are laid out."""
+        """Identity of the mapping: sha256 of the file's values, whatever their layout."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return "tokenizer.json:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -99,7 +99,7 @@ class SubwordTokenizer:
         """Ids of a text; special tokens written in it are text, and none are added.
 
         Raises:
-            DataProblem: (mismatch) it cannot write the text.
+            DataProblem: (mismatch) it cannot encode the text.
         """
         return np.asarray(self._encoded(without_surrogates(text)).ids, np.int32)
 
@@ -113,14 +113,14 @@ class SubwordTokenizer:
         return self._tokenizer.decode(array.tolist(), skip_special_tokens=False)
 
     def unknown(self, text: str) -> list[str]:
-        """The distinct parts of the text that the vocabulary cannot write, first one first."""
+        """The distinct parts of a text that are not in the vocabulary, in order."""
         text = without_surrogates(text)
         found = self._encoded(text)
         parts = zip(found.ids, found.offsets, strict=True)
         return list(dict.fromkeys(text[a:b] for i, (a, b) in parts if i == self.unk_id))
 
     def safe_cut(self, text: str) -> int:
-        """Nothing is sure before the end of the document: a token may reach over anything."""
+        """0: a token may span any border, so ids are certain only at a document's end."""
         return 0
 
     def to_json(self) -> dict[str, Any]:
@@ -128,9 +128,9 @@ class SubwordTokenizer:
         return json.loads(self.content)
 
     def save(self, path: Path | str) -> None:
-        """Writes tokenizer.json, as `path` or, with its settings, into the folder `path`.
+        """Writes tokenizer.json to `path` or, with its settings, into the folder `path`.
 
-        Each file is written whole or not at all.
+        Each file is written atomically.
         """
         path = Path(path)
         if path.is_dir() and self.settings:
@@ -138,17 +138,17 @@ class SubwordTokenizer:
         write_text(path / self.FILE if path.is_dir() else path, self.content + "\n")
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return SubwordTokenizer, (self.content, self.settings)  # another process reads it itself
+        return SubwordTokenizer, (self.content, self.settings)  # another process parses it again
 
     def _encoded(self, text: str) -> Any:
         try:
             return self._tokenizer.encode(text, add_special_tokens=False)
         except BaseException as error:
             raise DataProblem(
-                "the tokeniser cannot write this text",
+                "the tokeniser cannot encode this text",
                 where=repr(text[:80]),
-                why=_said(error),
-                fix="give a text of what its vocabulary has, or the model's own tokeniser",
+                why=_message(error),
+                fix="give a text that its vocabulary covers, or the model's own tokeniser",
                 exit_code=MISMATCH,
             ) from None
 
@@ -174,33 +174,33 @@ class SubwordTokenizer:
         return list(special_tokens(json.loads(self.settings or "{}")))
 
     def _renumbered(self, data: dict[str, Any]) -> list[str]:
-        """Added tokens to which `tokenizers` gives other ids than the file."""
+        """Added tokens that get other ids from `tokenizers` than in the file."""
         given = self._tokenizer.token_to_id
         added = data.get("added_tokens") or []
         return [t["content"] for t in added if given(t["content"]) != t["id"]]
 
     @cached_property
     def unk_id(self) -> int | None:
-        """Id of what the vocabulary cannot write; None where there is none."""
+        """Id of text that is not in the vocabulary; None if there is none."""
         model = self.to_json()["model"]
         if model.get("unk_token") is not None:
             return self._tokenizer.token_to_id(model["unk_token"])
         return model.get("unk_id")
 
 
-def _said(error: BaseException) -> str:
-    """What `tokenizers` says of an error: it raises Exception itself, and Rust's panics, which are
-    none. Any other is raised again."""
+def _message(error: BaseException) -> str:
+    """The message of an error in `tokenizers`: an Exception, or a Rust panic, which is not one.
+    Others are raised again."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return str(error)[:300]
     raise error
 
 
 def _with_added(data: dict[str, Any]) -> dict[str, Any]:
-    """The file's model, its vocabulary with the added tokens.
+    """The file's model with the added tokens in its vocabulary.
 
-    `tokenizers` numbers added tokens one after the other, whatever ids the file says; those of the
-    vocabulary keep theirs. No text gives them there, where they are longer than a letter.
+    `tokenizers` numbers added tokens consecutively, whatever their ids in the file; tokens of the
+    vocabulary keep theirs. No text is encoded to them there if they are longer than a letter.
     """
     model, taken = data["model"], set(data["model"]["vocab"].values())
     new = [token for token in data["added_tokens"] if token["content"] not in model["vocab"]]

@@ -1,4 +1,4 @@
-"""Text that is nothing but text: files, and the prose that comes with Python."""
+"""Plain text: files, and the prose that comes with Python."""
 
 import codecs
 import importlib
@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from data_pipelines.errors import DataProblem
+from data_pipelines.file_search import find, refuse_holes
 from data_pipelines.files import naming
-from data_pipelines.finding import find, refuse_holes
 from data_pipelines.reading import Part, Source
 
 
@@ -35,8 +35,8 @@ def _read_string(text: str, size: int) -> Iterator[tuple[str, bool]]:
 
 
 def _read_file(path: Path, size: int) -> Iterator[tuple[str, bool]]:
-    """Streams a UTF-8 file as it is (newlines too), without a leading byte order mark."""
-    offset, rest, begins = 0, b"", True  # bytes decoded, and those of an unfinished character
+    """Streams a UTF-8 file unchanged, but for a leading byte order mark."""
+    offset, rest, starts = 0, b"", True  # bytes decoded, and those of an incomplete character
     with naming(path), path.open("rb") as file:
         while True:
             block = file.read(size)
@@ -52,15 +52,15 @@ def _read_file(path: Path, size: int) -> Iterator[tuple[str, bool]]:
                 text = text.removeprefix("\ufeff")
             offset, rest = offset + used, data[used:]
             if text:
-                yield text, begins
-                begins = False
+                yield text, starts
+                starts = False
             if not block:
                 return
 
 
 def _refuse_binary(path: Path, offset: int, data: bytes) -> None:
     if (at := data.find(0)) >= 0:
-        raise _not_text(path, offset + at, "a zero byte; this is a binary file, or UTF-16")
+        raise _not_text(path, offset + at, "a zero byte: this is a binary file, or UTF-16")
 
 
 def _not_text(path: Path, offset: int, why: str) -> DataProblem:

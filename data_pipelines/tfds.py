@@ -1,4 +1,4 @@
-"""Documents of a TFDS dataset that lies on disk in array_record; TensorFlow is not needed."""
+"""Documents of a TFDS dataset on disk in array_record; TensorFlow is not needed."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.file_search import path_of
 from data_pipelines.ids import without_surrogates
 from data_pipelines.reading import Part, Source
 
 NAMES = {"wikipedia": "wikipedia/20230601.en", "c4": "c4/en"}
-"""Words for datasets that many train on."""
+"""Short names of common datasets."""
 
 _EXAMPLES = 4096  # in a part
 
@@ -21,12 +21,11 @@ _EXAMPLES = 4096  # in a part
 def open_tfds(spec: str, rest: str) -> Source:
     """`tfds:NAME[/CONFIG][/VERSION][:SPLIT][#FIELD]`; the split is train, the field text.
 
-    The dataset is looked for in $TFDS_DATA_DIR, else in ~/tensorflow_datasets; the newest
-    version is taken.
+    The newest version of the dataset in $TFDS_DATA_DIR, else in ~/tensorflow_datasets, is taken.
 
     Raises:
-        DataProblem: (corrupt) it is not there, or not in array_record; (usage) it has no such
-            split or field of text.
+        DataProblem: (corrupt) it is missing, or not in array_record; (usage) it has no such split
+            or field of text.
     """
     rest, _, field = rest.partition("#")
     name, _, split = rest.partition(":")
@@ -36,10 +35,10 @@ def open_tfds(spec: str, rest: str) -> Source:
     examples = data_source(str(folder), split, (field,))
     info = builder_of(str(folder)).info
     count = len(examples)
-    if count:  # as the metadata say, which may be untrue
+    if count:  # by the metadata, which may be wrong
         example(examples, count - 1, f"{folder}, {split}")
-    whole = info.splits[split.partition("[")[0]]
-    each = whole.num_bytes / max(1, whole.num_examples)
+    full = info.splits[split.partition("[")[0]]
+    each = full.num_bytes / max(1, full.num_examples)
     parts = [
         Part(
             round(each * min(_EXAMPLES, count - at)),
@@ -52,14 +51,14 @@ def open_tfds(spec: str, rest: str) -> Source:
 
 
 def texts(source: Source) -> "Texts":
-    """Random access to the documents of a source that `open_tfds` opened."""
+    """Random access to the documents of a source opened by `open_tfds`."""
     read = source.parts[0].read
     assert isinstance(read, partial)
     return Texts(*read.args[:3])
 
 
 class Texts:
-    """A sequence of documents; opened anew where it is sent to."""
+    """A sequence of documents, picklable: each process opens the files itself."""
 
     def __init__(self, folder: str, split: str, field: str):
         self._where = folder, split, field
@@ -79,7 +78,7 @@ class Texts:
 
 @cache
 def data_source(folder: str, split: str, fields: tuple[str, ...]) -> Any:
-    """TFDS's random access to the examples of a split; images and other fields stay encoded.
+    """TFDS's random access to a split; images and fields not asked for stay encoded.
 
     Raises:
         DataProblem: (corrupt) it is not in array_record; (usage) there is no such split.
@@ -99,10 +98,10 @@ def data_source(folder: str, split: str, fields: tuple[str, ...]) -> Any:
         return builder.as_data_source(split=split, decoders=skipped)
     except NotImplementedError as error:
         raise DataProblem(
-            "the dataset cannot be read at random",
+            "the dataset has no random access",
             where=folder,
             why=str(error),
-            fix=_how(Path(folder).parent.name),
+            fix=_how_to_prepare(Path(folder).parent.name),
         ) from None
     except (ValueError, AssertionError) as error:
         raise _unusable(folder, f"the dataset has no split {split!r}", str(error)) from None
@@ -120,12 +119,12 @@ def _refuse_no_text(folder: Path, field: str) -> None:
 
 @cache
 def builder_of(folder: str) -> Any:
-    """TFDS's view of the folder of a dataset's version."""
+    """TFDS's builder for the folder of a dataset's version."""
     import tensorflow_datasets as tfds
 
     try:
         return tfds.builder_from_directory(folder)
-    except Exception as error:  # whatever stumbles over damaged JSON
+    except Exception as error:  # damaged JSON may raise anything
         raise DataProblem(
             "this is not an intact TFDS dataset",
             where=folder,
@@ -142,7 +141,7 @@ def _read(
 
 
 def example(source: Any, index: int, where: str) -> Any:
-    """Example `index` of what `data_source` gave.
+    """Example `index` of a `data_source`.
 
     Raises:
         DataProblem: (corrupt) it cannot be read; `where` names the dataset.
@@ -151,7 +150,7 @@ def example(source: Any, index: int, where: str) -> Any:
         return source[index]
     except IndexError:
         raise  # the end of a sequence
-    except Exception as error:  # array_record and TFDS raise anything for damaged files
+    except Exception as error:  # array_record and TFDS may raise anything for damaged files
         raise DataProblem(
             "an example of the dataset cannot be read",
             where=f"{where}, example {index}",
@@ -161,7 +160,7 @@ def example(source: Any, index: int, where: str) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """A feature as text: bytes that are not UTF-8 are U+FFFD, nothing is an empty text."""
+    """A feature as text: invalid UTF-8 becomes U+FFFD, None an empty text."""
     if value is None:
         return ""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -169,7 +168,7 @@ def text_of(value: Any) -> str:
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a dataset's version: the newest, of the only configuration if none is named."""
+    """The folder of a dataset's newest version, of its only configuration unless one is named."""
     root = path_of(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     folder = root / name
     for _ in range(3):
@@ -182,7 +181,7 @@ def folder_of(name: str) -> Path:
         elif len(below) == 1:
             folder = below[0]
         else:
-            why = f"configurations there: {', '.join(sorted(p.name for p in below))}"
+            why = f"configurations: {', '.join(sorted(p.name for p in below))}"
             raise _missing(name, root, why if below else "there is no such folder")
     raise _missing(name, root, f"{folder} has no dataset_info.json")
 
@@ -197,13 +196,13 @@ def _missing(name: str, root: Path, why: str) -> DataProblem:
         f"the dataset {name} is not on this disk",
         where=str(root / name),
         why=why,
-        fix=_how(name) + "\nor set TFDS_DATA_DIR to the folder that has it",
+        fix=_how_to_prepare(name) + "\nor set TFDS_DATA_DIR to the folder that has it",
     )
 
 
-def _how(name: str) -> str:
+def _how_to_prepare(name: str) -> str:
     call = f"tfds.builder({json.dumps(name)}, file_format='array_record').download_and_prepare()"
-    return f"prepare it once, with network: import tensorflow_datasets as tfds; {call}"
+    return f"prepare it once, with network access: import tensorflow_datasets as tfds; {call}"
 
 
 def _unusable(folder: str, what: str, why: str) -> DataProblem:

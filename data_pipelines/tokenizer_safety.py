@@ -1,8 +1,8 @@
-"""Whether a tokenizer.json of somebody else's takes bounded time and memory, before it is used.
+"""Checks that an untrusted tokenizer.json takes bounded time and memory, before it is used.
 
-A few lines of it can make texts grow without end (replacements, one after the other), or search for
-years (expressions that repeat what repeats). What cannot do either is told by its form; what has
-expressions is tried besides, in a process with limits (`tokenizer_trial`).
+A few lines of it can make texts grow without bound (chained replacements), or search for years
+(nested repetitions). Its form is checked; what has expressions is also tried in a process with
+limits (`tokenizer_trial`).
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from typing import Any
 
 from data_pipelines import expressions
 from data_pipelines.errors import UNSAFE, DataProblem
-from data_pipelines.tokenizer_trial import tried
+from data_pipelines.tokenizer_trial import trial_fault
 
-MAX_GROWTH = 100  # times that a text may grow before it is cut into tokens, or after
-MAX_PARTS = 200  # of all chains
+MAX_GROWTH = 100  # factor by which a text may grow before it is cut into tokens, or after
+MAX_PARTS = 200  # of a chain
 MAX_VOCABULARY = 1_000_000  # tokens, and as many merges; the largest published have 300,000
-MAX_ADDED, MANY_ADDED = 20_000, 5_000  # tokens that are searched for in every text
-MAX_STRING = 1_000  # characters of what is put before or after words, and of a Unigram token
+MAX_ADDED, MANY_ADDED = 20_000, 5_000  # added tokens, searched for in every text
+MAX_STRING = 1_000  # characters of a prefix or suffix of words, and of a Unigram token
 MAX_WORD = 1_000  # characters of a word that WordPiece tries all parts of
 
 _PARTS = {
@@ -28,7 +28,7 @@ _PARTS = {
     "decoder": "BPEDecoder ByteLevel WordPiece Metaspace CTC Sequence Replace Fuse Strip "
     "ByteFallback",
 }
-# What needs no trial: one pass over the text, and nothing in it to set wrong.
+# Parts that need no trial: a single pass over the text, without dangerous settings.
 _PLAIN = set(
     "Sequence ByteLevel Metaspace Whitespace WhitespaceSplit BertPreTokenizer BertNormalizer NFC "
     "NFD NFKC NFKD Lowercase StripAccents Nmt Punctuation Digits UnicodeScripts Fuse ByteFallback "
@@ -38,10 +38,10 @@ _CHAINS = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
 def check_bounded(data: dict[str, Any], where: str = "") -> None:
-    """Checks that texts can be encoded and decoded in time and memory to match their length.
+    """Checks that texts are encoded and decoded in time and memory bounded by their length.
 
     Args:
-        data: the parsed tokenizer.json. Parts of odd types are left to `tokenizers` to refuse.
+        data: the parsed tokenizer.json. `tokenizers` refuses parts of wrong types.
         where: names the file in errors.
 
     Raises:
@@ -49,19 +49,19 @@ def check_bounded(data: dict[str, Any], where: str = "") -> None:
     """
     fault = _fault(data)
     if not fault and _must_be_tried(data):
-        fault = tried(data, _alphabet(data))
+        fault = trial_fault(data, _alphabet(data))
     if fault:
         raise DataProblem(
             "this tokenizer.json is not safe to use",
             where=where,
             why=fault,
-            fix="take the tokeniser from where the model was published",
+            fix="get the tokeniser from where the model was published",
             exit_code=UNSAFE,
         )
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """The parts of a chain, those of chains in it too; a part alone is a chain of one."""
+    """The parts of a chain and of chains in it; a single part is a chain of one."""
     waiting = [value]
     for _ in range(MAX_PARTS):
         if not waiting:
@@ -76,13 +76,13 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _fault(data: dict[str, Any]) -> str:
-    """What is wrong with the form of it; empty if nothing is."""
+    """What is wrong with its form; empty if nothing."""
     for place, known in _PARTS.items():
         growth = 1.0
         for part in _parts(data.get(place)):
             kind = part.get("type")
             if not isinstance(kind, str) or kind not in known.split():
-                return f"its {place} has a part that is not known here: {str(kind)[:80]!r}"
+                return f"its {place} has a part of an unknown type: {str(kind)[:80]!r}"
             growth *= _growth(part)
             if growth > MAX_GROWTH:
                 return f"its {place} may make a text more than {MAX_GROWTH} times as long"
@@ -93,11 +93,11 @@ def _fault(data: dict[str, Any]) -> str:
     added, model = data.get("added_tokens"), data.get("model")
     if isinstance(added, list) and len(added) > MAX_ADDED:
         return f"it has {len(added):,} added tokens, which are searched for in every text"
-    return _fault_of_model(model) if isinstance(model, dict) else ""
+    return _model_fault(model) if isinstance(model, dict) else ""
 
 
-def _fault_of_model(model: dict[str, Any]) -> str:
-    """`_fault` of what cuts words into tokens."""
+def _model_fault(model: dict[str, Any]) -> str:
+    """`_fault` of the model, which cuts words into tokens."""
     tokens = model.get("vocab")
     for name in ("vocab", "merges"):
         held = model.get(name)
@@ -118,7 +118,7 @@ def _is_long(value: Any) -> bool:
 
 
 def _growth(part: dict[str, Any]) -> float:
-    """How many times as long a text may become."""
+    """The factor by which a text may grow."""
     if part.get("type") == "TemplateProcessing":
         single = part.get("single")
         pieces = single if isinstance(single, list) else []
@@ -130,7 +130,7 @@ def _growth(part: dict[str, Any]) -> float:
     content, pattern = part.get("content"), part.get("pattern")
     length = len(content) if isinstance(content, str) else 0
     words = pattern.get("String") if isinstance(pattern, dict) else pattern
-    # An expression, or an empty text, may be found between any two characters.
+    # An expression, or an empty text, may match between any two characters.
     return max(1.0, length / len(words)) if isinstance(words, str) and words else 1.0 + length
 
 
@@ -147,6 +147,6 @@ def _must_be_tried(data: dict[str, Any]) -> bool:
 
 
 def _alphabet(data: dict[str, Any]) -> str:
-    """Characters that its expressions may look for."""
+    """Characters in its expressions."""
     texts = [_expression(part) for place in _PARTS for part in _parts(data.get(place))]
     return "".join(dict.fromkeys("".join(texts)))

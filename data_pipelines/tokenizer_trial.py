@@ -1,4 +1,4 @@
-"""A tokenizer.json tried on texts that are hard for expressions, in a process with limits."""
+"""Tries a tokenizer.json on texts that are hard for expressions, in a process with limits."""
 
 import json
 import signal
@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-LENGTH = 5_000  # characters of a text: time that goes with its third power shows
-MEMORY = 2**30  # bytes besides what the file takes
-SECONDS, BYTES_PER_SECOND = 2, 5_000_000  # of the processor
-WAIT = 6  # seconds more on the clock
-# Texts are lines of one of these; those of the expression's own come besides.
+LENGTH = 5_000  # characters of a text: enough to notice cubic time
+MEMORY = 2**30  # bytes, beyond what the file takes
+SECONDS, BYTES_PER_SECOND = 2, 5_000_000  # of processor time
+WAIT = 6  # additional seconds of wall time
+# Each text repeats one of these, or a character of the expressions.
 USUAL, MOST = "a A1 .\n_'é漢", 24
 
 _TRIAL = """
@@ -23,35 +23,35 @@ memory, seconds, length = map(int, sys.argv[2:5])
 import tokenizers
 for name, most in (("AS", memory), ("CPU", seconds), ("FSIZE", 0), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
-said = json.load(sys.stdin)
+request = json.load(sys.stdin)
 try:
-    made = tokenizers.Tokenizer.from_str(said["content"])
+    made = tokenizers.Tokenizer.from_str(request["content"])
 except Exception:
-    sys.exit(0)  # whoever wants to use it says why
+    sys.exit(0)  # reported where it is used
 made.encode_special_tokens = True
-for text in said["texts"]:
-    # What comes behind is there for an expression to hope for.
-    hard = text * (length // len(text)) + "!" + "".join(said["texts"])
+for text in request["texts"]:
+    # The end makes an expression's match fail late.
+    hard = text * (length // len(text)) + "!" + "".join(request["texts"])
     ids = made.encode(hard, add_special_tokens=False).ids
     made.decode(ids[:length])
     print(len(ids))
 """
 
 
-def tried(data: dict[str, Any], alphabet: str) -> str:
+def trial_fault(data: dict[str, Any], alphabet: str) -> str:
     """Why a tokeniser is not safe to use; empty if it encodes hard texts within the limits.
 
     Args:
         data: the parsed tokenizer.json.
-        alphabet: characters that it may be hard on.
+        alphabet: characters that may be hard for it.
     """
     texts = [*dict.fromkeys(USUAL + alphabet)][:MOST]
     content = json.dumps(data | {"truncation": None, "padding": None})
-    return _tried(content, (*texts, "ab", " \n"))
+    return _trial_fault(content, (*texts, "ab", " \n"))
 
 
 @lru_cache(maxsize=8)
-def _tried(content: str, texts: tuple[str, ...]) -> str:
+def _trial_fault(content: str, texts: tuple[str, ...]) -> str:
     spec = find_spec("tokenizers")
     folder = str(Path(spec.origin).parents[1]) if spec and spec.origin else ""
     seconds = SECONDS + len(content) // BYTES_PER_SECOND
@@ -73,5 +73,5 @@ def _tried(content: str, texts: tuple[str, ...]) -> str:
     if max(counts, default=0) > 100 * LENGTH:
         return f"a text of {LENGTH:,} characters becomes {max(counts):,} tokens"
     if done.returncode != 0:
-        return f"a text of {LENGTH:,} characters takes too much memory, or ends the process"
+        return f"a text of {LENGTH:,} characters takes too much memory, or crashes the process"
     return ""

@@ -1,13 +1,13 @@
-"""Text to token ids and back: which tokenisers there are, and how one is found.
+"""The tokenisers, and how one is opened.
 
 All of them have:
 
-- `vocab_size`; `special_ids`: ids that no text gives and that are never drawn (<PAD>, <UNK>);
+- `vocab_size`; `special_ids`: ids that no text encodes to and that are never drawn (<PAD>, <UNK>);
   `end_of_text`: the id between documents, which ends a sample, or None
 - `encode(text)` -> int32 [n]: special tokens written in a text are text; `decode(ids)` -> str:
-  bytes that are not UTF-8 become U+FFFD; `unknown(text)`: what the vocabulary cannot write
-- `safe_cut(text)`: how many leading characters give the same ids whatever follows them
-- `FILE`: name of its file in a folder; `save(path)` writes it; `to_json()`: what it holds
+  invalid UTF-8 becomes U+FFFD; `unknown(text)`: the parts that are not in the vocabulary
+- `safe_cut(text)`: number of leading characters whose ids do not depend on what follows
+- `FILE`: name of its file in a folder; `save(path)` writes it; `to_json()`: its content
 - `digest`: identity of the mapping, a string
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 
 from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import USAGE, DataProblem
+from data_pipelines.file_search import path_of
 from data_pipelines.files import read_limited
-from data_pipelines.finding import path_of
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.subword import SubwordTokenizer
 from data_pipelines.transformers_files import MAX_FILE, SLOW, files_in, read_files, refuse_foreign
@@ -29,29 +29,29 @@ from data_pipelines.transformers_files import MAX_FILE, SLOW, files_in, read_fil
 Tokenizer = CharTokenizer | GPT2Tokenizer | SubwordTokenizer
 
 CHARS = "chars"
-"""The word for the characters of the text itself."""
+"""Name of the tokeniser of the text's characters."""
 
 BARE_CHARS = "bare-chars"
-"""The word for the same without <PAD> and <UNK>: the vocabulary of seed 000's code."""
+"""The same without <PAD> and <UNK>: the vocabulary of seed 000."""
 
 WORDS = "words"
-"""The word for the words of captions."""
+"""Name of the tokeniser of the captions' words."""
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokeniser that a recipe names: "gpt2", or the PATH of a file or folder.
+    """Opens the tokeniser that a recipe names: "gpt2", or the PATH of a file or folder.
 
-    ("chars", "bare-chars" and "words", which a recipe may also hold, are built from the text.)
+    ("chars", "bare-chars" and "words", which a recipe may also name, are built from the text.)
 
     Raises:
-        DataProblem: (usage) neither; (corrupt) the file cannot be used.
+        DataProblem: (usage) it is neither; (corrupt) the file cannot be used.
     """
     if name == "gpt2":
         return GPT2Tokenizer()
     if name == WORDS:
         raise DataProblem(
-            "a token for each word is for captions only",
-            why="it loses how a text is laid out",
+            "the tokeniser words is for captions only",
+            why="it loses the layout of a text",
             fix="use chars, gpt2, or the path of a tokenizer.json",
             exit_code=USAGE,
         )
@@ -67,16 +67,16 @@ def open_tokenizer(name: str) -> Tokenizer:
 
 
 def load_tokenizer(path: Path | str, rows: int | None = None) -> Tokenizer:
-    """Reads a tokeniser's file, or the one in a folder; recognised by content.
+    """Reads a tokeniser's file, or the one in a folder, recognised by content.
 
     Args:
-        path: a character vocabulary (seed 002's JSON, or a JSON list of characters), or what
-            transformers saves: tokenizer.json, or vocab.json and merges.txt, with what the files
-            beside them say. GPT-2's own is read by tiktoken.
-        rows: of the model's embedding, where they are known; see `transformers_files.read_files`.
+        path: a character vocabulary (seed 002's JSON, or a JSON list of characters), or
+            transformers' files: tokenizer.json, or vocab.json and merges.txt, with the files that
+            accompany them. GPT-2's is read by tiktoken.
+        rows: of the model's embedding, if known; see `transformers_files.read_files`.
 
     Raises:
-        UnknownTokenizer: a tokeniser of another kind lies there.
+        UnknownTokenizer: it is a tokeniser of another kind.
         DataProblem: (corrupt) there is no such file, or it is neither.
     """
     path = path_of(str(path))
@@ -108,7 +108,7 @@ def tokenizer_from_json(data: Any, where: str = "", settings: str = "") -> Token
     if isinstance(data, dict) and isinstance(data.get("model"), dict):
         from data_pipelines.gpt2.huggingface import is_gpt2
 
-        made = SubwordTokenizer.from_json(data, where, settings)  # refuses what has another form
+        made = SubwordTokenizer.from_json(data, where, settings)  # validates it
         return GPT2Tokenizer(settings) if is_gpt2(data) else made
     if isinstance(data, list) or (isinstance(data, dict) and "chars" in data):
         return CharTokenizer.from_json(data, where)
@@ -117,41 +117,41 @@ def tokenizer_from_json(data: Any, where: str = "", settings: str = "") -> Token
 
 
 def unknown_name(tokenizer: Tokenizer) -> str:
-    """What a reader sees in place of what the vocabulary cannot write."""
+    """What replaces text that is not in the vocabulary, as shown to users."""
     if isinstance(tokenizer, CharTokenizer) and not tokenizer.specials:
         return repr(tokenizer.chars[0])
     return "<UNK>"
 
 
 def count_unknown(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> int:
-    """How many of the ids of a text stand for what the vocabulary cannot write."""
+    """Number of ids of a text that stand for what is not in the vocabulary."""
     if tokenizer.unk_id is None:
         return 0
-    meant = 0
+    literal = 0
     if isinstance(tokenizer, CharTokenizer) and not tokenizer.specials:
-        meant = text.count(tokenizer.chars[0])
-    return int((ids == tokenizer.unk_id).sum()) - meant
+        literal = text.count(tokenizer.chars[0])
+    return int((ids == tokenizer.unk_id).sum()) - literal
 
 
 def decode_stream(
     tokenizer: Tokenizer, pieces: Iterable[np.ndarray | list[int]], after: Sequence[int] = ()
 ) -> Iterator[str]:
-    """The text of ids that come in pieces; a character that a piece cuts waits for its rest.
+    """Streams the text of ids that come in pieces; a split character waits for its rest.
 
-    Joined, it is the text of all ids together, where `after` are those of the text before: of a
-    token for each word, whether a space is due is told by what it follows.
+    The concatenated pieces are the text of all ids. `after` are the ids before them, which decide
+    whether a word-level tokeniser starts with a space.
     """
     ids = list(after)
-    said = text = tokenizer.decode(ids)
+    emitted = text = tokenizer.decode(ids)
     for piece in pieces:
         ids.extend(np.asarray(piece).reshape(-1).tolist())
         text = tokenizer.decode(ids)
-        whole = text.rstrip("\ufffd")
-        if len(whole) > len(said):
-            yield whole[len(said) :]
-            said = whole
-    if len(text) > len(said):
-        yield text[len(said) :]
+        complete = text.rstrip("\ufffd")
+        if len(complete) > len(emitted):
+            yield complete[len(emitted) :]
+            emitted = complete
+    if len(text) > len(emitted):
+        yield text[len(emitted) :]
 
 
 def _no_tokenizer(file: Path, why: str) -> DataProblem:
@@ -159,5 +159,5 @@ def _no_tokenizer(file: Path, why: str) -> DataProblem:
         "this is not a tokeniser",
         where=str(file),
         why=why,
-        fix="give a characters.json or a tokenizer.json, or a folder that has one",
+        fix="give a characters.json or a tokenizer.json, or a folder with one",
     )

@@ -1,11 +1,11 @@
-"""Tokenisers as transformers saves them, read from all files that say something of them.
+"""Tokenisers as transformers saves them, read from all of their files.
 
 That is `tokenizer.json`, or `vocab.json` with `merges.txt` (the byte-level BPE of slow tokenizers),
 and beside them `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
-`chat_template.jinja`. No class that they name is looked up, and no code is taken over.
+`chat_template.jinja`. Classes that they name are not looked up, and no code is run.
 
 Source: transformers 5, `tokenization_utils_base.py` and `tokenization_utils_tokenizers.py` (which
-file counts where two say something of a token).
+file takes precedence).
 """
 
 import json
@@ -18,9 +18,9 @@ from data_pipelines.files import read_limited
 
 MAX_FILE = 48_000_000  # bytes; the largest published have 34 million
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
-# Vocabulary and merges: transformers' names, and those of OpenAI's release.
+# Vocabulary and merges: transformers' file names, and those of OpenAI's release.
 SLOW = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-# Files of other tokenisers, which are not read here.
+# Files of other tokenisers, which are not supported.
 FOREIGN = (
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
     "spm.model", "vocab.txt", "vocab.json", "encoder.json", "tekken.json", "tokenizer.tiktoken",
@@ -38,7 +38,7 @@ _ROLES = (
 )
 _MORE = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-# The rest of tokenizer_config.json that is taken over, each with the types that it may have.
+# Further keys of tokenizer_config.json that are kept, with their types.
 _KEPT: dict[str, Any] = {
     "model_max_length": int | float,
     "padding_side": str,
@@ -49,12 +49,12 @@ _KEPT: dict[str, Any] = {
     "errors": str,
     "chat_template": str | list | dict,
 }
-# Classes whose vocab.json and merges.txt are GPT-2's kind.
+# Classes whose vocab.json and merges.txt are a byte-level BPE like GPT-2's.
 _GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
 _ANY = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 _END = "<|endoftext|>"
-# Classes that transformers 5 makes of the vocabulary and merges in tokenizer.json, and not of the
-# rest of it → how they normalise a text and cut it before bytes are merged. "" is a ByteLevel.
+# Classes that transformers 5 builds from the vocabulary and merges in tokenizer.json, ignoring its
+# other parts → their normaliser and pre-tokeniser.
 _NFC: dict[str, Any] = {"type": "NFC"}
 _CLIP = {"type": "Sequence", "normalizers": [_NFC, {"type": "Replace", "pattern": {"Regex": "\\s+"},
          "content": " "}, {"type": "Lowercase"}]}  # fmt: skip
@@ -69,11 +69,11 @@ Json = dict[str, Any]
 
 
 class UnknownTokenizer(DataProblem):
-    """A tokeniser lies there, of a kind that is not read here."""
+    """There is a tokeniser of an unsupported kind."""
 
 
 def files_in(folder: Path) -> tuple[str, ...]:
-    """The names of the files that hold the vocabulary; none where no known kind lies there."""
+    """The names of the files that hold the vocabulary; empty if there is none of a known kind."""
     for names in ((TOKENIZER,), *SLOW):
         if all((folder / name).is_file() for name in names):
             return names
@@ -81,18 +81,18 @@ def files_in(folder: Path) -> tuple[str, ...]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises UnknownTokenizer where a tokeniser of another kind lies in a folder."""
-    there = [name for name in FOREIGN if (folder / name).is_file()]
-    if there:
-        raise unknown(folder, f"it is {', '.join(there)}")
+    """Raises UnknownTokenizer if a folder has a tokeniser of an unsupported kind."""
+    present = [name for name in FOREIGN if (folder / name).is_file()]
+    if present:
+        raise unknown(folder, f"it is {', '.join(present)}")
     if named := _object(folder / CONFIG).get("tokenizer_class"):
         raise unknown(folder, f"{CONFIG} says it is a {str(named)[:80]}")
 
 
 def unknown(
-    where: Path | str, why: str, what: str = "the tokeniser is of a kind that is not read here"
+    where: Path | str, why: str, what: str = "the tokeniser is of an unsupported kind"
 ) -> UnknownTokenizer:
-    """The problem with a tokeniser that is not read."""
+    """The error for a tokeniser of an unsupported kind."""
     return UnknownTokenizer(
         what,
         where=str(where),
@@ -102,52 +102,52 @@ def unknown(
 
 
 def read_files(folder: Path, rows: int | None = None) -> tuple[Json, Json]:
-    """tokenizer.json of the tokeniser in a folder, and its settings: tokenizer_config.json.
+    """The tokeniser of a folder as tokenizer.json, and its settings, as tokenizer_config.json.
 
     Args:
-        folder: one in which `files_in` finds something.
-        rows: of the embedding, where they are known. A special token that has a role and no id
-            gets the next one, as transformers gives it, if the model has a row for it.
+        folder: one in which `files_in` finds files.
+        rows: of the embedding, if known. A special token that has a role but no id gets the next
+            one, as in transformers, if the model has a row for it.
 
     Raises:
-        UnknownTokenizer: it is of a kind that is not read.
+        UnknownTokenizer: it is of an unsupported kind.
         DataProblem: (corrupt) a file is damaged, or two contradict each other.
     """
-    names, said = files_in(folder), _said(folder)
+    names, settings = files_in(folder), _read_settings(folder)
     if names == (TOKENIZER,):
         data = _object(folder / TOKENIZER)
         if not isinstance(data.get("model"), dict):
             why = "it has no key model"
             raise DataProblem("this is not a tokeniser", where=str(folder / TOKENIZER), why=why)
     else:
-        kind = said.get("tokenizer_class")
-        if kind not in (*_GPT2, *_ANY) or "auto_map" in said:
-            own = " with code of its own" if "auto_map" in said else ""
-            raise unknown(folder / names[0], f"{CONFIG} says it is a {str(kind)[:80]}{own}")
+        kind = settings.get("tokenizer_class")
+        if kind not in (*_GPT2, *_ANY) or "auto_map" in settings:
+            custom = " with custom code" if "auto_map" in settings else ""
+            raise unknown(folder / names[0], f"{CONFIG} says it is a {str(kind)[:80]}{custom}")
         data = _merged(folder, names)
-    if names != (TOKENIZER,) or said.get("tokenizer_class") in _GPT2:
-        said = dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END) | said
-        _prefix_space(data, said)
-    _add(data, said, _added(folder, said), folder, rows)
-    if names != (TOKENIZER,) and said.get("add_bos_token") is True:
-        data["post_processor"] = _begins_with(said, data)
-    return data, settings_of(said)
+    if names != (TOKENIZER,) or settings.get("tokenizer_class") in _GPT2:
+        settings = dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END) | settings
+        _prefix_space(data, settings)
+    _add(data, settings, _added(folder, settings), folder, rows)
+    if names != (TOKENIZER,) and settings.get("add_bos_token") is True:
+        data["post_processor"] = _begins_with(settings, data)
+    return data, settings_of(settings)
 
 
-def remade(folder: Path, content: Callable[[], Json]) -> list[str]:
-    """What is to be said of a tokeniser in a folder of which transformers 5 makes another one.
+def transformers_differs(folder: Path, content: Callable[[], Json]) -> list[str]:
+    """A note if transformers 5 builds another tokeniser from a folder, else nothing.
 
-    Some of its classes take vocabulary and merges from tokenizer.json and pass over how it
-    normalises and cuts a text, which counted before and does here.
+    Some of its classes take only vocabulary and merges from tokenizer.json and ignore its
+    normaliser and pre-tokeniser, which earlier versions followed, as we do.
 
     Args:
-        folder: the one that the tokeniser lies in.
-        content: gives its tokenizer.json.
+        folder: of the tokeniser.
+        content: returns its tokenizer.json.
     """
     if not (folder / TOKENIZER).is_file():
         return []
-    said = _object(folder / CONFIG)
-    named = _class_in(folder, said)
+    settings = _object(folder / CONFIG)
+    named = _class_in(folder, settings)
     kind = named.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(named, str) else ""
     if kind not in _CUTS:
         return []
@@ -156,55 +156,57 @@ def remade(folder: Path, content: Callable[[], Json]) -> list[str]:
     found = before if isinstance(before, dict) else {}
     same = found.get("type") == cuts and found.get("use_regex", True) is True
     if cuts == "ByteLevel":
-        space = said.get("add_prefix_space") is True
+        space = settings.get("add_prefix_space") is True
         same = same and space == (found.get("add_prefix_space") is True)
     same = same and not (isinstance(model, dict) and model.get("ignore_merges"))
     if same and (data.get("normalizer") or None) == normalizer:
         return []
     return [
-        f"transformers 5 makes a {str(named)[:80]} of the vocabulary and the merges alone, and may "
-        f"cut some texts otherwise than {TOKENIZER} says; it is followed here"
+        f"transformers 5 builds a {str(named)[:80]} from the vocabulary and the merges alone, and "
+        f"may split some texts differently than {TOKENIZER}, which is followed here"
     ]
 
 
-def special_tokens(said: Json) -> Iterator[tuple[str, Json]]:
-    """(role, token) of all special tokens that the settings name; further ones have no role."""
+def special_tokens(settings: Json) -> Iterator[tuple[str, Json]]:
+    """(role, token) of all special tokens in the settings; additional ones have no role."""
     for role in _ROLES:
-        if entry := _entry(said.get(role)):
+        if entry := _entry(settings.get(role)):
             yield role, entry
     for key in _MORE:
-        more = said.get(key)
+        more = settings.get(key)
         values = list(more.values()) if isinstance(more, dict) else more
         for value in values if isinstance(values, list) else ():
             if entry := _entry(value):
                 yield "", entry
 
 
-def _said(folder: Path) -> Json:
-    """tokenizer_config.json, completed by the files that counted before it said everything."""
-    said = _object(folder / CONFIG)
-    if "added_tokens_decoder" not in said:
-        said |= _object(folder / "special_tokens_map.json")
+def _read_settings(folder: Path) -> Json:
+    """tokenizer_config.json, completed from the files that older versions used."""
+    settings = _object(folder / CONFIG)
+    if "added_tokens_decoder" not in settings:
+        settings |= _object(folder / "special_tokens_map.json")
     template = folder / "chat_template.jinja"
     if template.is_file():
-        said["chat_template"] = _text(template)
-    return said | {"tokenizer_class": _class_in(folder, said)}
+        settings["chat_template"] = _text(template)
+    return settings | {"tokenizer_class": _class_in(folder, settings)}
 
 
-def _class_in(folder: Path, said: Json) -> Any:
-    """The class that AutoTokenizer takes: the settings', else the model's own."""
-    if (named := said.get("tokenizer_class")) is not None:
+def _class_in(folder: Path, settings: Json) -> Any:
+    """The class that AutoTokenizer takes: that of the settings, else of the model."""
+    if (named := settings.get("tokenizer_class")) is not None:
         return named
     config = _object(folder / "config.json")
     named = config.get("tokenizer_class")
     return named or ("GPT2Tokenizer" if config.get("model_type") == "gpt2" else None)
 
 
-def settings_of(said: Json) -> Json:
-    """What is taken over: special tokens, and plain values of the keys that are known."""
-    tokens = {role: entry for role, entry in special_tokens(said) if role}
-    more = [entry for role, entry in special_tokens(said) if not role]
-    kept = {key: said[key] for key, kind in _KEPT.items() if isinstance(said.get(key), kind)}
+def settings_of(settings: Json) -> Json:
+    """The settings that are kept: special tokens, and plain values of known keys."""
+    tokens = {role: entry for role, entry in special_tokens(settings) if role}
+    more = [entry for role, entry in special_tokens(settings) if not role]
+    kept = {
+        key: settings[key] for key, kind in _KEPT.items() if isinstance(settings.get(key), kind)
+    }
     return (
         kept
         | {role: entry["content"] for role, entry in tokens.items()}
@@ -213,7 +215,7 @@ def settings_of(said: Json) -> Json:
 
 
 def _merged(folder: Path, names: tuple[str, ...]) -> Json:
-    """tokenizer.json of a file of tokens and a file of merges."""
+    """tokenizer.json from a file of tokens and a file of merges."""
     vocab = _object(folder / names[0])
     lines = (line.rstrip("\r") for line in _text(folder / names[1]).split("\n"))
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
@@ -224,7 +226,7 @@ def _merged(folder: Path, names: tuple[str, ...]) -> Json:
 
 
 def byte_level(vocab: Json, merges: list[list[str]]) -> Json:
-    """tokenizer.json of GPT-2's kind: token → id, and merges in their order."""
+    """tokenizer.json of a byte-level BPE: token → id, and merges in order."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False}
     model |= {"continuing_subword_prefix": "", "end_of_word_suffix": "", "byte_fallback": False}
@@ -241,17 +243,17 @@ def byte_level(vocab: Json, merges: list[list[str]]) -> Json:
     }
 
 
-def _prefix_space(data: Json, said: Json) -> None:
-    """GPT-2's class follows its settings, whatever tokenizer.json says."""
+def _prefix_space(data: Json, settings: Json) -> None:
+    """Applies the settings' `add_prefix_space`: GPT-2's class prefers it to tokenizer.json."""
     before = data.get("pre_tokenizer")
-    given = said.get("add_prefix_space")
+    given = settings.get("add_prefix_space")
     if isinstance(given, bool) and isinstance(before, dict) and before.get("type") == "ByteLevel":
         before["add_prefix_space"] = given
 
 
-def _begins_with(said: Json, data: Json) -> Json | None:
-    """The step that puts the beginning-of-text token before a text that AutoTokenizer reads."""
-    entry = _entry(said.get("bos_token"))
+def _begins_with(settings: Json, data: Json) -> Json | None:
+    """The post-processor that puts the beginning-of-text token before a text."""
+    entry = _entry(settings.get("bos_token"))
     ids = {token["content"]: token["id"] for token in data["added_tokens"]}
     if entry is None or entry["content"] not in ids:
         return None
@@ -266,13 +268,13 @@ def _begins_with(said: Json, data: Json) -> Json | None:
     }
 
 
-def _added(folder: Path, said: Json) -> list[Json]:
-    """Added tokens with their ids, of the files beside the vocabulary."""
-    if "added_tokens_decoder" in said:
-        decoder = said["added_tokens_decoder"]
+def _added(folder: Path, settings: Json) -> list[Json]:
+    """Added tokens with their ids, from the files that accompany the vocabulary."""
+    if "added_tokens_decoder" in settings:
+        decoder = settings["added_tokens_decoder"]
         pairs = list(decoder.items()) if isinstance(decoder, dict) else [("", decoder)]
     else:
-        special = {entry["content"] for _, entry in special_tokens(said)}
+        special = {entry["content"] for _, entry in special_tokens(settings)}
         pairs = [
             (i, {"content": name, "special": name in special, "normalized": name not in special})
             for name, i in _object(folder / "added_tokens.json").items()
@@ -288,8 +290,8 @@ def _added(folder: Path, said: Json) -> list[Json]:
     return found
 
 
-def _add(data: Json, said: Json, added: list[Json], folder: Path, rows: int | None) -> None:
-    """Puts added and special tokens into the values of a tokenizer.json."""
+def _add(data: Json, settings: Json, added: list[Json], folder: Path, rows: int | None) -> None:
+    """Adds added and special tokens to the values of a tokenizer.json."""
     vocab = data["model"].get("vocab")
     pairs = vocab.items() if isinstance(vocab, dict) else ()
     known = {token: i for token, i in pairs if type(i) is int}
@@ -307,7 +309,7 @@ def _add(data: Json, said: Json, added: list[Json], folder: Path, rows: int | No
     if isinstance(vocab, list):
         size = max(size, len(vocab) - 1)
         known = {pair[0]: i for i, pair in enumerate(vocab) if isinstance(pair, list) and pair}
-    for _, entry in special_tokens(said):
+    for _, entry in special_tokens(settings):
         name = entry["content"]
         if name in tokens:
             tokens[name] = tokens[name] | {"special": True}
@@ -320,7 +322,7 @@ def _add(data: Json, said: Json, added: list[Json], folder: Path, rows: int | No
 
 
 def _entry(value: Any, special: bool = True) -> Json | None:
-    """A token with its flags, from its name or its fields; None where it is neither."""
+    """A token with its flags, from its name or its fields; None if it is neither."""
     fields = {"content": value} if isinstance(value, str) else value
     if not isinstance(fields, dict) or not isinstance(fields.get("content"), str):
         return None
@@ -332,7 +334,7 @@ def _entry(value: Any, special: bool = True) -> Json | None:
 
 
 def _object(path: Path) -> Json:
-    """The JSON object in a file; empty where there is none."""
+    """The JSON object in a file; empty if there is none."""
     if not path.is_file():
         return {}
     try:

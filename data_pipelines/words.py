@@ -1,4 +1,4 @@
-"""A token for each word of a small vocabulary, as a tokenizer.json."""
+"""A word-level tokeniser of a small vocabulary, as a tokenizer.json."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from data_pipelines.ids import without_surrogates
 from data_pipelines.subword import SubwordTokenizer
 
 END, UNKNOWN = "<|endoftext|>", "<UNK>"
-_SPACE = "\u2581"  # begins a word that a space stands before
+_SPACE = "\u2581"  # starts a word that follows a space
 
 
 def build_words(texts: Iterable[str], min_freq: int = 1) -> SubwordTokenizer:
     """The words and punctuation marks that occur at least `min_freq` times in all texts together.
 
-    Text is put in lower case, and spaces between words become one: `decode(encode(text))` is the
-    text if it is so already, and the vocabulary has its words. Ids: the end of text, what is
-    unknown, then the words in order.
+    Text is lower-cased, and runs of white space become one space: `decode(encode(text))` is the
+    text if it is normalised and the vocabulary has its words. Ids: end of text, unknown, then the
+    words in order.
     """
     import tokenizers
 

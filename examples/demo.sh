@@ -13,7 +13,7 @@ step jaxmodels train charlm:notebook --data pydoc --out "$RUN" \
   --max-hours 0.006 || code=$?
 [ $code -eq 0 ] || [ $code -eq 75 ] || exit $code # 75: stopped, resumable
 
-# … and the next one goes on where it stopped.
+# … and the next one resumes it.
 step jaxmodels train --out "$RUN"
 
 step jaxmodels generate "$RUN" --prompt "The value of" --max-new-tokens 300

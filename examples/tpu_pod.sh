@@ -3,16 +3,16 @@
 #
 #   TPU=my-pod ZONE=us-central2-b OUT=/mnt/shared/runs/first examples/tpu_pod.sh wigip:1.7b --data c4
 #
-# Calls again for as long as the run ends with 75 (stopped, resumable; also when a host was lost),
-# and ten times at most when a process was killed (129 to 254); any other code ends this. When ssh
-# itself fails (255), the processes train on: call this again when they ended.
-# Start it in tmux on a machine that stays on. To stop the run so that it saves:
+# Repeats the command while the run exits with 75 (stopped, resumable; also after a lost host), and
+# ten times at most after a process was killed (129 to 254); any other code ends it. If ssh itself
+# fails (255), the processes keep training: call this again after they have ended.
+# Start it in tmux on a machine that stays on. To save and stop the run:
 #   gcloud compute tpus tpu-vm ssh my-pod --zone us-central2-b --worker=all --command "pkill -TERM jaxmodels"
 #
-# Before: every host has Python 3.11 or later and this repository in ~/jaxmodels, with
+# Requires: every host has Python 3.11 or later and this repository in ~/jaxmodels, with
 #   cd ~/jaxmodels && python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[tpu]'
-# and OUT lies on a disk that all of them share (Filestore, say). So does c4, or any dataset of
-# TFDS: export TFDS_DATA_DIR here, it goes along.
+# and OUT is on a disk that all of them share (such as Filestore). So is c4, or any TFDS dataset:
+# export TFDS_DATA_DIR here, it is passed on.
 set -euo pipefail
 : "${TPU:?the name of the TPU}" "${ZONE:?its zone}" "${OUT:?the run directory, on a shared disk}"
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Trains in two processes on this machine, which talk over localhost: a cluster in small.
+"""Trains in two processes on this machine, which talk over localhost: a small cluster.
 
     python examples/two_processes.py charlm:tiny --out runs/two --steps 100
 
-Takes what `jaxmodels train` takes. Starts both again for as long as they end with 75 (stopped,
-resumable: --max-hours was up, or the other process was lost) or one of them was killed; three
-times in a row at most if no new checkpoint came of it. Any other code ends this, and is its own.
+Takes the options of `jaxmodels train`. Restarts both while they exit with 75 (stopped, resumable:
+--max-hours was reached, or the other process was lost) or one of them was killed; at most three
+times in a row without a new checkpoint. Exits with any other code of theirs.
 """
 
 import signal
@@ -16,21 +16,21 @@ import time
 from pathlib import Path
 
 STOPPED = 75
-GRACE = 60.0  # seconds for the other to end too: it saves, or notices what happened
+GRACE = 60.0  # seconds for the other process to save, or to notice the loss, and exit
 TRIES = 3
 
 
 def main(flags: list[str]) -> int:
-    """Runs both, again and again if need be; SIGTERM and Ctrl-C let them save and end it."""
-    told: list[int] = []
+    """Runs both, repeatedly if needed; SIGTERM and Ctrl-C let them save and stop."""
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: told.append(number))
+        signal.signal(number, lambda number, _: signals.append(number))
     code, fruitless = STOPPED, 0
-    while (code == STOPPED or code > 128) and not told and fruitless < TRIES:
+    while (code == STOPPED or code > 128) and not signals and fruitless < TRIES:
         before = checkpoint(flags)
-        code = together(flags, told)
-        further = code == STOPPED or checkpoint(flags) > before
-        fruitless = 0 if further else fruitless + 1
+        code = run_both(flags, signals)
+        advanced = code == STOPPED or checkpoint(flags) > before
+        fruitless = 0 if advanced else fruitless + 1
     return code
 
 
@@ -42,13 +42,13 @@ def checkpoint(flags: list[str]) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def together(flags: list[str], told: list[int]) -> int:
-    """Runs both once; a code that is neither 0 nor 75, else the larger of the two."""
+def run_both(flags: list[str], signals: list[int]) -> int:
+    """Runs both once; returns a code that is neither 0 nor 75, else the larger of the two."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     command = ["jaxmodels", "train", *flags, "--coordinator", coordinator, "--processes", "2"]
-    # Groups of their own: Ctrl-C reaches them through us, once.
+    # In their own process groups, so that Ctrl-C reaches them through us, once.
     both = [
         subprocess.Popen([*command, "--process", str(i)], start_new_session=True) for i in (0, 1)
     ]
@@ -59,15 +59,15 @@ def together(flags: list[str], told: list[int]) -> int:
         if ended:
             end = min(end, time.monotonic() + GRACE)
         failed = any(0 < code <= 128 and code != STOPPED for code in ended)
-        if (told or failed) and not terminated:
+        if (signals or failed) and not terminated:
             terminated = True
             for process in both:
                 process.terminate()
-        if time.monotonic() > end:  # one that is frozen
+        if time.monotonic() > end:  # one of them is frozen
             for process in both:
                 process.kill()
         time.sleep(0.1)
-    # Killed by a signal: as a shell tells it. What a process says itself counts more.
+    # A kill by a signal is reported as by a shell; an exit code of a process takes precedence.
     codes = [code if code >= 0 else 128 - code for code in codes]
     return next((code for code in codes if code not in (0, STOPPED) and code < 128), max(codes))
 

@@ -24,7 +24,7 @@ from bridge.formats.tokenizer import (
 )
 from bridge.storage.safetensors_reader import SafetensorsArray, parse_json
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
-from data_pipelines.transformers_files import remade
+from data_pipelines.transformers_files import transformers_differs
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.runtime.files import MANIFEST, differing, digests, read_sealed
 
@@ -101,7 +101,7 @@ def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
     if contents.of_text and found is not None:
         found = as_transformers(found)
     if found is not None and not isinstance(found, CharTokenizer):
-        contents.notes += remade(folder, found.to_json)
+        contents.notes += transformers_differs(folder, found.to_json)
     contents.tokenizer, contents.unread = found, unread
 
 

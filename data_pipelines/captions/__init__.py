@@ -1,1 +1,1 @@
-"""Images with captions to batches: sources, what is prepared of them, loaders."""
+"""Images with captions: sources, preparation, batches."""

@@ -1,4 +1,4 @@
-"""From a spec to examples: images with captions."""
+"""Opens the sources of images with captions."""
 
 from pathlib import Path
 
@@ -7,39 +7,39 @@ from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.sources import unknown_spec
 
 
-def is_captioned(spec: str) -> bool:
-    """Whether a spec names images with captions, not text.
+def is_caption_source(spec: str) -> bool:
+    """Whether a spec of any form but `bin:` and `mix:` names images with captions, not text.
 
     Raises:
-        DataProblem: (corrupt) it names a TFDS dataset that is not there.
+        DataProblem: (corrupt) it names a TFDS dataset that is missing.
     """
     kind, _, rest = spec.partition(":")
-    if kind == "tfds" and rest and "#" not in rest:  # which names a field of text
-        from data_pipelines.captions.dataset import has_captions
+    if kind == "tfds" and rest and "#" not in rest:  # a # names a field of text
+        from data_pipelines.captions.tfds_captions import dataset_has_captions
 
-        return has_captions(rest)
+        return dataset_has_captions(rest)
     return kind in (SHAPES, COCO, "images")
 
 
 def open_examples(spec: str, folder: Path) -> ImageTextSource:
-    """What a spec names.
+    """The images and captions that a spec names.
 
     Args:
         spec: what to read.
-        folder: where shapes were drawn.
+        folder: where the shapes were drawn.
 
     Raises:
-        DataProblem: (usage) the spec has no known form; (corrupt) nothing is found there.
+        DataProblem: (usage) the spec has no known form; (corrupt) nothing is found.
     """
     kind, _, rest = spec.partition(":")
     if kind == SHAPES:
-        from data_pipelines.captions.dataset import open_shapes
+        from data_pipelines.captions.tfds_captions import open_shapes
 
         return open_shapes(spec, folder)
     if kind == COCO:
         kind, rest = "tfds", COCO + (f":{rest}" if rest else "")
     if kind == "tfds" and rest:
-        from data_pipelines.captions.dataset import open_dataset
+        from data_pipelines.captions.tfds_captions import open_dataset
 
         return open_dataset(spec, rest)
     if kind == "images" and rest.partition("#")[0]:
@@ -50,7 +50,7 @@ def open_examples(spec: str, folder: Path) -> ImageTextSource:
 
 
 def side_of(spec: str, side: int | None) -> int:
-    """The side to resize images to, in pixels: as asked, else as shapes are drawn, else 224.
+    """Width to resize images to, in pixels: the given one, else that of drawn shapes, else 224.
 
     Raises:
         DataProblem: (usage) it is not a positive multiple of 14, the width of DINOv2's patches.
@@ -61,7 +61,7 @@ def side_of(spec: str, side: int | None) -> int:
         raise DataProblem(
             f"the images cannot be {side} pixels wide",
             where=spec,
-            why="a width is a multiple of 14, that of a patch",
+            why="a width is a multiple of 14, the width of a patch",
             fix=f"give {max(14, side // 14 * 14)}, for example",
             exit_code=USAGE,
         )

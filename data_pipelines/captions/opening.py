@@ -1,4 +1,4 @@
-"""From a spec to images with captions; the entry of `open_data` for them."""
+"""Opens images with captions as a dataset, for `open_data`."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -8,36 +8,36 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.captions import pixels
-from data_pipelines.captions.captioned import Captioned, Images
-from data_pipelines.captions.examples import is_captioned, open_examples, side_of
-from data_pipelines.captions.gallery import (
+from data_pipelines.captions.caption_dataset import CaptionDataset, Images
+from data_pipelines.captions.examples import is_caption_source, open_examples, side_of
+from data_pipelines.captions.prepare import prepare_images
+from data_pipelines.captions.prepared import (
     IMAGES,
     Row,
     images_of,
-    is_gallery,
+    is_prepared,
     notes_of,
-    read_gallery,
+    read_captions_manifest,
     read_rows,
 )
-from data_pipelines.captions.prepare import prepare_images
 from data_pipelines.captions.source import ImageTextSource
 from data_pipelines.captions.tokens import Captions
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.cores import cores
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.file_search import path_of
 from data_pipelines.reading import Progress
 from data_pipelines.sources import MIX
 from data_pipelines.tokenizers import WORDS, Tokenizer
 from data_pipelines.words import build_words
 
 
-def captioned(spec: str) -> bool:
-    """Whether a spec names images with captions; raises as `is_captioned`."""
+def has_captions(spec: str) -> bool:
+    """Whether a spec of any form names images with captions; raises as `is_caption_source`."""
     if spec.startswith(f"{MIX}:"):
         return False
     kind, _, rest = spec.partition(":")
-    return is_gallery(path_of(rest)) if kind == "bin" else is_captioned(spec)
+    return is_prepared(path_of(rest)) if kind == "bin" else is_caption_source(spec)
 
 
 def open_captioned(
@@ -49,14 +49,14 @@ def open_captioned(
     tokenizer: Tokenizer | str | None,
     progress: Progress | None,
     **sizes: Any,
-) -> Captioned:
-    """Images with captions; prepared into `folder` unless they are there. See `open_data`.
+) -> CaptionDataset:
+    """Images with captions, prepared into `folder` if they are not there yet. See `open_data`.
 
     Args:
         spec: what to read; `bin:FOLDER` opens what is prepared.
-        folder: where it is prepared.
+        folder: of the prepared images.
         side: width and height of the images in pixels; a multiple of 14, DINOv2's patch. None
-            takes what `side_of` says.
+            takes that of prepared images, else the default of `side_of`.
         min_freq: a character or word must occur this often to enter the vocabulary.
         tokenizer: "chars" (or None) and "words" are built from the captions.
         progress: called as (stage, bytes done, bytes in all).
@@ -67,26 +67,29 @@ def open_captioned(
     """
     if spec.startswith("bin:"):
         folder = path_of(spec.removeprefix("bin:"))
-        side = side or read_gallery(folder)["side"]
+        side = side or read_captions_manifest(folder)["side"]
     side = side_of(spec, side)
     if not spec.startswith("bin:"):
-        _prepared(spec, folder, side, progress)
-    manifest = read_gallery(folder)
-    collection, notes = _source(spec, folder, manifest, side)
+        _prepare(spec, folder, side, progress)
+    manifest = read_captions_manifest(folder)
+    source, notes = _source(spec, folder, manifest, side)
     rows = read_rows(folder, manifest)
     texts = tuple(row.captions for row in rows)
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = _built(tokenizer, texts, min_freq)
-    data = Captioned(
+        tokenizer = _build_tokenizer(tokenizer, texts, min_freq)
+    data = CaptionDataset(
         spec=spec,
         texts=texts,
-        pixels=_pixels(images_of(folder, manifest), rows, collection, side, folder),
+        pixels=_pixels(images_of(folder, manifest), rows, source, side, folder),
         captions=Captions.of(texts, tokenizer),
         tokenizer=tokenizer,
         side=side,
-        own=manifest["images"]["valid"],
-        what={**manifest["source"], **{f"{k}_sha256": v for k, v in manifest["sha256"].items()}},
-        told=(*notes, *notes_of(manifest)),
+        source_valid=manifest["images"]["valid"],
+        prepared_identity={
+            **manifest["source"],
+            **{f"{name}_sha256": sha256 for name, sha256 in manifest["sha256"].items()},
+        },
+        image_notes=(*notes, *notes_of(manifest)),
         threads=2 if IMAGES in manifest["sha256"] else min(16, cores()),
         **sizes,
     )
@@ -94,13 +97,13 @@ def open_captioned(
     return data
 
 
-def _prepared(spec: str, folder: Path, side: int, progress: Progress | None) -> None:
-    """Prepares the folder, unless that is done."""
+def _prepare(spec: str, folder: Path, side: int, progress: Progress | None) -> None:
+    """Prepares the folder unless it exists."""
     if not folder.exists():
         try:
             prepare_images(spec, folder, side, progress)
         except DataProblem as problem:
-            # Another process of the same run was quicker; what it wrote is checked.
+            # Another process of the same run was faster; what it wrote is checked.
             if problem.exit_code != EXISTS:
                 raise
 
@@ -108,33 +111,35 @@ def _prepared(spec: str, folder: Path, side: int, progress: Progress | None) -> 
 def _source(
     spec: str, folder: Path, manifest: dict[str, Any], side: int
 ) -> tuple[ImageTextSource | None, list[str]]:
-    """The examples that the folder was prepared from, and notes; None if they are not needed.
+    """The source that the folder was prepared from, None if it is not needed; and notes.
 
     Raises:
         DataProblem: (mismatch) the folder was prepared from something else, or for another side.
     """
     ready, prepared = IMAGES in manifest["sha256"], spec.startswith("bin:")
     if ready and manifest["side"] != side:
-        why = f"they are {manifest['side']} pixels wide, and {side} are wanted"
-        raise _another("the prepared images have another size", folder, why)
+        why = f"they are {manifest['side']} pixels wide, but {side} were asked for"
+        raise _mismatch("the prepared images have another size", folder, why)
     if ready and prepared:
         return None, []
     try:
-        collection = open_examples(manifest["spec"] if prepared else spec, folder)
+        source = open_examples(manifest["spec"] if prepared else spec, folder)
     except DataProblem as problem:
         if problem.exit_code == USAGE or manifest["spec"] != spec or not ready:
             raise
-        return None, [f"{spec} is gone; going on with what was prepared from it in {folder}"]
-    now, then = collection.records, manifest["source"]
+        return None, [f"{spec} is gone; using what was prepared from it in {folder}"]
+    now, then = source.records, manifest["source"]
     if now != then:
         names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
         why = "\n".join(f"{name}: {then.get(name)!r} → {now.get(name)!r}" for name in names)
-        raise _another("the images are not those that were prepared", folder, why)
-    return collection, []
+        raise _mismatch("the images are not those that were prepared", folder, why)
+    return source, []
 
 
-def _built(name: str | None, texts: tuple[tuple[str, ...], ...], min_freq: int) -> Tokenizer:
-    """The words, or the characters, of the captions."""
+def _build_tokenizer(
+    name: str | None, texts: tuple[tuple[str, ...], ...], min_freq: int
+) -> Tokenizer:
+    """A tokeniser of the captions' words or characters."""
     captions = chain.from_iterable(texts)
     if name == WORDS:
         return build_words(captions, min_freq)
@@ -145,28 +150,28 @@ def _built(name: str | None, texts: tuple[tuple[str, ...], ...], min_freq: int) 
 def _pixels(
     ready: np.ndarray | None,
     rows: list[Row],
-    collection: ImageTextSource | None,
+    source: ImageTextSource | None,
     side: int,
     folder: Path,
 ) -> Callable[[np.ndarray], Images]:
-    """What gives the images of places: the prepared ones, or the source's, decoded as they come."""
+    """Reads images by their indices: prepared ones, or the source's, decoded on access."""
     if ready is not None:
-        return lambda places: ready[places]
-    assert collection is not None
-    splits = {"train": collection.train, "valid": collection.valid}
+        return lambda indices: ready[indices]
+    assert source is not None
+    splits = {"train": source.train, "valid": source.valid}
 
-    def read(place: int) -> np.ndarray:
-        row = rows[place]
+    def read(index: int) -> np.ndarray:
+        row = rows[index]
         if row.index >= len(splits[row.split]):
-            raise _another("the images are not those that were prepared", folder, "some are gone")
+            raise _mismatch("the images are not those that were prepared", folder, "some are gone")
         example = splits[row.split][row.index]
-        return pixels.squared(pixels.decoded(example.image, row.name), side)
+        return pixels.square(pixels.pixels_of(example.image, row.name), side)
 
-    return lambda places: np.stack([read(place) for place in places.tolist()])
+    return lambda indices: np.stack([read(index) for index in indices.tolist()])
 
 
-def _refuse_few(data: Captioned) -> None:
-    """Raises where nothing is left to train on, or nothing held out though it should be."""
+def _refuse_few(data: CaptionDataset) -> None:
+    """Raises where nothing is left to train on, or nothing is held out that should be."""
     few = not data.train_images and data.valid_fraction < 1
     if few or (data.valid_fraction > 0 and not data.valid_images):
         raise DataProblem(
@@ -177,11 +182,11 @@ def _refuse_few(data: Captioned) -> None:
         )
 
 
-def _another(what: str, folder: Path, why: str) -> DataProblem:
+def _mismatch(what: str, folder: Path, why: str) -> DataProblem:
     return DataProblem(
         what,
         where=str(folder),
         why=why,
-        fix=f"use them as they are with --data bin:{folder}, or start anew elsewhere",
+        fix=f"use the prepared images with --data bin:{folder}, or start again in another folder",
         exit_code=MISMATCH,
     )

@@ -1,4 +1,7 @@
-"""Images with captions to a folder that training reads; the entry of `jaxmodels data prepare`."""
+"""Prepares images with captions in a folder, for `jaxmodels data prepare` and training.
+
+One folder serves any tokeniser: it stores pixels and texts, and tokens are made when it is opened.
+"""
 
 import json
 import os
@@ -14,8 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipelines.captions.examples import open_examples, side_of
-from data_pipelines.captions.gallery import CAPTIONS, IMAGES, Row
-from data_pipelines.captions.pixels import decoded, size_of, squared
+from data_pipelines.captions.pixels import pixels_of, size_of, square
+from data_pipelines.captions.prepared import CAPTIONS, IMAGES, Row
 from data_pipelines.captions.source import SHAPES, Example, ImageTextSource, shapes_side
 from data_pipelines.cores import cores
 from data_pipelines.errors import DataProblem
@@ -24,10 +27,10 @@ from data_pipelines.prepare import MANIFEST, refuse_foreign
 from data_pipelines.reading import Progress
 
 BUDGET = 2 << 30
-"""Bytes of decoded images that are kept on disk; of a collection that has more, none are."""
+"""Bytes of decoded images that are kept on disk; a source with more is decoded in training."""
 
-_CHUNK = 256  # examples that are in memory together
-_NAMED = 3  # of what is left out
+_CHUNK = 256  # examples in memory at a time
+_NAMED = 3  # examples of what is left out
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -39,18 +42,18 @@ def prepare_images(
     progress: Progress | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Writes captions.jsonl, images.bin and manifest.json, all or nothing; shapes are drawn too.
+    """Writes captions.jsonl, images.bin and manifest.json, all or nothing; draws shapes.
 
-    Images that cannot be read, or have no caption that says anything, are left out and counted.
-    images.bin holds the others, decoded, uint8 [images, side, side, 3], if it has no more than
-    BUDGET bytes; else they are decoded again whenever their turn comes.
+    Images that cannot be read, or have no caption but blank ones, are left out and counted.
+    images.bin holds the others, decoded, uint8 [images, side, side, 3], if these are no more than
+    BUDGET bytes; else they are decoded during training.
 
     Args:
         spec: a form that names images with captions.
         folder: where to write; must not exist.
-        side: width and height of the images, in pixels; None takes what `side_of` says.
-        progress: called as (stage, bytes of pixels done, those in all).
-        force: replace the prepared folder that is there.
+        side: width and height of the images in pixels; None takes the default of `side_of`.
+        progress: called as (stage, bytes of pixels done, bytes in all).
+        force: replace an existing prepared folder.
 
     Returns:
         the manifest.
@@ -58,7 +61,7 @@ def prepare_images(
     Raises:
         DataProblem: (usage) unknown spec; (corrupt) nothing can be read; (exists) the folder
             exists.
-        OSError: the disk is full, say; nothing is left behind.
+        OSError: such as a full disk; nothing is left behind.
     """
     folder, side = Path(os.path.abspath(folder)), side_of(spec, side)
     refuse_foreign(folder, force)
@@ -67,17 +70,17 @@ def prepare_images(
             from data_pipelines.captions.shapes_dataset import write_shapes
 
             write_shapes(new, shapes_side(spec), progress)
-        collection = open_examples(spec, new)
-        left = {what: list(names) for what, names in collection.left_out.items()}
-        count = len(collection.train) + len(collection.valid)
+        source = open_examples(spec, new)
+        left = {what: list(names) for what, names in source.left_out.items()}
+        count = len(source.train) + len(source.valid)
         decode = count * side * side * 3 <= BUDGET
-        rows = _write(collection, new, side, decode, left, progress)
+        rows = _write(source, new, side, decode, left, progress)
         if not any(row.split == "train" for row in rows):
             raise _nothing(spec, left)
         files = [CAPTIONS, *([IMAGES] if decode else [])]
         manifest = {
             "spec": spec,
-            "source": collection.records,
+            "source": source.records,
             "side": side,
             "images": {split: _count(rows, split) for split in ("train", "valid")},
             "captions": sum(len(row.captions) for row in rows),
@@ -91,7 +94,7 @@ def prepare_images(
 
 
 def _write(
-    collection: ImageTextSource,
+    source: ImageTextSource,
     new: Path,
     side: int,
     decode: bool,
@@ -99,15 +102,15 @@ def _write(
     progress: Progress | None,
 ) -> list[Row]:
     rows: list[Row] = []
-    total, done = len(collection.train) + len(collection.valid), 0
+    total, done = len(source.train) + len(source.valid), 0
     with ExitStack() as stack:
         captions = stack.enter_context((new / CAPTIONS).open("w", encoding="utf-8"))
         images = stack.enter_context((new / IMAGES).open("wb")) if decode else None
-        for example, row, pixels in _read(collection, side, decode):
+        for example, row, pixels in _read(source, side, decode):
             done += 1
             if progress and (done % _CHUNK == 0 or done == total):
                 progress("reading images", done * 3 * side**2, total * 3 * side**2)
-            if empty := len(example.captions) - len(_said(example)):
+            if empty := len(example.captions) - len(_nonblank(example)):
                 left.setdefault("captions that say nothing", []).extend([example.name] * empty)
             if row is None or not row.captions:
                 why = "have no caption" if row else "cannot be read"
@@ -121,7 +124,7 @@ def _write(
 
 
 def _read(
-    collection: ImageTextSource, side: int, decode: bool
+    source: ImageTextSource, side: int, decode: bool
 ) -> Iterator[tuple[Example, Row | None, Pixels]]:
     """Examples in order, read by threads; no row where an image cannot be read."""
 
@@ -130,15 +133,15 @@ def _read(
         try:
             if not decode:
                 size = size_of(example.image, example.name)
-                return example, Row(split, i, example.name, size, _said(example)), none
-            pixels = decoded(example.image, example.name)
+                return example, Row(split, i, example.name, size, _nonblank(example)), none
+            pixels = pixels_of(example.image, example.name)
         except DataProblem:
             return example, None, none
         height, width = pixels.shape[:2]
-        row = Row(split, i, example.name, (width, height), _said(example))
-        return example, row, squared(pixels, side)
+        row = Row(split, i, example.name, (width, height), _nonblank(example))
+        return example, row, square(pixels, side)
 
-    splits = {"train": collection.train, "valid": collection.valid}
+    splits = {"train": source.train, "valid": source.valid}
     with ThreadPoolExecutor(cores()) as pool:
         for split, examples in splits.items():
             for start in range(0, len(examples), _CHUNK):
@@ -146,7 +149,7 @@ def _read(
                 yield from pool.map(partial(read, split), indices)
 
 
-def _said(example: Example) -> tuple[str, ...]:
+def _nonblank(example: Example) -> tuple[str, ...]:
     return tuple(caption for caption in example.captions if caption.strip())
 
 

@@ -1,4 +1,4 @@
-"""What `jaxmodels data inspect` tells and `jaxmodels data bench` times of images with captions."""
+"""Images with captions for `jaxmodels data inspect` and `jaxmodels data bench`."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.captions.captioned import Captioned, Drawn
+from data_pipelines.captions.caption_dataset import CaptionDataset, ShuffledCaptions
 from data_pipelines.captions.examples import open_examples
-from data_pipelines.captions.gallery import IMAGES, read_gallery, read_rows
-from data_pipelines.captions.pixels import decoded, squared
-from data_pipelines.finding import path_of
+from data_pipelines.captions.pixels import pixels_of, square
+from data_pipelines.captions.prepared import IMAGES, read_captions_manifest, read_rows
+from data_pipelines.file_search import path_of
 from data_pipelines.pipelines import open_data
 from data_pipelines.reading import Progress
 from data_pipelines.reports import rates
@@ -24,17 +24,17 @@ _BATCHES, _DECODED = 100, 64  # batches, and images, in a round of a timing
 def of_images(
     spec: str, tokenizer: str, valid_fraction: float, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """A report, JSON-able; every image is decoded once, if that was not done before.
+    """A report, JSON-able; decodes every image, unless that was done before.
 
     Args:
-        spec: what names images with captions.
-        tokenizer: makes tokens of the captions: a word or a PATH.
+        spec: of images with captions.
+        tokenizer: of the captions: a name or a PATH.
         valid_fraction: as `open_data`.
         progress: called as (stage, bytes done, bytes in all).
     """
     sizes: dict[str, Any] = {"context": 1 << 20, "batch": 1, "valid_fraction": valid_fraction}
     with _opened(spec, tokenizer, 14, progress, **sizes) as (data, folder):
-        manifest = read_gallery(folder)
+        manifest = read_captions_manifest(folder)
         rows = read_rows(folder, manifest)
         return {
             "spec": spec,
@@ -58,21 +58,24 @@ def time_images(spec: str, tokenizer: str, context: int, batch: int) -> dict[str
     """Images a second: batches as training reads them, and decoding the originals one by one."""
     sizes: dict[str, Any] = {"context": context, "batch": batch, "valid_fraction": 0.0}
     with _opened(spec, tokenizer, None, **sizes) as (data, folder):
-        manifest = read_gallery(folder)
+        manifest = read_captions_manifest(folder)
         ready = IMAGES in manifest["sha256"]
-        batches, position = Drawn(data, np.arange(len(data.texts)), None), iter(range(1 << 62))
+        batches, position = (
+            ShuffledCaptions(data, np.arange(len(data.texts)), None),
+            iter(range(1 << 62)),
+        )
         with closing(data.train()) as loader:
-            # Alone, and more a round than are read ahead: what lay ready is used up in the first.
+            # By itself, and in each round more than are prefetched: the warm-up uses those up.
             found = rates({"loader": lambda: next(loader)}, batch, _BATCHES if ready else 16)
         makers = {"loader_unthreaded": lambda: batches[next(position)]}
         found |= rates(makers, batch, _BATCHES if ready else 1)
         source = open_examples(manifest["spec"], folder).train
-        sound = [row.index for row in read_rows(folder, manifest) if row.split == "train"]
-        examples = [source[i] for i in sound[:_DECODED]]
+        readable = [row.index for row in read_rows(folder, manifest) if row.split == "train"]
+        examples = [source[i] for i in readable[:_DECODED]]
 
         def decode() -> None:
             for example in examples:
-                squared(decoded(example.image, example.name), data.side)
+                square(pixels_of(example.image, example.name), data.side)
 
         return found | rates({"decoding": decode}, len(examples), 1)
 
@@ -80,15 +83,15 @@ def time_images(spec: str, tokenizer: str, context: int, batch: int) -> dict[str
 @contextmanager
 def _opened(
     spec: str, tokenizer: str, side: int | None, progress: Progress | None = None, **sizes: Any
-) -> Iterator[tuple[Captioned, Path]]:
-    """The data of a spec, and the folder where it is prepared, which goes if it was not there."""
+) -> Iterator[tuple[CaptionDataset, Path]]:
+    """The dataset of a spec and its prepared folder, a temporary one unless it is `bin:`."""
     with tempfile.TemporaryDirectory(prefix="jaxmodels-images-") as temporary:
         folder = Path(temporary) / "data"
         if spec.startswith("bin:"):
             folder, side = path_of(spec.removeprefix("bin:")), None
         sizes |= {"tokenizer": tokenizer, "side": side, "progress": progress}
         data = open_data(spec, folder=folder, **sizes)
-        assert isinstance(data, Captioned)
+        assert isinstance(data, CaptionDataset)
         yield data, folder
 
 

@@ -1,4 +1,8 @@
-"""Scenes of two coloured shapes, and what may truly be said of them."""
+"""Scenes of two coloured shapes, and true captions of them.
+
+The held-out scenes show combinations that training never does, of parts that it does, once each:
+retrieval has one right answer.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 TRAIN, HELD_OUT = 10_000, 256
-"""Images to train on, and held out."""
+"""Training and held-out images."""
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -21,27 +25,28 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 SIZES = {"small": 0.11, "large": 0.19}
-"""Half the width of a thing, as a share of the image's side."""
+"""Half the width of an object, as a share of the image's side."""
 
 PLACES = {
     "left": ("left of", "right of", "on the left", "on the right"),
     "above": ("above", "below", "at the top", "at the bottom"),
 }
-"""Where the first thing is, seen from the second → how it, and how the second, is said to be."""
+"""The relation of the first object to the second → the words for it, for its inverse, and for the
+position of each."""
 
-_FINER = 4  # drawn so many times larger, and averaged: smooth edges
+_SUPERSAMPLING = 4  # drawn so many times larger and averaged, for smooth edges
 _MARGIN, _GAP = 0.02, 0.05  # shares of the side
 
 
 class ShapeKind(NamedTuple):
-    """What makes two things the same."""
+    """Colour and shape of an object."""
 
     colour: str
     shape: str
 
 
 class Combination(NamedTuple):
-    """What makes two scenes say the same, sizes aside."""
+    """The content of a scene, sizes aside."""
 
     first: ShapeKind
     relation: str
@@ -50,7 +55,7 @@ class Combination(NamedTuple):
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape in its place."""
+    """A shape at its position."""
 
     kind: ShapeKind
     size: str
@@ -59,17 +64,17 @@ class Thing:
     y: float
     """The same from the top."""
     rgb: tuple[int, int, int]
-    """The very colour, near that of its name."""
+    """The exact colour, near that of its name."""
 
     @property
     def name(self) -> str:
-        """As a caption calls it."""
+        """Its name in captions."""
         return f"{self.size} {self.kind.colour} {self.kind.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Two different kinds of thing on a dark ground; the first is left of the second, or above."""
+    """Two different objects on a dark ground; the first is left of the second, or above."""
 
     first: Thing
     second: Thing
@@ -79,13 +84,13 @@ class Scene:
 
     @property
     def combination(self) -> Combination:
-        """What it shows, sizes aside."""
+        """Its content, sizes aside."""
         return Combination(self.first.kind, self.relation, self.second.kind)
 
 
 @cache
 def combinations(seed: int = 0) -> tuple[tuple[Combination, ...], tuple[Combination, ...]]:
-    """Those to train on and those held out: drawn by the seed, none in both."""
+    """Training and held-out combinations: disjoint, drawn by the seed."""
     kinds = [ShapeKind(*each) for each in product(COLOURS, SHAPES)]
     every = [Combination(a, r, b) for (a, b), r in product(permutations(kinds, 2), PLACES)]
     drawn = [every[i] for i in np.random.default_rng(seed).permutation(len(every))]
@@ -93,33 +98,33 @@ def combinations(seed: int = 0) -> tuple[tuple[Combination, ...], tuple[Combinat
 
 
 def scene(index: int, held_out: bool = False, seed: int = 0) -> Scene:
-    """Image `index` of the scenes to train on, or of those held out.
+    """Scene `index` of the training or the held-out scenes.
 
-    Of the latter each shows another combination, so that a caption fits one of them only.
+    Each held-out scene shows another combination, so that a caption fits one of them only.
 
     Args:
         index: from 0 on; below HELD_OUT where `held_out`.
-        held_out: which.
+        held_out: which of the two.
         seed: draws everything.
     """
     rng = np.random.default_rng([seed, int(held_out), index])
     seen, kept = combinations(seed)
-    what = kept[index] if held_out else seen[rng.integers(len(seen))]
+    shown = kept[index] if held_out else seen[rng.integers(len(seen))]
     sizes = rng.choice(list(SIZES), 2).tolist()
     radii = [SIZES[size] for size in sizes]
     along, across = _places(rng, *radii)
     where = list(zip(along, across, strict=True))
-    if what.relation == "above":
+    if shown.relation == "above":
         where = [(x, y) for y, x in where]
     first, second = (
         Thing(kind, size, *place, _near(rng, COLOURS[kind.colour]))
-        for kind, size, place in zip((what.first, what.second), sizes, where, strict=True)
+        for kind, size, place in zip((shown.first, shown.second), sizes, where, strict=True)
     )
-    return Scene(first, second, what.relation, int(rng.integers(0, 90)))
+    return Scene(first, second, shown.relation, int(rng.integers(0, 90)))
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Five sentences, in lower case and without punctuation, each of which tells the whole scene.
+    """Five sentences in lower case without punctuation; each describes the full scene.
 
     >>> captions(scene(0))[0]
     'a large green circle is left of a large purple circle'
@@ -139,7 +144,7 @@ def draw(scene: Scene, side: int) -> UInt8[np.ndarray, "h w 3"]:
     """The image of a scene, `side` pixels wide and high."""
     from PIL import Image, ImageDraw
 
-    large = side * _FINER
+    large = side * _SUPERSAMPLING
     image = Image.new("RGB", (large, large), (scene.ground,) * 3)
     pen = ImageDraw.Draw(image)
     for thing in (scene.first, scene.second):
@@ -148,7 +153,7 @@ def draw(scene: Scene, side: int) -> UInt8[np.ndarray, "h w 3"]:
             pen.ellipse((x - r, y - r, x + r, y + r), fill=thing.rgb)
         for corners in _POLYGONS.get(thing.kind.shape, ()):
             pen.polygon([(x + r * a, y + r * b) for a, b in corners], fill=thing.rgb)
-    return np.asarray(image.reduce(_FINER))
+    return np.asarray(image.reduce(_SUPERSAMPLING))
 
 
 def _bar(a: float, b: float) -> list[tuple[float, float]]:
@@ -166,10 +171,10 @@ _POLYGONS: dict[str, tuple[list[tuple[float, float]], ...]] = {
 def _places(
     rng: np.random.Generator, a: float, b: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where two things of these radii lie, one before the other along an axis; and across it.
+    """Positions of two objects of these radii along the axis of their relation, and across it.
 
-    They do not touch along the axis, and are at least twice as far apart along it as across,
-    so that only one relation is true of them.
+    They do not touch along the axis, and are at least twice as far from each other along it as
+    across, so that only one relation is true of them.
     """
     free = 1 - 2 * (_MARGIN + a + b) - _GAP
     before, after = np.sort(rng.uniform(0, free, 2))

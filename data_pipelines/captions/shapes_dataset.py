@@ -1,4 +1,4 @@
-"""The scenes as a TFDS dataset, with the features of COCO's captions. Drawn, not downloaded."""
+"""The drawn scenes as a TFDS dataset, with the features of `coco_captions`."""
 
 import io
 import os
@@ -67,7 +67,7 @@ def write_shapes(folder: Path, side: int, progress: Progress | None = None) -> N
     Args:
         folder: where to write.
         side: width and height of an image, in pixels.
-        progress: called as (stage, bytes of pixels done, those in all).
+        progress: called as (stage, bytes of pixels done, bytes in all).
 
     Raises:
         OSError: the disk is full.
@@ -77,7 +77,7 @@ def write_shapes(folder: Path, side: int, progress: Progress | None = None) -> N
         options = {"data_dir": folder, "file_format": "array_record"}
         try:
             Shapes(side=side, progress=progress, **options).download_and_prepare()
-        except RuntimeError as error:  # array_record's writer tells the system's errors in words
+        except RuntimeError as error:  # array_record's writer has the system's error as text only
             for number in FULL:
                 if os.strerror(number) in str(error):
                     raise OSError(number, os.strerror(number), str(folder)) from error
@@ -85,7 +85,7 @@ def write_shapes(folder: Path, side: int, progress: Progress | None = None) -> N
 
 
 def version_folder(folder: Path) -> Path:
-    """Where in `folder` the dataset lies."""
+    """The folder of the dataset's version in `folder`."""
     return folder / "shapes" / str(Shapes.VERSION)
 
 

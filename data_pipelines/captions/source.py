@@ -1,4 +1,4 @@
-"""Images with captions in any order: what every source of them is."""
+"""A source of images with captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,38 +11,38 @@ COCO = "coco_captions"
 """Short for `tfds:coco_captions`."""
 
 SHAPES, SIDE = "shapes", 56
-"""The scenes that are drawn, and their width in pixels unless the spec tells it."""
+"""The drawn scenes, and their width in pixels unless the spec gives it."""
 
 
 class Example(NamedTuple):
-    """An image as it lies in its source, and what is said of it."""
+    """An encoded image and its captions."""
 
     name: str
     captions: tuple[str, ...]
     image: Path | bytes
-    """A file, or the content of one."""
+    """A file, or its content."""
 
 
 @dataclass(frozen=True)
 class ImageTextSource:
-    """Examples, of which no image is in memory."""
+    """Examples whose images are read on access."""
 
     spec: str
     train: Sequence[Example]
-    """All there are, where the source holds nothing out."""
+    """All examples, where the source has no validation split."""
     valid: Sequence[Example] = ()
-    """What the source itself holds out."""
+    """The validation split of the source."""
     records: dict[str, Any] = field(default_factory=dict)
-    """What they are, JSON-able: equal when, and only when, the examples are."""
+    """Identity of the examples, JSON-able."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """What the source lists and does not have → names."""
+    """What the source lists but lacks → names."""
 
 
 def shapes_side(spec: str) -> int:
     """The width that `shapes[:SIDE]` asks for, in pixels.
 
     Raises:
-        DataProblem: (usage) it is no width.
+        DataProblem: (usage) it is not a width.
     """
     _, colon, rest = spec.partition(":")
     if not colon:

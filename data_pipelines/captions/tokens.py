@@ -12,20 +12,20 @@ from data_pipelines.tokenizers import Tokenizer, count_unknown
 
 
 def padding(tokenizer: Tokenizer) -> int:
-    """The id that fills a row: the vocabulary's own, else that of the end of text."""
-    own = getattr(tokenizer, "pad_id", None)
-    return next(i for i in (own, tokenizer.end_of_text, 0) if i is not None)
+    """The id that fills a row: padding, else the end of text, else 0."""
+    pad_id = getattr(tokenizer, "pad_id", None)
+    return next(i for i in (pad_id, tokenizer.end_of_text, 0) if i is not None)
 
 
-def padded(
+def pad(
     ids: Sequence[np.ndarray], context: int, tokenizer: Tokenizer
 ) -> tuple[Int32[np.ndarray, "b t"], Int32[np.ndarray, "b t"]]:
-    """Captions from the start of a row on: `tokens`, and `mask`, 1 for a token of the caption.
+    """Left-aligned captions: `tokens`, and `mask`, 1 for a token of the caption.
 
     Args:
-        ids: of each caption, with what ends it; what is over `context` is cut off.
+        ids: of each caption, with its end; cut to `context`.
         context: length of a row.
-        tokenizer: tells what fills the rest.
+        tokenizer: gives the padding.
     """
     tokens = np.full((len(ids), context), padding(tokenizer), np.int32)
     mask = np.zeros_like(tokens)
@@ -36,8 +36,8 @@ def padded(
     return tokens, mask
 
 
-def encoded(caption: str, tokenizer: Tokenizer) -> Int32[np.ndarray, "n"]:
-    """A caption and what ends it: the end of text, or a blank line where there is no such token."""
+def encode_caption(caption: str, tokenizer: Tokenizer) -> Int32[np.ndarray, "n"]:
+    """A caption and its end: the end of text, or a blank line where there is no such token."""
     return np.concatenate([tokenizer.encode(caption), separator(tokenizer)])
 
 
@@ -46,23 +46,24 @@ class Captions:
     """The captions of all images, encoded."""
 
     ids: Int32[np.ndarray, "n"]
-    """One after the other."""
+    """Concatenated."""
     ends: np.ndarray
     """Where each ends."""
     first: np.ndarray
-    """Of each image, the number of its first caption; and how many there are in all."""
+    """The number of each image's first caption, and the number of captions."""
     unknown: int
-    """Ids that stand for what the vocabulary cannot write."""
+    """Ids of text that is not in the vocabulary."""
 
     @classmethod
     def of(cls, images: Iterable[Sequence[str]], tokenizer: Tokenizer) -> "Captions":
         """Encodes the captions of each image."""
         parts: list[np.ndarray] = []
-        first, unknown, own = [0], 0, count_unknown(tokenizer, "\n\n", separator(tokenizer))
-        for said in images:
-            for caption in said:
-                parts.append(encoded(caption, tokenizer))
-                unknown += count_unknown(tokenizer, caption + "\n\n", parts[-1]) - own
+        first, unknown = [0], 0
+        of_separator = count_unknown(tokenizer, "\n\n", separator(tokenizer))
+        for captions in images:
+            for caption in captions:
+                parts.append(encode_caption(caption, tokenizer))
+                unknown += count_unknown(tokenizer, caption + "\n\n", parts[-1]) - of_separator
             first.append(len(parts))
         ends = np.cumsum([len(part) for part in parts])
         return cls(np.concatenate(parts), ends, np.asarray(first), unknown)
@@ -73,7 +74,7 @@ class Captions:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Ids of each."""
+        """Ids of each caption."""
         return np.diff(self.ends, prepend=0)
 
     @property

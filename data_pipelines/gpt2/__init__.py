@@ -1,4 +1,8 @@
-"""GPT-2's byte-level BPE, by tiktoken and without network: the ranks lie beside this file.
+"""GPT-2's byte-level BPE by tiktoken.
+
+The ranks come with the package (835 kB, their sha256 is checked), so that nothing is downloaded.
+The tokenizer.json for other tools is derived from them; one that maps as GPT-2 does is recognised
+and read by tiktoken too.
 
 Sources: openai/gpt-2 (the pattern and the vocabulary), and the package openai-whisper, whose
 `gpt2.tiktoken` (MIT, LICENSE) holds the same vocabulary as ranks.
@@ -23,7 +27,7 @@ from data_pipelines.transformers_files import CONFIG
 # Contractions; letters, digits or other signs, each with one space before them; white space.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# No token reaches over the border between something else and a white space that follows.
+# No token spans the border between another character and the white space after it.
 _BORDER = re.compile(r"(?<=\S)[ \n]")
 
 
@@ -32,20 +36,20 @@ class GPT2Tokenizer:
     """50,257 ids: 256 bytes, 50,000 merges, and end of text."""
 
     settings: str = field(default="", compare=False)
-    """What lay beside it as tokenizer_config.json, as JSON; empty where nothing did."""
+    """Content of the tokenizer_config.json that came with it; empty if none did."""
 
     FILE: ClassVar[str] = "tokenizer.json"
     """Name of its file in a folder: Hugging Face's format."""
     name: ClassVar[str] = "gpt2"
-    """What a recipe calls it."""
+    """Its name in recipes."""
     vocab_size: ClassVar[int] = VOCAB
     """Number of ids."""
     special_ids: ClassVar[tuple[int, ...]] = ()
-    """There is no padding and nothing is unknown; `end_of_text` may be drawn, and ends a sample."""
+    """Neither padding nor an unknown token; `end_of_text` may be drawn and ends a sample."""
     end_of_text: ClassVar[int] = VOCAB - 1
     """Id between documents."""
     unk_id: ClassVar[None] = None
-    """Bytes write every text."""
+    """Bytes encode every text."""
     digest: ClassVar[str] = f"gpt2:{RANKS_SHA256}"
     """Identity of the mapping."""
 
@@ -66,12 +70,12 @@ class GPT2Tokenizer:
         return _encoding().decode(checked_ids(ids, VOCAB).tolist())
 
     def unknown(self, text: str) -> list[str]:
-        """Nothing: bytes write every text."""
+        """Nothing: bytes encode every text."""
         return []
 
     def safe_cut(self, text: str) -> int:
-        """How many leading characters give the same ids whatever follows them."""
-        for start in (max(0, len(text) - 1000), 0):  # the last border is almost always near
+        """Number of leading characters whose ids do not depend on what follows."""
+        for start in (max(0, len(text) - 1000), 0):  # the last border is nearly always close
             borders = [found.start() for found in _BORDER.finditer(text, start)]
             if borders:
                 return borders[-1]
@@ -84,9 +88,9 @@ class GPT2Tokenizer:
         return tokenizer_json()
 
     def save(self, path: Path | str) -> None:
-        """Writes tokenizer.json, as `path` or, with its settings, into the folder `path`.
+        """Writes tokenizer.json to `path` or, with its settings, into the folder `path`.
 
-        Each file is written whole or not at all.
+        Each file is written atomically.
         """
         path = Path(path)
         if path.is_dir() and self.settings:
@@ -95,23 +99,23 @@ class GPT2Tokenizer:
         write_text(path / self.FILE if path.is_dir() else path, text)
 
 
-_own = threading.local()
+_thread = threading.local()
 
 
 def _encoding() -> Any:
-    """tiktoken's object of this thread: a third faster than with one that another thread began.
+    """tiktoken's object of this thread: a third faster than one that threads share.
 
-    The thread that first uses its regular expressions owns them; others take turns at copies. One
-    more is made in 16 ms and takes 10 MB.
+    Its regular expressions belong to the thread that first uses them; others take turns at copies.
+    An object is made in 16 ms and takes 10 MB.
     """
-    if not hasattr(_own, "encoding"):
+    if not hasattr(_thread, "encoding"):
         import tiktoken
 
-        _own.encoding = tiktoken.Encoding(
+        _thread.encoding = tiktoken.Encoding(
             "gpt2",
             pat_str=_PATTERN,
             mergeable_ranks=ranks(),
             special_tokens={END_OF_TEXT: GPT2Tokenizer.end_of_text},
             explicit_n_vocab=VOCAB,
         )
-    return _own.encoding
+    return _thread.encoding

@@ -1,4 +1,4 @@
-"""GPT-2's tokeniser in Hugging Face's format: written from the ranks, and recognised."""
+"""GPT-2's tokeniser in Hugging Face's format: derived from the ranks, and recognised."""
 
 import hashlib
 import itertools
@@ -14,7 +14,7 @@ _CONTENT = "d87e6c52eb5ed462a6b806fdea23a777afd8e5ccef882a07bf7d4cb2dff5c1cf"
 
 @cache
 def _content() -> tuple[dict[str, int], list[list[str]]]:
-    """(token → id, merges in the order of their ids), in the letters that stand for bytes."""
+    """(token → id, merges in the order of their ids), bytes written as characters."""
     known, letters = ranks(), _letters()
 
     def spell(token: bytes) -> str:
@@ -60,7 +60,7 @@ def tokenizer_json() -> dict[str, Any]:
 
 
 def is_gpt2(data: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json maps as GPT-2 does, however its harmless fields are written."""
+    """Whether a tokenizer.json maps as GPT-2 does, whatever its irrelevant fields."""
     model, before = data["model"], data.get("pre_tokenizer") or {}
     added = [(t["content"], t["id"], t["special"]) for t in data.get("added_tokens") or []]
     return (
@@ -86,20 +86,20 @@ def content_digest(vocab: dict[str, int], merges: list[Any]) -> str:
 
 
 def _last_merge(token: bytes, rank: int, known: dict[bytes, int]) -> list[bytes]:
-    """The two parts that were joined into `token`: what the earlier merges leave of it."""
+    """The two parts merged into `token`: what the earlier merges leave of it."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        joined = [known.get(a + b, rank) for a, b in itertools.pairwise(parts)]
-        at = joined.index(min(joined))
+        pair_ranks = [known.get(a + b, rank) for a, b in itertools.pairwise(parts)]
+        at = pair_ranks.index(min(pair_ranks))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
 
 
 def _letters() -> dict[int, str]:
-    """Byte → the character that stands for it (openai/gpt-2): itself where it can be seen."""
-    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
-    seen += range(ord("®"), ord("ÿ") + 1)
-    unseen = [byte for byte in range(256) if byte not in seen]
-    return {byte: chr(byte) for byte in seen} | {
-        byte: chr(256 + i) for i, byte in enumerate(unseen)
+    """Byte → the character that represents it (openai/gpt-2): itself if it is printable."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printable += range(ord("®"), ord("ÿ") + 1)
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + i) for i, byte in enumerate(others)
     }

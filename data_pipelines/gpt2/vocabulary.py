@@ -1,4 +1,4 @@
-"""GPT-2's vocabulary as ranks, read from the file beside this one."""
+"""GPT-2's vocabulary as ranks, read from gpt2.tiktoken."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ def ranks() -> dict[bytes, int]:
     """Bytes of a token → id, for all ids but end of text.
 
     Raises:
-        DataProblem: (corrupt) the file that comes with the program is not what it was.
+        DataProblem: (corrupt) the file of the package is missing or has changed.
     """
     try:
         data = RANKS.read_bytes()
@@ -35,5 +35,5 @@ def _damaged(why: str) -> DataProblem:
         "GPT-2's vocabulary, which comes with this program, is damaged",
         where=str(RANKS),
         why=why,
-        fix="install the program anew",
+        fix="reinstall the program",
     )

@@ -87,7 +87,7 @@ def compared(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[s
     Raises:
         Problem: (mismatch) there is no tokeniser; and what `read_images` raises.
     """
-    from data_pipelines.captions.tokens import encoded, padded
+    from data_pipelines.captions.tokens import encode_caption, pad
     from jaxmodels.commands.unknown import say_unknown
     from jaxmodels.runtime.retrieval import similarity
 
@@ -99,8 +99,8 @@ def compared(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[s
         )
     for text in texts:
         say_unknown(text, tokenizer, "this caption")
-    ids = [encoded(text, tokenizer) for text in texts]
-    tokens, mask = padded(ids, model.config.context, tokenizer)
+    ids = [encode_caption(text, tokenizer) for text in texts]
+    tokens, mask = pad(ids, model.config.context, tokenizer)
     found = similarity(model, read_images(files, model.config.image_size), tokens, mask)
     return {
         "similarities": [
@@ -117,7 +117,7 @@ def read_images(files: tuple[Path, ...], side: int) -> np.ndarray:
     Raises:
         DataProblem: (corrupt) a file is missing, or no image that can be read.
     """
-    from data_pipelines.captions.pixels import squared
+    from data_pipelines.captions.pixels import square
     from data_pipelines.images import read_image
 
-    return np.stack([squared(read_image(file), side) for file in files])
+    return np.stack([square(read_image(file), side) for file in files])

@@ -228,7 +228,7 @@ def compare_data(run: Path, data: Any) -> None:
             exit_code=MISMATCH,
         )
     stored = settings.read_file(run / "config.json").get("data", {})
-    now = data.identity_as(stored) if hasattr(data, "identity_as") else data.identity
+    now = data.identity_as(stored)
     if changed := settings.differences(stored, now):
         raise Problem(
             "the data is not what this run was started with",

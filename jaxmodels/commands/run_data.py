@@ -29,10 +29,10 @@ def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
     Raises:
         Problem: (usage) naming what goes with the model; and as `data_pipelines`' `open_data`.
     """
-    from data_pipelines.captions.opening import captioned
+    from data_pipelines.captions.opening import has_captions
     from jaxmodels.runtime.batches import sees
 
-    if captioned(spec) == sees(config):
+    if has_captions(spec) == sees(config):
         return
     wants, has, fix = (
         ("images with captions", "text", "shapes, coco_captions or images:FOLDER")

@@ -124,7 +124,7 @@ def test_unknown_suites_and_files_are_refused_before_anything_runs(tmp_path, sui
     assert list(tmp_path.iterdir()) == []
 
 
-def test_words_are_told_apart():
+def test_words_are_split():
     words = ["step", "--batch", "8", "--out", "a", "--quick", "--compare=b", "--isolated"]
     own = ["--out", "a", "--quick", "--compare=b"]
     assert split(words) == (("step",), own, ["--batch", "8", "--isolated"])
@@ -169,8 +169,8 @@ def test_nothing_is_not_measured(words, tmp_path, capsys):
     [
         ("scaling --devices 2 4", "must begin with 1"),
         ("scaling --devices 1 2 --batch 3", "3 sequences cannot be split over 2 devices"),
-        ("step --preset bwetaf:tiny --seed-package .", "the seed's package is not there"),
-        ("step --preset charlm:tiny --seed-package .", "trains bwetaf alone"),
+        ("step --preset bwetaf:tiny --seed-package .", "the seed's package is missing"),
+        ("step --preset charlm:tiny --seed-package .", "trains bwetaf only"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words, why, tmp_path, capsys):

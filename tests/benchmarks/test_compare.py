@@ -105,7 +105,7 @@ def test_versions_and_settings_that_differ_are_told():
     new = record([1], versions={"jax": "2"}, settings={"batch": 1, "isolated": True})
     (change,) = changes([new], [record([1])])
     assert change["differs"] == ["jax 1 → 2", "isolated None → True"]
-    assert "not the same: jax 1 → 2" in text([change])
+    assert "different: jax 1 → 2" in text([change])
 
 
 def test_the_newest_of_each_thing():
@@ -116,7 +116,7 @@ def test_the_newest_of_each_thing():
 def test_what_is_no_record_is_named(tmp_path):
     file = tmp_path / "step.jsonl"
     file.write_text('{"suite": "step"}\n')
-    with pytest.raises(Problem, match="no record") as caught:
+    with pytest.raises(Problem, match="not a record") as caught:
         read(tmp_path)
     assert caught.value.exit_code == CORRUPT
     assert caught.value.where.endswith("step.jsonl:1")

@@ -123,7 +123,7 @@ def test_what_a_task_asks_for_reaches_generation():
                                    "temperature": 0.5}, {"temperature": 0.5}):  # fmt: skip
         assert lm_eval._generated(scorer, "context", words) == "text"
     assert asked == [
-        ("context", ["."], lm_eval._MOST, None),
+        ("context", ["."], lm_eval._MAX_TOKENS, None),
         ("context", ["a"], 5, 0.5),
-        ("context", [], lm_eval._MOST, None),
+        ("context", [], lm_eval._MAX_TOKENS, None),
     ]

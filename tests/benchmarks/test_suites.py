@@ -21,7 +21,7 @@ from benchmarks import (
     ternary,
     trainers,
 )
-from benchmarks.batches import counted, shapes, values
+from benchmarks.batches import shapes, units_per_step, values
 from benchmarks.harness import Timing
 from jaxmodels import sizes
 from jaxmodels.errors import USAGE, Problem
@@ -192,8 +192,8 @@ def test_batches_are_what_the_loss_takes(arch):
         assert (first[name].shape, first[name].dtype) == (leaf.shape, leaf.dtype)
     assert first["tokens"].max() < config.vocab
     assert (first["tokens"] != second["tokens"]).any()
-    assert counted(wanted)["tokens"] == 4 * config.context
-    assert ("images" in counted(wanted)) == ("images" in wanted)
+    assert units_per_step(wanted)["tokens"] == 4 * config.context
+    assert ("images" in units_per_step(wanted)) == ("images" in wanted)
     work = sum(product.flops for product in step._forward(arch, config, recipe, wanted))
     assert work > 0
 
@@ -258,7 +258,7 @@ def test_ternary(tmp_path, capsys):
     records = ternary.main([*words, "--out", str(tmp_path)])
     names = ["jaxmodels", "jaxmodels, as trained", "transformers BitLinear"]
     assert [record["contestant"] for record in records] == [*names, "transformers AutoBitLinear"]
-    assert all(record["difference"] < ternary.APART for record in records)
+    assert all(record["difference"] < ternary.MAX_ERROR for record in records)
     assert "A ternary layer of 32 × 48, 2 rows" in capsys.readouterr().out
     lines = (tmp_path / "ternary.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == json.loads(json.dumps(records))
@@ -267,7 +267,7 @@ def test_ternary(tmp_path, capsys):
 @pytest.mark.slow
 def test_ternary_layers_that_differ_are_no_race(tmp_path, monkeypatch):
     words = ["--inward", "32", "--outward", "48", "--rows", "2", "--rounds", "1", "--no-compile"]
-    monkeypatch.setattr(ternary, "APART", -1.0)
+    monkeypatch.setattr(ternary, "MAX_ERROR", -1.0)
     with pytest.raises(Problem, match="different outputs"):
         ternary.main([*words, "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())

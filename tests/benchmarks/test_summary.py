@@ -67,7 +67,7 @@ def test_each_machine_keeps_its_newest_record():
 
 def test_what_goes_wrong_is_told(tmp_path, capsys):
     assert guarded(summary.main, ["--results", str(tmp_path)]) == CORRUPT
-    assert capsys.readouterr().err.startswith("error: no records of measurements are there")
+    assert capsys.readouterr().err.startswith("error: there are no records of measurements")
 
 
 def test_the_table_is_written_between_the_markers(tmp_path, capsys):

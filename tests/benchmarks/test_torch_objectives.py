@@ -34,7 +34,9 @@ def batches(arch, config):
     count = -(-2 * config.queue // ROWS) + 1
     made = values(shapes(arch, config, Recipe(batch=ROWS)), config, count)
     for batch in made:
-        batch["images"] = np.where(batch["images"] < 128, 0, 255).astype(np.uint8)  # exact in any
+        batch["images"] = np.where(batch["images"] < 128, 0, 255).astype(
+            np.uint8
+        )  # to_float32 in any
         batch["mask"][3, 5:] = 0
         batch["image_id"][2] = batch["image_id"][1]
         batch["tokens"][5] = batch["tokens"][4]
@@ -132,5 +134,5 @@ def test_muon_moves_the_same_kernels_as_far():
         mine = np.asarray(updates[pair.ours])
         if name == "vision.patch.weight":
             continue
-        apart = np.linalg.norm(moved.reshape(mine.shape) - mine) / np.linalg.norm(mine)
-        assert apart <= (0.03 if name in orthogonal else 1e-3), name
+        error = np.linalg.norm(moved.reshape(mine.shape) - mine) / np.linalg.norm(mine)
+        assert error <= (0.03 if name in orthogonal else 1e-3), name

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 import bridge
 from bridge.formats.tokenizer import NO_TOKENIZER
-from data_pipelines.transformers_files import read_files, remade
+from data_pipelines.transformers_files import read_files, transformers_differs
 from jaxmodels.commands.initial import refuse_own_characters
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, Problem
 from jaxmodels.recipe import Recipe
@@ -321,10 +321,10 @@ def test_a_gpt2_without_a_named_class_gets_gpt2s_tokeniser(tmp_path):
     content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": level, "model": model}
     lower = {"normalizer": {"type": "Lowercase"}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content | lower))
-    assert not remade(tmp_path, lambda: content | lower)
+    assert not transformers_differs(tmp_path, lambda: content | lower)
     assert read_files(tmp_path, rows=4)[0]["added_tokens"] == []
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    assert "GPT2Tokenizer" in remade(tmp_path, lambda: content | lower)[0]
-    assert not remade(tmp_path, lambda: content)
+    assert "GPT2Tokenizer" in transformers_differs(tmp_path, lambda: content | lower)[0]
+    assert not transformers_differs(tmp_path, lambda: content)
     (end,) = read_files(tmp_path, rows=4)[0]["added_tokens"]
     assert (end["id"], end["content"]) == (2, "<|endoftext|>")

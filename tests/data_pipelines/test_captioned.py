@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import data_pipelines
 from data_pipelines.captions import shapes_dataset
-from data_pipelines.captions.gallery import read_gallery, read_rows
 from data_pipelines.captions.prepare import prepare_images
+from data_pipelines.captions.prepared import read_captions_manifest, read_rows
 from data_pipelines.captions.shapes import captions, draw, scene
 from data_pipelines.captions.source import shapes_side
-from data_pipelines.captions.tokens import encoded, padded
+from data_pipelines.captions.tokens import encode_caption, pad
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
@@ -55,7 +55,7 @@ def number(row):
 
 
 def test_what_is_written(folder):
-    manifest = read_gallery(folder)
+    manifest = read_captions_manifest(folder)
     rows = read_rows(folder, manifest)
     assert manifest["images"] == {"train": TRAIN, "valid": HELD_OUT}
     assert manifest["captions"] == 5 * len(rows) == 5 * (TRAIN + HELD_OUT)
@@ -77,7 +77,7 @@ def test_drawn_twice_it_is_the_same(folder, tmp_path):
 
 def test_a_training_batch(folder):
     data = opened(folder)
-    rows = read_rows(folder, read_gallery(folder))
+    rows = read_rows(folder, read_captions_manifest(folder))
     batch = next(data.train())
     kinds = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
     assert kinds == {
@@ -92,9 +92,9 @@ def test_a_training_batch(folder):
         assert np.array_equal(batch["images"][i], draw(scene(number(row)), 28))
         length = batch["mask"][i].sum()
         assert batch["mask"][i].tolist() == [1] * length + [0] * (20 - length)
-        said = batch["tokens"][i][:length]
-        assert said[-1] == data.tokenizer.end_of_text
-        assert data.tokenizer.decode(said[:-1]) in row.captions
+        sentences = batch["tokens"][i][:length]
+        assert sentences[-1] == data.tokenizer.end_of_text
+        assert data.tokenizer.decode(sentences[:-1]) in row.captions
 
 
 def test_an_epoch_takes_each_image_once_and_captions_take_turns(folder):
@@ -105,11 +105,11 @@ def test_an_epoch_takes_each_image_once_and_captions_take_turns(folder):
         batches = [next(it) for _ in range(TRAIN // 10)]
         ids = np.concatenate([batch["image_id"] for batch in batches])
         assert sorted(ids) == list(range(TRAIN))
-        said = np.concatenate([batch["tokens"] for batch in batches])
-        epochs.append((ids, dict(zip(ids.tolist(), map(tuple, said.tolist()), strict=True))))
+        sentences = np.concatenate([batch["tokens"] for batch in batches])
+        epochs.append((ids, dict(zip(ids.tolist(), map(tuple, sentences.tolist()), strict=True))))
     assert not np.array_equal(epochs[0][0], epochs[1][0])  # another order
     for image in range(TRAIN):  # five epochs show the five captions of each
-        assert len({said[image] for _, said in epochs}) == 5
+        assert len({sentences[image] for _, sentences in epochs}) == 5
     other = next(opened(folder, batch=10, seed=1).train())
     first = next(data.train())
     assert not np.array_equal(other["image_id"], first["image_id"])
@@ -161,14 +161,14 @@ def test_validation_is_always_the_same(folder):
     again = opened(folder, seed=99).valid()
     for one, two in zip(batches, again, strict=True):
         assert all(np.array_equal(one[name], two[name]) for name in one)
-    rows = read_rows(folder, read_gallery(folder))
+    rows = read_rows(folder, read_captions_manifest(folder))
     for place, tokens, mask in [
         (i, t, m)
         for batch in batches
         for i, t, m in zip(batch["image_id"], batch["tokens"], batch["mask"], strict=True)
     ]:
-        said = data.tokenizer.decode(tokens[: mask.sum() - 1])
-        assert said == rows[place].captions[(place - TRAIN) % 5]
+        sentences = data.tokenizer.decode(tokens[: mask.sum() - 1])
+        assert sentences == rows[place].captions[(place - TRAIN) % 5]
     assert [len(batch["tokens"]) for batch in data.valid(2)] == [8, 8]  # only full ones
     assert len(data.valid(99)) == 3
     assert [len(b["tokens"]) for b in batches[1:]] == [8, 5]
@@ -176,24 +176,26 @@ def test_validation_is_always_the_same(folder):
 
 def test_retrieval_takes_all_held_out_images_with_all_their_captions(folder):
     data = opened(folder)
-    images, said = data.retrieval()
+    images, sentences = data.retrieval()
     assert [len(batch) for batch in images] == [8, 8, 5]
-    assert len(said) == HELD_OUT
-    rows = [row for row in read_rows(folder, read_gallery(folder)) if row.split == "valid"]
-    for image, texts, row in zip(np.concatenate(list(images)), said, rows, strict=True):
+    assert len(sentences) == HELD_OUT
+    rows = [
+        row for row in read_rows(folder, read_captions_manifest(folder)) if row.split == "valid"
+    ]
+    for image, texts, row in zip(np.concatenate(list(images)), sentences, rows, strict=True):
         assert texts == list(row.captions)
         assert np.array_equal(image, draw(scene(number(row), True), 28))
-    every = [text for texts in said for text in texts]
+    every = [text for texts in sentences for text in texts]
     assert len(set(every)) == len(every)
     few, some = data.retrieval(9)
-    assert ([len(batch) for batch in few], some) == ([8, 1], said[:9])
-    made = data.encode(said[0])
+    assert ([len(batch) for batch in few], some) == ([8, 1], sentences[:9])
+    made = data.encode(sentences[0])
     assert (made["tokens"].shape, made["tokens"].dtype, made["mask"].dtype) == (
         (5, 20),
         np.int32,
         np.int32,
     )
-    assert data.tokenizer.decode(made["tokens"][4][: made["mask"][4].sum() - 1]) == said[0][4]
+    assert data.tokenizer.decode(made["tokens"][4][: made["mask"][4].sum() - 1]) == sentences[0][4]
 
 
 @pytest.mark.parametrize(("tokenizer", "size"), [("words", None), ("gpt2", 50257), ("chars", None)])
@@ -201,7 +203,7 @@ def test_tokenisers(folder, tokenizer, size):
     data = opened(folder, tokenizer=tokenizer, context=90)
     assert data.vocab_size == data.vocab_needed == (size or data.tokenizer.vocab_size)
     assert data.notes == []
-    rows = read_rows(folder, read_gallery(folder))
+    rows = read_rows(folder, read_captions_manifest(folder))
     batch = next(data.train())
     end = "\n\n" if tokenizer == "chars" else "<|endoftext|>"
     for tokens, mask, place in zip(batch["tokens"], batch["mask"], batch["image_id"], strict=True):
@@ -233,14 +235,14 @@ def test_longer_captions_are_cut_and_counted(folder):
 
 
 @given(
-    said=st.lists(st.text(max_size=12), min_size=1, max_size=5),
+    sentences=st.lists(st.text(max_size=12), min_size=1, max_size=5),
     context=st.integers(1, 9),
 )
-def test_rows_of_tokens(said, context):
+def test_rows_of_tokens(sentences, context):
     tokenizer = GPT2Tokenizer()
-    ids = [encoded(caption, tokenizer) for caption in said]
-    tokens, mask = padded(ids, context, tokenizer)
-    assert tokens.shape == mask.shape == (len(said), context)
+    ids = [encode_caption(caption, tokenizer) for caption in sentences]
+    tokens, mask = pad(ids, context, tokenizer)
+    assert tokens.shape == mask.shape == (len(sentences), context)
     for row, kept, caption in zip(tokens, mask, ids, strict=True):
         assert row[kept == 1].tolist() == caption[:context].tolist()
         assert (row[kept == 0] == tokenizer.end_of_text).all()
@@ -251,7 +253,7 @@ def test_what_fills_a_row():
     words, chars = build_words(["a b"]), CharTokenizer.build(["a\n"])
     bare = CharTokenizer(("a", "\n"), specials=())
     for tokenizer, filler in ((words, 0), (chars, 0), (bare, 0), (GPT2Tokenizer(), 50256)):
-        tokens, mask = padded([encoded("a", tokenizer)], 5, tokenizer)
+        tokens, mask = pad([encode_caption("a", tokenizer)], 5, tokenizer)
         assert set(tokens[mask == 0].tolist()) == {filler}
 
 
@@ -313,7 +315,7 @@ def test_an_interrupted_drawing_leaves_nothing(few, tmp_path):
         ("shapes", {"side": 30}, "cannot be 30 pixels wide"),
         ("shapes:30", {}, "cannot be 30 pixels wide"),
         ("shapes", {"side": 0}, "cannot be 0 pixels wide"),
-        ("shapes", {"segments": True}, "no segments"),
+        ("shapes", {"segments": True}, "have no segments"),
         ("shapes", {"tokenizer": "word"}, "unknown tokeniser: 'word'"),
         ("pydoc", {"tokenizer": "words"}, "for captions only"),
         ("shape", {"tokenizer": "chars"}, "unknown data: 'shape'.*did you mean shapes"),

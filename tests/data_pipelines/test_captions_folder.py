@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipelines.captions.examples import open_examples
-from data_pipelines.captions.gallery import read_gallery, read_rows
+from data_pipelines.captions.prepared import read_captions_manifest, read_rows
 from data_pipelines.errors import DataProblem
 from data_pipelines.pipelines import open_data
 from tests.data_pipelines.captioned_on_disk import picture
@@ -27,8 +27,8 @@ def write_json(folder, images, annotations, name="captions_train.json"):
     found = {
         "images": [{"id": i, "file_name": file} for i, file in images],
         "annotations": [
-            {"image_id": image, "caption": said, "id": i}
-            for i, (image, said) in enumerate(annotations)
+            {"image_id": image, "caption": sentences, "id": i}
+            for i, (image, sentences) in enumerate(annotations)
         ],
     }
     (folder / name).write_text(json.dumps(found))
@@ -49,30 +49,32 @@ def opened(where, spec=None, **changes):
     return open_data(spec, **{"folder": where.parent / "data", **SIZES} | changes)
 
 
-def told(folder):
+def prepared_captions(folder):
     """Name → captions, of what was prepared."""
     data = folder.parent / "data"
-    return {row.name: row.captions for row in read_rows(data, read_gallery(data))}
+    return {row.name: row.captions for row in read_rows(data, read_captions_manifest(data))}
 
 
 def test_csv_and_json_tell_the_same(folder, tmp_path):
     write_csv(folder, [("a.png", "red, or so"), ("more/c.png", 'a "c"'), ("a.png", "two\nlines")])
     opened(folder)
-    by_csv = told(folder)
+    by_csv = prepared_captions(folder)
     assert by_csv == {"a.png": ("red, or so", "two\nlines"), "more/c.png": ('a "c"',)}
     (folder / "captions.csv").unlink()
     annotations = [(7, "red, or so"), (3, 'a "c"'), (7, "two\nlines")]
     write_json(folder, [(7, "a.png"), (3, "more/c.png")], annotations)
     opened(folder, folder=tmp_path / "json")
     data = tmp_path / "json"
-    assert {r.name: r.captions for r in read_rows(data, read_gallery(data))} == by_csv
+    assert {r.name: r.captions for r in read_rows(data, read_captions_manifest(data))} == by_csv
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-@given(said=st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=4))
-def test_any_caption_comes_back(folder, said):
-    write_json(folder, [(1, "a.png")], [(1, text) for text in said])
-    assert open_examples(f"images:{folder}", folder).train[0].captions == tuple(said)
+@given(
+    sentences=st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=4)
+)
+def test_any_caption_comes_back(folder, sentences):
+    write_json(folder, [(1, "a.png")], [(1, text) for text in sentences])
+    assert open_examples(f"images:{folder}", folder).train[0].captions == tuple(sentences)
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
@@ -80,14 +82,14 @@ def test_what_is_left_out_is_counted_and_told(folder, kind):
     (folder / "broken.png").write_bytes(picture(1)[:60])
     (folder / "text.png").write_text("no image")
     files = ["a.png", "broken.png", "text.png", "gone.png", "b.png", "d.png"]
-    said = ["a", "broken", "text", "gone", " \t", "d"]
+    sentences = ["a", "broken", "text", "gone", " \t", "d"]
     if kind == "csv":
-        write_csv(folder, [*zip(files, said, strict=True), ("d.png", "")])
+        write_csv(folder, [*zip(files, sentences, strict=True), ("d.png", "")])
     else:
         images = list(enumerate(files))
-        write_json(folder, images, [*enumerate(said), (5, ""), (99, "of none")])
+        write_json(folder, images, [*enumerate(sentences), (5, ""), (99, "of none")])
     data = opened(folder, batch=1)
-    assert told(folder) == {"a.png": ("a",), "d.png": ("d",)}
+    assert prepared_captions(folder) == {"a.png": ("a",), "d.png": ("d",)}
     notes = "\n".join(data.notes)
     assert "1 images that are not there are left out: gone.png" in notes
     assert "2 images that cannot be read are left out: broken.png, text.png" in notes
@@ -117,14 +119,14 @@ def test_names_of_what_is_left_out_are_few(folder):
     [
         ("captions.json", b"{", "it is not JSON"),
         ("captions.json", b"\xff\xfe{", "codec can't decode"),
-        ("captions.json", b"[]", "it is not COCO's"),
+        ("captions.json", b"[]", "it is not COCO's format"),
         ("captions.json", b'{"images": []}', "annotations"),
         ("captions.json", b'{"images": [{"id": 1}], "annotations": []}', "file_name"),
         ("captions.json", b'{"images": [{"id": [], "file_name": "a"}], "annotations": []}', "id"),
         ("captions.csv", b"", "must have file and caption"),
         ("captions.csv", b"a.png,a\n", "must have file and caption"),
-        ("captions.csv", b"file,caption\na.png\n", "line 2 has not as many fields"),
-        ("captions.csv", b"file,caption\na.png,a,b\n", "line 2 has not as many fields"),
+        ("captions.csv", b"file,caption\na.png\n", "line 2 has another number of fields"),
+        ("captions.csv", b"file,caption\na.png,a,b\n", "line 2 has another number of fields"),
         ("captions.csv", b'file,caption\na.png,"a\n', "line 2"),
         ("captions.csv", b"file,caption\n,a\n", "not a file name"),
     ],
@@ -139,7 +141,7 @@ def test_captions_that_cannot_be_read(folder, name, content, says):
 
 
 @pytest.mark.parametrize(
-    ("images", "said", "says"),
+    ("images", "sentences", "says"),
     [
         ([(1, "a.png"), (1, "b.png")], [(1, "a")], "2 images have the id 1"),
         ([(1, "a.png"), (2, "a.png")], [(1, "a")], "2 images have the file name 'a.png'"),
@@ -147,8 +149,8 @@ def test_captions_that_cannot_be_read(folder, name, content, says):
         ([(1, 5)], [(1, "a")], "not a file name: 5"),
     ],
 )
-def test_json_that_contradicts_itself(folder, images, said, says):
-    write_json(folder, images, said)
+def test_json_that_contradicts_itself(folder, images, sentences, says):
+    write_json(folder, images, sentences)
     with pytest.raises(DataProblem, match="these captions cannot be read") as caught:
         opened(folder)
     assert says in caught.value.why
@@ -164,7 +166,7 @@ def test_which_file_is_taken(folder):
         opened(folder)
     assert caught.value.exit_code == 2
     opened(folder, caught.value.fix.removeprefix("name one: "))
-    assert told(folder) == {"a.png": ("one",)}
+    assert prepared_captions(folder) == {"a.png": ("one",)}
     for name, what in (("gone", "no such folder"), ("images#gone.csv", "captions cannot be read")):
         with pytest.raises(DataProblem, match=what) as caught:
             opened(folder, f"images:{folder.parent / name}", folder=folder.parent / "new")
@@ -235,22 +237,22 @@ def test_a_bomb_is_left_out(folder, monkeypatch):
 
 
 def test_captions_in_other_scripts(folder):
-    said = ["ein großes Öhr", "红色圆圈在左边", "दायरा", "🙂🙂", "e\u0301 · é"]
-    write_csv(folder, [("a.png", text) for text in said])
+    sentences = ["ein großes Öhr", "红色圆圈在左边", "दायरा", "🙂🙂", "e\u0301 · é"]
+    write_csv(folder, [("a.png", text) for text in sentences])
     data = opened(folder, context=40)
-    made = data.encode(said)
-    for tokens, mask, text in zip(made["tokens"], made["mask"], said, strict=True):
+    made = data.encode(sentences)
+    for tokens, mask, text in zip(made["tokens"], made["mask"], sentences, strict=True):
         assert data.tokenizer.decode(tokens[: mask.sum() - 1]) == text
     for tokenizer in ("words", "chars"):
         own = opened(folder, tokenizer=tokenizer, context=40)
         assert own.notes == []  # its own captions it knows
-        for text in said:
+        for text in sentences:
             expected = text.lower() if tokenizer == "words" else text
             assert own.tokenizer.decode(own.tokenizer.encode(text)) == expected
     # A vocabulary made elsewhere does not know them, and says so.
     write_csv(folder, [("a.png", "a red circle")])
     other = opened(folder, tokenizer="words", folder=folder.parent / "other").tokenizer
-    write_csv(folder, [("a.png", text) for text in said])
+    write_csv(folder, [("a.png", text) for text in sentences])
     assert "are <UNK>: not in the vocabulary" in opened(folder, tokenizer=other).notes[0]
 
 

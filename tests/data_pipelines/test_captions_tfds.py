@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines.captions.examples import is_captioned
+from data_pipelines.captions.examples import is_caption_source
 from data_pipelines.captions.shapes_dataset import Shapes
 from data_pipelines.errors import DataProblem
 from data_pipelines.pipelines import open_data
@@ -85,8 +85,8 @@ def test_images_and_captions_go_together(spec, tmp_path):
             seen.add(text)
     assert len(seen) == 60  # two epochs, and each took another caption of every image
     images, captions = data.retrieval()
-    for image, said in zip(np.concatenate(list(images)), captions, strict=True):
-        assert said == [f"val image {number(image)} caption {k}" for k in range(5)]
+    for image, sentences in zip(np.concatenate(list(images)), captions, strict=True):
+        assert sentences == [f"val image {number(image)} caption {k}" for k in range(5)]
 
 
 def test_a_split_that_is_named_is_held_out_as_asked(tmp_path):
@@ -94,7 +94,9 @@ def test_a_split_that_is_named_is_held_out_as_asked(tmp_path):
     data = open_data("coco_captions:test", folder=tmp_path / "a", valid_fraction=1.0, **SIZES)
     images, captions = data.retrieval()
     assert sorted(map(number, np.concatenate(list(images)))) == list(range(12))
-    assert all(len(said) == 5 and said[0].startswith("test image") for said in captions)
+    assert all(
+        len(sentences) == 5 and sentences[0].startswith("test image") for sentences in captions
+    )
     assert (data.train_images, data.valid_images) == (0, 12)
     both = open_data("coco_captions:train+restval", folder=tmp_path / "b", **SIZES)
     assert (both.train_images, both.valid_images) == (32, 1)
@@ -129,12 +131,12 @@ def test_a_fault_that_shows_only_when_decoded_names_the_image(tmp_path, monkeypa
 
 
 def test_a_dataset_of_text_is_not_taken_for_images():
-    assert is_captioned("tfds:coco_captions")
-    assert is_captioned("tfds:flickr:test")
+    assert is_caption_source("tfds:coco_captions")
+    assert is_caption_source("tfds:flickr:test")
     for spec in ("pydoc", "text:x", "wikipedia", "bin:x", "c4", "tfds:x#title"):
-        assert not is_captioned(spec)
+        assert not is_caption_source(spec)
     with pytest.raises(DataProblem, match="not on this disk"):
-        is_captioned("tfds:nothing")
+        is_caption_source("tfds:nothing")
 
 
 def test_what_was_prepared_outlives_the_dataset(tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def test_a_list_that_is_no_vocabulary(content, says):
         ({"chars": ["a", "bc"]}, "'bc', which is not one character"),
         ({"chars": [" ", "a", "a", "c"]}, "occurs twice"),
         ({"char_to_int": SEED_FILE["char_to_int"] | {"c": 4}}, "'c' is 4, not 5"),
-        ({"char_to_int": SEED_FILE["char_to_int"] | {"d": 6}}, "'d' is one too many"),
+        ({"char_to_int": SEED_FILE["char_to_int"] | {"d": 6}}, "'d' is unexpected"),
         ({"int_to_char": SEED_FILE["int_to_char"] | {"3": "b"}}, "'3' is 'b', not 'a'"),
         ({"special_tokens": {"<PAD>": 0, "<UNK>": 9}}, "special_tokens does not follow"),
         ({"special_tokens": {"<PAD>": 0}}, "no <UNK>"),

@@ -201,10 +201,10 @@ def test_cuts_are_safe(parts):
 def test_pieces_of_ids_give_whole_characters(text, size):
     ids = GPT2.encode(text)
     pieces = [ids[i : i + size] for i in range(0, len(ids), size)]
-    said = list(decode_stream(GPT2, pieces))
-    assert "".join(said) == text
+    emitted = list(decode_stream(GPT2, pieces))
+    assert "".join(emitted) == text
     if "\ufffd" not in text:
-        assert not any("\ufffd" in part for part in said)
+        assert not any("\ufffd" in part for part in emitted)
 
 
 def test_damaged_ranks_are_refused(tmp_path, monkeypatch):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import images, limits, streams
+from data_pipelines import images, limits, token_files
 from data_pipelines.captions.examples import open_examples
-from data_pipelines.captions.gallery import read_gallery, read_rows
+from data_pipelines.captions.prepared import read_captions_manifest, read_rows
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.images import decode_image, read_image
@@ -21,7 +21,12 @@ from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare, read_manifest
 from data_pipelines.tokenizers import load_tokenizer
 from tests.data_pipelines.captioned_on_disk import picture
-from tests.data_pipelines.test_captions_folder import opened, told, write_csv, write_json
+from tests.data_pipelines.test_captions_folder import (
+    opened,
+    prepared_captions,
+    write_csv,
+    write_json,
+)
 
 DEEP = "[" * 100_000
 LONG = "9" * 5000
@@ -53,7 +58,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder, kind, name):
         write_json(folder, [(1, "a.png"), (2, name)], [(1, "one"), (2, "two")])
     else:
         write_csv(folder, [("a.png", "one"), (name, "two")])
-    with pytest.raises(DataProblem, match="leads outside of the folder") as caught:
+    with pytest.raises(DataProblem, match="leads out of the folder") as caught:
         opened(folder)
     assert caught.value.exit_code == 4
     assert repr(name) in caught.value.where
@@ -63,7 +68,7 @@ def test_half_a_pair_and_a_null_in_captions(folder):
     images = [(1, "a.png"), (2, "b.png"), (3, "\ud800.png")]
     write_json(folder, images, [(1, "a\ud800b"), (1, None), (2, "two")])
     data = opened(folder)
-    assert told(folder) == {"a.png": ("a\ufffdb",), "b.png": ("two",)}
+    assert prepared_captions(folder) == {"a.png": ("a\ufffdb",), "b.png": ("two",)}
     notes = " ".join(data.notes)
     assert "1 captions that say nothing are left out: a.png" in notes
     assert "1 images that are not there are left out: \ufffd.png" in notes
@@ -97,8 +102,8 @@ def test_capitals_and_a_number_sign(folder):
 
 
 @pytest.fixture(scope="module")
-def gallery(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gallery") / "images"
+def prepared_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared") / "images"
     folder.mkdir()
     (folder / "a.png").write_bytes(picture(1))
     write_csv(folder, [("a.png", "one"), ("gone.png", "two")])
@@ -117,8 +122,10 @@ JSON = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(data=st.data(), value=JSON)
-def test_any_manifest_of_a_gallery_is_opened_or_refused(gallery, tmp_path, data, value):
-    manifest = json.loads((gallery / "manifest.json").read_text())
+def test_any_manifest_of_a_prepared_folder_is_opened_or_refused(
+    prepared_folder, tmp_path, data, value
+):
+    manifest = json.loads((prepared_folder / "manifest.json").read_text())
     name = data.draw(st.sampled_from(sorted(manifest)))
     if isinstance(manifest[name], dict) and data.draw(st.booleans()):
         manifest[name][data.draw(st.sampled_from(sorted(manifest[name])))] = value
@@ -126,7 +133,7 @@ def test_any_manifest_of_a_gallery_is_opened_or_refused(gallery, tmp_path, data,
         manifest[name] = value
     for file in ("captions.jsonl", "images.bin"):
         if not (tmp_path / file).exists():
-            os.link(gallery / file, tmp_path / file)
+            os.link(prepared_folder / file, tmp_path / file)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     try:
         found = open_data(f"bin:{tmp_path}", folder="", context=4, batch=1, valid_fraction=0.0)
@@ -136,11 +143,11 @@ def test_any_manifest_of_a_gallery_is_opened_or_refused(gallery, tmp_path, data,
 
 
 @pytest.mark.parametrize("line", [DEEP, f'{{"index": {LONG}}}', "{}", '{"split": "x"}', "[1]"])
-def test_a_line_of_a_gallery_that_is_no_row_is_named(gallery, tmp_path, line):
+def test_a_line_of_a_prepared_folder_that_is_no_row_is_named(prepared_folder, tmp_path, line):
     import hashlib
     import shutil
 
-    shutil.copytree(gallery, tmp_path / "data")
+    shutil.copytree(prepared_folder, tmp_path / "data")
     path = tmp_path / "data" / "captions.jsonl"
     path.write_text(path.read_text() + line + "\n")
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
@@ -152,16 +159,16 @@ def test_a_line_of_a_gallery_that_is_no_row_is_named(gallery, tmp_path, line):
 
 @pytest.mark.parametrize("name", ["manifest.json", "captions.jsonl", "images.bin"])
 @pytest.mark.parametrize("what", ["terabyte", "pipe"])
-def test_a_gallerys_files_of_other_sizes_and_kinds(gallery, tmp_path, name, what):
+def test_a_prepared_folders_files_of_other_sizes_and_kinds(prepared_folder, tmp_path, name, what):
     for file in ("manifest.json", "captions.jsonl", "images.bin"):
         if file != name:
-            os.link(gallery / file, tmp_path / file)
+            os.link(prepared_folder / file, tmp_path / file)
     if what == "pipe":
         os.mkfifo(tmp_path / name)
     else:
         sparse(tmp_path / name, 1 << 40)
     with pytest.raises(DataProblem, match="not an intact folder"):
-        read_rows(tmp_path, read_gallery(tmp_path))
+        read_rows(tmp_path, read_captions_manifest(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -219,14 +226,14 @@ def test_tokens_of_a_terabyte_are_opened_at_once(tmp_path):
     assert time.monotonic() - began < 20  # samples of 64 MB; the whole takes half an hour
     assert len(data.tokens) == 1 << 39
     assert next(data.train())["tokens"].shape == (2, 9)
-    assert "not read through" in " ".join(data.notes)
+    assert "not all read before training" in " ".join(data.notes)
 
 
 @pytest.fixture
 def small_limit(monkeypatch):
-    monkeypatch.setattr(streams, "WHOLE_FILE", 1 << 10)
-    monkeypatch.setattr(streams, "_SAMPLES", 4)
-    monkeypatch.setattr(streams, "_SAMPLE", 10)
+    monkeypatch.setattr(token_files, "MAX_FULL_SCAN", 1 << 10)
+    monkeypatch.setattr(token_files, "_SAMPLES", 4)
+    monkeypatch.setattr(token_files, "_SAMPLE", 10)
 
 
 def test_a_token_that_no_sample_showed_is_refused_in_its_batch(tmp_path, small_limit):
@@ -246,7 +253,7 @@ def test_what_a_sample_tells_apart_and_what_an_earlier_version_stored(tmp_path, 
     path.write_bytes(tokens.tobytes())
     sizes = {"folder": "", "context": 8, "batch": 2}
     before = open_data(f"bin:{path}", **sizes).identity
-    monkeypatch.setattr(streams, "WHOLE_FILE", 1 << 10)
+    monkeypatch.setattr(token_files, "MAX_FULL_SCAN", 1 << 10)
     data = open_data(f"bin:{path}", **sizes)
     assert "tokens_sha256" in before
     assert "tokens_sha256" not in data.identity
@@ -265,7 +272,7 @@ def test_a_large_folder_is_believed_and_inspected_whole(tokens, tmp_path, monkey
     shutil.copytree(tokens, tmp_path / "data")
     changed = tmp_path / "data" / "tokens.bin"
     changed.write_bytes(b"\x03" + changed.read_bytes()[1:])
-    monkeypatch.setattr(streams, "WHOLE_FILE", 10)
+    monkeypatch.setattr(token_files, "MAX_FULL_SCAN", 10)
     spec = f"bin:{tmp_path}/data"
     assert "data inspect" in open_data(spec, folder="", context=4, batch=2).notes[0]
     with pytest.raises(DataProblem, match="not an intact"):

@@ -66,7 +66,7 @@ def test_a_terabyte_of_nothing_is_refused_at_once(tmp_path, kind, tokenizer):
     path = tmp_path / f"a.{kind}"
     path.write_text('{"text": "good"}\n' * 10_000)
     os.truncate(path, 1 << 40)
-    with pytest.raises(DataProblem, match="not whole") as caught:
+    with pytest.raises(DataProblem, match="file is incomplete") as caught:
         prepare(f"{kind}:{path}", tmp_path / "data", tokenizer=tokenizer)
     assert caught.value.where.startswith(f"{path}, byte ")
 

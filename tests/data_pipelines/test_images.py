@@ -91,7 +91,7 @@ def test_sixteen_bits_become_eight(format):
 
 @pytest.mark.parametrize("numbers", [np.float32([[0.5, 2.0]]), np.int32([[-1, 70_000]])])
 def test_numbers_of_no_known_range_are_refused(numbers):
-    with pytest.raises(DataProblem, match="what is white") as caught:
+    with pytest.raises(DataProblem, match="value of white") as caught:
         decode_image(saved(Image.fromarray(numbers), "TIFF"), "a")
     assert caught.value.exit_code == CORRUPT
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.captions.opening import captioned
+from data_pipelines.captions.opening import has_captions
 from data_pipelines.errors import DataProblem
-from data_pipelines.mixing import parse_mixture
-from data_pipelines.mixture import Mixture
+from data_pipelines.mixture import MixtureDataset
+from data_pipelines.mixture_spec import parse_mixture
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare
 from data_pipelines.sources import open_text
-from data_pipelines.streaming import Streamed
+from data_pipelines.streamed_dataset import StreamedDataset
 from data_pipelines.words import build_words
 from tests.data_pipelines import tfds_on_disk
 
@@ -43,7 +43,7 @@ def here(root, monkeypatch):
 
 def opened(spec, folder, **changes):
     data = open_data(spec, folder=folder, **(SIZES | changes))
-    assert isinstance(data, Mixture)
+    assert isinstance(data, MixtureDataset)
     return data
 
 
@@ -130,9 +130,16 @@ def test_a_source_that_is_unknown_or_too_short_is_named(tmp_path, root):
 
 
 def test_other_verbs_say_what_a_mixture_is_for():
-    assert not captioned("mix:1*pydoc,1*pydoc")
-    with pytest.raises(DataProblem, match="made of its sources while one trains"):
+    assert not has_captions("mix:1*pydoc,1*pydoc")
+    with pytest.raises(DataProblem, match="mixture can only be trained on"):
         open_text("mix:1*pydoc,1*pydoc")
+
+
+def mixed(shares, batch, seed):
+    return MixtureDataset(
+        spec="", tokenizer=None, sources=(), shares=shares,
+        context=8, batch=batch, seed=seed, valid_fraction=0.0,
+    )  # fmt: skip
 
 
 @given(
@@ -143,7 +150,7 @@ def test_other_verbs_say_what_a_mixture_is_for():
 )
 def test_every_batch_has_the_shares_of_its_rows(weights, batch, seed, number):
     shares = tuple(weight / sum(weights) for weight in weights)
-    data = Mixture("", (), shares, None, 8, batch, seed, 0.0)
+    data = mixed(shares, batch, seed)
     drawn = data.sources_of(number)
     assert len(drawn) == batch
     counts = np.bincount(drawn, minlength=len(shares))
@@ -153,7 +160,7 @@ def test_every_batch_has_the_shares_of_its_rows(weights, batch, seed, number):
 
 def test_the_shares_are_exact_in_expectation():
     shares = (0.003, 0.35, 0.647)
-    data = Mixture("", (), shares, None, 8, 8, 5, 0.0)
+    data = mixed(shares, 8, 5)
     drawn = np.stack([data.sources_of(i) for i in range(4_000)])
     found = np.bincount(drawn.ravel(), minlength=3) / drawn.size
     # A batch's count is one of two neighbours: its standard deviation is at most 1/2.
@@ -223,7 +230,7 @@ def test_one_vocabulary_for_all(mixture):
     assert not mixture.tokenizer.unknown(known)
     assert mixture.vocab_size == mixture.vocab_needed
     assert {source.tokenizer.digest for source in mixture.sources} == {mixture.tokenizer.digest}
-    assert len(mixture.sources) == 3 or isinstance(mixture.sources[1], Streamed)
+    assert len(mixture.sources) == 3 or isinstance(mixture.sources[1], StreamedDataset)
 
 
 def test_min_freq_counts_in_all_texts(root, tmp_path):
@@ -255,7 +262,7 @@ def test_raw_token_files(root, tmp_path):
         (tmp_path / name).write_bytes(np.arange(first, first + 50, dtype="<u2").tobytes())
     data = opened(f"mix:1*bin:{tmp_path}/a,1*bin:{tmp_path}/b", tmp_path / "data")
     assert (data.tokenizer, data.vocab_needed) == (None, 100)
-    with pytest.raises(DataProblem, match="not known what the tokens"):
+    with pytest.raises(DataProblem, match="vocabulary of a raw token file is unknown"):
         opened(f"mix:1*bin:{tmp_path}/a,1*text:{root}/low.txt", tmp_path / "data2")
 
 

@@ -125,7 +125,7 @@ def test_a_text_that_is_gone_leaves_the_prepared_tokens(folder):
     shutil.rmtree(folder / "texts")
     data = opened(folder)
     assert len(data.notes) == 1
-    assert "is gone; going on with the tokens" in data.notes[0]
+    assert "is gone; using the tokens" in data.notes[0]
     assert data.identity == first.identity
     with pytest.raises(DataProblem, match="there is no text"):
         opened(folder, spec=f"text:{folder / 'never'}")
@@ -133,7 +133,7 @@ def test_a_text_that_is_gone_leaves_the_prepared_tokens(folder):
 
 def test_another_min_freq_is_refused(folder):
     assert "<UNK>" in opened(folder, min_freq=150).notes[0]
-    with pytest.raises(DataProblem, match="min_freq is 1 now, and was 150") as caught:
+    with pytest.raises(DataProblem, match="min_freq is 1, and was 150") as caught:
         opened(folder)
     assert caught.value.exit_code == 5
 
@@ -157,7 +157,7 @@ def test_two_processes_may_prepare_at_once(folder, monkeypatch):
         prepare(spec, where, *rest, **options)
         return prepare(spec, where, *rest, **options)
 
-    monkeypatch.setattr("data_pipelines.streams.prepare", too_late)
+    monkeypatch.setattr("data_pipelines.token_files.prepare", too_late)
     assert opened(folder).train_tokens
     assert sorted(os.listdir(folder)) == ["texts", "tokens"]
 
@@ -275,6 +275,6 @@ def test_segments_of_prepared_tokens(tmp_path):
         ends = (batch["tokens"][:, :-1] == 50256).astype(int)
         assert np.array_equal(np.diff(batch["segments"], axis=1), ends)
         assert ends.sum() > 3
-    with pytest.raises(DataProblem, match="do not mark where a document ends") as caught:
+    with pytest.raises(DataProblem, match="marks where a document ends") as caught:
         open_data("pydoc", **options | {"folder": tmp_path / "chars"})
     assert caught.value.exit_code == 2

@@ -63,9 +63,9 @@ def test_every_caption_tells_the_scene(number):
     made = scene(number)
     first, second = made.first, made.second
     expected = (made.relation, (first.size, *first.kind), (second.size, *second.kind))
-    said = captions(made)
-    assert len(set(said)) == 5
-    for caption in said:
+    sentences = captions(made)
+    assert len(set(sentences)) == 5
+    for caption in sentences:
         assert parsed(caption) == expected
         assert caption == " ".join(caption.lower().split())
 
@@ -139,8 +139,8 @@ def test_a_held_out_caption_fits_one_image_only():
     # Not even without the sizes, and not either with the things in the other order.
     without = {(r, a[1:], b[1:]) for each in meanings for r, a, b in each}
     assert len(without) == HELD_OUT
-    said = [caption for s in scenes for caption in captions(s)]
-    assert len(set(said)) == len(said) == 5 * HELD_OUT
+    sentences = [caption for s in scenes for caption in captions(s)]
+    assert len(set(sentences)) == len(sentences) == 5 * HELD_OUT
 
 
 def test_a_scene_is_its_number_and_nothing_else():

@@ -127,7 +127,7 @@ def test_what_was_done_is_used_again(tmp_path, lines, monkeypatch):
         prepare(lines, tmp_path / "out", tokenizer=GPT2, progress=lambda *call: calls.append(call))
     count = len(whole["shards"])
     assert len(done) == count - 3
-    assert f"encoding (3 of {count} parts were there)" in {stage for stage, _, _ in calls}
+    assert f"encoding (3 of {count} parts done before)" in {stage for stage, _, _ in calls}
     assert calls[-1][1] == calls[-1][2]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out", "whole"]
@@ -225,7 +225,7 @@ def test_a_killed_command_goes_on(tmp_path):
             assert (parts / "000000.bin").stat().st_mtime_ns == kept
 
     made = prepare(f"jsonl:{tmp_path}", tmp_path / "out", tokenizer=GPT2, progress=progress)
-    assert any("parts were there" in stage for stage in seen)
+    assert any("parts done before" in stage for stage in seen)
     line = GPT2.encode("0 the quick brown fox " * 300)
     assert made["documents"] == 6000
     assert np.array_equal(tokens_of(tmp_path / "out")[: len(line)], line)
@@ -250,12 +250,12 @@ def test_a_stop_waits_for_no_more_than_what_runs(tmp_path, lines, monkeypatch):
 
 
 def test_the_second_of_two_waits_and_finds_it_done(tmp_path, lines):
-    told: list[DataProblem] = []
+    problems: list[DataProblem] = []
 
     def second():
         with pytest.raises(DataProblem, match="exists already") as caught:
             prepare(lines, tmp_path / "out", tokenizer=GPT2)
-        told.append(caught.value)
+        problems.append(caught.value)
 
     with shards.locked(tmp_path / ".out.parts"):
         thread = threading.Thread(target=second)
@@ -264,4 +264,4 @@ def test_the_second_of_two_waits_and_finds_it_done(tmp_path, lines):
         assert thread.is_alive()
         (tmp_path / "out").mkdir()  # as the first would have
     thread.join(30)
-    assert [problem.exit_code for problem in told] == [6]
+    assert [problem.exit_code for problem in problems] == [6]

@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
-from data_pipelines import documents, streaming
+from data_pipelines import documents, streamed_dataset
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.command import main
 from data_pipelines.errors import DataProblem
@@ -93,7 +93,7 @@ def test_a_tokenizer_that_is_given_needs_no_counting(monkeypatch):
     monkeypatch.setattr(Texts, "__getitem__", lambda self, i: seen.append(i) or read(self, i))
     again = opened(tokenizer=first.tokenizer, vocab_documents=50)
     assert (again.identity, again.tokenizer) == (first.identity, first.tokenizer)
-    assert len(seen) == streaming._SAMPLE  # those that tell how long the others are
+    assert len(seen) == streamed_dataset._SAMPLE  # those that tell how long the others are
     assert len(again.notes) == 1
 
 
@@ -112,7 +112,7 @@ def test_a_saved_position_gives_the_next_batch(steps, rows):
 
 @pytest.mark.slow
 def test_memory_holds_what_is_read_ahead_and_no_more(monkeypatch):
-    monkeypatch.setattr(streaming, "_AHEAD", 8)
+    monkeypatch.setattr(streamed_dataset, "_AHEAD", 8)
     alive, made = weakref.WeakSet(), []
 
     class Held(np.ndarray):

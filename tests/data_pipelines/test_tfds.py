@@ -18,7 +18,7 @@ from data_pipelines.loader import Validation
 from data_pipelines.pipelines import open_data
 from data_pipelines.prepare import prepare
 from data_pipelines.sources import open_text
-from data_pipelines.streaming import Streamed
+from data_pipelines.streamed_dataset import StreamedDataset
 
 ROOT = Path(data_pipelines.__file__).parents[1]
 GPT2 = GPT2Tokenizer()
@@ -111,7 +111,7 @@ def test_a_dataset_that_cannot_be_read_at_random(root, tmp_path, monkeypatch):
         text = file.read_text() if file.suffix == ".json" else ""
         (made / file.name).write_text(text.replace("array_record", "tfrecord"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(DataProblem, match="cannot be read at random") as caught:
+    with pytest.raises(DataProblem, match="has no random access") as caught:
         open_text("tfds:wikipedia")
     assert "file_format='array_record'" in caught.value.fix
 
@@ -128,7 +128,7 @@ def unpacked(data, batches):
 
 def test_an_epoch_takes_each_document_once():
     data = open_data("wikipedia", valid_fraction=0.2, **SIZES)
-    assert isinstance(data, Streamed)
+    assert isinstance(data, StreamedDataset)
     expected = sorted(text for text in all_texts()[:48] if text)
     found = unpacked(data, 100)
     assert sorted(found[: len(expected)]) == expected
@@ -249,7 +249,7 @@ def test_a_tokenizer_of_the_user_without_an_end(tmp_path):
     sizes = SIZES | {"tokenizer": str(tmp_path), "context": 8}
     batch = next(open_data("wikipedia", **sizes).train())["tokens"]
     assert set(np.unique(batch)) == {0, 1, 2}
-    with pytest.raises(DataProblem, match="do not mark where a document ends"):
+    with pytest.raises(DataProblem, match="marks where a document ends"):
         open_data("wikipedia", segments=True, **sizes)
 
 

@@ -8,7 +8,7 @@ from data_pipelines.characters import CharTokenizer
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.prepare import prepare
-from data_pipelines.streams import open_bin
+from data_pipelines.token_files import open_bin
 from data_pipelines.tokenizers import load_tokenizer, open_tokenizer
 
 CHARS = CharTokenizer.build(["hello world"])

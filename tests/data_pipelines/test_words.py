@@ -18,21 +18,21 @@ CAPTIONS = st.lists(WORDS, max_size=8).map(" ".join)
 
 
 @pytest.mark.slow
-@given(said=st.lists(CAPTIONS, min_size=1, max_size=5))
-def test_decoding_undoes_encoding(said):
-    tokenizer = build_words(said)
-    for caption in said:
+@given(sentences=st.lists(CAPTIONS, min_size=1, max_size=5))
+def test_decoding_undoes_encoding(sentences):
+    tokenizer = build_words(sentences)
+    for caption in sentences:
         assert tokenizer.decode(tokenizer.encode(caption)) == caption
         assert tokenizer.unknown(caption) == []
-    assert build_words(reversed(said)).digest == tokenizer.digest
+    assert build_words(reversed(sentences)).digest == tokenizer.digest
 
 
 @pytest.mark.slow
 @given(numbers=st.lists(st.integers(0, 9999), min_size=1, max_size=20))
 def test_captions_of_shapes_come_back(numbers):
-    said = [caption for i in numbers for caption in captions(scene(i))]
-    tokenizer = build_words(said)
-    for caption in said:
+    sentences = [caption for i in numbers for caption in captions(scene(i))]
+    tokenizer = build_words(sentences)
+    for caption in sentences:
         ids = tokenizer.encode(caption)
         assert tokenizer.decode(ids) == caption
         assert len(ids) == len(caption.split())  # a token for each word

@@ -68,7 +68,7 @@ def calls(tmp_path, monkeypatch):
     return of
 
 
-def told(script):
+def example_call(script):
     """The call that the script's own comment shows."""
     text = (EXAMPLES / script).read_text().replace(" \\\n#", "")
     (call,) = re.findall(rf"^# {{3}}(.*examples/{re.escape(script)}.*)$", text, re.MULTILINE)
@@ -82,19 +82,19 @@ def launch(command, **kwargs):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_call_that_a_script_shows_trains(script, calls, tmp_path):
     assert subprocess.run(["bash", "-n", EXAMPLES / script]).returncode == 0
-    assert launch(told(script)) == 0
+    assert launch(example_call(script)) == 0
     (argv,) = calls("jaxmodels")
     assert argv[0] == "train"
     request = resolve(argv[1:])  # the real parser
     arch, preset, options = request.arch, request.preset, request.options
     assert (arch, preset, options.recipe.data) == ("wigip", "1.7b", "c4")
-    assert str(options.out) in told(script)
+    assert str(options.out) in example_call(script)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_words_arrive_as_they_were_given(script, calls):
     flags = ["charlm:tiny", "--prompt", 'It\'s "so", $HOME  \\ *\n;', "--data", "text:a b.txt"]
-    call = told(script).partition(f"examples/{script}")[0] + f'examples/{script} "$@"'
+    call = example_call(script).partition(f"examples/{script}")[0] + f'examples/{script} "$@"'
     assert subprocess.run(["bash", "-c", call, "bash", *flags], cwd=ROOT).returncode == 0
     (argv,) = calls("jaxmodels")
     assert argv[1:-2] == flags
@@ -103,7 +103,7 @@ def test_words_arrive_as_they_were_given(script, calls):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_is_missing_is_named(script, calls):
-    call = told(script)
+    call = example_call(script)
     names = re.findall(r"\b([A-Z_]+)=", call.partition("examples/")[0])
     assert "OUT" in names
     for name in names:
@@ -121,7 +121,7 @@ def test_a_pod_is_called_again_only_when_it_can_go_on(calls, monkeypatch):
         monkeypatch.setenv("CODES", f"{codes} 99")
         before = len(calls("jaxmodels"))
         monkeypatch.setenv("CODES", " ".join(["0"] * before + codes.split() + ["99"]))
-        assert launch(told("tpu_pod.sh")) == expected
+        assert launch(example_call("tpu_pod.sh")) == expected
         assert len(calls("jaxmodels")) - before == len(codes.split())
     words = calls("gcloud") or calls("note-gcloud")
     assert words[0][:6] == ["compute", "tpus", "tpu-vm", "ssh", "my-pod", "--zone"]
@@ -130,7 +130,7 @@ def test_a_pod_is_called_again_only_when_it_can_go_on(calls, monkeypatch):
 
 def test_a_cluster_is_told_which_end_to_start_again_from(calls, monkeypatch):
     monkeypatch.setenv("CODES", "75")
-    assert launch(told("gke_xpk.sh")) == 75  # by our stand-in; XPK itself only submits
+    assert launch(example_call("gke_xpk.sh")) == 75  # by our stand-in; XPK itself only submits
     (words,) = calls("note-xpk")
     flags = dict(zip(words[2::2], words[3::2], strict=True))
     assert words[:2] == ["workload", "create"]
@@ -145,7 +145,7 @@ AGAIN = [["requeue", "7"]]
 def test_a_slurm_job_that_is_killed_again_and_again_ends(calls, monkeypatch):
     monkeypatch.setenv("CODES", "137")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "10")
-    assert launch(told("slurm.sbatch")) == 137
+    assert launch(example_call("slurm.sbatch")) == 137
     assert calls("scontrol") == []
 
 
@@ -154,7 +154,7 @@ def test_a_slurm_job_that_is_killed_again_and_again_ends(calls, monkeypatch):
 )
 def test_a_slurm_job_queues_again_only_when_it_can_go_on(calls, monkeypatch, code, queued):
     monkeypatch.setenv("CODES", str(code))
-    assert launch(told("slurm.sbatch")) == code
+    assert launch(example_call("slurm.sbatch")) == code
     assert calls("scontrol") == queued
     assert len(calls("jaxmodels")) == 1
 

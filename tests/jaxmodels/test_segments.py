@@ -100,5 +100,5 @@ def test_characters_tell_no_documents(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", "charlm:tiny", "--out", str(out), "--segments"]) == USAGE
     said = capsys.readouterr().err
-    assert "do not mark where a document ends" in said
+    assert "marks where a document ends" in said
     assert "such as gpt2" in said

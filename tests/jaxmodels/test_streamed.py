@@ -43,7 +43,7 @@ def test_a_killed_run_goes_on_with_its_vocabulary_and_its_place(tmp_path, monkey
     def count(*args):
         raise AssertionError("the documents were counted again")
 
-    monkeypatch.setattr("data_pipelines.streaming.characters_of", count)
+    monkeypatch.setattr("data_pipelines.streamed_dataset.characters_of", count)
     assert main(["train", "--out", str(cut)]) == DONE
     assert losses(cut) == losses(whole)
     assert same(params(cut, 30), params(whole, 30))

@@ -1,4 +1,4 @@
-"""The files that a spec names: nothing that is there is left out without a word."""
+"""Finds the files of a spec: nothing is skipped silently."""
 
 import glob
 import os
@@ -10,10 +10,10 @@ from data_pipelines.files import naming
 
 
 def path_of(text: str) -> Path:
-    """The path that a user wrote, with ~ expanded.
+    """A path given by the user, with ~ expanded.
 
     Raises:
-        DataProblem: (usage) there is no such user, or a zero byte in it.
+        DataProblem: (usage) there is no such user, or the path has a zero byte.
     """
     try:
         if "\0" not in text:
@@ -25,9 +25,9 @@ def path_of(text: str) -> Path:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """PATH and NAME of `PATH#NAME`; a # may be in either: the longest PATH that is there counts.
+    """PATH and NAME of `PATH#NAME`. A # may be in either: the longest existing PATH is taken.
 
-    NAME is empty where the text names none. Where nothing is there, the first # divides.
+    NAME is empty if there is none. If no PATH exists, the text is split at the first #.
     """
     for at in (len(text), *(i for i in range(len(text) - 1, 0, -1) if text[i] == "#")):
         path = str(path_of(text[:at]))
@@ -38,17 +38,16 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def find(text: str, *suffixes: str) -> dict[str, Path]:
-    """The files that a path names, by the name that the manifest gives them, in order.
+    """The files of a path, sorted: name for the manifest → path.
 
-    Links are followed, and each folder is read once, however many links lead there.
+    Links are followed; each folder is read once, however many links lead to it.
 
     Args:
-        text: a file, a folder or a glob pattern (a folder that one matches is read as such).
-        suffixes: what names end with that are taken from a folder, at any depth; in small
-            letters, which stand for capitals too.
+        text: a file, a folder or a glob pattern, which may match folders.
+        suffixes: of the files to take from a folder, at any depth; lower case, matched in either.
 
     Raises:
-        DataProblem: (corrupt) there is none, or one is a link to nothing or no regular file.
+        DataProblem: (corrupt) there is none, or one is a broken link or not a regular file.
         OSError: a folder cannot be read.
     """
     path = path_of(text)
@@ -60,7 +59,7 @@ def find(text: str, *suffixes: str) -> dict[str, Path]:
         found, missing = {path.name: path}, ""
     else:
         names = _matches(str(path))
-        recursive = "**" in path.parts  # its own files are matched where they are wanted
+        recursive = "**" in path.parts  # then the pattern matches the files themselves
         found = {}
         for match in map(Path, names):
             if match.is_dir():
@@ -71,29 +70,29 @@ def find(text: str, *suffixes: str) -> dict[str, Path]:
                 found[match.as_posix()] = match
         missing = "no such file or folder, and as a pattern it matches no file"
         if names and not found:
-            missing = f"the folders that it matches have no {_listed(suffixes)} file below them"
+            missing = f"the matching folders have no {_listed(suffixes)} file in them or below them"
     if not found:
         raise DataProblem("there is no text", where=text, why=missing, fix="check the path")
     return dict(sorted(found.items()))
 
 
 def refuse_holes(paths: Iterable[Path]) -> None:
-    """Raises where a file of text has a hole: zeros, up to terabytes of them, that take no space.
+    """Raises if a file of text is sparse, as an interrupted download may leave it.
 
-    A download that was cut off may leave it so.
+    A hole reads as zeros, up to terabytes of them.
     """
     for path in paths:
         with naming(path), path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             try:
                 hole = os.lseek(file.fileno(), 0, os.SEEK_HOLE) if size else size
-            except OSError:  # a file system that knows no holes
+            except OSError:  # a file system without sparse files
                 continue
         if hole < size:
             raise DataProblem(
-                "this file is not whole",
+                "this file is incomplete",
                 where=f"{path}, byte {hole}",
-                why="nothing was ever written there",
+                why="nothing was written there",
                 fix="fetch or copy it again",
             )
 
@@ -108,14 +107,14 @@ def _files_below(top: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         for path in folder.iterdir():
             if path.name.startswith(".#"):  # an editor's lock, a link to nothing
                 continue
-            _refuse_dangling(path)  # whatever it is called: a folder may have lain there
+            _refuse_dangling(path)  # whatever its name: it may have been a folder
             if path.name.lower().endswith(suffixes) and not path.is_dir():
                 _refuse_irregular(path)
                 yield path
 
 
 def _folders(top: Path, hidden: bool = True) -> Iterator[Path]:
-    """A folder and those below it, each once: links may lead in circles. Linked ones come last."""
+    """A folder and those below it, each once: links may form cycles. Linked ones come last."""
     real, linked = [top], list[Path]()
     seen = set[tuple[int, int]]()
     while real or linked:
@@ -131,7 +130,7 @@ def _folders(top: Path, hidden: bool = True) -> Iterator[Path]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """As `glob.glob(pattern, recursive=True)`, which follows links round and round."""
+    """As `glob.glob(pattern, recursive=True)`, which would follow cycles of links."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return glob.glob(pattern)
@@ -148,13 +147,13 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _refuse_irregular(path: Path) -> None:
-    """Raises unless the path is a regular file, which can be read more than once."""
+    """Raises unless the path is a regular file, which can be read twice."""
     _refuse_dangling(path)
     if not path.is_file():
         raise DataProblem(
             "this is not a regular file",
             where=str(path),
-            why="text is read more than once",
+            why="the text is read more than once",
             fix="give a file",
         )
 
@@ -162,8 +161,8 @@ def _refuse_irregular(path: Path) -> None:
 def _refuse_dangling(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise DataProblem(
-            "this link leads to nothing",
+            "this link is broken",
             where=str(path),
-            why=f"{os.readlink(path)} is not there, or cannot be reached",
-            fix="restore what it leads to, or remove the link",
+            why=f"{os.readlink(path)} does not exist, or cannot be reached",
+            fix="restore its target, or remove the link",
         )

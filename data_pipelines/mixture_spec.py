@@ -1,15 +1,15 @@
-"""From the spec of a mixture to its sources and the tokeniser that they share."""
+"""The spec of a mixture: its sources, their shares and their common tokeniser."""
 
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from data_pipelines.captions.opening import captioned
+from data_pipelines.captions.opening import has_captions
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.documents import first_documents
 from data_pipelines.errors import MISMATCH, USAGE, DataProblem
-from data_pipelines.finding import path_of
+from data_pipelines.file_search import path_of
 from data_pipelines.prepare import read_manifest, read_tokenizer
 from data_pipelines.reading import Progress, Reading
 from data_pipelines.sources import MIX, SPECS, open_text
@@ -17,30 +17,30 @@ from data_pipelines.tokenizers import BARE_CHARS, CHARS, Tokenizer, open_tokeniz
 
 _KINDS = "|".join(sorted({re.split(r"[:\[]", form)[0] for form in SPECS}))
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
-# A comma may be in a path: one divides only where a weight follows it.
-_BORDER = re.compile(rf",\s*(?={_NUMBER}\s*\*)", re.IGNORECASE)
-_FORGOTTEN = re.compile(rf",\s*(?:{_KINDS})(?=[:,]|$)")
+# A comma may be part of a path: one separates sources only where a weight follows it.
+_SEPARATOR = re.compile(rf",\s*(?={_NUMBER}\s*\*)", re.IGNORECASE)
+_UNWEIGHTED = re.compile(rf",\s*(?:{_KINDS})(?=[:,]|$)")
 
 
 def parse_mixture(spec: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """The sources of `mix:WEIGHT*SPEC,WEIGHT*SPEC`, and what share of the rows each has.
+    """The sources of `mix:WEIGHT*SPEC,WEIGHT*SPEC`, and the share of rows of each.
 
     Raises:
-        DataProblem: (usage) a weight is missing, or no positive number; a source is no text.
+        DataProblem: (usage) a weight is missing or not a positive number; a source is not text.
     """
     sources, weights = [], []
-    for part in _BORDER.split(spec.removeprefix(f"{MIX}:")):
-        given, star, source = part.strip().partition("*")
-        if not star or not source or not re.fullmatch(_NUMBER, given.strip(), re.IGNORECASE):
+    for part in _SEPARATOR.split(spec.removeprefix(f"{MIX}:")):
+        number, star, source = part.strip().partition("*")
+        if not star or not source or not re.fullmatch(_NUMBER, number.strip(), re.IGNORECASE):
             raise _wrong(spec, f"{part[:200]!r} is not WEIGHT*SPEC")
-        if (weight := float(given)) <= 0 or not math.isfinite(weight):
-            raise _wrong(spec, f"a weight is a positive number, not {given.strip()}")
-        if forgotten := _FORGOTTEN.search(source):
-            after = source[forgotten.start() + 1 :].strip()
+        if (weight := float(number)) <= 0 or not math.isfinite(weight):
+            raise _wrong(spec, f"a weight is a positive number, not {number.strip()}")
+        if unweighted := _UNWEIGHTED.search(source):
+            after = source[unweighted.start() + 1 :].strip()
             raise _wrong(spec, f"there is no weight before {after[:200]}")
         if source.startswith(f"{MIX}:"):
             raise _wrong(spec, "a mixture cannot be part of another")
-        if captioned(source):
+        if has_captions(source):
             raise _wrong(spec, f"images with captions cannot be mixed: {source}")
         sources.append(source)
         weights.append(weight)
@@ -68,35 +68,35 @@ def shared_tokenizer(
     min_freq: int,
     progress: Progress | None,
 ) -> Tokenizer | None:
-    """The tokeniser for all sources; None where all are raw token files."""
+    """The tokeniser of all sources; None where all are raw token files."""
     if name not in (CHARS, BARE_CHARS):
         return open_tokenizer(name)
     files = [spec for spec in specs if spec.startswith("bin:")]
     folders = {spec: path for spec in files if (path := path_of(spec[len("bin:") :])).is_dir()}
     if len(files) == len(specs) and not folders:
         return None
-    own = {spec: read_tokenizer(path, read_manifest(path)) for spec, path in folders.items()}
+    tokenizers = {spec: read_tokenizer(path, read_manifest(path)) for spec, path in folders.items()}
     if raw := [spec for spec in files if spec not in folders]:
         raise DataProblem(
-            "it is not known what the tokens of a raw file mean",
+            "the vocabulary of a raw token file is unknown",
             where=raw[0],
-            why="other sources of the mixture are text, or have a tokeniser",
-            fix="give the one that the file was made with: --tokenizer gpt2, or a PATH",
+            why="other sources of the mixture are text or have a tokeniser",
+            fix="give the tokeniser that it was made with: --tokenizer gpt2, or a PATH",
             exit_code=USAGE,
         )
-    if own:
-        first, *others = own
+    if tokenizers:
+        first, *others = tokenizers
         for other in others:
-            if own[other].digest != own[first].digest:
+            if tokenizers[other].digest != tokenizers[first].digest:
                 raise DataProblem(
                     "the sources of a mixture have different vocabularies",
                     where=other,
-                    why=f"it has {own[other].vocab_size:,} tokens, and {first} has "
-                    f"{own[first].vocab_size:,}, or others",
+                    why=f"it has {tokenizers[other].vocab_size:,} tokens, and {first} has "
+                    f"{tokenizers[first].vocab_size:,}, or different ones",
                     fix="prepare all of them with one tokeniser: --tokenizer PATH",
                     exit_code=MISMATCH,
                 )
-        return own[first]
+        return tokenizers[first]
 
     def texts() -> Iterator[str]:
         for spec in specs:

@@ -1,4 +1,4 @@
-"""A folder that `data prepare` wrote of images with captions, checked when it is opened."""
+"""A prepared folder of images with captions, checked when it is opened."""
 
 import json
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ import numpy as np
 from data_pipelines.errors import DataProblem
 from data_pipelines.files import digest, naming, read_limited
 from data_pipelines.ids import without_surrogates
-from data_pipelines.limits import MAX_GALLERY, MAX_MANIFEST, max_document, too_long
+from data_pipelines.limits import MAX_MANIFEST, MAX_PREPARED, max_document, too_long
 from data_pipelines.prepare import MANIFEST
 
 CAPTIONS, IMAGES = "captions.jsonl", "images.bin"
 
 MAX_SIDE = 1 << 13
-"""Pixels that a prepared image may be wide: as many as `images.MAX_PIXELS` allow a square."""
+"""Widest prepared image in pixels: `images.MAX_PIXELS` as a square."""
 
-_NAME = 200  # characters of a name of what is left out
+_NAME = 200  # characters shown of a name
 
 _FIELDS: dict[str, Any] = {
     "spec": str,
@@ -34,28 +34,28 @@ _FIELDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """An image that can be read and has captions: a line of captions.jsonl."""
+    """A line of captions.jsonl: a readable image that has captions."""
 
     split: str
-    """train or valid: as the source has it."""
+    """train or valid, as in the source."""
     index: int
-    """Its place in that split of the source."""
+    """Its index in that split of the source."""
     name: str
     size: tuple[int, int]
     """Width and height in its file, in pixels."""
     captions: tuple[str, ...]
 
 
-def is_gallery(folder: Path) -> bool:
-    """Whether images with captions were prepared into a folder."""
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds prepared images with captions."""
     return (folder / CAPTIONS).is_file()
 
 
-def read_gallery(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that `prepare_images` wrote.
+def read_captions_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder written by `prepare_images`.
 
     Raises:
-        DataProblem: (corrupt) it is missing, unreadable or not ours.
+        DataProblem: (corrupt) it is missing, unreadable or invalid.
     """
     try:
         manifest = json.loads(read_limited(folder / MANIFEST, MAX_MANIFEST))
@@ -83,14 +83,14 @@ def read_gallery(folder: Path) -> dict[str, Any]:
 
 
 def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
-    """The lines of captions.jsonl; all files are read through once, for their digests.
+    """The lines of captions.jsonl; reads all files once, for their digests.
 
     Raises:
         DataProblem: (corrupt) a file is not the one in the manifest, or too large.
     """
     for name, expected in manifest["sha256"].items():
         try:
-            found = digest(folder / name, MAX_GALLERY)
+            found = digest(folder / name, MAX_PREPARED)
         except (OSError, ValueError) as error:
             raise damaged(folder, f"{name}: {error}") from None
         if found != expected:
@@ -104,7 +104,7 @@ def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
                 raise too_long("line", where)
             rows.append(_row(line, folder, where))
     if len(rows) != sum(manifest["images"][split] for split in ("train", "valid")):
-        raise damaged(folder, f"{CAPTIONS} has {len(rows):,} lines; the manifest says otherwise")
+        raise damaged(folder, f"{CAPTIONS} has {len(rows):,} lines, not as many as in the manifest")
     return rows
 
 
@@ -118,12 +118,11 @@ def _row(line: bytes, folder: Path, where: str) -> Row:
             raise TypeError("its name or a caption is not text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(folder, f"{where}: {type(error).__name__}: {str(error)[:200]}") from None
-    said = tuple(without_surrogates(text) for text in row.captions)
-    return replace(row, captions=said)
+    return replace(row, captions=tuple(map(without_surrogates, row.captions)))
 
 
 def images_of(folder: Path, manifest: dict[str, Any]) -> np.ndarray | None:
-    """The prepared images, uint8 [images, side, side, 3], memory-mapped; None without."""
+    """The prepared images, uint8 [images, side, side, 3], memory-mapped; None if not stored."""
     if IMAGES not in manifest["sha256"]:
         return None
     side = manifest["side"]
@@ -140,10 +139,10 @@ def notes_of(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def damaged(folder: Path, why: str) -> DataProblem:
-    """The error that a prepared folder is not what was written."""
+    """The error for a prepared folder that has changed or is incomplete."""
     return DataProblem(
         "this is not an intact folder of prepared images",
         where=str(folder),
         why=why,
-        fix="write it anew with `jaxmodels data prepare SPEC FOLDER`",
+        fix="prepare it again with `jaxmodels data prepare SPEC FOLDER`",
     )

@@ -1,4 +1,4 @@
-"""Images with captions of a TFDS dataset that lies on disk in array_record."""
+"""Images with captions of a TFDS dataset on disk in array_record."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,11 +11,11 @@ from data_pipelines.captions.source import Example, ImageTextSource, shapes_side
 from data_pipelines.errors import DataProblem
 from data_pipelines.tfds import builder_of, data_source, example, folder_of, text_of
 
-_HELD_OUT = ("validation", "val", "valid", "test")  # splits; the first that there is
+_HELD_OUT = ("validation", "val", "valid", "test")  # splits, in order of preference
 
 
-def has_captions(rest: str) -> bool:
-    """Whether the features of `tfds:REST` are an image and captions."""
+def dataset_has_captions(rest: str) -> bool:
+    """Whether `tfds:REST` has the features `image` and `captions`."""
     import tensorflow_datasets as tfds
 
     found = builder_of(str(folder_of(rest.partition(":")[0]))).info.features
@@ -31,10 +31,10 @@ def has_captions(rest: str) -> bool:
 def open_dataset(spec: str, rest: str) -> ImageTextSource:
     """`tfds:NAME[/CONFIG][/VERSION][:SPLIT]`, with the features `image` and `captions`.
 
-    Without SPLIT, `train` is trained on and the dataset's own validation split is held out.
+    Without SPLIT, `train` is trained on and the dataset's validation split is held out.
 
     Raises:
-        DataProblem: (corrupt) it is not there, or not in array_record; (usage) it has no such
+        DataProblem: (corrupt) it is missing, or not in array_record; (usage) it has no such
             split.
     """
     name, _, split = rest.partition(":")
@@ -56,16 +56,18 @@ def open_version(spec: str, folder: Path, split: str = "") -> ImageTextSource:
 
 
 def open_shapes(spec: str, folder: Path) -> ImageTextSource:
-    """The shapes that were drawn into a folder.
+    """The shapes drawn into a folder.
 
     Raises:
-        DataProblem: (corrupt) they are not there.
+        DataProblem: (corrupt) they are missing.
     """
     from data_pipelines.captions.shapes_dataset import version_folder
 
-    if not (there := version_folder(folder)).is_dir():
-        raise DataProblem("the shapes are not there", where=str(there), fix="prepare them anew")
-    drawn = open_version(spec, there)
+    if not (version := version_folder(folder)).is_dir():
+        raise DataProblem(
+            "the drawn shapes are missing", where=str(version), fix="prepare them again"
+        )
+    drawn = open_version(spec, version)
     return replace(drawn, records=drawn.records | {"drawn_side": shapes_side(spec)})
 
 

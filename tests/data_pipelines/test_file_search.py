@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import DataProblem
+from data_pipelines.file_search import find, split_name
 from data_pipelines.files import naming
-from data_pipelines.finding import find, split_name
 from data_pipelines.sources import open_text
 from tests.data_pipelines.test_records import documents
 
@@ -59,10 +59,10 @@ def test_links_in_circles_end_and_no_folder_is_read_twice(tmp_path):
 def test_a_link_to_nothing_is_named(tmp_path, name, suffix):
     write(tmp_path / "a.txt")
     (tmp_path / name).symlink_to(tmp_path / "missing")
-    with pytest.raises(DataProblem, match="leads to nothing") as caught:
+    with pytest.raises(DataProblem, match="link is broken") as caught:
         open_text(f"text:{tmp_path}{suffix}")
     assert caught.value.where == str(tmp_path / name)
-    assert "missing is not there" in caught.value.why
+    assert "missing does not exist" in caught.value.why
 
 
 def test_an_editors_lock_is_nobodys_text(tmp_path):
@@ -127,9 +127,9 @@ def test_what_is_no_path_is_said(path):
 
 def test_an_error_of_the_disk_names_the_file(tmp_path):
     for number in (errno.EIO, errno.ENOSPC):
-        said = os.strerror(number)
-        with pytest.raises(OSError, match=said) as caught, naming(tmp_path / "a"):
-            raise OSError(number, said)
+        message = os.strerror(number)
+        with pytest.raises(OSError, match=message) as caught, naming(tmp_path / "a"):
+            raise OSError(number, message)
         assert caught.value.filename == str(tmp_path / "a")
     with pytest.raises(OSError, match="denied") as caught, naming(tmp_path / "a"):
         raise OSError(errno.EACCES, "denied", "other")

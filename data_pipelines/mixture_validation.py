@@ -1,4 +1,4 @@
-"""What a mixture is measured on: held-out windows of its sources, by their shares."""
+"""Validation batches of a mixture: held-out windows of its sources, by their shares."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,35 +7,35 @@ import numpy as np
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.loader import Batch, Validation
-from data_pipelines.streaming import Streamed
+from data_pipelines.streamed_dataset import StreamedDataset
 
-_STREAMED = 10_000  # windows held out that are taken of a source that is streamed, at most
+_STREAMED = 10_000  # held-out windows of a streamed source, at most
 
 
-def upto(shares: Sequence[float]) -> np.ndarray:
-    """Cumulative shares from 0 to 1, both exact: a batch has neither more rows nor fewer."""
+def cumulative(shares: Sequence[float]) -> np.ndarray:
+    """Cumulative shares from 0 to 1, both exact, so that counts add up to the batch."""
     return np.concatenate([[0.0], np.cumsum(shares)[:-1], [1.0]])
 
 
-class HeldOut(Sequence[Batch]):
-    """Batches of held-out windows, of each source by its share; see `Mixture.valid`.
+class MixtureValidation(Sequence[Batch]):
+    """Batches of held-out windows, of each source by its share; see `MixtureDataset.valid`.
 
-    Of a source that has fewer windows than its share, they come again.
+    A source with fewer windows than its share repeats them.
     """
 
     def __init__(self, data: Any, max_batches: int | None = None):
         self._batch = data.batch
         most = max_batches or 0
-        there = [_windows_of(source) if data.valid_fraction else 0 for source in data.sources]
-        rows = sum(there) if max_batches is None else min(most * data.batch, sum(there))
-        if rows > data.batch:  # no incomplete batch, which would be compiled by itself
+        available = [_windows_of(source) if data.valid_fraction else 0 for source in data.sources]
+        rows = sum(available) if max_batches is None else min(most * data.batch, sum(available))
+        if rows > data.batch:  # an incomplete batch would be compiled separately
             rows -= rows % data.batch
-        borders = np.floor(upto(data.shares) * rows + 0.5).astype(np.int64)
+        borders = np.floor(cumulative(data.shares) * rows + 0.5).astype(np.int64)
         counts = borders[1:] - borders[:-1]
         self._windows: list[Validation] = [
             source.valid(int(count)) for source, count in zip(data.sources, counts, strict=True)
         ]
-        # Evenly mixed: window k of a source is at (k + 1/2) / count of the way.
+        # Evenly mixed: window k of a source comes after (k + 1/2) / count of all rows.
         for source, count, windows in zip(data.sources, counts, self._windows, strict=True):
             if count and not len(windows):
                 raise DataProblem(
@@ -65,6 +65,6 @@ class HeldOut(Sequence[Batch]):
 
 
 def _windows_of(source: Any) -> int:
-    """Windows that are held out; of documents that are streamed an estimate, and not too many."""
+    """Held-out windows; estimated for streamed documents, and limited."""
     count = max(0, source.valid_tokens - 1) // source.context
-    return min(max(1, count), _STREAMED) if isinstance(source, Streamed) else count
+    return min(max(1, count), _STREAMED) if isinstance(source, StreamedDataset) else count
