@@ -1,5 +1,6 @@
 """The settings of a training run, except the model's sizes."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,6 +113,8 @@ class Recipe:
     inside a block (--remat alone); dots, all but a block's large matrix products."""
     mesh: str = ""
     """Devices by axis, such as "data=2,model=4"; empty puts all devices on the data axis."""
+    xla: tuple[str, ...] = ()
+    """Options for XLA's compiler, each NAME=VALUE, over those that the platform has chosen."""
     min_freq: int = 1
     """With chars: a character must occur this often to enter the vocabulary."""
     valid_fraction: float = 0.05
@@ -159,6 +162,13 @@ class Recipe:
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)
         within("ema_decay", self.ema_decay, 0, 1, below=True)
+        for setting in self.xla:
+            if not re.fullmatch(r"\w+=.+", setting):
+                raise Problem(
+                    f"--xla takes NAME=VALUE, not {setting!r}",
+                    fix="for example --xla xla_tpu_scoped_vmem_limit_kib=65536",
+                    exit_code=USAGE,
+                )
         if self.slices and self.batch % self.slices:
             raise Problem(
                 f"slices must divide the batch of {self.batch}, which {self.slices} does not",

@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import emit, parse, say
-from jaxmodels.commands.plan_report import budget, description, show, table
+from jaxmodels.commands.plan_report import budget, description, largest, show, table
 from jaxmodels.commands.train_options import config_file, with_current_names
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
@@ -38,6 +38,9 @@ class PlanOptions(Generic[C]):
     """Try meshes, batches and remat policies, and print the fastest."""
     minutes: float = 15.0
     """With --search, or when it does not fit: start no compilation after this many minutes."""
+    operations: bool = False
+    """List the operations that the compiler expects to take most of a step's time, each with the
+    line of the model that it comes from."""
     config: Path | None = None
     """A .json or .toml file with {"model": …, "recipe": …}; flags win over it."""
     json: bool = False
@@ -128,6 +131,8 @@ def plan_one(
     try:
         found = compiled(job)
         needed, result = found.bytes, report(job, found, slice_)
+        if options.operations:
+            result["operations"] = largest(found.operations)
     except TooLarge as error:
         needed, result = error.needed, too_large_report(job, error, slice_)
     result = (
@@ -176,6 +181,8 @@ def search(
             exit_code=NO_SPACE,
         )
     best = rows[0] | budget(rows[0], job.recipe.steps, options.hours)
+    if options.operations:
+        best["operations"] = largest(trials[0].compiled.operations)
     if options.json:
         emit(best | {"frontier": rows})
     else:

@@ -22,14 +22,25 @@ def description(spec: str, job: Any, slice_: Topology) -> dict[str, Any]:
 
 
 def budget(result: dict[str, Any], steps: int, hours: float | None) -> dict[str, Any]:
-    """A lower bound of the hours for the recipe's steps, and the most steps within --hours."""
+    """The hours for the recipe's steps, and the most steps within --hours."""
     seconds = result["roofline_step_seconds"]
     known: dict[str, Any] = {"steps": steps, "hours_at_least": steps * seconds / 3600}
+    likely = result.get("expected_step_seconds")
+    if likely:
+        known["hours_expected"] = steps * likely / 3600
     if hours is not None:
         most = int(3600 * hours / seconds)
         tokens = most * result["tokens_per_step"]
         known["budget"] = {"hours": hours, "steps": most, "tokens": tokens}
+        if likely:
+            known["budget"]["steps_expected"] = int(3600 * hours / likely)
     return known
+
+
+def largest(operations: list[Any], most: int = 20) -> list[dict[str, Any]]:
+    """The operations that take most of the compiler's cycles, as rows of the report."""
+    everything = sum(row.cycles for row in operations)
+    return [row._asdict() | {"share": row.cycles / everything} for row in operations[:most]]
 
 
 def table(rows: list[dict[str, Any]]) -> None:
@@ -39,7 +50,8 @@ def table(rows: list[dict[str, Any]]) -> None:
         needed = row["hbm_per_device_bytes"]
         speed, mfu = "does not fit" if needed else "failed", ""
         if row["fits"]:
-            speed, mfu = f"{row['tokens_per_second_bound']:,.0f}", f"{row['mfu_bound']:.0%}"
+            rate = row.get("expected_tokens_per_second", row["tokens_per_second_bound"])
+            speed, mfu = f"{rate:,.0f}", f"{row.get('expected_mfu', row['mfu_bound']):.0%}"
         size = f"{needed / GIB:.1f}" if needed else "?"
         print(f"{size:>7} {speed:>12} {mfu:>5}  {row['flags']}")
     print()
@@ -58,6 +70,15 @@ def show(result: dict[str, Any]) -> None:
         f"{_time(r['roofline_step_seconds'])}, bound by {r['bound']}: "
         + ", ".join(f"{name} {_time(seconds)}" for name, seconds in r["roofline"].items())
     )
+    if "expected" in r:
+        costs = {name.replace("_", " "): time for name, time in r["expected"].items() if time}
+        print(
+            f"expected by the compiler's model of the chip, not measured: "
+            f"{_time(r['expected_step_seconds'])} a step, {r['expected_tokens_per_second']:,.0f} "
+            f"tokens/s, {r['expected_mfu']:.0%} of the peak rate ("
+            + ", ".join(f"{name} {_time(time)}" for name, time in costs.items())
+            + ")"
+        )
     print(
         f"at most {r['tokens_per_second_bound']:,.0f} tokens/s, {r['mfu_bound']:.1%} of the peak "
         f"rate; {r['flops_per_step']:.3g} operations, {r['flops_with_remat']:.3g} with remat"
@@ -65,11 +86,24 @@ def show(result: dict[str, Any]) -> None:
     parts = [f"{row['bytes'] / 1e9:.3g} GB in {row['count']} {kind}" for kind, row in sent]
     print("a device sends: " + (", ".join(parts) or "nothing"))
     print(f"compiled in {r['compile_seconds']:.0f} s, after {r['trace_seconds']:.1f} s of tracing")
-    print(f"{r['steps']:,} steps take at least {r['hours_at_least']:,.2f} hours")
+    likely = f", {r['hours_expected']:,.2f} expected" if "hours_expected" in r else ""
+    print(f"{r['steps']:,} steps take at least {r['hours_at_least']:,.2f} hours{likely}")
     if most := r.get("budget"):
+        likely = f"; {most['steps_expected']:,} expected" if "steps_expected" in most else ""
         print(
             f"in {most['hours']:g} hours at most {most['steps']:,} steps, {most['tokens']:,} tokens"
+            + likely
         )
+    if rows := r.get("operations"):
+        print(
+            "\nwhere the compiler expects the time to go (share, runs, operation, result, source):"
+        )
+        for row in rows:
+            shape = row["shape"] if len(row["shape"]) <= 44 else row["shape"][:43] + "…"
+            print(
+                f"{row['share']:6.1%} {row['runs']:5} {row['kind'][:32]:32} {shape:44} "
+                f"{row['source']}"
+            )
 
 
 def _time(seconds: float) -> str:

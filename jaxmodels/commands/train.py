@@ -135,6 +135,7 @@ def _prepare(request: Request, stop: Stop) -> Setup:
 def _check_devices(request: Request) -> None:
     import jax
 
+    from jaxmodels.runtime.compiler import check_options
     from jaxmodels.runtime.multihost import processes
     from jaxmodels.runtime.sharding import check_heads, check_rows, make_mesh
 
@@ -154,6 +155,7 @@ def _check_devices(request: Request) -> None:
             exit_code=USAGE,
         )
     mesh = make_mesh(recipe.mesh)
+    check_options(recipe, mesh)
     check_heads(request.config, mesh.shape["model"])
     check_rows(recipe.batch * recipe.accum, mesh.shape["data"])
 

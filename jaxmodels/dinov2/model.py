@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxmodels.dinov2.config import Config
 from jaxmodels.errors import USAGE, Problem
@@ -27,6 +27,7 @@ from jaxmodels.layers.precision import accum_dtype, to_float32
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.resize import bicubic
 from jaxmodels.layers.sharding import constrain
+from jaxmodels.layers.tiles import pad_to_tiles
 
 _SMALL = nnx.initializers.truncated_normal(0.02)
 _TINY = nnx.initializers.normal(1e-6)
@@ -34,6 +35,7 @@ _UNIT = nnx.initializers.lecun_normal()
 # What is added to the residual stream starts smaller.
 _ADDED = nnx.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
 Hidden = Float[Array, "b t d"]
+Segments = Int[Array, "b t"] | None  # of rows that fill tiles, see `layers/tiles.py`
 
 
 def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, added: bool = False) -> Linear:
@@ -52,10 +54,10 @@ class Attention(nnx.Module):
         self.v = _linear(cfg.dim, cfg.dim, rngs)
         self.proj = _linear(cfg.dim, cfg.dim, rngs, added=True)
 
-    def __call__(self, x: Hidden) -> Hidden:
+    def __call__(self, x: Hidden, segments: Segments) -> Hidden:
         """What the block adds, not yet scaled."""
         q, k, v = (heads_of(part, x, self.heads) for part in (self.q, self.k, self.v))
-        return join_heads(self.proj, self_attention(q, k, v, causal=False))
+        return join_heads(self.proj, self_attention(q, k, v, causal=False, segments=segments))
 
 
 class Mlp(nnx.Module):
@@ -97,9 +99,9 @@ class Block(nnx.Module):
         self.mlp = (Mlp if cfg.mlp == "gelu" else SwiGlu)(cfg, rngs=rngs)
         self.ls2 = nnx.Param(jnp.ones(cfg.dim))
 
-    def __call__(self, x: Hidden) -> Hidden:
+    def __call__(self, x: Hidden, segments: Segments) -> Hidden:
         """The float32 residual stream."""
-        x = x + self.ls1[...] * self.attn(layer_norm(self.norm1, x))
+        x = x + self.ls1[...] * self.attn(layer_norm(self.norm1, x), segments)
         x = no_recompute(constrain(x, "data", ...))
         x = x + self.ls2[...] * self.mlp(layer_norm(self.norm2, x))
         return no_recompute(constrain(x, "data", ...))
@@ -145,10 +147,12 @@ class Model(nnx.Module):
             first.append(self.registers[...])
         first = [jnp.broadcast_to(token, (len(x), *token.shape)) for token in first]
         x = constrain(jnp.concatenate([*first, x], axis=1), "data", ...)
+        t = x.shape[1]
+        x, segments = pad_to_tiles(x)
         block = remat(Block.__call__, self.remat)
         for layer in self.blocks:
-            x = block(layer, x)
-        return self.norm(x)
+            x = block(layer, x, segments)
+        return self.norm(x[:, :t])
 
     def positions(self, rows: int, columns: int) -> Float[Array, "n d"]:
         """float32 positions of a grid of patches, line by line; interpolated unless it is the

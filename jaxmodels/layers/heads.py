@@ -5,17 +5,24 @@ of 8 × 128 numbers, so that cutting copies. There every part has a product of i
 its heads.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from jaxmodels.layers.linear import broadcast_param
-from jaxmodels.layers.rotary import Rope, partners, rotate, turned
+from jaxmodels.layers.rotary import Rope, partners, rotate, turned, turned_rows
 from jaxmodels.layers.sharding import axis_size, constrain
 from jaxmodels.layers.target import platform
 
 Heads = Float[Array, "b t h k"]
+
+# Of a TPU's 128 lanes. Half as wide ones lose less by it than by being written once more.
+NARROW = 64
 
 
 def fused_linear(
@@ -58,14 +65,21 @@ def join_heads(linear: nnx.Linear, x: Heads) -> Float[Array, "b t d"]:
     """`linear` of the results of all heads."""
     if platform() != "tpu":
         return linear(rearrange(x, "b t h k -> b t (h k)"))
-    kernel = rearrange(linear.kernel[...], "(h k) d -> h k d", h=x.shape[2])
     bias = None if linear.bias is None else linear.bias[...]
+    if x.shape[-1] < NARROW:
+        return _added(_rows(x) @ linear.kernel[...], bias)
+    kernel = rearrange(linear.kernel[...], "(h k) d -> h k d", h=x.shape[2])
     return _added(jnp.einsum("bthk,hkd->btd", x, kernel), bias)
 
 
 def _into_heads(
     x: Array, kernel: Array, bias: Array | None, heads: int, rope: Rope | None
 ) -> Array:
+    if kernel.shape[1] < NARROW * heads:
+        out = _added(x @ constrain(kernel, "data", "model"), bias)
+        if rope is not None:
+            out = turned_rows(out, rope, heads)
+        return _narrow(out, heads)
     kernel = rearrange(kernel, "d (h k) -> d h k", h=heads)
     bias = None if bias is None else rearrange(bias, "(h k) -> h k", h=heads)
 
@@ -79,6 +93,35 @@ def _into_heads(
     # The other number of each pair comes from a product too: none moves within a tile.
     other = product(partners(kernel, rope), None if bias is None else partners(bias, rope))
     return turned(out, other, rope)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _narrow(x: Float[Array, "b t f"], heads: int) -> Heads:
+    """Rows cut into heads that do not fill a tile's lanes, laid out as attention's kernel reads
+    them, positions last; written to memory once, and so is their gradient, as whole rows."""
+    x = _written(x.swapaxes(1, 2))
+    return rearrange(x, "b (h k) t -> b t h k", h=heads)
+
+
+def _narrow_forward(x: Array, heads: int) -> tuple[Array, None]:
+    return _narrow(x, heads), None
+
+
+def _narrow_backward(heads: int, _: None, g: Array) -> tuple[Array]:
+    return (_rows(g),)
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
+
+
+def _rows(x: Heads) -> Float[Array, "b t f"]:
+    columns = _written(rearrange(x, "b t h k -> b h k t"))
+    return _written(rearrange(columns, "b h k t -> b t (h k)"))
+
+
+def _written(x: Array) -> Array:
+    """The array, its last axis along a tile's lanes; XLA would choose other layouts."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _cut(linear: nnx.Linear, x: Array, parts: int) -> Array:

@@ -89,3 +89,19 @@ def turned(
     else:
         cos, sin = (jnp.repeat(angle, 2, axis=-1)[..., None, :] for angle in by)
     return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)
+
+
+def turned_rows(x: Float[Array, "b t f"], by: Rope, heads: int) -> Float[Array, "b t f"]:
+    """As `rotate`, of heads that lie one after the other in a row.
+
+    The partners come by a product with ±1 and 0, which is exact: no number changes its place in
+    a tile.
+    """
+    width = x.shape[-1] // heads
+    swap = jnp.kron(jnp.eye(heads, dtype=x.dtype), partners(jnp.eye(width, dtype=x.dtype), by))
+    other = x @ swap
+    if isinstance(by, HalfRotation):
+        cos, sin = (jnp.tile(angle, 2 * heads) for angle in by)
+    else:
+        cos, sin = (jnp.tile(jnp.repeat(angle, 2, axis=-1), heads) for angle in by)
+    return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)

@@ -134,11 +134,12 @@ def param_shardings(mesh: AnyMesh, rows: tuple[tuple[str, P], ...], shapes: dict
             return shape[at] % prod(mesh.shape[name] for name in (*axes[at], axis)) == 0
 
         left = []
-        for at, axis in enumerate(match(rows, path)[: len(shape)]):
-            if axis is not None and fits(axis, at):
-                axes[at] = (axis,)
-            elif axis is not None:
-                left.append(axis)
+        for at, spec in enumerate(match(rows, path)[: len(shape)]):
+            for axis in spec if isinstance(spec, tuple) else (spec,):
+                if axis is not None and fits(axis, at):
+                    axes[at] += (axis,)
+                elif axis is not None:
+                    left.append(axis)
         for axis in left:
             for at in [at for at in range(len(shape)) if fits(axis, at)][:1]:
                 axes[at] += (axis,)

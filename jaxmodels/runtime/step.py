@@ -17,6 +17,7 @@ from jaxmodels.architecture import Architecture
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import aggregate, stats
+from jaxmodels.runtime.compiler import compiler_options
 from jaxmodels.runtime.optim import optimiser, schedule, trainable
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
 from jaxmodels.runtime.sharding import AnyMesh, param_shardings, tree_shardings, with_mesh
@@ -217,7 +218,12 @@ def train_step(
         )
 
     out = placed, NamedSharding(mesh, P())
-    return jax.jit(with_mesh(mesh, step), donate_argnums=0, out_shardings=out)
+    return jax.jit(
+        with_mesh(mesh, step),
+        donate_argnums=0,
+        out_shardings=out,
+        compiler_options=compiler_options(recipe, mesh),
+    )
 
 
 def ema_update(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Arrays:

@@ -25,6 +25,8 @@ from jaxmodels.layers.losses import cross_entropy
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import constrain
+from jaxmodels.layers.target import platform
+from jaxmodels.layers.tiles import pad_to_tiles
 from jaxmodels.wigip import decoding
 from jaxmodels.wigip.blocks import stacked
 from jaxmodels.wigip.config import Config
@@ -91,7 +93,9 @@ class Model(nnx.Module):
             q=cfg.patch,
         )
         x = self.placed(self.convolved(ids), jnp.arange(cfg.patches))
-        x, _ = self.through(x, lambda q, k, v: (self_attention(q, k, v, causal=False), None))
+        x, segments = pad_to_tiles(x)
+        full = partial(self_attention, causal=False, segments=segments)
+        x, _ = self.through(x, lambda q, k, v: (full(q, k, v), None))
         return layer_norm(self.norm, x[:, :1])[:, 0]
 
     def dense(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
@@ -177,6 +181,8 @@ class Model(nnx.Module):
 
         def one(x: Array, layer: Any) -> tuple[Array, Any]:
             leaves, *known = layer
+            if platform() == "tpu":
+                leaves = jax.lax.optimization_barrier(leaves)
             return nnx.merge(graph, leaves)(x, partial(attend, *known))
 
         body = remat(one, "none" if keep else self.remat, prevent_cse=False)

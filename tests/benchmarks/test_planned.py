@@ -13,7 +13,7 @@ from jaxmodels.runtime.planning.plan import Compiled, TooLarge
 
 REDUCE = hlo.Collective("all-reduce", count=3, bytes=1000, group=2)
 MEMORY = {"parameters": 10, "optimizer": 20, "batch": 1, "temporaries": 5, "code": 4}
-COMPILED = Compiled(MEMORY, 819_000, [REDUCE], 10**6, 0.1, 0.2)
+COMPILED = Compiled(MEMORY, 819_000, [REDUCE], 10**6, 0, [], 0.1, 0.2)
 WORDS = ["--preset", "charlm:tiny", "--topology", "v5e:2x2", "--batch", "16"]
 
 

@@ -24,6 +24,8 @@ def job_of(spec: str = "wikigpt:tiny", **changes) -> Workload:
     return Workload(package, config, replace(package.RECIPES[preset], **changes))
 
 
-def compiled_of(memory: int = GIB, collectives=(), work: int = 10**12) -> Compiled:
+def compiled_of(
+    memory: int = GIB, collectives=(), work: int = 10**12, kernels: int = 0, operations=()
+) -> Compiled:
     parts = {"parameters": memory // 4, "optimizer": memory // 2, "temporaries": memory // 4}
-    return Compiled(parts, 2 * memory, list(collectives), work, 0.1, 2.0)
+    return Compiled(parts, 2 * memory, list(collectives), work, kernels, list(operations), 0.1, 2.0)

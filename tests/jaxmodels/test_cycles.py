@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jaxmodels.runtime.planning import tpu
-from jaxmodels.runtime.planning.hlo import estimated_cycles
+from jaxmodels.runtime.planning.cycles import estimated
 from jaxmodels.runtime.planning.isolated import run_isolated
 
 pytestmark = [
@@ -30,7 +30,7 @@ def cycles(function, *shapes) -> int:
     import jax
 
     lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
-    return estimated_cycles(lowered.compile().as_text())
+    return estimated(lowered.compile().as_text())
 
 
 def ours() -> int:

@@ -1,5 +1,9 @@
 """The forms that layers take on a TPU, run on a CPU: other layouts and sums, the same numbers."""
 
+import importlib
+from dataclasses import replace
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 import jaxmodels
 from jaxmodels.layers import heads, target
+from jaxmodels.layers.attention import self_attention
+from jaxmodels.layers.keys import keys
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.losses import chunked_scores
 from jaxmodels.layers.norm import layer_norm, normalised
@@ -138,3 +144,30 @@ def test_a_models_loss(arch):
         return package.loss(graphdef.merge(params, rest), batch, None)[0]
 
     same(loss, params, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("arch", ["dinov2", "wigip"])
+def test_rows_that_fill_tiles_change_nothing(arch):
+    """26 tokens of an image, and 25 patches of a text, are computed as 32."""
+    package = jaxmodels.arch(arch)
+    config = package.PRESETS["tiny"]
+    if arch == "wigip":
+        config = replace(config, side=20)
+    graphdef, params, state = split(package.Model(config, rngs=keys(default=0)))
+    params = {path: value.astype(jnp.float64) for path, value in params.items()}
+    inputs = drawn(2, 70, 70, 3) if arch == "dinov2" else jnp.arange(800).reshape(2, 400) % 64
+    lengths = []
+
+    def seen(*args, **kwargs):
+        lengths.append(args[0].shape[1])
+        return self_attention(*args, **kwargs)
+
+    def features(params):
+        return jnp.asarray(graphdef.merge(params, state)(inputs)[0])
+
+    module = importlib.import_module(f"jaxmodels.{arch}.model")
+    with mock.patch.object(module, "self_attention", seen):
+        same(features, params, rtol=1e-9, atol=1e-9)
+    assert set(lengths) == ({26, 32} if arch == "dinov2" else {25, 32})

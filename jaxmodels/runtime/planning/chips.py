@@ -20,6 +20,8 @@ GIB = 1 << 30
 class Chip:
     """One chip; a device is a JAX device, a chip or one of its two cores."""
 
+    clock: float
+    """Cycles a second: the peak rate over what its matrix units do in a cycle."""
     flops: float
     """Peak bfloat16 operations a second. XLA multiplies float32 in bfloat16 by default, too."""
     hbm: int
@@ -44,25 +46,27 @@ _ISCA = "arXiv:2304.01433, table 4"
 
 CHIPS = {
     "v2": Chip(
-        *(46e12, 16 * GIB, 700e9, 62e9, 2, int(7.48 * GIB)),
+        *(0.7e9, 46e12, 16 * GIB, 700e9, 62e9, 2, int(7.48 * GIB)),
         "Norrie et al. 2021, IEEE Micro 41(2)",
         ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16"),
     ),
     "v3": Chip(
-        *(123e12, 32 * GIB, 900e9, 70e9, 2, int(15.48 * GIB)),
+        *(0.94e9, 123e12, 32 * GIB, 900e9, 70e9, 2, int(15.48 * GIB)),
         f"{_DOCS}v3; links: {_ISCA}",
         ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32"),
     ),
     "v4": Chip(
-        *(275e12, 32 * GIB, 1200e9, 50e9, 1, int(30.75 * GIB)),
+        *(1.05e9, 275e12, 32 * GIB, 1200e9, 50e9, 1, int(30.75 * GIB)),
         f"{_DOCS}v4; links: {_ISCA}",
         _CUBES,
     ),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 50e9, 1, int(15.75 * GIB), f"{_DOCS}v5e", _FLAT),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 100e9, 1, int(95.74 * GIB), f"{_DOCS}v5p", _CUBES),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 100e9, 1, int(31.25 * GIB), f"{_DOCS}v6e", _FLAT),
+    "v5e": Chip(1.5e9, 197e12, 16 * GIB, 819e9, 50e9, 1, int(15.75 * GIB), f"{_DOCS}v5e", _FLAT),
+    "v5p": Chip(
+        1.75e9, 459e12, 95 * GIB, 2765e9, 100e9, 1, int(95.74 * GIB), f"{_DOCS}v5p", _CUBES
+    ),
+    "v6e": Chip(1.75e9, 918e12, 32 * GIB, 1638e9, 100e9, 1, int(31.25 * GIB), f"{_DOCS}v6e", _FLAT),
     "tpu7x": Chip(
-        *(2307e12, 192 * GIB, 7380e9, 100e9, 2, int(94.75 * GIB)),
+        *(2.2e9, 2307e12, 192 * GIB, 7380e9, 100e9, 2, int(94.75 * GIB)),
         f"{_DOCS}tpu7x",
         _CUBES,
     ),

@@ -22,6 +22,12 @@ class Product(NamedTuple):
     times: int = 1
 
     @property
+    def padded(self) -> int:
+        """Operations of a matrix unit of 128 × 128, which computes narrower sides as if full."""
+        tiles = [-(-side // 128) * 128 for side in (self.rows, self.inner, self.columns)]
+        return 2 * self.batch * prod(tiles) * self.times
+
+    @property
     def flops(self) -> int:
         """A multiplication and an addition for each term."""
         return 2 * prod(self)
@@ -39,6 +45,28 @@ def products(function: Callable[..., Any], *args: Any) -> list[Product]:
 def of_jaxpr(traced: Any) -> list[Product]:
     """As `products`, for a traced program."""
     return list(_walk(traced.jaxpr, 1))
+
+
+def in_kernels(traced: Any, platform: str) -> list[Product]:
+    """The products inside of Pallas kernels, in the forms for a platform, over all devices.
+
+    XLA's compilers know nothing of what a kernel costs.
+    """
+    return list(_kernels(traced.jaxpr, 1, platform))
+
+
+def _kernels(jaxpr: Any, times: int, platform: str) -> Iterator[Product]:
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        times_inside = times * _times(name, params)
+        if name == "pallas_call":
+            yield from chain(*(_walk(inner, times_inside) for inner in _within(params)))
+            continue
+        inside = list(_within(params))
+        if forms := params.get("branches_platforms"):
+            known = [n for n, form in enumerate(forms) if form is not None and platform in form]
+            inside = [inside[known[0] if known else forms.index(None)]]
+        yield from chain(*(_kernels(inner, times_inside, platform) for inner in inside))
 
 
 def total(found: list[Product]) -> int:

@@ -1,4 +1,4 @@
-"""The collectives and estimated cycles of a compiled program, read off its text."""
+"""The collectives of a compiled program, read off its text."""
 
 import re
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _LESS = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(L[TE])")
 _INDEX = re.compile(r"get-tuple-element\(.*index=(\d+)")
 _CONSTANT = re.compile(r"= [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_CYCLES = re.compile(r'"?estimated_cycles"?:"?(\d+)')
+CYCLES = re.compile(r'"?estimated_cycles"?:"?(\d+)')
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Collective:
     """Bytes of its full result on one device, or of its operand if that is larger."""
     group: int
     """Number of devices in a group."""
+    beside: int = 0
+    """Cycles of other work that the compiler has scheduled during each run."""
 
     @property
     def sent(self) -> float:
@@ -65,7 +67,8 @@ def collectives(text: str, devices: int) -> list[Collective]:
         text: the module, by `Compiled.as_text()`.
         devices: number of devices, the group of a collective that names none.
     """
-    bodies, entry = _computations(text)
+    bodies, entry = computations(text)
+    beside = cycles_beside(bodies, entry)
     times: dict[str, int] = {}
     _walk(entry, 1, bodies, times)
     found: dict[object, Collective] = {}
@@ -84,8 +87,49 @@ def collectives(text: str, devices: int) -> list[Collective]:
             group = _group(line, devices)
             if group > 1:
                 key = channel[1] if channel else line
-                found[key] = Collective(kind, times[name], size, group)
+                work = beside.get(channel[1], 0) if channel else 0
+                found[key] = Collective(kind, times[name], size, group, work)
     return list(found.values())
+
+
+def cycles_beside(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
+    """Channel of a collective → cycles of the work that runs while it does.
+
+    A collective that is part of fusions runs beside their other work; one that is written as
+    start and done, beside what is scheduled between. Any other one stops the device.
+    """
+    found: dict[str, int] = {}
+    scheduled = [entry]
+    while scheduled:
+        clock = 0
+        begun: dict[str, tuple[int, set[str]]] = {}
+        for line in bodies.get(scheduled.pop(), []):
+            cycles = int(known[1]) if (known := CYCLES.search(line)) else 0
+            operation = _OPERATION.match(line)
+            name = line.strip().removeprefix("ROOT ").partition(" = ")[0].lstrip("%")
+            if operation and operation[2].endswith("-start"):
+                begun[name] = clock, _channels(line, bodies)
+            elif operation and operation[2].endswith("-done"):
+                start = operation[3].partition(")")[0].split(" ")[-1].lstrip("%")
+                since, channels = begun.get(start, (clock, set()))
+                found |= dict.fromkeys(channels, clock - since)
+            elif operation and operation[2] == "fusion":
+                for channel in _channels(line, bodies):
+                    found[channel] = found.get(channel, 0) + cycles
+            if body := loop_body(line):
+                scheduled.append(body)
+            clock += cycles
+    return found
+
+
+def _channels(line: str, bodies: dict[str, list[str]]) -> set[str]:
+    """The channels of the collectives in a line and in the computations that it calls."""
+    found = set(_CHANNEL.findall(line))
+    for called in _CALLED.findall(line):
+        for inner in bodies.get(called, []):
+            if " fusion(" in inner or _CHANNEL.search(inner):
+                found |= _channels(inner, bodies)
+    return found
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
@@ -98,30 +142,7 @@ def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
     return dict(sorted(rows.items()))
 
 
-def estimated_cycles(text: str) -> int:
-    """The compiler's estimate of the program's clock cycles; 0 if it gives none.
-
-    libtpu annotates each operation; operations in a loop count as often as it runs. It is a cost
-    model, good for comparing programs for the same work.
-
-    Args:
-        text: the module, by `Compiled.as_text()`.
-    """
-    bodies, entry = _computations(text)
-
-    def of(name: str) -> int:
-        total = 0
-        for line in bodies.get(name, []):
-            if found := _CYCLES.search(line):
-                total += int(found[1])
-            if " while(" in line and (body := _BODY.search(line)):
-                total += _trips(line, bodies) * of(body[1])
-        return total
-
-    return of(entry)
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Name → lines of every computation, and the name of the entry."""
     bodies: dict[str, list[str]] = {}
     entry, current = "", None
@@ -140,7 +161,7 @@ def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, 
         return
     found[name] = times
     for line in bodies[name]:
-        again = times * _trips(line, bodies) if " while(" in line else times
+        again = times * trips(line, bodies) if " while(" in line else times
         called = _CALLED.findall(line)
         for branches in _BRANCHES.findall(line):
             called += [branch.strip(" %") for branch in branches.split(",")]
@@ -148,7 +169,13 @@ def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, 
             _walk(one, again, bodies, found)
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+def loop_body(line: str) -> str:
+    """The computation that a while loop runs; empty if the line is no while loop."""
+    found = _BODY.search(line) if " while(" in line else None
+    return found[1] if found else ""
+
+
+def trips(line: str, bodies: dict[str, list[str]]) -> int:
     """Trip count of a while loop: XLA's annotation, or the limit of its counter, which starts at 0;
     1 if neither can be read."""
     if known := _TRIPS.search(line):

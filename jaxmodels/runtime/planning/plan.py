@@ -16,8 +16,9 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.batches import batch_shapes
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.paths import Arrays, GraphDef
-from jaxmodels.runtime.planning import flops, hlo
+from jaxmodels.runtime.planning import cycles, flops, hlo
 from jaxmodels.runtime.planning.chips import Topology
+from jaxmodels.runtime.planning.cycles import Operation
 from jaxmodels.runtime.sharding import AXES, AnyMesh
 from jaxmodels.runtime.step import State, init, training
 
@@ -79,6 +80,11 @@ class Compiled:
     collectives: list[hlo.Collective]
     flops: int
     """Operations of a step on all devices, recomputation (remat) included."""
+    kernels: int
+    """Operations of a step inside of Pallas kernels on all devices, narrow sides padded to a matrix
+    unit's."""
+    operations: list[Operation]
+    """With the cycles that the compiler expects on one device; empty if it gives none."""
     trace_seconds: float
     compile_seconds: float
 
@@ -111,7 +117,9 @@ def compile_step(job: Workload, mesh: Mesh) -> Compiled:
     step, state, batch = _step(job, mesh)
     traced = step.trace(state, batch)
     work = flops.total(flops.of_jaxpr(traced.jaxpr))
-    lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
+    platform = mesh.devices.flat[0].platform
+    kernels = sum(product.padded for product in flops.in_kernels(traced.jaxpr, platform))
+    lowered = traced.lower(lowering_platforms=(platform,))
     middle = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -120,7 +128,7 @@ def compile_step(job: Workload, mesh: Mesh) -> Compiled:
             raise
         raise TooLarge(_needed(str(error)), time.monotonic() - middle) from error
     seconds = time.monotonic() - middle
-    stats = compiled.memory_analysis()
+    stats, text = compiled.memory_analysis(), compiled.as_text()
     memory = state_bytes(state)
     memory["batch"] = max(0, stats.argument_size_in_bytes - sum(memory.values()))
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -129,8 +137,10 @@ def compile_step(job: Workload, mesh: Mesh) -> Compiled:
     return Compiled(
         memory,
         stats.argument_size_in_bytes + stats.output_size_in_bytes + 2 * stats.temp_size_in_bytes,
-        hlo.collectives(compiled.as_text(), mesh.size),
+        hlo.collectives(text, mesh.size),
         work,
+        kernels,
+        cycles.operations(text),
         middle - began,
         seconds,
     )
@@ -217,14 +227,45 @@ def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:
     }
 
 
+def expected(compiled: Compiled, slice_: Topology) -> dict[str, float]:
+    """Seconds of a step by the compiler's own model of the chip; empty if it gives none.
+
+    The compiler knows the cost of neither kernels nor collectives: a kernel counts as its products
+    at the peak rate, a collective as the time in which nothing else runs.
+    """
+    if not compiled.operations:
+        return {}
+    link = slice_.interconnect
+    waits = (
+        one.count * max(0.0, one.sent / link - one.beside / slice_.chip.clock)
+        for one in compiled.collectives
+    )
+    return {
+        "operations": sum(row.cycles for row in compiled.operations) / slice_.chip.clock,
+        "kernels": compiled.kernels / (slice_.devices * slice_.flops),
+        "exposed_collectives": sum(waits) if link else 0.0,
+    }
+
+
 def report(job: Workload, compiled: Compiled, slice_: Topology) -> dict[str, Any]:
     """The result of `jaxmodels plan --json`.
 
-    Bytes are of one device, operations of all devices, times lower bounds.
+    Bytes are of one device, operations of all devices. `roofline` times are lower bounds,
+    `expected` times an estimate by the compiler's model of the chip, not a measurement.
     """
     times, useful = roofline(compiled, slice_), useful_flops(job)
     bound = max(times, key=lambda name: times[name])
-    return {
+    peak = slice_.devices * slice_.flops
+    likely: dict[str, Any] = {}
+    if parts := expected(compiled, slice_):
+        seconds = max(sum(parts.values()), times[bound])
+        likely = {
+            "expected_step_seconds": seconds,
+            "expected_mfu": useful / (seconds * peak),
+            "expected_tokens_per_second": job.tokens / seconds,
+            "expected": parts,
+        }
+    return likely | {
         "fits": compiled.bytes <= slice_.chip.usable,
         "hbm_per_device_bytes": compiled.bytes,
         "hbm_limit_bytes": slice_.chip.usable,
@@ -234,7 +275,7 @@ def report(job: Workload, compiled: Compiled, slice_: Topology) -> dict[str, Any
         "roofline_step_seconds": times[bound],
         "roofline": times,
         "bound": bound,
-        "mfu_bound": useful / (times[bound] * slice_.devices * slice_.flops),
+        "mfu_bound": useful / (times[bound] * peak),
         "tokens_per_step": job.tokens,
         "tokens_per_second_bound": job.tokens / times[bound],
         "collectives": hlo.summary(compiled.collectives),

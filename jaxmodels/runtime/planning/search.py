@@ -27,8 +27,9 @@ class Trial:
 
     @property
     def speed(self) -> float:
-        """Upper bound of tokens a second; 0 if it does not fit."""
-        return float(self.report.get("tokens_per_second_bound", 0.0))
+        """Tokens a second, expected or else an upper bound; 0 if it does not fit."""
+        most = self.report.get("tokens_per_second_bound", 0.0)
+        return float(self.report.get("expected_tokens_per_second", most))
 
 
 class Search:

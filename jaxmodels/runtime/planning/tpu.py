@@ -62,6 +62,7 @@ def compile_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
     """
     import jax
 
+    from jaxmodels.runtime.compiler import refused_options
     from jaxmodels.runtime.planning.plan import Workload, compile_step
     from jaxmodels.runtime.sharding import make_mesh
 
@@ -69,7 +70,7 @@ def compile_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
     try:
         return compile_step(Workload(Architecture.of(import_module(package)), config, recipe), mesh)
     except jax.errors.JaxRuntimeError as error:
-        raise _refused(str(error)[:1000]) from error
+        raise refused_options(recipe, error) or _refused(str(error)[:1000]) from error
 
 
 def compile_isolated(package: str, config: Any, recipe: Recipe, name: str) -> Any:

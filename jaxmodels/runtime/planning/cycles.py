@@ -1,0 +1,116 @@
+"""Where libtpu's compiler expects the time of a step to go, read off the compiled text.
+
+The compiler writes its estimate of each operation's clock cycles into the text. It is a model, not
+a clock: it knows layouts, the matrix unit and memory, but neither kernels (Pallas) nor collectives.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jaxmodels.runtime.planning import hlo
+
+_RESULT = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\(")
+_LAYOUT = re.compile(r"\{[^{}]*\}")
+_FRAME = re.compile(r"stack_frame_id=(\d+)")
+_OURS = re.compile(r"(?:^|/)((?:jaxmodels|benchmarks|examples)/.*\.py)$")
+
+
+class Operation(NamedTuple):
+    """One kind of operation of a program, as often as a step runs it."""
+
+    cycles: int
+    """Of all runs together."""
+    runs: int
+    kind: str
+    """XLA's name without its number: `fusion`, `copy`, `convolution_add_fusion`, …"""
+    shape: str
+    """Dtype and shape of the result."""
+    source: str
+    """The line of the model that it was traced from, and of the layer that the model called; empty
+    where XLA kept none."""
+
+
+def estimated(text: str) -> int:
+    """Clock cycles that the compiler expects of the whole program; 0 where it gives none.
+
+    What is in a loop counts as often as it runs. Pallas kernels and collectives count nothing.
+
+    Args:
+        text: the module as `Compiled.as_text()` gives it.
+    """
+    return sum(cycles * times for _, cycles, times in _lines(*hlo.computations(text)))
+
+
+def operations(text: str) -> list[Operation]:
+    """The program's operations, those that take most cycles first.
+
+    Args:
+        text: the module as `Compiled.as_text()` gives it.
+    """
+    sources = _sources(text)
+    sums: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for line, cycles, times in _lines(*hlo.computations(text)):
+        if not (result := _RESULT.match(line)):
+            continue
+        frame = _FRAME.search(line)
+        kind = re.sub(r"[.\d]+$", "", result[1])
+        shape = _LAYOUT.sub("", result[2])
+        found = sums[kind, shape, sources.get(frame[1], "") if frame else ""]
+        found[0] += cycles * times
+        found[1] += times
+    rows = [Operation(c, n, *where) for where, (c, n) in sums.items()]
+    return sorted(rows, key=lambda row: -row.cycles)
+
+
+def _lines(bodies: dict[str, list[str]], entry: str) -> Iterator[tuple[str, int, int]]:
+    """(line, cycles, runs) of each operation with an estimate, loops entered."""
+    waiting = [(entry, 1)]
+    while waiting:
+        name, times = waiting.pop()
+        for line in bodies.get(name, []):
+            if found := hlo.CYCLES.search(line):
+                yield line, int(found[1]), times
+            if body := hlo.loop_body(line):
+                waiting.append((body, times * hlo.trips(line, bodies)))
+
+
+def _sources(text: str) -> dict[str, str]:
+    """Id of a stack frame → the innermost line of a model, and of a layer, that led to it."""
+    files = dict(re.findall(r'^(\d+) "(.*)"$', _section(text, "FileNames"), re.M))
+    places = {
+        number: (files.get(file, ""), line)
+        for number, file, line in re.findall(
+            r"^(\d+) \{file_name_id=(\d+).*? line=(\d+)", _section(text, "FileLocations"), re.M
+        )
+    }
+    frames = {
+        number: (place, parent)
+        for number, place, parent in re.findall(
+            r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)",
+            _section(text, "StackFrames"),
+            re.M,
+        )
+    }
+    found = {}
+    for number in frames:
+        at, model, layer, seen = number, "", "", set()
+        while at in frames and at not in seen and not model:
+            seen.add(at)
+            file, line = places.get(frames[at][0], ("", ""))
+            if ours := _OURS.search(file):
+                if "/layers/" in ours[1] or "/runtime/" in ours[1]:
+                    layer = layer or f"{ours[1]}:{line}"
+                else:
+                    model = f"{ours[1]}:{line}"
+            at = frames[at][1]
+        found[number] = " > ".join(
+            place.removeprefix("jaxmodels/") for place in (model, layer) if place
+        )
+    return found
+
+
+def _section(text: str, name: str) -> str:
+    """One of the tables at the head of a module's text."""
+    return text.partition(f"\n{name}\n")[2].partition("\n\n")[0]
