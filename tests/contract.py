@@ -51,6 +51,11 @@ leave()
 archs = pytest.mark.parametrize("arch", ARCHS)
 writers = pytest.mark.parametrize("arch", [name for name in ARCHS if name not in TOWERS | PAIRS])
 towers = pytest.mark.parametrize("arch", sorted(TOWERS))
+# The same without the examples, for what must not depend on them, or costs too much to repeat.
+ours = pytest.mark.parametrize("arch", [name for name in ARCHS if name not in EXAMPLES])
+our_writers = pytest.mark.parametrize(
+    "arch", [name for name in ARCHS if name not in TOWERS | PAIRS | EXAMPLES.keys()]
+)
 
 # Parameters that get no gradient: dinov2 keeps a token that it never reads, seed 004 two poolers
 # and a norm that it never asks.

@@ -20,7 +20,7 @@ from jaxmodels.layers.losses import chunked_scores
 from jaxmodels.layers.norm import layer_norm, normalised
 from jaxmodels.layers.rotary import rotation
 from jaxmodels.runtime.paths import split
-from tests.contract import writers
+from tests.contract import our_writers
 
 MESH = AbstractMesh(
     (1, 1),
@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number_stays_none():
 
 
 @pytest.mark.slow
-@writers
+@our_writers
 def test_a_models_loss(arch):
     package = jaxmodels.arch(arch)
     model = jaxmodels.create(f"{arch}:tiny", seed=0)

@@ -14,7 +14,7 @@ from jaxmodels.layers.kernels import splash
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import init, train_step
-from tests.contract import writers
+from tests.contract import our_writers
 
 KINDS = pytest.mark.parametrize("kind", ["causal", "full", "segments"])
 
@@ -168,7 +168,7 @@ def test_cudnn_is_the_plain_form(causal):
 
 
 @pytest.mark.slow
-@writers
+@our_writers
 def test_a_train_step_lowered_for_a_tpu_has_the_kernel(arch):
     package = jaxmodels.arch(arch)
     size = {"side": 48} if arch == "wigip" else {"context": 128}

@@ -12,7 +12,7 @@ import pytest
 
 import jaxmodels
 from jaxmodels.runtime.planning import tpu
-from tests.contract import writers
+from tests.contract import our_writers
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -26,7 +26,7 @@ def _described(monkeypatch):
 
 
 @pytest.mark.slow
-@writers
+@our_writers
 def test_the_step_of_every_architecture_compiles_for_a_slice(arch):
     package = jaxmodels.arch(arch)
     recipe = replace(

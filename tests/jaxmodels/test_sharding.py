@@ -17,7 +17,7 @@ from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.sharding import AXES, check_heads, param_shardings
 from jaxmodels.runtime.step import init
 from tests.children import printed, simulated
-from tests.contract import archs, learner, writers
+from tests.contract import learner, our_writers, ours
 
 
 def described(data: int, model: int) -> AbstractMesh:
@@ -35,7 +35,7 @@ def held(leaf) -> int:
 
 
 @pytest.mark.slow
-@archs
+@ours
 @pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2)])
 def test_a_device_holds_its_share_of_the_largest_preset(arch, data, model):
     package = learner(arch)
@@ -131,7 +131,7 @@ print(json.dumps(result))
 
 
 @pytest.mark.slow
-@writers
+@our_writers
 def test_weights_are_fetched_and_activations_stay(arch):
     specs = ("data=8", "data=4,model=2")
     result = json.loads(printed(COMPILED, arch, *specs, env=simulated(8)))
