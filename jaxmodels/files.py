@@ -1,4 +1,10 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all.
+
+A folder is replaced by swapping two names (`renameat2` with `RENAME_EXCHANGE`): of two renames, a
+kill between them leaves the output under a hidden name only. Where the system cannot swap, the next
+writer restores the name. Without `--force` a plain rename suffices. Temporaries are locked
+(`flock`) by their writer, so that those of the dead can be recognised and removed.
+"""
 
 import ctypes
 import errno

@@ -1,4 +1,9 @@
-"""Which architecture and table a checkpoint follows, and which of its tensors are no parameters."""
+"""Which architecture and table a checkpoint follows, and which of its tensors are no parameters.
+
+nanoGPT's and GPT-2's tables have the same names and differ in the layout of kernels. The format
+decides where it is known, and shapes where it is not: every table whose names fit equally well is
+tried.
+"""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,9 @@
-"""AdamW's state in a form that no library owns, so that it can go where the parameters go."""
+"""AdamW's state in a form that no library owns, so that it can go where the parameters go.
+
+Moments are kept under our paths with the same tables as the parameters. torch numbers an
+optimiser's parameters in the module's order, which `table.in_order` gives from the rows of
+UPSTREAM.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

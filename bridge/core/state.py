@@ -2,6 +2,8 @@
 
 The rows of a model's tables name it like parameters, and it goes wherever they go. State that no
 row names (charlm counts its steps) begins anew with every model.
+
+If all of a model's state is missing from a checkpoint it begins anew; if some is, that is an error.
 """
 
 from functools import cache

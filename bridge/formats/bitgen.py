@@ -3,6 +3,8 @@ model's state dict alone.
 
 Source: euhidaman/BitGen ( `train_stage1_vision_language.py`). The container holds a
 pickled `Stage1Config`, a plain dataclass that is read as its fields and never looked up.
+
+Written containers hold a plain dict as the config, which `torch.load` reads with its safe default.
 """
 
 import math

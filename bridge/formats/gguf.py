@@ -1,4 +1,8 @@
-"""GGUF files of wikigpt: what llama.cpp runs, as its architecture "gpt2"."""
+"""GGUF files of wikigpt: what llama.cpp runs, as its architecture "gpt2".
+
+Read by a bounded reader of our own, written with llama.cpp's library. llama.cpp computes GELU by
+tanh, so the exact form gets a note.
+"""
 
 from pathlib import Path
 from typing import Any

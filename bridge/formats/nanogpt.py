@@ -1,6 +1,9 @@
 """nanoGPT's checkpoint, `ckpt.pt`: model, optimiser, sizes, and where training stood.
 
 Source: karpathy/nanoGPT, `train.py` (what is saved) and `model.py` (names).
+
+The file is written by `torch.save`'s layout, whole in memory. Without moments it gets an optimiser
+that has not begun, because nanoGPT's `resume` expects one.
 """
 
 import math

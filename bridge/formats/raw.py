@@ -1,6 +1,10 @@
 """What a path holds: named tensors, and the files beside them.
 
 Nothing here knows models; `bridge/checkpoint/opening.py` interprets the names.
+
+What an upstream file says and a Config does not travels in `origin` (in the manifest of a converted
+folder), so that the way back writes the same file. A value is replaced only where the Config
+differs from it.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,9 @@
-"""pull: a checkpoint from the Hugging Face hub: complete and checked, and nothing executed."""
+"""pull: a checkpoint from the Hugging Face hub: complete and checked, and nothing executed.
+
+What is taken is on a list: data, prose, and weights in the seeds' formats under their known names.
+A modelling file is taken only if it is our own to the byte: `convert` writes it anew into any
+folder, so nobody needs a stranger's.
+"""
 
 import errno
 import os

@@ -1,4 +1,9 @@
-"""push: a checkpoint to the Hugging Face hub, in one commit, after it was checked."""
+"""push: a checkpoint to the Hugging Face hub, in one commit, after it was checked.
+
+The repository becomes equal to the folder: a `model.safetensors` left from before would be loaded
+by transformers in place of new shards. So it needs `--force` where something exists already. An
+edited model card fails `verify`, but neither push nor pull.
+"""
 
 import warnings
 from pathlib import Path

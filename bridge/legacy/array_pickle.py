@@ -5,6 +5,10 @@ bytes); from protocol 5 on `_frombuffer(bytes, dtype, shape, order)`; a scalar i
 `scalar(dtype, bytes)`; a jax array wraps the first. Tuples of optax stay names with values.
 Source: numpy's `__reduce__` and `__reduce_ex__`, old and new module paths; jax `_src/array.py`, and
 `_src/device_array.py` before jax 0.4.
+
+A zip of pickles is walked once when it is opened, every CRC to the end. Of each array above 1 MB
+only the place is kept, as a copy of the decompressor's state, so that any array is read later
+without what precedes it: 1.9 GB of wigip:1.7b and its moments were opened with 179 MB of memory.
 """
 
 import re

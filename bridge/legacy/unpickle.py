@@ -5,6 +5,9 @@ program names. This one knows dicts, lists, tuples, strings, numbers and the few
 caller passes, for each format its own. What else the caller lets stand becomes a `Record`: a name
 with values, which nothing looks up; at any other name it stops. It reads from a stream, so that the
 numbers of large arrays may stay where they are.
+
+torch's `weights_only` has had holes, and needs torch. A tensor that depends on a `Record` is
+refused.
 """
 
 import reprlib

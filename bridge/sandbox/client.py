@@ -4,6 +4,9 @@ Zips, pickles and msgpack are parsed there. What arrives here is JSON, and the b
 tensor when it is asked for, both checked once more. The process sees nothing of our environment,
 can write no file and start no other, and ends with the last tensor that could be asked of it.
 `multiprocessing` would not do: its processes answer in pickles, and inherit or import all of ours.
+
+A fresh interpreter, no fork: it imports numpy only and starts in 0.13 s. All bytes come through it,
+also those that are not compressed: one way for all formats, for 0.3 s more in half a gigabyte.
 """
 
 import fcntl

@@ -1,6 +1,9 @@
 """Reads and writes Orbax checkpoints of a tree of arrays, one array at a time.
 
 Arrays are named by their place in the tree, joined with dots: `layers.0.attn.qkv.kernel`.
+
+`--to orbax` writes the seed's names: who wants an Orbax folder wants it for the seed's code;
+`bridge.load` reads both.
 """
 
 from collections import Counter

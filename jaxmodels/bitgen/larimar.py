@@ -16,6 +16,9 @@ So the order of writing does not matter, writing in parts equals writing at once
 is to subtract. `kalman` is the paper's recursion over one code after the other, which gives the
 same posterior. Everything is computed in the precision of what it is given; the model gives
 float32.
+
+Running the recursion backwards, to forget, missed the memory before by 5e-8 in float64; a
+subtraction does not.
 """
 
 from typing import Any, Literal, NamedTuple

@@ -7,6 +7,10 @@ side. A causal decoder writes texts; it sees the image's tokens and one token of
 (Larimar) has at the image's feature. All linears of encoders and decoder are BitNet's
 (`bitlinear`); embeddings, the tower, and the small heads are not. The decoder's head is the
 embedding. The residual stream is always float32.
+
+The tower stays as it was published: the image's fused layers are behind it. The decoder sees the
+image and the memory, not the fused text, which would give it the answer. `merge` joins squares of
+patches into one token, since matching runs on three pairs for each.
 """
 
 from typing import NamedTuple

@@ -3,6 +3,9 @@
 Notable: positions enter by rotating the embeddings, over their full width and in an unusual
 pairing; SwiGLU takes the value first and the gate second; RMSNorm's eps is 1e-8; there is no
 final norm; the head is the embedding; the residual stream is always float32.
+
+Padding attends to all positions alike, as the seed's masking has it: only so are loss and gradient
+norm of padded batches the seed's. No token sees padding.
 """
 
 from typing import Any

@@ -1,4 +1,11 @@
-"""Attention of a long sequence to itself, in blocks of queries, with a backward pass of its own."""
+"""Attention of a long sequence to itself, in blocks of queries, with a backward pass of its own.
+
+Four loops over blocks of at most 128 queries, each over the keys up to its end. One scan over all
+blocks would do twice the products; blocks one after the other, without loops, are run side by side
+by XLA on a CPU and hold the scores of all. At 2,048 tokens and 8 heads on two cores, forward and
+backward: 1,205 ms and 388 MB at once, 519 ms and 61 MB so. JAX's own backward pass makes XLA
+transpose the scores, a sixth of a step of bwetaf:53m.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,4 +1,11 @@
-"""What a model remembers between tokens."""
+"""What a model remembers between tokens.
+
+Slots come last (`b h k s`), in the order in which attention multiplies: XLA transposed the cache
+for every token before (680 → 416 µs a token at batch 8). The token being decoded is attended to
+beside the cache and written after the cache was read: with two readers of one write, XLA copied the
+whole cache twice per layer and token. A cache of the context's size is a ring where positions are
+relative: the newest token replaces the oldest.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple

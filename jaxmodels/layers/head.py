@@ -1,4 +1,8 @@
-"""The head of a model whose output rows are its embedding's."""
+"""The head of a model whose output rows are its embedding's.
+
+A few rows are sums along the table's rows on a CPU: XLA's product packs the whole table first
+(benchmarks/LOG.md).
+"""
 
 import jax
 import jax.numpy as jnp

@@ -3,6 +3,9 @@
 The kernel is chosen by the platform that a program is lowered for, not by the machine that
 traces it: a step compiled for a TPU on a CPU holds the TPU's. All platforms' forms are traced;
 only one is lowered. On a mesh each device takes its own sequences and heads.
+
+cuDNN's flash attention on NVIDIA (16-bit numbers, no segments), splash attention on TPUs (from 128
+positions on), `blocks` elsewhere; dropout and padding have no kernel.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,9 @@
-"""Linear layers and broadcast parameters, with gradients that suit XLA."""
+"""Linear layers and broadcast parameters, with gradients that suit XLA.
+
+JAX's order of the products makes XLA transpose the larger side, and sums along columns are slow on
+a CPU: without these rules a step of charlm:notebook takes 1.5 times as long (benchmarks/LOG.md). A
+test holds them to flax's gradients.
+"""
 
 from functools import partial
 from typing import Any

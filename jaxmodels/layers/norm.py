@@ -1,4 +1,8 @@
-"""Normalisation in float32, whatever the precision of the products around it."""
+"""Normalisation in float32, whatever the precision of the products around it.
+
+wikigpt's norms take the variance from differences, not E[x²] − E[x]²: GPT-2's residual stream has a
+few numbers in the thousands.
+"""
 
 from functools import partial
 from typing import Any

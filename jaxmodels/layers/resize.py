@@ -2,6 +2,9 @@
 
 `jax.image.resize` has none of PyTorch's plain bicubic: its kernel is another one (a = −0.5 for
 −0.75), which moves position embeddings by a third of their size.
+
+The products are in whole float32, which a TPU would round. The published DINOv2 and transformers
+resize differently; the config says which, and the model card where PyTorch's class differs.
 """
 
 from typing import Literal

@@ -2,6 +2,10 @@
 
 Models name the axes of the mesh, as their layout tables do, and know nothing else of it. The mesh
 is the ambient one, which the train step sets (`runtime/step.py`); without one nothing happens.
+
+Weights travel and activations stay. Left to XLA, the gradient of a tied head was reduced for every
+chunk of the loss, and q|k|v and w|v were sent around in each block, because the columns of a part
+are not where its heads are; the kernel is brought there instead (`heads`).
 """
 
 from math import prod

@@ -1,4 +1,9 @@
-"""What Orbax and tensorstore need of paths, and make of a full disk."""
+"""What Orbax and tensorstore need of paths, and make of a full disk.
+
+Both take UTF-8 only, and below a folder named like a pattern, `[1]`, Orbax does not find what it
+wrote, so that a checkpoint had no arrays. Such a folder gets another name, /proc/self/fd/N. With an
+ASCII locale every name beyond ASCII is such a one.
+"""
 
 import os
 import re

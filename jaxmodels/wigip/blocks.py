@@ -1,4 +1,9 @@
-"""The blocks of wigip: one module whose arrays hold all of them."""
+"""The blocks of wigip: one module whose arrays hold all of them.
+
+Trace, compile time and the number of leaves so do not grow with depth. Heads are an axis, as in the
+seed, so that a mesh shards heads and never splits one. A run saves blocks of 1 MB or more one by
+one, and the bridge reads them so.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,9 @@
-"""What wigip remembers between characters, and how it goes on from there."""
+"""What wigip remembers between characters, and how it goes on from there.
+
+A short prompt of `next_char` stands behind characters of id 0, which is what the seed makes of
+characters that it does not know; a prompt repeated to fill the window would be continued by
+repeating it.
+"""
 
 from typing import Any, NamedTuple
 
