@@ -19,7 +19,7 @@ from jaxmodels.layers.attention import attention
 from jaxmodels.layers.blocks import HIDDEN
 from jaxmodels.layers.precision import accum_dtype
 
-KeysValues = tuple[Float[Array, "b g k s"], Float[Array, "b g k s"]]
+KeysValues = tuple[Float[Array, "b g k slots"], Float[Array, "b g k slots"]]
 """What a layer remembers."""
 
 

@@ -203,7 +203,7 @@ def test_writing_is_smoothed_cross_entropy_without_padding(model):
         batch = batch_of(8)
         metrics = losses(model, batch, None)[1]["metrics"]
         tokens, mask = batch["tokens"], batch["mask"]
-        real = model.real(tokens, mask)
+        real = model.padding_mask(tokens, mask)
         seen = encoders.upper_image(model, encoders.lower_image(model, batch["images"] / 255))
         keys = model.image_pool(seen.mean(axis=1))
         codes = codes_of(model, tokens, mask)
