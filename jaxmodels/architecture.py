@@ -59,7 +59,7 @@ class Trained(Protocol):
     """`loss(model, batch, rngs)`: the float32 loss of a batch (`runtime/batches.py`), and `aux`.
 
     Pure. `aux["metrics"]` are scalars to log, `aux["by_tokens"]` those that are means over tokens
-    (`runtime/means.py`); all else is for `commit`.
+    (`runtime/aggregate.py`); all else is for `commit`.
     """
 
 
