@@ -16,4 +16,4 @@ def normalised(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b si
     if images.shape[1:3] != (side, side):
         size = (len(images), side, side, 3)
         images = jax.image.resize(images, size, "linear", antialias=False)
-    return (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(STD, images.dtype)
+    return (images - jnp.asarray(MEAN)) / jnp.asarray(STD)

@@ -34,9 +34,8 @@ def batches(arch, config):
     count = -(-2 * config.queue // ROWS) + 1
     made = values(shapes(arch, config, Recipe(batch=ROWS)), config, count)
     for batch in made:
-        batch["images"] = np.where(batch["images"] < 128, 0, 255).astype(
-            np.uint8
-        )  # to_float32 in any
+        white = np.where(batch["images"] < 128, 0, 255)  # exact in any precision
+        batch["images"] = white.astype(np.uint8)
         batch["mask"][3, 5:] = 0
         batch["image_id"][2] = batch["image_id"][1]
         batch["tokens"][5] = batch["tokens"][4]

@@ -32,7 +32,7 @@ def test_the_step_of_every_architecture_compiles_for_a_slice(arch):
     recipe = replace(
         package.RECIPES["tiny"], batch=8, accum=1, dtype="bfloat16", mesh="data=2,model=2"
     )
-    compiled = tpu.compile_isolated(package.__name__, package.PRESETS["tiny"], recipe, "v5e:2x2")
+    compiled = tpu.compile_isolated(package.module, package.PRESETS["tiny"], recipe, "v5e:2x2")
     assert compiled.flops > 0
     assert compiled.memory["parameters"] > 0
     assert {one.kind for one in compiled.collectives} & {"all-gather", "all-reduce"}
