@@ -22,8 +22,9 @@ from jaxmodels.runtime.planning.plan import TooLarge, Workload, report, too_larg
 from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
 RUNS = (
-    ("--preset", "wikigpt:gpt2-124m", "--topology", "v5e:2x2", "--batch", "64"),
-    ("--preset", "bwetaf:53m", "--topology", "v5e:2x2", "--batch", "32"),
+    ("--preset", "wikigpt:gpt2-124m", "--topology", "v5e:1x1", "--batch", "16"),
+    ("--preset", "bwetaf:53m", "--topology", "v5e:1x1", "--batch", "8"),
+    ("--preset", "charlm:base", "--topology", "v5e:1x1", "--batch", "64"),
     ("--preset", "wigip:1.7b", "--topology", "v5e:4x4", "--batch", "64"),
     ("--preset", "bitgen:card", "--topology", "v5e:2x2", "--batch", "128"),
 )
@@ -32,7 +33,8 @@ QUICK = (("--preset", "charlm:tiny", "--topology", "v5e:2x2", "--batch", "16"),)
 
 @dataclass(frozen=True)
 class PlanCase:
-    """Compile the train step of a preset for a TPU slice, and record its memory and bounds."""
+    """Compile the train step of a preset for a TPU slice; record its memory, bounds and the time
+    that the compiler expects."""
 
     preset: str = "wikigpt:gpt2-124m"
     """ARCH:PRESET."""
@@ -102,8 +104,13 @@ def summary_line(record: dict[str, Any]) -> str:
     needed, limit = (record[f"hbm_{name}_bytes"] / GIB for name in ("per_device", "limit"))
     if not record["fits"]:
         return f"{record['case']}: {needed:.1f} GiB do not fit into {limit:.1f}"
+    likely = ""
+    if seconds := record.get("expected_step_seconds"):
+        likely = (
+            f"{1e3 * seconds:.1f} ms a step and {record['expected_mfu']:.0%} of the peak expected; "
+        )
     return (
-        f"{record['case']}: {needed:.1f} of {limit:.1f} GiB, {record['median']:.1f} ms a step at "
-        f"least ({record['bound']}), {record['mfu_bound']:.0%} of the peak at most, compiled in "
-        f"{record['compile_seconds']:.0f} s"
+        f"{record['case']}, batch {record['settings']['batch']}: {needed:.1f} of {limit:.1f} GiB; "
+        f"{likely}{record['median']:.1f} ms at least ({record['bound']}), "
+        f"{record['mfu_bound']:.0%} at most; compiled in {record['compile_seconds']:.0f} s"
     )
