@@ -115,10 +115,10 @@ def _sections(machine: str, records: list[Record]) -> list[str]:
         parts.append(_table(["after a fixed budget", "steps", "validation loss"], learned))
     plans = [record for record in records if record.get("expected_mfu")]
     if plans:
-        head = (
+        title = (
             "Compiled for TPUs that were not there (by the compiler's model of the chip, no clock):"
         )
-        parts += [head, "\n".join(f"- {summary_line(record)}" for record in plans)]
+        parts += [title, "\n".join(f"- {summary_line(record)}" for record in plans)]
     return parts
 
 
