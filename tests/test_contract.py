@@ -301,7 +301,10 @@ def test_the_twin_gives_the_same_logits_and_gradients(converted):
     ours, theirs, theirs_loss = outputs_on_both_sides(arch, model, module, batch)
     assert np.abs(ours - theirs.detach().numpy()).max() <= 1e-5
     graphdef, params, rest = split(model)
-    loss = lambda p: package.loss(graphdef.merge(p, rest), batch, None)[0]  # noqa: E731
+
+    def loss(p):
+        return package.loss(graphdef.merge(p, rest), batch, None)[0]
+
     value, ours = jax.value_and_grad(loss)(params)
     assert float(value) == pytest.approx(theirs_loss.item(), abs=1e-5)
     theirs_loss.backward()

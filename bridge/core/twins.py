@@ -44,6 +44,8 @@ class Twin(Protocol):
 class OptionalTwin(Protocol):
     """What a twin may export, with the defaults."""
 
+    LIKE: str = ""
+    """A module whose members stand for those that the twin lacks: "bridge.torch.language"."""
     TRANSFORMERS: TransformersClass | None = None
     """Where the class is transformers' own: its config.json as a table, which `keys` and `build`
     follow from, and by which its folders are read and written."""
@@ -72,7 +74,7 @@ class AnyTwin(View, Twin, OptionalTwin):
     @classmethod
     def of(cls, side: ModuleType) -> "AnyTwin":
         """The view of a twin's module."""
-        view = cast(Any, cls)(side)  # what the protocols ask for, the module has
+        view = cast(Any, cls)(_completed(side))  # what the protocols ask for, the module has
         view.module = side.__name__
         return cast(AnyTwin, view)
 
@@ -117,8 +119,16 @@ def transformers_classes() -> Iterator[tuple[str, TransformersClass]]:
 
 def complaints(side: ModuleType) -> list[str]:
     """What is missing or misspelt in a twin: a sentence each."""
-    known = members(Twin, OptionalTwin)
-    return problems(exported(side), members(Twin), known)
+    return problems(exported(_completed(side)), members(Twin), members(Twin, OptionalTwin))
+
+
+def _completed(side: ModuleType) -> ModuleType:
+    """The twin with the members that it takes from the module that it is `LIKE`."""
+    if not (like := getattr(side, "LIKE", "")):
+        return side
+    both = ModuleType(side.__name__)
+    vars(both).update(vars(import_module(like)) | vars(side))
+    return both
 
 
 def _twin_module(arch: str) -> str | None:

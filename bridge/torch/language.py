@@ -1,19 +1,9 @@
 """What the twins of language models share: how both sides are compared, by the logits of tokens.
 
-A twin takes all of it by `from bridge.torch.language import *`, and redefines what differs.
+A twin takes all of it by `LIKE = "bridge.torch.language"`, and defines what differs.
 """
 
 from typing import Any
-
-__all__ = [
-    "AUTO_CLASS",
-    "example",
-    "given",
-    "jax_forward",
-    "jax_outputs",
-    "torch_forward",
-    "torch_outputs",
-]
 
 # How the model card loads the directory.
 AUTO_CLASS = "AutoModelForCausalLM"

@@ -55,7 +55,10 @@ def test_efficiency_of_a_program_that_does_not_get_smaller(tmp_path, capsys, mon
     """The same program on every number of devices: half of two devices is wasted when the batch
     stays, none when it grows."""
     alone = replace(COMPILED, collectives=[])
-    compiled = lambda *args: COMPILED if args[-1] > 1 else alone  # noqa: E731
+
+    def compiled(*args):
+        return COMPILED if args[-1] > 1 else alone
+
     monkeypatch.setattr(scaling, "_compiled", compiled)
     words = ["--preset", "charlm:tiny", "--devices", "1", "2", "8", "--out", str(tmp_path)]
     records = scaling.main(words)

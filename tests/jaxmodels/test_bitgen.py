@@ -265,7 +265,10 @@ def test_few_rows_and_texts_alone(model, rows):
 def test_all_parameters_are_trained_once_the_gates_open(model):
     graphdef, params, rest = split(model)
     batch = batch_of(8)
-    loss = lambda p: bitgen.loss(graphdef.merge(p, rest), batch, nnx.Rngs(dropout=0))[0]  # noqa: E731
+
+    def loss(p):
+        return bitgen.loss(graphdef.merge(p, rest), batch, nnx.Rngs(dropout=0))[0]
+
     grads = jax.jit(jax.grad(loss))(params)
     dead = {path for path, grad in grads.items() if not jnp.abs(grad).max() > 0}
     assert dead == {"vision/mask"}

@@ -294,7 +294,9 @@ def test_logits_in_parts_change_nothing(monkeypatch):
     batch = tiny_batch(3)
 
     def run() -> tuple:
-        loss = lambda p: PACKAGE.loss(graphdef.merge(p, rest), batch, nnx.Rngs(dropout=0))  # noqa: E731
+        def loss(p):
+            return PACKAGE.loss(graphdef.merge(p, rest), batch, nnx.Rngs(dropout=0))
+
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     (whole, told), grads = run()

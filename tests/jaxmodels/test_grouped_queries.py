@@ -53,10 +53,16 @@ def test_self_attention_of_grouped_queries():
 def test_gradients_of_grouped_queries_are_sums_over_the_group():
     q, k, v = qkv(6)
     wide = [jnp.repeat(x, H // G, axis=2) for x in (k, v)]
-    loss = lambda q, k, v: jnp.square(self_attention(q, k, v)).sum()  # noqa: E731
+
+    def loss(q, k, v):
+        return jnp.square(self_attention(q, k, v)).sum()
+
     of_k, of_v = jax.grad(loss, (1, 2))(q, k, v)
     wide_k, wide_v = jax.grad(loss, (1, 2))(q, *wide)
-    fold = lambda x: x.reshape(2, 6, G, H // G, K).sum(3)  # noqa: E731
+
+    def fold(x):
+        return x.reshape(2, 6, G, H // G, K).sum(3)
+
     np.testing.assert_allclose(of_k, fold(wide_k), atol=1e-5)
     np.testing.assert_allclose(of_v, fold(wide_v), atol=1e-5)
 
@@ -94,7 +100,10 @@ def test_halves_are_turned_as_transformers_turns_them():
 def test_partners_are_the_other_number_of_each_pair(kind):
     """The form of a TPU: a product with the partners' columns, and no change of places."""
     x, kernel, by = drawn(1, 5, 6), drawn(6, 3, K), kind(rotation(jnp.arange(5), K))
-    heads = lambda kernel: jnp.einsum("btd,dhk->bthk", x, kernel)  # noqa: E731
+
+    def heads(kernel):
+        return jnp.einsum("btd,dhk->bthk", x, kernel)
+
     found = turned(heads(kernel), heads(partners(kernel, by)), by)
     np.testing.assert_allclose(found, rotate(heads(kernel), by), atol=1e-5)
 
@@ -104,8 +113,13 @@ def test_a_head_of_its_own_has_the_loss_and_gradients_of_its_transpose(monkeypat
     x, kernel = drawn(2, 5, 6), drawn(6, 11)
     targets = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 5)))
     mask = (targets > 2).astype(jnp.int32)
-    tied = lambda x, w: chunked_cross_entropy(x, w.T, targets, mask)  # noqa: E731
-    own = lambda x, w: chunked_cross_entropy(x, w, targets, mask, tied=False)  # noqa: E731
+
+    def tied(x, w):
+        return chunked_cross_entropy(x, w.T, targets, mask)
+
+    def own(x, w):
+        return chunked_cross_entropy(x, w, targets, mask, tied=False)
+
     for a, b in zip(
         jax.tree.leaves(jax.value_and_grad(tied, (0, 1))(x, kernel)),
         jax.tree.leaves(jax.value_and_grad(own, (0, 1))(x, kernel)),

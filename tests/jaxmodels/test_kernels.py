@@ -42,7 +42,9 @@ def both(form, other, q, k, v, w):
     """The outputs and gradients of two forms."""
 
     def results(f):
-        value = lambda *a: (f(*a).astype(jnp.float32) * w).sum()  # noqa: E731
+        def value(*a):
+            return (f(*a).astype(jnp.float32) * w).sum()
+
         return jax.jit(lambda *a: (f(*a), *jax.grad(value, (0, 1, 2))(*a)))(q, k, v)
 
     return zip(results(form), results(other), strict=True)
@@ -53,8 +55,13 @@ def both(form, other, q, k, v, w):
 @pytest.mark.parametrize(("t", "width"), [(128, 8), (200, 78)])
 def test_splash_is_the_plain_form(kind, t, width):
     segments = documents(t) if kind == "segments" else None
-    form = lambda q, k, v: splash(q, k, v, segments, causal=kind != "full", interpret=True)  # noqa: E731
-    other = lambda q, k, v: plain(q, k, v, segments, kind != "full")  # noqa: E731
+
+    def form(q, k, v):
+        return splash(q, k, v, segments, causal=kind != "full", interpret=True)
+
+    def other(q, k, v):
+        return plain(q, k, v, segments, kind != "full")
+
     for one, two in both(form, other, *inputs(t, width)):
         np.testing.assert_allclose(one, two, atol=2e-5)
 
@@ -71,8 +78,13 @@ def test_splash_in_bfloat16_is_near_float32():
 @pytest.mark.parametrize("t", [5, 128, 300])
 def test_without_a_kernel_it_is_the_plain_form(kind, t):
     segments = documents(t) if kind == "segments" else None
-    form = lambda q, k, v: self_attention(q, k, v, causal=kind != "full", segments=segments)  # noqa: E731
-    other = lambda q, k, v: plain(q, k, v, segments, kind != "full")  # noqa: E731
+
+    def form(q, k, v):
+        return self_attention(q, k, v, causal=kind != "full", segments=segments)
+
+    def other(q, k, v):
+        return plain(q, k, v, segments, kind != "full")
+
     for one, two in both(form, other, *inputs(t, 8)):
         np.testing.assert_allclose(one, two, atol=2e-5)
 
@@ -160,8 +172,13 @@ def has_gpu():
 def test_cudnn_is_the_plain_form(causal):
     arrays = inputs(256, 64, jnp.bfloat16)
     assert kernels._cudnn(*arrays[:3], causal) is not None
-    form = lambda q, k, v: self_attention(q, k, v, causal=causal)  # noqa: E731
-    other = lambda q, k, v: plain(q, k, v, None, causal)  # noqa: E731
+
+    def form(q, k, v):
+        return self_attention(q, k, v, causal=causal)
+
+    def other(q, k, v):
+        return plain(q, k, v, None, causal)
+
     for one, two in both(form, other, *arrays):
         one, two = one.astype(jnp.float32), two.astype(jnp.float32)
         np.testing.assert_allclose(one, two, atol=2e-2 * float(jnp.abs(two).max()))

@@ -149,7 +149,10 @@ def test_every_bit_of_the_hash_is_fair():
 @pytest.mark.slow
 def test_rotation_depends_on_distance_only():
     q, k = (jax.random.normal(jax.random.key(i), (1, 1, 2, 8)) for i in (0, 1))
-    at = lambda x, p: rotate_interleaved(x, rotation(jnp.asarray([p]), 8))  # noqa: E731
+
+    def at(x, p):
+        return rotate_interleaved(x, rotation(jnp.asarray([p]), 8))
+
     one = (at(q, 7) * at(k, 3)).sum(-1)
     two = (at(q, 107) * at(k, 103)).sum(-1)
     np.testing.assert_allclose(one, two, atol=1e-4)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import *  # noqa: F403
 from bridge.torch.language import end_of_text
+
+LIKE = "bridge.torch.language"
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_bwetaf.py"),)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.language import *  # noqa: F403
+LIKE = "bridge.torch.language"
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_charlm.py"),)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core.transformers_class import Key, ModelType, Only, TransformersClass, unsupported
-from bridge.torch.language import *  # noqa: F403
 from bridge.torch.language import end_of_text
+
+LIKE = "bridge.torch.language"
 
 # Files that travel with every model directory.
 FILES: tuple[Path, ...] = ()

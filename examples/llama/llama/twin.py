@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core.transformers_class import Key, ModelType, Only, TransformersClass, unsupported
-from bridge.torch.language import *  # noqa: F403  (the same for all language models)
 
+LIKE = "bridge.torch.language"  # how both sides are compared
 _PLAIN = {"rope_type": "default", "rope_theta": 0}
 
 
