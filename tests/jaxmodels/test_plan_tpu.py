@@ -37,6 +37,7 @@ def test_the_step_of_every_architecture_compiles_for_a_slice(arch):
     assert compiled.memory["parameters"] > 0
     assert {one.kind for one in compiled.collectives} & {"all-gather", "all-reduce"}
     assert {one.group for one in compiled.collectives} >= {2}
+    assert any(row.source.startswith(f"{arch}/model.py:") for row in compiled.operations)
 
 
 @pytest.mark.slow

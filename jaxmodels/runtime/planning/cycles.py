@@ -85,8 +85,9 @@ def _sources(text: str) -> dict[str, str]:
             r"^(\d+) \{file_name_id=(\d+).*? line=(\d+)", _section(text, "FileLocations"), re.M
         )
     }
+    # Frames are counted from 1 on, and the parent's number is written one larger; 1 is none.
     frames = {
-        number: (place, parent)
+        int(number): (place, int(parent) - 1)
         for number, place, parent in re.findall(
             r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)",
             _section(text, "StackFrames"),
@@ -95,19 +96,17 @@ def _sources(text: str) -> dict[str, str]:
     }
     found = {}
     for number in frames:
-        at, model, layer, seen = number, "", "", set()
-        while at in frames and at not in seen and not model:
-            seen.add(at)
-            file, line = places.get(frames[at][0], ("", ""))
+        at, model, layer = number, "", ""
+        while at in frames and not model:
+            place, at = frames[at]
+            file, line = places.get(place, ("", ""))
             if ours := _OURS.search(file):
                 if "/layers/" in ours[1] or "/runtime/" in ours[1]:
                     layer = layer or f"{ours[1]}:{line}"
                 else:
                     model = f"{ours[1]}:{line}"
-            at = frames[at][1]
-        found[number] = " > ".join(
-            place.removeprefix("jaxmodels/") for place in (model, layer) if place
-        )
+        lines = (each.removeprefix("jaxmodels/") for each in (model, layer) if each)
+        found[str(number)] = " > ".join(lines)
     return found
 
 
