@@ -34,7 +34,7 @@ GROUPS = {
 SHORT = {"optim.peak-lr": "lr"}
 """Flag → the name by which it is shown; both are accepted."""
 
-_COLUMN = 30
+_COLUMN, _BEHIND = 30, 1000
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -99,7 +99,7 @@ def field_docs(cls: type) -> dict[str, str]:
     """Field → the string below it in the source, in one line."""
     body: list[Any] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     return {
-        field.target.id: " ".join(ast.literal_eval(text.value).split())
+        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
         for field, text in pairwise(body[0].body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
@@ -107,12 +107,13 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def group_of(name: str) -> str:
     """The title under which a flag is shown."""
-    return next((title for title in GROUPS if _place(title, name) is not None), "more")
+    return next((title for title in GROUPS if _place(title, name) < _BEHIND), "more")
 
 
-def _place(title: str, name: str) -> int | None:
-    patterns = enumerate(GROUPS.get(title, "*").split())
-    return next((place for place, pattern in patterns if fnmatch(name, pattern)), None)
+def _place(title: str, name: str) -> int:
+    """Where a flag stands in a group; _BEHIND if it is none of it."""
+    patterns = enumerate(GROUPS.get(title, "").split())
+    return next((place for place, pattern in patterns if fnmatch(name, pattern)), _BEHIND)
 
 
 def _values(hint: Any, value: Any) -> str:
