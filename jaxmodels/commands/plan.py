@@ -10,8 +10,9 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import emit, parse, say
+from jaxmodels.commands.flag_names import with_our_names
 from jaxmodels.commands.plan_report import budget, description, largest, show, table
-from jaxmodels.commands.train_options import config_file, with_current_names
+from jaxmodels.commands.train_options import config_file
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
@@ -79,7 +80,7 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
     Raises:
         Problem: (usage) there is no preset of this name, or a setting is wrong.
     """
-    argv = with_current_names(argv)
+    argv = with_our_names(argv)
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     if not spec and not {"-h", "--help"} & set(argv):
         raise Problem(
