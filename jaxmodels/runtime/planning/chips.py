@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.runtime.planning.gpus import GPUS, Gpu, hosts, is_gpu
@@ -143,6 +144,18 @@ class Topology:
         links = sum(min(2, size - 1) for size in self.shape)
         return self.chip.link * links / self.chip.devices
 
+    @property
+    def sheet(self) -> dict[str, Any]:
+        """A device's rates (operations and bytes a second), memory in bytes, and their source."""
+        share = self.chip.devices
+        return {
+            "flops": self.flops,
+            "bandwidth": self.bandwidth,
+            "memory": self.chip.hbm // share,
+            "link": self.chip.link / share,
+            "source": self.chip.source,
+        }
+
     def rate(self, members: Sequence[int]) -> float:
         """Bytes a second that a device can send to the others of these devices, by their indices.
 
@@ -161,6 +174,12 @@ class GpuHosts(Topology):
     def interconnect(self) -> float:
         """Bytes a second that a device can send when all exchange with all; 0 for one device."""
         return self.rate(range(self.devices)) if self.devices > 1 else 0.0
+
+    @property
+    def sheet(self) -> dict[str, Any]:
+        """As a TPU's, with NVLink and the network instead of a link."""
+        rates = {name: rate for name, rate in super().sheet.items() if name != "link"}
+        return rates | {"nvlink": self.gpu.nvlink, "network": self.gpu.nic}
 
     def rate(self, members: Sequence[int]) -> float:
         """Over NVLink, or between hosts over the network cards of the members in one host."""

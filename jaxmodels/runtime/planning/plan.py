@@ -290,6 +290,7 @@ def report(job: Workload, compiled: Compiled, slice_: Topology) -> dict[str, Any
         "tokens_per_second_bound": job.tokens / times[bound],
         "collectives": hlo.summary(compiled.collectives),
         "kernels": compiled.calls,
+        "chip": slice_.sheet,
         "trace_seconds": round(compiled.trace_seconds, 3),
         "compile_seconds": round(compiled.compile_seconds, 3),
     }
