@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.layers.sharding import dividing
+from jaxmodels.layers.target import compute_capability
 
 Plain = Callable[[Array, Array, Array, Array | None], Array]
 
@@ -65,8 +66,7 @@ def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
 
     Which widths it takes depends on the GPU. JAX knows, so a trial trace finds out.
     """
-    gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
-    if any(float(gpu.compute_capability) < 8 for gpu in gpus) or q.dtype.itemsize != 2:
+    if (compute_capability() or 8) < 8 or q.dtype.itemsize != 2:
         return None  # JAX would let GPUs older than Ampere through
 
     def kernel(q: Array, k: Array, v: Array, segments: Array | None) -> Array:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jaxmodels.runtime.planning import program
+from jaxmodels.runtime.planning import kernels, program
 from jaxmodels.runtime.planning.hlo import collective
 
 _RESULT = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\(")
@@ -25,7 +25,7 @@ class Operation(NamedTuple):
     """Of all runs together; on a GPU, nanoseconds."""
     runs: int
     kind: str
-    """XLA's name without its number: `fusion`, `copy`, `convolution_add_fusion`, …"""
+    """Of a kernel its name; else XLA's without its number: `fusion`, `copy`, …"""
     shape: str
     """Dtype and shape of the result."""
     source: str
@@ -56,7 +56,7 @@ def operations(text: str) -> list[Operation]:
         if not (result := _RESULT.match(line)):
             continue
         frame = _FRAME.search(line)
-        kind = re.sub(r"[.\d]+$", "", result[1])
+        kind = kernels.kernel(line) or re.sub(r"[.\d]+$", "", result[1])
         shape = _LAYOUT.sub("", result[2])
         found = sums[kind, shape, sources.get(frame[1], "") if frame else ""]
         found[0] += cycles * times

@@ -62,18 +62,18 @@ def compiler_options(slice_: GpuHosts) -> dict[str, str]:
 
 @contextmanager
 def capability(slice_: GpuHosts) -> Iterator[None]:
-    """JAX's checks of what cuDNN takes see the described GPU, and not this machine's."""
+    """JAX's checks of what cuDNN takes see the described GPU instead of this machine's."""
     from jax._src.cudnn import fused_attention_stablehlo as library
 
-    def at_least(version: str) -> bool:
-        return slice_.gpu.capability >= tuple(int(n) for n in version.split("."))
+    def version(text: str) -> tuple[int, ...]:
+        return tuple(int(number) for number in text.split("."))
 
-    def equal(version: str) -> bool:
-        return slice_.gpu.capability == tuple(int(n) for n in version.split("."))
-
-    with mock.patch.multiple(
-        library, check_compute_capability=at_least, is_cuda_compute_capability_equal=equal
-    ):
+    checks = {
+        "check_compute_capability": lambda least: slice_.gpu.capability >= version(least),
+        "is_cuda_compute_capability_equal": lambda this: slice_.gpu.capability == version(this),
+    }
+    known = {name: check for name, check in checks.items() if hasattr(library, name)}
+    with mock.patch.multiple(library, **known):
         yield
 
 

@@ -32,11 +32,16 @@ def kernels(text: str) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for line, times in _lines(text):
-        named = _TARGET.search(line) or _TRITON.search(line)
-        known = (ours for theirs, ours in _NAMES.items() if named and named[1].startswith(theirs))
-        if name := next(known, ""):
+        if name := kernel(line):
             found[name] = found.get(name, 0) + times
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def kernel(line: str) -> str:
+    """The kernel that a line calls; empty if it is none of those named here."""
+    named = _TARGET.search(line) or _TRITON.search(line)
+    known = (ours for theirs, ours in _NAMES.items() if named and named[1].startswith(theirs))
+    return next(known, "")
 
 
 def attention_flops(text: str) -> int:
