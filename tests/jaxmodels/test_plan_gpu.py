@@ -191,7 +191,7 @@ def _cudnn(monkeypatch):
 @pytest.mark.usefixtures("_cudnn")
 @pytest.mark.parametrize(
     ("name", "width", "taken"),
-    [("a100-80g", 128, True), ("a100-80g", 256, False), ("h100", 256, True), ("b200", 78, False)],
+    [("a100-80g", 128, True), ("a100-80g", 256, False), ("h100", 256, True), ("b200", 78, True)],
 )
 def test_heads_are_as_wide_as_the_described_gpu_takes(name, width, taken):
     x = jnp.zeros((2, 64, 2, width), jnp.bfloat16)

@@ -68,7 +68,7 @@ def capability(slice_: GpuHosts) -> Iterator[None]:
     def version(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split("."))
 
-    checks = {
+    checks: dict[str, Any] = {
         "check_compute_capability": lambda least: slice_.gpu.capability >= version(least),
         "is_cuda_compute_capability_equal": lambda this: slice_.gpu.capability == version(this),
     }

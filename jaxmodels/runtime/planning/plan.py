@@ -246,8 +246,8 @@ def expected(compiled: Compiled, slice_: Topology) -> dict[str, float]:
     clock = slice_.chip.clock
 
     def exposed(one: hlo.Collective) -> float:
-        known = one.cycles is not None
-        takes = one.cycles / clock if known else one.sent / slice_.rate(one.members)
+        known = one.cycles
+        takes = one.sent / slice_.rate(one.members) if known is None else known / clock
         return one.count * max(0.0, takes - one.beside / clock)
 
     return {
