@@ -170,9 +170,7 @@ def test_padded_for_cudnn_it_computes_the_same(monkeypatch, causal, t, width):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", form)
     exact = [array.astype(jnp.float32) for array in arrays]
-    pairs = both(
-        lambda q, k, v: kernel(q, k, v, None), lambda *a: plain(*a, None, causal), *exact
-    )
+    pairs = both(lambda q, k, v: kernel(q, k, v, None), lambda *a: plain(*a, None, causal), *exact)
     for one, two in pairs:
         np.testing.assert_allclose(one, two, atol=2e-5)
     assert set(taken) == {(t + t % 2, width + -width % 8, "cudnn")}
