@@ -18,6 +18,11 @@ from jaxmodels.errors import USAGE, Problem
 
 def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
     """Fills the dataclass `args` from the command line; wrong usage exits with code 2."""
+    if {"-h", "--help"} & set(argv):
+        from jaxmodels.option_help import page
+
+        print(page(f"jaxmodels {verb}", args, default))
+        raise SystemExit(0)
     import tyro
 
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
