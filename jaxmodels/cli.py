@@ -140,6 +140,14 @@ def say(*lines: str) -> None:
         print(*(visible(line, keep="\n") for line in lines), sep="\n", file=sys.stderr, flush=True)
 
 
+def in_bytes(count: int) -> str:
+    """A number of bytes for people: 812 bytes, 106.6 kB, 3.4 GB (decimal, as disks are sold)."""
+    if count < 1000:
+        return f"{count} bytes"
+    power = min((len(str(count)) - 1) // 3, 4)
+    return f"{count / 1000**power:.1f} {' kMGT'[power]}B"
+
+
 def emit(result: dict[str, Any] | list[Any]) -> None:
     """Prints one JSON object to standard output, for `--json`."""
     print(json.dumps(result), flush=True)
