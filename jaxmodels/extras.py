@@ -14,6 +14,8 @@ EXTRAS = {
     "gguf": "gguf",
     "libtpu": "tpu",
     "lm_eval": "lm-eval",
+    "wandb": "wandb",
+    "trackio": "trackio",
 }
 """Module → extra."""
 
