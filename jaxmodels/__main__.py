@@ -39,6 +39,10 @@ VERBS = {
     "pull": ("bridge.commands.hub:pull_main", "download a checkpoint from the hub and check it"),
     "data": ("data_pipelines.command:main", "list, prepare and inspect training data"),
     "bench": ("benchmarks.command:main", "measure speed, memory and quality against named peers"),
+    "completion": (
+        "jaxmodels.commands.completion:main",
+        "a script that completes verbs, presets and options in bash, zsh or fish",
+    ),
     "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),
 }
 

@@ -15,6 +15,8 @@ EXTRAS = {
     "libtpu": "tpu",
     "jax_cuda13_plugin": "plan-gpu",
     "lm_eval": "lm-eval",
+    "wandb": "wandb",
+    "trackio": "trackio",
 }
 """Module → extra."""
 

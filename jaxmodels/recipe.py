@@ -73,6 +73,10 @@ class Optim:
             within(f"optim.lr_scale of {text}", factor, 0)
 
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""What `Recipe.report_to` may name."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Data, batch, steps, optimiser, precision, and when to evaluate, save and sample.
@@ -145,6 +149,9 @@ class Recipe:
     """Decay of a running average of the parameters (EMA), such as 0.999; 0 keeps no average. At
     step t the decay is at most (1 + t)/(10 + t), so that short runs average too. Validation and
     samples use the average; eval, generate and convert choose by --weights."""
+    report_to: str = "tensorboard"
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, several with commas, or
+    none. One that fails is dropped; it never ends a run."""
     on_divergence: Literal["stop", "rollback"] = "stop"
     """When the loss or a parameter becomes NaN or infinite: stop (exit code 8), or rollback:
     continue from the newest checkpoint and skip the data that led there; the third time in a row
@@ -162,6 +169,14 @@ class Recipe:
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)
         within("ema_decay", self.ema_decay, 0, 1, below=True)
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise Problem(
+                    f"--report-to cannot be {name!r}",
+                    why=f"known: {', '.join((*TRACKERS, 'none'))}",
+                    fix="several are separated by commas: --report-to tensorboard,wandb",
+                    exit_code=USAGE,
+                )
         for setting in self.xla:
             if not re.fullmatch(r"\w+=.+", setting):
                 raise Problem(
@@ -175,6 +190,11 @@ class Recipe:
                 fix="change --slices or --batch; --slices 0 chooses",
                 exit_code=USAGE,
             )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `report_to`."""
+        return () if self.report_to == "none" else tuple(self.report_to.split(","))
 
     @property
     def horizon(self) -> int:

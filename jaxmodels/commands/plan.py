@@ -12,6 +12,7 @@ import jaxmodels
 from jaxmodels.cli import emit, parse, say
 from jaxmodels.commands.flag_names import with_our_names
 from jaxmodels.commands.plan_report import budget, description, largest, show, table
+from jaxmodels.commands.train_help import print_help
 from jaxmodels.commands.train_options import config_file
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
@@ -98,6 +99,9 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
         recipe=settings.merge(recipe, file.get("recipe", {}), "recipe"),
         model=settings.merge(model, file.get("model", {}), "model"),
     )
+    if {"-h", "--help"} & set(argv):
+        print_help("plan", default, f"{arch}:{preset}" if spec else "")
+        raise SystemExit(0)
     options = parse(PlanOptions[type(model)], argv, f"plan {arch}:{preset}", default)  # type: ignore[misc]
     return spec, options
 

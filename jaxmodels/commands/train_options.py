@@ -190,7 +190,7 @@ def resolve(argv: list[str]) -> Request:
         recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")
     default: Train[Any] = Train(recipe=recipe, model=model)
     if {"-h", "--help"} & set(argv):
-        print_help(default, f"{arch}:{preset}" if spec or changes or source else "")
+        print_help("train", default, f"{arch}:{preset}" if spec or changes or source else "")
         raise SystemExit(0)
     options = parse(Train[type(model)], argv, f"train {arch}:{preset}", default)  # type: ignore[misc]
     return Request(arch, preset, options, source, given)

@@ -10,6 +10,7 @@ from jaxmodels.commands import train_help
 from jaxmodels.commands.flag_names import ELSEWHERE, SYNONYMS, with_our_names
 from jaxmodels.commands.train_options import Train, resolve
 from jaxmodels.errors import Problem
+from jaxmodels.option_help import flags, group_of
 
 
 def page(capsys, *words):
@@ -27,6 +28,10 @@ def presets():
 def options(arch, preset):
     package = jaxmodels.learner(arch)
     return Train(recipe=package.RECIPES[preset], model=package.PRESETS[preset])
+
+
+def shown(given):
+    return list(flags(type(given), given))
 
 
 def test_begins_with_what_is_needed(capsys):
@@ -47,23 +52,23 @@ def test_shows_presets_where_none_is_given(capsys):
 
 @pytest.mark.parametrize(("arch", "preset"), presets())
 def test_every_flag_has_a_group_and_a_text(arch, preset):
-    for flag in train_help.flags(options(arch, preset)):
-        assert train_help.group_of(flag.name) != "more", flag.name
+    for flag in shown(options(arch, preset)):
+        assert group_of(flag, train_help.GROUPS) not in ("options", "arguments"), flag.name
         assert flag.help, flag.name
 
 
 @pytest.mark.parametrize(("arch", "preset"), presets())
 def test_defaults_are_what_they_would_be_if_typed(arch, preset):
     """Each default, typed, changes nothing; each flag is one that the parser knows."""
-    shown = list(train_help.flags(options(arch, preset)))
-    words = [f"--{flag.name} {flag.default}" for flag in shown if flag.default]
+    flags = shown(options(arch, preset))
+    words = [f"{flag.name} {flag.default}" for flag in flags if flag.default]
     request = resolve([f"{arch}:{preset}", *shlex.split(" ".join(words))])
     assert request.options == options(arch, preset)
 
 
 def test_a_flag_that_turns_off_says_so():
-    flags = {flag.name: flag for flag in train_help.flags(options("wikigpt", "tiny"))}
-    assert flags["model.no-bias"].help.startswith("Turn off: ")
+    flags = {flag.name: flag for flag in shown(options("wikigpt", "tiny"))}
+    assert flags["--model.no-bias"].help.startswith("Turn off: ")
 
 
 def test_page_fits_a_narrow_terminal(capsys, monkeypatch):
@@ -72,12 +77,7 @@ def test_page_fits_a_narrow_terminal(capsys, monkeypatch):
 
 
 def test_synonyms_are_flags_of_a_model_or_recipe():
-    known = {
-        "--" + name
-        for arch, preset in presets()
-        for flag in train_help.flags(options(arch, preset))
-        for name in {flag.name, *(long for long, short in train_help.SHORT.items())}
-    }
+    known = {flag.name for preset in presets() for flag in shown(options(*preset))}
     assert set(SYNONYMS.values()) <= known
 
 
