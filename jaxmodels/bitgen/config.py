@@ -132,6 +132,9 @@ PRESETS = {
         queue=32,
         weights=(1.0, 0.5, 3.0, 0.1),
         slots=256,
+        # Features that are all alike, as a new model's are, have addresses whose gram is 32 · 256
+        # at most, which float32 can solve with 0.02² added to it, and not with 0.01².
+        noise=0.02,
         dinov2=TowerConfig(dim=192, layers=4, heads=6, hidden=512, patch=7, image_size=56),
     ),
     # The card's.
@@ -205,7 +208,7 @@ RECIPES = {
     "tiny": _SHAPES,
     # Fewer steps, since each takes several times as long. At one rms, the norm of Muon's step grows
     # with the root of the width, which is three times tiny's. Numbers in the keys of so many slots
-    # are near 0.004: Adam's whole step would soon make addresses of noise.
+    # are near 0.004, so Adam's step is too long for them.
     "mini": replace(
         _SHAPES,
         steps=2500,
