@@ -20,6 +20,7 @@ from jaxmodels.cli import visible
 from jaxmodels.sizes import vocab_used
 
 CONFIG = "config.json"
+SAVED = "jax"  # the format of a model that comes from no file
 
 
 def dtype_of(source: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
@@ -159,6 +160,8 @@ model = bridge.load("PATH")
 
 
 def _provenance(source: Checkpoint) -> str:
+    if source.format == SAVED:
+        return f"Saved by jaxmodels {jaxmodels.__version__}."
     article = "an" if source.format[0] in "aeio" else "a"
     lines = [
         f"Converted by jaxmodels {jaxmodels.__version__} from `{_plain(source.path)}`, ",

@@ -5,6 +5,7 @@ from jaxmodels.lazy import lazy
 
 __all__ = [
     "ASSUMED",
+    "CARRIED",
     "CROSS_ROW_LOSS",
     "INIT_FROM",
     "PRESETS",
@@ -37,6 +38,7 @@ __getattr__ = lazy(
         "forget": "remember",
         "CROSS_ROW_LOSS": "objectives",
         "ASSUMED": "layout",
+        "CARRIED": "layout",
         "INIT_FROM": "layout",
         "SHARDING": "layout",
         "TERNARY": "layout",
