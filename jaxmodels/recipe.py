@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from jaxmodels.errors import LARGEST_SEED, USAGE, Problem, within
@@ -71,6 +72,46 @@ class Optim:
             within(f"optim.{name}", getattr(self, name), 0, 1, below=True)
         for text, factor in self.lr_scale:
             within(f"optim.lr_scale of {text}", factor, 0)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: what `--lora rank=8,alpha=16,targets=PATTERN` means."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ()
+    """Path patterns of the kernels; () for the architecture's own choice."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of A·B."""
+        return self.alpha / self.rank
+
+    @classmethod
+    def parse(cls, text: str) -> "Lora":
+        """Reads `rank=8,alpha=16,targets=PATTERN`; `|` separates patterns, and alpha is the rank
+        unless given.
+
+        Raises:
+            Problem: (usage) it has another form, or rank or alpha are not positive.
+        """
+        found = dict(part.partition("=")[::2] for part in text.split(","))
+        try:
+            rank = int(found.pop("rank"))
+            alpha = float(found.pop("alpha", rank))
+            targets = tuple(filter(None, found.pop("targets", "").split("|")))
+            if found or rank < 1 or not 0 < alpha < inf:
+                raise ValueError
+        except (KeyError, ValueError):
+            raise Problem(
+                f"--lora cannot be {text!r}",
+                why="its form is rank=8,alpha=16,targets=PATTERN: rank is an integer from 1 on, "
+                "alpha a number above 0; alpha (the rank) and targets have defaults",
+                fix="for example --lora rank=8,alpha=16",
+                exit_code=USAGE,
+            ) from None
+        return cls(rank, alpha, targets)
 
 
 @dataclass(frozen=True)
@@ -145,6 +186,10 @@ class Recipe:
     """Decay of a running average of the parameters (EMA), such as 0.999; 0 keeps no average. At
     step t the decay is at most (1 + t)/(10 + t), so that short runs average too. Validation and
     samples use the average; eval, generate and convert choose by --weights."""
+    lora: str = ""
+    """rank=8,alpha=16[,targets=PATTERN]: freeze the model of --init and train low-rank adapters of
+    its matrices (LoRA). PATTERN is of their paths, as in blocks/*/attn/*; | separates several; by
+    default all matrices in the blocks (of bitgen: of its text encoder and decoder)."""
     on_divergence: Literal["stop", "rollback"] = "stop"
     """When the loss or a parameter becomes NaN or infinite: stop (exit code 8), or rollback:
     continue from the newest checkpoint and skip the data that led there; the third time in a row
@@ -162,6 +207,8 @@ class Recipe:
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)
         within("ema_decay", self.ema_decay, 0, 1, below=True)
+        if self.lora:
+            Lora.parse(self.lora)
         for setting in self.xla:
             if not re.fullmatch(r"\w+=.+", setting):
                 raise Problem(
@@ -175,6 +222,11 @@ class Recipe:
                 fix="change --slices or --batch; --slices 0 chooses",
                 exit_code=USAGE,
             )
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The setting `lora`; None without it."""
+        return Lora.parse(self.lora) if self.lora else None
 
     @property
     def horizon(self) -> int:
