@@ -144,7 +144,7 @@ class Recipe:
     rows with each other, such as bitgen's."""
     steps: int = 1000
     """Optimiser steps of the run; the learning-rate schedule ends here unless
-    `optim.schedule_steps` is set."""
+    --optim.schedule-steps is set."""
     seed: int = 0
     """Seeds parameters, dropout and data order."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "jaxmodels.architecture",
         "jaxmodels.layers",
         "jaxmodels.errors",
+        "jaxmodels.extras",
         *FILES_MODULES,
         "jaxmodels.cli",
         "jaxmodels.recipe",

@@ -10,6 +10,7 @@ from bridge.core.twins import twin
 from bridge.formats import kind
 from bridge.formats.format import Format
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
+from jaxmodels.extras import require
 from jaxmodels.runtime.manifest import MANIFEST
 
 
@@ -17,7 +18,8 @@ def check_format(format: Format, source: Checkpoint) -> None:
     """Checks that a format can hold a model.
 
     Raises:
-        Problem: (usage) its architecture is never written so; (mismatch) the format's own code
+        Problem: (usage) its architecture is never written so, or that takes a package which is not
+            installed; (mismatch) the format's own code
             cannot compute this one.
     """
     if format.arch not in ("", source.arch):
@@ -29,6 +31,8 @@ def check_format(format: Format, source: Checkpoint) -> None:
         )
     if format.adapters:
         _check_adapters(format, source)
+    if format.needs:
+        require(format.needs, f"--to {format.name}")
     if format.pytorch:
         twin(source.arch).keys(source.config)  # raises where its class cannot hold the sizes
     format.check(source.config, source.path)

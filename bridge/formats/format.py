@@ -125,6 +125,8 @@ class Format:
     """The name of the one file that holds all tensors, by the origin; "" if there are many."""
     filled: bool = False
     """Biases that the model lacks are written as zeros (`bridge/checkpoint/zeros.py`)."""
+    needs: str = ""
+    """The optional package (`jaxmodels/extras.py`) that writes it; "" if none."""
     check: Callable[[Any, Path], None] = _anything
     """`check(config, path)`, before anything is written: raises Problem where the format's own
     code cannot compute the model, which comes from `path`."""

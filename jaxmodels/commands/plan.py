@@ -10,8 +10,10 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import emit, parse, say
+from jaxmodels.commands.flag_names import with_our_names
 from jaxmodels.commands.plan_report import budget, description, largest, show, table
-from jaxmodels.commands.train_options import config_file, with_current_names
+from jaxmodels.commands.train_help import print_help
+from jaxmodels.commands.train_options import config_file
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
@@ -79,7 +81,7 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
     Raises:
         Problem: (usage) there is no preset of this name, or a setting is wrong.
     """
-    argv = with_current_names(argv)
+    argv = with_our_names(argv)
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     if not spec and not {"-h", "--help"} & set(argv):
         raise Problem(
@@ -93,6 +95,9 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
         recipe=settings.merge(recipe, file.get("recipe", {}), "recipe"),
         model=settings.merge(model, file.get("model", {}), "model"),
     )
+    if {"-h", "--help"} & set(argv):
+        print_help("plan", default, f"{arch}:{preset}" if spec else "")
+        raise SystemExit(0)
     options = parse(PlanOptions[type(model)], argv, f"plan {arch}:{preset}", default)  # type: ignore[misc]
     return spec, options
 

@@ -7,11 +7,11 @@ installs it into `.venv/tpu`, which only the tests see.
 import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any
 
 from jaxmodels.architecture import Architecture
-from jaxmodels.errors import INTERNAL, USAGE, Problem
+from jaxmodels.errors import INTERNAL, Problem
+from jaxmodels.extras import require
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning.chips import Topology, topology
 from jaxmodels.runtime.planning.isolated import ProcessDied, run_isolated
@@ -31,13 +31,7 @@ def prepare() -> None:
         Problem: (usage) libtpu is not installed.
     """
     os.environ.update(ENVIRONMENT)
-    if find_spec("libtpu") is None:
-        raise Problem(
-            "libtpu, which compiles for TPUs, is not installed",
-            why="it is a download of 200 MB and therefore optional; no TPU is needed",
-            fix="pip install 'jaxmodels[tpu]'",
-            exit_code=USAGE,
-        )
+    require("libtpu", "compiling for a TPU (which need not be there)")
 
 
 def devices(slice_: Topology) -> list[Any]:
