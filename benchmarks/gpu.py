@@ -90,7 +90,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         raise Absent("JAX finds no GPU", "on a machine with one: pip install 'jaxmodels[cuda]'")
     until = time.monotonic() + 60 * options.minutes
     records: list[dict[str, Any]] = []
-    rows, problems = [], []
+    rows: list[tuple[str, ...]] = []
+    problems: list[Exception] = []
     for case in CASES:
         name = case.tiny if options.tiny else case.preset
         if time.monotonic() > until:

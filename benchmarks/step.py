@@ -151,8 +151,9 @@ def _contestants(
 ) -> list[Contestant]:
     found = [Contestant(OURS, partial(jax_step, arch, config, recipe))]
     device = torch_device() if options.eager or options.compile else None
-    forms = {False: options.eager, True: options.compile}
-    for compiled in (form for form, wanted in forms.items() if wanted and device):
+    for compiled, wanted in ((False, options.eager), (True, options.compile)):
+        if device is None or not wanted:
+            continue
         for count in (1, slices)[: 1 + (slices > 1)]:
             name = f"PyTorch {'compiled' if compiled else 'eager'}"
             name += f", {count} slices" if count > 1 else ""
