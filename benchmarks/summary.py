@@ -115,7 +115,8 @@ def _sections(machine: str, records: list[Record]) -> list[str]:
     plans = [record for record in records if record.get("expected_mfu")]
     if plans:
         title = (
-            "Compiled for TPUs that were not there (by the compiler's model of the chip, no clock):"
+            "Compiled for TPUs and GPUs that were not there (by the compiler's model of the chip, "
+            "not measured):"
         )
         parts += [title, "\n".join(f"- {summary_line(record)}" for record in plans)]
     return parts

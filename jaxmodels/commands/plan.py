@@ -166,9 +166,18 @@ def plan_one(
         where=job.flags,
         fix=f"the nearest settings that fit: {near.job.flags}, with {near.needed / GIB:.1f} GiB"
         if near
-        else "no settings were found that fit: take more devices, or search longer (--minutes)",
+        else _without_settings(job, slice_),
         exit_code=NO_SPACE,
     )
+
+
+def _without_settings(job: Any, slice_: Topology) -> str:
+    """What to do where no settings were found that fit."""
+    from jaxmodels.runtime.planning.search import enough
+
+    devices = enough(job, slice_)
+    more = f"{devices} is enough by an estimate" if devices else "take devices with more memory"
+    return f"{more}; or take a smaller preset, or search longer (--minutes)"
 
 
 def search(
@@ -186,7 +195,7 @@ def search(
         raise Problem(
             f"no settings were found with which {spec} fits on {slice_.name}",
             why="; ".join(f"{t.job.flags} needs {t.needed / GIB:.1f} GiB" for t in trials[-1:]),
-            fix="take more devices, or search longer (--minutes)",
+            fix=_without_settings(job, slice_),
             exit_code=NO_SPACE,
         )
     best = rows[0] | budget(rows[0], job.recipe.steps, options.hours)
