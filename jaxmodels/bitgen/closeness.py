@@ -43,13 +43,15 @@ class Found:
         return self.similarity >= self.least
 
 
-def nearest(record: Record, closeness: Closeness, feature: Features, image: bool) -> Found | None:
+def nearest(
+    record: Record, closeness: Closeness, feature: Float32[np.ndarray, "d"], image: bool
+) -> Found | None:
     """The item that a query is nearest to by its threshold; None where there is none.
 
     Args:
         record: the items.
         closeness: the thresholds.
-        feature: unit feature of the query [d].
+        feature: unit feature of the query.
         image: whether the query is an image.
     """
     found = []

@@ -54,7 +54,7 @@ def read(options: Read) -> Answer:
         feature = memorable.texts([options.text or ""]).features[0]
     kinds = memorable.closeness()
     found = closeness.nearest(memorable.record, kinds, feature, options.image is not None)
-    if not kinds.data:
+    if memorable.record.items and not kinds.data:
         say(
             "how near a query must be was not measured for this model: "
             "`jaxmodels memory write PATH --data SPEC` does it"
@@ -139,15 +139,16 @@ def _items(memorable: Memorable, facts: Sequence[Fact]) -> list[Item]:
     files = [fact.image for fact in facts if fact.image is not None]
     pixels = memorable.read_images(files) if files else np.zeros((0, 1, 1, 3), np.uint8)
     images = iter(memorable.images(pixels) if files else ())
-    mute = [i for i, fact in enumerate(f for f in facts if f.image is not None) if not fact.text]
+    pictured = [fact for fact in facts if fact.image is not None]
+    mute = [i for i, fact in enumerate(pictured) if fact.text is None]
     own = iter(memorable.captions(pixels[mute]) if mute else ())
-    words = [fact.text or next(own) for fact in facts]
+    words = [next(own) if fact.text is None else fact.text for fact in facts]
     texts = memorable.texts(words)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return [
         Item(
             number=0,
-            kind="text" if fact.image is None else "caption" if fact.text else "image",
+            kind="text" if fact.image is None else "image" if fact.text is None else "caption",
             text=text,
             source=fact.source,
             written=now,

@@ -63,7 +63,7 @@ def _lines_of(file: Path, source: str | None) -> Iterator[Fact]:
         image = file.parent / value["image"] if "image" in value else None
         given = value.get("source") or source
         came = given or (where if image is None else str(image.absolute()))
-        yield Fact(value.get("text") or value.get("caption"), image, came)
+        yield Fact(value.get("text", value.get("caption")), image, came)
 
 
 def _bad_line(where: str, why: str) -> Problem:

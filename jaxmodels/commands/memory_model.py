@@ -99,7 +99,8 @@ class Memorable:
         """
         from jaxmodels.runtime.training.samples import caption
 
-        rows = caption(self.model, self.tokenizer, images)
+        most = self.config.context - 1  # an end must fit behind it
+        rows = caption(self.model, self.tokenizer, images, max_tokens=most)
         words = [self.tokenizer.decode(row).strip() for row in rows]
         if "" in words:
             raise Problem(
