@@ -23,6 +23,16 @@ from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
 RUNS = (
     ("--preset", "wikigpt:gpt2-124m", "--topology", "v5e:1x1", "--batch", "16"),
+    (
+        "--preset",
+        "wikigpt:gpt2-124m",
+        "--topology",
+        "v5e:1x1",
+        "--batch",
+        "16",
+        "--lora",
+        "rank=8,alpha=16",
+    ),
     ("--preset", "bwetaf:53m", "--topology", "v5e:1x1", "--batch", "8"),
     ("--preset", "charlm:base", "--topology", "v5e:1x1", "--batch", "64"),
     ("--preset", "wigip:1.7b", "--topology", "v5e:4x4", "--batch", "64"),
@@ -46,6 +56,8 @@ class PlanCase:
     """Sequences in a step, over all devices."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the computation."""
+    lora: str = ""
+    """Train adapters only, as rank=8,alpha=16."""
     out: Path = RESULTS
     """Folder whose plan.jsonl the results are added to."""
 
@@ -70,6 +82,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         batch=options.batch,
         accum=1,
         dtype=options.dtype,
+        lora=options.lora,
     )
     sizes = mesh_sizes(recipe.mesh, slice_.devices, slice_.name)
     check_heads(config, sizes["model"])
@@ -81,6 +94,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         "batch": recipe.batch,
         "dtype": recipe.dtype,
         "remat": recipe.remat,
+        **({"lora": recipe.lora} if recipe.lora else {}),
         "libtpu": version("libtpu"),
     }
     run = Run("plan", settings)
@@ -91,7 +105,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         found = report(job, compiled, slice_)
     except TooLarge as error:
         found = too_large_report(job, error, slice_)
-    case = f"{options.preset} on {slice_.name}" + (f", {recipe.mesh}" if recipe.mesh else "")
+    ways = [recipe.mesh, f"LoRA {recipe.lora}" if recipe.lora else ""]
+    case = ", ".join([f"{options.preset} on {slice_.name}", *filter(None, ways)])
     seconds = found["roofline_step_seconds"]
     record = run.record(case, "jaxmodels", "ms at least", 1e3 * seconds, **found)
     say(f"added to {save([record], options.out)}")

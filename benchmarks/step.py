@@ -69,7 +69,7 @@ class Step:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Precision of the computation; by default the recipe's."""
     seed_package: Path | None = None
-    """Folder that holds the package BwETAF (seed 003), to time it too; for bwetaf."""
+    """Folder that holds the package BwETAF, to time it too; for bwetaf."""
     rounds: int = 20
     """Timed steps of each contestant, after two that are not."""
     compile: bool = True

@@ -43,3 +43,7 @@ _function = lazy(
 
 def __getattr__(name: str) -> Any:
     return import_module("bridge.torch") if name == "torch" else _function(name)
+
+
+def __dir__() -> list[str]:
+    return __all__

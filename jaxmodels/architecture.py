@@ -85,6 +85,8 @@ class OptionalPackage(Protocol):
     """Other architecture → rows (our path pattern, its): what `--init` takes over."""
     PART_OF: tuple[str, ...] = ()
     """The architectures of which this one is a part; it has no loss and no RECIPES."""
+    LORA: tuple[str, ...] = ("blocks/*/kernel",)
+    """Path patterns of the kernels that `--lora` adapts unless it names others."""
     pack: Callable[[Any], Any] | None = None
     """`pack(model)`: a copy for inference in less memory."""
 

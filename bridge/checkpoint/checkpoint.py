@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bridge.core.adapters import Adapters
 from bridge.core.moments import Moments
 from bridge.core.table import Pair, Shape
 from bridge.core.tensors import Tensor
@@ -42,6 +43,8 @@ class Checkpoint:
     quantised: frozenset[str] = frozenset()
     """Our paths whose tensors are Q8_0 in the file, in blocks along the last axis of their layout,
     and read as float32."""
+    adapters: Adapters | None = None
+    """The LoRA adapters that `tensors` include, where they are stored apart from the model."""
     moments: Callable[[], Moments | None] = lambda: None
     """AdamW's state under our paths, unread; None where the files have none. Raises Problem
     (mismatch) when it is that of another model."""

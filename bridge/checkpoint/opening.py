@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jaxmodels
 from bridge.checkpoint import averages, vocabulary
+from bridge.checkpoint.adapted import adapted, check_base
 from bridge.checkpoint.checkpoint import Checkpoint, preset_of
 from bridge.checkpoint.matching import (
     candidate_tables,
@@ -87,6 +88,10 @@ def bind(
     contents = unwrapped(averages.weighted(contents, config or {}), arch, config or {})
     choices = (CHOICE, averages.CHOICE)
     config = {name: value for name, value in (config or {}).items() if name not in choices}
+    adapters = None
+    if contents.base is not None:
+        check_base(contents.base, str(contents.path))
+        contents, adapters = adapted(contents, bind(recognise(contents.base.path)))
     check_plain(contents.tensors, contents.path)
     found = {n: tensor for n, tensor in contents.tensors.items() if not _STREAMS.fullmatch(n)}
     found = unstack_blocks(found, arch or contents.arch)
@@ -103,6 +108,7 @@ def bind(
             problems.append(problem)
         else:
             source.notes[:0] = notes
+            source.adapters = adapters
             return source
     # Of tables that differ in layout only, the best fit gives the best error message.
     misfits = [problem for problem in problems if problem.what == table.MISFIT]

@@ -74,6 +74,8 @@ def _write_own(
         tokenizer=source.tokenizer,
         moments=moments,
         quantised=plan.quantised,
+        adapters=source.adapters and source.adapters.named(plan.pairs),
+        inputs_first=all(pair.op == "same" for pair in plan.pairs),
         progress=progress,
     )
     plan.format.write(output)
