@@ -1,6 +1,6 @@
 """The newest results as Markdown and as a plot: `python -m benchmarks.summary [--write]`.
 
-README's section on speed is its output; nothing in it is written by hand.
+The tables of docs/speed.md and the short one of README.md are its output, not written by hand.
 """
 
 import sys
@@ -19,6 +19,7 @@ from jaxmodels.runtime.reporting.pictures import defaults
 
 OURS = "jaxmodels"
 README = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "docs" / "speed.md"
 FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 PLOT = "speed.svg"
@@ -27,6 +28,8 @@ PLOT = "speed.svg"
 HOST = ["a step of `train`, of a trivial model", "ms", "beyond its computation, ms"]
 
 Record = dict[str, Any]
+
+BRIEF = ("step", "forward")  # the suites in README's table
 
 # Suites whose contestants do the same work → the title of a case.
 RACES: dict[str, Callable[[Record], str]] = {
@@ -46,9 +49,11 @@ class Summary:
     results: Path = FOLDER
     """Folder of the records."""
     write: bool = False
-    """Put the Markdown into README.md between its markers, and the plot beside the records."""
+    """Write the tables between the markers of both pages, and the plot beside the records."""
+    page: Path = PAGE
+    """The page with all tables."""
     readme: Path = README
-    """The file that is written to."""
+    """The page with the short table."""
 
 
 def main(argv: list[str]) -> int:
@@ -58,10 +63,12 @@ def main(argv: list[str]) -> int:
     if not options.write:
         print(markdown(records))
         return 0
-    text = options.readme.read_text(encoding="utf-8")
-    options.readme.write_text(placed(text, markdown(records)), encoding="utf-8")
+    pages = {options.page: markdown(records), options.readme: brief(records)}
+    texts = {path: placed(path.read_text(encoding="utf-8"), pages[path]) for path in pages}
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
     plot(records, options.results / PLOT)
-    say(f"written to {options.readme} and {options.results / PLOT}")
+    say(f"written to {', '.join(map(str, [*pages, options.results / PLOT]))}")
     return 0
 
 
@@ -89,6 +96,19 @@ def markdown(records: Sequence[Record]) -> str:
     if not any(_accelerated(record) for record in records):
         parts.append("No record was made on a GPU or a TPU yet, so there is no table of one.")
     return "\n\n".join(parts)
+
+
+def brief(records: Sequence[Record]) -> str:
+    """One table of the machine with most results: models of real size against the fastest other."""
+    tables = []
+    for machine, newest in _newest(records).items():
+        raced = [r for r in newest if r["suite"] in BRIEF and ":tiny" not in r["case"]]
+        raced.sort(key=lambda r: BRIEF.index(r["suite"]))
+        if rows := [row for record in raced if (row := _race(record, newest))]:
+            rows = [[*row[:2], *(cell.partition(";")[0] for cell in row[2:])] for row in rows]
+            table = _table(["", OURS, "the fastest other", "times as fast"], rows)
+            tables.append((len(rows), f"{machine}; {_origin(raced)}:\n\n{table}"))
+    return max(tables, default=(0, ""))[1]
 
 
 def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
