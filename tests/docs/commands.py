@@ -164,16 +164,7 @@ NANOGPT = {
     ),
 }
 
-COMMANDS = (
-    FIRST_HOUR
-    | TRAINING
-    | DATA
-    | CHECKPOINTS
-    | ACCELERATORS
-    | VISION
-    | EVALUATION
-    | NANOGPT
-)
+COMMANDS = FIRST_HOUR | TRAINING | DATA | CHECKPOINTS | ACCELERATORS | VISION | EVALUATION | NANOGPT
 
 MAKE = {"make demo": "bash examples/demo.sh", "make test": "python -m pytest"}
 """They set up an environment over the network: the commands they would run are looked at."""

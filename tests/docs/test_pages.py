@@ -58,7 +58,9 @@ def test_first_ten_minutes(first):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if p != README and blocks(p)], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p != README and blocks(p)], ids=lambda p: p.stem
+)
 def test_page(page, first, tmp_path):
     """Its blocks, one after the other, in a folder with what they name."""
     text = "\n".join(block.text for block in blocks(page))
