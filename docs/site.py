@@ -1,4 +1,4 @@
-"""MkDocs hook: the site begins with README.md, and holds the files outside docs/ that pages link to.
+"""MkDocs hook: the site begins with README.md, and has the files elsewhere that pages link to.
 
 Pages link as GitHub follows links: relative to their own place in the repository.
 """
