@@ -11,7 +11,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[#)])")
+LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=srcset="))([^)"\s#:]+)(?=[#)"])""")
 
 
 def site_path(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from jaxmodels.errors import LARGEST_SEED, USAGE, Problem, within
@@ -75,6 +76,46 @@ class Optim:
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 """What `Recipe.report_to` may name."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: what `--lora rank=8,alpha=16,targets=PATTERN` means."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ()
+    """Path patterns of the kernels; () for the architecture's own choice."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of A·B."""
+        return self.alpha / self.rank
+
+    @classmethod
+    def parse(cls, text: str) -> "Lora":
+        """Reads `rank=8,alpha=16,targets=PATTERN`; `|` separates patterns, and alpha is the rank
+        unless given.
+
+        Raises:
+            Problem: (usage) it has another form, or rank or alpha are not positive.
+        """
+        found = dict(part.partition("=")[::2] for part in text.split(","))
+        try:
+            rank = int(found.pop("rank"))
+            alpha = float(found.pop("alpha", rank))
+            targets = tuple(filter(None, found.pop("targets", "").split("|")))
+            if found or rank < 1 or not 0 < alpha < inf:
+                raise ValueError
+        except (KeyError, ValueError):
+            raise Problem(
+                f"--lora cannot be {text!r}",
+                why="its form is rank=8,alpha=16,targets=PATTERN: rank is an integer from 1 on, "
+                "alpha a number above 0; alpha (the rank) and targets have defaults",
+                fix="for example --lora rank=8,alpha=16",
+                exit_code=USAGE,
+            ) from None
+        return cls(rank, alpha, targets)
 
 
 @dataclass(frozen=True)
@@ -152,6 +193,10 @@ class Recipe:
     report_to: str = "tensorboard"
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, several with commas, or
     none. One that fails is dropped; it never ends a run."""
+    lora: str = ""
+    """rank=8,alpha=16[,targets=PATTERN]: freeze the model of --init and train low-rank adapters of
+    its matrices (LoRA). PATTERN is of their paths, as in blocks/*/attn/*; | separates several; by
+    default all matrices in the blocks (of bitgen: of its text encoder and decoder)."""
     on_divergence: Literal["stop", "rollback"] = "stop"
     """When the loss or a parameter becomes NaN or infinite: stop (exit code 8), or rollback:
     continue from the newest checkpoint and skip the data that led there; the third time in a row
@@ -177,6 +222,8 @@ class Recipe:
                     fix="several are separated by commas: --report-to tensorboard,wandb",
                     exit_code=USAGE,
                 )
+        if self.lora:
+            Lora.parse(self.lora)
         for setting in self.xla:
             if not re.fullmatch(r"\w+=.+", setting):
                 raise Problem(
@@ -195,6 +242,11 @@ class Recipe:
     def trackers(self) -> tuple[str, ...]:
         """The names in `report_to`."""
         return () if self.report_to == "none" else tuple(self.report_to.split(","))
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The setting `lora`; None without it."""
+        return Lora.parse(self.lora) if self.lora else None
 
     @property
     def horizon(self) -> int:

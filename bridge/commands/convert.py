@@ -30,7 +30,7 @@ class Convert:
     also bwetaf: its own folder; for wigip also wigip-zip: its own DST/step_N.zip; for
     bitgen_stage1 also bitgen: its own DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2
     folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the published code
-    loads."""
+    loads; of a run trained with --lora also peft: its adapters alone (wikigpt)."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()

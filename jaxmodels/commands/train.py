@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxmodels.cli import refuse_repeated, say
-from jaxmodels.commands import multihost, resume
+from jaxmodels.commands import base, multihost, resume
 from jaxmodels.commands.initial import state_initializer
 from jaxmodels.commands.run_config import write_config
 from jaxmodels.commands.run_data import (
@@ -118,6 +118,7 @@ def _prepare(request: Request, stop: Stop) -> Setup:
     _check_devices(request)
     for name in set(request.recipe.trackers) & set(EXTRAS):
         require(name, f"--report-to {name}")
+    base.check(request, resuming)
     refuse_other_kind(request.recipe.data, request.config, request.arch)
     history = resume.compare_settings(run, request.settings) if resuming else []
     if resuming and not options.find_lr:
@@ -172,6 +173,8 @@ def _train(setup: Setup, stop: Stop) -> Outcome:
     on_resume = resume.on_resume(request.run, request.recipe, setup.history)
     if is_primary():
         write_config(request.run, request.settings, setup.history, setup.data)
+        if request.recipe.lora and request.source is not None:
+            base.keep(request.run, request.source)
     job = _job(setup, stop, on_resume)
     stop.check()
     all_gather()
@@ -198,6 +201,10 @@ def _job(setup: Setup, stop: Stop, on_resume: Callable[[int], None]) -> Any:
     traces = request.run / "profile"
     if several():  # JAX rejects a folder with the traces of two processes
         traces /= f"process{index()}"
+    begin, frozen = setup.begin, None
+    if recipe.lora:
+        begin = base.initializer(request.run, request.config)
+        frozen = base.reader(request.run, request.config)
     return Job(
         request.package,
         request.config,
@@ -209,5 +216,6 @@ def _job(setup: Setup, stop: Stop, on_resume: Callable[[int], None]) -> Any:
         sampler(request.package, request.config, recipe, data),
         resumed=on_resume,
         profile=parse_window(profile, traces, recipe.steps) if profile else None,
-        **({"begin": setup.begin} if setup.begin else {}),
+        frozen=frozen,
+        **({"begin": begin} if begin else {}),
     )

@@ -71,7 +71,7 @@ def test_the_short_table_is_of_one_machine_and_the_fastest_other():
 
     other = CPU | {"cpu": "y"}
     table = brief(
-        [*base(*pair(3, 6, machine=other)), *base(*pair(5, 10), *pair(4, 8, batch=9)), *pair(1, 2)]
+        [*base(*pair(5, 10), *pair(4, 8, batch=9)), *pair(1, 2), *base(*pair(3, 6, machine=other))]
     )
     assert table.startswith("2 cores of x; jax 1.0; 2026-01-01:\n\n|")
     assert table.splitlines()[4:] == [
@@ -97,9 +97,11 @@ def test_the_table_is_written_between_the_markers(tmp_path, capsys):
     assert readme.read_text() == f"before\n{BEGIN}\n{brief(read(tmp_path))}\n{END}\nafter\n"
     assert summary.main([*words, "--write"]) == 0  # and again
     assert page.read_text() == text
-    first = (tmp_path / summary.PLOT).read_bytes()
-    summary.plot(read(tmp_path), tmp_path / summary.PLOT)
-    assert (tmp_path / summary.PLOT).read_bytes() == first
+    charts = [tmp_path / f"speed-{theme}.svg" for theme in ("light", "dark")]
+    first = [chart.read_bytes() for chart in charts]
+    assert summary.plot(read(tmp_path), tmp_path) == charts
+    assert [chart.read_bytes() for chart in charts] == first
+    assert b"2.00\xc3\x97 fast" in first[0]
     assert summary.main(words) == 0
     assert "fast 20 ms" in capsys.readouterr().out
 

@@ -90,6 +90,17 @@ CHECKPOINTS = {
     "jaxmodels convert step_7.zip wigip --verify roundtrip": Shown(r"verified: roundtrip\n"),
     "jaxmodels convert first-model orbax --to orbax": Shown(r"^orbax: charlm.* verified: digest\n"),
 }
+FINE_TUNING = {
+    "jaxmodels train --init gpt2 --lora rank=8,alpha=16 --data text:books --out runs/tuned": Shown(
+        r"done: step 2 of 2",
+        "jaxmodels train wikigpt:tiny --init out/ckpt.pt --lora rank=8,alpha=16 --data text:books "
+        f"--tokenizer letters.json --out runs/tuned {SMALL} --steps 2 --batch 2",
+    ),
+    "jaxmodels convert runs/tuned tuned": Shown(r"^tuned: wikigpt, .* verified: digest"),
+    "jaxmodels convert runs/tuned adapters --to peft": Shown(
+        r"^adapters: wikigpt, .* verified: digest"
+    ),
+}
 ACCELERATORS = {
     "jaxmodels plan charlm:base --topology v5e:1x1 --batch 8": Shown(
         r"GiB", "jaxmodels plan charlm:tiny --topology v5e:1x1 --batch 8"
@@ -111,6 +122,12 @@ VISION = {
     "jaxmodels generate runs/photos --image photos/1.png": Shown(r"tokens/s"),
     "jaxmodels eval runs/photos --image photos/1.png "
     '--caption "a red circle" "a blue square"': Shown(r"a blue square"),
+    "jaxmodels convert runs/photos album": Shown(r"^album: bitgen.* verified: digest\n"),
+    'jaxmodels memory write album --image photos/1.png --caption "my first drawing" '
+    "--data images:photos": Shown(r"1"),
+    'jaxmodels memory read album --text "my first drawing"': Shown(r"."),
+    "jaxmodels memory list album": Shown(r"my first drawing"),
+    "jaxmodels memory forget album 1": Shown(r"."),
     "jaxmodels train bitgen:tiny --data images:photos --tokenizer words --init dinov2-small "
     '--optim.lr-scale "vision/*" 0 --out runs/tower': Shown(
         _DONE,
@@ -164,7 +181,17 @@ NANOGPT = {
     ),
 }
 
-COMMANDS = FIRST_HOUR | TRAINING | DATA | CHECKPOINTS | ACCELERATORS | VISION | EVALUATION | NANOGPT
+COMMANDS = (
+    FIRST_HOUR
+    | TRAINING
+    | FINE_TUNING
+    | DATA
+    | CHECKPOINTS
+    | ACCELERATORS
+    | VISION
+    | EVALUATION
+    | NANOGPT
+)
 
 MAKE = {"make demo": "bash examples/demo.sh", "make test": "python -m pytest"}
 """They set up an environment over the network: the commands they would run are looked at."""

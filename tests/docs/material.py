@@ -35,6 +35,11 @@ def _nanogpt(path: Path) -> None:
     shutil.copytree(GOLDEN / "nanogpt_bias", path)
 
 
+def _letters(path: Path) -> None:
+    """As many as the golden nanoGPT knows."""
+    path.write_text(json.dumps([chr(code) for code in range(32, 128)] + ["\n"]))
+
+
 def _wigip(path: Path) -> None:
     shutil.copy(GOLDEN / "wigip" / "step_7.zip", path)
 
@@ -95,6 +100,7 @@ MATERIAL: dict[str, Callable[[Path], None]] = {
     "other.txt": _other,
     "web.jsonl": _web,
     "out": _nanogpt,
+    "letters.json": _letters,
     "step_7.zip": _wigip,
     "dinov2-small": _tower,
     "photos": _photos,

@@ -63,7 +63,8 @@ def test_first_ten_minutes(first):
 )
 def test_page(page, first, tmp_path):
     """Its blocks, one after the other, in a folder with what they name."""
-    text = "\n".join(block.text for block in blocks(page))
+    commands = [line for block in blocks(page) for line, _ in block.lines]
+    text = "\n".join(commands + [COMMANDS[line].smaller for line in commands if line in COMMANDS])
     if " plan " in text and find_spec("libtpu") is None:
         pytest.skip("`plan` needs libtpu")
     if "runs/first" in text:
