@@ -71,9 +71,9 @@ def test_the_short_table_is_of_one_machine_and_the_fastest_other():
 
     other = CPU | {"cpu": "y"}
     table = brief(
-        [*base(*pair(5, 10), *pair(4, 8, batch=9)), *pair(1, 2), *base(*pair(3, 6, machine=other))]
+        [*base(*pair(5, 10), *pair(4, 8, batch=9, date="2026-01-02")), *pair(1, 2), *base(*pair(3, 6, machine=other))]
     )
-    assert table.startswith("2 cores of x; jax 1.0; 2026-01-01:\n\n|")
+    assert table.startswith("2 cores of x; jax 1.0; 2026-01-01 to 2026-01-02:\n\n|")
     assert table.splitlines()[4:] == [
         "| train step, charlm:base, batch 8 | 5 ms | fast 10 ms | 2.00 |",
         "| train step, charlm:base, batch 9 | 4 ms | fast 8 ms | 2.00 |",

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from importlib.util import find_spec
@@ -16,7 +17,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+import jaxmodels
+from bridge import formats
+from jaxmodels import errors
 from jaxmodels.__main__ import VERBS, main
+from jaxmodels.commands import flag_names
 from jaxmodels.errors import DONE
 from tests.docs import first_hour
 from tests.docs.commands import COMMANDS, MAKE
@@ -117,6 +122,45 @@ def test_table_of_verbs_is_complete():
     table = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     first_cells = "\n".join(line.split("|")[1] for line in table.splitlines() if line[:1] == "|")
     assert [verb for verb in VERBS if not re.search(rf"`{verb}\b", first_cells)] == []
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_every_format_is_listed():
+    text = page("docs/formats.md")
+    assert [name for name in formats.targets() if f"`{name}`" not in text] == []
+
+
+def test_every_preset_is_listed():
+    for arch in jaxmodels.ARCHS:
+        row = next(line for line in page("README.md").splitlines() if line.startswith(f"| {arch} "))
+        presets = {name.removesuffix("-reg") for name in jaxmodels.arch(arch).PRESETS}
+        assert {name for name in presets if name not in row.split("|")[2]} == set()
+
+
+def test_every_extra_is_listed():
+    extras = tomllib.loads(page("pyproject.toml"))["project"]["optional-dependencies"]
+    text = page("docs/install.md")
+    assert {name for name in extras if f"`[{name}]`" not in text} == {"dev", "docs"}
+
+
+def test_every_exit_code_is_listed():
+    numbers = {value for name, value in vars(errors).items() if name.isupper()}
+    codes = {number for number in numbers if number in range(256)}
+    assert errors.STOPPED in codes
+    first = re.findall(r"^\| ([\d, ]+) \|", page("docs/commands.md"), re.MULTILINE)
+    assert codes <= {int(code) for cell in first for code in cell.split(",")}
+
+
+def test_every_name_of_nanogpt_is_understood():
+    """What its page calls the same, `train` takes."""
+    rows = [row.split("|") for row in page("docs/from-nanogpt.md").splitlines() if row[:1] == "|"]
+    same = " ".join(row[1] for row in rows if row[2].strip().startswith("the same"))
+    names = re.findall(r"`(\w+)`", same)
+    assert len(names) > 10
+    assert [n for n in names if f"--{n.replace('_', '-')}" not in flag_names.SYNONYMS] == []
 
 
 def anchors(page: Path) -> set[str]:
