@@ -19,6 +19,7 @@ import optax
 from jaxmodels.errors import USAGE, Problem
 
 Params = Any
+ARCHS = ("wikigpt", "charlm", "bwetaf", "dinov2")
 WHOLE_LOGITS, LOSS_ROWS = 4 * 2**30, 4096  # bytes; above, rows of logits at a time
 
 
@@ -50,6 +51,8 @@ def shape_of(arch: str, cfg: Any) -> Shape:
     """
     if arch == "wikigpt":
         return Shape(cfg.vocab, cfg.dim, cfg.layers, cfg.heads, cfg.hidden, cfg.context)
+    if arch not in ARCHS:
+        raise Problem(f"{arch} has no plain form", fix="see benchmarks/plain.py", exit_code=USAGE)
     common = (cfg.vocab if arch != "dinov2" else 0, cfg.dim, cfg.layers)
     if arch == "charlm":
         parts: dict[str, Any] = {
@@ -64,10 +67,8 @@ def shape_of(arch: str, cfg: Any) -> Shape:
         parts = {"norm": "rms", "activation": "swiglu", "bias": False, "learned": False}
         sizes = (*common, cfg.heads_by_layer[0], cfg.hidden, cfg.context)
         return Shape(*sizes, **parts, dropout=cfg.dropout)
-    if arch == "dinov2":
-        sizes = (*common, cfg.heads, cfg.hidden, 1 + cfg.registers + cfg.side**2)
-        return Shape(*sizes, activation="exact", causal=False)
-    raise Problem(f"{arch} has no plain form", fix="see benchmarks/plain.py", exit_code=USAGE)
+    sizes = (*common, cfg.heads, cfg.hidden, 1 + cfg.registers + cfg.side**2)
+    return Shape(*sizes, activation="exact", causal=False)
 
 
 def parameter_shapes(s: Shape) -> Params:
@@ -268,26 +269,35 @@ def our_features(config: Any, batch: int, mesh: Any) -> Plain:
     return Plain(run, (shapes, images), ())
 
 
-def compiled_text(arch: str, config: Any, batch: int, topology: str, ours: bool = False) -> str:
-    """The text of the plain form, or of our tower, compiled for one described chip."""
+def cycles(arch: str, config: Any, batch: int, topology: str, ours: bool = False) -> int:
+    """What the compiler expects of the plain form, or of our tower, on one described chip."""
     from jax.sharding import SingleDeviceSharding
 
     from jaxmodels.runtime.planning import tpu
     from jaxmodels.runtime.planning.chips import Topology
     from jaxmodels.runtime.planning.chips import topology as named
+    from jaxmodels.runtime.planning.cycles import estimated
     from jaxmodels.runtime.sharding import make_mesh
 
     slice_ = named(topology)
     assert isinstance(slice_, Topology)
     (device,) = tpu.devices(slice_)
     if ours:
-        plain = our_features(config, batch, make_mesh("", [device]))
+        program = our_features(config, batch, make_mesh("", [device]))
     else:
-        plain = (features if arch == "dinov2" else train_step)(arch, config, batch)
+        program = (features if arch == "dinov2" else train_step)(arch, config, batch)
     where = SingleDeviceSharding(device)
     arguments = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), plain.arguments
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), program.arguments
     )
-    traced = jax.jit(plain.run, donate_argnums=plain.donated).trace(*arguments)
-    text: str = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
-    return text
+    traced = jax.jit(program.run, donate_argnums=program.donated).trace(*arguments)
+    return estimated(traced.lower(lowering_platforms=("tpu",)).compile().as_text())
+
+
+def feature_flops(config: Any, batch: int) -> int:
+    """Operations of a tower's products, without padding."""
+    s = shape_of("dinov2", config)
+    weights = s.layers * (4 * s.dim**2 + 2 * s.dim * s.hidden)
+    attended = s.layers * 2 * s.length * s.dim
+    patches = config.side**2 * 3 * config.patch**2 * s.dim
+    return 2 * batch * (s.length * (weights + attended) + patches)

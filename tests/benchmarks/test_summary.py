@@ -71,7 +71,11 @@ def test_the_short_table_is_of_one_machine_and_the_fastest_other():
 
     other = CPU | {"cpu": "y"}
     table = brief(
-        [*base(*pair(5, 10), *pair(4, 8, batch=9, date="2026-01-02")), *pair(1, 2), *base(*pair(3, 6, machine=other))]
+        [
+            *base(*pair(5, 10), *pair(4, 8, batch=9, date="2026-01-02")),
+            *pair(1, 2),
+            *base(*pair(3, 6, machine=other)),
+        ]
     )
     assert table.startswith("2 cores of x; jax 1.0; 2026-01-01 to 2026-01-02:\n\n|")
     assert table.splitlines()[4:] == [
