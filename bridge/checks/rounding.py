@@ -6,6 +6,7 @@ What rounds is not asked: a mistake there would be on both sides of every other 
 import ml_dtypes
 import numpy as np
 
+from bridge.core.packing import INT8, Packed
 from bridge.storage.gguf_reader import BLOCK
 
 _SLACK = 1 + 1e-3  # the bounds themselves are computed in float32
@@ -36,3 +37,25 @@ def misrounded(exact: np.ndarray, kept: np.ndarray, blocks: bool = False) -> boo
         distance = np.abs(values - there)
     same = (values == there) | (np.isnan(values) & np.isnan(there))
     return not bool((same | (distance <= allowed * _SLACK)).all())
+
+
+def packed_wrong(packed: Packed, exact: np.ndarray, kept: np.ndarray) -> bool:
+    """Whether a number of a matrix in few bits is further from the exact one than it must be.
+
+    Args:
+        packed: what the file holds.
+        exact: the matrix before, in our layout: one output, or one row of a table, is one scale's.
+        kept: what the file's numbers stand for, in the same layout.
+    """
+    exact = exact.astype(np.float32)
+    scale = packed.scale.read()
+    if packed.kind == INT8:
+        step = scale.reshape(-1, 1) if exact.shape[0] == scale.size != exact.shape[-1] else scale
+        return not bool((np.abs(exact - kept) <= step / 2 * _SLACK + _LEAST).all())
+    gamma, sizes = 1 / scale[0], np.abs(exact)
+    zero, sure = kept == 0, np.abs(sizes - gamma / 2) > gamma * (_SLACK - 1)
+    right = np.where(
+        zero, sizes < gamma / 2, (sizes > gamma / 2) & (np.sign(exact) == np.sign(kept))
+    )
+    mean = [sizes.mean(), sizes.max()]  # of weights that were rounded before, the largest
+    return not (right[sure].all() and np.abs(np.subtract(mean, gamma)).min() <= gamma * 1e-4)
