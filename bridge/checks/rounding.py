@@ -39,23 +39,22 @@ def misrounded(exact: np.ndarray, kept: np.ndarray, blocks: bool = False) -> boo
     return not bool((same | (distance <= allowed * _SLACK)).all())
 
 
-def packed_wrong(packed: Packed, exact: np.ndarray, kept: np.ndarray) -> bool:
+def packed_wrong(packed: Packed, exact: np.ndarray) -> bool:
     """Whether a number of a matrix in few bits is further from the exact one than it must be.
 
     Args:
         packed: what the file holds.
-        exact: the matrix before, in our layout: one output, or one row of a table, is one scale's.
-        kept: what the file's numbers stand for, in the same layout.
+        exact: the matrix before, in PyTorch's layout.
     """
+    scale, kept = packed.scale.read(), packed.unpacked().read()
     exact = exact.astype(np.float32)
-    scale = packed.scale.read()
     if packed.kind == INT8:
-        step = scale.reshape(-1, 1) if exact.shape[0] == scale.size != exact.shape[-1] else scale
-        return not bool((np.abs(exact - kept) <= step / 2 * _SLACK + _LEAST).all())
+        rows = (np.abs(exact - kept).reshape(len(scale), -1), scale[:, None] / 2)
+        return not bool((rows[0] <= rows[1] * _SLACK + _LEAST).all())
     gamma, sizes = 1 / scale[0], np.abs(exact)
-    zero, sure = kept == 0, np.abs(sizes - gamma / 2) > gamma * (_SLACK - 1)
-    right = np.where(
-        zero, sizes < gamma / 2, (sizes > gamma / 2) & (np.sign(exact) == np.sign(kept))
-    )
+    small = np.where(kept == 0, sizes, 0)
+    large = np.where(kept == 0, gamma, np.where(np.sign(exact) == np.sign(kept), sizes, 0))
+    apart = gamma * (_SLACK - 1)
+    right = (small <= gamma / 2 + apart).all() and (large >= gamma / 2 - apart).all()
     mean = [sizes.mean(), sizes.max()]  # of weights that were rounded before, the largest
-    return not (right[sure].all() and np.abs(np.subtract(mean, gamma)).min() <= gamma * 1e-4)
+    return not (right and np.abs(np.subtract(mean, gamma)).min() <= gamma * 1e-4)

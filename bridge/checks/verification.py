@@ -182,9 +182,8 @@ def compare_tensors(report: Report, source: Checkpoint, reference: Checkpoint) -
         report["tensors_equal"] += result["equal"]
         largest = max(largest, result["max_abs"])
         narrow = min(tensor.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
-        if (path in source.packed and path not in reference.packed) or (
-            path in source.quantised and path not in reference.quantised
-        ):
+        coarse, other_coarse = (c.quantised | c.packed.keys() for c in (source, reference))
+        if path in coarse - other_coarse:
             wrong = misrounded_in(source, path, reference)
         else:
             wrong = not compare(ours.astype(narrow), other.astype(narrow))["equal"]
@@ -196,11 +195,11 @@ def compare_tensors(report: Report, source: Checkpoint, reference: Checkpoint) -
 def misrounded_in(written: Checkpoint, path: str, source: Checkpoint) -> bool:
     """Whether a parameter (our path) is further from its source than its rounding explains."""
     exact, kept = source.tensors[path], written.tensors[path]
-    if path in written.packed:
-        return packed_wrong(written.packed[path], exact.read(), kept.read())
-    if path not in written.quantised:
+    if path not in written.quantised and path not in written.packed:
         return misrounded(exact.read(), kept.read())
     pair = next(pair for pair in written.pairs if pair.ours == path)
+    if path in written.packed:
+        return packed_wrong(written.packed[path], pair.export(exact).read())
     return misrounded(pair.export(exact).read(), pair.export(kept).read(), blocks=True)
 
 

@@ -98,9 +98,10 @@ def make_plan(
     """
     rows = _table_of(source.arch, format)
     packed: dict[str, Packed] = {}
+    quantised: set[str] = set()
+    notes: list[str] = []
     if format.packed:
         ours, packed, errors = pack_all(source, rows)
-        quantised, notes = set[str](), [str]()
     else:
         ours, quantised, errors, notes = _cast_all(source, rows, format, dtype, keep_fp32)
     complete = filled(source.arch, source.config, ours) if format.filled else ours

@@ -58,7 +58,7 @@ class RawCheckpoint:
     quantised: frozenset[str] = frozenset()
     """Names of those tensors that are Q8_0 in the file, and read as float32."""
     packed: dict[str, Packed] = field(default_factory=dict)
-    """Of those tensors that are in few bits in the file, and read as float32: name → what is there."""
+    """Name → matrix of those tensors that are in few bits in the file, and read as float32."""
     damaged: list[str] = field(default_factory=list)
     """Files whose digest differs from the manifest's, of those that give the tensors a meaning."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
