@@ -180,10 +180,10 @@ def _ternary(tensor: Tensor, note: Callable[[str, float], None]) -> tuple[np.nda
     signs, gamma = (np.asarray(x) for x in bitlinear.ternary(jnp.asarray(exact.T)))
     note(tensor.name, float(np.abs(exact.T - signs * gamma).max(initial=0)))
     packed = bitlinear.pack_rows(jnp.asarray(signs.T, jnp.int8))
-    return np.asarray(packed), np.asarray([_reciprocal(gamma)], np.float32)
+    return np.asarray(packed), np.asarray([reciprocal(gamma)], np.float32)
 
 
-def _reciprocal(gamma: Any) -> np.float32:
+def reciprocal(gamma: Any) -> np.float32:
     """1/γ whose own reciprocal is γ again, as far as there is one."""
     near = np.float32(1) / np.float32(gamma)
     for each in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))):
@@ -203,7 +203,7 @@ def _int8(tensor: Tensor, note: Callable[[str, float], None]) -> tuple[np.ndarra
     return rounded.astype(np.int8).reshape(exact.shape), scale.astype(np.float32)
 
 
-def counts(packed: Packed) -> dict[str, int]:
+def value_counts(packed: Packed) -> dict[str, int]:
     """How many of a ternary matrix's weights are −1, 0 and 1."""
     signs = packed.signs()
     return {str(sign): int((signs == sign).sum()) for sign in (-1, 0, 1)}
