@@ -65,6 +65,7 @@ def packed_in(
     """
     found = {}
     for pair in table.pairs(package.WEIGHTS, shapes):
+        scale: np.ndarray
         layer, shape = pair.ours.rpartition("/")[0], pair.their_shape(shapes[pair.ours])
         if f"{layer}/packed" in rest and packing.kind_of(package.name, pair.ours) is not None:
             values = _tensor(pair.theirs, rest[f"{layer}/packed"])

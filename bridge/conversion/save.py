@@ -39,8 +39,8 @@ def save(
 ) -> Report:
     """Writes a model as a model directory, as `convert` does; `bridge.load` opens it again.
 
-    Parameters and state keep their dtypes; a packed model stays packed. A model that `bridge.load` returned is written with
-    the tokeniser of the checkpoint that it came from.
+    Parameters and state keep their dtypes; a packed model stays packed. A model that `bridge.load`
+    returned is written with the tokeniser of the checkpoint that it came from.
 
     Args:
         model: an `nnx.Module` of a registered architecture; it may have been changed.
