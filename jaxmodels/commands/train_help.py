@@ -6,7 +6,7 @@ import jaxmodels
 from jaxmodels import option_help
 
 GROUPS = {
-    "start here": "topology out data tokenizer batch steps lr max-hours init",
+    "start here": "topology out data tokenizer batch steps lr max-hours init lora",
     "data": "vocab-documents min-freq segments valid-fraction seed",
     "optimiser": "optim.name optim.b? optim.eps optim.momentum optim.weight-decay optim.no-decay "
     "optim.clip optim.lr-scale optim.muon-* accum ema-decay on-divergence init-optimizer",
