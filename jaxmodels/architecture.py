@@ -97,6 +97,8 @@ class OptionalPackage(Protocol):
     """The names in transformers' files, where they differ from those of its class (WEIGHTS)."""
     GGUF: Table = ()
     """The names in llama.cpp's files."""
+    CARRIED: tuple[str, ...] = ()
+    """Names of further files of a model directory, which go along wherever the model is written."""
     TIED: Pairs = ()
     """Rows (a second name that PyTorch's class has, our path whose values it repeats)."""
     ALSO_TIED: Pairs = ()

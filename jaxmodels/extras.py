@@ -13,7 +13,10 @@ EXTRAS = {
     "transformers": "torch",
     "gguf": "gguf",
     "libtpu": "tpu",
+    "jax_cuda13_plugin": "plan-gpu",
     "lm_eval": "lm-eval",
+    "wandb": "wandb",
+    "trackio": "trackio",
 }
 """Module → extra."""
 

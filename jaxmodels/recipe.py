@@ -74,6 +74,10 @@ class Optim:
             within(f"optim.lr_scale of {text}", factor, 0)
 
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""What `Recipe.report_to` may name."""
+
+
 @dataclass(frozen=True)
 class Lora:
     """Low-rank adapters: what `--lora rank=8,alpha=16,targets=PATTERN` means."""
@@ -187,6 +191,9 @@ class Recipe:
     """Decay of a running average of the parameters (EMA), such as 0.999; 0 keeps no average. At
     step t the decay is at most (1 + t)/(10 + t), so that short runs average too. Validation and
     samples use the average; eval, generate and convert choose by --weights."""
+    report_to: str = "tensorboard"
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, several with commas, or
+    none. One that fails is dropped; it never ends a run."""
     lora: str = ""
     """rank=8,alpha=16[,targets=PATTERN]: freeze the model of --init and train low-rank adapters of
     its matrices (LoRA). PATTERN is of their paths, as in blocks/*/attn/*; | separates several; by
@@ -208,6 +215,14 @@ class Recipe:
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)
         within("ema_decay", self.ema_decay, 0, 1, below=True)
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise Problem(
+                    f"--report-to cannot be {name!r}",
+                    why=f"known: {', '.join((*TRACKERS, 'none'))}",
+                    fix="several are separated by commas: --report-to tensorboard,wandb",
+                    exit_code=USAGE,
+                )
         if self.lora:
             Lora.parse(self.lora)
         for setting in self.xla:
@@ -223,6 +238,11 @@ class Recipe:
                 fix="change --slices or --batch; --slices 0 chooses",
                 exit_code=USAGE,
             )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `report_to`."""
+        return () if self.report_to == "none" else tuple(self.report_to.split(","))
 
     @property
     def adapters(self) -> Lora | None:

@@ -47,7 +47,11 @@ def test_names_of_the_bridge_are_listed():
 
 
 def test_extras_are_those_of_the_package():
-    distributions = {"libtpu": "jax[tpu]", "lm_eval": "lm-eval"}
+    distributions = {
+        "libtpu": "jax[tpu]",
+        "jax_cuda13_plugin": "jax[cuda13]",
+        "lm_eval": "lm-eval",
+    }
     for module, extra in EXTRAS.items():
         name = distributions.get(module, module)
         assert [line for line in PROJECT["optional-dependencies"][extra] if line.startswith(name)]

@@ -184,7 +184,7 @@ def test_optional_members_are_read_through_views(path):
     """Not by `getattr` with a default of its own in each place."""
     known = {
         *architecture.members(OptionalPackage, ConfigView, ModelView),
-        *("whole", "unlike", "BESIDE", "FILES", "jax_forward", "torch_forward"),
+        *("whole", "unlike", "beside", "FILES", "jax_forward", "torch_forward"),
     } - {"decode", "objective"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -1,7 +1,7 @@
 """A checkpoint that fits a model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Checkpoint:
     origin: dict[str, Any]
     """Step and metrics of a training run; see `RawCheckpoint`."""
     notes: list[str]
+    carried: dict[str, bytes] = field(default_factory=dict)
+    """The files that the architecture names as `CARRIED`: name → content."""
     unsaid: frozenset[str] = frozenset()
     """Assumed fields that only the model of which this is a copy has; see `bind`."""
     quantised: frozenset[str] = frozenset()

@@ -30,6 +30,7 @@ from bridge.formats.tokenizer import padding_notes
 from bridge.formats.wrappers import CHOICE, unwrapped
 from bridge.storage.stacks import unstack_blocks
 from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.reading import MAX_JSON, read_limited
 from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.sizes import parameter_shapes
 
@@ -135,6 +136,7 @@ def _bind(
     notes += [f"assumed: {name} = {value}" for name, value in settled.assumed.items()]
     preset = contents.preset or preset_of(package, config)
     pairs, fused = places.pairs, fused_tensors.fused_name
+    beside = contents.path if contents.path.is_dir() else None
     return Checkpoint(
         path=contents.path,
         format=contents.format,
@@ -148,10 +150,17 @@ def _bind(
         state=frozenset(places.state),
         quantised=frozenset(p.ours for p in pairs if fused(p.theirs) in contents.quantised),
         tokenizer=tokenizer,
+        carried={} if beside is None else _carried(package, beside),
         origin=vocabulary.with_reason(contents.origin, config, settled.beside, tokenizer),
         notes=notes + padding_notes(config),
         moments=lambda: _moments(contents, rows, places),
     )
+
+
+def _carried(package: Any, folder: Path) -> dict[str, bytes]:
+    """The files in a folder that go along with a model of the architecture."""
+    files = (folder / name for name in package.CARRIED)
+    return {file.name: read_limited(file, MAX_JSON) for file in files if file.is_file()}
 
 
 class _Places(NamedTuple):

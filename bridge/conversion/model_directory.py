@@ -16,10 +16,13 @@ from bridge.formats.format import Format
 from bridge.formats.generation import drawing, ends, generation_config
 from bridge.formats.raw import upstream_of
 from bridge.formats.tokenizer import padding, write_tokenizer
+from data_pipelines.captions.tokens import padding as caption_padding
 from jaxmodels.cli import visible
+from jaxmodels.runtime.training.samples import can_caption, end_token
 from jaxmodels.sizes import vocab_used
 
 CONFIG = "config.json"
+SAVED = "jax"  # the format of a model that comes from no file
 
 
 def dtype_of(source: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
@@ -48,15 +51,25 @@ def write_beside(
     side = twin(source.arch)
     _write(folder / CONFIG, config_json(folder, source, format, dtype))
     if source.tokenizer is not None:
-        write_tokenizer(folder, source.tokenizer, source.config.context)
-    known = drawing(source.origin.get("generation"))
+        write_tokenizer(folder, source.tokenizer, source.config.context, side.TOKENIZER)
+    known = _ends_of_captions(source) | drawing(source.origin.get("generation"))
     if generation := generation_config(source.tokenizer, source.config, known):
         _write(folder / "generation_config.json", generation)
-    for name, values in side.BESIDE.items():
+    for name, values in side.beside(source.config, source.tokenizer is not None).items():
         _write(folder / name, values)
     for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(card(source, dtype, notes), encoding="utf-8")
+
+
+def _ends_of_captions(source: Checkpoint) -> dict[str, Any]:
+    """transformers' keys for what ends a caption, if the model writes captions."""
+    if source.tokenizer is None or not can_caption(jaxmodels.arch(source.arch).Model):
+        return {}
+    return {
+        "eos_token_id": end_token(source.tokenizer),
+        "pad_token_id": caption_padding(source.tokenizer),
+    }
 
 
 def config_json(folder: Path, source: Checkpoint, format: Format, dtype: str) -> dict[str, Any]:
@@ -119,7 +132,7 @@ A {source.arch} model of {source.parameters:,} parameters, {dtype}.
 The licence is that of whoever trained it; set the `license` field above before publishing.
 
 {_loading(source)}
-{"".join(f"{chr(10)}- {lack}" for lack in lacks)}
+{_usage(source)}{"".join(f"{chr(10)}- {lack}" for lack in lacks)}
 """.rstrip()
         + "\n"
     )
@@ -158,7 +171,15 @@ model = bridge.load("PATH")
 `jaxmodels verify PATH` checks every digest in `manifest.json`, and JAX against PyTorch."""
 
 
+def _usage(source: Checkpoint) -> str:
+    """The card's snippets; nothing where the twin has none."""
+    usage = twin(source.arch).usage(source.config, source.tokenizer is not None)
+    return f"\n{usage}\n" if usage else ""
+
+
 def _provenance(source: Checkpoint) -> str:
+    if source.format == SAVED:
+        return f"Saved by jaxmodels {jaxmodels.__version__}."
     article = "an" if source.format[0] in "aeio" else "a"
     lines = [
         f"Converted by jaxmodels {jaxmodels.__version__} from `{_plain(source.path)}`, ",

@@ -117,7 +117,7 @@ def check_place(src: Path, dst: Path, force: bool) -> None:
     """Checks that the output replaces neither the source nor what is no earlier output.
 
     Raises:
-        Problem: (usage) it would replace the source; (exists) something is there.
+        Problem: (usage) it would replace the source; (exists) as `check_target`.
     """
     source, target = src.resolve(), dst.resolve()
     if target == source or target in source.parents:
@@ -127,6 +127,15 @@ def check_place(src: Path, dst: Path, force: bool) -> None:
             fix="give another output path",
             exit_code=USAGE,
         )
+    check_target(dst, force)
+
+
+def check_target(dst: Path, force: bool) -> None:
+    """Checks that the output replaces nothing, or with `force` an earlier output only.
+
+    Raises:
+        Problem: (exists) something else is there.
+    """
     # Other people's checkpoints, and runs, have no manifest at their top.
     ours = (dst / MANIFEST).is_file() and kind(dst) is not None
     foreign = dst.is_file() or (dst.is_dir() and any(dst.iterdir()) and not ours)

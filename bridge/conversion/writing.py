@@ -41,6 +41,8 @@ def write(
     notes = []
     if source.tokenizer is not None:
         source.tokenizer.save(folder)
+    for name, content in source.carried.items():
+        (folder / name).write_bytes(content)
     if plan.format.pytorch:
         digests, files, there = write_shards(folder, parts, plan, progress)
         if there:

@@ -52,8 +52,14 @@ class OptionalTwin(Protocol):
     follow from, and by which its folders are read and written."""
     FILES: tuple[Path, ...] = ()
     """Modelling files that travel with a model directory, where transformers has no class."""
-    BESIDE: Mapping[str, Any] = {}
-    """Further JSON files of a model directory: name → value."""
+    beside: Callable[[Any, bool], Mapping[str, Any]] = staticmethod(lambda config, text: {})
+    """`beside(config, text)`: further JSON files of a model directory, name → value; `text` is
+    whether it has a tokeniser."""
+    TOKENIZER: Mapping[str, Any] = {}
+    """Keys that tokenizer_config.json must have."""
+    usage: Callable[[Any, bool], str] = staticmethod(lambda config, text: "")
+    """`usage(config, text)`: Markdown for the model card, with snippets that run with the folder
+    alone: PATH stands for the folder."""
     given: Callable[[Any, Any], Any] | None = None
     """`given(config, ids)`: the ids of a text as inputs. Needed for `--text`."""
     jax_forward: Callable[[Any, Any], Any] | None = None

@@ -141,6 +141,8 @@ def origin_of(folder: Path) -> dict[str, Any]:
             origin[key] = known[key]
     if isinstance(known.get(NO_TOKENIZER), str):
         origin[NO_TOKENIZER] = known[NO_TOKENIZER]
+    if isinstance(known.get("data"), str):
+        origin["data"] = known["data"]
     if known.get("weights") in ("ema", "raw"):  # of a run that keeps both (averages)
         origin["weights"] = known["weights"]
     if generation := drawing(known.get("generation")):

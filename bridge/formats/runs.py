@@ -105,6 +105,8 @@ def _read_step(folder: Path, held: IO[bytes] | None) -> RawCheckpoint:
     if is_run(run):
         rundir.refuse_changed(folder)
         describe(contents, run)
+        if data := _data(run):
+            contents.origin["data"] = data
         optim = _optim(run)
         if optim.get("name") == "sgd" and not optim.get("momentum"):
             contents.origin["optimizer"] = "sgd"  # whose state is the count of steps
@@ -145,6 +147,13 @@ def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | N
     stated = {"lr": optim.get("peak_lr"), **optim}
     settings = {k: stated[k] for k in SETTINGS if isinstance(stated.get(k), int | float)}
     return Moments(count, held["mu"], held["nu"], settings)
+
+
+def _data(run: Path) -> str:
+    """The data that a run was trained on, where a name says it; paths are nobody else's affair."""
+    recipe = parse_json(run / "config.json").get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    return data if isinstance(data, str) and data.isidentifier() else ""
 
 
 def _scale(run: Path) -> float:

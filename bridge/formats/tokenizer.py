@@ -1,7 +1,7 @@
 """The tokeniser that goes with a model: found beside it, checked, written for transformers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -166,8 +166,17 @@ def given_tokenizer(source: Any, file: Path) -> Any:
     )
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
-    """Writes what `AutoTokenizer` needs besides the tokeniser's own file to give the same ids."""
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, context: int, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Writes what `AutoTokenizer` needs besides the tokeniser's own file to give the same ids.
+
+    Args:
+        folder: the model directory.
+        tokenizer: its tokeniser.
+        context: the model's.
+        settings: keys that the architecture needs.
+    """
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
@@ -185,6 +194,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
         if tokenizer.end_of_text is not None:
             end = tokenizer.decode([tokenizer.end_of_text])
             config |= {"padding_side": "left", "bos_token": end, "eos_token": end, "pad_token": end}
+    config |= settings or {}
     if isinstance(tokenizer, SubwordTokenizer):
         # transformers 4 sets it in tokenizer.json as it stands here.
         before = tokenizer.to_json().get("pre_tokenizer") or {}

@@ -1,10 +1,56 @@
-"""What the twins of bitgen and bitgen_stage1 share: how both sides are compared."""
+"""What the twins of bitgen and bitgen_stage1 share: how images and texts are read, and both sides
+compared."""
 
+from pathlib import Path
 from typing import Any
 
 # How the model card loads the directory.
 AUTO_CLASS = "AutoModel"
+# Reads images and texts, and travels with every model directory.
+PROCESSING = Path(__file__).with_name("processing_bitgen.py")
+# Texts are padded behind their end: positions count from the first token.
+TOKENIZER: dict[str, Any] = {"padding_side": "right"}
+_MODULE = PROCESSING.stem
 _OUTPUTS = ("embeddings", "text_features", "image_features", "decoder_logits")
+
+
+def beside(config: Any, text: bool) -> dict[str, Any]:
+    """Files for `AutoImageProcessor` and, with a tokeniser, for `AutoProcessor`."""
+    files: dict[str, Any] = {
+        "preprocessor_config.json": {
+            "image_processor_type": "BitGenImageProcessor",
+            "auto_map": {"AutoImageProcessor": f"{_MODULE}.BitGenImageProcessor"},
+            "size": config.image_size,
+        }
+    }
+    if text:
+        files["processor_config.json"] = {
+            "processor_class": "BitGenProcessor",
+            "auto_map": {"AutoProcessor": f"{_MODULE}.BitGenProcessor"},
+        }
+    return files
+
+
+SIMILARITY = """## Similarity of an image and a text
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("PATH", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("PATH", trust_remote_code=True)
+inputs = processor(images=Image.open("image.jpg"), text="a cat on a couch")
+with torch.no_grad():
+    outputs = model(**inputs, return_contrastive_features=True)
+features = outputs["contrastive_features"]
+print((features["text_features"] @ features["image_features"].T).item())  # from -1 to 1
+```
+
+Images are floats `[b, 3, y, x]` with values in [0, 1], also as `images=` instead of
+`pixel_values=`. To search, compute `model.get_image_features` of all images once, and compare with
+`model.get_text_features`."""
+"""The model card's part on similarity."""
 
 
 def random_inputs(config: Any, noise: tuple[int, ...]) -> Any:

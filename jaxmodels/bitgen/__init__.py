@@ -5,6 +5,7 @@ from jaxmodels.lazy import lazy
 
 __all__ = [
     "ASSUMED",
+    "CARRIED",
     "CROSS_ROW_LOSS",
     "INIT_FROM",
     "LORA",
@@ -38,6 +39,7 @@ __getattr__ = lazy(
         "forget": "remember",
         "CROSS_ROW_LOSS": "objectives",
         "ASSUMED": "layout",
+        "CARRIED": "layout",
         "INIT_FROM": "layout",
         "LORA": "layout",
         "SHARDING": "layout",

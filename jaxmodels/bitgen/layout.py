@@ -101,6 +101,9 @@ TERNARY = tuple(
 )  # fmt: skip
 
 
+# What was written into the memory, item by item (bridge/memory/record.py).
+CARRIED = ("memory.json",)
+
 # What `--lora` adapts by default: the text side, which the decoder belongs to.
 LORA = ("text/*/kernel", "decoder/blocks/*/kernel")
 

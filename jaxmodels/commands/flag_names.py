@@ -36,6 +36,7 @@ SYNONYMS = {
     "--out-dir": "--out",
     "--init-from": "--init",
     "--precision": "--dtype",
+    "--report": "--report-to",
     "--dropout": "--model.dropout",
     "--n-layer": "--model.layers",
     "--n-head": "--model.heads",
@@ -67,6 +68,7 @@ ELSEWHERE = {
     "--fp16": ("float16 needs loss scaling, which bfloat16 does not", "give --dtype bfloat16"),
     "--gradient-checkpointing": ("it is called remat", "give --remat full, or --remat dots"),
     "--device": ("JAX takes the accelerator that it finds", "set JAX_PLATFORMS=cpu to keep it off"),
+    "--wandb-log": ("trackers are one option", "give --report-to wandb"),
     "--compile": ("every step is compiled", "leave it out"),
 }
 """What others call something that has no flag of the same meaning → (why, what to do)."""

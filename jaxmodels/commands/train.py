@@ -21,6 +21,7 @@ from jaxmodels.commands.run_data import (
 from jaxmodels.commands.summary import conclude, nothing_to_do
 from jaxmodels.commands.train_options import Request, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE, Problem
+from jaxmodels.extras import EXTRAS, require
 from jaxmodels.runtime.multihost.processes import (
     all_gather,
     begun,
@@ -115,6 +116,8 @@ def _prepare(request: Request, stop: Stop) -> Setup:
     multihost.refuse_unshared_folder(run)
     resuming = resume.check_resume(run, options.resume)
     _check_devices(request)
+    for name in set(request.recipe.trackers) & set(EXTRAS):
+        require(name, f"--report-to {name}")
     base.check(request, resuming)
     refuse_other_kind(request.recipe.data, request.config, request.arch)
     history = resume.compare_settings(run, request.settings) if resuming else []

@@ -12,7 +12,7 @@ GROUPS = {
     "optim.clip optim.lr-scale optim.muon-* accum ema-decay on-divergence init-optimizer",
     "schedule": "optim.schedule optim.schedule-steps optim.warmup optim.decay optim.*-lr find-lr",
     "output": "save-every save-minutes keep jump eval-every eval-batches patience sample-every "
-    "prompt stats-every profile resume config print-config json",
+    "prompt stats-every report-to profile resume config print-config json",
     "devices": "dtype remat slices mesh xla",
     "cluster": "coordinator processes process join-timeout heartbeat",
     "model": "model.*",

@@ -3,13 +3,49 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.image_text import AUTO_CLASS as AUTO_CLASS
-from bridge.torch.image_text import jax_outputs as jax_outputs
-from bridge.torch.image_text import random_inputs
-from bridge.torch.image_text import torch_outputs as torch_outputs
+from bridge.torch.image_text import PROCESSING, SIMILARITY, random_inputs
 
+LIKE = "bridge.torch.image_text"
 # Files that travel with every model directory.
-FILES = (Path(__file__).with_name("modeling_bitgen.py"),)
+FILES = (Path(__file__).with_name("modeling_bitgen.py"), PROCESSING)
+
+_CAPTIONS = """## Captions
+
+```python
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("PATH", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("PATH", trust_remote_code=True)
+inputs = processor(images=Image.open("image.jpg"))
+print(processor.batch_decode(model.generate(**inputs))[0])
+```
+
+`generate` takes transformers' options (`num_beams=4`, `do_sample=True`, …) and a beginning of the
+caption: `processor(images=image, text="a photo of", end=False)`."""
+
+_MEMORY = """## Memory
+
+Texts are remembered without training, and found again by an image, or by a text:
+
+```python
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("PATH", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("PATH", trust_remote_code=True)
+fact = processor(images=Image.open("image.jpg"), text="a cat on a couch")
+model.write(**fact)
+print(processor.batch_decode(model.recollect(pixel_values=fact["pixel_values"]))[0])
+model.forget(**fact)  # as if it had never been written
+```
+
+`model.save_pretrained(FOLDER)` saves the memory with the model."""
+
+
+def usage(config: Any, text: bool) -> str:
+    """The model card's snippets, which need the tokeniser."""
+    return "\n\n".join((_CAPTIONS, SIMILARITY, _MEMORY)) if text else ""
 
 
 def keys(config: Any) -> dict[str, Any]:

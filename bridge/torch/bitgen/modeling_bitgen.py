@@ -5,8 +5,9 @@ This file stands alone and travels with every model directory, so that
 
 Notable: linears of encoders and decoder are BitNet's (ternary weights, activations of 8 bits, both
 rounded straight through when training); the encoders see each other through gated cross-attention
-in `embeddings` only; the decoder sees the image and what the memory has at its feature. The memory
-and the queue are kept; jaxmodels writes them.
+in `embeddings` only; the decoder sees the image and what the memory has at its feature. `generate`
+captions images; `write`, `forget` and `recollect` use the memory. The queue is kept, and only the
+trainer in jaxmodels fills it.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
 EPS = 1e-6
@@ -88,6 +95,9 @@ class BitGenOutput(ModelOutput):
     """[b, d], unit vectors; None without images."""
     decoder_logits: Tensor | None = None
     """[b, u, v]; at u, of the target at u after the targets before it. None without targets."""
+    contrastive_features: dict[str, Tensor] | None = None
+    """The features again, and the temperature of their similarities, as BitGen's card names them;
+    None unless asked for."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -95,9 +105,9 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention of [b, t, d] at scale 1/sqrt(k); mask [b, 1, t or 1, s], True = seen."""
-    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention of [b, h, t, k] at scale 1/sqrt(k), [b, t, d]; mask [b, 1, t or 1, s],
+    True = seen."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
 
 
@@ -111,7 +121,8 @@ class TowerAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, t, h] → [b, t, h]."""
-        return self.proj(attend(self.q(x), self.k(x), self.v(x), self.heads))
+        q, k, v = (split_heads(part(x), self.heads) for part in (self.q, self.k, self.v))
+        return self.proj(attend(q, k, v))
 
 
 class TowerMlp(nn.Module):
@@ -235,10 +246,12 @@ class Attention(nn.Module):
         self.qkv = BitLinear(config.dim, 3 * config.dim)
         self.proj = BitLinear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """[b, t, d] → [b, t, d]."""
-        q, k, v = self.qkv(x).chunk(3, -1)
-        return self.proj(attend(q, k, v, self.heads, mask))
+    def forward(self, x: Tensor, mask: Tensor | None, cache=None, layer: int = 0) -> Tensor:
+        """[b, t, d] → [b, t, d]; `cache` is transformers' cache of what came before."""
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, -1))
+        if cache is not None:
+            k, v = cache.update(k, v, layer)
+        return self.proj(attend(q, k, v, mask))
 
 
 class CrossAttention(nn.Module):
@@ -251,10 +264,13 @@ class CrossAttention(nn.Module):
         self.kv = BitLinear(config.dim, 2 * config.dim)
         self.proj = BitLinear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
-        """[b, t, d] and [b, s, d] → [b, t, d]."""
-        k, v = self.kv(other).chunk(2, -1)
-        return self.proj(attend(self.q(x), k, v, self.heads, mask))
+    def seen(self, other: Tensor) -> Tensor:
+        """Keys and values of another sequence [b, s, d]: [2, b, h, s, k]."""
+        return torch.stack([split_heads(part, self.heads) for part in self.kv(other).chunk(2, -1)])
+
+    def forward(self, x: Tensor, seen: Tensor, mask: Tensor | None) -> Tensor:
+        """[b, t, d], with what `seen` gives → [b, t, d]."""
+        return self.proj(attend(split_heads(self.q(x), self.heads), seen[0], seen[1], mask))
 
 
 class Mlp(nn.Module):
@@ -287,13 +303,16 @@ class Block(nn.Module):
         self,
         x: Tensor,
         mask: Tensor | None,
-        other: Tensor | None = None,
         seen: Tensor | None = None,
+        seen_mask: Tensor | None = None,
+        cache=None,
+        layer: int = 0,
     ) -> Tensor:
-        """[b, t, d] → [b, t, d]; `other` [b, s, d] is seen where the mask `seen` is True."""
-        x = x + self.drop(self.attn(x, mask))
-        if other is not None:
-            out = self.cross(x, other, seen)
+        """[b, t, d] → [b, t, d]; `seen` is another sequence (`cross.seen`), read where its mask is
+        True."""
+        x = x + self.drop(self.attn(x, mask, cache, layer))
+        if seen is not None:
+            out = self.cross(x, seen, seen_mask)
             x = x + self.drop(out if self.gate is None else self.gate * out)
         return x + self.drop(self.mlp(x))
 
@@ -316,7 +335,7 @@ class Pooler(nn.Module):
 
 
 class Memory(nn.Module):
-    """Larimar's slots: what was written lies in `gram` and `total`, and is read by solving."""
+    """Larimar's slots: `gram` and `total` are the sums of what was written, read by solving."""
 
     gram: Tensor
     total: Tensor
@@ -360,6 +379,13 @@ class Memory(nn.Module):
             w = w + (self.address_log_variance / 2).exp() * noise
         return w @ slots
 
+    def add(self, features: Tensor, codes: Tensor, sign: int) -> None:
+        """Writes codes at unit features (sign 1), or takes them out again (sign −1)."""
+        w = self.address(features)
+        self.gram += sign * w.T @ w
+        self.total += sign * w.T @ codes
+        self.count += sign * len(w)
+
 
 class Decoder(nn.Module):
     """Causal blocks that look at another sequence; a learned start stands before the text."""
@@ -372,13 +398,11 @@ class Decoder(nn.Module):
         )
         self.norm = nn.RMSNorm(config.dim, EPS)
 
-    def forward(self, x: Tensor, context: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Embedded text [b, t, d], and context [b, s, d], of which the mask `seen` [b, 1, 1, s]
-        tells what is seen (all, if None) → [b, t + 1, d]."""
-        x = torch.cat([self.start.expand(len(x), 1, -1), x], 1)
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        for block in self.blocks:
-            x = block(x, mask[None, None], context, seen)
+    def forward(self, x: Tensor, mask: Tensor, seen: Tensor, cache=None) -> Tensor:
+        """[b, t, d], the start included → [b, t, d]; `seen` [b, l, 2, h, s, k] is what each
+        block looks at."""
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, seen[:, layer].transpose(0, 1), None, cache, layer)
         return self.norm(x)
 
 
@@ -394,10 +418,61 @@ class Queue(nn.Module):
         self.register_buffer("total", torch.zeros((), dtype=torch.int32))
 
 
-class BitGenModel(PreTrainedModel):
+class BitGenGenerationConfig(GenerationConfig):
+    """How captions are drawn. The `temperature` of a BitGenConfig is another: of similarities."""
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> GenerationConfig:
+        """The defaults, which nothing of the model's config changes."""
+        return cls()
+
+
+class BitGenWriter(PreTrainedModel, GenerationMixin):
+    """The decoder as a causal language model, which `BitGenModel.generate` draws from.
+
+    The first token stands for the decoder's learned start, whatever its id is.
+    """
+
+    def __init__(self, model: "BitGenModel"):
+        config = model.config
+        sizes = {"vocab_size": config.vocab, "hidden_size": config.dim}
+        sizes |= {"num_hidden_layers": config.decoder_layers, "num_attention_heads": config.heads}
+        super().__init__(PretrainedConfig(**sizes))
+        self.model, self.generation_config = model, model.generation_config
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        seen: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values=None,
+        use_cache: bool | None = None,
+        return_dict: bool = True,
+    ) -> CausalLMOutputWithPast:
+        """Logits after each of the next tokens [b, t]; `attention_mask` [b, s] counts those in the
+        cache too, its padding stands on the left; `seen` as the decoder takes it."""
+        b, t = input_ids.shape
+        if attention_mask is None:
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            attention_mask = input_ids.new_ones(b, past + t)
+        slots = torch.arange(attention_mask.shape[1], device=input_ids.device)
+        own = slots[-t:, None]
+        # A padding query sees itself, so that no softmax is over nothing.
+        mask = (slots <= own) & attention_mask.bool()[:, None, None] | (slots == own)
+        places = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -t:]
+        start = self.model.decoder.start.expand(1, 1, -1)
+        text = self.model.placed(input_ids, (places - 1).clamp(min=0))
+        x = torch.where((places == 0)[..., None], start, text)
+        x = self.model.decoder(x, mask, seen, past_key_values)
+        logits = F.linear(x, self.model.embed.weight)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+
+class BitGenModel(PreTrainedModel, GenerationMixin):
     """bitgen."""
 
     config_class = BitGenConfig
+    generation_config_class = BitGenGenerationConfig
     main_input_name = "input_ids"
 
     def __init__(self, config: BitGenConfig):
@@ -431,6 +506,8 @@ class BitGenModel(PreTrainedModel):
         targets: Tensor | None = None,
         noise: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        images: Tensor | None = None,
+        return_contrastive_features: bool = False,
         **kwargs,
     ) -> BitGenOutput:
         """Embeddings of texts, features of texts and images, logits of targets.
@@ -440,24 +517,25 @@ class BitGenModel(PreTrainedModel):
             pixel_values: [b, 3, y, x], values in [0, 1], not normalised; of any size.
             targets: int64 [b, u]; each is predicted from those before it.
             noise: [b, m], standard normal, of the memory's addresses; None reads at their mean.
-            attention_mask: [b, t], 1 = token, 0 = padding.
-            kwargs: what transformers passes to every model; not used.
+            attention_mask: [b, t], 1 = token, 0 = padding, on either side.
+            images: another name of `pixel_values`.
+            return_contrastive_features: whether the output has `contrastive_features`.
+            kwargs: of what other models take, only None and False, which ask for nothing.
 
         Raises:
-            ValueError: a text is longer than the context.
+            TypeError: an unknown argument.
+            ValueError: a text is empty or longer than the context; images are not floats
+                [b, 3, y, x], are given under both names, or are not as many as the texts.
         """
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.clone()
-        real[:, 0] = 1
-        real = real == 1
-        mask = real[:, None, None]
-        x = F.dropout(self.embedded(input_ids), self.config.dropout, self.training)
-        x = self.run(self.text, x, mask, upper=False)
-        alone = self.text_norm(self.run(self.text, x, mask, upper=True))
-        weight = (real / real.sum(1, keepdim=True)).to(alone)
-        text_features = self.text_pool((alone * weight[..., None]).sum(1))
+        refuse_unknown(kwargs)
+        pixels = given_pixels(pixel_values, images)
+        if pixels is not None and len(pixels) != len(input_ids):
+            raise ValueError(f"{len(pixels)} images do not go with {len(input_ids)} texts")
+        x, alone, pooled, mask = self.read_text(input_ids, attention_mask)
+        text_features = self.text_pool(pooled)
         embeddings, seen, image_features = alone, None, None
-        if pixel_values is not None:
-            y = self.run(self.image, self.seen(pixel_values), None, upper=False)
+        if pixels is not None:
+            y = self.run(self.image, self.patches(pixels), None, upper=False)
             seen = self.image_norm(self.run(self.image, y, None, upper=True))
             image_features = self.image_pool(seen.mean(1))
             embeddings = self.together(x, mask, y)[0]
@@ -465,24 +543,147 @@ class BitGenModel(PreTrainedModel):
         if targets is not None:
             features = text_features if image_features is None else image_features
             logits = self.written(targets[:, :-1], self.context(seen, features, noise))
-        return BitGenOutput(embeddings, text_features, image_features, logits)
+        contrastive = None
+        if return_contrastive_features:
+            contrastive = {"text_features": text_features, "temperature": self.temperature}
+            if image_features is not None:
+                contrastive["image_features"] = image_features
+        return BitGenOutput(embeddings, text_features, image_features, logits, contrastive)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Unit vectors of texts alone, [b, d]; arguments as those of a call."""
+        return self.text_pool(self.read_text(input_ids, attention_mask)[2])
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Unit vectors of images alone, [b, d]."""
+        return self.image_pool(self.image_tokens(pixel_values).mean(1))
 
     @torch.no_grad()
-    def caption(self, pixel_values: Tensor, most: int = 32, end: int | None = None) -> Tensor:
-        """The likeliest tokens about images [b, 3, y, x], int64 [b, at most `most`].
+    def generate(  # type: ignore[override]
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        images: Tensor | None = None,
+        **options,
+    ):
+        """Captions of images, int64 [b, t], by transformers' `generate`.
 
-        A row is to be read up to the token `end`; it stops when all rows have it.
+        Args:
+            pixel_values: [b, 3, y, x], values in [0, 1].
+            input_ids: [b, t], how each caption begins; what is returned begins with it.
+            attention_mask: [b, t], 1 = token, 0 = padding of `input_ids`.
+            images: another name of `pixel_values`.
+            options: of transformers' `generate`; by default the likeliest tokens, up to the end
+                of the caption or of the context.
+
+        Raises:
+            ValueError: no images; a prompt that fills the context; an unknown option.
         """
-        y = self.run(self.image, self.seen(pixel_values), None, upper=False)
-        seen = self.image_norm(self.run(self.image, y, None, upper=True))
+        pixels = given_pixels(pixel_values, images)
+        if pixels is None:
+            raise ValueError("give the images to caption as pixel_values")
+        seen = self.image_tokens(pixels)
         context = self.context(seen, self.image_pool(seen.mean(1)), None)
-        tokens = torch.zeros(len(seen), 0, dtype=torch.long, device=seen.device)
-        for _ in range(min(most, self.config.context)):
-            new = self.written(tokens, context)[:, -1].argmax(-1, keepdim=True)
-            tokens = torch.cat([tokens, new], 1)
-            if end is not None and bool((tokens == end).any(1).all()):
-                break
-        return tokens
+        return self.continued(context, input_ids, attention_mask, options)
+
+    @torch.no_grad()
+    def write(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> None:
+        """Remembers texts, to be found by their images, or by themselves without images."""
+        self._remember(input_ids, attention_mask, pixel_values, 1)
+
+    @torch.no_grad()
+    def forget(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> None:
+        """Takes texts out of the memory that were written with the same arguments."""
+        self._remember(input_ids, attention_mask, pixel_values, -1)
+
+    @torch.no_grad()
+    def recollect(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **options,
+    ):
+        """What the memory has for images or else for texts, in words: as `generate` returns it."""
+        if pixel_values is not None:
+            features = self.get_image_features(pixel_values)
+        elif input_ids is not None:
+            features = self.get_text_features(input_ids, attention_mask)
+        else:
+            raise ValueError("give images as pixel_values, or texts as input_ids")
+        return self.continued(self.context(None, features, None), None, None, options)
+
+    def _remember(self, input_ids, attention_mask, pixel_values, sign: int) -> None:
+        pooled = self.read_text(input_ids, attention_mask)[2]
+        if pixel_values is None:
+            keys = self.text_pool(pooled)
+        elif len(pixel_values) == len(input_ids):
+            keys = self.get_image_features(pixel_values)
+        else:
+            raise ValueError(f"{len(pixel_values)} images do not go with {len(input_ids)} texts")
+        self.memory.add(keys, self.memory.codes(pooled), sign)
+
+    def continued(self, context: Tensor, input_ids, attention_mask, options: dict[str, Any]):
+        """Texts after prompts, given what the decoder sees [b, s, d]; see `generate`."""
+        device = context.device
+        if input_ids is None:
+            input_ids = torch.zeros(len(context), 0, dtype=torch.long, device=device)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        order = torch.argsort(real, dim=1, stable=True)  # padding goes to the left
+        first = torch.ones(len(context), 1, dtype=torch.long, device=device)
+        prompt = input_ids.shape[1]
+        room = self.config.context - prompt
+        if room < 1:
+            raise ValueError(f"a prompt of {prompt} tokens leaves no room to write")
+        most = options.pop("max_length", None)
+        wanted = options.pop("max_new_tokens", None) or (room if most is None else most - prompt)
+        writer: Any = BitGenWriter(self)
+        out = writer.generate(
+            torch.cat([0 * first, input_ids.gather(1, order)], 1),
+            attention_mask=torch.cat([first, real.gather(1, order)], 1),
+            seen=self.seen_by_decoder(context),
+            max_new_tokens=min(wanted, room),
+            **options,
+        )
+        if isinstance(out, Tensor):
+            return out[:, 1:]
+        out.sequences = out.sequences[:, 1:]
+        return out
+
+    def read_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Texts [b, t] after the layers that see no image, and after all without an image (both
+        [b, t, d]); the mean of the latter [b, d]; the mask of tokens [b, 1, 1, t]."""
+        if not input_ids.shape[1]:
+            raise ValueError("a text has no token")
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real = real == 1
+        real[:, 0] |= ~real.any(1)  # one token at least
+        order = torch.arange(input_ids.shape[1], device=input_ids.device)
+        places = torch.where(real, real.long().cumsum(-1) - 1, order)
+        mask = real[:, None, None]
+        x = F.dropout(self.placed(input_ids, places), self.config.dropout, self.training)
+        x = self.run(self.text, x, mask, upper=False)
+        alone = self.text_norm(self.run(self.text, x, mask, upper=True))
+        weight = (real / real.sum(1, keepdim=True)).to(alone)
+        return x, alone, (alone * weight[..., None]).sum(1), mask
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """Images [b, 3, y, x] as tokens [b, p, d], without a text."""
+        y = self.run(self.image, self.patches(checked(pixels)), None, upper=False)
+        return self.image_norm(self.run(self.image, y, None, upper=True))
 
     def run(self, blocks: nn.ModuleList, x: Tensor, mask: Tensor | None, upper: bool) -> Tensor:
         """[b, t, d] through the blocks that see the other side, each alone, or those before."""
@@ -494,9 +695,12 @@ class BitGenModel(PreTrainedModel):
     def together(self, x: Tensor, mask: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides through the blocks in which they see each other."""
         fused = self.config.fused
-        texts, images = self.text[len(self.text) - fused :], self.image[len(self.image) - fused :]
-        for text, image in zip(texts, images, strict=True):
-            x, y = text(x, mask, y), image(y, None, x, mask)
+        pairs: Any = zip(
+            self.text[len(self.text) - fused :], self.image[len(self.image) - fused :], strict=True
+        )
+        for text, image in pairs:
+            of_image, of_text = text.cross.seen(y), image.cross.seen(x)
+            x, y = text(x, mask, of_image), image(y, None, of_text, mask)
         return self.text_norm(x), self.image_norm(y)
 
     def context(self, seen: Tensor | None, features: Tensor, noise: Tensor | None) -> Tensor:
@@ -504,17 +708,26 @@ class BitGenModel(PreTrainedModel):
         token = self.memory.out(self.memory(features, noise))[:, None]
         return token if seen is None else torch.cat([seen, token], 1)
 
+    def seen_by_decoder(self, context: Tensor) -> Tensor:
+        """The context as keys and values of each of the decoder's blocks, [b, l, 2, h, s, k]."""
+        blocks: Any = self.decoder.blocks
+        return torch.stack([block.cross.seen(context).transpose(0, 1) for block in blocks], 1)
+
     def written(self, tokens: Tensor, context: Tensor) -> Tensor:
         """Logits after the start and after each token, [b, t + 1, v]."""
-        return F.linear(self.decoder(self.embedded(tokens), context), self.embed.weight)
+        x = self.placed(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+        x = torch.cat([self.decoder.start.expand(len(x), 1, -1), x], 1)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        x = self.decoder(x, mask[None, None], self.seen_by_decoder(context))
+        return F.linear(x, self.embed.weight)
 
-    def embedded(self, tokens: Tensor) -> Tensor:
-        """Tokens [b, t] and their positions as vectors [b, t, d]."""
+    def placed(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Tokens [b, t] at their places ([t] or [b, t]) as vectors [b, t, d]."""
         if tokens.shape[1] > self.config.context:
             raise ValueError(f"a text is longer than the context of {self.config.context}")
-        return self.embed(tokens) + self.pos.weight[: tokens.shape[1]]
+        return self.embed(tokens) + self.pos(places)
 
-    def seen(self, images: Tensor) -> Tensor:
+    def patches(self, images: Tensor) -> Tensor:
         """Images [b, 3, y, x] with values in [0, 1] as tokens [b, p, d]: the class token, then
         squares of patches."""
         side, merge = self.config.image_size, self.config.merge
@@ -526,3 +739,28 @@ class BitGenModel(PreTrainedModel):
         patches = patches.unflatten(1, (rows, merge, rows, merge)).transpose(2, 3)
         squares = patches.flatten(3, 5).flatten(1, 2)
         return self.project(torch.cat([cls.repeat(1, 1, merge**2), squares], 1))
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Raises TypeError for an argument that is not used; libraries pass None or False for many."""
+    for name, value in kwargs.items():
+        if value is not None and value is not False:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+
+
+def given_pixels(pixel_values: Tensor | None, images: Tensor | None) -> Tensor | None:
+    """The images of a call, under either name; None without any."""
+    if pixel_values is not None and images is not None:
+        raise ValueError("pixel_values and images are two names for the same: give one")
+    pixels = images if pixel_values is None else pixel_values
+    return None if pixels is None else checked(pixels)
+
+
+def checked(pixels: Tensor) -> Tensor:
+    """The images, which must be floats [b, 3, y, x]."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        raise ValueError(
+            "images are floats [b, 3, y, x] with values in [0, 1], not "
+            f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+        )
+    return pixels

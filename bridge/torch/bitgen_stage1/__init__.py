@@ -3,13 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.torch.image_text import AUTO_CLASS as AUTO_CLASS
-from bridge.torch.image_text import jax_outputs as jax_outputs
-from bridge.torch.image_text import random_inputs
-from bridge.torch.image_text import torch_outputs as torch_outputs
+from bridge.torch import image_text
+from bridge.torch.image_text import PROCESSING, SIMILARITY, random_inputs
 
+LIKE = "bridge.torch.image_text"
 # Files that travel with every model directory.
-FILES = (Path(__file__).with_name("modeling_bitgen_stage1.py"),)
+FILES = (Path(__file__).with_name("modeling_bitgen_stage1.py"), PROCESSING)
+# The model has no mask: it was trained to see padding.
+TOKENIZER = {**image_text.TOKENIZER, "model_input_names": ["input_ids"]}
+
+_LACKS = """BitGen Stage 1 writes no captions: its decoder reconstructs the text that it is given.
+Its memory is read in every call, and written by training only."""
+
+
+def usage(config: Any, text: bool) -> str:
+    """The model card's snippet, which needs the tokeniser, and what the model cannot do."""
+    return "\n\n".join((SIMILARITY, _LACKS)) if text else _LACKS
 
 
 def keys(config: Any) -> dict[str, Any]:

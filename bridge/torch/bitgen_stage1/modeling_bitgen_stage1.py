@@ -72,6 +72,9 @@ class BitGenStage1Output(ModelOutput):
     """[b, d], unit vectors; None without images."""
     decoder_logits: Tensor | None = None
     """[b, u, v], of the targets; None without them."""
+    contrastive_features: dict[str, Tensor] | None = None
+    """As BitGen's card names them: the features, the queues [d, n] of earlier ones and the
+    temperature of similarities; empty without images, None unless asked for."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -394,6 +397,9 @@ class BitGenStage1Model(PreTrainedModel):
         pixel_values: Tensor | None = None,
         targets: Tensor | None = None,
         noise: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        images: Tensor | None = None,
+        return_contrastive_features: bool = False,
         **kwargs,
     ) -> BitGenStage1Output:
         """Embeddings of texts, features of texts and images, logits of targets.
@@ -403,15 +409,31 @@ class BitGenStage1Model(PreTrainedModel):
             pixel_values: [b, 3, y, x], values in [0, 1], not normalised; of any size.
             targets: int64 [b, u]; each is predicted from those up to and including it.
             noise: [m, d], standard normal, of the memory; None reads its mean.
-            kwargs: what transformers passes to every model; not used.
+            attention_mask: [b, t] of ones. The model was trained with padding that is seen like
+                any token, so that no padding can be masked.
+            images: another name of `pixel_values`.
+            return_contrastive_features: whether the output has `contrastive_features`.
+            kwargs: of what other models take, only None and False, which ask for nothing.
 
         Raises:
-            ValueError: a text is longer than the context.
+            TypeError: an unknown argument.
+            ValueError: a text is longer than the context; a mask that hides something; images
+                are not floats [b, 3, y, x], are given under both names, or are not as many as
+                the texts.
         """
+        refuse_unknown(kwargs)
+        if attention_mask is not None and not bool((attention_mask == 1).all()):
+            raise ValueError(
+                "BitGen Stage 1 has no mask: it was trained to see padding. Leave attention_mask "
+                "out, or give texts of different lengths one by one"
+            )
+        pixels = given_pixels(pixel_values, images)
+        if pixels is not None and len(pixels) != len(input_ids):
+            raise ValueError(f"{len(pixels)} images do not go with {len(input_ids)} texts")
         text = self.embedded(input_ids)
         x, image_features = text, None
-        if pixel_values is not None:
-            image = self.seen(pixel_values)
+        if pixels is not None:
+            image = self.seen(pixels)
             x, image_features = self.fusion(text, image), self.fusion.image_features(image)
         x = self.memory(x, noise)
         for block in self.blocks:
@@ -421,7 +443,30 @@ class BitGenStage1Model(PreTrainedModel):
         if targets is not None:
             logits = self.decoder(self.embedded(targets), embeddings)
         features = self.fusion.text_features(text)
-        return BitGenStage1Output(embeddings, features, image_features, logits)
+        contrastive = None
+        if return_contrastive_features:
+            contrastive = (
+                {} if image_features is None else self.contrastive(features, image_features)
+            )
+        return BitGenStage1Output(embeddings, features, image_features, logits, contrastive)
+
+    def contrastive(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """Features [b, d] with all that their loss needs."""
+        return {
+            "text_features": text,
+            "image_features": image,
+            "text_queue": self.fusion.text_queue,
+            "image_queue": self.fusion.image_queue,
+            "temperature": self.fusion.temperature,
+        }
+
+    def get_text_features(self, input_ids: Tensor) -> Tensor:
+        """Unit vectors of texts alone, [b, d]."""
+        return self.fusion.text_features(self.embedded(input_ids))
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Unit vectors of images alone, [b, d]."""
+        return self.fusion.image_features(self.seen(checked(pixel_values)))
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Tokens [b, t] and their positions as vectors [b, t, d]."""
@@ -437,3 +482,28 @@ class BitGenStage1Model(PreTrainedModel):
             images = F.interpolate(images, side, mode="bilinear", align_corners=False)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         return self.fusion.project(self.vision((images - mean) / std)[:, 1:].mean(1))
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Raises TypeError for an argument that is not used; libraries pass None or False for many."""
+    for name, value in kwargs.items():
+        if value is not None and value is not False:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+
+
+def given_pixels(pixel_values: Tensor | None, images: Tensor | None) -> Tensor | None:
+    """The images of a call, under either name; None without any."""
+    if pixel_values is not None and images is not None:
+        raise ValueError("pixel_values and images are two names for the same: give one")
+    pixels = images if pixel_values is None else pixel_values
+    return None if pixels is None else checked(pixels)
+
+
+def checked(pixels: Tensor) -> Tensor:
+    """The images, which must be floats [b, 3, y, x]."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        raise ValueError(
+            "images are floats [b, 3, y, x] with values in [0, 1], not "
+            f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+        )
+    return pixels

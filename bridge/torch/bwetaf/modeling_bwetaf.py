@@ -9,7 +9,7 @@ final norm; the head is the embedding, and has no parameter of its own; the resi
 always float32.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +171,7 @@ class BwetafForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = BwetafConfig
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever a trainer counts
     _supports_sdpa = True
     _input_embed_layer = "embed"
     _no_split_modules = ["Block"]  # noqa: RUF012 (the base class declares it so)
@@ -202,8 +203,9 @@ class BwetafForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple:
         """Logits of the token after each token.
 
         Args:
@@ -216,8 +218,13 @@ class BwetafForCausalLM(PreTrainedModel, GenerationMixin):
             labels: [b, t], usually `input_ids`; shifted here; −100 is left out of the mean.
             use_cache: whether to return a cache.
             logits_to_keep: only this many last positions get logits; 0 means all.
-            kwargs: what transformers passes to every model; not used.
+            return_dict: whether the output has names or is a tuple.
+            kwargs: of what other models take, only None and False, which ask for nothing.
+
+        Raises:
+            TypeError: an unknown argument.
         """
+        refuse_unknown(kwargs)
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -232,7 +239,15 @@ class BwetafForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return out.to_tuple() if return_dict is False else out
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Raises TypeError for an argument that is not used; libraries pass None or False for many."""
+    for name, value in kwargs.items():
+        if value is not None and value is not False:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
 
 
 def visible(

@@ -7,7 +7,7 @@ Notable: rotary pairs are interleaved; SwiGLU takes the value first and the gate
 the head is untied and has a bias; LayerNorm eps is 1e-6.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,13 @@ class CharLMConfig(PretrainedConfig):
         self.dropout_end = dropout_end
         self.dropout_scale = dropout_scale
         super().__init__(**{"tie_word_embeddings": False, **kwargs})
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Raises TypeError for an argument that is not used; libraries pass None or False for many."""
+    for name, value in kwargs.items():
+        if value is not None and value is not False:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
@@ -131,6 +138,7 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = CharLMConfig
     _supports_sdpa = True
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever a trainer counts
     steps: Tensor
 
     def __init__(self, config: CharLMConfig):
@@ -168,8 +176,9 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple:
         """Logits of the character after each token.
 
         Args:
@@ -182,11 +191,14 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
             labels: [b, t], usually `input_ids`; shifted here; −100 is left out of the mean.
             use_cache: whether to return a cache.
             logits_to_keep: only this many last positions get logits; 0 means all.
-            kwargs: what transformers passes to every model; not used.
+            return_dict: whether the output has names or is a tuple.
+            kwargs: of what other models take, only None and False, which ask for nothing.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given.
+            TypeError: an unknown argument.
         """
+        refuse_unknown(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -204,7 +216,8 @@ class CharLMForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return out.to_tuple() if return_dict is False else out
 
     def visible(self, x: Tensor, real: Tensor | None, past: int) -> tuple[Tensor | None, Tensor]:
         """Which keys each query of x [b, t, d] may see ([b, 1, t, s], or None for all earlier),

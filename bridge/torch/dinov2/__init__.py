@@ -11,8 +11,8 @@ from jaxmodels.errors import MISMATCH, Problem
 FILES: tuple[Path, ...] = ()
 # How the model card loads the directory.
 AUTO_CLASS = "AutoModel"
-# What lies beside the model: for `AutoImageProcessor`, the published models' preprocessing.
-BESIDE = {
+# For `AutoImageProcessor`: the published models' preprocessing.
+_PROCESSING = {
     "preprocessor_config.json": {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
@@ -31,6 +31,29 @@ BESIDE = {
 
 
 _REGISTERS = 4
+
+
+def beside(config: Any, text: bool) -> dict[str, Any]:
+    """Further files of a model directory: how images are prepared."""
+    return _PROCESSING
+
+
+def usage(config: Any, text: bool) -> str:
+    """The model card's part on features."""
+    return """## Features of an image
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("PATH")
+processor = AutoProcessor.from_pretrained("PATH")
+image = Image.open("image.jpg")
+with torch.no_grad():
+    features = model(**processor(images=image, return_tensors="pt")).last_hidden_state
+print(features[0, 0])  # of the image; the patches follow, line by line
+```"""
 
 
 def _reads(config_json: Mapping[str, Any], where: Path) -> dict[str, Any]:

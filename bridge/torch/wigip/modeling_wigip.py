@@ -12,7 +12,7 @@ it and itself. GELU is the tanh approximation; LayerNorm eps is 1e-6.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 EPS = 1e-6
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Raises TypeError for an argument that is not used; libraries pass None or False for many."""
+    for name, value in kwargs.items():
+        if value is not None and value is not False:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
 
 
 class WigipConfig(PretrainedConfig):
@@ -133,6 +140,7 @@ class WigipModel(PreTrainedModel):
     main_input_name = "input_ids"
     _supports_sdpa = True
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever a trainer counts
 
     def __init__(self, config: WigipConfig):
         super().__init__(config)
@@ -163,14 +171,16 @@ class WigipModel(PreTrainedModel):
             labels: the character after each grid, int64 [b]. With the dense objective [b, t],
                 usually `input_ids`; shifted here; −100 is left out of the mean.
             return_dict: whether the output has names or is a tuple.
-            kwargs: what transformers passes to every model; not used.
+            kwargs: of what other models take, only None and False, which ask for nothing.
 
         Returns:
             logits [b, v], with the dense objective [b, t, v]; and the loss where there are labels.
 
         Raises:
             ValueError: another number of characters than the grid takes.
+            TypeError: an unknown argument.
         """
+        refuse_unknown(kwargs)
         t, most = input_ids.shape[1], self.config.side**2
         dense = self.config.objective == "dense"
         if t > most or (t < most and not dense):
@@ -229,11 +239,15 @@ class WigipForCausalLM(WigipModel, GenerationMixin):
             return_dict: whether the output has names or is a tuple.
             attention_mask: [b, t], 0 for padding, which stands on the left.
             logits_to_keep: with the dense objective: 1 gives logits of the last character only.
-            kwargs: what transformers passes to every model; not used.
+            kwargs: of what other models take, only None and False, which ask for nothing.
 
         Returns:
             logits [b, 1, v]; with the dense objective [b, t, v] where t characters fit the grid.
+
+        Raises:
+            TypeError: an unknown argument.
         """
+        refuse_unknown(kwargs)
         if labels is not None:
             return super().forward(input_ids, labels, return_dict)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask

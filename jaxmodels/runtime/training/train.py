@@ -151,7 +151,7 @@ class _Loop:
         self.log: MetricsLog | NullLog = NullLog()
         self.stats: StatsLog | NullLog = NullLog()
         if processes.is_primary():
-            self.log = MetricsLog(self.job.run, out.step)
+            self.log = MetricsLog(self.job.run, out.step, recipe.trackers)
             self.stats = StatsLog(self.job.run, out.step, recipe.stats_every, self.sizes)
         out.loss = processes.broadcast(self.log.last.get("loss"))
         seen = [record["valid_loss"] for record in self.log.evaluated]
