@@ -1,8 +1,8 @@
-"""Train steps compiled for TPU slices, without a TPU: `jaxmodels bench plan`.
+"""Train steps compiled for TPUs and GPUs, without any: `jaxmodels bench plan`.
 
 The results of `jaxmodels plan` for a preset with its own recipe: whether it fits, a lower bound of
-the step's time, an upper bound of MFU, and the compile time. Needs libtpu, which compiles for
-devices that need not exist.
+the step's time, an upper bound of MFU, what the compiler expects, and the compile time. Needs
+libtpu or JAX's CUDA plugin, which compile for devices that need not exist.
 """
 
 import os
@@ -16,36 +16,51 @@ from unittest import mock
 import jaxmodels
 from benchmarks.harness import RESULTS, Absent, Run, positive, save
 from jaxmodels.cli import parse, say
-from jaxmodels.runtime.planning import tpu
-from jaxmodels.runtime.planning.chips import GIB, topology
+from jaxmodels.runtime.planning import gpu, tpu
+from jaxmodels.runtime.planning.chips import GIB, GpuHosts, topology
 from jaxmodels.runtime.planning.plan import TooLarge, Workload, report, too_large_report
 from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
 RUNS = (
     ("--preset", "wikigpt:gpt2-124m", "--topology", "v5e:1x1", "--batch", "16"),
+    (
+        "--preset",
+        "wikigpt:gpt2-124m",
+        "--topology",
+        "v5e:1x1",
+        "--batch",
+        "16",
+        "--lora",
+        "rank=8,alpha=16",
+    ),
     ("--preset", "bwetaf:53m", "--topology", "v5e:1x1", "--batch", "8"),
     ("--preset", "charlm:base", "--topology", "v5e:1x1", "--batch", "64"),
     ("--preset", "wigip:1.7b", "--topology", "v5e:4x4", "--batch", "64"),
     ("--preset", "bitgen:card", "--topology", "v5e:2x2", "--batch", "128"),
+    ("--preset", "wikigpt:gpt2-124m", "--topology", "h100:1", "--batch", "32"),
+    ("--preset", "bwetaf:53m", "--topology", "h100:1", "--batch", "32"),
+    ("--preset", "wigip:1.7b", "--topology", "h100:8", "--batch", "64"),
 )
 QUICK = (("--preset", "charlm:tiny", "--topology", "v5e:2x2", "--batch", "16"),)
 
 
 @dataclass(frozen=True)
 class PlanCase:
-    """Compile the train step of a preset for a TPU slice; record its memory, bounds and the time
+    """Compile the train step of a preset for TPUs or GPUs; record its memory, bounds and the time
     that the compiler expects."""
 
     preset: str = "wikigpt:gpt2-124m"
     """ARCH:PRESET."""
     topology: str = "v5e:2x2"
-    """The slice, such as v5e:4x4."""
+    """A TPU slice, such as v5e:4x4, or GPUs, such as h100:8."""
     mesh: str = ""
     """Devices by axis, such as data=4,model=4; by default all on the data axis."""
     batch: int = 64
     """Sequences in a step, over all devices."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the computation."""
+    lora: str = ""
+    """Train adapters only, as rank=8,alpha=16."""
     out: Path = RESULTS
     """Folder whose plan.jsonl the results are added to."""
 
@@ -57,19 +72,24 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its record to the results and prints it.
 
     Raises:
-        Absent: libtpu is not installed.
+        Absent: the compiler for these devices is not installed.
     """
     options = parse(PlanCase, argv, "bench plan")
-    if find_spec("libtpu") is None:
-        raise Absent("libtpu is not installed", "pip install 'jaxmodels[tpu]'")
+    slice_ = topology(options.topology)
+    compiler: Any = gpu if isinstance(slice_, GpuHosts) else tpu
+    distribution = compiler.COMPILER.distribution
+    if find_spec(distribution.replace("-", "_")) is None:
+        extra = "plan-gpu" if compiler is gpu else "tpu"
+        raise Absent(f"{distribution} is not installed", f"pip install 'jaxmodels[{extra}]'")
     arch, name, config = jaxmodels.preset(options.preset)
-    package, slice_ = jaxmodels.learner(arch), topology(options.topology)
+    package = jaxmodels.learner(arch)
     recipe = replace(
         package.RECIPES[name],
         mesh=options.mesh,
         batch=options.batch,
         accum=1,
         dtype=options.dtype,
+        lora=options.lora,
     )
     sizes = mesh_sizes(recipe.mesh, slice_.devices, slice_.name)
     check_heads(config, sizes["model"])
@@ -81,17 +101,19 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         "batch": recipe.batch,
         "dtype": recipe.dtype,
         "remat": recipe.remat,
-        "libtpu": version("libtpu"),
+        **({"lora": recipe.lora} if recipe.lora else {}),
+        distribution: version(distribution),
     }
     run = Run("plan", settings)
     say(f"compiling {options.preset} for {slice_.name}")
     try:
-        with mock.patch.dict(os.environ, tpu.ENVIRONMENT):
-            compiled = tpu.compile_isolated(package.module, config, recipe, slice_.name)
+        with mock.patch.dict(os.environ, compiler.ENVIRONMENT):
+            compiled = compiler.compile_isolated(package.module, config, recipe, slice_.name)
         found = report(job, compiled, slice_)
     except TooLarge as error:
         found = too_large_report(job, error, slice_)
-    case = f"{options.preset} on {slice_.name}" + (f", {recipe.mesh}" if recipe.mesh else "")
+    ways = [recipe.mesh, f"LoRA {recipe.lora}" if recipe.lora else ""]
+    case = ", ".join([f"{options.preset} on {slice_.name}", *filter(None, ways)])
     seconds = found["roofline_step_seconds"]
     record = run.record(case, "jaxmodels", "ms at least", 1e3 * seconds, **found)
     say(f"added to {save([record], options.out)}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.compare import latest
 from benchmarks.plan import summary_line
@@ -21,7 +21,6 @@ OURS = "jaxmodels"
 README = Path(__file__).parents[1] / "README.md"
 FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
-PLOT = "speed.svg"
 
 # The loop of `train` with a trivial model, and its cost to the host.
 HOST = ["a step of `train`, of a trivial model", "ms", "beyond its computation, ms"]
@@ -46,7 +45,7 @@ class Summary:
     results: Path = FOLDER
     """Folder of the records."""
     write: bool = False
-    """Put the Markdown into README.md between its markers, and the plot beside the records."""
+    """Put the Markdown into README.md between its markers, and the charts beside the records."""
     readme: Path = README
     """The file that is written to."""
 
@@ -60,8 +59,8 @@ def main(argv: list[str]) -> int:
         return 0
     text = options.readme.read_text(encoding="utf-8")
     options.readme.write_text(placed(text, markdown(records)), encoding="utf-8")
-    plot(records, options.results / PLOT)
-    say(f"written to {options.readme} and {options.results / PLOT}")
+    charts = plot(records, options.results)
+    say(f"written to {', '.join(map(str, (options.readme, *charts)))}")
     return 0
 
 
@@ -116,7 +115,8 @@ def _sections(machine: str, records: list[Record]) -> list[str]:
     plans = [record for record in records if record.get("expected_mfu")]
     if plans:
         title = (
-            "Compiled for TPUs that were not there (by the compiler's model of the chip, no clock):"
+            "Compiled for TPUs and GPUs that were not there (by the compiler's model of the chip, "
+            "not measured):"
         )
         parts += [title, "\n".join(f"- {summary_line(record)}" for record in plans)]
     return parts
@@ -201,29 +201,96 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-def plot(records: Sequence[Record], path: Path) -> None:
-    """Bars of our speed relative to the fastest other, as SVG; deterministic."""
-    with defaults():
-        _bars(records).savefig(path, format="svg", metadata={"Date": None})
+def plot(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Draws speed-light.svg and speed-dark.svg: our speed relative to the fastest other, on the
+    machine with the most kinds of races; deterministic."""
+    machine, newest = max(
+        _newest(records).items(), key=lambda item: len({bar.group for bar in _bars(item[1])})
+    )
+    paths = []
+    for name, (ink, faint) in THEMES.items():
+        with defaults():
+            from matplotlib import rcParams
+
+            rcParams["svg.hashsalt"] = "jaxmodels"
+            rcParams["svg.fonttype"] = "none"
+            for part in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"):
+                rcParams[part] = ink
+            figure = _chart(machine, _bars(newest), ink, faint)
+            paths.append(folder / f"speed-{name}.svg")
+            figure.savefig(paths[-1], format="svg", metadata={"Date": None}, transparent=True)
+    return paths
 
 
-def _bars(records: Sequence[Record]) -> Any:
-    from matplotlib import rcParams
+THEMES = {"light": ("#1f2328", "#d0d7de"), "dark": ("#e6edf3", "#3d444d")}
+"""Colours of text and of lines, for GitHub's two backgrounds."""
+
+GROUPS = {
+    "step": "training: a step",
+    "forward": "image features",
+    "decode": "generating text",
+    "ternary": "ternary layers",
+    "data": "data",
+    "bridge": "converting checkpoints",
+}
+
+
+NO_PEERS = ("file copy",)
+"""What only shows how fast the machine can be."""
+
+
+class Bar(NamedTuple):
+    """One race."""
+
+    group: str
+    name: str
+    ratio: float
+    """To the fastest other."""
+    peer: str
+
+
+def _bars(records: Sequence[Record]) -> list[Bar]:
+    """By group, the fastest first."""
+    found = []
+    for record in records:
+        row = None if record["case"].endswith(" sampled") else _race(record, records)
+        if row is not None:
+            peers = record["times_as_fast_as"].items()
+            others = [(x, peer) for peer, x in peers if not peer.startswith((OURS, *NO_PEERS))]
+            name = row[0].partition(", ")[2] if ":" in row[0] else row[0]
+            found.append(Bar(GROUPS[record["suite"]], name, *min(others)))
+    order = list(GROUPS.values())
+    return sorted(found, key=lambda bar: (order.index(bar.group), -bar.ratio))
+
+
+def _chart(machine: str, bars: Sequence[Bar], ink: str, faint: str) -> Any:
     from matplotlib.figure import Figure
 
-    rcParams["svg.hashsalt"] = "jaxmodels"
-    newest = latest(records)
-    rows = [row for record in newest if (row := _race(record, newest))]
-    names = [f"{row[0]}\nagainst {row[2].partition(';')[0]}" for row in rows]
-    values = [float(row[3].partition(";")[0]) for row in rows]
-    figure = Figure(figsize=(9, 1.2 + 0.3 * len(names)), layout="constrained")
+    places, labels, place = [], [], 0.0
+    for bar, before in zip(bars, [None, *bars], strict=False):
+        if before is None or bar.group != before.group:
+            place += 1.2
+            labels.append((place - 0.8, bar.group))
+        places.append(place)
+        place += 1
+    figure = Figure(figsize=(9, 1.1 + 0.24 * place), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(names, values, color="#4477aa")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.bar_label(bars, fmt="%.2f", padding=2)
-    axes.set(xlabel="times as fast as the fastest other in the same run", xscale="log")
-    axes.tick_params(axis="y", labelsize=7)
-    axes.invert_yaxis()
+    colours = ["#4477aa" if bar.ratio >= 1 else "#cc6677" for bar in bars]
+    drawn = axes.barh(places, [bar.ratio for bar in bars], color=colours, height=0.75)
+    axes.bar_label(drawn, [f"{bar.ratio:.2f}× {bar.peer}" for bar in bars], padding=3, fontsize=8)
+    axes.axvline(1, color=ink, linewidth=0.8)
+    axes.set_yticks(places, [bar.name for bar in bars], fontsize=8)
+    for at, group in labels:
+        axes.annotate(group, (0, at), fontsize=9, weight="bold", va="center")
+    axes.set_xlim(0, 1.35 * max(bar.ratio for bar in bars))
+    axes.set_xlabel(f"times as fast as the fastest other in the same run ({machine})", fontsize=8)
+    axes.set_title("jaxmodels against its peers: longer is faster", fontsize=11, loc="left")
+    axes.tick_params(length=0)
+    axes.set_ylim(place, 0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color=faint, linewidth=0.6)
     return figure
 
 

@@ -3,6 +3,7 @@
 model = bridge.load(path)                   # any source, as an nnx module
 bridge.convert(src, dst, to="safetensors")  # and back
 bridge.inspect(path); bridge.verify(path, against=None); bridge.diff(a, b)
+bridge.save(model, path)                    # a model directory
 bridge.torch.load(path)                     # the same model as a torch.nn.Module
 """
 
@@ -19,6 +20,7 @@ __all__ = [
     "open_checkpoint",
     "pull",
     "push",
+    "save",
     "torch",
     "verify",
 ]
@@ -33,6 +35,7 @@ _function = lazy(
         "open_checkpoint": "checkpoint.opening",
         "pull": "hub.pull",
         "push": "hub.push",
+        "save": "conversion.save",
         "verify": "checks.verification",
     },
 )
@@ -40,3 +43,7 @@ _function = lazy(
 
 def __getattr__(name: str) -> Any:
     return import_module("bridge.torch") if name == "torch" else _function(name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+import jaxmodels
 from jaxmodels.cli import fail, refuse_empty_paths, say
 from jaxmodels.errors import INTERRUPTED, NO_SPACE, UNREAD, USAGE, Problem
 from jaxmodels.explain import explain
@@ -23,6 +24,7 @@ VERBS = {
         "loss, perplexity, bits per character; how well images and captions find each other",
     ),
     "generate": ("jaxmodels.commands.generate:main", "continue a prompt, caption an image"),
+    "memory": ("jaxmodels.commands.memory:main", "what a bitgen remembers: write, read, forget"),
     "report": ("jaxmodels.commands.report:main", "a run as one HTML page"),
     "convert": ("bridge.commands.convert:convert_main", "move a checkpoint between formats"),
     "inspect": (
@@ -38,6 +40,10 @@ VERBS = {
     "pull": ("bridge.commands.hub:pull_main", "download a checkpoint from the hub and check it"),
     "data": ("data_pipelines.command:main", "list, prepare and inspect training data"),
     "bench": ("benchmarks.command:main", "measure speed, memory and quality against named peers"),
+    "completion": (
+        "jaxmodels.commands.completion:main",
+        "a script that completes verbs, presets and options in bash, zsh or fish",
+    ),
     "doctor": ("jaxmodels.commands.doctor:main", "versions, devices, disk: is this machine ready?"),
 }
 
@@ -48,11 +54,12 @@ USAGE_TEXT = "\n".join(
         *(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()),
         "",
         "  --debug    show a traceback when something fails",
+        "  --version  show the version",
     ]
 )
 
 
-ON_DISK = {"train", "convert", "data", "bench", "report", "push", "pull"}
+ON_DISK = {"train", "convert", "data", "bench", "report", "push", "pull", "memory"}
 """Verbs whose result is on disk: they continue when nobody reads their output any more."""
 
 
@@ -94,6 +101,9 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE_TEXT)
         return 0 if argv else USAGE
+    if argv[0] in ("-V", "--version"):
+        print(f"jaxmodels {jaxmodels.__version__}")
+        return 0
     verb = argv[0]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=2)

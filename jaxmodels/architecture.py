@@ -85,6 +85,8 @@ class OptionalPackage(Protocol):
     """Other architecture → rows (our path pattern, its): what `--init` takes over."""
     PART_OF: tuple[str, ...] = ()
     """The architectures of which this one is a part; it has no loss and no RECIPES."""
+    LORA: tuple[str, ...] = ("blocks/*/kernel",)
+    """Path patterns of the kernels that `--lora` adapts unless it names others."""
     pack: Callable[[Any], Any] | None = None
     """`pack(model)`: a copy for inference in less memory."""
 
@@ -95,6 +97,8 @@ class OptionalPackage(Protocol):
     """The names in transformers' files, where they differ from those of its class (WEIGHTS)."""
     GGUF: Table = ()
     """The names in llama.cpp's files."""
+    CARRIED: tuple[str, ...] = ()
+    """Names of further files of a model directory, which go along wherever the model is written."""
     TIED: Pairs = ()
     """Rows (a second name that PyTorch's class has, our path whose values it repeats)."""
     ALSO_TIED: Pairs = ()

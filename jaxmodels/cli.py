@@ -18,6 +18,11 @@ from jaxmodels.errors import USAGE, Problem
 
 def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
     """Fills the dataclass `args` from the command line; wrong usage exits with code 2."""
+    if {"-h", "--help"} & set(argv):
+        from jaxmodels.option_help import page
+
+        print(page(f"jaxmodels {verb}", args, default))
+        raise SystemExit(0)
     import tyro
 
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
@@ -133,6 +138,14 @@ def say(*lines: str) -> None:
     """Prints to standard error and flushes, unprintable characters escaped."""
     if not _hushed:
         print(*(visible(line, keep="\n") for line in lines), sep="\n", file=sys.stderr, flush=True)
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes for people: 812 bytes, 106.6 kB, 3.4 GB (decimal, as disks are sold)."""
+    if count < 1000:
+        return f"{count} bytes"
+    power = min((len(str(count)) - 1) // 3, 4)
+    return f"{count / 1000**power:.1f} {' kMGT'[power]}B"
 
 
 def emit(result: dict[str, Any] | list[Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from jaxmodels.errors import CORRUPT, INTERNAL, NO_SPACE, Problem
+from jaxmodels.extras import EXTRAS, missing
 from jaxmodels.terminal import FULL
 
 
@@ -45,6 +46,8 @@ def explain(error: Exception) -> Exception:
             fix="give another path",
             exit_code=CORRUPT,
         )
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return missing(error.name)
     if isinstance(error, OSError):
         return Problem(str(error.strerror or error), where=_place(error), exit_code=CORRUPT)
     return Problem(

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from jaxmodels.errors import LARGEST_SEED, USAGE, Problem, within
@@ -73,6 +74,50 @@ class Optim:
             within(f"optim.lr_scale of {text}", factor, 0)
 
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""What `Recipe.report_to` may name."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: what `--lora rank=8,alpha=16,targets=PATTERN` means."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ()
+    """Path patterns of the kernels; () for the architecture's own choice."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of A·B."""
+        return self.alpha / self.rank
+
+    @classmethod
+    def parse(cls, text: str) -> "Lora":
+        """Reads `rank=8,alpha=16,targets=PATTERN`; `|` separates patterns, and alpha is the rank
+        unless given.
+
+        Raises:
+            Problem: (usage) it has another form, or rank or alpha are not positive.
+        """
+        found = dict(part.partition("=")[::2] for part in text.split(","))
+        try:
+            rank = int(found.pop("rank"))
+            alpha = float(found.pop("alpha", rank))
+            targets = tuple(filter(None, found.pop("targets", "").split("|")))
+            if found or rank < 1 or not 0 < alpha < inf:
+                raise ValueError
+        except (KeyError, ValueError):
+            raise Problem(
+                f"--lora cannot be {text!r}",
+                why="its form is rank=8,alpha=16,targets=PATTERN: rank is an integer from 1 on, "
+                "alpha a number above 0; alpha (the rank) and targets have defaults",
+                fix="for example --lora rank=8,alpha=16",
+                exit_code=USAGE,
+            ) from None
+        return cls(rank, alpha, targets)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Data, batch, steps, optimiser, precision, and when to evaluate, save and sample.
@@ -103,7 +148,7 @@ class Recipe:
     rows with each other, such as bitgen's."""
     steps: int = 1000
     """Optimiser steps of the run; the learning-rate schedule ends here unless
-    `optim.schedule_steps` is set."""
+    --optim.schedule-steps is set."""
     seed: int = 0
     """Seeds parameters, dropout and data order."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -145,6 +190,13 @@ class Recipe:
     """Decay of a running average of the parameters (EMA), such as 0.999; 0 keeps no average. At
     step t the decay is at most (1 + t)/(10 + t), so that short runs average too. Validation and
     samples use the average; eval, generate and convert choose by --weights."""
+    report_to: str = "tensorboard"
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, several with commas, or
+    none. One that fails is dropped; it never ends a run."""
+    lora: str = ""
+    """rank=8,alpha=16[,targets=PATTERN]: freeze the model of --init and train low-rank adapters of
+    its matrices (LoRA). PATTERN is of their paths, as in blocks/*/attn/*; | separates several; by
+    default all matrices in the blocks (of bitgen: of its text encoder and decoder)."""
     on_divergence: Literal["stop", "rollback"] = "stop"
     """When the loss or a parameter becomes NaN or infinite: stop (exit code 8), or rollback:
     continue from the newest checkpoint and skip the data that led there; the third time in a row
@@ -162,6 +214,16 @@ class Recipe:
         within("seed", self.seed, 0, LARGEST_SEED)
         within("valid_fraction", self.valid_fraction, 0, 1, below=True)
         within("ema_decay", self.ema_decay, 0, 1, below=True)
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise Problem(
+                    f"--report-to cannot be {name!r}",
+                    why=f"known: {', '.join((*TRACKERS, 'none'))}",
+                    fix="several are separated by commas: --report-to tensorboard,wandb",
+                    exit_code=USAGE,
+                )
+        if self.lora:
+            Lora.parse(self.lora)
         for setting in self.xla:
             if not re.fullmatch(r"\w+=.+", setting):
                 raise Problem(
@@ -175,6 +237,16 @@ class Recipe:
                 fix="change --slices or --batch; --slices 0 chooses",
                 exit_code=USAGE,
             )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `report_to`."""
+        return () if self.report_to == "none" else tuple(self.report_to.split(","))
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The setting `lora`; None without it."""
+        return Lora.parse(self.lora) if self.lora else None
 
     @property
     def horizon(self) -> int:

@@ -48,6 +48,7 @@ COUNTS = {
     # each of these in the encoders, with width d, hidden f, v tokens, t positions, m slots, and
     # squares of s² patches.
     "bitgen:tiny": 402_053,
+    "bitgen:mini": 5_416_261,
     "bitgen:card": 94_702_151,
     "bitgen:edge": 30_260_167,
     # The tower's of width h, and (2 v + t + m + h) d + v + 16 d² + 20 d + 2 + encoder layers ·

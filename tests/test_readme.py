@@ -51,9 +51,19 @@ SHOWS = {
     "jaxmodels convert tower back --to dinov2": r"^back: dinov2, .* verified: digest",
     "jaxmodels convert step_7.zip wigip --verify roundtrip": r"verified: roundtrip\n",
     "jaxmodels convert books-pytorch orbax --to orbax": r"^orbax: charlm.* verified: digest\n",
+    "jaxmodels train --init gpt2 --lora rank=8,alpha=16 --data text:books --out runs/tuned": (
+        r"done: step 2 of 2"
+    ),
+    "jaxmodels convert runs/tuned tuned": r"^tuned: wikigpt, .* verified: digest",
+    "jaxmodels convert runs/tuned adapters --to peft": r"^adapters: wikigpt, .* verified: digest",
 }
 # What is too large for a test, and what is run in its place.
 SMALLER = {
+    "jaxmodels train --init gpt2 --lora rank=8,alpha=16 --data text:books --out runs/tuned": (
+        "jaxmodels train wikigpt:tiny --init out/ckpt.pt --lora rank=8,alpha=16 --data text:books "
+        + "--tokenizer letters.json --out runs/tuned "
+        + " ".join([*SMALL, "--steps 2 --batch 2"])
+    ),
     "jaxmodels train charlm:notebook --data text:books/ --out runs/books --max-hours 8.5": (
         "jaxmodels train charlm:tiny --data text:books/ --out runs/books --max-hours 8.5 "
         + " ".join([*SMALL, "--steps 4 --batch 4"])
@@ -131,6 +141,9 @@ def folders(tmp_path_factory):
         if section not in made:
             made[section] = folder = tmp_path_factory.mktemp("section")
             shutil.copytree(home / "runs", folder / "runs")
+            shutil.copytree(home / "books", folder / "books")
+            letters = [chr(code) for code in range(32, 128)] + ["\n"]  # as many as `out` knows
+            (folder / "letters.json").write_text(json.dumps(letters))
             shutil.copytree(GOLDEN / "nanogpt_bias", folder / "out")
             shutil.copy(GOLDEN / "wigip" / "step_7.zip", folder)
             sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

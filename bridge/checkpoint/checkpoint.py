@@ -1,10 +1,11 @@
 """A checkpoint that fits a model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bridge.core.adapters import Adapters
 from bridge.core.moments import Moments
 from bridge.core.table import Pair, Shape
 from bridge.core.tensors import Tensor
@@ -35,11 +36,15 @@ class Checkpoint:
     origin: dict[str, Any]
     """Step and metrics of a training run; see `RawCheckpoint`."""
     notes: list[str]
+    carried: dict[str, bytes] = field(default_factory=dict)
+    """The files that the architecture names as `CARRIED`: name → content."""
     unsaid: frozenset[str] = frozenset()
     """Assumed fields that only the model of which this is a copy has; see `bind`."""
     quantised: frozenset[str] = frozenset()
     """Our paths whose tensors are Q8_0 in the file, in blocks along the last axis of their layout,
     and read as float32."""
+    adapters: Adapters | None = None
+    """The LoRA adapters that `tensors` include, where they are stored apart from the model."""
     moments: Callable[[], Moments | None] = lambda: None
     """AdamW's state under our paths, unread; None where the files have none. Raises Problem
     (mismatch) when it is that of another model."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from bridge.core.moments import Moments, required
 from bridge.core.state import fresh_state
 from bridge.core.tensors import Tensor, is_float, target_dtype
 from bridge.storage.stacks import stack_blocks
+
+_SOURCES: WeakKeyDictionary[Any, Checkpoint] = WeakKeyDictionary()
 
 
 def load(
@@ -63,7 +66,15 @@ def model_of(source: Checkpoint, dtype: np.dtype | None = None) -> Any:
 
     values = stack_blocks(trained, package, lambda tensor: _values(tensor, dtype))
     params = {path: placed(array) for path, array in values}
-    return graphdef.merge(params, {path: placed(array) for path, array in state.items()})
+    model = graphdef.merge(params, {path: placed(array) for path, array in state.items()})
+    _SOURCES[model] = source
+    return model
+
+
+def source_of(model: Any) -> Checkpoint | None:
+    """The checkpoint that a model was loaded from, for what a model does not hold: its tokeniser
+    and the like. None for one that was created, or copied by nnx."""
+    return _SOURCES.get(model)
 
 
 def _values(tensor: Tensor, dtype: np.dtype | None) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jaxmodels
 from bridge.checkpoint import averages, vocabulary
+from bridge.checkpoint.adapted import adapted, check_base
 from bridge.checkpoint.checkpoint import Checkpoint, preset_of
 from bridge.checkpoint.matching import (
     candidate_tables,
@@ -29,6 +30,7 @@ from bridge.formats.tokenizer import padding_notes
 from bridge.formats.wrappers import CHOICE, unwrapped
 from bridge.storage.stacks import unstack_blocks
 from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.reading import MAX_JSON, read_limited
 from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.sizes import parameter_shapes
 
@@ -86,6 +88,10 @@ def bind(
     contents = unwrapped(averages.weighted(contents, config or {}), arch, config or {})
     choices = (CHOICE, averages.CHOICE)
     config = {name: value for name, value in (config or {}).items() if name not in choices}
+    adapters = None
+    if contents.base is not None:
+        check_base(contents.base, str(contents.path))
+        contents, adapters = adapted(contents, bind(recognise(contents.base.path)))
     check_plain(contents.tensors, contents.path)
     found = {n: tensor for n, tensor in contents.tensors.items() if not _STREAMS.fullmatch(n)}
     found = unstack_blocks(found, arch or contents.arch)
@@ -102,6 +108,7 @@ def bind(
             problems.append(problem)
         else:
             source.notes[:0] = notes
+            source.adapters = adapters
             return source
     # Of tables that differ in layout only, the best fit gives the best error message.
     misfits = [problem for problem in problems if problem.what == table.MISFIT]
@@ -129,6 +136,7 @@ def _bind(
     notes += [f"assumed: {name} = {value}" for name, value in settled.assumed.items()]
     preset = contents.preset or preset_of(package, config)
     pairs, fused = places.pairs, fused_tensors.fused_name
+    beside = contents.path if contents.path.is_dir() else None
     return Checkpoint(
         path=contents.path,
         format=contents.format,
@@ -142,10 +150,17 @@ def _bind(
         state=frozenset(places.state),
         quantised=frozenset(p.ours for p in pairs if fused(p.theirs) in contents.quantised),
         tokenizer=tokenizer,
+        carried={} if beside is None else _carried(package, beside),
         origin=vocabulary.with_reason(contents.origin, config, settled.beside, tokenizer),
         notes=notes + padding_notes(config),
         moments=lambda: _moments(contents, rows, places),
     )
+
+
+def _carried(package: Any, folder: Path) -> dict[str, bytes]:
+    """The files in a folder that go along with a model of the architecture."""
+    files = (folder / name for name in package.CARRIED)
+    return {file.name: read_limited(file, MAX_JSON) for file in files if file.is_file()}
 
 
 class _Places(NamedTuple):

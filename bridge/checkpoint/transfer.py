@@ -57,6 +57,7 @@ def part_of(source: Checkpoint, arch: str) -> Checkpoint:
         tensors={path: replace(tensor, name=path) for path, tensor in tensors.items()},
         state=frozenset(),
         tokenizer=None,
+        carried={},
         notes=[
             *(note for note in source.notes if not note.startswith("assumed: ") or field in note),
             f"using the {arch} that is {prefix[:-1]!r} in a {source.arch}",

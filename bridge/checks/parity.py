@@ -14,6 +14,7 @@ from bridge.core.twins import AnyTwin, twin
 from bridge.storage.stacks import stacked_in
 from bridge.torch.loading import module_of
 from jaxmodels.errors import MISMATCH, USAGE, Problem
+from jaxmodels.extras import require
 
 FLOAT32 = DTYPES["F32"]
 
@@ -89,6 +90,7 @@ def compare_outputs(
 
 def check_comparable(source: Checkpoint, text: str | None, gradients: bool) -> None:
     """Checks that `compare_outputs` can do what it will be asked for; raises as it does."""
+    require("torch", "comparing with PyTorch")
     side = twin(source.arch)
     if text is not None:
         _read(side, source, text)

@@ -18,6 +18,7 @@ from bridge.formats import recognise
 from bridge.formats.raw import RawCheckpoint
 from bridge.formats.runs import is_run, is_step, not_finite
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.extras import installed, require
 from jaxmodels.runtime.manifest import MANIFEST, damage
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.seal import file_damage, sealed
@@ -55,12 +56,15 @@ def verify(
 
     Raises:
         Problem: (corrupt) `path` does not exist, or `against` cannot be read; (usage) a text,
-            and no tokeniser.
+            and no tokeniser; PyTorch is not installed, and nothing else could be checked (where
+            something can, a note says that it was not compared).
     """
     path = Path(path)
     if not path.exists():
         raise Problem("no such file or folder", where=str(path), fix="check the path")
     problems = digest_problems(path)
+    if gradients or (problems is None and against is None):
+        require("torch", "comparing with PyTorch")
     report = Report(
         ok=False,
         digests_ok=None if problems is None else not problems,
@@ -225,9 +229,14 @@ def _compare(
 ) -> None:
     if reference is not None:
         compare_tensors(report, source, reference)
-    between = compare_outputs(source, None, text, gradients)
-    report |= parity_fields(between)
-    report["problems"] += between.complaints("JAX and PyTorch", atol)
+    if installed("torch"):
+        between = compare_outputs(source, None, text, gradients)
+        report |= parity_fields(between)
+        report["problems"] += between.complaints("JAX and PyTorch", atol)
+    else:
+        report["notes"].append(
+            "not compared with PyTorch, which is not installed: pip install 'jaxmodels[torch]'"
+        )
     if reference is not None:
         other = compare_outputs(source, reference, text)
         report |= source_parity_fields(other)

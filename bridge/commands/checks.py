@@ -1,5 +1,7 @@
 """The verbs inspect, verify and diff. Heavy imports wait until a verb really runs."""
 
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +9,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from bridge.commands.options import Settings, show_agreement, with_weights
-from jaxmodels.cli import emit, merge_repeated, parse, show
+from jaxmodels.cli import emit, in_bytes, merge_repeated, parse, show
 from jaxmodels.errors import CORRUPT, DONE, UNSAFE, UNVERIFIED
 from jaxmodels.runtime.platform import silence_storage
 
@@ -152,10 +154,23 @@ def diff_main(argv: list[str]) -> int:
     return DONE if report.same else UNVERIFIED
 
 
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting and its value as --set takes it; those of a part of the model as part.name."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            yield prefix + name, json.dumps(list(value))
+        else:
+            yield prefix + name, "not set" if value is None else str(value)
+
+
 def _show_inspection(report: Any, tensors: bool) -> None:
     for key in ("format", "arch", "preset", "tensors", "parameters", "bytes", "dtypes"):
         value = report[key]
-        if isinstance(value, dict):
+        if key == "bytes" and value is not None:
+            value = in_bytes(value)
+        elif isinstance(value, dict):
             value = ", ".join(f"{count} {dtype}" for dtype, count in value.items())
         value = f"{value:,}" if isinstance(value, int) else value or "unknown"
         show(f"{key + ':':<12} {value}")
@@ -163,7 +178,7 @@ def _show_inspection(report: Any, tensors: bool) -> None:
     show(f"{'optimiser:':<12} {'yes' if report.optimizer else 'no'}")
     if report.averaged:
         show(f"{'weights:':<12} trained (raw), and their running average (ema)")
-    for field, value in report.config.items():
+    for field, value in _flat(report.config):
         show(f"  {field} = {value}{'  (assumed)' if field in report.assumed else ''}")
     for row in report.listing if tensors else []:
         cut = "  cut off" if row.get("cut_off") else ""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from bridge.commands.options import Settings, show_agreement, with_weights
-from jaxmodels.cli import emit, merge_repeated, parse, say, show
+from jaxmodels.cli import emit, in_bytes, merge_repeated, parse, say, show
 from jaxmodels.errors import DONE
 from jaxmodels.runtime.platform import silence_storage
 
@@ -30,7 +30,7 @@ class Convert:
     also bwetaf: its own folder; for wigip also wigip-zip: its own DST/step_N.zip; for
     bitgen_stage1 also bitgen: its own DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2
     folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the published code
-    loads."""
+    loads; of a run trained with --lora also peft: its adapters alone (wikigpt)."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
@@ -108,19 +108,19 @@ def _show_plan(report: Any) -> None:
     for row in report.plan:
         show(
             f"{row['from']} -> {row['to']}  {row['op']}  {row['dtype']} {tuple(row['shape'])}"
-            f"  {row['bytes']:,} bytes  {row['shard']}".rstrip()
+            f"  {in_bytes(row['bytes'])}  {row['shard']}".rstrip()
         )
     show(
-        f"{report.tensors} tensors, {report.parameters:,} parameters; disk: "
-        f"{report.disk_needed:,} bytes needed, {report.disk_free:,} free; memory: about "
-        f"{report.memory_needed:,} bytes; nothing was written"
+        f"{report.tensors} tensors, {report.parameters:,} parameters; needs "
+        f"{in_bytes(report.disk_needed)} of disk ({in_bytes(report.disk_free)} are free) and about "
+        f"{in_bytes(report.memory_needed)} of memory; nothing was written"
     )
 
 
 def _show_conversion(report: Any, settings: tuple[str, ...]) -> None:
     show(
         f"{report.output}: {report.arch}, {report.tensors} tensors, "
-        f"{report.parameters:,} parameters, {report.bytes:,} bytes; verified: {report.verified}"
+        f"{report.parameters:,} parameters, {in_bytes(report.bytes)}; verified: {report.verified}"
     )
     if report.max_rounding_error:
         at = report.max_rounding_error_at

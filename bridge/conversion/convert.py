@@ -65,7 +65,8 @@ def convert(
             "gguf", llama.cpp's `model.gguf`; "gpt2" or "dinov2", such a folder of transformers;
             "nanogpt", nanoGPT's `out_dir` with its `ckpt.pt`; "bwetaf", the folder of BwETAF's
             package; "wigip-zip", `step_N.zip`; "bitgen", `checkpoint-N.pt` of BitGen Stage 1;
-            "dinov2-pth", the state dict of DINOv2's published code. A bitgen, or bitgen_stage1,
+            "dinov2-pth", the state dict of DINOv2's published code; "peft", the adapters of a
+            run that was trained with --lora. A bitgen, or bitgen_stage1,
             goes to the two of DINOv2 by its tower.
         arch: the architecture, if the files do not say it.
         config: fields that the files cannot say, such as {"heads": 4}.

@@ -22,6 +22,7 @@ from jaxmodels.runtime.training.samples import can_caption, end_token
 from jaxmodels.sizes import vocab_used
 
 CONFIG = "config.json"
+SAVED = "jax"  # the format of a model that comes from no file
 
 
 def dtype_of(source: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
@@ -177,6 +178,8 @@ def _usage(source: Checkpoint) -> str:
 
 
 def _provenance(source: Checkpoint) -> str:
+    if source.format == SAVED:
+        return f"Saved by jaxmodels {jaxmodels.__version__}."
     article = "an" if source.format[0] in "aeio" else "a"
     lines = [
         f"Converted by jaxmodels {jaxmodels.__version__} from `{_plain(source.path)}`, ",

@@ -10,6 +10,7 @@ from bridge.core.twins import twin
 from bridge.formats import kind
 from bridge.formats.format import Format
 from jaxmodels.errors import EXISTS, NO_SPACE, USAGE, Problem
+from jaxmodels.extras import require
 from jaxmodels.runtime.manifest import MANIFEST
 
 
@@ -17,7 +18,8 @@ def check_format(format: Format, source: Checkpoint) -> None:
     """Checks that a format can hold a model.
 
     Raises:
-        Problem: (usage) its architecture is never written so; (mismatch) the format's own code
+        Problem: (usage) its architecture is never written so, or that takes a package which is not
+            installed; (mismatch) the format's own code
             cannot compute this one.
     """
     if format.arch not in ("", source.arch):
@@ -27,9 +29,45 @@ def check_format(format: Format, source: Checkpoint) -> None:
             fix="use --to safetensors",
             exit_code=USAGE,
         )
+    if format.adapters:
+        _check_adapters(format, source)
+    if format.needs:
+        require(format.needs, f"--to {format.name}")
     if format.pytorch:
         twin(source.arch).keys(source.config)  # raises where its class cannot hold the sizes
     format.check(source.config, source.path)
+
+
+def _check_adapters(format: Format, source: Checkpoint) -> None:
+    """Checks that a model has adapters, of a class that PEFT can adapt.
+
+    Raises:
+        Problem: (usage) it has not.
+    """
+    if twin(source.arch).TRANSFORMERS is None:
+        raise Problem(
+            f"--to {format.name} is not possible for {source.arch}",
+            where=str(source.path),
+            why=f"PEFT adapts classes of transformers, which has none for {source.arch}",
+            fix="use --to safetensors: the whole model, the adapters merged into it",
+            exit_code=USAGE,
+        )
+    if source.adapters is None:
+        raise Problem(
+            "there are no LoRA adapters to convert",
+            where=str(source.path),
+            fix="give a run that was trained with --lora, or use another --to",
+            exit_code=USAGE,
+        )
+    modules = {pair.ours for pair in source.pairs if pair.ours.endswith("/kernel")}
+    if others := sorted(source.adapters.pairs.keys() - modules):
+        raise Problem(
+            f"--to {format.name} is not possible with adapters of {', '.join(others)}",
+            where=str(source.path),
+            why="PEFT adapts layers (their kernels) like this; embeddings it adapts otherwise",
+            fix="use --to safetensors: the whole model, the adapters merged into it",
+            exit_code=USAGE,
+        )
 
 
 def moments_of(source: Checkpoint, format: Format) -> Moments | None:
@@ -53,12 +91,19 @@ def moments_of(source: Checkpoint, format: Format) -> Moments | None:
 
 
 def check_dtype(dtype: str, format: Format, known: Mapping[str, Format]) -> None:
-    """Checks that `--dtype` is not one that only other formats have.
+    """Checks that the format can hold the numbers of `--dtype`.
 
     Raises:
-        Problem: (usage) it is.
+        Problem: (usage) it cannot.
     """
     has = [f.name for f in known.values() if f.quantisation and f.quantisation.dtype == dtype]
+    if format.adapters and dtype != "keep":
+        raise Problem(
+            f"--dtype {dtype} is not possible with --to {format.name}",
+            why="adapters keep the dtype that they were trained in",
+            fix="leave --dtype out",
+            exit_code=USAGE,
+        )
     if has and format.name not in has:
         raise Problem(
             f"--dtype {dtype} is for --to {' or '.join(has)}",
@@ -72,7 +117,7 @@ def check_place(src: Path, dst: Path, force: bool) -> None:
     """Checks that the output replaces neither the source nor what is no earlier output.
 
     Raises:
-        Problem: (usage) it would replace the source; (exists) something is there.
+        Problem: (usage) it would replace the source; (exists) as `check_target`.
     """
     source, target = src.resolve(), dst.resolve()
     if target == source or target in source.parents:
@@ -82,6 +127,15 @@ def check_place(src: Path, dst: Path, force: bool) -> None:
             fix="give another output path",
             exit_code=USAGE,
         )
+    check_target(dst, force)
+
+
+def check_target(dst: Path, force: bool) -> None:
+    """Checks that the output replaces nothing, or with `force` an earlier output only.
+
+    Raises:
+        Problem: (exists) something else is there.
+    """
     # Other people's checkpoints, and runs, have no manifest at their top.
     ours = (dst / MANIFEST).is_file() and kind(dst) is not None
     foreign = dst.is_file() or (dst.is_dir() and any(dst.iterdir()) and not ours)

@@ -41,6 +41,8 @@ def write(
     notes = []
     if source.tokenizer is not None:
         source.tokenizer.save(folder)
+    for name, content in source.carried.items():
+        (folder / name).write_bytes(content)
     if plan.format.pytorch:
         digests, files, there = write_shards(folder, parts, plan, progress)
         if there:
@@ -72,6 +74,8 @@ def _write_own(
         tokenizer=source.tokenizer,
         moments=moments,
         quantised=plan.quantised,
+        adapters=source.adapters and source.adapters.named(plan.pairs),
+        inputs_first=all(pair.op == "same" for pair in plan.pairs),
         progress=progress,
     )
     plan.format.write(output)

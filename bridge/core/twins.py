@@ -20,6 +20,7 @@ from bridge.core.tensors import DTYPES, Tensor
 from bridge.core.transformers_class import TransformersClass
 from jaxmodels.architecture import View, exported, members, problems
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.extras import EXTRAS, missing
 
 
 class Twin(Protocol):
@@ -149,6 +150,8 @@ def _opened(arch: str, name: str) -> AnyTwin:
     try:
         side = import_module(name)
     except ImportError as error:
+        if error.name in EXTRAS:
+            raise missing(error.name, f"the PyTorch side of {arch}") from error
         raise Problem(
             f"the PyTorch side of {arch} cannot be imported",
             where=name,

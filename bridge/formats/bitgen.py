@@ -169,6 +169,7 @@ FORMAT = Format(
     "bitgen",
     "BitGen Stage 1's `checkpoint-N.pt` or `pytorch_model.bin`",
     write=write,
+    needs="torch",
     arch="bitgen_stage1",
     file=file_name,
     check=check_config,

@@ -78,6 +78,7 @@ FORMAT = Format(
     "DINOv2's `.pth`",
     interpret=understood,
     write=write,
+    needs="torch",
     arch="dinov2",
     file=lambda origin: FILE,
     moments=None,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bridge.core.adapters import Adapters
 from bridge.core.moments import Moments, required
 from bridge.core.tensors import Fingerprint, Tensor, fingerprint
 from bridge.formats.raw import RawCheckpoint
@@ -38,6 +39,10 @@ class Output:
     """Names of the tensors to be written in the format's `quantisation`."""
     progress: Callable[[Tensor], None]
     """To be called after each tensor."""
+    adapters: Adapters | None = None
+    """LoRA adapters of the model, by the format's names of the weights that they change."""
+    inputs_first: bool = True
+    """Whether the format's kernels are [inputs, outputs], as ours."""
     digests: dict[str, Fingerprint] = field(default_factory=dict)
     """Name → {"dtype", "shape", digest} of the tensors that were written."""
 
@@ -120,6 +125,8 @@ class Format:
     """The name of the one file that holds all tensors, by the origin; "" if there are many."""
     filled: bool = False
     """Biases that the model lacks are written as zeros (`bridge/checkpoint/zeros.py`)."""
+    needs: str = ""
+    """The optional package (`jaxmodels/extras.py`) that writes it; "" if none."""
     check: Callable[[Any, Path], None] = _anything
     """`check(config, path)`, before anything is written: raises Problem where the format's own
     code cannot compute the model, which comes from `path`."""
@@ -131,6 +138,8 @@ class Format:
     stays_float32: Callable[[str, Tensor], bool] = _never
     """Whether a parameter (our path, our layout) is float32 whatever `--dtype` says."""
     quantisation: Quantisation | None = None
+    adapters: bool = False
+    """Only the LoRA adapters of a model are written."""
 
     @property
     def is_target(self) -> bool:

@@ -7,7 +7,6 @@ expects. Config fields that GGUF has no key for are kept under a key of our own.
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from bridge.formats import gguf_vocabulary
 from bridge.formats.format import Output, Quantisation
 from bridge.storage.gguf_reader import BLOCK, Q8_0, dequantised, stored_bytes
 from data_pipelines.tokenizers import Tokenizer
-from jaxmodels.errors import MISMATCH, USAGE, Problem
+from jaxmodels.errors import MISMATCH, Problem
 
 FILE, ARCH = "model.gguf", "gpt2"
 OURS = "jaxmodels.config"
@@ -32,15 +31,6 @@ FIELDS = {
 }
 # ggml's numbers of types, and of a file in which most tensors have that type.
 _TYPES = {DTYPES["F32"]: (0, 0), DTYPES["F16"]: (1, 1), Q8_0: (8, 7), DTYPES["BF16"]: (30, 32)}
-
-
-def check(config: Any, where: Path) -> None:
-    """Checks that the package `gguf` is installed.
-
-    Raises:
-        Problem: (usage) it is not.
-    """
-    library()
 
 
 def notes(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
@@ -99,7 +89,9 @@ QUANTISATION = Quantisation(
 
 def write(output: Output) -> None:
     """Writes `model.gguf`, one tensor at a time. The digests are of values as they are read."""
-    gguf, tensors = library(), output.tensors
+    import gguf
+
+    tensors = output.tensors
     path = output.folder / FILE
     stored = {n: Q8_0 if n in output.quantised else t.dtype for n, t in tensors.items()}
     largest = max(tensors, key=lambda name: tensors[name].size)
@@ -123,24 +115,6 @@ def write(output: Output) -> None:
         file.write(bytes(-file.tell() % writer.data_alignment))
 
 
-def library() -> Any:
-    """The package `gguf`.
-
-    Raises:
-        Problem: (usage) it is not installed.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise Problem(
-            "GGUF files are written with the package gguf, which is not here",
-            why=str(error),
-            fix="pip install 'jaxmodels[gguf]'",
-            exit_code=USAGE,
-        ) from None
-    return gguf
-
-
 def _describe(writer: Any, config: Any, tokenizer: Tokenizer | None) -> None:
     for key, field in FIELDS.items():
         writer.add_uint32(key, getattr(config, field))
@@ -159,6 +133,7 @@ def _describe(writer: Any, config: Any, tokenizer: Tokenizer | None) -> None:
 
 def _blocks(values: np.ndarray) -> np.ndarray:
     """A float32 matrix as blocks of Q8_0, row by row."""
-    gguf = library()
+    import gguf
+
     kind = gguf.GGMLQuantizationType.Q8_0
     return gguf.quants.quantize(np.ascontiguousarray(values), kind).reshape(-1).view(Q8_0)

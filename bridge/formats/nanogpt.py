@@ -168,6 +168,7 @@ def _plain(value: Any) -> dict[str, Any]:
 FORMAT = Format(
     "nanogpt",
     write=write,
+    needs="torch",
     arch="wikigpt",
     file=lambda origin: FILE,
     check=check_config,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import jaxmodels
+from bridge.core.adapters import Base
 from bridge.core.moments import Moments
 from bridge.core.tensors import DIGESTS, Tensor, digest_of
 from bridge.core.twins import twins
@@ -59,8 +60,11 @@ class RawCheckpoint:
     """Files whose digest differs from the manifest's, of those that give the tensors a meaning."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """The running average (EMA) that a run keeps of its tensors, under the same names."""
+    base: Base | None = None
+    """Of LoRA adapters, their base model; `tensors` are then adapters under the names of its
+    weights with the endings of `runtime/lora.py`, and parameters that replace its own."""
     table: str | None = None
-    """Whose names these are, "WEIGHTS" or "SEED", when the format says it."""
+    """Whose names these are, "WEIGHTS", "own" and so on, when the format says it."""
     moments: Callable[[], Moments | None] = lambda: None
     """Reads the optimiser's state that lies with the tensors, under their names."""
     strange: dict[str, str] = field(default_factory=dict)
@@ -137,6 +141,8 @@ def origin_of(folder: Path) -> dict[str, Any]:
             origin[key] = known[key]
     if isinstance(known.get(NO_TOKENIZER), str):
         origin[NO_TOKENIZER] = known[NO_TOKENIZER]
+    if isinstance(known.get("data"), str):
+        origin["data"] = known["data"]
     if known.get("weights") in ("ema", "raw"):  # of a run that keeps both (averages)
         origin["weights"] = known["weights"]
     if generation := drawing(known.get("generation")):

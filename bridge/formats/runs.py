@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from bridge.core.adapters import Base
 from bridge.core.moments import SETTINGS, Moments, count_of
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
@@ -17,6 +18,8 @@ from bridge.formats.raw import RawCheckpoint, describe
 from bridge.storage import orbax
 from bridge.storage.safetensors_reader import parse_json
 from jaxmodels.errors import CORRUPT, Problem
+from jaxmodels.recipe import Lora
+from jaxmodels.runtime.lora import A
 from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import best_sound, checked_finite, hold, skipped_messages, unsound
@@ -90,7 +93,10 @@ def _read_step(folder: Path, held: IO[bytes] | None) -> RawCheckpoint:
     origin = {"step": int(folder.name), "metrics": rundir.metrics(folder)}
     tensors, notes = orbax.read_tree(folder / "params", held)
     contents = RawCheckpoint(folder, "orbax", tensors, notes=notes, origin=origin)
-    contents.moments = partial(_moments, folder, run, tensors)
+    if any(name.endswith(A) for name in tensors):
+        contents.base = Base(run / rundir.BASE, _scale(run))
+    else:
+        contents.moments = partial(_moments, folder, run, tensors)
     contents.state = _state(folder)
     if orbax.is_tree(folder / "ema"):  # without the frozen parameters, which are their average
         contents.averaged = tensors | orbax.read_tree(folder / "ema", held)[0]
@@ -99,6 +105,8 @@ def _read_step(folder: Path, held: IO[bytes] | None) -> RawCheckpoint:
     if is_run(run):
         rundir.refuse_changed(folder)
         describe(contents, run)
+        if data := _data(run):
+            contents.origin["data"] = data
         optim = _optim(run)
         if optim.get("name") == "sgd" and not optim.get("momentum"):
             contents.origin["optimizer"] = "sgd"  # whose state is the count of steps
@@ -141,11 +149,29 @@ def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | N
     return Moments(count, held["mu"], held["nu"], settings)
 
 
+def _data(run: Path) -> str:
+    """The data that a run was trained on, where a name says it; paths are nobody else's affair."""
+    recipe = parse_json(run / "config.json").get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    return data if isinstance(data, str) and data.isidentifier() else ""
+
+
+def _scale(run: Path) -> float:
+    """The factor of a run's LoRA adapters; 1 if it does not say (its checkpoint lies alone)."""
+    text = _recipe(run).get("lora")
+    return Lora.parse(text).scale if isinstance(text, str) and text else 1.0
+
+
 def _optim(run: Path) -> dict[str, Any]:
-    """What a run directory says of its optimiser; empty where it is none, or says nothing."""
-    recipe = parse_json(run / "config.json").get("recipe") if is_run(run) else None
-    optim = recipe.get("optim") if isinstance(recipe, dict) else None
+    """The optimiser's settings in a run's config.json; empty if there are none."""
+    optim = _recipe(run).get("optim")
     return optim if isinstance(optim, dict) else {}
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    """The recipe in a run's config.json; empty if there is none."""
+    recipe = parse_json(run / "config.json").get("recipe") if is_run(run) else None
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def _zeros(like: Tensor) -> Tensor:

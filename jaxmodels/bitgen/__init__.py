@@ -5,8 +5,10 @@ from jaxmodels.lazy import lazy
 
 __all__ = [
     "ASSUMED",
+    "CARRIED",
     "CROSS_ROW_LOSS",
     "INIT_FROM",
+    "LORA",
     "PRESETS",
     "RECIPES",
     "SHARDING",
@@ -37,7 +39,9 @@ __getattr__ = lazy(
         "forget": "remember",
         "CROSS_ROW_LOSS": "objectives",
         "ASSUMED": "layout",
+        "CARRIED": "layout",
         "INIT_FROM": "layout",
+        "LORA": "layout",
         "SHARDING": "layout",
         "TERNARY": "layout",
         "WEIGHTS": "layout",

@@ -101,6 +101,12 @@ TERNARY = tuple(
 )  # fmt: skip
 
 
+# What was written into the memory, item by item (bridge/memory/record.py).
+CARRIED = ("memory.json",)
+
+# What `--lora` adapts by default: the text side, which the decoder belongs to.
+LORA = ("text/*/kernel", "decoder/blocks/*/kernel")
+
 # What a checkpoint of another architecture gives: its name → rows (our path, theirs; "*" is the
 # same). Encoders and decoder of Stage 1 are other networks: post-norm, with biases, and without
 # the scales that come before each ternary product here.

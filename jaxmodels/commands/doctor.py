@@ -10,11 +10,12 @@ from typing import Any
 
 from data_pipelines.cores import cores
 from jaxmodels.cli import emit, parse
+from jaxmodels.extras import EXTRAS
 
 _PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets torch safetensors "
-    "transformers einops numpy"
+    "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets safetensors einops numpy"
 ).split()
+_OPTIONAL = ("torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,14 @@ def main(argv: list[str]) -> int:
 def examine() -> dict[str, Any]:
     """The report; `problems` is a list of sentences."""
     packages, problems = {}, []
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *_OPTIONAL):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
-            problems.append(f"{name} is not installed: pip install jaxmodels")
+            if name in _OPTIONAL:
+                packages[name] = f"not installed (jaxmodels[{EXTRAS[name]}])"
+            else:
+                problems.append(f"{name} is not installed: pip install jaxmodels")
     disk = shutil.disk_usage(".")
     if disk.free < 2**30:
         problems.append(f"only {disk.free / 2**30:.1f} GB of disk are free here")

@@ -106,12 +106,8 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
     Raises:
         Problem: (mismatch) the sizes differ, or there is no optimiser state.
     """
-    import jax
-    import numpy as np
-
     from bridge.checkpoint.config import values_of
     from bridge.core.moments import required
-    from bridge.storage.stacks import stack_blocks
     from jaxmodels.runtime.optim import with_moments as with_adam
     from jaxmodels.sizes import parameter_shapes
 
@@ -130,26 +126,36 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
         )
     moments = required(source.moments(), source.path) if with_moments else None
 
-    def placed(tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
-        values = stack_blocks(tensors, package, lambda tensor: np.asarray(tensor.read()))
-        return {  # each device gets its shard; no process needs another's
-            path: jax.make_array_from_callback(
-                array.shape, like[path].sharding, array.astype(like[path].dtype).__getitem__
-            )
-            for path, array in values
-        }
-
     def start(state: Any) -> Any:
         opt = state.opt
         if moments is not None:
-            mu, nu = placed(moments.mu, state.params), placed(moments.nu, state.params)
+            mu, nu = (placed(package, held, state.params) for held in (moments.mu, moments.nu))
             opt = with_adam(opt, moments.count, mu, nu)
         kept = {path: t for path, t in source.tensors.items() if path in source.state}
         params = {path: t for path, t in source.tensors.items() if path not in kept}
-        model_state = state.model_state | placed(kept, state.model_state)
-        return state._replace(params=placed(params, state.params), model_state=model_state, opt=opt)
+        model_state = state.model_state | placed(package, kept, state.model_state)
+        params = state.params | placed(package, params, state.params)
+        return state._replace(params=params, model_state=model_state, opt=opt)
 
     return start
+
+
+def placed(package: Any, tensors: Any, like: dict[str, Any]) -> dict[str, Any]:
+    """Tensors (named block by block) as arrays in the dtype and sharding of `like`; each device
+    gets its shard, and no process needs another's."""
+    import jax
+    import numpy as np
+
+    from bridge.storage.stacks import stack_blocks
+
+    values = stack_blocks(tensors, package, lambda tensor: np.asarray(tensor.read()))
+    return {
+        path: jax.make_array_from_callback(
+            array.shape, like[path].sharding, array.astype(like[path].dtype).__getitem__
+        )
+        for path, array in values
+        if path in like
+    }
 
 
 def _transfer_initializer(

@@ -1,4 +1,4 @@
-"""`jaxmodels plan`: does a training fit a TPU slice, and how fast can it be? Without a TPU."""
+"""`jaxmodels plan`: does a training fit TPUs or GPUs, and how fast can it be? Without any."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,28 +10,33 @@ from tyro.conf import arg
 
 import jaxmodels
 from jaxmodels.cli import emit, parse, say
+from jaxmodels.commands.flag_names import with_our_names
 from jaxmodels.commands.plan_report import budget, description, largest, show, table
-from jaxmodels.commands.train_options import config_file, with_current_names
+from jaxmodels.commands.train_help import print_help
+from jaxmodels.commands.train_options import config_file
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
-from jaxmodels.runtime.planning import tpu
-from jaxmodels.runtime.planning.chips import GIB, Topology, topology
+from jaxmodels.runtime.planning import gpu, tpu
+from jaxmodels.runtime.planning.chips import GIB, GpuHosts, Topology, topology
 
 C = TypeVar("C")
 
 
 @dataclass(frozen=True)
 class PlanOptions(Generic[C]):
-    """Compile the train step of ARCH:PRESET for a TPU slice, without a TPU.
+    """Compile the train step of ARCH:PRESET for TPUs or GPUs that need not be there.
 
-    The settings are those of `train`. Exit code 7: it does not fit; settings that fit are printed.
+    Prints whether it fits, what takes the memory, what the devices send to each other, and how long
+    a step takes: at least (by the data sheets), and as the compiler expects. The settings are those
+    of `train`. Exit code 7: it does not fit; settings that fit are printed.
     """
 
     recipe: Annotated[Recipe, arg(name="")]
     model: C
     topology: str = ""
-    """The slice, such as v5e:4x4 or v4:2x2x2."""
+    """A TPU slice, such as v5e:4x4 or v4:2x2x2; or GPUs: h100:8 (of one host), h100:2x8 (two hosts
+    with eight each); a100-40g, a100-80g, h100, h200 and b200 are known."""
     hours: float | None = None
     """A budget: also print how many steps and tokens fit into these hours."""
     search: bool = False
@@ -55,7 +60,8 @@ def main(argv: list[str]) -> int:
     """Runs the command; 0: it fits, 7: it does not."""
     spec, options = resolve(argv)
     slice_ = topology(options.topology)
-    tpu.prepare()  # before JAX is imported
+    compiler: Any = gpu if isinstance(slice_, GpuHosts) else tpu
+    compiler.prepare()  # before JAX is imported
     from jaxmodels.runtime.planning.plan import Workload
     from jaxmodels.runtime.sharding import check_heads, mesh_sizes
 
@@ -67,7 +73,7 @@ def main(argv: list[str]) -> int:
     job = Workload(package, options.model, recipe)
 
     def compiled(job: Any) -> Any:
-        return tpu.compile_isolated(package.module, job.config, job.recipe, slice_.name)
+        return compiler.compile_isolated(package.module, job.config, job.recipe, slice_.name)
 
     run = search if options.search else plan_one
     return run(spec, job, slice_, options, compiled)
@@ -79,7 +85,7 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
     Raises:
         Problem: (usage) there is no preset of this name, or a setting is wrong.
     """
-    argv = with_current_names(argv)
+    argv = with_our_names(argv)
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     if not spec and not {"-h", "--help"} & set(argv):
         raise Problem(
@@ -93,6 +99,9 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
         recipe=settings.merge(recipe, file.get("recipe", {}), "recipe"),
         model=settings.merge(model, file.get("model", {}), "model"),
     )
+    if {"-h", "--help"} & set(argv):
+        print_help("plan", default, f"{arch}:{preset}" if spec else "")
+        raise SystemExit(0)
     options = parse(PlanOptions[type(model)], argv, f"plan {arch}:{preset}", default)  # type: ignore[misc]
     return spec, options
 
@@ -132,7 +141,7 @@ def plan_one(
         found = compiled(job)
         needed, result = found.bytes, report(job, found, slice_)
         if options.operations:
-            result["operations"] = largest(found.operations)
+            result["operations"] = largest(found.operations, slice_.chip.clock)
     except TooLarge as error:
         needed, result = error.needed, too_large_report(job, error, slice_)
     result = (
@@ -157,9 +166,18 @@ def plan_one(
         where=job.flags,
         fix=f"the nearest settings that fit: {near.job.flags}, with {near.needed / GIB:.1f} GiB"
         if near
-        else "no settings were found that fit: take a larger slice, or search longer (--minutes)",
+        else _without_settings(job, slice_),
         exit_code=NO_SPACE,
     )
+
+
+def _without_settings(job: Any, slice_: Topology) -> str:
+    """What to do where no settings were found that fit."""
+    from jaxmodels.runtime.planning.search import enough
+
+    devices = enough(job, slice_)
+    more = f"{devices} is enough by an estimate" if devices else "take devices with more memory"
+    return f"{more}; or take a smaller preset, or search longer (--minutes)"
 
 
 def search(
@@ -177,12 +195,12 @@ def search(
         raise Problem(
             f"no settings were found with which {spec} fits on {slice_.name}",
             why="; ".join(f"{t.job.flags} needs {t.needed / GIB:.1f} GiB" for t in trials[-1:]),
-            fix="take a larger slice, or search longer (--minutes)",
+            fix=_without_settings(job, slice_),
             exit_code=NO_SPACE,
         )
     best = rows[0] | budget(rows[0], job.recipe.steps, options.hours)
     if options.operations:
-        best["operations"] = largest(trials[0].compiled.operations)
+        best["operations"] = largest(trials[0].compiled.operations, slice_.chip.clock)
     if options.json:
         emit(best | {"frontier": rows})
     else:

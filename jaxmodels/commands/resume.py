@@ -25,7 +25,7 @@ from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.sound import newest_sound
 
 # Recipe fields that may differ when a run is resumed; all others decide what is learned.
-_FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices", "xla"} | {
+_FREE = {"data", "steps", "keep", "prompt", "mesh", "remat", "slices", "xla", "report_to"} | {
     "eval_every",
     "eval_batches",
     "save_every",

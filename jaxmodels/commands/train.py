@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxmodels.cli import refuse_repeated, say
-from jaxmodels.commands import multihost, resume
+from jaxmodels.commands import base, multihost, resume
 from jaxmodels.commands.initial import state_initializer
 from jaxmodels.commands.run_config import write_config
 from jaxmodels.commands.run_data import (
@@ -21,6 +21,7 @@ from jaxmodels.commands.run_data import (
 from jaxmodels.commands.summary import conclude, nothing_to_do
 from jaxmodels.commands.train_options import Request, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE, Problem
+from jaxmodels.extras import EXTRAS, require
 from jaxmodels.runtime.multihost.processes import (
     all_gather,
     begun,
@@ -115,6 +116,9 @@ def _prepare(request: Request, stop: Stop) -> Setup:
     multihost.refuse_unshared_folder(run)
     resuming = resume.check_resume(run, options.resume)
     _check_devices(request)
+    for name in set(request.recipe.trackers) & set(EXTRAS):
+        require(name, f"--report-to {name}")
+    base.check(request, resuming)
     refuse_other_kind(request.recipe.data, request.config, request.arch)
     history = resume.compare_settings(run, request.settings) if resuming else []
     if resuming and not options.find_lr:
@@ -169,6 +173,8 @@ def _train(setup: Setup, stop: Stop) -> Outcome:
     on_resume = resume.on_resume(request.run, request.recipe, setup.history)
     if is_primary():
         write_config(request.run, request.settings, setup.history, setup.data)
+        if request.recipe.lora and request.source is not None:
+            base.keep(request.run, request.source)
     job = _job(setup, stop, on_resume)
     stop.check()
     all_gather()
@@ -195,6 +201,10 @@ def _job(setup: Setup, stop: Stop, on_resume: Callable[[int], None]) -> Any:
     traces = request.run / "profile"
     if several():  # JAX rejects a folder with the traces of two processes
         traces /= f"process{index()}"
+    begin, frozen = setup.begin, None
+    if recipe.lora:
+        begin = base.initializer(request.run, request.config)
+        frozen = base.reader(request.run, request.config)
     return Job(
         request.package,
         request.config,
@@ -206,5 +216,6 @@ def _job(setup: Setup, stop: Stop, on_resume: Callable[[int], None]) -> Any:
         sampler(request.package, request.config, recipe, data),
         resumed=on_resume,
         profile=parse_window(profile, traces, recipe.steps) if profile else None,
-        **({"begin": setup.begin} if setup.begin else {}),
+        frozen=frozen,
+        **({"begin": begin} if begin else {}),
     )

@@ -10,8 +10,10 @@ from tyro.conf import arg
 import jaxmodels
 from jaxmodels.architecture import Architecture
 from jaxmodels.cli import parse
+from jaxmodels.commands.flag_names import with_our_names
 from jaxmodels.commands.initial import open_initial
 from jaxmodels.commands.run_config import read_settings
+from jaxmodels.commands.train_help import print_help
 from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
@@ -157,7 +159,7 @@ def resolve(argv: list[str]) -> Request:
     --init), --config, flags. Once a run has checkpoints, --init has no effect.
     """
     given = argv
-    argv = with_current_names(argv)
+    argv = with_our_names(argv)
     spec, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
     run = value_of(argv, "--out")
     stored = Path(run, "config.json") if run else None
@@ -187,6 +189,9 @@ def resolve(argv: list[str]) -> Request:
         model = settings.merge(model, file.get("model", {}), "model")
         recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")
     default: Train[Any] = Train(recipe=recipe, model=model)
+    if {"-h", "--help"} & set(argv):
+        print_help("train", default, f"{arch}:{preset}" if spec or changes or source else "")
+        raise SystemExit(0)
     options = parse(Train[type(model)], argv, f"train {arch}:{preset}", default)  # type: ignore[misc]
     return Request(arch, preset, options, source, given)
 
@@ -206,21 +211,6 @@ def config_file(argv: list[str]) -> dict[str, Any]:
                 exit_code=USAGE,
             )
     return content
-
-
-def with_current_names(argv: list[str]) -> list[str]:
-    """Earlier versions' flags in their current form: --remat alone, --no-remat, renamed fields."""
-    words: list[str] = []
-    for old, new in settings.RENAMED.items():
-        flags = {f"--optim.{spelt}": f"--optim.{new}" for spelt in (old, old.replace("_", "-"))}
-        pairs = (word.partition("=") for word in argv)
-        argv = [flags.get(flag, flag) + equals + value for flag, equals, value in pairs]
-    for word, following in zip(argv, [*argv[1:], "-"], strict=False):
-        if word == "--remat" and following.startswith("-"):
-            words += [word, "full"]
-        else:
-            words += ["--remat", "none"] if word == "--no-remat" else [word]
-    return words
 
 
 def value_of(argv: list[str], flag: str) -> str:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.layers.sharding import dividing
+from jaxmodels.layers.target import compute_capability
 
 Plain = Callable[[Array, Array, Array, Array | None], Array]
 
@@ -63,17 +64,32 @@ def _on_mesh(kernel: Plain, shape: tuple[int, ...]) -> Plain:
 def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
     """cuDNN's flash attention for such arrays; None where there is none.
 
-    Which widths it takes depends on the GPU. JAX knows, so a trial trace finds out.
+    It takes heads whose width is a multiple of 8, and even lengths: others are padded with zeros,
+    which change no product, and with positions that no other one sees. How wide heads may be
+    depends on the GPU. JAX knows, so a trial trace finds out.
     """
-    gpus = [device for device in jax.local_devices() if device.platform == "gpu"]
-    if any(float(gpu.compute_capability) < 8 for gpu in gpus) or q.dtype.itemsize != 2:
+    if (compute_capability() or 8) < 8 or q.dtype.itemsize != 2:
         return None  # JAX would let GPUs older than Ampere through
+    t, width = q.shape[1], q.shape[3]
+    more = [(0, 0), (0, t % 2), (0, 0), (0, -width % 8)]
 
     def kernel(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+        lengths = jnp.full(len(q), t, jnp.int32) if t % 2 and not causal else None
+        out = jax.nn.dot_product_attention(
+            *(jnp.pad(x, more) for x in (q, k, v)),
+            scale=width**-0.5,
+            is_causal=causal,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
+        )
+        return out[:, :t, :, :width]
+
+    def trial(q: Array, k: Array, v: Array) -> Array:
+        return kernel(q, k, v, None).sum()
 
     try:
-        jax.eval_shape(kernel, q, k, v, None)
+        jax.eval_shape(jax.grad(trial, (0, 1, 2)), q, k, v)
     except RuntimeError:  # there is no cuDNN, or it does not take this width
         return None
     return _on_mesh(kernel, k.shape)

@@ -88,19 +88,23 @@ def chunked_scores(
 def _mean(tied: bool, x: Array, head: Array, targets: Array, weight: Array) -> tuple[Array, Array]:
     """Sums of weight · cross-entropy, and of weight where the target was the likeliest."""
 
+    vocab, head = _vocab(tied, head), _aligned(tied, head)
+
     def add(totals: tuple[Array, Array], chunk: tuple[Array, ...]) -> tuple[Any, None]:
-        part, hits, _ = _loss(tied, head, *chunk)
+        part, hits, _ = _loss(tied, head, vocab, *chunk)
         return (totals[0] + part, totals[1] + hits), None
 
     zeros = jnp.zeros((), weight.dtype), jnp.zeros((), weight.dtype)
-    return jax.lax.scan(add, zeros, _chunks(_vocab(tied, head), x, targets, weight))[0]
+    return jax.lax.scan(add, zeros, _chunks(vocab, x, targets, weight))[0]
 
 
 def _mean_and_gradients(
     tied: bool, x: Array, head: Array, targets: Array, weight: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    whole, vocab, head = head, _vocab(tied, head), _aligned(tied, head)
+
     def add(totals: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
-        part, hits, of_logits = _loss(tied, head, *chunk)
+        part, hits, of_logits = _loss(tied, head, vocab, *chunk)
         product = partial(jnp.einsum, preferred_element_type=weight.dtype)
         rows = "vd" if tied else "dv"
         of_head = totals[2] + product(f"nv,nd->{rows}", of_logits, chunk[0])
@@ -108,9 +112,8 @@ def _mean_and_gradients(
         return (totals[0] + part, totals[1] + hits, of_head), of_x
 
     zeros = tuple(jnp.zeros(shape, weight.dtype) for shape in ((), (), head.shape))
-    (total, hits, of_head), of_x = jax.lax.scan(
-        add, zeros, _chunks(_vocab(tied, head), x, targets, weight)
-    )
+    (total, hits, of_head), of_x = jax.lax.scan(add, zeros, _chunks(vocab, x, targets, weight))
+    of_head = of_head[: whole.shape[0], : whole.shape[1]]
     of_x = rearrange(of_x, "c (b t) d -> b (c t) d", b=len(x))[:, : x.shape[1]]
     return (total, hits), (of_x, of_head.astype(head.dtype))
 
@@ -127,6 +130,17 @@ _mean.defvjp(_mean_and_gradients, _backward)
 
 def _vocab(tied: bool, head: Array) -> int:
     return head.shape[0 if tied else 1]
+
+
+def _aligned(tied: bool, head: Array) -> Array:
+    """On a GPU, the head with zeros for tokens that are none, to a multiple of 8.
+
+    cuBLAS needs it. XLA would pad and cut the logits instead, in every chunk.
+    """
+    more = -_vocab(tied, head) % 8
+    if platform() != "gpu" or not more:
+        return head
+    return jnp.pad(head, ((0, more), (0, 0)) if tied else ((0, 0), (0, more)))
 
 
 def _chunks(vocab: int, x: Array, *others: Array) -> tuple[Array, ...]:
@@ -149,7 +163,7 @@ def _chunks(vocab: int, x: Array, *others: Array) -> tuple[Array, ...]:
 
 
 def _loss(
-    tied: bool, head: Array, x: Array, targets: Array, weight: Array
+    tied: bool, head: Array, vocab: int, x: Array, targets: Array, weight: Array
 ) -> tuple[Array, Array, Array]:
     """A chunk's parts of the means, and the gradient of the loss with respect to its logits."""
     form = "nd,vd->nv" if tied else "nd,dv->nv"
@@ -158,7 +172,7 @@ def _loss(
     # and is known before them elsewhere.
     picked = jnp.sum(to_float32(x) * (head[targets] if tied else head[:, targets].T), axis=-1)
     hot = targets[..., None] == jnp.arange(logits.shape[-1])
-    scores = _from_the_top if platform() == "cpu" else _from_the_target
+    scores = _from_the_top if platform() == "cpu" else partial(_from_the_target, vocab)
     each, hits, of_logits = scores(logits, picked, targets, weight, hot)
     return jnp.sum(weight * each), jnp.sum(weight * hits), of_logits.astype(x.dtype)
 
@@ -181,24 +195,30 @@ def _from_the_top(
 
 
 def _from_the_target(
-    logits: Array, picked: Array, targets: Array, weight: Array, hot: Array
+    vocab: int, logits: Array, picked: Array, targets: Array, weight: Array, hot: Array
 ) -> tuple[Array, Array, Array]:
-    """The same with powers of what a logit is above the target's.
+    """The same with powers of what a logit is above the target's, of the first `vocab` logits.
 
     The sum then need not wait for the largest logit, so XLA takes it where the product gives the
     logits, instead of reading all of them again. Where it overflows, which is beyond 80 nats, it is
     taken from the largest after all.
     """
-    top = logits.max(axis=-1)
-    total = jnp.exp(logits - picked[..., None]).sum(axis=-1)
+
+    def known(array: Array, other: float) -> Array:
+        # Of each result and not once of the logits, which XLA would then write a second time.
+        size = array.shape[-1]
+        return array if size == vocab else jnp.where(jnp.arange(size) < vocab, array, other)
+
+    def powers(start: Array) -> Array:
+        return known(jnp.exp(logits - start[..., None]), 0.0)
+
+    top = known(logits, -jnp.inf).max(axis=-1)
+    total = powers(picked).sum(axis=-1)
     beyond = ~jnp.isfinite(total)
     start = jnp.where(beyond, top, picked)
-
-    def again() -> Array:
-        return jnp.exp(logits - start[..., None]).sum(axis=-1)
-
-    level = start + jnp.log(jax.lax.cond(_anywhere(beyond), again, lambda: total))
-    of_logits = weight[..., None] * (jnp.exp(logits - level[..., None]) - hot)
+    total = jax.lax.cond(_anywhere(beyond), lambda: powers(start).sum(axis=-1), lambda: total)
+    level = start + jnp.log(total)
+    of_logits = weight[..., None] * (powers(level) - hot)
     hits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] == top
     return level - picked, hits, of_logits
 

@@ -17,3 +17,17 @@ def platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else str(device.platform)
+
+
+def compute_capability() -> float | None:
+    """CUDA's compute capability of the GPU that the program will run on.
+
+    None if that is no GPU of this machine, but one that is described (`runtime/planning/gpu.py`).
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    here = (
+        float(gpu.compute_capability)
+        for gpu in jax.local_devices()
+        if gpu.platform == "gpu" and (device is None or device.device_kind == gpu.device_kind)
+    )
+    return min(here, default=None)

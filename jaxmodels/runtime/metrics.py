@@ -1,19 +1,18 @@
-"""metrics.jsonl, one line for each step, and the same numbers for TensorBoard."""
+"""metrics.jsonl, one line for each step, and the same numbers for trackers."""
 
 import json
 import math
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from jaxmodels.cli import say
 from jaxmodels.files import write_text
 from jaxmodels.reading import json_object
+from jaxmodels.runtime.trackers import Trackers
 
 SECONDS = 10.0  # between flushes to disk, for those who watch a run
 
@@ -147,67 +146,33 @@ class NullLog:
 
 
 class MetricsLog(JsonLines):
-    """metrics.jsonl of a run and TensorBoard's files, flushed to disk every `SECONDS`.
+    """metrics.jsonl of a run, flushed to disk every `SECONDS`, and its trackers.
 
     Args:
         run: the run directory.
         step: the step that the run continues from; 0 for a new run.
+        trackers: where the numbers go too, by the names of --report-to.
     """
 
-    def __init__(self, run: Path, step: int):
-        # The synchronous writer: `SummaryWriter` hands each number to two threads, which took the
-        # host longer than dispatching the step.
-        with _without_torch():
-            from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto import event_pb2, summary_pb2
-
+    def __init__(self, run: Path, step: int, trackers: Sequence[str] = ("tensorboard",)):
         super().__init__(run / "metrics.jsonl", step)
-        folder = run / "tensorboard"
-        folder.mkdir(exist_ok=True)
-        # The writer puts the time in seconds into the name; the step makes it unique.
-        self._board = EventsWriter(str(folder / "events"), f".{step}")
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        # From here on TensorBoard ignores later steps of earlier files.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._show(step + 1, session_log=start)
+        self._trackers = Trackers(trackers, run, step)
         self._flushed = time.monotonic()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends the record of one step; its numbers other than `step` go to TensorBoard too."""
+        """Appends the record of one step; its numbers other than `step` go to the trackers too."""
         super().write(record)
-        value = self._summary.Value
-        values = [value(tag=name, simple_value=x) for name, x in record.items() if name != "step"]
-        self._show(record["step"], summary=self._summary(value=values))
+        self._trackers.log(record["step"], {k: x for k, x in record.items() if k != "step"})
         if time.monotonic() - self._flushed > SECONDS:
             self.flush()
-
-    def _show(self, step: int, **what: Any) -> None:
-        self._board.write_event(self._event(wall_time=time.time(), step=step, **what))
 
     def flush(self) -> None:
         """Flushes to disk."""
         super().flush()
-        self._board.flush()
+        self._trackers.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes."""
         super().close()
-        self._board.close()
-
-
-@contextmanager
-def _without_torch() -> Iterator[None]:
-    """Hides torch from imports: tensorboardX imports it for tensors that we never pass.
-
-    That import was half of the time from the command to the first step of a tiny preset.
-    """
-    modules: dict[str, Any] = sys.modules
-    if "torch" in modules:
-        yield
-        return
-    modules["torch"] = None  # makes `import torch` fail (language reference, 5.3.1)
-    try:
-        yield
-    finally:
-        del modules["torch"]
+        self._trackers.close()

@@ -7,7 +7,6 @@ shape are batched: a few large products instead of many small ones. `optax.contr
 them one by one, with a learning rate and weight decay of its own.
 """
 
-import re
 from math import prod
 from typing import Any
 
@@ -17,9 +16,8 @@ import optax
 from optax import contrib
 
 from jaxmodels.recipe import Optim
-from jaxmodels.runtime.paths import Arrays, pattern
+from jaxmodels.runtime.paths import Arrays, matrices, pattern
 
-_STACK = re.compile(r"blocks/(?!\d)")  # all blocks in one array
 _SMALL = 2**18  # elements; products of larger kernels saturate a processor alone
 
 
@@ -63,15 +61,15 @@ def scale_by_muon(optim: Optim) -> optax.GradientTransformation:
 
 
 def _is_kernel(path: str, shape: tuple[int, ...]) -> bool:
-    return path.endswith("/kernel") and len(shape) >= (3 if _STACK.match(path) else 2)
+    return path.endswith("/kernel") and matrices(path, shape) is not None
 
 
 def _matrices(path: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """A kernel as matrices: their number (several in a stack of blocks), inputs, outputs."""
-    count, axes = (shape[0], shape[1:]) if _STACK.match(path) else (1, shape)
-    to_heads = path.endswith(("/q/kernel", "/k/kernel", "/v/kernel"))
-    first = 1 if to_heads else len(axes) - 1
-    return count, prod(axes[:first]), prod(axes[first:])
+    found = matrices(path, shape)
+    assert found is not None  # by `_is_kernel`
+    leading, inputs, outputs = found
+    return prod(leading), inputs, outputs
 
 
 def _group(path: str, shape: tuple[int, ...]) -> str:

@@ -14,6 +14,7 @@ import optax
 
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Optim
+from jaxmodels.runtime.lora import is_adapter
 from jaxmodels.runtime.muon import scale_by_muon
 from jaxmodels.runtime.paths import Arrays, pattern
 
@@ -85,7 +86,8 @@ def lr_factor(optim: Optim, path: str) -> float:
 
 
 def trainable(optim: Optim, params: Arrays) -> Arrays:
-    """The parameters that are not frozen: those with gradients and optimiser state.
+    """The parameters that are not frozen: those with gradients and optimiser state. Of a model with
+    adapters (`--lora`) these are adapters only.
 
     Raises:
         Problem: (usage) a pattern of `lr_scale` matches no parameter, or all are frozen.
@@ -98,7 +100,8 @@ def trainable(optim: Optim, params: Arrays) -> Arrays:
                 fix="see `jaxmodels inspect RUN --tensors` for all of them; * stands for anything",
                 exit_code=USAGE,
             )
-    moving = {path: leaf for path, leaf in params.items() if lr_factor(optim, path)}
+    adapters = {path: leaf for path, leaf in params.items() if is_adapter(path)}
+    moving = {p: leaf for p, leaf in (adapters or params).items() if lr_factor(optim, p)}
     if not moving:
         raise Problem(
             "optim.lr_scale freezes every parameter",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
+from math import prod
 from typing import Any
 
 import jax
@@ -39,6 +40,10 @@ class GraphDef:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def weights(self, params: Arrays) -> Arrays:
+        """The model's parameters; without adapters (`runtime/lora.py`) those given."""
+        return params
 
     def merge(self, params: Arrays, rest: Arrays) -> Any:
         """The module that holds these arrays."""
@@ -140,6 +145,23 @@ def _part(leaf: Any, i: int) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
     return leaf[i]
+
+
+_STACK = re.compile(r"(.*/)?blocks/(?!\d)")  # all blocks in one array
+_TO_HEADS = ("/q/kernel", "/k/kernel", "/v/kernel")
+
+
+def matrices(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int] | None:
+    """A kernel as one matrix, or a stack of them: its leading axes, inputs, outputs.
+
+    Heads with an axis of their own belong to the outputs of queries, keys and values, and to the
+    inputs of other kernels. None for what is no matrix.
+    """
+    leading, axes = (shape[:1], shape[1:]) if _STACK.match(path) else ((), shape)
+    if len(axes) < 2 or path.endswith(("/bias", "/scale")):
+        return None
+    first = 1 if path.endswith(_TO_HEADS) else len(axes) - 1
+    return leading, prod(axes[:first]), prod(axes[first:])
 
 
 def layer_of(path: str) -> str:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmodels.architecture import Architecture
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
-from jaxmodels.runtime import aggregate, stats
+from jaxmodels.runtime import aggregate, lora, stats
 from jaxmodels.runtime.compiler import compiler_options
 from jaxmodels.runtime.optim import optimiser, schedule, trainable
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
@@ -111,7 +111,11 @@ def init(
         return made
 
     def weights(key: Any) -> tuple[Arrays, Arrays]:
-        return split(model(key))[1:]
+        params, model_state = split(model(key))[1:]
+        if recipe.adapters:
+            folded = jax.random.fold_in(jax.random.wrap_key_data(key), 1)
+            params |= lora.draw(package, recipe.adapters, params, folded)
+        return params, model_state
 
     def rest_of(params: Arrays, model_state: Arrays, key: Any) -> State:
         active = trainable(recipe.optim, params)
@@ -121,8 +125,12 @@ def init(
     # Host arrays, since they are the same in every process.
     seed, key = (np.asarray(jax.random.key_data(jax.random.key(recipe.seed + n))) for n in (0, 1))
     graphdef = split(nnx.eval_shape(model, seed))[0]
+    if recipe.adapters:
+        graphdef = lora.Adapted.of(graphdef, recipe.adapters.scale)
     shapes = jax.eval_shape(lambda: rest_of(*weights(seed), key))
-    placed = param_shardings(mesh, package.SHARDING, shapes.params)
+    own = {path: leaf for path, leaf in shapes.params.items() if not lora.is_adapter(path)}
+    everywhere = dict.fromkeys(shapes.params, NamedSharding(mesh, P()))  # adapters are small
+    placed = everywhere | param_shardings(mesh, package.SHARDING, own)
     shardings = tree_shardings(shapes, shapes.params, placed, mesh)
     abstract = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
@@ -258,7 +266,8 @@ def _gradient(
         batch, key, share = part
 
         def loss(active: Arrays) -> tuple[jax.Array, Any]:
-            cast = {path: leaf.astype(dtype) for path, leaf in (params | active).items()}
+            full = graphdef.weights(params | active)
+            cast = {path: leaf.astype(dtype) for path, leaf in full.items()}
             value, aux = package.loss(graphdef.merge(cast, model_state), batch, keys(dropout=key))
             metrics, by_tokens, commit_input = aggregate.split_aux(aux)
             value, metrics = aggregate.weighted(value, metrics, by_tokens, share)

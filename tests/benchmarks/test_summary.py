@@ -80,9 +80,11 @@ def test_the_table_is_written_between_the_markers(tmp_path, capsys):
     assert text == f"before\n{BEGIN}\n{markdown(read(tmp_path))}\n{END}\nafter\n"
     assert summary.main([*words, "--write"]) == 0  # and again
     assert readme.read_text() == text
-    first = (tmp_path / summary.PLOT).read_bytes()
-    summary.plot(read(tmp_path), tmp_path / summary.PLOT)
-    assert (tmp_path / summary.PLOT).read_bytes() == first
+    charts = [tmp_path / f"speed-{theme}.svg" for theme in ("light", "dark")]
+    first = [chart.read_bytes() for chart in charts]
+    assert summary.plot(read(tmp_path), tmp_path) == charts
+    assert [chart.read_bytes() for chart in charts] == first
+    assert b"2.00\xc3\x97 fast" in first[0]
     assert summary.main(words) == 0
     assert "fast 20 ms" in capsys.readouterr().out
 

@@ -1,6 +1,5 @@
 """GGUF: written, read back, read by its own package, and run by llama.cpp."""
 
-import builtins
 import json
 import struct
 
@@ -13,6 +12,7 @@ import bridge
 from bridge.core.tensors import DTYPES
 from bridge.storage.gguf_reader import read_gguf
 from data_pipelines.gpt2 import GPT2Tokenizer
+from jaxmodels import extras
 from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE, Problem
 from tests.bridge.helpers import command, random_params, save_tree, vocabulary
 
@@ -174,14 +174,7 @@ def test_refusals(tmp_path, capsys, monkeypatch):
     words = ["convert", tmp_path / "own", tmp_path / "x", "--set", "heads=2"]
     assert command(capsys, *words, "--dtype", "q8_0")[0] == USAGE
     assert command(capsys, *words, "--to", "gguf", "--optimizer")[0] == USAGE
-    imported = builtins.__import__
-
-    def without(name, *args, **options):
-        if name == "gguf":
-            raise ImportError("No module named 'gguf'")
-        return imported(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(extras, "installed", lambda module: module != "gguf")
     code, _, err = command(capsys, *words, "--to", "gguf")
     assert code == USAGE
     assert "jaxmodels[gguf]" in err

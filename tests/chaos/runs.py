@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,13 @@ def cases(folder: Path) -> list[Case]:
 
 
 def differences(one: Path, two: Path) -> list[str]:
-    """What is not bit-identical in the last checkpoints and the logs of two runs."""
+    """What is not bit-identical in the last checkpoints and the logs of two runs, of which the
+    first never changes."""
+    both = ((_cached_tree, one), (_tree, two))
     found = [
         f"{name} of the last checkpoint"
         for name in ("params", "train", "ema")
-        if not _equal(*(_tree(run / "checkpoints" / str(STEPS) / name) for run in (one, two)))
+        if not _equal(*(tree(run / f"checkpoints/{STEPS}/{name}") for tree, run in both))
     ]
     for name in ("metrics.jsonl", "stats.jsonl"):
         if _records(one / name) != _records(two / name):
@@ -116,6 +119,9 @@ def _tree(path: Path) -> Any:
         return {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         return jax.tree.map(np.asarray, reader.restore(path))
+
+
+_cached_tree = cache(_tree)
 
 
 def _equal(one: Any, two: Any) -> bool:

@@ -11,9 +11,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 from jaxmodels.__main__ import main
 from jaxmodels.errors import DONE, INTERNAL, NO_SPACE, STOPPED
+from jaxmodels.runtime.reporting import plots
 from tests.chaos.runs import Case, differences
 
 Wrong = list[str]
@@ -164,8 +166,10 @@ def _lost(reference: Path, run: Path, damaged: Path) -> list[str]:
 
 
 def _called(*words: str) -> tuple[int, str]:
-    """Runs a command in this process: its exit code and output."""
+    """Runs a command in this process, without plots, which take most of the time of a call that
+    finds nothing left to train: its exit code and output."""
     output = io.StringIO()
-    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+    without_plots = patch.object(plots, "draw")
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output), without_plots:
         code = main(list(words))
     return code, output.getvalue()

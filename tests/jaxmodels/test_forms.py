@@ -1,4 +1,4 @@
-"""The forms that layers take on a TPU, run on a CPU: other layouts and sums, the same numbers."""
+"""The forms that layers take on TPUs and GPUs, run on a CPU: other layouts, the same numbers."""
 
 import importlib
 from dataclasses import replace
@@ -22,24 +22,26 @@ from jaxmodels.layers.rotary import rotation
 from jaxmodels.runtime.paths import split
 from tests.contract import our_writers
 
-MESH = AbstractMesh(
-    (1, 1),
-    ("data", "model"),
-    (AxisType.Auto,) * 2,
-    abstract_device=AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
-)
+DEVICES = {
+    "tpu": AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
+    "gpu": AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"),
+}
 
 
-def as_on_a_tpu(function):
+def as_on(kind, function):
+    mesh = AbstractMesh(
+        (1, 1), ("data", "model"), (AxisType.Auto,) * 2, abstract_device=DEVICES[kind]
+    )
+
     def traced(*args):
-        with jax.sharding.use_abstract_mesh(MESH):
-            assert target.platform() == "tpu"
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert target.platform() == kind
             return function(*args)
 
     return traced
 
 
-def same(function, *args, **near):
+def same(function, *args, kind="tpu", **near):
     """The function's values and gradients in both forms; gives back how a CPU has them."""
 
     def results(*args):
@@ -47,7 +49,7 @@ def same(function, *args, **near):
         ones = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)), out)
         return out, back(jax.tree.map(lambda x, y: y.reshape(x.shape), out, ones))
 
-    expected, found = jax.jit(results)(*args), jax.jit(as_on_a_tpu(results))(*args)
+    expected, found = jax.jit(results)(*args), jax.jit(as_on(kind, results))(*args)
     for one, two in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         assert one.dtype == two.dtype
         np.testing.assert_allclose(one, two, **(near or {"rtol": 1e-10, "atol": 1e-10}))
@@ -115,19 +117,25 @@ FAR = {"near": 1.0, "far": 2000.0}
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("kind", "tied"), [("tpu", True), ("gpu", True), ("gpu", False)])
 @pytest.mark.parametrize("scale", FAR.values(), ids=FAR)
-def test_the_chunked_loss_and_its_hits(scale):
+def test_the_chunked_loss_and_its_hits(scale, kind, tied):
     x, head = drawn(2, 7, 4), scale * drawn(11, 4, seed=1)
+    head = head if tied else head.T
     targets = jnp.asarray(np.random.default_rng(2).integers(0, 11, (2, 7)))
     mask = jnp.asarray([[1] * 7, [1, 1, 0, 1, 0, 0, 1]])
-    loss, _ = same(lambda x, head: chunked_scores(x, head, targets, mask), x, head)[0]
+
+    def scores(x, head):
+        return chunked_scores(x, head, targets, mask, tied)
+
+    loss, _ = same(scores, x, head, kind=kind)[0]
     assert np.isfinite(loss)
     assert (loss > 710) == (scale > 1)  # e to the 710 is beyond float64
 
 
 def test_a_loss_that_is_no_number_stays_none():
     bad = jnp.full((1, 2, 4), jnp.nan)
-    loss = as_on_a_tpu(lambda x: chunked_scores(x, jnp.ones((5, 4)), jnp.ones((1, 2), int))[0])
+    loss = as_on("tpu", lambda x: chunked_scores(x, jnp.ones((5, 4)), jnp.ones((1, 2), int))[0])
     assert jnp.isnan(jax.jit(loss)(bad))
 
 

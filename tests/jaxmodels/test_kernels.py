@@ -147,12 +147,42 @@ def test_lowered_for_nvidia_it_is_cudnn(causal):
 @pytest.mark.usefixtures("cudnn")
 @pytest.mark.parametrize(
     ("width", "dtype", "segments"),
-    [(64, jnp.float32, False), (78, jnp.bfloat16, False), (64, jnp.bfloat16, True)],
+    [(64, jnp.float32, False), (136, jnp.bfloat16, False), (64, jnp.bfloat16, True)],
 )
 def test_what_cudnn_does_not_take_is_plain_on_nvidia(width, dtype, segments):
     options = {"segments": documents(64)} if segments else {}
     traced = jax.jit(lambda *a: gradient(*a, **options)).trace(*inputs(64, width, dtype)[:3])
     assert "cudnn" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("t", "width"), [(32, 78), (33, 64)])
+def test_padded_for_cudnn_it_computes_the_same(monkeypatch, causal, t, width):
+    """Run with XLA's own form in cuDNN's place."""
+    arrays = inputs(t, width, jnp.bfloat16)
+    kernel = kernels._cudnn(*arrays[:3], causal)
+    library, taken = jax.nn.dot_product_attention, []
+
+    def form(q, *others, implementation, **options):
+        taken.append((q.shape[1], q.shape[-1], implementation))
+        return library(q, *others, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", form)
+    exact = [array.astype(jnp.float32) for array in arrays]
+    pairs = both(lambda q, k, v: kernel(q, k, v, None), lambda *a: plain(*a, None, causal), *exact)
+    for one, two in pairs:
+        np.testing.assert_allclose(one, two, atol=2e-5)
+    assert set(taken) == {(t + t % 2, width + -width % 8, "cudnn")}
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_gradient_over_an_odd_length_is_lowered_to_cudnn(causal):
+    traced = jax.jit(lambda *a: gradient(*a, causal=causal)).trace(
+        *inputs(65, 78, jnp.bfloat16)[:3]
+    )
+    assert "__cudnn$fmha" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_without_cudnn_there_is_still_a_program(monkeypatch):
@@ -168,9 +198,10 @@ def has_gpu():
 
 
 @pytest.mark.skipif("not has_gpu()", reason="needs an NVIDIA GPU; this machine has none")
+@pytest.mark.parametrize(("t", "width"), [(256, 64), (255, 78)])
 @pytest.mark.parametrize("causal", [True, False])
-def test_cudnn_is_the_plain_form(causal):
-    arrays = inputs(256, 64, jnp.bfloat16)
+def test_cudnn_is_the_plain_form(causal, t, width):
+    arrays = inputs(t, width, jnp.bfloat16)
     assert kernels._cudnn(*arrays[:3], causal) is not None
 
     def form(q, k, v):

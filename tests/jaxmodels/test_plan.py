@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from jaxmodels import extras
 from jaxmodels.__main__ import main
 from jaxmodels.commands import plan as command
 from jaxmodels.errors import INTERNAL, Problem
@@ -134,7 +135,7 @@ def test_usage(invented, capsys, argv, words):
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(tpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "installed", lambda module: module != "libtpu")
     for name, value in tpu.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     code, _, err = run(capsys, "wikigpt:tiny", "--topology", "v5e:2x2")

@@ -1,17 +1,22 @@
-"""TPU chips and the slices they come in: peak rates, memory, links, each with its source.
+"""What `plan` compiles for: TPU chips in slices, with their rates, memory and links; GPUs in hosts.
 
 Sources: Google Cloud's pages of each chip (docs.cloud.google.com/tpu/docs/v5e and so on), read in
 November 2026, which give a chip's interconnect as the sum of both directions and all links; for
 the links of v3 and v4, table 4 of Jouppi et al. 2023 (arXiv:2304.01433); for v2, Norrie et al. 2021
 (IEEE Micro 41(2)). `usable` is the limit that libtpu's compiler names when a program exceeds it.
+GPUs: `gpus`.
 """
 
 import difflib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.runtime.planning.gpus import GPUS, Gpu, hosts, is_gpu
 
 GIB = 1 << 30
 
@@ -21,7 +26,8 @@ class Chip:
     """One chip; a device is a JAX device, a chip or one of its two cores."""
 
     clock: float
-    """Cycles a second: the peak rate over what its matrix units do in a cycle."""
+    """The compiler's unit of time, a second's worth: cycles of a TPU (the peak rate over what its
+    matrix units do in a cycle), nanoseconds on a GPU."""
     flops: float
     """Peak bfloat16 operations a second. XLA multiplies float32 in bfloat16 by default, too."""
     hbm: int
@@ -36,7 +42,7 @@ class Chip:
     """Bytes of memory of one device that a program may fill."""
     source: str
     shapes: tuple[str, ...]
-    """The slices on offer; of those with three dimensions, the smaller ones."""
+    """The slices on offer; of those with three dimensions, the smaller ones. None for GPUs."""
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -73,9 +79,9 @@ CHIPS = {
 }
 
 
-# Prefix of JAX's `device_kind` -> peak bfloat16 operations a second, without sparsity. GPUs:
-# NVIDIA's data sheets (A100, L4, H100, H200, DGX B200), read in November 2026; H100 is SXM unless
-# the name says PCIe, which must come first.
+# Prefix of JAX's `device_kind` -> peak bfloat16 operations a second, without sparsity. L4 and H100
+# PCIe: NVIDIA's data sheets, read in November 2026; a H100 is SXM unless its name says PCIe, which
+# must come first.
 _KINDS = {
     "TPU v2": CHIPS["v2"].flops / 2,
     "TPU v3": CHIPS["v3"].flops / 2,
@@ -85,12 +91,12 @@ _KINDS = {
     "TPU v5": CHIPS["v5p"].flops,
     "TPU v6": CHIPS["v6e"].flops,
     "TPU7x": CHIPS["tpu7x"].flops / 2,
-    "NVIDIA A100": 312e12,
+    "NVIDIA A100": GPUS["a100-80g"].flops,
     "NVIDIA L4": 121e12,
     "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
+    "NVIDIA H100": GPUS["h100"].flops,
+    "NVIDIA H200": GPUS["h200"].flops,
+    "NVIDIA B200": GPUS["b200"].flops,
 }
 
 
@@ -138,14 +144,60 @@ class Topology:
         links = sum(min(2, size - 1) for size in self.shape)
         return self.chip.link * links / self.chip.devices
 
+    @property
+    def sheet(self) -> dict[str, Any]:
+        """A device's rates (operations and bytes a second), memory in bytes, and their source."""
+        share = self.chip.devices
+        return {
+            "flops": self.flops,
+            "bandwidth": self.bandwidth,
+            "memory": self.chip.hbm // share,
+            "link": self.chip.link / share,
+            "source": self.chip.source,
+        }
+
+    def rate(self, members: Sequence[int]) -> float:
+        """Bytes a second that a device can send to the others of these devices, by their indices.
+
+        As in `interconnect`, a slice lets a device use all of its links.
+        """
+        return self.interconnect
+
+
+@dataclass(frozen=True)
+class GpuHosts(Topology):
+    """Hosts with GPUs of one kind, such as h100:2x8; their shape is (hosts, GPUs of each)."""
+
+    gpu: Gpu
+
+    @property
+    def interconnect(self) -> float:
+        """Bytes a second that a device can send when all exchange with all; 0 for one device."""
+        return self.rate(range(self.devices)) if self.devices > 1 else 0.0
+
+    @property
+    def sheet(self) -> dict[str, Any]:
+        """As a TPU's, with NVLink and the network instead of a link."""
+        rates = {name: rate for name, rate in super().sheet.items() if name != "link"}
+        return rates | {"nvlink": self.gpu.nvlink, "network": self.gpu.nic}
+
+    def rate(self, members: Sequence[int]) -> float:
+        """Over NVLink, or between hosts over the network cards of the members in one host."""
+        by_host = Counter(index // self.shape[1] for index in members)
+        if len(by_host) < 2:
+            return self.gpu.nvlink
+        return min(self.gpu.nvlink, self.gpu.nic * min(by_host.values()))
+
 
 def topology(name: str) -> Topology:
-    """The slice of a name such as "v5e:4x4" or "v4:2x2x2".
+    """The slice of a name such as "v5e:4x4" or "v4:2x2x2"; GPUs of "h100:8" or "h100:2x8".
 
     Raises:
         Problem: (usage) there is no such chip or slice; near names are suggested.
     """
     chip, _, shape = name.lower().partition(":")
+    if chip not in CHIPS and is_gpu(name):
+        return _gpus(name)
     known = CHIPS.get(chip)
     if known and shape in known.shapes:
         return Topology(f"{chip}:{shape}", known, tuple(int(size) for size in shape.split("x")))
@@ -158,10 +210,24 @@ def topology(name: str) -> Topology:
         f"unknown topology: {name!r}" if name else "--topology is missing",
         why=f"slices of {chip}: {', '.join(known.shapes)}"
         if known
-        else f"the form is CHIP:SHAPE, with one of the chips {', '.join(CHIPS)}",
-        fix=f"did you mean {' or '.join(near)}?" if near else "for example --topology v5e:4x4",
+        else f"the form is CHIP:SHAPE, with one of the TPUs {', '.join(CHIPS)}, "
+        f"or GPU:NUMBER, with one of the GPUs {', '.join(GPUS)}",
+        fix=f"did you mean {' or '.join(near)}?"
+        if near
+        else "for example --topology v5e:4x4 or --topology h100:8",
         exit_code=USAGE,
     )
+
+
+def _gpus(name: str) -> GpuHosts:
+    named = hosts(name)
+    gpu = named.gpu
+    nanosecond = 1e9
+    chip = Chip(
+        *(nanosecond, gpu.flops, gpu.memory, gpu.bandwidth, gpu.nvlink, 1, gpu.usable, gpu.source),
+        shapes=(),
+    )
+    return GpuHosts(named.name, chip, (named.hosts, named.each), gpu)
 
 
 def _by_count(name: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Where libtpu's compiler expects the time of a step to go, read off the compiled text.
+"""Where the compiler expects the time of a step to go, read off the compiled text (`program`).
 
-The compiler writes its estimate of each operation's clock cycles into the text. It is a model, not
-a clock: it knows layouts, the matrix unit and memory, but neither kernels (Pallas) nor collectives.
+Its estimates are a model, not a clock: of a TPU it knows layouts, the matrix unit and memory, of a
+GPU also collectives; of neither what kernels cost (Pallas, cuDNN), nor of a GPU what launches do.
 """
 
 import re
@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jaxmodels.runtime.planning import hlo
+from jaxmodels.runtime.planning import kernels, program
+from jaxmodels.runtime.planning.hlo import collective
 
 _RESULT = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\(")
 _LAYOUT = re.compile(r"\{[^{}]*\}")
@@ -21,10 +22,10 @@ class Operation(NamedTuple):
     """One kind of operation of a program, as often as a step runs it."""
 
     cycles: int
-    """Of all runs together."""
+    """Of all runs together; on a GPU, nanoseconds."""
     runs: int
     kind: str
-    """XLA's name without its number: `fusion`, `copy`, `convolution_add_fusion`, …"""
+    """Of a kernel its name; else XLA's without its number: `fusion`, `copy`, …"""
     shape: str
     """Dtype and shape of the result."""
     source: str
@@ -35,12 +36,12 @@ class Operation(NamedTuple):
 def estimated(text: str) -> int:
     """Clock cycles that the compiler expects of the whole program; 0 where it gives none.
 
-    What is in a loop counts as often as it runs. Pallas kernels and collectives count nothing.
+    What is in a loop counts as often as it runs. Kernels and collectives count nothing.
 
     Args:
         text: the module as `Compiled.as_text()` gives it.
     """
-    return sum(cycles * times for _, cycles, times in _lines(*hlo.computations(text)))
+    return sum(cycles * times for _, cycles, times in _lines(*program.computations(text)))
 
 
 def operations(text: str) -> list[Operation]:
@@ -51,11 +52,11 @@ def operations(text: str) -> list[Operation]:
     """
     sources = _sources(text)
     sums: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for line, cycles, times in _lines(*hlo.computations(text)):
+    for line, cycles, times in _lines(*program.computations(text)):
         if not (result := _RESULT.match(line)):
             continue
         frame = _FRAME.search(line)
-        kind = re.sub(r"[.\d]+$", "", result[1])
+        kind = kernels.kernel(line) or re.sub(r"[.\d]+$", "", result[1])
         shape = _LAYOUT.sub("", result[2])
         found = sums[kind, shape, sources.get(frame[1], "") if frame else ""]
         found[0] += cycles * times
@@ -70,10 +71,11 @@ def _lines(bodies: dict[str, list[str]], entry: str) -> Iterator[tuple[str, int,
     while waiting:
         name, times = waiting.pop()
         for line in bodies.get(name, []):
-            if found := hlo.CYCLES.search(line):
-                yield line, int(found[1]), times
-            if body := hlo.loop_body(line):
-                waiting.append((body, times * hlo.trips(line, bodies)))
+            cycles = program.estimate(line)
+            if cycles is not None and not collective(line):
+                yield line, cycles, times
+            if body := program.loop_body(line):
+                waiting.append((body, times * program.trips(line, bodies)))
 
 
 def _sources(text: str) -> dict[str, str]:

@@ -4,6 +4,17 @@ import re
 from dataclasses import dataclass
 from math import prod
 
+from jaxmodels.runtime.planning.groups import members
+from jaxmodels.runtime.planning.program import (
+    CALLED,
+    computations,
+    definitions,
+    estimate,
+    loop_body,
+    name_of,
+    runs,
+)
+
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -16,21 +27,9 @@ KINDS = (
 _BYTES = {"pred": 1, "token": 0} | {f"{kind}{n}": n // 8 for kind in "su" for n in (8, 16, 32, 64)}
 _BYTES |= {"s4": 1, "u4": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?[\])}]) ([a-z][a-z\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b(pred|[sufc]\d+|bf16|f8\w+)\[([\d,]*)\]")
-_CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|true_computation|false_computation|called_computation)=%?([\w.\-]+)"
-)
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
-_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
-_LESS = re.compile(r"compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(L[TE])")
-_INDEX = re.compile(r"get-tuple-element\(.*index=(\d+)")
-_CONSTANT = re.compile(r"= [su](?:32|64)\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-CYCLES = re.compile(r'"?estimated_cycles"?:"?(\d+)')
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,20 @@ class Collective:
     count: int
     """How often a step runs it: the product of the trip counts of its loops."""
     bytes: int
-    """Bytes of its full result on one device, or of its operand if that is larger."""
+    """Bytes of its full result on one device, or of its operands if they are larger."""
     group: int
     """Number of devices in a group."""
     beside: int = 0
-    """Cycles of other work that the compiler has scheduled during each run."""
+    """Cycles (nanoseconds on a GPU) of other work that the compiler has scheduled during a run."""
+    cycles: int | None = None
+    """Cycles (nanoseconds) of a run by the compiler's estimate; None if it has none."""
+    devices: tuple[int, ...] = ()
+    """The devices of a group; the first ones if they are not known."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The devices of a group."""
+        return self.devices or tuple(range(self.group))
 
     @property
     def sent(self) -> float:
@@ -68,32 +76,37 @@ def collectives(text: str, devices: int) -> list[Collective]:
         devices: number of devices, the group of a collective that names none.
     """
     bodies, entry = computations(text)
-    beside = cycles_beside(bodies, entry)
-    times: dict[str, int] = {}
-    _walk(entry, 1, bodies, times)
+    beside, times = cycles_beside(bodies, entry), runs(bodies, entry)
     found: dict[object, Collective] = {}
-    for name, lines in bodies.items():
-        for line in lines:
-            operation = _OPERATION.match(line)
-            if not operation or name not in times:
+    for name in times:
+        lines = definitions(bodies[name])
+        for line in bodies[name]:
+            if not (kind := collective(line)):
                 continue
-            kind = operation[2].removesuffix("-start")
-            if kind not in KINDS:
+            group = members(line, devices)
+            if len(group) < 2:
                 continue
             if name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            size = max(_largest(operation[1]), _largest(operation[3].partition(")")[0]))
             channel = _CHANNEL.search(line)
-            group = _group(line, devices)
-            if group > 1:
-                key = channel[1] if channel else line
-                work = beside.get(channel[1], 0) if channel else 0
-                found[key] = Collective(kind, times[name], size, group, work)
+            work = beside.get(channel[1], 0) if channel else 0
+            size = _size(kind, line, lines, len(group))
+            key = channel[1] if channel else line
+            found[key] = Collective(
+                kind, times[name], size, len(group), work, estimate(line), group
+            )
     return list(found.values())
 
 
+def collective(line: str) -> str:
+    """The kind of the collective that a line starts; empty if it starts none."""
+    operation = _OPERATION.match(line)
+    kind = operation[2].removesuffix("-start") if operation else ""
+    return kind if kind in KINDS else ""
+
+
 def cycles_beside(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
-    """Channel of a collective → cycles of the work that runs while it does.
+    """Channel of a collective → cycles (nanoseconds) of the work that runs while it does.
 
     A collective that is part of fusions runs beside their other work; one that is written as
     start and done, beside what is scheduled between. Any other one stops the device.
@@ -104,11 +117,10 @@ def cycles_beside(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
         clock = 0
         begun: dict[str, tuple[int, set[str]]] = {}
         for line in bodies.get(scheduled.pop(), []):
-            cycles = int(known[1]) if (known := CYCLES.search(line)) else 0
+            cycles = 0 if collective(line) else estimate(line) or 0
             operation = _OPERATION.match(line)
-            name = line.strip().removeprefix("ROOT ").partition(" = ")[0].lstrip("%")
             if operation and operation[2].endswith("-start"):
-                begun[name] = clock, _channels(line, bodies)
+                begun[name_of(line)] = clock, _channels(line, bodies)
             elif operation and operation[2].endswith("-done"):
                 start = operation[3].partition(")")[0].split(" ")[-1].lstrip("%")
                 since, channels = begun.get(start, (clock, set()))
@@ -125,7 +137,7 @@ def cycles_beside(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
 def _channels(line: str, bodies: dict[str, list[str]]) -> set[str]:
     """The channels of the collectives in a line and in the computations that it calls."""
     found = set(_CHANNEL.findall(line))
-    for called in _CALLED.findall(line):
+    for called in CALLED.findall(line):
         for inner in bodies.get(called, []):
             if " fusion(" in inner or _CHANNEL.search(inner):
                 found |= _channels(inner, bodies)
@@ -142,100 +154,23 @@ def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
     return dict(sorted(rows.items()))
 
 
-def computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Name → lines of every computation, and the name of the entry."""
-    bodies: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if head := _COMPUTATION.match(line):
-            current = bodies.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif current is not None and " = " in line:
-            current.append(line)
-    return bodies, entry
+def _size(kind: str, line: str, lines: dict[str, str], group: int) -> int:
+    """Bytes of the full arrays of a collective: of all its operands, gathered if it gathers.
 
-
-def _walk(name: str, times: int, bodies: dict[str, list[str]], found: dict[str, int]) -> None:
-    """Records how often a computation and its callees run; of several callers the most counts."""
-    if found.get(name, 0) >= times or name not in bodies:
-        return
-    found[name] = times
-    for line in bodies[name]:
-        again = times * trips(line, bodies) if " while(" in line else times
-        called = _CALLED.findall(line)
-        for branches in _BRANCHES.findall(line):
-            called += [branch.strip(" %") for branch in branches.split(",")]
-        for one in called:
-            _walk(one, again, bodies, found)
-
-
-def loop_body(line: str) -> str:
-    """The computation that a while loop runs; empty if the line is no while loop."""
-    found = _BODY.search(line) if " while(" in line else None
-    return found[1] if found else ""
-
-
-def trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """Trip count of a while loop: XLA's annotation, or the limit of its counter, which starts at 0;
-    1 if neither can be read."""
-    if known := _TRIPS.search(line):
-        return int(known[1])
-    condition, body = (
-        _definitions(bodies.get(found[1], [])) if (found := pattern.search(line)) else {}
-        for pattern in (_CONDITION, _BODY)
-    )
-    compared = _LESS.search(condition.get("ROOT", ""))
-    if not compared:
-        return 1
-    counter, limit = (condition.get(name, "") for name in compared.groups()[:2])
-    index, most = _INDEX.search(counter), _CONSTANT.search(limit)
-    if not index or not most:
-        return 1
-    last = int(most[1]) + (compared[3] == "LE")
-    return max(1, -(-last // _step(body, int(index[1]))))
-
-
-def _step(body: dict[str, str], index: int) -> int:
-    """What an iteration adds to the counter, element `index` of the body's result."""
-    returned = body.get("ROOT", "").partition(" tuple(")[2].partition(")")[0]
-    names = [word.rpartition("%")[2].strip() for word in returned.split(",")]
-    line = body.get(names[index], "") if index < len(names) else ""
-    added = re.findall(r"%?([\w.\-]+)", line.partition(" add(")[2].partition(")")[0])
-    steps = [found for name in added if (found := _CONSTANT.search(body.get(name, "")))]
-    return max(int(steps[0][1]), 1) if steps else 1
-
-
-def _definitions(lines: list[str]) -> dict[str, str]:
-    """Name → its defining line; the computation's result is also under "ROOT"."""
-    found = {}
-    for line in lines:
-        name = line.strip().removeprefix("ROOT ").partition(" = ")[0].lstrip("%")
-        found[name] = line
-        if line.lstrip().startswith("ROOT "):
-            found["ROOT"] = line
-    return found
-
-
-def _largest(text: str) -> int:
-    """Bytes of the largest array among the shapes in a text."""
-    sizes = [
-        prod(int(n) for n in dims.split(",") if n) * _BYTES.get(dtype, 1)
-        for dtype, dims in _SHAPE.findall(text)
-    ]
+    Where an operand is not defined among the lines, the largest array that the line names.
+    """
+    operation = _OPERATION.match(line)
+    assert operation
+    named = operation[3].partition(")")[0]
+    operands = [lines.get(word) for word in re.findall(r"%([\w.\-]+)", named)]
+    if operands and None not in operands:
+        results = (one.partition(" = ")[2] for one in operands if one)
+        # An operand is one array, which its line names first.
+        size = sum(_bytes(*found.groups()) for one in results if (found := _SHAPE.search(one)))
+        return size * (group if kind == "all-gather" else 1)
+    sizes = [_bytes(*found) for found in _SHAPE.findall(f"{operation[1]} {named}")]
     return max(sizes, default=0)
 
 
-def _group(line: str, devices: int) -> int:
-    """Number of devices in a group, in any of XLA's notations."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return listed[1].count(",") + 1
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
-        return int(iota[2])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        names = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
-        return prod(int(part or sizes[name]) for name, part in names)
-    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
-        moved = [a != b for a, b in re.findall(r"\{(\d+),(\d+)", pairs[1])]
-        return 2 if any(moved) else 1
-    return devices
+def _bytes(dtype: str, dims: str) -> int:
+    return prod(int(n) for n in dims.split(",") if n) * _BYTES.get(dtype, 1)

@@ -2,7 +2,7 @@
 
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.batches import batch_shapes
 from jaxmodels.runtime.optim import optimiser
 from jaxmodels.runtime.paths import Arrays, GraphDef
-from jaxmodels.runtime.planning import cycles, flops, hlo
+from jaxmodels.runtime.planning import cycles, flops, hlo, kernels
 from jaxmodels.runtime.planning.chips import Topology
 from jaxmodels.runtime.planning.cycles import Operation
 from jaxmodels.runtime.sharding import AXES, AnyMesh
@@ -81,12 +81,14 @@ class Compiled:
     flops: int
     """Operations of a step on all devices, recomputation (remat) included."""
     kernels: int
-    """Operations of a step inside of Pallas kernels on all devices, narrow sides padded to a matrix
-    unit's."""
+    """Operations of a step in kernels whose cost the compiler does not know, on all devices: Pallas
+    (narrow sides padded to a matrix unit's) and cuDNN's attention."""
     operations: list[Operation]
     """With the cycles that the compiler expects on one device; empty if it gives none."""
     trace_seconds: float
     compile_seconds: float
+    calls: dict[str, int] = field(default_factory=dict)
+    """Kernel → how often a step runs it."""
 
     @property
     def bytes(self) -> int:
@@ -107,8 +109,13 @@ class TooLarge(Exception):
         self.needed, self.seconds = needed, seconds
 
 
-def compile_step(job: Workload, mesh: Mesh) -> Compiled:
+def compile_step(job: Workload, mesh: Mesh, options: dict[str, str] | None = None) -> Compiled:
     """Compiles the step of `train` for the mesh's devices, which may be mere descriptions.
+
+    Args:
+        job: the training job.
+        mesh: its devices.
+        options: of the compiler, beside the step's own, which win.
 
     Raises:
         TooLarge: it does not fit into a device's memory.
@@ -117,12 +124,12 @@ def compile_step(job: Workload, mesh: Mesh) -> Compiled:
     step, state, batch = _step(job, mesh)
     traced = step.trace(state, batch)
     work = flops.total(flops.of_jaxpr(traced.jaxpr))
-    platform = mesh.devices.flat[0].platform
-    kernels = sum(product.padded for product in flops.in_kernels(traced.jaxpr, platform))
+    platform = {"gpu": "cuda"}.get(kind := mesh.devices.flat[0].platform, kind)
+    unknown = sum(product.padded for product in flops.in_kernels(traced.jaxpr, platform))
     lowered = traced.lower(lowering_platforms=(platform,))
     middle = time.monotonic()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -139,10 +146,11 @@ def compile_step(job: Workload, mesh: Mesh) -> Compiled:
         stats.argument_size_in_bytes + stats.output_size_in_bytes + 2 * stats.temp_size_in_bytes,
         hlo.collectives(text, mesh.size),
         work,
-        kernels,
+        unknown + mesh.size * kernels.attention_flops(text),
         cycles.operations(text),
         middle - began,
         seconds,
+        kernels.kernels(text),
     )
 
 
@@ -219,31 +227,33 @@ def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:
     Operations run at the peak rate, every byte passes once, all links are busy, and all of it
     overlaps: a step cannot be faster than the slowest of the three.
     """
-    sent = sum(one.count * one.sent for one in compiled.collectives)
+    waits = (one.count * one.sent / slice_.rate(one.members) for one in compiled.collectives)
     return {
         "compute": compiled.flops / (slice_.devices * slice_.flops),
         "memory": compiled.traffic / slice_.bandwidth,
-        "interconnect": sent / slice_.interconnect if sent else 0.0,
+        "interconnect": sum(waits, 0.0),
     }
 
 
 def expected(compiled: Compiled, slice_: Topology) -> dict[str, float]:
     """Seconds of a step by the compiler's own model of the chip; empty if it gives none.
 
-    The compiler knows the cost of neither kernels nor collectives: a kernel counts as its products
-    at the peak rate, a collective as the time in which nothing else runs.
+    It knows no cost of kernels, and on TPUs none of collectives: a kernel counts as its products at
+    the peak rate, a collective as the time in which nothing else runs.
     """
     if not compiled.operations:
         return {}
-    link = slice_.interconnect
-    waits = (
-        one.count * max(0.0, one.sent / link - one.beside / slice_.chip.clock)
-        for one in compiled.collectives
-    )
+    clock = slice_.chip.clock
+
+    def exposed(one: hlo.Collective) -> float:
+        known = one.cycles
+        takes = one.sent / slice_.rate(one.members) if known is None else known / clock
+        return one.count * max(0.0, takes - one.beside / clock)
+
     return {
-        "operations": sum(row.cycles for row in compiled.operations) / slice_.chip.clock,
+        "operations": sum(row.cycles for row in compiled.operations) / clock,
         "kernels": compiled.kernels / (slice_.devices * slice_.flops),
-        "exposed_collectives": sum(waits) if link else 0.0,
+        "exposed_collectives": sum(map(exposed, compiled.collectives), 0.0),
     }
 
 
@@ -279,6 +289,8 @@ def report(job: Workload, compiled: Compiled, slice_: Topology) -> dict[str, Any
         "tokens_per_step": job.tokens,
         "tokens_per_second_bound": job.tokens / times[bound],
         "collectives": hlo.summary(compiled.collectives),
+        "kernels": compiled.calls,
+        "chip": slice_.sheet,
         "trace_seconds": round(compiled.trace_seconds, 3),
         "compile_seconds": round(compiled.compile_seconds, 3),
     }

@@ -7,7 +7,7 @@ from math import log2
 from typing import Any
 
 from jaxmodels.errors import Problem
-from jaxmodels.runtime.planning.chips import GIB, Topology
+from jaxmodels.runtime.planning.chips import GIB, GpuHosts, Topology, topology
 from jaxmodels.runtime.planning.estimate import Estimate, Setting, settings
 from jaxmodels.runtime.planning.plan import Compiled, TooLarge, Workload
 
@@ -32,12 +32,30 @@ class Trial:
         return float(self.report.get("expected_tokens_per_second", most))
 
 
+def enough(job: Workload, slice_: Topology) -> str:
+    """The least devices of this kind on which the job fits by an estimate; empty if none do.
+
+    With the smallest batch and full remat, parameters split over all devices.
+    """
+    kind = slice_.name.partition(":")[0]
+    gpus = ("2", "4", "8", *(f"{hosts}x8" for hosts in (2, 4, 8, 16, 32)))
+    shapes = gpus if isinstance(slice_, GpuHosts) else slice_.chip.shapes
+    for larger in (topology(f"{kind}:{shape}") for shape in shapes):
+        least = Setting(larger.devices, 1, larger.devices, "full")
+        fits = larger.devices > slice_.devices and (
+            Estimate(job, larger).bytes(least) <= larger.chip.usable
+        )
+        if fits:
+            return larger.name
+    return ""
+
+
 class Search:
     """Compiles settings one after the other until the time is up.
 
     Args:
         job: the job whose settings are varied.
-        slice_: the TPU slice.
+        slice_: the devices.
         compiled: compiles a job; raises TooLarge, or Problem if the compiler fails.
         reported: `plan.report` of a job and its compilation.
         seconds: no compilation starts later than this.

@@ -5,16 +5,15 @@ installs it into `.venv/tpu`, which only the tests see.
 """
 
 import os
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any
 
-from jaxmodels.architecture import Architecture
-from jaxmodels.errors import INTERNAL, USAGE, Problem
+from jaxmodels.extras import require
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.planning.chips import Topology, topology
+from jaxmodels.runtime.planning.described import Compiler, compile_here
 from jaxmodels.runtime.planning.isolated import ProcessDied, run_isolated
+
+COMPILER = Compiler("libtpu", "libtpu")
 
 # libtpu looks for a TPU's metadata server and for a lock file when it is loaded.
 ENVIRONMENT = {
@@ -31,13 +30,7 @@ def prepare() -> None:
         Problem: (usage) libtpu is not installed.
     """
     os.environ.update(ENVIRONMENT)
-    if find_spec("libtpu") is None:
-        raise Problem(
-            "libtpu, which compiles for TPUs, is not installed",
-            why="it is a download of 200 MB and therefore optional; no TPU is needed",
-            fix="pip install 'jaxmodels[tpu]'",
-            exit_code=USAGE,
-        )
+    require("libtpu", "compiling for a TPU (which need not be there)")
 
 
 def devices(slice_: Topology) -> list[Any]:
@@ -60,17 +53,7 @@ def compile_for(package: str, config: Any, recipe: Recipe, name: str) -> Any:
         TooLarge: it does not fit.
         Problem: (internal) the compiler fails for another reason.
     """
-    import jax
-
-    from jaxmodels.runtime.compiler import refused_options
-    from jaxmodels.runtime.planning.plan import Workload, compile_step
-    from jaxmodels.runtime.sharding import make_mesh
-
-    mesh = make_mesh(recipe.mesh, devices(topology(name)))
-    try:
-        return compile_step(Workload(Architecture.of(import_module(package)), config, recipe), mesh)
-    except jax.errors.JaxRuntimeError as error:
-        raise refused_options(recipe, error) or _refused(str(error)[:1000]) from error
+    return compile_here(package, config, recipe, devices(topology(name)), COMPILER)
 
 
 def compile_isolated(package: str, config: Any, recipe: Recipe, name: str) -> Any:
@@ -83,17 +66,4 @@ def compile_isolated(package: str, config: Any, recipe: Recipe, name: str) -> An
     try:
         return run_isolated(compile_for, package, config, recipe, name)
     except ProcessDied as died:
-        raise _refused(f"it ended with {died}: {died.log[:300]}") from died
-
-
-def _refused(why: str) -> Problem:
-    try:
-        found = version("libtpu")
-    except PackageNotFoundError:
-        found = "of unknown version"
-    return Problem(
-        f"the compiler, libtpu {found}, could not compile this step",
-        why=why,
-        fix="try another --batch, --mesh or --remat, or another version of libtpu",
-        exit_code=INTERNAL,
-    )
+        raise COMPILER.failed(f"it ended with {died}: {died.log[:300]}") from died

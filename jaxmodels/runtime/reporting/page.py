@@ -10,24 +10,46 @@ from typing import Any
 from jaxmodels.cli import visible
 from jaxmodels.runtime.paths import flatten
 from jaxmodels.runtime.reporting import plots
+from jaxmodels.runtime.reporting.meanings import STATS, meaning
 from jaxmodels.runtime.reporting.progress import duration
 from jaxmodels.runtime.runs import rundir
 
 MARK = '<meta name="generator" content="jaxmodels report">'
 """Marks a page as ours, so that it may be overwritten."""
+DPI = 150
+"""Resolution of curves: sharp on a phone, and when enlarged."""
 SAMPLES = 12
 """The most samples on a page, evenly spaced, the newest first."""
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; background: #fff; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+:root { color-scheme: light dark; --text: #222; --faint: #666; --line: #ddd; --back: #fff;
+  --box: #f6f6f6; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --faint: #999; --line: #444; --back: #181818; --box: #222; }
+  img.plot { filter: invert(.9) hue-rotate(180deg); }
+}
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 1rem auto; padding: 0 1rem;
+  color: var(--text); background: var(--back); overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; }
 td { padding: .15rem 1.5rem .15rem 0; vertical-align: top; font-variant-numeric: tabular-nums; }
-td:first-child { color: #666; }
+td:first-child { color: var(--faint); overflow-wrap: normal; }
 img { max-width: 100%; height: auto; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .8rem; }
+pre { white-space: pre-wrap; background: var(--box); padding: .8rem; }
 details { margin: .5rem 0; }
+.curves { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+figure { margin: 0; }
+figure label { cursor: zoom-in; display: block; }
+figure input { position: absolute; opacity: 0; }
+figure input:checked + img { position: fixed; inset: 0; z-index: 1; width: 100%; height: 100%;
+  object-fit: contain; background: #fff; cursor: zoom-out; }
+figcaption { font-size: .9rem; color: var(--faint); }
+figcaption b { color: var(--text); }
+.key { columns: 14rem; list-style: none; padding: 0; font-size: .9rem; }
+.key span { display: inline-block; width: 1.2em; height: .7em; margin-right: .5em; }
 """
 
 
@@ -38,14 +60,15 @@ def page(run: Path) -> str:
     title = visible(f"{run.absolute().name}: {name}")
     parts = [
         *_section("Summary", [_table(_summary(run, config, summary))]),
-        *_section("Loss", _plots(run, {"loss": plots.loss})),
+        *_section("Curves", _curves(run, plots.curves(run), config)),
         *_section("Samples", _samples(run / "samples")),
-        *_section("Metrics", _plots(run, {"metrics": plots.all_metrics})),
-        *_section("Parameters and gradients", _plots(run, {"stats": plots.stats})),
+        *_section("Parameters and gradients", _layers(run)),
         *_section("Settings", _settings(config)),
         *_section("Environment", [_table(_flat(config.get("environment")))]),
     ]
-    head = f'<meta charset="utf-8">{MARK}<title>{escape(title)}</title><style>{_STYLE}</style>'
+    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f"{view}{MARK}<title>{escape(title)}</title><style>{_STYLE}</style>"
+    head = f'<meta charset="utf-8">{head}'
     body = f"<h1>{escape(title)}</h1>\n" + "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
@@ -98,21 +121,49 @@ def _samples(folder: Path) -> Iterator[str]:
     )
     for at, path in enumerate(found[i] for i in plots.evenly_spaced(len(found), SAMPLES)):
         picture = path.with_suffix(".png")
-        inside = _image(picture.read_bytes(), "captioned images") if picture.is_file() else ""
+        inside = (
+            f"<p>{_image(picture.read_bytes(), 'captioned images')}</p>"
+            if picture.is_file()
+            else ""
+        )
         text = path.read_text(encoding="utf-8", errors="replace")
         inside += f"<pre>{escape(text)}</pre>"
         opened = "" if at else " open"
         yield f"<details{opened}><summary>step {path.stem}</summary>{inside}</details>"
 
 
-def _plots(run: Path, functions: dict[str, Any]) -> Iterator[str]:
-    for name, png in plots.pictures(run, functions):
-        yield _image(png, name)
+def _curves(run: Path, curves: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """Each curve by itself, with what it means; a tap enlarges it."""
+    figures = [
+        _figure(png, name, meaning(name, config)) for name, png in plots.pictures(run, curves, DPI)
+    ]
+    if figures:
+        yield f'<div class="curves">{"".join(figures)}</div>'
 
 
-def _image(png: bytes, what: str) -> str:
+def _layers(run: Path) -> Iterator[str]:
+    """The statistics of layers, and one key to the lines of all."""
+    curves, colours = plots.layer_curves(run)
+    figures = [_figure(png, name, STATS[name]) for name, png in plots.pictures(run, curves, DPI)]
+    if figures:
+        yield f'<div class="curves">{"".join(figures)}</div>'
+        rows = (
+            f'<li><span style="background: {colour}"></span>{escape(name)}</li>'
+            for name, colour in colours.items()
+        )
+        yield f'<ul class="key">{"".join(rows)}</ul>'
+
+
+def _figure(png: bytes, name: str, text: str) -> str:
+    return (
+        f'<figure><label><input type="checkbox" aria-label="enlarge">{_image(png, name, "plot")}'
+        f"</label><figcaption><b>{escape(name)}</b> {escape(text)}</figcaption></figure>"
+    )
+
+
+def _image(png: bytes, what: str, kind: str = "picture") -> str:
     data = base64.b64encode(png).decode()
-    return f'<p><img alt="{escape(what)}" src="data:image/png;base64,{data}"></p>'
+    return f'<img class="{kind}" alt="{escape(what)}" src="data:image/png;base64,{data}">'
 
 
 def _table(rows: dict[str, Any]) -> str:

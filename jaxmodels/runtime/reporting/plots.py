@@ -33,10 +33,12 @@ def draw(run: Path) -> None:
             say(f"no plot of {name}: {error}")
 
 
-def pictures(run: Path, plots: dict[str, Callable[[Path], Any]]) -> Iterator[tuple[str, bytes]]:
+def pictures(
+    run: Path, plots: dict[str, Callable[[Path], Any]], dpi: int = 100
+) -> Iterator[tuple[str, bytes]]:
     """Name and PNG content of each plot that is not empty."""
     for name, plot in plots.items():
-        if (png := picture(name, partial(plot, run))) is not None:
+        if (png := picture(name, partial(plot, run), dpi)) is not None:
             yield name, png
 
 
@@ -60,17 +62,37 @@ def extra_metrics(run: Path) -> Any:
     return _panels(run, lambda name: name not in OF_ALL)
 
 
-def all_metrics(run: Path) -> Any:
-    """All metrics but the loss, one panel each."""
-    return _panels(run, lambda name: name not in ("step", "loss"))
+def curves(run: Path) -> dict[str, Callable[[Path], Any]]:
+    """Metric → its curve by itself, readable on a phone; the loss first."""
+    records, stride = thinned(run / METRICS, 4000, always='"valid_loss"')
+
+    def curve(name: str, _: Path) -> Any:
+        figure, axes = _small_figure()
+        _curve(axes, records, name, stride)
+        axes.set(xlabel="optimiser step")
+        axes.legend(loc="best", framealpha=0.5)
+        return figure
+
+    return {name: partial(curve, name) for name in _names(records, lambda name: name != "step")}
+
+
+def _small_figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _names(records: list[Record], wanted: Callable[[str], bool]) -> list[str]:
+    there = dict.fromkeys(name for record in records for name in record)
+    return [name for name in there if wanted(name) and not name.startswith("valid_")]
 
 
 def _panels(run: Path, wanted: Callable[[str], bool]) -> Any:
     from matplotlib.figure import Figure
 
     records, stride = thinned(run / METRICS, 4000, always='"valid_loss"')
-    there = dict.fromkeys(name for record in records for name in record)
-    names = [name for name in there if wanted(name) and not name.startswith("valid_")]
+    names = _names(records, wanted)
     if not names:
         return None
     columns = min(len(names), 3)
@@ -109,27 +131,62 @@ def numbers(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([r["step"] for r in there]), np.array([r[name] for r in there], float)
 
 
+def layer_curves(run: Path) -> tuple[dict[str, Callable[[Path], Any]], dict[str, str]]:
+    """Statistic → its curves, a line for each layer; and layer → colour, as #rrggbb."""
+    steps, layers = _layers(run)
+    colours = _colours(list(layers[0]) if layers else [])
+
+    def curve(panel: tuple[str, str, str], _: Path) -> Any:
+        figure, axes = _small_figure()
+        _layer_lines(axes, steps, layers, panel, colours)
+        return figure
+
+    return {panel[0]: partial(curve, panel) for panel in _PANELS if layers}, colours
+
+
+def _layers(run: Path) -> tuple[list[int], list[dict[str, dict[str, float]]]]:
+    records, _ = thinned(run / STATS, 200)
+    return [record["step"] for record in records], [by_layer(r["params"]) for r in records]
+
+
+def _colours(names: list[str]) -> dict[str, str]:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    shades = colormaps["viridis"](np.linspace(0, 1, len(names)))
+    return {name: to_hex(shade) for name, shade in zip(names, shades, strict=True)}
+
+
+def _layer_lines(
+    axes: Any,
+    steps: list[int],
+    layers: list[dict[str, dict[str, float]]],
+    panel: tuple[str, str, str],
+    colours: dict[str, str],
+) -> None:
+    number, heading, scale = panel
+    for name, colour in colours.items():
+        values = [row[name][number] for row in layers]
+        axes.plot(steps, values, ".-", color=colour, linewidth=1, label=name)
+    axes.set(title=heading, xlabel="optimiser step")
+    positive = any(row[name][number] > 0 for row in layers for name in colours)
+    axes.set_yscale(scale if positive else "linear")
+    axes.grid(alpha=0.3)
+
+
 def stats(run: Path) -> Any:
     """Gradients, updates and parameters of each layer over the run."""
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    records, _ = thinned(run / STATS, 200)
-    if not records:
+    steps, layers = _layers(run)
+    if not layers:
         return None
-    layers = [by_layer(record["params"]) for record in records]
-    steps, names = [record["step"] for record in records], list(layers[0])
+    colours = _colours(list(layers[0]))
+    names = list(colours)
     figure = Figure(figsize=(14, 8), layout="constrained")
     grid = figure.subplots(2, 3, sharex=True)
-    colours = colormaps["viridis"](np.linspace(0, 1, len(names)))
-    for axes, (number, heading, scale) in zip(grid.flat, _PANELS, strict=True):
-        for name, colour in zip(names, colours, strict=True):
-            values = [row[name][number] for row in layers]
-            axes.plot(steps, values, ".-", color=colour, linewidth=1, label=name)
-        axes.set(title=heading, xlabel="optimiser step")
-        positive = any(row[name][number] > 0 for row in layers for name in names)
-        axes.set_yscale(scale if positive else "linear")
-        axes.grid(alpha=0.3)
+    for axes, panel in zip(grid.flat, _PANELS, strict=True):
+        _layer_lines(axes, steps, layers, panel, colours)
     figure.suptitle(f"{title(run.absolute().name)}: parameters and gradients by layer")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     chosen = evenly_spaced(len(names), 16)

@@ -16,6 +16,8 @@ from jaxmodels.runtime.manifest import MANIFEST
 from jaxmodels.runtime.settings import differences
 
 CONFIG = "config.json"
+BASE = "base"
+"""With `--lora`: the model directory of the frozen model."""
 VOCABULARIES = ("characters.json", "tokenizer.json")
 
 
@@ -57,13 +59,18 @@ def valid_loss(checkpoint: Path) -> float | None:
 def identity(run: Path) -> dict[str, Any]:
     """What gives a run's parameters their meaning, for the manifests of its checkpoints.
 
-    `arch` and `model` of config.json, and `files`: the sha256 of the run's vocabulary.
+    `arch`, `model` and `lora` of config.json, and `files`: the sha256 of the run's vocabulary and, with
+    `--lora`, of the base model's manifest.
     """
     config = _read(run / CONFIG)
-    present = [name for name in VOCABULARIES if (run / name).is_file()]
+    base = f"{BASE}/{MANIFEST}"  # whose digests are those of the base model
+    present = [name for name in (*VOCABULARIES, base) if (run / name).is_file()]
+    recipe = config.get("recipe")
+    lora = recipe.get("lora") if isinstance(recipe, dict) else None
     return {
         "arch": config.get("arch"),
         "model": config.get("model"),
+        **({"lora": lora} if lora else {}),  # its alpha is in no shape
         "files": {name: digest(run / name) for name in present},
     }
 

@@ -17,7 +17,7 @@ DIGESTS, DATA = "digests.json", "data/"
 CHECKPOINTS = "checkpoints/"  # have manifests of their own
 
 # Written into a run by other commands at any time, from sealed files.
-_DERIVED = ("*.html", "find_lr.json", "find_lr.png")
+_DERIVED = ("*.html", "find_lr.json", "find_lr.png", "wandb/*")
 # Files that a resumed call of `train` reads or extends; it rewrites all others.
 _KEPT = (CONFIG, *VOCABULARIES, "tokenizer_config.json", "metrics.jsonl", "stats.jsonl")
 _GROWING = ("tensorboard/*", "samples/*")

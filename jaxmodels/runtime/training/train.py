@@ -28,8 +28,10 @@ from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import platform
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.finite import NotFinite, not_finite, not_finite_message
+from jaxmodels.runtime.lora import stored
 from jaxmodels.runtime.metrics import MetricsLog, NullLog
 from jaxmodels.runtime.multihost import processes
+from jaxmodels.runtime.paths import Arrays
 from jaxmodels.runtime.planning import chips, plan
 from jaxmodels.runtime.reporting.progress import Progress, batch_counts
 from jaxmodels.runtime.runs import checkpoint as ckpt
@@ -66,6 +68,9 @@ class Job:
     """Turns a fresh state into the run's initial state."""
     resumed: Callable[[int], None] = lambda step: None
     """Called with the step of the checkpoint that the run resumes from."""
+    frozen: Callable[[Arrays], Arrays] | None = None
+    """With `--lora`: reads the parameters of the base model, which checkpoints do not hold, into
+    the places of the abstract ones that it gets (path → ShapeDtypeStruct)."""
     profile: TracedSteps | None = None
     """Steps to trace."""
 
@@ -111,7 +116,7 @@ class _Loop:
             self.outcome.resumed_from = self.outcome.step
             say(f"resumed from checkpoint {self.outcome.step}")
             job.resumed(self.outcome.step)
-        self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+        self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._stored(self.state)))
         self.sizes = {path: leaf.size for path, leaf in self.state.params.items()}
         self.inline = platform.computes_inline(sum(self.sizes.values()))
         peak = chips.peak_flops(jax.devices()[0].device_kind)
@@ -124,13 +129,21 @@ class _Loop:
 
     def _restore(self) -> State:
         """Restores state and data position from the newest sound checkpoint, or starts fresh."""
-        restored = self.checkpoints.resume(self.abstract)
+        restored = self.checkpoints.resume(self._stored(self.abstract))
         if restored is None:
             self.outcome.step, self.outcome.checkpoint = 0, None
             return self.job.begin(self.fresh())
         self.job.batches.set_state(restored.data)
         self.outcome.step = self.outcome.checkpoint = int(restored.state.step)
-        return restored.state
+        state = restored.state
+        if self.job.frozen is not None:
+            lacking = {p: x for p, x in self.abstract.params.items() if p not in state.params}
+            state = state._replace(params=self.job.frozen(lacking) | state.params)
+        return state
+
+    def _stored(self, state: State) -> State:
+        """What a checkpoint holds of a state."""
+        return state._replace(params=stored(self.job.package, state.params))
 
     def _open_logs(self) -> None:
         """Opens the logs at the state's step."""
@@ -138,7 +151,7 @@ class _Loop:
         self.log: MetricsLog | NullLog = NullLog()
         self.stats: StatsLog | NullLog = NullLog()
         if processes.is_primary():
-            self.log = MetricsLog(self.job.run, out.step)
+            self.log = MetricsLog(self.job.run, out.step, recipe.trackers)
             self.stats = StatsLog(self.job.run, out.step, recipe.stats_every, self.sizes)
         out.loss = processes.broadcast(self.log.last.get("loss"))
         seen = [record["valid_loss"] for record in self.log.evaluated]
@@ -323,7 +336,8 @@ class _Loop:
             self.log.flush()
             self.stats.flush()
             jump, self.jumped = {"jump": self.jumped} if self.jumped else {}, 0.0
-            self.checkpoints.save(self.state, self.job.batches.get_state(), extra | jump)
+            state = self._stored(self.state)
+            self.checkpoints.save(state, self.job.batches.get_state(), extra | jump)
         self.saved, self.save_requested = self.outcome.step, False
         self.last_time = self.saved_at = time.monotonic()
 

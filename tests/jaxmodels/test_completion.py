@@ -1,0 +1,47 @@
+"""The completion scripts, run by the shells themselves where they are installed."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from jaxmodels.__main__ import VERBS, main
+from jaxmodels.commands import completion
+
+
+@pytest.fixture(scope="module")
+def script():
+    return completion.bash()
+
+
+def complete(script, *words):
+    """What bash offers for the last word."""
+    line = " ".join(f"'{word}'" for word in words)
+    ask = f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _jaxmodels; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_bash_completes_verbs_presets_options_and_files(script, tmp_path):
+    assert complete(script, "jaxmodels", "tr") == ["train"]
+    assert complete(script, "jaxmodels", "train", "charlm:n") == ["charlm:notebook"]
+    assert complete(script, "jaxmodels", "train", "charlm:tiny", "--save-m") == ["--save-minutes"]
+    assert complete(script, "jaxmodels", "data", "pre") == ["prepare"]
+    (tmp_path / "checkpoint.pt").touch()
+    found = complete(script, "jaxmodels", "convert", f"{tmp_path}/check")
+    assert found == [f"{tmp_path}/checkpoint.pt"]
+
+
+def test_every_verb_has_options(script):
+    assert all(completion.flags_of(verb) for verb in VERBS if verb not in ("completion", "data"))
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_accept_their_script(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "charlm:notebook" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", "-c", script], check=True)
