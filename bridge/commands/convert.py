@@ -118,6 +118,8 @@ def _show_plan(report: Any) -> None:
 
 
 def _show_conversion(report: Any, settings: tuple[str, ...]) -> None:
+    from bridge.formats import target
+
     show(
         f"{report.output}: {report.arch}, {report.tensors} tensors, "
         f"{report.parameters:,} parameters, {in_bytes(report.bytes)}; verified: {report.verified}"
@@ -128,5 +130,7 @@ def _show_conversion(report: Any, settings: tuple[str, ...]) -> None:
     show_agreement(report)
     if report.vocab_present is False:
         show("no vocabulary: token ids work, text does not; give it with --vocab FILE")
+    if target(report.format).run:  # not read back
+        return
     flags = "".join(f" --set {setting}" for setting in settings)
     show(f"next: jaxmodels verify {report.output} --against {report.source}{flags}")

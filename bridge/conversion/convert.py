@@ -23,7 +23,7 @@ from bridge.conversion.preflight import (
     moments_of,
 )
 from bridge.conversion.progress import show
-from bridge.conversion.readback import check_level, check_written
+from bridge.conversion.readback import check_by_running, check_level, check_written
 from bridge.conversion.report import report_of_output, report_of_plan, unsaid
 from bridge.conversion.writing import write
 from bridge.core.report import Report
@@ -99,7 +99,7 @@ def convert(
     """
     src, dst = Path(src), Path(dst)
     format = target(to)
-    check_level(verify, text, gradients)
+    check_level(verify, text, gradients, format)
     if optimizer and averages.CHOICE not in (config or {}):
         weights = weights or averages.RAW  # whose moments they are
 
@@ -113,7 +113,7 @@ def convert(
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
     plan = make_plan(source, format, dtype, patterns, parse_size(max_shard_size))
     report = report_of_plan(source, dst, plan, moments)
-    if verify == "logits":
+    if verify == "logits" and not format.run:
         check_comparable(source, text, gradients)
     if dry_run:
         return Report(report, plan=plan.rows, dry_run=True)
@@ -124,9 +124,14 @@ def convert(
     kept = kept_parts(dst, src, plan, source.origin.get("weights", ""))
     with atomic_folder(dst, force) as folder, kept as parts, shown as tell:
         report["notes"] += write(folder, source, plan, moments, tell, parts)
-        contents = recognise(folder)
-        written = bind(contents, otherwise=values_of(source.config))
-        checks = check_written(contents, written, source, plan, moments, verify, text, gradients)
+        if format.run:
+            written, checks = source, check_by_running(folder, source, plan, verify)
+        else:
+            contents = recognise(folder)
+            written = bind(contents, otherwise=values_of(source.config))
+            checks = check_written(
+                contents, written, source, plan, moments, verify, text, gradients
+            )
     report |= report_of_output(dst, plan, checks)
     report["notes"] = [*report.notes, *unsaid(source, plan, written)]
     return Report(report, verified=verify)

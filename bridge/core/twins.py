@@ -60,6 +60,8 @@ class OptionalTwin(Protocol):
     usage: Callable[[Any, bool], str] = staticmethod(lambda config, text: "")
     """`usage(config, text)`: Markdown for the model card, with snippets that run with the folder
     alone: PATH stands for the folder."""
+    ONNX: str = ""
+    """The module that builds its ONNX graphs (`bridge/onnx`): "bridge.onnx.charlm"."""
     given: Callable[[Any, Any], Any] | None = None
     """`given(config, ids)`: the ids of a text as inputs. Needed for `--text`."""
     jax_forward: Callable[[Any, Any], Any] | None = None

@@ -5,6 +5,7 @@ dynamic sizes and quantised weights are then what we say, and nothing but `onnx`
 architecture joins by `ONNX` of its twin (`bridge/core/twins.py`), the name of a module with
 
 - `graphs(config, weights) -> dict[str, Graph]`: file name → graph
+- `USE`: how they are used, for the model card
 - `difference(config, model, files) -> float`: the largest difference of any output that
   onnxruntime computes from ours; `files` are a `running.Files`
 """

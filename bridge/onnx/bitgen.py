@@ -7,9 +7,7 @@
 | `context.onnx` | image_tokens, features | cross.I.key, cross.I.value |
 | `decoder.onnx` | input_ids, attention_mask, cross.…, past_key_values.… | logits, present.… |
 
-`context.onnx` reads the memory at the features, and gives what the decoder looks at: an image and
-what is remembered of it, or with no image tokens (p = 0) the memory alone. The first token that the
-decoder reads stands for its learned start, whatever its id is.
+See `USE`.
 """
 
 from typing import Any
@@ -31,6 +29,15 @@ from bridge.onnx.layers import (
 
 IMAGE, TEXT = "image_encoder.onnx", "text_encoder.onnx"
 CONTEXT, DECODER = "context.onnx", "decoder.onnx"
+USE = """Images are RGB in [0, 1], not normalised. The product of unit features is their similarity.
+
+`context.onnx` reads the memory at the features, and gives what the decoder looks at: an image and
+what is remembered of it, or with no image tokens (p = 0) the memory alone. The first token that the
+decoder reads stands for its learned start, whatever its id is.
+It writes as language models do: a prompt with an empty cache, then token by token with
+`present.I` as `past_key_values.I`. `examples/edge` of jaxmodels captions, compares, searches and
+recalls with numpy alone."""
+"""For the model card."""
 # Values inside of graphs by which they are cut when they are checked.
 TOWER, TOKEN = "tower_features", "memory_token"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -134,7 +141,7 @@ def _decoder(g: Graph, config: Any) -> Graph:
         q, k, v = (heads(p, *size) for p in ternary_linear(g, x, f"{block}/attn/qkv").split(3))
         x = x + ternary_linear(g, cache.attend(i, q, k, v, keep), f"{block}/attn/proj")
         q = heads(ternary_linear(g, x, f"{block}/cross/q"), *size)
-        out = attention(g, q, *seen, config.dim, None)
+        out = attention(g, q, seen[0], seen[1], config.dim, None)
         x = x + ternary_linear(g, out, f"{block}/cross/proj")
         x = x + _mlp(g, x, f"{block}/mlp")
     x = rms_norm(g, x, "decoder/norm")

@@ -5,6 +5,7 @@ from typing import Any
 from bridge.onnx import language
 from bridge.onnx.graph import Graph, Value
 from bridge.onnx.language import FILE, Cache
+from bridge.onnx.language import USE as USE
 from bridge.onnx.layers import (
     embed,
     heads,

@@ -12,7 +12,11 @@ from bridge.onnx.graph import Graph, Value
 from bridge.onnx.layers import attention
 
 FILE = "model.onnx"
-ATOL_STEPS = 3  # tokens that are checked one by one
+USE = """A prompt is given with an empty cache (`past` = 0). Each next token is given with the cache
+that came out before, `present.I` as `past_key_values.I`. `attention_mask` counts the tokens in the
+cache too; padding (0) stands on the left."""
+"""For the model card."""
+STEPS = 3  # tokens that are checked one by one
 
 
 class Text(NamedTuple):
@@ -54,7 +58,7 @@ class Cache:
         for past, new, part in both:
             found.append(self._g.concat(past, new, axis=2))
             self._g.output(f"present.{layer}.{part}", found[-1], "batch", heads, "total", width)
-        return attention(self._g, q, *found, heads * width, keep)
+        return attention(self._g, q, found[0], found[1], heads * width, keep)
 
 
 def read(g: Graph, cache: Cache) -> Text:
@@ -91,7 +95,7 @@ def difference(config: Any, model: Any, files: Any, sizes: list[tuple[int, int]]
         mask[:, :padding] = 0
         given = np.pad(ids[row], ((0, 0), (padding, 0)))
         past, start = empty(len(given), sizes), 0
-        for end in range(max(t - ATOL_STEPS, 1), t + 1):
+        for end in range(max(t - STEPS, 1), t + 1):
             part = given[:, start : padding + end]
             logits, past = step(files, part, mask[:, : padding + end], past)
             found.append(np.abs(logits[:, -1] - expected[row, end - 1]).max())
