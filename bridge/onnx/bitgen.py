@@ -33,10 +33,10 @@ USE = """Images are RGB in [0, 1], not normalised. The product of unit features 
 
 `context.onnx` reads the memory at the features, and gives what the decoder looks at: an image and
 what is remembered of it, or with no image tokens (p = 0) the memory alone. The first token that the
-decoder reads stands for its learned start, whatever its id is.
-It writes as language models do: a prompt with an empty cache, then token by token with
-`present.I` as `past_key_values.I`. `examples/edge` of jaxmodels captions, compares, searches and
-recalls with numpy alone."""
+decoder reads stands for its learned start, whatever its id is. It writes as language models do: a
+prompt with an empty cache, then token by token with `present.I` as `past_key_values.I`.
+
+`examples/edge` of jaxmodels captions, compares, searches and recalls with numpy alone."""
 """For the model card."""
 # Values inside of graphs by which they are cut when they are checked.
 TOWER, TOKEN = "tower_features", "memory_token"

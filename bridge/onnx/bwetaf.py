@@ -5,7 +5,6 @@ from typing import Any
 from bridge.onnx import language
 from bridge.onnx.graph import Graph, Value
 from bridge.onnx.language import FILE, Cache
-from bridge.onnx.language import USE as USE
 from bridge.onnx.layers import (
     embed,
     heads,
@@ -18,6 +17,8 @@ from bridge.onnx.layers import (
 )
 
 EPSILON = 1e-8
+
+USE = language.USE
 
 
 def graphs(config: Any, weights: Any) -> dict[str, Graph]:

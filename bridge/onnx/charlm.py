@@ -5,7 +5,6 @@ from typing import Any
 from bridge.onnx import language
 from bridge.onnx.graph import Graph
 from bridge.onnx.language import FILE, Cache
-from bridge.onnx.language import USE as USE
 from bridge.onnx.layers import (
     embed,
     heads,
@@ -15,6 +14,8 @@ from bridge.onnx.layers import (
     rotation,
     value_first_swiglu,
 )
+
+USE = language.USE
 
 
 def graphs(config: Any, weights: Any) -> dict[str, Graph]:

@@ -8,9 +8,9 @@ from bridge.onnx.graph import Graph, Value
 from bridge.onnx.layers import attention, gelu, heads, layer_norm, linear, silu
 
 FILE = "model.onnx"
-USE = """Images are normalised: (RGB in [0, 1] − [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]; height
-and width are multiples of the patch. The features are of the class token, of registers, and of
-patches line by line."""
+USE = """Images are normalised: (RGB in [0, 1] − [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225];
+height and width are multiples of the patch. The features are of the class token, of registers, and
+of patches line by line."""
 """For the model card."""
 # PyTorch's cubic kernels, by whether it antialiases; see `jaxmodels/layers/resize.py`.
 _PLAIN, _ANTIALIASED = -0.75, -0.5

@@ -5,10 +5,11 @@ from typing import Any
 from bridge.onnx import language
 from bridge.onnx.graph import Graph
 from bridge.onnx.language import FILE, Cache
-from bridge.onnx.language import USE as USE
 from bridge.onnx.layers import embed, gelu, heads, layer_norm, linear, tied_head
 
 EPSILON = 1e-5
+
+USE = language.USE
 
 
 def graphs(config: Any, weights: Any) -> dict[str, Graph]:
