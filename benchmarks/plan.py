@@ -18,6 +18,7 @@ from benchmarks.harness import RESULTS, Absent, Run, positive, save
 from jaxmodels.cli import parse, say
 from jaxmodels.runtime.planning import gpu, tpu
 from jaxmodels.runtime.planning.chips import GIB, GpuHosts, topology
+from jaxmodels.runtime.planning.isolated import run_isolated
 from jaxmodels.runtime.planning.plan import TooLarge, Workload, report, too_large_report
 from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
@@ -35,6 +36,7 @@ RUNS = (
     ),
     ("--preset", "bwetaf:53m", "--topology", "v5e:1x1", "--batch", "8"),
     ("--preset", "charlm:base", "--topology", "v5e:1x1", "--batch", "64"),
+    ("--preset", "dinov2:base", "--topology", "v5e:1x1", "--batch", "32"),
     ("--preset", "wigip:1.7b", "--topology", "v5e:4x4", "--batch", "64"),
     ("--preset", "bitgen:card", "--topology", "v5e:2x2", "--batch", "128"),
     ("--preset", "wikigpt:gpt2-124m", "--topology", "h100:1", "--batch", "32"),
@@ -81,6 +83,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     if find_spec(distribution.replace("-", "_")) is None:
         extra = "plan-gpu" if compiler is gpu else "tpu"
         raise Absent(f"{distribution} is not installed", f"pip install 'jaxmodels[{extra}]'")
+    if options.preset.startswith("dinov2:"):
+        return features(options)
     arch, name, config = jaxmodels.preset(options.preset)
     package = jaxmodels.learner(arch)
     recipe = replace(
@@ -112,6 +116,9 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         found = report(job, compiled, slice_)
     except TooLarge as error:
         found = too_large_report(job, error, slice_)
+    if found["fits"] and (plain := plain_cycles(arch, config, options)):
+        ours = sum(row.cycles for row in compiled.operations)
+        found |= {"cycles": ours, "plain_cycles": plain, "to_plain": plain / ours}
     ways = [recipe.mesh, f"LoRA {recipe.lora}" if recipe.lora else ""]
     case = ", ".join([f"{options.preset} on {slice_.name}", *filter(None, ways)])
     seconds = found["roofline_step_seconds"]
@@ -121,15 +128,69 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     return [record]
 
 
+def plain_cycles(arch: str, config: Any, options: PlanCase) -> int | None:
+    """Cycles of the model in plain JAX (`benchmarks/plain.py`), by the same compiler.
+
+    None where it has no such form: for several devices, GPUs, adapters, other precisions.
+    """
+    from benchmarks import plain
+
+    one = tuple(options.topology.partition(":")[2].split("x")) == ("1", "1")
+    if not one or options.lora or options.dtype != "bfloat16" or arch not in plain.ARCHS:
+        return None
+    say(f"compiling the plain form of {options.preset}")
+    with mock.patch.dict(os.environ, tpu.ENVIRONMENT):
+        found: int = run_isolated(plain.cycles, arch, config, options.batch, options.topology)
+    return found
+
+
+def features(options: PlanCase) -> list[dict[str, Any]]:
+    """The features of a tower, ours and in plain JAX: cycles, and the share of the peak."""
+    from benchmarks import plain
+    from jaxmodels.runtime.planning.chips import CHIPS
+
+    arch, _, config = jaxmodels.preset(options.preset)
+    say(f"compiling {options.preset} and its plain form for {options.topology}")
+    settings = {"topology": options.topology, "batch": options.batch, "dtype": options.dtype}
+    run = Run("plan", {**settings, "libtpu": version("libtpu")})
+    with mock.patch.dict(os.environ, tpu.ENVIRONMENT):
+        theirs, ours = (
+            run_isolated(plain.cycles, arch, config, options.batch, options.topology, own)
+            for own in (False, True)
+        )
+    chip = CHIPS[options.topology.partition(":")[0]]
+    flops = plain.feature_flops(config, options.batch)
+    record = run.record(
+        f"features of {options.preset} on {options.topology}",
+        "jaxmodels",
+        "ms expected",
+        1e3 * ours / chip.clock,
+        cycles=ours,
+        plain_cycles=theirs,
+        to_plain=theirs / ours,
+        share_of_peak=flops / chip.flops / (ours / chip.clock),
+    )
+    say(f"added to {save([record], options.out)}")
+    print(summary_line(record), flush=True)
+    return [record]
+
+
 def summary_line(record: dict[str, Any]) -> str:
     """A record as a line of text."""
+    plain = f"; {record['to_plain']:.2f} × plain JAX" if "to_plain" in record else ""
+    if "share_of_peak" in record:
+        return (
+            f"{record['case']}, batch {record['settings']['batch']}: {record['median']:.1f} ms and "
+            f"{record['share_of_peak']:.0%} of the peak expected{plain}"
+        )
     needed, limit = (record[f"hbm_{name}_bytes"] / GIB for name in ("per_device", "limit"))
     if not record["fits"]:
         return f"{record['case']}: {needed:.1f} GiB do not fit into {limit:.1f}"
     likely = ""
     if seconds := record.get("expected_step_seconds"):
         likely = (
-            f"{1e3 * seconds:.1f} ms a step and {record['expected_mfu']:.0%} of the peak expected; "
+            f"{1e3 * seconds:.1f} ms a step and {record['expected_mfu']:.0%} of the peak "
+            f"expected{plain}; "
         )
     return (
         f"{record['case']}, batch {record['settings']['batch']}: {needed:.1f} of {limit:.1f} GiB; "

@@ -23,7 +23,7 @@ from benchmarks.harness import RESULTS, Run, positive, save
 from data_pipelines.captions.shapes import COLOURS, SHAPES, Scene, captions, draw, scene
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
-from jaxmodels.commands.memory import Forget, Write
+from jaxmodels.commands.memory_options import Forget, Write
 from jaxmodels.errors import INTERNAL, USAGE, Problem
 
 RUNS = ((),)

@@ -1,6 +1,6 @@
 """The newest results as Markdown and as a plot: `python -m benchmarks.summary [--write]`.
 
-README's section on speed is its output; nothing in it is written by hand.
+The tables of docs/speed.md and the short one of README.md are its output, not written by hand.
 """
 
 import sys
@@ -19,6 +19,7 @@ from jaxmodels.runtime.reporting.pictures import defaults
 
 OURS = "jaxmodels"
 README = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "docs" / "speed.md"
 FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 
@@ -26,6 +27,8 @@ BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 HOST = ["a step of `train`, of a trivial model", "ms", "beyond its computation, ms"]
 
 Record = dict[str, Any]
+
+BRIEF = ("step", "forward")  # the suites in README's table
 
 # Suites whose contestants do the same work → the title of a case.
 RACES: dict[str, Callable[[Record], str]] = {
@@ -45,9 +48,11 @@ class Summary:
     results: Path = FOLDER
     """Folder of the records."""
     write: bool = False
-    """Put the Markdown into README.md between its markers, and the charts beside the records."""
+    """Write the tables between the markers of both pages, and the charts beside the records."""
+    page: Path = PAGE
+    """The page with all tables."""
     readme: Path = README
-    """The file that is written to."""
+    """The page with the short table."""
 
 
 def main(argv: list[str]) -> int:
@@ -57,10 +62,12 @@ def main(argv: list[str]) -> int:
     if not options.write:
         print(markdown(records))
         return 0
-    text = options.readme.read_text(encoding="utf-8")
-    options.readme.write_text(placed(text, markdown(records)), encoding="utf-8")
+    pages = {options.page: markdown(records), options.readme: brief(records)}
+    texts = {path: placed(path.read_text(encoding="utf-8"), pages[path]) for path in pages}
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
     charts = plot(records, options.results)
-    say(f"written to {', '.join(map(str, (options.readme, *charts)))}")
+    say(f"written to {', '.join(map(str, (*pages, *charts)))}")
     return 0
 
 
@@ -88,6 +95,26 @@ def markdown(records: Sequence[Record]) -> str:
     if not any(_accelerated(record) for record in records):
         parts.append("No record was made on a GPU or a TPU yet, so there is no table of one.")
     return "\n\n".join(parts)
+
+
+def brief(records: Sequence[Record]) -> str:
+    """A short table of the chart's machine: models of real size against the fastest other."""
+    machine, newest = _charted(records)
+    raced = [r for r in newest if r["suite"] in BRIEF and ":tiny" not in r["case"]]
+    raced.sort(key=lambda r: BRIEF.index(r["suite"]))
+    rows = [row for record in raced if (row := _race(record, newest))]
+    rows = [[*row[:2], *(cell.partition(";")[0] for cell in row[2:])] for row in rows]
+    if not rows:
+        return ""
+    table = _table(["", OURS, "the fastest other", "times as fast"], rows)
+    return f"{machine}; {_origin(raced)}:\n\n{table}"
+
+
+def _charted(records: Sequence[Record]) -> tuple[str, list[Record]]:
+    """The machine with the most kinds of races, and its newest records."""
+    kinds = {name: len({bar.group for bar in _bars(new)}) for name, new in _newest(records).items()}
+    machine = max(kinds, key=lambda name: kinds[name])
+    return machine, _newest(records)[machine]
 
 
 def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -202,11 +229,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draws speed-light.svg and speed-dark.svg: our speed relative to the fastest other, on the
-    machine with the most kinds of races; deterministic."""
-    machine, newest = max(
-        _newest(records).items(), key=lambda item: len({bar.group for bar in _bars(item[1])})
-    )
+    """Draws speed-light.svg and speed-dark.svg: our speed relative to the fastest other, on one
+    machine; deterministic."""
+    machine, newest = _charted(records)
     paths = []
     for name, (ink, faint) in THEMES.items():
         with defaults():

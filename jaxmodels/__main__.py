@@ -17,7 +17,7 @@ VERBS = {
     "train": ("jaxmodels.commands.train:main", "train a preset; stop, resume, never lose work"),
     "plan": (
         "jaxmodels.commands.plan:main",
-        "does it fit on a TPU, how fast can it be? without a TPU",
+        "does it fit on TPUs or GPUs, how fast can it be? without any",
     ),
     "eval": (
         "jaxmodels.commands.eval:main",

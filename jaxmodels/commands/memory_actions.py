@@ -14,9 +14,9 @@ from jaxmodels.bitgen.closeness import Found
 from jaxmodels.bitgen.record import Closeness, Item, Record
 from jaxmodels.cli import say
 from jaxmodels.commands.lock import changing
-from jaxmodels.commands.memory import Forget, List, Read, Write
 from jaxmodels.commands.memory_facts import Fact, facts_of
 from jaxmodels.commands.memory_model import Memorable
+from jaxmodels.commands.memory_options import Forget, List, Read, Write
 from jaxmodels.commands.memory_pairs import SHAPES, measured
 from jaxmodels.errors import NO_SPACE, USAGE, Problem
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxmodels.commands.memory import Write
+from jaxmodels.commands.memory_options import Write
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.reading import MAX_JSON, json_object, read_limited
 

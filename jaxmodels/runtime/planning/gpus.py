@@ -7,6 +7,7 @@ compiler needs to know is in openxla/xla, `xla/backends/gpu/target_config/specs`
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -153,7 +154,7 @@ def hosts(name: str) -> Hosts:
             exit_code=USAGE,
         )
     sizes = shape.split("x")
-    if len(sizes) > 2 or not all(size.isdecimal() and int(size) for size in sizes):
+    if len(sizes) > 2 or not all(re.fullmatch("[0-9]+", size) and int(size) for size in sizes):
         raise Problem(
             f"unknown topology: {name!r}",
             why=f"the form is {gpu}:GPUS, or {gpu}:HOSTSxGPUS with the number of GPUs in each host",
