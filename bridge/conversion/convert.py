@@ -65,6 +65,7 @@ def convert(
             "gguf", llama.cpp's `model.gguf`; "gpt2" or "dinov2", such a folder of transformers;
             "nanogpt", nanoGPT's `out_dir` with its `ckpt.pt`; "bwetaf", the folder of BwETAF's
             package; "wigip-zip", `step_N.zip`; "bitgen", `checkpoint-N.pt` of BitGen Stage 1;
+            "onnx", graphs for onnxruntime;
             "dinov2-pth", the state dict of DINOv2's published code; "peft", the adapters of a
             run that was trained with --lora. A bitgen, or bitgen_stage1,
             goes to the two of DINOv2 by its tower.
@@ -72,7 +73,7 @@ def convert(
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json, vocab.json beside merges.txt,
             nanoGPT's meta.pkl or a JSON list of characters) or folder, if not beside the source.
-        dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0".
+        dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0", to onnx "int8".
         keep_fp32: path patterns of further parameters that stay float32, besides the vectors of
             norms, gates and temperatures and the matrices of ternary layers, which always do;
             "none" rounds all.
