@@ -90,8 +90,8 @@ class Search:
         while waiting and not self._over(most - LARGER):
             setting = max(waiting, key=self.estimate.tokens_per_second)
             waiting.remove(setting)
-            best = max((trial.speed for trial in self.trials), default=0.0)
-            if self.estimate.tokens_per_second(setting) < 1.01 * best:
+            fastest = max((trial.speed for trial in self.trials), default=0.0)
+            if self.estimate.tokens_per_second(setting) < 1.01 * fastest:
                 break
             if self._fits(setting) and self._tried(setting).compiled:
                 continue
