@@ -182,6 +182,9 @@ class ConfigView(View):
     """Attention heads of each block, where they differ."""
     kv_heads: int | None = None
     """Heads of keys and values, where several queries share one."""
+    FOLLOWS: Mapping[str, tuple[str, int]] = {}
+    """Field → (another, n): it is n times the other in presets where it is, also when the other is
+    changed, unless it is given itself."""
     objective: str | None = None
     """What is predicted, where there is a choice."""
 

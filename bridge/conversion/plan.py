@@ -167,7 +167,8 @@ def _cast_all(
             quantised |= {pair.theirs} if quantisation.fits(theirs.shape) else set()
         else:
             ours[pair.ours] = cast(tensor, exact or wanted or tensor.dtype, note_error)
-    return ours, quantised, errors, [_OF_LATENT.format(len(latent))] if latent else []
+    notes = [_OF_LATENT.format(len(latent))] if latent and not format.ternary else []
+    return ours, quantised, errors, notes
 
 
 def _chosen(dtype: str, format: Format) -> tuple[Quantisation | None, Any]:

@@ -13,6 +13,7 @@ from bridge.formats import (
     dinov2_pth,
     gguf,
     model_files,
+    onnx,
     orbax_folders,
     packed,
     peft,
@@ -45,6 +46,7 @@ FORMATS: tuple[Format, ...] = (
     bwetaf.FILE,
     bitgen.FORMAT,
     dinov2_pth.FORMAT,
+    onnx.FORMAT,
 )
 
 

@@ -58,6 +58,9 @@ TRAINING = {
     "jaxmodels report runs/books": Shown(r"runs/books/report\.html"),
 }
 DATA = {
+    "jaxmodels data tokenizer --data jsonl:web.jsonl#body --kind bpe --vocab 8000 --out web.json": (
+        Shown(r"bytes a token on [\d,]+ bytes that were held out; GPT-2's")
+    ),
     'jaxmodels train charlm:notebook --data "mix:3*text:books/,1*jsonl:web.jsonl#body" '
     "--out runs/mixed": Shown(
         _DONE,
@@ -138,6 +141,7 @@ VISION = {
     ),
 }
 EVALUATION = {
+    "jaxmodels eval runs/first --tasks questions.jsonl": Shown(r"of 1 questions right"),
     "jaxmodels eval runs/first": Shown(_LOSSES, "jaxmodels eval runs/first --max-batches 2"),
     "jaxmodels eval runs/first --data text:other.txt --valid-fraction 1": Shown(_LOSSES),
     'jaxmodels generate runs/first --prompt "The value of" --temperature 0.8 --top-p 0.95 '
@@ -164,7 +168,7 @@ NANOGPT = {
         "--out runs/more",
     ),
     f"jaxmodels train wikigpt:base {_CHARACTERS} --tokenizer bare-chars --min-freq 1 "
-    "--valid-fraction 0.1 --n-layer 6 --n-head 6 --n-embd 384 --model.hidden 1536 "
+    "--valid-fraction 0.1 --n-layer 6 --n-head 6 --n-embd 384 "
     "--block-size 256 --dropout 0.2 --model.no-bias --batch-size 64 --accum 1 --max-iters 5000 "
     "--learning-rate 1e-3 --min-lr 1e-4 --warmup-iters 100 --beta2 0.99 --weight-decay 0.1 "
     "--grad-clip 1.0 --eval-interval 250 --eval-iters 200 --out runs/chars": Shown(

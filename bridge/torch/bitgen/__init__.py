@@ -6,6 +6,7 @@ from typing import Any
 from bridge.torch.image_text import PROCESSING, SIMILARITY, random_inputs
 
 LIKE = "bridge.torch.image_text"
+ONNX = "bridge.onnx.bitgen"
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_bitgen.py"), PROCESSING)
 
