@@ -126,11 +126,13 @@ VISION = {
     "jaxmodels eval runs/photos --image photos/1.png "
     '--caption "a red circle" "a blue square"': Shown(r"a blue square"),
     "jaxmodels convert runs/photos album": Shown(r"^album: bitgen.* verified: digest\n"),
-    'jaxmodels memory write album --image photos/1.png --caption "my first drawing" '
-    "--data images:photos": Shown(r"1"),
-    'jaxmodels memory read album --text "my first drawing"': Shown(r"."),
-    "jaxmodels memory list album": Shown(r"my first drawing"),
+    'jaxmodels memory write album --image photos/1.png --caption "a red circle on the left" '
+    "--data images:photos": Shown(r"measured on 40 pairs"),
+    'jaxmodels memory read album --text "a red circle on the left"': Shown(r"caption of .*1.png"),
+    "jaxmodels memory list album": Shown(r"a red circle on the left"),
     "jaxmodels memory forget album 1": Shown(r"."),
+    "jaxmodels convert runs/photos small --to packed": Shown(r"^small: bitgen.* verified: digest"),
+    "jaxmodels convert small large": Shown(r"^large: bitgen.* verified: digest"),
     "jaxmodels train bitgen:tiny --data images:photos --tokenizer words --init dinov2-small "
     '--optim.lr-scale "vision/*" 0 --out runs/tower': Shown(
         _DONE,
