@@ -212,7 +212,8 @@ def lines(name: str, found: dict[str, Any]) -> Iterator[str]:
         spread = found["acc_stderr"]
         error = f" ± {spread:.4f}" if spread is not None else ""
         yield (
-            f"{name}: {found['acc']:.4f}{error} of {found['questions']:,} questions right, "
+            f"{name}: {found['acc']:.4f}{error} of {found['questions']:,} "
+            f"{'question' if found['questions'] == 1 else 'questions'} right, "
             f"{found['acc_norm']:.4f} by likelihood per byte"
         )
     if "texts" in found:

@@ -141,7 +141,7 @@ VISION = {
     ),
 }
 EVALUATION = {
-    "jaxmodels eval runs/first --tasks questions.jsonl": Shown(r"of 1 questions right"),
+    "jaxmodels eval runs/first --tasks questions.jsonl": Shown(r"of 1 question right"),
     "jaxmodels eval runs/first": Shown(_LOSSES, "jaxmodels eval runs/first --max-batches 2"),
     "jaxmodels eval runs/first --data text:other.txt --valid-fraction 1": Shown(_LOSSES),
     'jaxmodels generate runs/first --prompt "The value of" --temperature 0.8 --top-p 0.95 '
