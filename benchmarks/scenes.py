@@ -5,7 +5,6 @@ it on the 256 held-out scenes, whose combinations of objects are new to it: retr
 captions, matching against hard negatives, captioning, and recall of captions from its memory.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,17 +19,16 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, positive, save
-from data_pipelines.captions.shapes import COLOURS, SHAPES, Scene, captions, draw, scene
+from benchmarks.scenes_memory import remembering
+from data_pipelines.captions.shapes import COLOURS, SHAPES
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
-from jaxmodels.commands.memory_options import Forget, Write
 from jaxmodels.errors import INTERNAL, USAGE, Problem
 
 RUNS = ((),)
 QUICK = (("--steps", "20"),)
 
 REMEMBERED = 32  # captions written into the memory at once
-ASKED = 200  # scenes written with `jaxmodels memory`, and scenes not written
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,8 @@ def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, floa
         **_retrieval(model, batches),
         **_captioning(model, tokenizer, batches),
         "captions recalled by their images": _recall(model, batches[0]),
-        **_remembering(path),
+        **remembering(path),
+        **_packed(path, model, tokenizer, batches),
     }
 
 
@@ -191,59 +190,24 @@ def _recall(model: Any, batch: dict[str, Any]) -> float:
     return float((index == jnp.arange(len(tokens))).mean())
 
 
-def _remembering(run: Path) -> dict[str, float]:
-    """What `jaxmodels memory` answers: 200 scenes that it wrote, and 200 others.
-
-    As many as the memory holds are written at once.
-    """
+def _packed(
+    run: Path, model: Any, tokenizer: Any, batches: list[dict[str, Any]]
+) -> dict[str, float]:
+    """The same of the packed model, and how many of its captions are the model's, word for word."""
     import bridge
-    from jaxmodels.bitgen import closeness
-    from jaxmodels.commands.memory_actions import forget, write
-    from jaxmodels.commands.memory_model import Memorable
+    from jaxmodels.runtime.training.samples import caption
 
-    written, others = _different_scenes(2 * ASKED, ASKED)
-    right, refused, answered = np.zeros(2), np.zeros(2), np.zeros(2)
-    with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as temporary:
-        folder, file = Path(temporary) / "model", Path(temporary) / "facts.jsonl"
-        bridge.convert(run, folder)
-        size = Memorable(folder).config.slots
-        for i in range(0, ASKED, size):
-            _save(written[i : i + size], file, Memorable(folder).config.image_size)
-            write(Write(folder, file=file, data="shapes"))
-            asked = Memorable(folder)
-            for image in (False, True):
-                for scenes, own in ((written[i : i + size], True), (others[i : i + size], False)):
-                    texts = [captions(scene)[0] for scene in scenes]
-                    pixels = np.stack([draw(scene, asked.config.image_size) for scene in scenes])
-                    features = asked.images(pixels) if image else asked.texts(texts).features
-                    for text, feature in zip(texts, features, strict=True):
-                        found = closeness.nearest(asked.record, asked.closeness(), feature, image)
-                        assert found is not None
-                        answered[int(image)] += found.close and not own
-                        refused[int(image)] += own and not found.close
-                        right[int(image)] += own and found.close and found.item.text == text
-            forget(Forget(folder, all=True))
-    shares = {}
-    for i, kind in enumerate(("text", "image")):
-        shares[f"memory read by {kind}: written, and right"] = right[i] / ASKED
-        shares[f"memory read by {kind}: written, refused"] = refused[i] / ASKED
-        shares[f"memory read by {kind}: unwritten, answered"] = answered[i] / ASKED
-    return {name: float(share) for name, share in shares.items()}
-
-
-def _different_scenes(count: int, split: int) -> tuple[list[Scene], list[Scene]]:
-    """Scenes of another seed, no two of the same content, in two parts."""
-    found = {each.combination: each for each in (scene(i, seed=1) for i in range(2 * count))}
-    scenes = [*found.values()][:count]
-    return scenes[:split], scenes[split:]
-
-
-def _save(scenes: list[Scene], file: Path, side: int) -> None:
-    """Writes images of scenes, and a file that names them with their captions."""
-    from PIL import Image
-
-    lines = []
-    for i, each in enumerate(scenes):
-        Image.fromarray(draw(each, side)).save(file.parent / f"{i}.png")
-        lines.append(json.dumps({"image": f"{i}.png", "caption": captions(each)[0]}))
-    file.write_text("\n".join(lines))
+    with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
+        bridge.convert(run, Path(folder) / "packed", to="packed")
+        small = bridge.load(Path(folder) / "packed")
+    same = [
+        np.array_equal(one, other)
+        for batch in batches
+        for one, other in zip(
+            *(caption(each, tokenizer, batch["images"]) for each in (model, small)), strict=True
+        )
+    ]
+    learned = _retrieval(small, batches) | _captioning(small, tokenizer, batches)
+    return {f"packed, {name}": value for name, value in learned.items()} | {
+        "packed, captions equal to the unpacked model's": float(np.mean(same))
+    }
