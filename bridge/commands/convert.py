@@ -27,7 +27,8 @@ class Convert:
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint with
     the names of the authors' code; for wikigpt also gpt2: a GPT-2 folder of transformers,
     nanogpt: nanoGPT's out_dir, DST/ckpt.pt, and gguf: DST/model.gguf for llama.cpp; for bwetaf
-    also bwetaf: its own folder; for wigip also wigip-zip: its own DST/step_N.zip; for
+    also bwetaf: its own folder; for bitgen also packed: a model directory with ternary weights in 2
+    bits, image tower and embeddings in 8; for wigip also wigip-zip: its own DST/step_N.zip; for
     bitgen_stage1 also bitgen: its own DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2
     folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the published code
     loads; onnx: graphs for onnxruntime (all but wigip and bitgen_stage1); of a run trained with

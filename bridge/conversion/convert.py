@@ -65,6 +65,7 @@ def convert(
             "gguf", llama.cpp's `model.gguf`; "gpt2" or "dinov2", such a folder of transformers;
             "nanogpt", nanoGPT's `out_dir` with its `ckpt.pt`; "bwetaf", the folder of BwETAF's
             package; "wigip-zip", `step_N.zip`; "bitgen", `checkpoint-N.pt` of BitGen Stage 1;
+            "packed", a model directory of a bitgen in few bits (`bridge/core/packing.py`);
             "onnx", graphs for onnxruntime;
             "dinov2-pth", the state dict of DINOv2's published code; "peft", the adapters of a
             run that was trained with --lora. A bitgen, or bitgen_stage1,

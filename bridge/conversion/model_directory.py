@@ -5,15 +5,18 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jaxmodels
 from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
+from bridge.core.packing import Packed
 from bridge.core.tensors import FLOATS, Tensor, is_float
 from bridge.core.twins import twin
 from bridge.formats.format import Format
 from bridge.formats.generation import caption_ends, drawing, ends, generation_config
+from bridge.formats.packed import config_entry
 from bridge.formats.raw import upstream_of
 from bridge.formats.tokenizer import padding, write_tokenizer
 from jaxmodels.cli import visible
@@ -34,7 +37,12 @@ def dtype_of(source: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_beside(
-    folder: Path, source: Checkpoint, format: Format, dtype: str, notes: Iterable[str] = ()
+    folder: Path,
+    source: Checkpoint,
+    format: Format,
+    dtype: str,
+    notes: Iterable[str] = (),
+    packed: Mapping[str, Packed] = MappingProxyType({}),
 ) -> None:
     """Writes all of a model directory, or a folder of transformers, but tensors, the tokeniser's
     own file and the manifest.
@@ -45,9 +53,11 @@ def write_beside(
         format: which of the two.
         dtype: of its parameters.
         notes: what the model card says besides.
+        packed: name in the files → matrix of those in few bits.
     """
     side = twin(source.arch)
-    _write(folder / CONFIG, config_json(folder, source, format, dtype))
+    entry = config_entry(packed) if packed else {}
+    _write(folder / CONFIG, config_json(folder, source, format, dtype) | entry)
     if source.tokenizer is not None:
         write_tokenizer(folder, source.tokenizer, source.config.context, side.TOKENIZER)
     known = caption_ends(source.arch, source.tokenizer) | drawing(source.origin.get("generation"))

@@ -96,6 +96,13 @@ def check_dtype(dtype: str, format: Format, known: Mapping[str, Format]) -> None
     Raises:
         Problem: (usage) it cannot.
     """
+    if format.packed and dtype not in ("keep", "float32"):
+        raise Problem(
+            f"--dtype {dtype} is not for --to {format.name}",
+            why="matrices are ternary or int8 in it, and everything else float32",
+            fix="leave --dtype out",
+            exit_code=USAGE,
+        )
     if format.dtypes and dtype not in (*format.dtypes, *_own(format)):
         raise Problem(
             f"--dtype {dtype} is not possible with --to {format.name}",

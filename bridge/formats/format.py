@@ -117,6 +117,8 @@ class Format:
     pytorch: bool = False
     """A folder that PyTorch opens: safetensors in the names of the architecture's PyTorch class,
     in shards, with all that belongs to a model directory (`bridge/conversion/model_directory`)."""
+    packed: bool = False
+    """Matrices are written in few bits (`bridge/core/packing.py`)."""
     arch: str = ""
     """The only architecture that can be written so; "" if all can."""
     tables: tuple[str, ...] = ("UPSTREAM",)

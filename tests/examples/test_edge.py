@@ -88,9 +88,9 @@ def test_captions_similarities_search_and_memory(made, packages):
         ["search", str(folder), "a cat"],
         ["similarity", picture],
     ]
-    given = json.dumps([[str(folder), *words] for words in calls])
+    words = json.dumps([[str(folder), *call] for call in calls])
     done = subprocess.run(
-        [sys.executable, "-S", "-P", "-c", CODE, str(EDGE), given],
+        [sys.executable, "-S", "-P", "-c", CODE, str(EDGE), words],
         capture_output=True,
         text=True,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(packages), "PYTHONUTF8": "1"},

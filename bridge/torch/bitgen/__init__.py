@@ -78,6 +78,15 @@ def build(config: Any) -> Any:
     return BitGenModel(BitGenConfig(**asdict(config)))
 
 
+def build_packed(config: Any) -> Any:
+    """As `build`, of the layers of a packed file."""
+    from bridge.torch.bitgen.modeling_bitgen import compress
+
+    module = build(config)
+    compress(module)
+    return module
+
+
 def example(config: Any) -> Any:
     """Random inputs to compare models on: int32 ids [2, t], images [2, y, x, 3], noise [2, m]."""
     return random_inputs(config, (2, config.slots))
