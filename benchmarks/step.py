@@ -124,7 +124,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     timings = race(contestants, options.rounds, isolated=options.isolated)
     work = 3 * sum(product.flops for product in forward)  # the backward pass does each twice
     job = Workload(jaxmodels.arch(arch), config, recipe)
-    useful, peak = useful_flops(job), peak_flops(jax.devices()[0].device_kind)
+    peak = peak_flops(jax.devices()[0].device_kind)
+    useful = useful_flops(job) if peak else 0
 
     def extra(timing: Timing) -> dict[str, Any]:
         seconds = float(np.median(timing.seconds))

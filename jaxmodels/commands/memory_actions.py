@@ -250,7 +250,7 @@ def _unrecorded(memorable: Memorable) -> str:
 def _measured_lines(found: Closeness) -> list[str]:
     """What was measured, in a table."""
     rows = (("text", found.text), ("image", found.image), ("image by text", found.cross))
-    head = f"measured on {found.pairs} held-out pairs of {found.data}:"
+    head = f"measured on {found.pairs} pairs of {found.data}:"
     return [
         f"{head:<48} {'threshold':>9} {'unwritten answered':>19} {'written refused':>16}",
         *(

@@ -13,7 +13,7 @@ from jaxmodels.cli import emit, parse, say
 from jaxmodels.commands.flag_names import with_our_names
 from jaxmodels.commands.plan_report import budget, description, largest, show, table
 from jaxmodels.commands.train_help import print_help
-from jaxmodels.commands.train_options import config_file
+from jaxmodels.commands.train_options import config_file, given_fields
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
@@ -103,7 +103,8 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
         print_help("plan", default, f"{arch}:{preset}" if spec else "")
         raise SystemExit(0)
     options = parse(PlanOptions[type(model)], argv, f"plan {arch}:{preset}", default)  # type: ignore[misc]
-    return spec, options
+    given = given_fields(argv) | file.get("model", {}).keys()
+    return spec, replace(options, model=settings.follow(options.model, model, given))
 
 
 def fit_batch(recipe: Recipe, default: Recipe, parts: int) -> Recipe:

@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.records import Absent
-from jaxmodels.errors import USAGE, Problem
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 
@@ -84,10 +83,11 @@ def test_batches_fit_the_memory(gib, batch):
     assert int(found[3]) == batch
 
 
-def test_a_gpu_that_is_too_small_is_named():
-    with pytest.raises(Problem, match=r"wigip:1\.7b does not fit into 8\.0 GiB") as refused:
-        gpu.words(gpu.CASES[2], gpu.Gpu(), 8.0)
-    assert refused.value.exit_code == USAGE
+def test_a_step_that_is_too_large_for_the_gpu_is_no_failure(on_a_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "memory", lambda: 29.6)
+    monkeypatch.setattr(gpu.step, "main", lambda words: [made(words[1], int(words[3]))])
+    assert len(gpu.main([])) == 2
+    assert "needs 32 GiB, JAX has 30" in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_suite_is_absent():

@@ -57,6 +57,9 @@ TRAINING = {
     "jaxmodels report runs/books": Shown(r"runs/books/report\.html"),
 }
 DATA = {
+    "jaxmodels data tokenizer --data jsonl:web.jsonl#body --kind bpe --vocab 8000 --out web.json": (
+        Shown(r"bytes a token on [\d,]+ bytes that were held out; GPT-2's")
+    ),
     'jaxmodels train charlm:notebook --data "mix:3*text:books/,1*jsonl:web.jsonl#body" '
     "--out runs/mixed": Shown(
         _DONE,
@@ -121,13 +124,15 @@ VISION = {
     "jaxmodels eval runs/scenes --image photos/1.png "
     '--caption "a red circle" "a blue square"': Shown(r"a blue square"),
     "jaxmodels convert runs/scenes album": Shown(r"^album: bitgen.* verified: digest\n"),
-    'jaxmodels memory write album --image photos/1.png --caption "my first drawing" '
-    "--data images:photos": Shown(r"1"),
-    'jaxmodels memory read album --text "my first drawing"': Shown(r"."),
-    "jaxmodels memory list album": Shown(r"my first drawing"),
+    'jaxmodels memory write album --image photos/1.png --caption "a red circle on the left" '
+    "--data images:photos": Shown(r"measured on 40 pairs"),
+    'jaxmodels memory read album --text "a red circle on the left"': Shown(r"caption of .*1.png"),
+    "jaxmodels memory list album": Shown(r"a red circle on the left"),
     "jaxmodels memory forget album 1": Shown(r"."),
+    "jaxmodels convert runs/scenes small --to packed": Shown(r"^small: bitgen.* verified: digest"),
 }
 EVALUATION = {
+    "jaxmodels eval runs/first --tasks questions.jsonl": Shown(r"of 1 question right"),
     "jaxmodels eval runs/first": Shown(_LOSSES, "jaxmodels eval runs/first --max-batches 2"),
     "jaxmodels eval runs/first --data text:other.txt --valid-fraction 1": Shown(_LOSSES),
     'jaxmodels generate runs/first --prompt "The value of" --temperature 0.8 --top-p 0.95 '
@@ -154,7 +159,7 @@ NANOGPT = {
         "--out runs/more",
     ),
     f"jaxmodels train wikigpt:base {_CHARACTERS} --tokenizer bare-chars --min-freq 1 "
-    "--valid-fraction 0.1 --n-layer 6 --n-head 6 --n-embd 384 --model.hidden 1536 "
+    "--valid-fraction 0.1 --n-layer 6 --n-head 6 --n-embd 384 "
     "--block-size 256 --dropout 0.2 --model.no-bias --batch-size 64 --accum 1 --max-iters 5000 "
     "--learning-rate 1e-3 --min-lr 1e-4 --warmup-iters 100 --beta2 0.99 --weight-decay 0.1 "
     "--grad-clip 1.0 --eval-interval 250 --eval-iters 200 --out runs/chars": Shown(

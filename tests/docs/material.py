@@ -95,12 +95,17 @@ def _adamw(tensors: list[torch.Tensor]) -> dict[str, Any]:
     return optimizer.state_dict()
 
 
+def _questions(path: Path) -> None:
+    path.write_text(json.dumps({"context": "The", "choices": ["value", "zzz"], "answer": 0}))
+
+
 MATERIAL: dict[str, Callable[[Path], None]] = {
     "books": _books,
     "other.txt": _other,
     "web.jsonl": _web,
     "out": _nanogpt,
     "letters.json": _letters,
+    "questions.jsonl": _questions,
     "step_7.zip": _wigip,
     "dinov2-small": _tower,
     "photos": _photos,

@@ -20,7 +20,7 @@ from jaxmodels.runtime.planning.gpus import GPUS
 from jaxmodels.runtime.planning.groups import members
 from jaxmodels.runtime.planning.kernels import attention_flops, kernels
 from jaxmodels.runtime.planning.plan import TooLarge, expected, roofline
-from jaxmodels.runtime.planning.search import enough
+from jaxmodels.runtime.planning.search import Search, enough
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 
 # In the form in which XLA writes a module for GPUs; numbers of ours.
@@ -59,6 +59,8 @@ def test_hosts_and_gpus_of_each():
         ("h100", ["h100:8", "h100:2x8"]),
         ("h100:0", ["h100:8"]),
         ("h100:x8", ["h100:8"]),
+        ("h100:" + "9" * 5000, ["h100:8"]),
+        ("v4-100", ["v4, v5e"]),
         ("h100:1x1x8", ["h100:8"]),
         ("h100:16", ["at most 8 GPUs", "h100:2x8"]),
         ("h200:2x16", ["at most 8 GPUs", "h200:4x8"]),
@@ -318,3 +320,22 @@ def test_devices_that_are_enough_by_an_estimate(monkeypatch):
     assert found == {"h100:1": "h100:2", "a100-40g:2": "a100-40g:4", "v5e:1x1": "v5e:2x4"}
     monkeypatch.setattr(Estimate, "bytes", lambda *_: 10**15)
     assert enough(job_of(), topology("h100:1")) == ""
+
+
+def test_a_search_tries_larger_batches_of_the_best():
+    """Estimates call a batch of one as fast as any; the compiler knows better, up to 32."""
+    batches = []
+
+    def compiled(job):
+        batches.append(job.recipe.batch)
+        return compiled_of(job.recipe.batch * GIB // 8)
+
+    def reported(job, _):
+        return {"expected_tokens_per_second": float(min(job.recipe.batch, 32))}
+
+    job, said = job_of(batch=64, accum=1), []
+    search = Search(job, topology("h100:1"), compiled, reported, 60.0, said.append)
+    best = search.frontier(most=12)[0]
+    assert best.setting.batch == 32
+    assert batches[-6:] == [2, 4, 8, 16, 32, 64]
+    assert len(batches) <= 12
