@@ -20,7 +20,6 @@ from jaxmodels.layers.sampling import Sampling
 from jaxmodels.runtime.batches import takes_images
 from jaxmodels.runtime.generate import generate, truncate_at
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
-from jaxmodels.sizes import vocab_used
 
 
 class ScoredWindow(NamedTuple):
@@ -61,7 +60,8 @@ class Scorer:
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch: int = 8):
-        objective = ConfigView(model.config).objective
+        view = ConfigView(model.config)
+        objective = view.objective
         if takes_images(model.config):
             raise Problem(
                 "this model reads images with its texts",
@@ -75,7 +75,7 @@ class Scorer:
         graphdef, *arrays = split(model)
         ids = np.arange(model.config.vocab)
         never = np.isin(ids, tokenizer.special_ids)  # as `generate`, which never draws them
-        never |= ids >= vocab_used(model.config)
+        never |= ids >= (view.vocab if view.tokens is None else view.tokens)
         self._score = partial(_score, graphdef, objective, *arrays, never)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
