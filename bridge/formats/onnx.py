@@ -120,7 +120,7 @@ def run(folder: Path, model: Any) -> float | None:
     if model is None:
         return None
     arch = jaxmodels.package_of(model).name
-    return float(_module(arch).difference(model.config, model, files))
+    return float(_module(arch).difference(twin(arch), model, files))
 
 
 def _module(arch: str) -> Any:

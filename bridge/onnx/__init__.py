@@ -6,6 +6,6 @@ architecture joins by `ONNX` of its twin (`bridge/core/twins.py`), the name of a
 
 - `graphs(config, weights) -> dict[str, Graph]`: file name → graph
 - `USE`: how they are used, for the model card
-- `difference(config, model, files) -> float`: the largest difference of any output that
-  onnxruntime computes from ours; `files` are a `running.Files`
+- `difference(twin, model, files) -> float`: the largest difference of any output that onnxruntime
+  computes from our model's; `files` are a `running.Files`
 """

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from bridge.onnx.bitgen import CONTEXT, DECODER, IMAGE, TEXT, TOKEN, TOWER, sizes
+from bridge.onnx.bitgen_graphs import CONTEXT, DECODER, IMAGE, TEXT, TOKEN, TOWER, sizes
 from bridge.onnx.cutting import part
 
 Arrays = dict[str, np.ndarray]
 
 
-def difference(config: Any, model: Any, files: Any) -> float:
+def difference(side: Any, model: Any, files: Any) -> float:
     """The largest difference of any output."""
+    config = model.config
     tokens, mask, images = _inputs(config)
     ours = _outputs(model, tokens, mask, images)
     pixels = images.transpose(0, 3, 1, 2).astype(np.float32)

@@ -44,9 +44,9 @@ def graphs(config: Any, weights: Any) -> dict[str, Graph]:
     return {FILE: g}
 
 
-def difference(config: Any, model: Any, files: Any) -> float:
+def difference(side: Any, model: Any, files: Any) -> float:
     """See `bridge.onnx`."""
-    return language.difference(config, model, files, _sizes(config))
+    return language.difference(side, model, files, _sizes(model.config))
 
 
 def _placed(g: Graph, x: Value, rope: tuple[Value, Value], config: Any) -> Value:

@@ -24,17 +24,16 @@ def graphs(config: Any, weights: Any) -> dict[str, Graph]:
     return {FILE: g}
 
 
-def difference(config: Any, model: Any, files: Any) -> float:
+def difference(side: Any, model: Any, files: Any) -> float:
     """See `bridge.onnx`; of images of other sizes too."""
-    from bridge.torch.dinov2 import example, jax_outputs
-
-    images = example(config)
+    config = model.config
+    images = side.example(config)
     rng = np.random.default_rng(1)
     sizes = (config.side * config.patch,) * 2, (2 * config.patch, config.patch)
     given = [images, *(rng.normal(size=(1, *size, 3)).astype(np.float32) for size in sizes)]
     found = []
     for pixels in given:
-        expected = jax_outputs(model, pixels)
+        expected = side.jax_outputs(model, pixels)
         out = files.run(FILE, {"pixel_values": pixels.transpose(0, 3, 1, 2)})
         found.append(np.abs(out["last_hidden_state"] - expected).max())
     return float(max(found))

@@ -80,12 +80,10 @@ def placed(g: Graph, mask: Value, past: Value) -> tuple[Value, Value]:
     return positions, g.op("Or", seen, g.op("Equal", keys, queries))
 
 
-def difference(config: Any, model: Any, files: Any, sizes: list[tuple[int, int]]) -> float:
+def difference(side: Any, model: Any, files: Any, sizes: list[tuple[int, int]]) -> float:
     """The largest difference of logits: of a prompt, of tokens one by one, with padding."""
-    from bridge.torch.language import example, jax_outputs
-
-    tokens = example(config)
-    expected = jax_outputs(model, tokens)
+    tokens = side.example(model.config)
+    expected = side.jax_outputs(model, tokens)
     ids, (b, t) = tokens.astype(np.int64), tokens.shape
     past = empty(b, sizes)
     logits, _ = step(files, ids, np.ones_like(ids), past)

@@ -137,8 +137,13 @@ def ternary_linear(g: Graph, x: Value, path: str) -> Value:
 
 def ternary(kernel: np.ndarray) -> tuple[np.ndarray, float]:
     """(−1, 0 or 1 for each weight, γ), as `jaxmodels.bitgen.bitlinear` has them, in float64."""
+    from jaxmodels.bitgen.bitlinear import ROUNDING
+
     values = kernel.astype(np.float64)
-    scale = 1 / max(float(np.abs(values).mean()), 1e-5)
+    sizes = np.abs(values)
+    most, others = sizes.max(), (sizes > 0).sum()
+    rounded = sizes.sum() >= (1 - ROUNDING) * most * others  # weights of a packed model
+    scale = 1 / max(float(most if rounded else sizes.mean()), 1e-5)
     return np.clip(np.rint(values * scale), -1, 1).astype(np.int8), 1 / scale
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +12,18 @@ import pytest
 
 import bridge
 import jaxmodels
+from bridge.checkpoint.checkpoint import Checkpoint
+from bridge.conversion.plan import make_plan
 from bridge.core import packing
+from bridge.core.state import state_shapes
 from bridge.core.tensors import Tensor
+from bridge.formats import target
 from data_pipelines.words import build_words
 from jaxmodels.bitgen import bitlinear
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 from jaxmodels.runtime.manifest import damage
 from jaxmodels.runtime.paths import split
-from jaxmodels.sizes import outline
+from jaxmodels.sizes import outline, parameter_shapes
 from tests.bridge.helpers import command
 from tests.contract import smallest
 
@@ -229,3 +234,17 @@ def test_odd_matrices(kind):
     nan = Tensor("m", (2, 2), np.dtype("f4"), lambda: np.full((2, 2), np.nan, np.float32))
     with pytest.raises(Problem, match="NaN or infinite"):
         packing.pack(nan, kind, lambda *_: None).values.read()
+
+
+@pytest.mark.parametrize(("preset", "most"), [("mini", 10), ("edge", 36), ("card", 105)])
+def test_sizes_on_disk(preset, most):
+    config = jaxmodels.arch("bitgen").PRESETS[preset]
+    shapes = parameter_shapes("bitgen", config)
+    state = state_shapes("bitgen", config)
+    tensors = {p: Tensor(p, shape, np.dtype("f4"), list) for p, shape in (shapes | state).items()}
+    source = Checkpoint(
+        Path(), "jax", "bitgen", preset, config, {}, [], tensors, frozenset(state), None, {}, []
+    )
+    plan = make_plan(source, target("packed"), "keep", (), 10**10)
+    tokenizer = 1.8e6 if config.vocab > 50_000 else 0  # GPT-2's
+    assert plan.bytes + tokenizer + 3e5 <= most * 1e6, plan.bytes

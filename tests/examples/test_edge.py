@@ -88,9 +88,9 @@ def test_captions_similarities_search_and_memory(made, packages):
         ["search", str(folder), "a cat"],
         ["similarity", picture],
     ]
-    words = json.dumps([[str(folder), *call] for call in calls])
+    given = json.dumps([[str(folder), *words] for words in calls])
     done = subprocess.run(
-        [sys.executable, "-S", "-P", "-c", CODE, str(EDGE), words],
+        [sys.executable, "-S", "-P", "-c", CODE, str(EDGE), given],
         capture_output=True,
         text=True,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(packages), "PYTHONUTF8": "1"},

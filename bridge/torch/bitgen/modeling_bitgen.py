@@ -312,7 +312,8 @@ def compress(model: "BitGenModel") -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, BitLinear):
                 setattr(module, name, PackedBitLinear(child))
-    layers: Any = [m for m in model.vision.modules() if type(m) in INT8]
+    parts = (model.vision, model.text_pool, model.image_pool, model.project)
+    layers: Any = [layer for part in parts for layer in part.modules() if type(layer) in INT8]
     for layer in (model.embed, model.pos, *layers):
         _to_int8(layer, "weight", len(layer.weight))
         layer.__class__ = INT8[type(layer)]
