@@ -9,7 +9,8 @@ class Shown(NamedTuple):
     pattern: str
     """A regular expression that is found in its output."""
     smaller: str = ""
-    """What is run in its place, if it takes long or needs much memory."""
+    """What is run in its place, if it takes long or needs much memory; {longer} is a few more steps
+    than the run has."""
 
 
 _FEW = "--steps 4 --eval-every 10 --save-every 10 --sample-every 0"
@@ -29,11 +30,12 @@ _LOSSES = (
 FIRST_HOUR = {
     "jaxmodels train charlm:notebook --batch 64 --steps 2000 --out runs/first": Shown(
         r"step 1/\d+  loss \d\.\d{4}  compiled\n(.*\n)*continue:  jaxmodels train --out runs/first",
-        "jaxmodels train charlm:tiny --batch 16 --steps 3000 --save-every 3000 --eval-every 3000 "
-        "--sample-every 0 --out runs/first",
+        "jaxmodels train charlm:tiny --batch 4 --steps 1000000 --save-every 1000000 "
+        "--eval-every 1000000 --sample-every 0 --out runs/first",
     ),
     "jaxmodels train --out runs/first": Shown(
-        r"resumed from checkpoint (\d+)\n(.*\n)*done: step (\d+) of \3"
+        r"resumed from checkpoint (\d+)\n(.*\n)*done: step (\d+) of \3",
+        "jaxmodels train --out runs/first --steps {longer}",
     ),
     'jaxmodels generate runs/first --prompt "The value of"': Shown(r"^The value of."),
     "jaxmodels convert runs/first first-pytorch --verify logits": Shown(
@@ -116,7 +118,7 @@ VISION = {
         f"{_BITGEN}",
     ),
     "jaxmodels eval runs/scenes": Shown(r"R@1 .*\n.*%"),
-    "jaxmodels data inspect images:photos": Shown(r"40 images"),
+    "jaxmodels data inspect images:photos": Shown(r"images +40\n"),
     "jaxmodels eval runs/scenes --data images:photos": Shown(r"R@1 .*\n.*%"),
     "jaxmodels generate runs/scenes --image photos/1.png": Shown(r"tokens/s"),
     "jaxmodels eval runs/scenes --image photos/1.png "

@@ -6,6 +6,7 @@ print with `commands.FIRST_HOUR`. It needs nothing but the standard library and 
 """
 
 import argparse
+import json
 import re
 import shlex
 import signal
@@ -54,11 +55,20 @@ def walk(folder: Path, full: bool = False) -> None:
             continue
         for command, comment in block.lines:
             shown = FIRST_HOUR[command]
-            typed = command if full else shown.smaller or command
+            typed = command if full else _smaller(command, folder)
             print(f"$ {typed}", flush=True)
             interrupt = "Ctrl-C" in comment
             result = called([*program(), *shlex.split(typed)[1:]], folder, interrupt)
             _expect(command, shown, INTERRUPTED if interrupt else 0, *result)
+
+
+def _smaller(command: str, folder: Path) -> str:
+    """What stands for it in a test."""
+    smaller = FIRST_HOUR[command].smaller or command
+    if "{longer}" not in smaller:
+        return smaller
+    summary = json.loads((folder / "runs" / "first" / "summary.json").read_text())
+    return smaller.format(longer=summary["step"] + 5)
 
 
 def _expect(command: str, shown: Shown, wanted: int, code: int, output: str) -> None:
