@@ -37,8 +37,15 @@ def check_level(level: str, text: str | None, gradients: bool, format: Format) -
 
     Raises:
         Problem: (usage) there is no such level, or it compares no outputs and one of the others
-            says on what, or the format is compared in its own way.
+            says on what, or the format is checked in its own way.
     """
+    if format.run and level == "roundtrip":
+        raise Problem(
+            f"--verify roundtrip is not possible with --to {format.name}",
+            why="what it writes is not read back",
+            fix="use --verify logits, which compares its outputs with our model's",
+            exit_code=USAGE,
+        )
     if format.run and (text is not None or gradients):
         raise Problem(
             f"--text and --gradients are not possible with --to {format.name}",
@@ -121,8 +128,8 @@ def check_by_running(folder: Path, source: Checkpoint, plan: ConversionPlan, lev
         folder: what was written.
         source: what it was made from.
         plan: how.
-        level: "logits" compares its outputs with those of our model; "digest" and "roundtrip" only
-            open it where it will be used.
+        level: "logits" compares its outputs with those of our model; "digest" only opens it where
+            it will be used.
 
     Raises:
         Problem: (verification) it cannot be opened there, or its outputs are others.

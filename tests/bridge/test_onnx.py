@@ -150,6 +150,7 @@ def test_options_that_the_format_has_not_are_refused(tmp_path, run):
     for options, message in (
         ({"dtype": "bfloat16"}, "keep, float32, int8"),
         ({"optimizer": True}, "parameters only"),
+        ({"verify": "roundtrip"}, "use --verify logits"),
         ({"verify": "logits", "text": "a"}, "--text and --gradients are not possible"),
         ({"verify": "logits", "gradients": True}, "--text and --gradients are not possible"),
     ):
