@@ -94,11 +94,12 @@ def bind(
         contents, adapters = adapted(contents, bind(recognise(contents.base.path)))
     check_plain(contents.tensors, contents.path)
     found = {n: tensor for n, tensor in contents.tensors.items() if not _STREAMS.fullmatch(n)}
-    found = unstack_blocks(found, arch or contents.arch)
+    named, found = found, unstack_blocks(found, arch or contents.arch)
+    stacked = named.keys() - found.keys()
     given = Given(config, conventions or {}, otherwise or {})
     name, candidates = candidate_tables(contents, found, arch)
     leave_buffers(jaxmodels.arch(name), found, contents.path)
-    dropped = [n for n in contents.tensors if n not in found]
+    dropped = [n for n in contents.tensors if n not in found and n not in stacked]
     notes = [*contents.notes, *(f"dropped: {n}, no parameter" for n in dropped)]
     problems = []
     for candidate in candidates:

@@ -236,3 +236,8 @@ def test_matrices_of_a_stack():
     assert matrices("blocks/attn/proj/kernel", (3, 2, 4, 8)) == ((3,), 8, 8)
     assert matrices("blocks/0/attn/qkv/kernel", (8, 24)) == ((), 8, 24)
     assert matrices("blocks/attn/q/bias", (3, 2, 4)) is None
+
+
+def test_stacked_blocks_are_not_called_dropped(tmp_path):
+    run = write_run(tmp_path / "run", {1: 1.0}, spec="wigip:tiny")
+    assert not [note for note in bridge.open_checkpoint(run).notes if "dropped" in note]
