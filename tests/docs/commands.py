@@ -120,7 +120,7 @@ VISION = {
     "jaxmodels eval runs/scenes": Shown(r"R@1 .*\n.*%"),
     "jaxmodels data inspect images:photos": Shown(r"images +40\n"),
     "jaxmodels eval runs/scenes --data images:photos": Shown(r"R@1 .*\n.*%"),
-    "jaxmodels generate runs/scenes --image photos/1.png": Shown(r"tokens/s"),
+    "jaxmodels generate runs/scenes --image photos/1.png": Shown(r"using checkpoint 4\n.*\w"),
     "jaxmodels eval runs/scenes --image photos/1.png "
     '--caption "a red circle" "a blue square"': Shown(r"a blue square"),
     "jaxmodels convert runs/scenes album": Shown(r"^album: bitgen.* verified: digest\n"),
