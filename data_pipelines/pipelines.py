@@ -166,7 +166,10 @@ def _open_mixture(
             min_freq=min_freq,
             vocab_documents=vocab_documents,
             progress=progress,
-            **sizes | {"tokenizer": tokenizer} | {"seed": _source_seed(sizes["seed"], i + 1)} | others,
+            **sizes
+            | {"tokenizer": tokenizer}
+            | {"seed": _source_seed(sizes["seed"], i + 1)}
+            | others,
         )
 
     of_text = sum(shares[i] for i in texts)

@@ -35,7 +35,8 @@ class TextAndImages(Dataset):
     def notes(self) -> list[str]:
         """What the user should know, a sentence each."""
         shares = f"{self.text_share:.2%} of batches are text, the others images with captions"
-        return [shares, *self.text.notes, *self.captioned.notes]
+        of_images = (f"{self.captioned.spec}: {note}" for note in self.captioned.notes)
+        return [shares, *self.text.notes, *of_images]
 
     @property
     def train_tokens(self) -> int:

@@ -124,9 +124,7 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["image"], -row["similarity"]))
 
 
-def _text(
-    options: Eval, model: Any, tokenizer: Any, data: Any
-) -> tuple[dict[str, Any], list[str]]:
+def _text(options: Eval, model: Any, tokenizer: Any, data: Any) -> tuple[dict[str, Any], list[str]]:
     """The result for text, and a line that shows it."""
     import jaxmodels
     from jaxmodels.runtime.evaluate import evaluate, loss_function, report

@@ -67,8 +67,7 @@ class Config:
 
     @property
     def caption(self) -> int | None:
-        """Characters of the longest caption, a row of patches; None if the model reads no images.
-        """
+        """Characters of the longest caption, a row of patches; None if the model reads no images."""
         return self.side * self.patch if self.images else None
 
     @property

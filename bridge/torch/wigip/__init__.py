@@ -54,11 +54,16 @@ def given(config: Any, ids: Any) -> Any:
 
 
 def pictures(config: Any, tokens: Any) -> Any:
-    """Pictures that the ids of full grids stand for, float32 [b, side, side, 3] in [0, 1]."""
+    """Pictures that the ids of full grids stand for, float32 [b, side, side, 3] in [0, 1].
+
+    Args:
+        config: the model's.
+        tokens: int32 [b, side²], of JAX or numpy.
+    """
     import numpy as np
 
-    grid = np.asarray(tokens).reshape(-1, config.side, config.side, 1)
-    return (grid * np.array([1, 37, 101]) % 256 / 255).astype(np.float32)
+    grid = tokens.reshape(-1, config.side, config.side, 1) * np.array([1, 37, 101], np.int32)
+    return (grid % 256 / 255).astype(np.float32)
 
 
 def jax_forward(model: Any, tokens: Any) -> Any:
@@ -71,18 +76,17 @@ def jax_forward(model: Any, tokens: Any) -> Any:
 
     from jaxmodels.wigip.images import patches, predicted
 
-    config = model.config
-    seen = pictures(config, tokens) if config.images else None
-    tokens = jnp.asarray(tokens)
+    config, tokens = model.config, jnp.asarray(tokens)
     dense = config.objective == "dense"
     logits = model.logits(model.dense(tokens)) if dense else model(tokens)[0]
-    if seen is None:
+    if not config.images:
         return logits
+    seen = pictures(config, tokens)
     parts = (
         logits,
         model.text_features(tokens[:, : config.caption]),
-        model.image_features(jnp.asarray(seen)),
-        predicted(model, patches(model, jnp.asarray(seen))),
+        model.image_features(seen),
+        predicted(model, patches(model, seen)),
     )
     return jnp.concatenate([part.reshape(-1) for part in parts])
 

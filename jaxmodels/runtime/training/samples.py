@@ -5,6 +5,7 @@ from collections.abc import Callable
 from textwrap import fill
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxmodels.architecture import ModelView
@@ -109,9 +110,11 @@ def image_sampler(images: np.ndarray) -> Callable[[Any], Sample]:
     shown = images.astype(np.float32) / 255
 
     def sampler(model: Any) -> Sample:
-        drawn = np.asarray(model.drawn(shown))
+        drawn = np.asarray(model.drawn(jax.numpy.asarray(shown)))
         wrong = np.sqrt(np.square(drawn - shown).mean())
-        text = f"{len(images)} images, each patch predicted from those before it: off by {wrong:.3f}"
+        text = (
+            f"{len(images)} images, each patch predicted from those before it: off by {wrong:.3f}"
+        )
         rows = {"image": shown, "predicted": drawn}
         return Sample(
             f"{text} of the range of colours (root mean square)",
