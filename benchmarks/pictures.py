@@ -71,7 +71,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
 def measured(options: Pictures, folder: Path) -> dict[str, float]:
     """Trains the three runs in a folder and measures them."""
     one, alone, both = (folder / name for name in ("phase1", "text", "images"))
-    only_text = ("--model.images", "false", "--data", TEXT)
+    only_text = ("--model.no-images", "--data", TEXT)
     seconds = _train(PRESET, one, options.first, *only_text)
     _train(PRESET, alone, options.steps, *only_text, "--init", str(one))
     spec = f"{TEXT},{options.pairs}*shapes"

@@ -159,6 +159,8 @@ def _open_mixture(
             tuple(specs[i] for i in texts), tokenizer or CHARS, vocab_documents, min_freq, progress
         )
 
+    seed = sizes["seed"]
+
     def opened(i: int, **others: Any) -> Any:
         return open_data(
             specs[i],
@@ -166,18 +168,15 @@ def _open_mixture(
             min_freq=min_freq,
             vocab_documents=vocab_documents,
             progress=progress,
-            **sizes
-            | {"tokenizer": tokenizer}
-            | {"seed": _source_seed(sizes["seed"], i + 1)}
-            | others,
+            **{**sizes, "tokenizer": tokenizer, "seed": _source_seed(seed, i + 1), **others},
         )
 
-    of_text = sum(shares[i] for i in texts)
+    text_share = 1.0 if pictured is None else sum(shares[i] for i in texts)
     text = MixtureDataset(
         spec=spec,
         tokenizer=tokenizer,
         sources=tuple(opened(i, batch=1) for i in texts),
-        shares=tuple(shares[i] / of_text for i in texts),
+        shares=tuple(shares[i] / text_share for i in texts),
         **sizes,
     )
     if pictured is None:
@@ -188,7 +187,7 @@ def _open_mixture(
         tokenizer=tokenizer,
         text=text,
         captioned=captioned,
-        text_share=of_text,
+        text_share=text_share,
         **sizes,
     )
 

