@@ -116,7 +116,7 @@ RECIPES = {
         sample_every=100,
         optim=Optim(peak_lr=3e-3, warmup=20.0),
     ),
-    # As bitgen:tiny learns the same scenes: Muon, and a temperature that a step of Adam moves less.
+    # With Muon, as bitgen:tiny learns the same scenes.
     "tiny-images": replace(
         _SEED,
         data="mix:1*pydoc,8*shapes",
@@ -134,7 +134,6 @@ RECIPES = {
             peak_lr=1e-3,
             end_lr=1e-5,
             warmup=50.0,
-            lr_scale=(("images/temperature", 0.1),),
         ),
     ),
     "125m": _SEED,

@@ -41,7 +41,8 @@ class Images(nnx.Module):
         self.head = Linear(cfg.dim, 3 * cfg.area, rngs=rngs)
         self.text_pool = Linear(cfg.dim, cfg.dim, rngs=rngs)
         self.image_pool = Linear(cfg.dim, cfg.dim, rngs=rngs)
-        self.temperature = nnx.Param(jnp.full((), TEMPERATURE))
+        # As CLIP's, so that its steps are a share of it at any size.
+        self.log_temperature = nnx.Param(jnp.log(jnp.full((), TEMPERATURE)))
 
 
 def patches(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b n p 3"]:
@@ -167,7 +168,7 @@ def loss(
     text = text_features(model, batch["tokens"], batch.get("mask"))
     image = _unit(model.images.image_pool, read(model, pixels))
     same = alike(batch["image_id"], batch["tokens"])
-    tau = clamped(to_float32(model.images.temperature[...]))
+    tau = clamped(jnp.exp(to_float32(model.images.log_temperature[...])))
     both = (text, image)
     found = contrast(both, both, None, batch["image_id"], same, tau)
     next_patch = image_loss(model, pixels)

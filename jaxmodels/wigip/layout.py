@@ -70,7 +70,7 @@ WEIGHTS = (
             (f"images/{name}/bias", f"images.{name}.bias", "same"),
         )
     ),
-    ("images/temperature", "images.temperature", "same"),
+    ("images/log_temperature", "images.log_temperature", "same"),
 )
 
 _BLOCK = "CheckpointAttentionBlock_{i}."
@@ -108,7 +108,7 @@ UPSTREAM = (
         for name in _IMAGE_LAYERS
         for part in ("kernel", "bias")
     ),
-    ("images/temperature", "Images_0.temperature", "same"),
+    ("images/log_temperature", "Images_0.log_temperature", "same"),
 )
 
 
@@ -142,7 +142,7 @@ def sizes(
         "side": round(shapes["pos/embedding"][0] ** 0.5) * patch,
         "patch": patch,
         "dim": dim,
-        "images": "images/temperature" in shapes,
+        "images": "images/log_temperature" in shapes,
         "layers": len({path.split("/")[1] for path in shapes if path.startswith("blocks/")}),
     }
     assumed: dict[str, object] = {"objective": "next_char"}

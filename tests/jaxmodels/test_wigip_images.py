@@ -28,7 +28,7 @@ def model():
     graphdef, params, rest = split(wigip.Model(CONFIG, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     large = {p: x + 0.2 * rng.standard_normal(x.shape, np.float32) for p, x in params.items()}
-    large["images/temperature"] = params["images/temperature"]
+    large["images/log_temperature"] = params["images/log_temperature"]
     return graphdef.merge(large, rest)
 
 
@@ -56,7 +56,7 @@ def test_a_model_of_text_is_what_it_was():
     assert {path for path in both if path not in text} == {
         *(f"images/{name}/{part}" for name in ("colour", "head", "text_pool", "image_pool")
           for part in ("kernel", "bias")),
-        "images/temperature",
+        "images/log_temperature",
     }  # fmt: skip
     for path, array in text.items():
         np.testing.assert_array_equal(both[path], array)

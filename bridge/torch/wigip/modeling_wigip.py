@@ -149,7 +149,7 @@ class Images(nn.Module):
         self.head = nn.Linear(config.dim, 3 * area)
         self.text_pool = nn.Linear(config.dim, config.dim)
         self.image_pool = nn.Linear(config.dim, config.dim)
-        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
 
 
 class WigipModel(PreTrainedModel):
