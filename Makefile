@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast chaos lint bench clean
+.PHONY: demo test test-fast test-matrix docs chaos lint bench clean
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
-test: .venv/ready .venv/tpu/ready
+test: .venv/ready .venv/tpu/ready docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -16,6 +16,15 @@ test: .venv/ready .venv/tpu/ready
 # What is quick, after each change: two to three minutes.
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
+
+# The same with every supported Python that is installed, with the tested and the newest packages:
+# an hour, and 2 GB for each environment. By hand, before a release or a change of the ranges.
+test-matrix:
+	bash tests/matrix.sh
+
+# The pages as a site, in build/site; a broken link fails.
+docs: .venv/docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build
 
 # Kills, signals, full disks and damaged files, for a run of every architecture: under an hour.
 chaos: .venv/ready
@@ -42,5 +51,11 @@ bench: .venv/ready
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target .venv/tpu libtpu
 	@touch $@
 
+# MkDocs in an environment of its own, since the project does not need it: the extra [docs].
+.venv/docs/ready: constraints.txt
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/pip install --disable-pip-version-check --constraint constraints.txt mkdocs-material
+	@touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build

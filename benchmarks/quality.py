@@ -17,7 +17,8 @@ from benchmarks.harness import RESULTS, Run, save
 from data_pipelines.cores import cores
 from data_pipelines.pipelines import open_data
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import within
+from jaxmodels.errors import CORRUPT, Problem, within
+from jaxmodels.recipe import Recipe
 from jaxmodels.registry import OURS
 from jaxmodels.runtime.batches import takes_images
 from jaxmodels.runtime.training.train import Job, train
@@ -31,32 +32,48 @@ QUICK = tuple(("--preset", f"{arch}:tiny", "--steps", "20") for arch in _TRAINED
 class Quality:
     """Train a preset for a fixed number of steps and measure its validation loss."""
 
-    preset: str = "charlm:tiny"
-    """ARCH:PRESET."""
-    steps: int = 1000
-    """Optimiser steps; warm-up and decay of the learning rate end with them."""
+    preset: str = ""
+    """ARCH:PRESET; by default charlm:tiny, with --text wikigpt:shakespeare-cpu."""
+    steps: int | None = None
+    """Optimiser steps; warm-up and decay of the learning rate end with them. By default 1,000, with
+    --text as in the preset's recipe."""
+    text: Path | None = None
+    """A text to train on in place of the embedded one. With tiny Shakespeare, input.txt of
+    nanoGPT's data/shakespeare_char, this is the training whose losses nanoGPT's README gives."""
     out: Path = RESULTS
     """Folder whose quality.jsonl the results are added to."""
 
     def __post_init__(self) -> None:
         within("--steps", self.steps, 2)
+        if self.text is not None and not self.text.is_file():
+            raise Problem("there is no such text", where=str(self.text), exit_code=CORRUPT)
+
+
+def _recipe(arch: str, name: str, options: Quality) -> Recipe:
+    """The preset's recipe on the data, with one evaluation at its end."""
+    package = jaxmodels.learner(arch)
+    recipe = package.RECIPES[name]
+    steps = options.steps or (recipe.steps if options.text else 1000)
+    embedded = "shapes" if takes_images(package.PRESETS[name]) else "pydoc"
+    return replace(
+        recipe,
+        data=f"text:{options.text}" if options.text else embedded,
+        steps=steps,
+        eval_every=steps,
+        save_every=steps,
+        sample_every=0,
+    )
 
 
 def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its record to the results and prints it."""
     options = parse(Quality, argv, "bench quality")
-    arch, name, config = jaxmodels.preset(options.preset)
-    recipe = replace(
-        jaxmodels.learner(arch).RECIPES[name],
-        data="shapes" if takes_images(config) else "pydoc",
-        steps=options.steps,
-        eval_every=options.steps,
-        save_every=options.steps,
-        sample_every=0,
-    )
+    preset = options.preset or ("wikigpt:shakespeare-cpu" if options.text else "charlm:tiny")
+    arch, name, config = jaxmodels.preset(preset)
+    recipe = _recipe(arch, name, options)
     settings = {"batch": recipe.batch, "steps": recipe.steps, "threads": cores(), "seed": 0}
     run = Run("quality", settings | {"data": recipe.data, "dtype": recipe.dtype})
-    say(f"{options.preset}: {recipe.steps} steps of {recipe.batch} on {recipe.data}")
+    say(f"{preset}: {recipe.steps} steps of {recipe.batch} on {recipe.data}")
     with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
         data = open_data(
             recipe.data,
@@ -77,7 +94,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     assert loss is not None
     bits = {} if takes_images(config) else {"bits_per_token": loss / log(2)}
     record = run.record(
-        f"{options.preset}, {recipe.data}",
+        f"{preset}, {options.text.name if options.text else recipe.data}",
         "jaxmodels",
         "nats",
         loss,

@@ -5,6 +5,7 @@ it on the 256 held-out scenes, whose combinations of objects are new to it: retr
 captions, matching against hard negatives, captioning, and recall of captions from its memory.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -19,15 +20,17 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, positive, save
-from data_pipelines.captions.shapes import COLOURS, SHAPES
+from data_pipelines.captions.shapes import COLOURS, SHAPES, Scene, captions, draw, scene
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
+from jaxmodels.commands.memory_options import Forget, Write
 from jaxmodels.errors import INTERNAL, USAGE, Problem
 
 RUNS = ((),)
 QUICK = (("--steps", "20"),)
 
 REMEMBERED = 32  # captions written into the memory at once
+ASKED = 200  # scenes written with `jaxmodels memory`, and scenes not written
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, floa
         **_retrieval(model, batches),
         **_captioning(model, tokenizer, batches),
         "captions recalled by their images": _recall(model, batches[0]),
+        **_remembering(path),
     }
 
 
@@ -185,3 +189,61 @@ def _recall(model: Any, batch: dict[str, Any]) -> float:
     found = remember.read(model, images=images, stats=stats)
     index, _ = remember.nearest(found, remember.codes(model, tokens, mask))
     return float((index == jnp.arange(len(tokens))).mean())
+
+
+def _remembering(run: Path) -> dict[str, float]:
+    """What `jaxmodels memory` answers: 200 scenes that it wrote, and 200 others.
+
+    As many as the memory holds are written at once.
+    """
+    import bridge
+    from jaxmodels.bitgen import closeness
+    from jaxmodels.commands.memory_actions import forget, write
+    from jaxmodels.commands.memory_model import Memorable
+
+    written, others = _different_scenes(2 * ASKED, ASKED)
+    right, refused, answered = np.zeros(2), np.zeros(2), np.zeros(2)
+    with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as temporary:
+        folder, file = Path(temporary) / "model", Path(temporary) / "facts.jsonl"
+        bridge.convert(run, folder)
+        size = Memorable(folder).config.slots
+        for i in range(0, ASKED, size):
+            _save(written[i : i + size], file, Memorable(folder).config.image_size)
+            write(Write(folder, file=file, data="shapes"))
+            asked = Memorable(folder)
+            for image in (False, True):
+                for scenes, own in ((written[i : i + size], True), (others[i : i + size], False)):
+                    texts = [captions(scene)[0] for scene in scenes]
+                    pixels = np.stack([draw(scene, asked.config.image_size) for scene in scenes])
+                    features = asked.images(pixels) if image else asked.texts(texts).features
+                    for text, feature in zip(texts, features, strict=True):
+                        found = closeness.nearest(asked.record, asked.closeness(), feature, image)
+                        assert found is not None
+                        answered[int(image)] += found.close and not own
+                        refused[int(image)] += own and not found.close
+                        right[int(image)] += own and found.close and found.item.text == text
+            forget(Forget(folder, all=True))
+    shares = {}
+    for i, kind in enumerate(("text", "image")):
+        shares[f"memory read by {kind}: written, and right"] = right[i] / ASKED
+        shares[f"memory read by {kind}: written, refused"] = refused[i] / ASKED
+        shares[f"memory read by {kind}: unwritten, answered"] = answered[i] / ASKED
+    return {name: float(share) for name, share in shares.items()}
+
+
+def _different_scenes(count: int, split: int) -> tuple[list[Scene], list[Scene]]:
+    """Scenes of another seed, no two of the same content, in two parts."""
+    found = {each.combination: each for each in (scene(i, seed=1) for i in range(2 * count))}
+    scenes = [*found.values()][:count]
+    return scenes[:split], scenes[split:]
+
+
+def _save(scenes: list[Scene], file: Path, side: int) -> None:
+    """Writes images of scenes, and a file that names them with their captions."""
+    from PIL import Image
+
+    lines = []
+    for i, each in enumerate(scenes):
+        Image.fromarray(draw(each, side)).save(file.parent / f"{i}.png")
+        lines.append(json.dumps({"image": f"{i}.png", "caption": captions(each)[0]}))
+    file.write_text("\n".join(lines))

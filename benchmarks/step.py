@@ -26,8 +26,11 @@ from benchmarks.trainers import jax_step, seed_step, torch_step
 from data_pipelines.cores import cores
 from jaxmodels import registry
 from jaxmodels.cli import parse, say
+from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.planning.chips import peak_flops
 from jaxmodels.runtime.planning.flops import Product, products
+from jaxmodels.runtime.planning.plan import Workload, useful_flops
 from jaxmodels.runtime.platform import choose_thread
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import auto_slices, training
@@ -72,6 +75,10 @@ class Step:
     """Folder that holds the package BwETAF, to time it too; for bwetaf."""
     rounds: int = 20
     """Timed steps of each contestant, after two that are not."""
+    objective: Literal["next_char", "dense"] | None = None
+    """What a wigip predicts; by default the preset's."""
+    eager: bool = True
+    """Also time the twin as it is."""
     compile: bool = True
     """Also time the twin under torch.compile."""
     isolated: bool = False
@@ -81,6 +88,13 @@ class Step:
 
     def __post_init__(self) -> None:
         positive(self, "batch", "rounds")
+        if self.objective and not self.preset.startswith("wigip:"):
+            raise Problem(
+                "--objective is for wigip",
+                where=self.preset,
+                fix="leave it out, or use --preset wigip:125m",
+                exit_code=USAGE,
+            )
         if self.seed_package is not None:
             check_seed(self.preset, self.seed_package)
 
@@ -89,6 +103,8 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its records to the results and prints them as a table."""
     options = parse(Step, argv, "bench step")
     arch, name, config = jaxmodels.preset(options.preset)
+    if options.objective:
+        config = replace(config, objective=options.objective)
     choose_thread(parameters(arch, config))
     recipe = jaxmodels.learner(arch).RECIPES[name]
     recipe = replace(
@@ -107,9 +123,13 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     say(f"steps of {_sizes(arrays)}: {', '.join(one.name for one in contestants)}")
     timings = race(contestants, options.rounds, isolated=options.isolated)
     work = 3 * sum(product.flops for product in forward)  # the backward pass does each twice
+    job = Workload(jaxmodels.arch(arch), config, recipe)
+    peak = peak_flops(jax.devices()[0].device_kind)
+    useful = useful_flops(job) if peak else 0
 
     def extra(timing: Timing) -> dict[str, Any]:
         seconds = float(np.median(timing.seconds))
+        devices = jax.device_count() if timing.name == OURS else 1
         return {
             "first_loss": timing.value,
             **{f"{unit}_per_second": count / seconds for unit, count in units.items()},
@@ -117,9 +137,11 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
             "gflop_per_second": work / 1e9 / seconds,
             "matmul_gflop_per_second": rate / 1e9,
             "share_of_matmul_rate": work / seconds / rate,
+            "mfu": useful / (seconds * devices * peak) if peak else None,
         }
 
-    records = run.records(options.preset, timings, extra)
+    case = ", ".join(filter(None, (options.preset, options.objective)))
+    records = run.records(case, timings, extra)
     say(f"added to {save(records, options.out)}")
     _show(options, records, work, rate)
     return records
@@ -129,10 +151,10 @@ def _contestants(
     options: Step, arch: str, config: Any, recipe: Recipe, slices: int
 ) -> list[Contestant]:
     found = [Contestant(OURS, partial(jax_step, arch, config, recipe))]
-    device = torch_device()
-    for compiled in (False, True)[: 1 + options.compile]:
-        if device is None:
-            break
+    device = torch_device() if options.eager or options.compile else None
+    for compiled, wanted in ((False, options.eager), (True, options.compile)):
+        if device is None or not wanted:
+            continue
         for count in (1, slices)[: 1 + (slices > 1)]:
             name = f"PyTorch {'compiled' if compiled else 'eager'}"
             name += f", {count} slices" if count > 1 else ""
@@ -181,6 +203,7 @@ def _show(options: Step, records: list[dict[str, Any]], work: float, rate: float
         "tokens_per_second": "tokens/s",
         "gflop_per_second": "GFLOP/s",
         "share_of_matmul_rate": "of the products' rate",
+        "mfu": "MFU",
         "peak_bytes": "peak bytes",
     }
     print(table(records, columns))

@@ -1,13 +1,13 @@
 """The newest results as Markdown and as a plot: `python -m benchmarks.summary [--write]`.
 
-README's section on speed is its output; nothing in it is written by hand.
+The tables of docs/speed.md and the short one of README.md are its output, not written by hand.
 """
 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.compare import latest
 from benchmarks.plan import summary_line
@@ -19,14 +19,16 @@ from jaxmodels.runtime.reporting.pictures import defaults
 
 OURS = "jaxmodels"
 README = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "docs" / "speed.md"
 FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
-PLOT = "speed.svg"
 
 # The loop of `train` with a trivial model, and its cost to the host.
 HOST = ["a step of `train`, of a trivial model", "ms", "beyond its computation, ms"]
 
 Record = dict[str, Any]
+
+BRIEF = ("step", "forward")  # the suites in README's table
 
 # Suites whose contestants do the same work → the title of a case.
 RACES: dict[str, Callable[[Record], str]] = {
@@ -46,9 +48,11 @@ class Summary:
     results: Path = FOLDER
     """Folder of the records."""
     write: bool = False
-    """Put the Markdown into README.md between its markers, and the plot beside the records."""
+    """Write the tables between the markers of both pages, and the charts beside the records."""
+    page: Path = PAGE
+    """The page with all tables."""
     readme: Path = README
-    """The file that is written to."""
+    """The page with the short table."""
 
 
 def main(argv: list[str]) -> int:
@@ -58,10 +62,12 @@ def main(argv: list[str]) -> int:
     if not options.write:
         print(markdown(records))
         return 0
-    text = options.readme.read_text(encoding="utf-8")
-    options.readme.write_text(placed(text, markdown(records)), encoding="utf-8")
-    plot(records, options.results / PLOT)
-    say(f"written to {options.readme} and {options.results / PLOT}")
+    pages = {options.page: markdown(records), options.readme: brief(records)}
+    texts = {path: placed(path.read_text(encoding="utf-8"), pages[path]) for path in pages}
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    charts = plot(records, options.results)
+    say(f"written to {', '.join(map(str, (*pages, *charts)))}")
     return 0
 
 
@@ -87,8 +93,31 @@ def markdown(records: Sequence[Record]) -> str:
     machines = _newest(records)
     parts = [part for machine, newest in machines.items() for part in _sections(machine, newest)]
     if not any(_accelerated(record) for record in records):
-        parts.append("No record was made on a GPU or a TPU yet, so there is no table of one.")
+        parts.append(
+            "No record was made on a GPU or a TPU yet, so there is no table of one; on a GPU "
+            "`bash benchmarks/gpu.sh` makes it in six minutes."
+        )
     return "\n\n".join(parts)
+
+
+def brief(records: Sequence[Record]) -> str:
+    """A short table of the chart's machine: models of real size against the fastest other."""
+    machine, newest = _charted(records)
+    raced = [r for r in newest if r["suite"] in BRIEF and ":tiny" not in r["case"]]
+    raced.sort(key=lambda r: BRIEF.index(r["suite"]))
+    rows = [row for record in raced if (row := _race(record, newest))]
+    rows = [[*row[:2], *(cell.partition(";")[0] for cell in row[2:])] for row in rows]
+    if not rows:
+        return ""
+    table = _table(["", OURS, "the fastest other", "times as fast"], rows)
+    return f"{machine}; {_origin(raced)}:\n\n{table}"
+
+
+def _charted(records: Sequence[Record]) -> tuple[str, list[Record]]:
+    """The machine with the most kinds of races, and its newest records."""
+    kinds = {name: len({bar.group for bar in _bars(new)}) for name, new in _newest(records).items()}
+    machine = max(kinds, key=lambda name: kinds[name])
+    return machine, _newest(records)[machine]
 
 
 def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -116,7 +145,8 @@ def _sections(machine: str, records: list[Record]) -> list[str]:
     plans = [record for record in records if record.get("expected_mfu")]
     if plans:
         title = (
-            "Compiled for TPUs that were not there (by the compiler's model of the chip, no clock):"
+            "Compiled for TPUs and GPUs that were not there (by the compiler's model of the chip, "
+            "not measured):"
         )
         parts += [title, "\n".join(f"- {summary_line(record)}" for record in plans)]
     return parts
@@ -201,29 +231,94 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-def plot(records: Sequence[Record], path: Path) -> None:
-    """Bars of our speed relative to the fastest other, as SVG; deterministic."""
-    with defaults():
-        _bars(records).savefig(path, format="svg", metadata={"Date": None})
+def plot(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Draws speed-light.svg and speed-dark.svg: our speed relative to the fastest other, on one
+    machine; deterministic."""
+    machine, newest = _charted(records)
+    paths = []
+    for name, (ink, faint) in THEMES.items():
+        with defaults():
+            from matplotlib import rcParams
+
+            rcParams["svg.hashsalt"] = "jaxmodels"
+            rcParams["svg.fonttype"] = "none"
+            for part in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"):
+                rcParams[part] = ink
+            figure = _chart(machine, _bars(newest), ink, faint)
+            paths.append(folder / f"speed-{name}.svg")
+            figure.savefig(paths[-1], format="svg", metadata={"Date": None}, transparent=True)
+    return paths
 
 
-def _bars(records: Sequence[Record]) -> Any:
-    from matplotlib import rcParams
+THEMES = {"light": ("#1f2328", "#d0d7de"), "dark": ("#e6edf3", "#3d444d")}
+"""Colours of text and of lines, for GitHub's two backgrounds."""
+
+GROUPS = {
+    "step": "training: a step",
+    "forward": "image features",
+    "decode": "generating text",
+    "ternary": "ternary layers",
+    "data": "data",
+    "bridge": "converting checkpoints",
+}
+
+
+NO_PEERS = ("file copy",)
+"""What only shows how fast the machine can be."""
+
+
+class Bar(NamedTuple):
+    """One race."""
+
+    group: str
+    name: str
+    ratio: float
+    """To the fastest other."""
+    peer: str
+
+
+def _bars(records: Sequence[Record]) -> list[Bar]:
+    """By group, the fastest first."""
+    found = []
+    for record in records:
+        row = None if record["case"].endswith(" sampled") else _race(record, records)
+        if row is not None:
+            peers = record["times_as_fast_as"].items()
+            others = [(x, peer) for peer, x in peers if not peer.startswith((OURS, *NO_PEERS))]
+            name = row[0].partition(", ")[2] if ":" in row[0] else row[0]
+            found.append(Bar(GROUPS[record["suite"]], name, *min(others)))
+    order = list(GROUPS.values())
+    return sorted(found, key=lambda bar: (order.index(bar.group), -bar.ratio))
+
+
+def _chart(machine: str, bars: Sequence[Bar], ink: str, faint: str) -> Any:
     from matplotlib.figure import Figure
 
-    rcParams["svg.hashsalt"] = "jaxmodels"
-    newest = latest(records)
-    rows = [row for record in newest if (row := _race(record, newest))]
-    names = [f"{row[0]}\nagainst {row[2].partition(';')[0]}" for row in rows]
-    values = [float(row[3].partition(";")[0]) for row in rows]
-    figure = Figure(figsize=(9, 1.2 + 0.3 * len(names)), layout="constrained")
+    places, labels, place = [], [], 0.0
+    for bar, before in zip(bars, [None, *bars], strict=False):
+        if before is None or bar.group != before.group:
+            place += 1.2
+            labels.append((place - 0.8, bar.group))
+        places.append(place)
+        place += 1
+    figure = Figure(figsize=(9, 1.1 + 0.24 * place), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(names, values, color="#4477aa")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.bar_label(bars, fmt="%.2f", padding=2)
-    axes.set(xlabel="times as fast as the fastest other in the same run", xscale="log")
-    axes.tick_params(axis="y", labelsize=7)
-    axes.invert_yaxis()
+    colours = ["#4477aa" if bar.ratio >= 1 else "#cc6677" for bar in bars]
+    drawn = axes.barh(places, [bar.ratio for bar in bars], color=colours, height=0.75)
+    axes.bar_label(drawn, [f"{bar.ratio:.2f}× {bar.peer}" for bar in bars], padding=3, fontsize=8)
+    axes.axvline(1, color=ink, linewidth=0.8)
+    axes.set_yticks(places, [bar.name for bar in bars], fontsize=8)
+    for at, group in labels:
+        axes.annotate(group, (0, at), fontsize=9, weight="bold", va="center")
+    axes.set_xlim(0, 1.35 * max(bar.ratio for bar in bars))
+    axes.set_xlabel(f"times as fast as the fastest other in the same run ({machine})", fontsize=8)
+    axes.set_title("jaxmodels against its peers: longer is faster", fontsize=11, loc="left")
+    axes.tick_params(length=0)
+    axes.set_ylim(place, 0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color=faint, linewidth=0.6)
     return figure
 
 

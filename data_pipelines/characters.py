@@ -43,13 +43,18 @@ class CharTokenizer:
     """There is no such token; documents are separated by a blank line."""
 
     @classmethod
-    def build(cls, texts: Iterable[str], min_freq: int = 1) -> "CharTokenizer":
-        """The sorted characters that occur at least `min_freq` times in all texts together."""
+    def build(
+        cls, texts: Iterable[str], min_freq: int = 1, most: int | None = None
+    ) -> "CharTokenizer":
+        """The sorted characters that occur at least `min_freq` times in all texts together; of more
+        than `most` the most frequent."""
         counts = np.zeros(0x110000, np.int64)
         for text in texts:
             found = np.bincount(_code_points(text))
             counts[: len(found)] += found
         kept = np.flatnonzero(counts >= max(1, min_freq))
+        if most is not None:
+            kept = np.sort(kept[np.argsort(-counts[kept], kind="stable")[:most]])
         return cls(tuple(map(chr, kept.tolist())), min_freq)
 
     @property

@@ -1,4 +1,4 @@
-"""The verb `jaxmodels data`: list, prepare, inspect, bench."""
+"""The verb `jaxmodels data`: list, prepare, tokenizer, inspect, bench."""
 
 import json as jsonlib
 from pathlib import Path
@@ -17,7 +17,13 @@ Either = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|SPEC
 def main(argv: list[str]) -> int:
     """Runs one of the commands below and returns its exit code."""
     return tyro.extras.subcommand_cli_from_dict(
-        {"list": list_, "prepare": prepare_, "inspect": inspect_, "bench": bench_},
+        {
+            "list": list_,
+            "prepare": prepare_,
+            "tokenizer": tokenizer_,
+            "inspect": inspect_,
+            "bench": bench_,
+        },
         args=argv,
         prog="jaxmodels data",
         description="List, prepare and inspect training data.",
@@ -61,8 +67,9 @@ def prepare_(
     Args:
         spec: what to read; see `jaxmodels data list`.
         folder: where to write.
-        tokenizer: chars (of the text), gpt2, or the PATH of a tokenizer.json or
-            characters.json.
+        tokenizer: chars (of the text), bpe:4096, unigram:4096 or bytes (made from it, see
+            `jaxmodels data tokenizer`), gpt2, or the PATH of a tokenizer.json, characters.json or
+            sentencepiece model.
         workers: processes that encode, or threads for a single file; 0 means one for each core.
         min_freq: for chars: how often a character must occur to enter the vocabulary.
         dtype: type of a token on disk; auto takes the smaller one that fits.
@@ -73,15 +80,19 @@ def prepare_(
     """
     from data_pipelines.captions.opening import has_captions
     from data_pipelines.prepare import prepare
-    from data_pipelines.tokenizers import CHARS, open_tokenizer
+    from data_pipelines.tokenizers import CHARS, Tokenizer, open_tokenizer
+    from data_pipelines.vocabularies import learn_from, wanted
 
     if has_captions(spec):
         text_options = (tokenizer, min_freq, dtype) != (CHARS, 1, "auto")
         return _prepare_images(spec, folder, side, text_options, force, json)
-    chosen = None if tokenizer == CHARS else open_tokenizer(tokenizer)
     chosen_dtype = None if dtype == "auto" else dtype
     threads = workers or cores()
     with ProgressBar() as progress:
+        if want := wanted(tokenizer):
+            chosen: Tokenizer | None = learn_from((spec,), want, 0.0, min_freq, progress)
+        else:
+            chosen = None if tokenizer == CHARS else open_tokenizer(tokenizer)
         made = prepare(spec, folder, min_freq, chosen, chosen_dtype, progress, force, threads)
     if json:
         _emit({"folder": str(folder), **made})
@@ -124,6 +135,58 @@ def _prepare_images(
             f"written to {folder}\n"
             f"next: jaxmodels train bitgen:tiny --data bin:{folder} --out runs/first"
         )
+    return 0
+
+
+def tokenizer_(
+    data: str,
+    out: Path,
+    kind: Literal["bpe", "unigram", "chars", "bytes"] = "bpe",
+    vocab: int = 8000,
+    special: tuple[str, ...] = (),
+    held_out: float = 0.05,
+    max_bytes: int = 10**9,
+    force: bool = False,
+    json: bool = False,
+) -> int:
+    """Make a vocabulary from a text, and report how many bytes its tokens have.
+
+    The file is a tokenizer.json (of chars a characters.json), which --tokenizer takes. bpe,
+    unigram and bytes have a token for each byte, so that they encode every text.
+
+    Args:
+        data: the text; see `jaxmodels data list`.
+        out: the file to write.
+        kind: bpe and unigram: parts of words; chars: the most frequent characters; bytes: the 256
+            bytes.
+        vocab: tokens in all, special ones included; of bytes always 256 and these.
+        special: special tokens besides <|endoftext|>, which separates documents.
+        held_out: share of the text, from its end, that is measured on and not learned from.
+        max_bytes: bytes of the text to read, at most.
+        force: replace an existing file.
+        json: print one JSON object.
+    """
+    from data_pipelines.making import make
+
+    with ProgressBar() as progress:
+        report = make(data, out, kind, vocab, special, held_out, max_bytes, force, progress)
+    if json:
+        _emit(report)
+        return 0
+    rate, theirs = report["bytes_per_token"], report["gpt2_bytes_per_token"]
+    learned = f"{report['learned_bytes']:,} bytes"
+    print(f"{report['vocab_size']:,} tokens, made from {learned}; written to {out}")
+    if rate is None:
+        print("nothing was held out to measure on")
+    else:
+        print(
+            f"{rate:.3f} bytes a token on {report['held_out_bytes']:,} bytes that were held out; "
+            f"GPT-2's vocabulary of 50,257: {theirs:.3f}"
+        )
+    if report["unknown"]:
+        print(f"{report['unknown']:,} of these tokens stand for characters not in the vocabulary")
+    arch = "charlm:tiny" if kind == "chars" else "wikigpt:tiny"
+    print(f"next: jaxmodels train {arch} --data {data} --tokenizer {out} --out runs/first")
     return 0
 
 

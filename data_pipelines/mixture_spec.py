@@ -14,6 +14,7 @@ from data_pipelines.prepare import read_manifest, read_tokenizer
 from data_pipelines.reading import Progress, Reading
 from data_pipelines.sources import MIX, SPECS, open_text
 from data_pipelines.tokenizers import BARE_CHARS, CHARS, Tokenizer, open_tokenizer
+from data_pipelines.vocabularies import learn_from, wanted
 
 _KINDS = "|".join(sorted({re.split(r"[:\[]", form)[0] for form in SPECS}))
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
@@ -99,8 +100,11 @@ def shared_tokenizer(
     vocab_documents: int,
     min_freq: int,
     progress: Progress | None,
+    valid_fraction: float = 0.0,
 ) -> Tokenizer | None:
     """The tokeniser of all sources; None where all are raw token files."""
+    if want := wanted(name):
+        return learn_from(specs, want, valid_fraction, min_freq, progress)
     if name not in (CHARS, BARE_CHARS):
         return open_tokenizer(name)
     files = [spec for spec in specs if spec.startswith("bin:")]

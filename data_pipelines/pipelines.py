@@ -23,6 +23,7 @@ from data_pipelines.tfds import NAMES
 from data_pipelines.token_dataset import TokenDataset
 from data_pipelines.token_files import open_bin, open_prepared
 from data_pipelines.tokenizers import BARE_CHARS, CHARS, WORDS, Tokenizer, open_tokenizer
+from data_pipelines.vocabularies import learn_from, wanted
 
 AnyDataset = TypeVar("AnyDataset", TokenDataset, StreamedDataset)
 
@@ -64,7 +65,9 @@ def open_data(
         progress: called as (stage, bytes done, bytes in all).
         tokenizer: "chars" (or None) takes the characters of the text, or the tokeniser of a
             prepared folder; "bare-chars" the characters without <PAD> and <UNK>; "words" the
-            words of captions; "gpt2", a path or an open tokeniser is required of the tokens.
+            words of captions; "bpe:4096" and the like a vocabulary made from the text that is
+            trained on (`vocabularies`); "gpt2", a path or an open tokeniser is required of the
+            tokens.
         segments: batches number the documents in each window.
         vocab_documents: documents of a TFDS dataset that "chars" counts, from the first on.
         side: width and height of images in pixels, a multiple of `patch`; by default the width
@@ -121,7 +124,9 @@ def open_data(
             spec, Path(folder), tokenizer, sizes, images, **counting, progress=progress
         )
     if isinstance(tokenizer, str):
-        if tokenizer == BARE_CHARS and kind != "bin":
+        if want := wanted(tokenizer):
+            tokenizer = learn_from((spec,), want, valid_fraction, min_freq, progress)
+        elif tokenizer == BARE_CHARS and kind != "bin":
             tokenizer = _bare_characters(spec, min_freq, vocab_documents, progress)
         else:
             tokenizer = None if tokenizer in (CHARS, BARE_CHARS) else open_tokenizer(tokenizer)
@@ -156,9 +161,13 @@ def _open_mixture(
     texts = [i for i in range(len(specs)) if i != pictured]
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = shared_tokenizer(
-            tuple(specs[i] for i in texts), tokenizer or CHARS, vocab_documents, min_freq, progress
+            tuple(specs[i] for i in texts),
+            tokenizer or CHARS,
+            vocab_documents,
+            min_freq,
+            progress,
+            sizes["valid_fraction"],
         )
-
     seed = sizes["seed"]
 
     def opened(i: int, **others: Any) -> Any:

@@ -22,6 +22,7 @@ from data_pipelines.characters import CHARACTERS, CharTokenizer
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.file_search import path_of
 from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.sentencepiece import looks_like_model, read_model, sentencepiece_in
 from data_pipelines.subword import SubwordTokenizer
 from data_pipelines.transformers_files import MAX_FILE, SLOW, files_in, read_files, refuse_foreign
 from jaxmodels.reading import read_limited
@@ -41,7 +42,8 @@ WORDS = "words"
 def open_tokenizer(name: str) -> Tokenizer:
     """Opens the tokeniser that a recipe names: "gpt2", or the PATH of a file or folder.
 
-    ("chars", "bare-chars" and "words", which a recipe may also name, are built from the text.)
+    ("chars", "bare-chars", "words" and those of `vocabularies`, as "bpe:4096", which a recipe may
+    also name, are made from the text.)
 
     Raises:
         DataProblem: (usage) it is neither; (corrupt) the file cannot be used.
@@ -58,9 +60,10 @@ def open_tokenizer(name: str) -> Tokenizer:
     if not name or not path_of(name).exists():
         raise DataProblem(
             f"unknown tokeniser: {name!r}",
-            why="it is not chars, bare-chars, words or gpt2, and no such file or folder exists",
-            fix="use chars, bare-chars, gpt2, words (of captions), or the path of a "
-            "tokenizer.json or characters.json",
+            why="it is not chars, bare-chars, words or gpt2, none that is made of the text such as "
+            "bpe:4096, unigram:4096 or bytes, and no such file or folder exists",
+            fix="use one of them (words is for captions), or the path of a tokenizer.json, "
+            "characters.json or sentencepiece model",
             exit_code=USAGE,
         )
     return load_tokenizer(name)
@@ -72,7 +75,7 @@ def load_tokenizer(path: Path | str, rows: int | None = None) -> Tokenizer:
     Args:
         path: a character vocabulary (seed 002's JSON, or a JSON list of characters), or
             transformers' files: tokenizer.json, or vocab.json and merges.txt, with the files that
-            accompany them. GPT-2's is read by tiktoken.
+            accompany them (GPT-2's is read by tiktoken); a sentencepiece model.
         rows: of the model's embedding, if known; see `transformers_files.read_files`.
 
     Raises:
@@ -83,6 +86,9 @@ def load_tokenizer(path: Path | str, rows: int | None = None) -> Tokenizer:
     folder = path if path.is_dir() else path.parent
     names = (CHARACTERS, GPT2Tokenizer.FILE)
     file = next((path / name for name in names if (path / name).is_file()), path)
+    if (model := _sentencepiece(path)) is not None:
+        data, settings = read_model(model)
+        return tokenizer_from_json(data, str(model), json.dumps(settings))
     slow = path.is_dir() or path.name in sum(SLOW, ())
     if slow and file == path and files_in(folder):
         return _of_transformers(folder, rows)
@@ -95,6 +101,21 @@ def load_tokenizer(path: Path | str, rows: int | None = None) -> Tokenizer:
     if file.name == GPT2Tokenizer.FILE and isinstance(data, dict) and "model" in data:
         return _of_transformers(folder, rows)
     return tokenizer_from_json(data, str(file))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `load_tokenizer` finds a file of a known kind in a folder."""
+    known = (folder / CHARACTERS).is_file() or files_in(folder)
+    return bool(known) or sentencepiece_in(folder) is not None
+
+
+def _sentencepiece(path: Path) -> Path | None:
+    """The sentencepiece model that a path is, or that a folder has as its only tokeniser."""
+    if path.is_dir():
+        others = (path / CHARACTERS).is_file() or files_in(path)
+        return None if others else sentencepiece_in(path)
+    is_model = path.is_file() and (path.suffix in (".model", ".spm") or looks_like_model(path))
+    return path if is_model else None
 
 
 def _of_transformers(folder: Path, rows: int | None) -> Tokenizer:
@@ -159,5 +180,6 @@ def _no_tokenizer(file: Path, why: str) -> DataProblem:
         "this is not a tokeniser",
         where=str(file),
         why=why,
-        fix="give a characters.json or a tokenizer.json, or a folder with one",
+        fix="give a characters.json, a tokenizer.json or a sentencepiece model, or a folder with "
+        "one",
     )

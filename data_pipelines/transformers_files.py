@@ -85,7 +85,7 @@ def refuse_foreign(folder: Path) -> None:
     present = [name for name in FOREIGN if (folder / name).is_file()]
     if present:
         raise unknown(folder, f"it is {', '.join(present)}")
-    if named := _object(folder / CONFIG).get("tokenizer_class"):
+    if named := object_in(folder / CONFIG).get("tokenizer_class"):
         raise unknown(folder, f"{CONFIG} says it is a {str(named)[:80]}")
 
 
@@ -115,7 +115,7 @@ def read_files(folder: Path, rows: int | None = None) -> tuple[Json, Json]:
     """
     names, settings = files_in(folder), _read_settings(folder)
     if names == (TOKENIZER,):
-        data = _object(folder / TOKENIZER)
+        data = object_in(folder / TOKENIZER)
         if not isinstance(data.get("model"), dict):
             why = "it has no key model"
             raise DataProblem("this is not a tokeniser", where=str(folder / TOKENIZER), why=why)
@@ -146,7 +146,7 @@ def transformers_differs(folder: Path, content: Callable[[], Json]) -> list[str]
     """
     if not (folder / TOKENIZER).is_file():
         return []
-    settings = _object(folder / CONFIG)
+    settings = object_in(folder / CONFIG)
     named = _class_in(folder, settings)
     kind = named.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(named, str) else ""
     if kind not in _CUTS:
@@ -182,9 +182,9 @@ def special_tokens(settings: Json) -> Iterator[tuple[str, Json]]:
 
 def _read_settings(folder: Path) -> Json:
     """tokenizer_config.json, completed from the files that older versions used."""
-    settings = _object(folder / CONFIG)
+    settings = object_in(folder / CONFIG)
     if "added_tokens_decoder" not in settings:
-        settings |= _object(folder / "special_tokens_map.json")
+        settings |= object_in(folder / "special_tokens_map.json")
     template = folder / "chat_template.jinja"
     if template.is_file():
         settings["chat_template"] = _text(template)
@@ -195,7 +195,7 @@ def _class_in(folder: Path, settings: Json) -> Any:
     """The class that AutoTokenizer takes: that of the settings, else of the model."""
     if (named := settings.get("tokenizer_class")) is not None:
         return named
-    config = _object(folder / "config.json")
+    config = object_in(folder / "config.json")
     named = config.get("tokenizer_class")
     return named or ("GPT2Tokenizer" if config.get("model_type") == "gpt2" else None)
 
@@ -216,7 +216,7 @@ def settings_of(settings: Json) -> Json:
 
 def _merged(folder: Path, names: tuple[str, ...]) -> Json:
     """tokenizer.json from a file of tokens and a file of merges."""
-    vocab = _object(folder / names[0])
+    vocab = object_in(folder / names[0])
     lines = (line.rstrip("\r") for line in _text(folder / names[1]).split("\n"))
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if bad := next((pair for pair in merges if len(pair) != 2), None):
@@ -277,7 +277,7 @@ def _added(folder: Path, settings: Json) -> list[Json]:
         special = {entry["content"] for _, entry in special_tokens(settings)}
         pairs = [
             (i, {"content": name, "special": name in special, "normalized": name not in special})
-            for name, i in _object(folder / "added_tokens.json").items()
+            for name, i in object_in(folder / "added_tokens.json").items()
         ]
     found = []
     for number, value in pairs:
@@ -333,7 +333,7 @@ def _entry(value: Any, special: bool = True) -> Json | None:
     return {"content": fields["content"], **flags, "special": special}
 
 
-def _object(path: Path) -> Json:
+def object_in(path: Path) -> Json:
     """The JSON object in a file; empty if there is none."""
     if not path.is_file():
         return {}

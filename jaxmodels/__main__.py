@@ -17,13 +17,14 @@ VERBS = {
     "train": ("jaxmodels.commands.train:main", "train a preset; stop, resume, never lose work"),
     "plan": (
         "jaxmodels.commands.plan:main",
-        "does it fit on a TPU, how fast can it be? without a TPU",
+        "does it fit on TPUs or GPUs, how fast can it be? without any",
     ),
     "eval": (
         "jaxmodels.commands.eval:main",
         "loss, perplexity, bits per character; how well images and captions find each other",
     ),
     "generate": ("jaxmodels.commands.generate:main", "continue a prompt, caption an image"),
+    "memory": ("jaxmodels.commands.memory:main", "what a bitgen remembers: write, read, forget"),
     "report": ("jaxmodels.commands.report:main", "a run as one HTML page"),
     "convert": ("bridge.commands.convert:convert_main", "move a checkpoint between formats"),
     "inspect": (
@@ -58,7 +59,7 @@ USAGE_TEXT = "\n".join(
 )
 
 
-ON_DISK = {"train", "convert", "data", "bench", "report", "push", "pull"}
+ON_DISK = {"train", "convert", "data", "bench", "report", "push", "pull", "memory"}
 """Verbs whose result is on disk: they continue when nobody reads their output any more."""
 
 

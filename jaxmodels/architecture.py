@@ -94,6 +94,10 @@ class OptionalPackage(Protocol):
     pack: Callable[[Any], Any] | None = None
     """`pack(model)`: a copy for inference in less memory."""
 
+    compress: Callable[[Any], Any] | None = None
+    """`compress(model)`: the model with matrices of few bits that `--to packed` holds, TERNARY and
+    INT8; without values for these, to be filled."""
+
     # Checkpoints: other tables of names
     UPSTREAM: Table = ()
     """The names in the checkpoints of the original program."""
@@ -117,6 +121,9 @@ class OptionalPackage(Protocol):
     """Paths of parameters on which no output depends, so that files may lack them."""
     TERNARY: tuple[str, ...] = ()
     """Path patterns of weights that are rounded to −1, 0 and 1 when used; kept in float32."""
+    INT8: tuple[str, ...] = ()
+    """Path patterns of weights that a packed checkpoint holds in 8 bits, with a scale for each
+    row."""
     ASSUMED: Mapping[str, Mapping[str, Any]] = {}
     """Table ("WEIGHTS", …, "own") → field → what to assume for files with its names, where it
     differs from `sizes`; None: nothing."""
@@ -183,6 +190,9 @@ class ConfigView(View):
     """Attention heads of each block, where they differ."""
     kv_heads: int | None = None
     """Heads of keys and values, where several queries share one."""
+    FOLLOWS: Mapping[str, tuple[str, int]] = {}
+    """Field → (another, n): it is n times the other in presets where it is, also when the other is
+    changed, unless it is given itself."""
     objective: str | None = None
     """What is predicted, where there is a choice."""
 

@@ -12,6 +12,8 @@ EXTRAS = {
     "torch": "torch",
     "transformers": "torch",
     "gguf": "gguf",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "libtpu": "tpu",
     "jax_cuda13_plugin": "plan-gpu",
     "lm_eval": "lm-eval",

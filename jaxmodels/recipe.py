@@ -131,8 +131,9 @@ class Recipe:
     weight: mix:3*text:books,1*jsonl:web.jsonl#body."""
     tokenizer: str = "chars"
     """What turns text into tokens: chars (the text's own characters, <PAD> and <UNK>), bare-chars
-    (its characters alone: any other becomes the first of them, as in wigip's own code), gpt2,
-    or the path of a tokenizer.json or characters.json."""
+    (its characters alone: any other becomes the first of them, as in wigip's own code), gpt2; one
+    made from the text that is trained on, of so many tokens: bpe:4096, unigram:4096, chars:200, or
+    bytes; or the path of a tokenizer.json, characters.json or sentencepiece model."""
     vocab_documents: int = 1000
     """With chars and streamed data (c4, wikipedia, tfds:NAME): build the vocabulary from the first
     this many documents."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from bridge.core.adapters import Adapters
 from bridge.core.moments import Moments
+from bridge.core.packing import Packed
 from bridge.core.table import Pair, Shape
 from bridge.core.tensors import Tensor
 from data_pipelines.tokenizers import Tokenizer
@@ -45,6 +46,8 @@ class Checkpoint:
     and read as float32."""
     adapters: Adapters | None = None
     """The LoRA adapters that `tensors` include, where they are stored apart from the model."""
+    packed: dict[str, Packed] = field(default_factory=dict)
+    """Our path → what the file holds of a parameter in few bits, which is read as float32."""
     moments: Callable[[], Moments | None] = lambda: None
     """AdamW's state under our paths, unread; None where the files have none. Raises Problem
     (mismatch) when it is that of another model."""

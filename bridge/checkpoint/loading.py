@@ -1,6 +1,6 @@
 """Any checkpoint as a JAX model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,6 +10,7 @@ import numpy as np
 import jaxmodels
 from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.opening import open_checkpoint
+from bridge.core import packing
 from bridge.core.moments import Moments, required
 from bridge.core.state import fresh_state
 from bridge.core.tensors import Tensor, is_float, target_dtype
@@ -50,16 +51,23 @@ def model_of(source: Checkpoint, dtype: np.dtype | None = None) -> Any:
     """The `nnx.Module` of an opened source; see `load`."""
     import jax
     import jax.numpy as jnp
+    from flax import nnx
 
     from jaxmodels.runtime.paths import split
     from jaxmodels.sizes import outline
 
     package = jaxmodels.arch(source.arch)
-    graphdef, _, rest = split(outline(package, source.config))
+    structure = outline(package, source.config)
+    if source.packed:
+        assert package.compress is not None  # what is packed was written for it
+        structure = nnx.eval_shape(package.compress, structure)
+    graphdef, _, rest = split(structure)
     state = {path: source.tensors[path].read() for path in source.state}
+    state |= {p: array for path in source.packed for p, array in _packed(source, path, dtype)}
     if rest.keys() - state.keys():
         state = fresh_state(source.arch, source.config) | state
-    trained = {path: t for path, t in source.tensors.items() if path not in source.state}
+    left = source.state | source.packed.keys()
+    trained = {path: t for path, t in source.tensors.items() if path not in left}
 
     def placed(array: np.ndarray) -> Any:
         return jnp.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
@@ -75,6 +83,24 @@ def source_of(model: Any) -> Checkpoint | None:
     """The checkpoint that a model was loaded from, for what a model does not hold: its tokeniser
     and the like. None for one that was created, or copied by nnx."""
     return _SOURCES.get(model)
+
+
+def _packed(
+    source: Checkpoint, path: str, dtype: np.dtype | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a packed parameter under the paths of a compressed model."""
+    packed, scale = source.packed[path], source.packed[path].scale.read()
+    scale = scale if dtype is None else scale.astype(dtype)
+    if packed.kind == packing.TERNARY:
+        packed.signs()  # refuses what is none
+        layer = path.rpartition("/")[0]
+        yield f"{layer}/packed", packed.values.read()
+        yield f"{layer}/scale", (1 / scale).reshape(())
+        return
+    pair = next(pair for pair in source.pairs if pair.ours == path)
+    kernel, shape = path.endswith("/kernel"), source.tensors[path].shape
+    yield f"{path}/values", pair.load(packed.values, shape).read()
+    yield f"{path}/scale", scale.reshape(*(1 for _ in shape[:-1]), -1) if kernel else scale[:, None]
 
 
 def _values(tensor: Tensor, dtype: np.dtype | None) -> np.ndarray:

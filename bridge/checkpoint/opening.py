@@ -149,6 +149,7 @@ def _bind(
         tensors=places.tensors,
         state=frozenset(places.state),
         quantised=frozenset(p.ours for p in pairs if fused(p.theirs) in contents.quantised),
+        packed={p.ours: contents.packed[p.theirs] for p in pairs if p.theirs in contents.packed},
         tokenizer=tokenizer,
         carried={} if beside is None else _carried(package, beside),
         origin=vocabulary.with_reason(contents.origin, config, settled.beside, tokenizer),

@@ -58,6 +58,7 @@ def part_of(source: Checkpoint, arch: str) -> Checkpoint:
         state=frozenset(),
         tokenizer=None,
         carried={},
+        packed={},
         notes=[
             *(note for note in source.notes if not note.startswith("assumed: ") or field in note),
             f"using the {arch} that is {prefix[:-1]!r} in a {source.arch}",

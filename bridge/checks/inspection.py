@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bridge.checkpoint.config import types_of, values_of
 from bridge.checkpoint.opening import bind
 from bridge.checks.values import look_at_values
 from bridge.checks.verification import but_for_the_card, digest_problems, format_problem
+from bridge.core.packing import TERNARY, Packed, value_counts
 from bridge.core.report import Report
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
@@ -42,7 +44,8 @@ def inspect(
         `averaged` (whether a run keeps a running average of its weights too, whose
         tensors are reported under `ema.`);
         `unsafe` (it asks to run code, and was not read further);
-        `listing` (name, shape and dtype of each tensor, in the file's names; of a truncated
+        `listing` (name, shape and dtype of each tensor, in the file's names; of a ternary one in 2
+        bits also `values`, how often −1, 0 and 1 occur; of a truncated
         safetensors file, those in its header, and whether each is `cut_off`).
 
     Raises:
@@ -64,12 +67,13 @@ def inspect(
             _promised(report, path)
         return Report(report, unsafe=problem.exit_code == UNSAFE, damaged=True)
     report |= _from_files(contents)
-    tokenizer = contents.tokenizer
+    tokenizer, state = contents.tokenizer, set[str]()
     try:
         source = bind(contents, arch, {CHOICE: RAW, **(config or {})})
         report["notes"] += source.notes
         report |= _from_model(source)
         tokenizer = source.tokenizer
+        state = {pair.theirs for pair in source.pairs if pair.ours in source.state}
         report["notes"] += _unfit_moments(source)
     except Problem as problem:
         report["problems"].append(format_problem(problem))
@@ -84,7 +88,7 @@ def inspect(
     wrong = digest_problems(path)
     report["problems"] += [f"damaged: {line}" for line in wrong or []]
     report["damaged"] |= bool(but_for_the_card(wrong))
-    look_at_values(report, contents)
+    look_at_values(report, contents, state)
     report["damaged"] |= not report.readable
     return report
 
@@ -129,13 +133,31 @@ def _promised(report: Report, file: Path) -> None:
         report["problems"].append(f"{heading}:\n{listing(lost)}")
 
 
-def _counts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _counts(tensors: Mapping[str, Tensor], packed: Mapping[str, Packed]) -> dict[str, Any]:
     return {
         "tensors": len(tensors),
         "parameters": sum(tensor.size for tensor in tensors.values()),
-        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-        "dtypes": dict(Counter(str(tensor.dtype) for tensor in tensors.values())),
+        "bytes": sum(packed.get(name, tensor).nbytes for name, tensor in tensors.items()),
+        "dtypes": dict(Counter(_dtype(n, tensor, packed) for n, tensor in tensors.items())),
     }
+
+
+def _dtype(name: str, tensor: Tensor, packed: Mapping[str, Packed]) -> str:
+    return packed[name].kind if name in packed else str(tensor.dtype)
+
+
+def _row(tensor: Tensor, packed: Mapping[str, Packed]) -> dict[str, Any]:
+    """A tensor in the listing; of a ternary one also how often each value occurs."""
+    name = tensor.name
+    row: dict[str, Any] = {
+        "name": name,
+        "shape": list(tensor.shape),
+        "dtype": _dtype(name, tensor, packed),
+    }
+    if name in packed and packed[name].kind == TERNARY:
+        with suppress(Problem):  # reading the values reports it
+            row["values"] = value_counts(packed[name])
+    return row
 
 
 def _from_files(contents: RawCheckpoint) -> dict[str, Any]:
@@ -145,7 +167,7 @@ def _from_files(contents: RawCheckpoint) -> dict[str, Any]:
         names = types_of(jaxmodels.arch(contents.arch).Config)
     stated = flatten(contents.fields, ".")
     return {
-        **_counts(contents.tensors),
+        **_counts(contents.tensors, contents.packed),
         "readable": True,
         "format": contents.format,
         "arch": contents.arch,
@@ -154,10 +176,7 @@ def _from_files(contents: RawCheckpoint) -> dict[str, Any]:
         "optimizer": _has_moments(contents),
         "averaged": bool(contents.averaged),
         "vocab_present": contents.tokenizer is not None,
-        "listing": [
-            {"name": tensor.name, "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
-            for tensor in contents.tensors.values()
-        ],
+        "listing": [_row(tensor, contents.packed) for tensor in contents.tensors.values()],
     }
 
 
@@ -192,7 +211,7 @@ def _unfit_moments(source: Checkpoint) -> list[str]:
 def _from_model(source: Checkpoint) -> dict[str, Any]:
     """What follows from the model's table."""
     return {
-        **_counts(source.tensors),
+        **_counts(source.tensors, source.packed),
         "parameters": source.parameters,
         "arch": source.arch,
         "preset": source.preset,

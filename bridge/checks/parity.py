@@ -26,7 +26,7 @@ class Parity(NamedTuple):
     """Largest absolute difference of outputs on random inputs."""
     text: float | None
     """The same on the given text; None without one."""
-    argmax: float
+    argmax: float | None
     """The share of positions, in all inputs, whose largest output stands at the same place."""
     gradient: float | None
     """Largest difference of a parameter's gradients, as a share of the largest number in them (or

@@ -6,6 +6,7 @@ What rounds is not asked: a mistake there would be on both sides of every other 
 import ml_dtypes
 import numpy as np
 
+from bridge.core.packing import INT8, Packed
 from bridge.storage.gguf_reader import BLOCK
 
 _SLACK = 1 + 1e-3  # the bounds themselves are computed in float32
@@ -36,3 +37,24 @@ def misrounded(exact: np.ndarray, kept: np.ndarray, blocks: bool = False) -> boo
         distance = np.abs(values - there)
     same = (values == there) | (np.isnan(values) & np.isnan(there))
     return not bool((same | (distance <= allowed * _SLACK)).all())
+
+
+def packed_wrong(packed: Packed, exact: np.ndarray) -> bool:
+    """Whether a number of a matrix in few bits is further from the exact one than it must be.
+
+    Args:
+        packed: what the file holds.
+        exact: the matrix before, in PyTorch's layout.
+    """
+    scale, kept = packed.scale.read(), packed.unpacked().read()
+    exact = exact.astype(np.float32)
+    if packed.kind == INT8:
+        rows = (np.abs(exact - kept).reshape(len(scale), -1), scale[:, None] / 2)
+        return not bool((rows[0] <= rows[1] * _SLACK + _LEAST).all())
+    gamma, sizes = 1 / scale[0], np.abs(exact)
+    small = np.where(kept == 0, sizes, 0)
+    large = np.where(kept == 0, gamma, np.where(np.sign(exact) == np.sign(kept), sizes, 0))
+    apart = gamma * (_SLACK - 1)
+    right = (small <= gamma / 2 + apart).all() and (large >= gamma / 2 - apart).all()
+    mean = [sizes.mean(), sizes.max()]  # of weights that were rounded before, the largest
+    return not (right and np.abs(np.subtract(mean, gamma)).min() <= gamma * 1e-4)

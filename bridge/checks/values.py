@@ -17,8 +17,11 @@ ALWAYS_READ, REPEATED = 2**28, 4  # bytes of values; times the size of the files
 ENOUGH = 64  # values that do not fit a narrower dtype by chance
 
 
-def look_at_values(report: Report, contents: RawCheckpoint) -> None:
-    """Reads every tensor once, and adds what looks wrong to problems, what is odd to notes."""
+def look_at_values(report: Report, contents: RawCheckpoint, state: set[str]) -> None:
+    """Reads every tensor once, and adds what looks wrong to problems, what is odd to notes.
+
+    Tensors of `state`, such as an empty memory, may be all zero.
+    """
     same: dict[str, list[str]] = defaultdict(list)
     rounded: dict[str, list[str]] = defaultdict(list)
     held = files_below(contents.path) if contents.path.is_dir() else [contents.path]
@@ -34,6 +37,8 @@ def look_at_values(report: Report, contents: RawCheckpoint) -> None:
         except Problem as problem:
             report["problems"].append(format_problem(problem))
             report["readable"] = False
+            continue
+        if tensor.name in state and not array.any():
             continue
         if constant := _look(report, tensor, array):
             report["notes"].append(f"{visible(tensor.name)} is {constant} throughout")

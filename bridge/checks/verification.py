@@ -11,7 +11,7 @@ from bridge.checkpoint.config import values_of
 from bridge.checkpoint.opening import bind, open_checkpoint
 from bridge.checkpoint.transfer import part_of
 from bridge.checks.parity import Parity, compare_outputs
-from bridge.checks.rounding import misrounded
+from bridge.checks.rounding import misrounded, packed_wrong
 from bridge.core.report import Report
 from bridge.core.tensors import compare
 from bridge.formats import recognise
@@ -182,7 +182,8 @@ def compare_tensors(report: Report, source: Checkpoint, reference: Checkpoint) -
         report["tensors_equal"] += result["equal"]
         largest = max(largest, result["max_abs"])
         narrow = min(tensor.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
-        if path in source.quantised and path not in reference.quantised:
+        coarse, other_coarse = (c.quantised | c.packed.keys() for c in (source, reference))
+        if path in coarse - other_coarse:
             wrong = misrounded_in(source, path, reference)
         else:
             wrong = not compare(ours.astype(narrow), other.astype(narrow))["equal"]
@@ -194,9 +195,11 @@ def compare_tensors(report: Report, source: Checkpoint, reference: Checkpoint) -
 def misrounded_in(written: Checkpoint, path: str, source: Checkpoint) -> bool:
     """Whether a parameter (our path) is further from its source than its rounding explains."""
     exact, kept = source.tensors[path], written.tensors[path]
-    if path not in written.quantised:
+    if path not in written.quantised and path not in written.packed:
         return misrounded(exact.read(), kept.read())
     pair = next(pair for pair in written.pairs if pair.ours == path)
+    if path in written.packed:
+        return packed_wrong(written.packed[path], pair.export(exact).read())
     return misrounded(pair.export(exact).read(), pair.export(kept).read(), blocks=True)
 
 

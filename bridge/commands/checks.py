@@ -154,6 +154,15 @@ def diff_main(argv: list[str]) -> int:
     return DONE if report.same else UNVERIFIED
 
 
+def _shares(row: Mapping[str, Any]) -> str:
+    """How many of a ternary tensor's weights are −1, 0 and 1."""
+    if not (values := row.get("values")):
+        return ""
+    total = sum(values.values())
+    shares = (f"{count / total:.1%} {value.replace('-', '−')}" for value, count in values.items())
+    return f": {', '.join(shares)}"
+
+
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Each setting and its value as --set takes it; those of a part of the model as part.name."""
     for name, value in config.items():
@@ -182,7 +191,7 @@ def _show_inspection(report: Any, tensors: bool) -> None:
         show(f"  {field} = {value}{'  (assumed)' if field in report.assumed else ''}")
     for row in report.listing if tensors else []:
         cut = "  cut off" if row.get("cut_off") else ""
-        show(f"  {row['name']}  {tuple(row['shape'])}  {row['dtype']}{cut}")
+        show(f"  {row['name']}  {tuple(row['shape'])}  {row['dtype']}{_shares(row)}{cut}")
     for kind in ("notes", "problems"):
         for line in report[kind]:
             show(f"{kind[:-1]}: {line}")

@@ -27,10 +27,12 @@ class Convert:
     """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint with
     the names of the authors' code; for wikigpt also gpt2: a GPT-2 folder of transformers,
     nanogpt: nanoGPT's out_dir, DST/ckpt.pt, and gguf: DST/model.gguf for llama.cpp; for bwetaf
-    also bwetaf: its own folder; for wigip also wigip-zip: its own DST/step_N.zip; for
+    also bwetaf: its own folder; for bitgen also packed: a model directory with ternary weights in 2
+    bits, image tower and embeddings in 8; for wigip also wigip-zip: its own DST/step_N.zip; for
     bitgen_stage1 also bitgen: its own DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2
     folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the published code
-    loads; of a run trained with --lora also peft: its adapters alone (wikigpt)."""
+    loads; onnx: graphs for onnxruntime (all but wigip and bitgen_stage1); of a run trained with
+    --lora also peft: its adapters alone (wikigpt)."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()
@@ -39,7 +41,7 @@ class Convert:
     """The tokeniser, if it is not beside the source: characters.json, tokenizer.json, or a JSON
     list of the characters in the order of their ids (wigip; unknown ones become id 0)."""
     dtype: str = "keep"
-    """keep, float32, bfloat16 or float16; with --to gguf also q8_0."""
+    """keep, float32, bfloat16 or float16; with --to gguf also q8_0, with --to onnx int8."""
     keep_fp32: Annotated[tuple[str, ...], arg(metavar="PATTERN")] = ()
     """With --dtype: more parameters that stay float32, such as "head/*" (paths as in `inspect
     --tensors`). Norms, gates, temperatures and ternary matrices always do, unless a pattern is
@@ -50,7 +52,7 @@ class Convert:
     """Print the whole plan and write nothing."""
     verify: Literal["none", "digest", "roundtrip", "logits"] = "digest"
     """digest: read back; roundtrip: and equal to the source bit for bit; logits: and the same
-    outputs in JAX and PyTorch."""
+    outputs in JAX and PyTorch (of onnx: onnxruntime)."""
     weights: Literal["ema", "raw"] | None = None
     """For a run trained with --ema-decay: ema, the averaged weights, or raw, the trained ones. By
     default ema; with --optimizer raw, which the moments belong to."""
@@ -118,6 +120,8 @@ def _show_plan(report: Any) -> None:
 
 
 def _show_conversion(report: Any, settings: tuple[str, ...]) -> None:
+    from bridge.formats import target
+
     show(
         f"{report.output}: {report.arch}, {report.tensors} tensors, "
         f"{report.parameters:,} parameters, {in_bytes(report.bytes)}; verified: {report.verified}"
@@ -128,5 +132,7 @@ def _show_conversion(report: Any, settings: tuple[str, ...]) -> None:
     show_agreement(report)
     if report.vocab_present is False:
         show("no vocabulary: token ids work, text does not; give it with --vocab FILE")
+    if target(report.format).run:  # not read back
+        return
     flags = "".join(f" --set {setting}" for setting in settings)
     show(f"next: jaxmodels verify {report.output} --against {report.source}{flags}")

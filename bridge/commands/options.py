@@ -20,8 +20,11 @@ def with_weights(options: Any) -> Any:
 
 
 def show_agreement(report: Any) -> None:
-    """Shows how far JAX and PyTorch, or a model and its source, are apart."""
+    """Shows how far JAX and PyTorch (or onnxruntime), or a model and its source, are apart."""
     if report.max_abs_logit_diff is None:
+        return
+    if report.argmax_agreement is None:
+        show(f"largest difference, JAX against onnxruntime: {report.max_abs_logit_diff:.3g}")
         return
     show(f"largest logit difference, JAX against PyTorch: {report.max_abs_logit_diff:.3g}")
     if report.max_abs_logit_diff_on_text is not None:

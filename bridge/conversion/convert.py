@@ -23,7 +23,7 @@ from bridge.conversion.preflight import (
     moments_of,
 )
 from bridge.conversion.progress import show
-from bridge.conversion.readback import check_level, check_written
+from bridge.conversion.readback import check_by_running, check_level, check_written
 from bridge.conversion.report import report_of_output, report_of_plan, unsaid
 from bridge.conversion.writing import write
 from bridge.core.report import Report
@@ -65,6 +65,8 @@ def convert(
             "gguf", llama.cpp's `model.gguf`; "gpt2" or "dinov2", such a folder of transformers;
             "nanogpt", nanoGPT's `out_dir` with its `ckpt.pt`; "bwetaf", the folder of BwETAF's
             package; "wigip-zip", `step_N.zip`; "bitgen", `checkpoint-N.pt` of BitGen Stage 1;
+            "packed", a model directory of a bitgen in few bits (`bridge/core/packing.py`);
+            "onnx", graphs for onnxruntime;
             "dinov2-pth", the state dict of DINOv2's published code; "peft", the adapters of a
             run that was trained with --lora. A bitgen, or bitgen_stage1,
             goes to the two of DINOv2 by its tower.
@@ -72,7 +74,7 @@ def convert(
         config: fields that the files cannot say, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json, vocab.json beside merges.txt,
             nanoGPT's meta.pkl or a JSON list of characters) or folder, if not beside the source.
-        dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0".
+        dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0", to onnx "int8".
         keep_fp32: path patterns of further parameters that stay float32, besides the vectors of
             norms, gates and temperatures and the matrices of ternary layers, which always do;
             "none" rounds all.
@@ -99,7 +101,7 @@ def convert(
     """
     src, dst = Path(src), Path(dst)
     format = target(to)
-    check_level(verify, text, gradients)
+    check_level(verify, text, gradients, format)
     if optimizer and averages.CHOICE not in (config or {}):
         weights = weights or averages.RAW  # whose moments they are
 
@@ -113,7 +115,7 @@ def convert(
     patterns = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32 or ())
     plan = make_plan(source, format, dtype, patterns, parse_size(max_shard_size))
     report = report_of_plan(source, dst, plan, moments)
-    if verify == "logits":
+    if verify == "logits" and not format.run:
         check_comparable(source, text, gradients)
     if dry_run:
         return Report(report, plan=plan.rows, dry_run=True)
@@ -124,9 +126,14 @@ def convert(
     kept = kept_parts(dst, src, plan, source.origin.get("weights", ""))
     with atomic_folder(dst, force) as folder, kept as parts, shown as tell:
         report["notes"] += write(folder, source, plan, moments, tell, parts)
-        contents = recognise(folder)
-        written = bind(contents, otherwise=values_of(source.config))
-        checks = check_written(contents, written, source, plan, moments, verify, text, gradients)
+        if format.run:
+            written, checks = source, check_by_running(folder, source, plan, verify)
+        else:
+            contents = recognise(folder)
+            written = bind(contents, otherwise=values_of(source.config))
+            checks = check_written(
+                contents, written, source, plan, moments, verify, text, gradients
+            )
     report |= report_of_output(dst, plan, checks)
     report["notes"] = [*report.notes, *unsaid(source, plan, written)]
     return Report(report, verified=verify)

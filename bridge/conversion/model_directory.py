@@ -5,20 +5,21 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jaxmodels
 from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
+from bridge.core.packing import Packed
 from bridge.core.tensors import FLOATS, Tensor, is_float
 from bridge.core.twins import twin
 from bridge.formats.format import Format
-from bridge.formats.generation import drawing, ends, generation_config
+from bridge.formats.generation import caption_ends, drawing, ends, generation_config
+from bridge.formats.packed import config_entry
 from bridge.formats.raw import upstream_of
 from bridge.formats.tokenizer import padding, write_tokenizer
-from data_pipelines.captions.tokens import padding as caption_padding
 from jaxmodels.cli import visible
-from jaxmodels.runtime.training.samples import can_caption, end_token
 from jaxmodels.sizes import vocab_used
 
 CONFIG = "config.json"
@@ -36,7 +37,12 @@ def dtype_of(source: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_beside(
-    folder: Path, source: Checkpoint, format: Format, dtype: str, notes: Iterable[str] = ()
+    folder: Path,
+    source: Checkpoint,
+    format: Format,
+    dtype: str,
+    notes: Iterable[str] = (),
+    packed: Mapping[str, Packed] = MappingProxyType({}),
 ) -> None:
     """Writes all of a model directory, or a folder of transformers, but tensors, the tokeniser's
     own file and the manifest.
@@ -47,12 +53,14 @@ def write_beside(
         format: which of the two.
         dtype: of its parameters.
         notes: what the model card says besides.
+        packed: name in the files → matrix of those in few bits.
     """
     side = twin(source.arch)
-    _write(folder / CONFIG, config_json(folder, source, format, dtype))
+    entry = config_entry(packed) if packed else {}
+    _write(folder / CONFIG, config_json(folder, source, format, dtype) | entry)
     if source.tokenizer is not None:
         write_tokenizer(folder, source.tokenizer, source.config.context, side.TOKENIZER)
-    known = _ends_of_captions(source) | drawing(source.origin.get("generation"))
+    known = caption_ends(source.arch, source.tokenizer) | drawing(source.origin.get("generation"))
     if generation := generation_config(source.tokenizer, source.config, known):
         _write(folder / "generation_config.json", generation)
     for name, values in side.beside(source.config, source.tokenizer is not None).items():
@@ -60,16 +68,6 @@ def write_beside(
     for file in side.FILES:
         shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(card(source, dtype, notes), encoding="utf-8")
-
-
-def _ends_of_captions(source: Checkpoint) -> dict[str, Any]:
-    """transformers' keys for what ends a caption, if the model writes captions."""
-    if source.tokenizer is None or not can_caption(jaxmodels.arch(source.arch).Model):
-        return {}
-    return {
-        "eos_token_id": end_token(source.tokenizer),
-        "pad_token_id": caption_padding(source.tokenizer),
-    }
 
 
 def config_json(folder: Path, source: Checkpoint, format: Format, dtype: str) -> dict[str, Any]:

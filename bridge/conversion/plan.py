@@ -7,9 +7,11 @@ from typing import Any
 import jaxmodels
 from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.zeros import filled
+from bridge.conversion.packed_plan import pack_all, stored
 from bridge.core import fused_tensors, table
 from bridge.core.layouts import own_rows
 from bridge.core.moments import Moments
+from bridge.core.packing import Packed
 from bridge.core.table import Pair
 from bridge.core.tensors import (
     DTYPES,
@@ -50,6 +52,8 @@ class ConversionPlan:
     """How many tensors of zeros are added, because the format cannot be without."""
     quantised: frozenset[str]
     """New names of the tensors that are written in the format's quantisation."""
+    packed: dict[str, Packed]
+    """New name → matrix of those that are written in few bits."""
     notes: list[str]
 
     @property
@@ -93,24 +97,32 @@ def make_plan(
         Problem: (usage) there is no such dtype.
     """
     rows = _table_of(source.arch, format)
-    ours, quantised, errors, notes = _cast_all(source, rows, format, dtype, keep_fp32)
+    packed: dict[str, Packed] = {}
+    quantised: set[str] = set()
+    notes: list[str] = []
+    if format.packed:
+        ours, packed, errors = pack_all(source, rows)
+    else:
+        ours, quantised, errors, notes = _cast_all(source, rows, format, dtype, keep_fp32)
     complete = filled(source.arch, source.config, ours) if format.filled else ours
     pairs = table.pairs(rows, complete)
     out = {pair.theirs: pair.export(complete[pair.ours]) for pair in pairs}
-    tensors = list(fused_tensors.join({n: out[n] for n in table.in_order(rows, out)}).values())
+    ordered = {n: out[n] for n in table.in_order(rows, out)}
+    tensors = stored(ordered, packed) if packed else list(fused_tensors.join(ordered).values())
     shards = {format.file(source.origin): tensors}
     if format.pytorch:
         shards = plan_shards(tensors, max_shard)
     real = [pair for pair in pairs if pair.ours in ours]
     return ConversionPlan(
         format=format,
-        rows=_report_rows(source, format, pairs, ours, out, shards, quantised),
+        rows=_report_rows(source, format, pairs, ours, out, shards, quantised, packed),
         shards=shards,
         ours=ours,
         errors=errors,
         pairs=real,
         zeros=len(pairs) - len(real),
         quantised=frozenset(quantised),
+        packed=packed,
         notes=notes,
     )
 
@@ -155,7 +167,8 @@ def _cast_all(
             quantised |= {pair.theirs} if quantisation.fits(theirs.shape) else set()
         else:
             ours[pair.ours] = cast(tensor, exact or wanted or tensor.dtype, note_error)
-    return ours, quantised, errors, [_OF_LATENT.format(len(latent))] if latent else []
+    notes = [_OF_LATENT.format(len(latent))] if latent and not format.ternary else []
+    return ours, quantised, errors, notes
 
 
 def _chosen(dtype: str, format: Format) -> tuple[Quantisation | None, Any]:
@@ -184,6 +197,7 @@ def _report_rows(
     out: dict[str, Tensor],
     shards: dict[str, list[Tensor]],
     quantised: set[str],
+    packed: dict[str, Packed],
 ) -> list[dict[str, Any]]:
     """What a dry run shows: a row for each tensor."""
     shard_of = {tensor.name: name for name, held in shards.items() for tensor in held}
@@ -196,6 +210,8 @@ def _report_rows(
         if format.quantisation and pair.theirs in quantised:
             dtype = format.quantisation.dtype
             size = format.quantisation.stored_bytes(tensor.shape)
+        if pair.theirs in packed:
+            dtype, size = packed[pair.theirs].kind, packed[pair.theirs].nbytes
         rows.append(
             {
                 "from": inward.theirs if inward else new,

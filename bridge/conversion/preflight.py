@@ -96,6 +96,20 @@ def check_dtype(dtype: str, format: Format, known: Mapping[str, Format]) -> None
     Raises:
         Problem: (usage) it cannot.
     """
+    if format.packed and dtype not in ("keep", "float32"):
+        raise Problem(
+            f"--dtype {dtype} is not for --to {format.name}",
+            why="matrices are ternary or int8 in it, and everything else float32",
+            fix="leave --dtype out",
+            exit_code=USAGE,
+        )
+    if format.dtypes and dtype not in (*format.dtypes, *_own(format)):
+        raise Problem(
+            f"--dtype {dtype} is not possible with --to {format.name}",
+            why=f"it has {', '.join((*format.dtypes, *_own(format)))}",
+            fix="use one of these",
+            exit_code=USAGE,
+        )
     has = [f.name for f in known.values() if f.quantisation and f.quantisation.dtype == dtype]
     if format.adapters and dtype != "keep":
         raise Problem(
@@ -111,6 +125,11 @@ def check_dtype(dtype: str, format: Format, known: Mapping[str, Format]) -> None
             fix="use --dtype bfloat16",
             exit_code=USAGE,
         )
+
+
+def _own(format: Format) -> tuple[str, ...]:
+    """The `--dtype` that only this format has, if there is one."""
+    return (format.quantisation.dtype,) if format.quantisation else ()
 
 
 def check_place(src: Path, dst: Path, force: bool) -> None:

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from bridge.checkpoint.checkpoint import Checkpoint
 from bridge.checkpoint.config import values_of
-from bridge.checks.parity import Parity, compare_outputs
+from bridge.checkpoint.loading import model_of
+from bridge.checks.parity import FLOAT32, Parity, compare_outputs
 from bridge.checks.verification import misrounded_in
 from bridge.conversion.plan import ConversionPlan
 from bridge.core import table
 from bridge.core.moments import Moments, required
 from bridge.core.tensors import digest_of
+from bridge.formats.format import Format
 from bridge.formats.raw import RawCheckpoint, check
 from jaxmodels.errors import UNVERIFIED, USAGE, Problem
 
@@ -28,13 +32,20 @@ class Checks(NamedTuple):
     """What was written against its source, if numbers were rounded."""
 
 
-def check_level(level: str, text: str | None, gradients: bool) -> None:
+def check_level(level: str, text: str | None, gradients: bool, format: Format) -> None:
     """Checks the options that say how an output is checked.
 
     Raises:
         Problem: (usage) there is no such level, or it compares no outputs and one of the others
-            says on what.
+            says on what, or the format is compared in its own way.
     """
+    if format.run and (text is not None or gradients):
+        raise Problem(
+            f"--text and --gradients are not possible with --to {format.name}",
+            why="what it writes is compared with our model on inputs of its own",
+            fix="leave them out",
+            exit_code=USAGE,
+        )
     if level not in CHECKS:
         why = f"known: {', '.join(CHECKS)}"
         raise Problem(f"--verify cannot be {level!r}", why=why, exit_code=USAGE)
@@ -101,6 +112,41 @@ def check_written(
             exit_code=UNVERIFIED,
         )
     return Checks(found, from_source)
+
+
+def check_by_running(folder: Path, source: Checkpoint, plan: ConversionPlan, level: str) -> Checks:
+    """Checks a new folder of a format that is not read back, before it gets its name.
+
+    Args:
+        folder: what was written.
+        source: what it was made from.
+        plan: how.
+        level: "logits" compares its outputs with those of our model; "digest" and "roundtrip" only
+            open it where it will be used.
+
+    Raises:
+        Problem: (verification) it cannot be opened there, or its outputs are others.
+    """
+    assert plan.format.run is not None
+    if level == "none":
+        return Checks()
+    rounded = replace(source, tensors=plan.ours)
+    model = model_of(rounded, FLOAT32) if level == "logits" else None
+    why = ""
+    try:
+        found = plan.format.run(folder, model)
+    except Exception as error:  # the other side's, of any kind
+        why = f"{type(error).__name__}: {str(error)[:500]}"
+    if not why and found is not None and not found <= ATOL:
+        why = f"its outputs differ from ours by {found:.3g} > {ATOL:g}"
+    if why:
+        raise Problem(
+            "what was written does not run as our model; it was removed",
+            why=why,
+            fix="use --to safetensors, and report this",
+            exit_code=UNVERIFIED,
+        )
+    return Checks() if found is None else Checks(Parity(found, None, None, None))
 
 
 def changed_fields(a: Checkpoint, b: Checkpoint) -> list[str]:

@@ -23,7 +23,7 @@ def report_of_plan(
 ) -> Report:
     """What a conversion will write, and what it takes."""
     held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
-    size = sum(tensor.nbytes for tensor in plan.ours.values())
+    size = plan.bytes if plan.packed else sum(tensor.nbytes for tensor in plan.ours.values())
     format = plan.format
     notes = [*source.notes, *plan.notes]
     notes += format.notes(source.config, source.origin, source.tokenizer)

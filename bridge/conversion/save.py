@@ -11,6 +11,7 @@ from bridge.checkpoint.checkpoint import Checkpoint, preset_of
 from bridge.checkpoint.loading import source_of
 from bridge.checkpoint.opening import bind, open_checkpoint
 from bridge.conversion.model_directory import SAVED
+from bridge.conversion.packed_plan import packed_in
 from bridge.conversion.plan import make_plan
 from bridge.conversion.preflight import check_format, check_space, check_target
 from bridge.conversion.readback import check_written
@@ -38,8 +39,8 @@ def save(
 ) -> Report:
     """Writes a model as a model directory, as `convert` does; `bridge.load` opens it again.
 
-    Parameters and state keep their dtypes. A model that `bridge.load` returned is written with
-    the tokeniser of the checkpoint that it came from.
+    Parameters and state keep their dtypes; a packed model stays packed. A model that `bridge.load`
+    returned is written with the tokeniser of the checkpoint that it came from.
 
     Args:
         model: an `nnx.Module` of a registered architecture; it may have been changed.
@@ -58,7 +59,7 @@ def save(
     """
     path = Path(path)
     source = _in_memory(model, None if like is None else open_checkpoint(like))
-    format = target("safetensors")
+    format = target("packed" if source.packed else "safetensors")
     check_format(format, source)
     plan = make_plan(source, format, "keep", (), parse_size(max_shard_size))
     report = report_of_plan(source, path, plan, None)
@@ -82,7 +83,10 @@ def _in_memory(model: Any, like: Checkpoint | None) -> Checkpoint:
     named = state_shapes(package.name, config)
     tensors = {p: _tensor(p, x) for p, x in unstack(params, package.SCANNED).items()}
     state = {path: _tensor(path, rest[path]) for path in named if path in rest}
-    shapes = parameter_shapes(package.name, config) | named
+    trained = parameter_shapes(package.name, config)
+    packed = packed_in(package, rest, {p: s for p, s in trained.items() if p not in tensors})
+    tensors |= {p: pair.load(each.unpacked(), trained[p]) for p, (pair, each) in packed.items()}
+    shapes = trained | named
     found = {path: tensor.shape for path, tensor in (tensors | state).items()}
     if wrong := sorted(p for p in found.keys() | shapes if found.get(p) != shapes.get(p)):
         raise Problem(
@@ -101,6 +105,7 @@ def _in_memory(model: Any, like: Checkpoint | None) -> Checkpoint:
         pairs=[],
         tensors=tensors | state,
         state=frozenset(state),
+        packed={path: each for path, (_, each) in packed.items()},
         tokenizer=None,
         origin={},
         notes=[],

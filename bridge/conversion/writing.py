@@ -47,7 +47,8 @@ def write(
         digests, files, there = write_shards(folder, parts, plan, progress)
         if there:
             notes.append(f"{there} of {len(plan.shards)} shards were finished by an earlier call")
-        write_beside(folder, source, plan.format, dtype_of(source, plan.ours), plan.notes)
+        dtype = dtype_of(source, plan.ours)
+        write_beside(folder, source, plan.format, dtype, plan.notes, plan.packed)
         if carried is not None:
             files |= model_files.write_moments(folder, carried)
     else:

@@ -60,6 +60,10 @@ class OptionalTwin(Protocol):
     usage: Callable[[Any, bool], str] = staticmethod(lambda config, text: "")
     """`usage(config, text)`: Markdown for the model card, with snippets that run with the folder
     alone: PATH stands for the folder."""
+    build_packed: Callable[[Any], Any] | None = None
+    """`build_packed(config)`: as `build`, with the layers of a packed file. Needed for those."""
+    ONNX: str = ""
+    """The module that builds its ONNX graphs (`bridge/onnx`): "bridge.onnx.charlm"."""
     given: Callable[[Any, Any], Any] | None = None
     """`given(config, ids)`: the ids of a text as inputs. Needed for `--text`."""
     jax_forward: Callable[[Any, Any], Any] | None = None

@@ -13,7 +13,9 @@ from bridge.formats import (
     dinov2_pth,
     gguf,
     model_files,
+    onnx,
     orbax_folders,
+    packed,
     peft,
     runs,
     torch_files,
@@ -36,6 +38,7 @@ FORMATS: tuple[Format, ...] = (
     peft.FORMAT,
     transformers_folder.FORMAT,
     model_files.FORMAT,
+    packed.FORMAT,
     deepspeed.FORMAT,
     torch_files.FORMAT,
     wigip.FORMAT,
@@ -43,6 +46,7 @@ FORMATS: tuple[Format, ...] = (
     bwetaf.FILE,
     bitgen.FORMAT,
     dinov2_pth.FORMAT,
+    onnx.FORMAT,
 )
 
 

@@ -117,6 +117,8 @@ class Format:
     pytorch: bool = False
     """A folder that PyTorch opens: safetensors in the names of the architecture's PyTorch class,
     in shards, with all that belongs to a model directory (`bridge/conversion/model_directory`)."""
+    packed: bool = False
+    """Matrices are written in few bits (`bridge/core/packing.py`)."""
     arch: str = ""
     """The only architecture that can be written so; "" if all can."""
     tables: tuple[str, ...] = ("UPSTREAM",)
@@ -127,6 +129,12 @@ class Format:
     """Biases that the model lacks are written as zeros (`bridge/checkpoint/zeros.py`)."""
     needs: str = ""
     """The optional package (`jaxmodels/extras.py`) that writes it; "" if none."""
+    run: Callable[[Path, Any], float | None] | None = None
+    """Of a format that is not read back: `run(folder, model)` opens what was written where it will
+    be used, and gives the largest difference of its outputs from those of our model (None without
+    one)."""
+    dtypes: tuple[str, ...] = ()
+    """The values of `--dtype` that it has, besides its quantisation; () for all."""
     check: Callable[[Any, Path], None] = _anything
     """`check(config, path)`, before anything is written: raises Problem where the format's own
     code cannot compute the model, which comes from `path`."""
@@ -138,6 +146,8 @@ class Format:
     stays_float32: Callable[[str, Tensor], bool] = _never
     """Whether a parameter (our path, our layout) is float32 whatever `--dtype` says."""
     quantisation: Quantisation | None = None
+    ternary: bool = False
+    """Whether matrices of ternary layers are written as their values −1, 0 and 1."""
     adapters: bool = False
     """Only the LoRA adapters of a model are written."""
 

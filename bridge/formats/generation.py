@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import jaxmodels
 from bridge.formats.tokenizer import padding
 from bridge.storage.safetensors_reader import parse_json
+from data_pipelines.captions.tokens import padding as caption_padding
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
+from jaxmodels.runtime.training.samples import can_caption, end_token
 
 GENERATION = "generation_config.json"
 # What of a generation_config.json is taken over.
@@ -49,6 +52,13 @@ def generation_config(
     if "eos_token_id" in values:
         values["pad_token_id"] = values["eos_token_id"]
     return {name: value for name, value in (values | given).items() if value != []}
+
+
+def caption_ends(arch: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """transformers' keys for what ends a caption, if the architecture writes captions."""
+    if tokenizer is None or not can_caption(jaxmodels.arch(arch).Model):
+        return {}
+    return {"eos_token_id": end_token(tokenizer), "pad_token_id": caption_padding(tokenizer)}
 
 
 def ends(tokenizer: Tokenizer | None) -> dict[str, Any]:

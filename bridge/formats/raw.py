@@ -17,6 +17,7 @@ import numpy as np
 import jaxmodels
 from bridge.core.adapters import Base
 from bridge.core.moments import Moments
+from bridge.core.packing import Packed
 from bridge.core.tensors import DIGESTS, Tensor, digest_of
 from bridge.core.twins import twins
 from bridge.formats.foreign import data_only
@@ -56,6 +57,8 @@ class RawCheckpoint:
     notes: list[str] = field(default_factory=list)
     quantised: frozenset[str] = frozenset()
     """Names of those tensors that are Q8_0 in the file, and read as float32."""
+    packed: dict[str, Packed] = field(default_factory=dict)
+    """Name → matrix of those tensors that are in few bits in the file, and read as float32."""
     damaged: list[str] = field(default_factory=list)
     """Files whose digest differs from the manifest's, of those that give the tensors a meaning."""
     averaged: dict[str, Tensor] = field(default_factory=dict)

@@ -15,9 +15,10 @@ from data_pipelines.tokenizers import (
     CharTokenizer,
     SubwordTokenizer,
     Tokenizer,
+    has_tokenizer,
     load_tokenizer,
 )
-from data_pipelines.transformers_files import CONFIG, UnknownTokenizer, files_in, refuse_foreign
+from data_pipelines.transformers_files import CONFIG, UnknownTokenizer, refuse_foreign
 from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.sizes import vocab_used
@@ -55,7 +56,7 @@ def find_tokenizer(
     """
     with _as_problem():
         try:
-            if (folder / CharTokenizer.FILE).is_file() or files_in(folder):
+            if has_tokenizer(folder):
                 return load_tokenizer(folder, rows), ""
             if meta := next((p for p in places(folder, dataset) if p.is_file()), None):
                 return read_meta(meta), ""

@@ -14,6 +14,7 @@ from jaxmodels.files import write_json
 _DATA = (
     *("*.safetensors", "*.gguf", "*.md", "*.txt", "LICENSE", "manifest.json", "*.index.json"),
     *("config.json", "generation_config.json", "preprocessor_config.json", "characters.json"),
+    *("memory.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("added_tokens.json", "understanding_good_stuff.json"),
 )
@@ -32,7 +33,7 @@ _WEIGHTS = (
 # Pulled files that may name code; such keys are left out.
 _MAY_NAME = {
     *("config.json", "generation_config.json", "tokenizer_config.json"),
-    "preprocessor_config.json",
+    *("preprocessor_config.json", "processor_config.json"),
 }
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jaxmodels
 from bridge.checkpoint.opening import open_checkpoint
 from bridge.checkpoint.zeros import filled
 from bridge.core import table
+from bridge.core.packing import Packed, renamed
 from bridge.core.tensors import Tensor
 from bridge.core.twins import tied, to_torch, twin
 
@@ -33,12 +35,15 @@ def load(path: str | Path, arch: str | None = None, config: Mapping[str, Any] | 
 def module_of(source: Any) -> Any:
     """The `torch.nn.Module` of an opened source; see `load`."""
 
-    state = state_dict(source.arch, source.config, source.tensors)
+    state = state_dict(source.arch, source.config, source.tensors, source.packed)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) > 1:
         state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     with _parameters_without_values():
-        module = twin(source.arch).build(source.config)
+        side = twin(source.arch)
+        build = side.build_packed if source.packed else side.build
+        assert build is not None  # what is packed was written for it
+        module = build(source.config)
     module.load_state_dict(state, strict=True, assign=True)
     if tied(source.arch):
         module.tie_weights()  # the same values became two parameters
@@ -69,17 +74,31 @@ def _parameters_without_values() -> Iterator[None]:
         kind.register_parameter = register
 
 
-def state_dict(arch: str, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def state_dict(
+    arch: str,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    packed: Mapping[str, Packed] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Name → torch tensor of all that the module of an architecture holds.
 
     Args:
         arch: the architecture.
         config: the model's Config.
         tensors: our path → tensor, in our layout.
+        packed: our path → matrix of those that stay in few bits.
     """
 
     tensors = filled(arch, config, tensors)
     pairs = table.pairs(jaxmodels.arch(arch).WEIGHTS, tensors)
+    few = [
+        each
+        for pair in pairs
+        if pair.ours in packed
+        for each in renamed(packed[pair.ours], pair.theirs).parts
+    ]
+    pairs = [pair for pair in pairs if pair.ours not in packed]
     state = {pair.ours: to_torch(pair.export(tensors[pair.ours])) for pair in pairs}
     named = {pair.theirs: state[pair.ours] for pair in pairs}
+    named |= {tensor.name: to_torch(tensor) for tensor in few}
     return named | {name: state[path] for name, path in tied(arch)}

@@ -8,7 +8,8 @@ arXiv:2402.17764).
 x is normalised first (RMS, the layer's own). Rounding goes to the even neighbour. The gradient
 goes through both roundings as if they were not there (straight-through). The products are of
 whole numbers, which are exact in bfloat16 too. Numbers as in transformers' `AutoBitLinear` in its
-online mode.
+online mode; but a matrix that is T · γ already keeps its γ, which the mean, with the zeros in it,
+would make smaller: rounding twice is rounding once.
 
 `pack` gives the model for inference: four weights a byte, in the layout of transformers' BitNet
 integration, so that `packed` is its `weight`: byte [r, j] holds the rows r, R + r, 2R + r, 3R + r
@@ -27,6 +28,8 @@ from jaxmodels.layers.precision import accum_dtype, to_float32
 
 # Least γ and least max |x|, as transformers has them.
 LEAST = 1e-5
+# Relative error of a sum of equal numbers.
+ROUNDING = 1e-5
 # Weights of two bits in a byte.
 A_BYTE = 4
 
@@ -38,7 +41,10 @@ class Packed(nnx.Variable):
 def ternary(kernel: Float[Array, "d f"]) -> tuple[Float[Array, "d f"], Float[Array, ""]]:
     """T, of −1, 0 and 1 in the kernel's dtype, and γ, float32: the kernel is about T · γ."""
     values = to_float32(kernel)
-    scale = 1 / jnp.maximum(jnp.abs(values).mean(), LEAST)
+    sizes = jnp.abs(values)
+    most, others = sizes.max(), (sizes > 0).sum()
+    rounded = sizes.sum() >= (1 - ROUNDING) * most * others  # all but zeros are as large
+    scale = 1 / jnp.maximum(jnp.where(rounded, most, sizes.mean()), LEAST)
     return jnp.clip(jnp.round(values * scale), -1, 1).astype(kernel.dtype), 1 / scale
 
 
@@ -109,7 +115,7 @@ class PackedLinear(nnx.Module):
         x = layer_norm(self.norm, x)
         rounded, step = levels(x)
         signs = unpack_rows(self.packed[...], self.outward).astype(x.dtype)
-        y = jnp.einsum("...d,fd->...f", rounded, signs, preferred_element_type=jnp.float32)
+        y = jnp.einsum("...d,fd->...f", rounded, signs, preferred_element_type=accum_dtype(x.dtype))
         return (y * (self.scale[...] * step)).astype(x.dtype)
 
 

@@ -101,6 +101,12 @@ TERNARY = tuple(
 )  # fmt: skip
 
 
+# Weights of 8 bits, with a scale for each row of PyTorch's layout, in a packed model.
+INT8 = (
+    *("vision/*/kernel", "vision/pos", "embed/embedding", "pos/embedding"),
+    *("project/kernel", "text_pool/*/kernel", "image_pool/*/kernel"),
+)
+
 # What was written into the memory, item by item (bridge/memory/record.py).
 CARRIED = ("memory.json",)
 

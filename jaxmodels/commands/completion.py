@@ -12,7 +12,11 @@ import jaxmodels
 from jaxmodels.cli import parse
 
 TAKES_PRESET = ("train", "plan", "list")
-SUBCOMMANDS = {"data": "list prepare inspect bench", "completion": "bash zsh fish"}
+SUBCOMMANDS = {
+    "data": "list prepare inspect tokenizer bench",
+    "memory": "write read forget list",
+    "completion": "bash zsh fish",
+}
 
 BASH = """\
 _jaxmodels() {{

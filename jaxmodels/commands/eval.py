@@ -17,7 +17,7 @@ from jaxmodels.sizes import vocab_used
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure the model in PATH on the held-out end of a text, or on held-out images."""
+    """Measure the model in PATH on the held-out end of a text, on held-out images, or on tasks."""
 
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
@@ -33,6 +33,9 @@ class Eval:
     """Measure on at most this many full batches, evenly spaced; by default on all windows."""
     max_images: int | None = None
     """Measure on at most this many held-out images, the first ones; retrieval is among these."""
+    tasks: tuple[Path, ...] = ()
+    """Instead of measuring on --data: answer multiple choice by likelihood. Files of JSON lines,
+    {"context": …, "choices": […], "answer": 0}; lines {"text": …} are measured by perplexity."""
     image: tuple[Path, ...] = ()
     """With --caption: instead of measuring, print how similar these image files are to texts."""
     caption: tuple[str, ...] = ()
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> int:
     """Runs the command."""
     argv = merge_repeated(argv, "--set")
     refuse_repeated(argv, "--data", "measure on one at a time, or on a mixture: --data mix:3*A,1*B")
-    for option in ("--image", "--caption"):
+    for option in ("--image", "--caption", "--tasks"):
         argv = merge_repeated(argv, option, many=True)
     options = parse(Eval, argv, "eval")
     from jaxmodels.commands.open import open_model
@@ -70,6 +73,8 @@ def main(argv: list[str]) -> int:
 
     platform.prepare()
     model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
+    if options.tasks:
+        return _tasks(options, model, tokenizer)
     if takes_images(model.config):
         if options.image:
             return _similarities(options, model, tokenizer)
@@ -91,6 +96,22 @@ def main(argv: list[str]) -> int:
             found, lines = _text(options, model, tokenizer, text)
             result, shown = result | found, [*lines, *shown]
     emit(result) if options.json else print(*shown, sep="\n")
+    return 0
+
+
+def _tasks(options: Eval, model: Any, tokenizer: Any) -> int:
+    from jaxmodels.commands.eval_tasks import lines, measure, read_tasks
+    from jaxmodels.runtime.likelihood import Scorer
+
+    if options.data or options.image:
+        raise Problem("--tasks and --data or --image do not go together", exit_code=USAGE)
+    tasks = {str(file): read_tasks(file) for file in options.tasks}
+    scorer = Scorer(model, tokenizer, options.batch)
+    found = {name: measure(scorer, held) for name, held in tasks.items()}
+    if options.json:
+        emit({"tasks": found})
+    else:
+        print(*(line for name, each in found.items() for line in lines(name, each)), sep="\n")
     return 0
 
 

@@ -70,6 +70,14 @@ ELSEWHERE = {
     "--device": ("JAX takes the accelerator that it finds", "set JAX_PLATFORMS=cpu to keep it off"),
     "--wandb-log": ("trackers are one option", "give --report-to wandb"),
     "--compile": ("every step is compiled", "leave it out"),
+    "--always-save-checkpoint": (
+        "the newest checkpoints and the best one are kept",
+        "leave it out; --save-every and --keep say how many",
+    ),
+    "--decay-lr": (
+        "the learning rate always decays, to --optim.end-lr",
+        "give --optim.end-lr the value of --lr for a constant rate",
+    ),
 }
 """What others call something that has no flag of the same meaning → (why, what to do)."""
 

@@ -60,3 +60,21 @@ def _lock(run: Path) -> IO[str]:
                     os.write(lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
                 return lock
         lock.close()  # it was removed between opening and locking
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Waits until no other process changes a folder that is replaced as a whole by each change.
+
+    The lock is on the folder itself: who waited for one that was replaced meanwhile tries again.
+    """
+    while True:
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # on a file system without locks
+                fcntl.flock(held, fcntl.LOCK_EX)
+            if folder.exists() and os.path.samestat(os.fstat(held), folder.stat()):
+                yield
+                return
+        finally:
+            os.close(held)

@@ -13,7 +13,7 @@ from jaxmodels.cli import emit, parse, say
 from jaxmodels.commands.flag_names import with_our_names
 from jaxmodels.commands.plan_report import budget, description, largest, show, table
 from jaxmodels.commands.train_help import print_help
-from jaxmodels.commands.train_options import config_file
+from jaxmodels.commands.train_options import config_file, given_fields
 from jaxmodels.errors import DONE, NO_SPACE, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
@@ -103,7 +103,8 @@ def resolve(argv: list[str]) -> tuple[str, PlanOptions[Any]]:
         print_help("plan", default, f"{arch}:{preset}" if spec else "")
         raise SystemExit(0)
     options = parse(PlanOptions[type(model)], argv, f"plan {arch}:{preset}", default)  # type: ignore[misc]
-    return spec, options
+    given = given_fields(argv) | file.get("model", {}).keys()
+    return spec, replace(options, model=settings.follow(options.model, model, given))
 
 
 def fit_batch(recipe: Recipe, default: Recipe, parts: int) -> Recipe:
@@ -166,9 +167,18 @@ def plan_one(
         where=job.flags,
         fix=f"the nearest settings that fit: {near.job.flags}, with {near.needed / GIB:.1f} GiB"
         if near
-        else "no settings were found that fit: take more devices, or search longer (--minutes)",
+        else _without_settings(job, slice_),
         exit_code=NO_SPACE,
     )
+
+
+def _without_settings(job: Any, slice_: Topology) -> str:
+    """What to do where no settings were found that fit."""
+    from jaxmodels.runtime.planning.search import enough
+
+    devices = enough(job, slice_)
+    more = f"{devices} is enough by an estimate" if devices else "take devices with more memory"
+    return f"{more}; or take a smaller preset, or search longer (--minutes)"
 
 
 def search(
@@ -186,7 +196,7 @@ def search(
         raise Problem(
             f"no settings were found with which {spec} fits on {slice_.name}",
             why="; ".join(f"{t.job.flags} needs {t.needed / GIB:.1f} GiB" for t in trials[-1:]),
-            fix="take more devices, or search longer (--minutes)",
+            fix=_without_settings(job, slice_),
             exit_code=NO_SPACE,
         )
     best = rows[0] | budget(rows[0], job.recipe.steps, options.hours)

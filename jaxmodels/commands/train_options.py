@@ -185,15 +185,26 @@ def resolve(argv: list[str]) -> Request:
         arch, preset = changes["arch"], changes["preset"]
         _, _, model = jaxmodels.preset(f"{arch}:{preset}")
         recipe = jaxmodels.learner(arch).RECIPES[preset]
+    preset_model, given_sizes = model, given_fields(argv)
     for file in (changes, config_file(argv)):
         model = settings.merge(model, file.get("model", {}), "model")
         recipe = settings.merge(recipe, file.get("recipe", {}), "recipe")
+        given_sizes |= file.get("model", {}).keys()
     default: Train[Any] = Train(recipe=recipe, model=model)
     if {"-h", "--help"} & set(argv):
         print_help("train", default, f"{arch}:{preset}" if spec or changes or source else "")
         raise SystemExit(0)
     options = parse(Train[type(model)], argv, f"train {arch}:{preset}", default)  # type: ignore[misc]
+    if source is None:
+        sizes = settings.follow(options.model, preset_model, given_sizes)
+        options = replace(options, model=sizes)
     return Request(arch, preset, options, source, given)
+
+
+def given_fields(argv: list[str]) -> set[str]:
+    """The fields of the Config that flags set."""
+    flags = (word.partition("=")[0] for word in argv if word.startswith("--model."))
+    return {flag.removeprefix("--model.").replace("-", "_") for flag in flags}
 
 
 def config_file(argv: list[str]) -> dict[str, Any]:

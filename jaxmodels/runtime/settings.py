@@ -4,10 +4,12 @@ import dataclasses
 import difflib
 import json
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import USAGE, Problem
 
 T = TypeVar("T")
@@ -80,6 +82,23 @@ def merge(default: T, changes: dict[str, Any], where: str) -> T:
     except Problem as problem:
         problem.where = problem.where or where
         raise
+
+
+def follow(model: T, default: T, given: Collection[str]) -> T:
+    """The Config with the fields that follow others (`ConfigView.FOLLOWS`) and are not given.
+
+    Args:
+        model: the Config as given.
+        default: the one that it changes.
+        given: names of the fields that were given.
+    """
+    changes = {}
+    for name, (leader, times) in ConfigView(model).FOLLOWS.items():
+        width = times * getattr(model, leader)
+        followed = getattr(default, name) == times * getattr(default, leader)
+        if followed and name not in given and getattr(model, name) != width:
+            changes[name] = width
+    return dataclasses.replace(model, **changes) if changes else model  # type: ignore[type-var]
 
 
 def coerce(value: Any, hint: Any, name: str, where: str) -> Any:

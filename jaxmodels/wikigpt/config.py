@@ -1,7 +1,7 @@
 """Sizes and recipes of wikigpt. Sources: seed 001; karpathy/nanoGPT (MIT), which it follows."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.recipe import Optim, Recipe
@@ -25,8 +25,8 @@ class Config:
     """Number of blocks."""
     heads: int = 6
     """Attention heads; they share dim evenly."""
-    hidden: int = 1536
-    """Width of the feed-forward."""
+    hidden: int = 0
+    """Width of the feed-forward; 0 means 4 × dim."""
     context: int = 256
     """Positions: the longest text that it reads at once."""
     dropout: float = 0.1
@@ -36,7 +36,11 @@ class Config:
     gelu: Literal["exact", "tanh"] = "exact"
     """By the error function (nanoGPT), or its tanh approximation (GPT-2)."""
 
+    FOLLOWS: ClassVar[dict[str, tuple[str, int]]] = {"hidden": ("dim", 4)}
+
     def __post_init__(self) -> None:
+        if self.hidden == 0:
+            object.__setattr__(self, "hidden", 4 * self.dim)
         for name in ("vocab", "tokens", "dim", "layers", "heads", "hidden"):
             within(f"model.{name}", getattr(self, name), 1)
         # Generation reads the last half of a full context again.
@@ -64,6 +68,12 @@ PRESETS = {
     ),
     # The seed's.
     "base": Config(),
+    # nanoGPT's config/train_shakespeare_char.py, and its README's smaller one for a CPU. The
+    # vocabulary is the text's characters, 65 in tiny Shakespeare.
+    "shakespeare": Config(vocab=65, tokens=65, dropout=0.2, bias=False),
+    "shakespeare-cpu": Config(
+        vocab=65, tokens=65, dim=128, layers=4, heads=4, context=64, dropout=0.0, bias=False
+    ),
     # The smallest GPT-2, as OpenAI published it.
     "gpt2-124m": Config(
         vocab=50_257,
@@ -99,6 +109,21 @@ _NANOGPT = Recipe(
     ),
 )
 
+_SHAKESPEARE = replace(
+    _NANOGPT,
+    tokenizer="bare-chars",
+    batch=64,
+    accum=1,
+    steps=5000,
+    valid_fraction=0.1,
+    eval_every=250,
+    eval_batches=200,
+    save_every=250,
+    sample_every=250,
+    prompt="ROMEO:",
+    optim=replace(_NANOGPT.optim, peak_lr=1e-3, end_lr=1e-4, warmup=100.0, b2=0.99),
+)
+
 RECIPES = {
     "tiny": replace(
         _NANOGPT,
@@ -122,6 +147,10 @@ RECIPES = {
         steps=16_000,
         prompt="The best thing is",
         optim=replace(_NANOGPT.optim, warmup=0.05),
+    ),
+    "shakespeare": _SHAKESPEARE,
+    "shakespeare-cpu": replace(
+        _SHAKESPEARE, batch=12, steps=2000, dtype="float32", eval_batches=20
     ),
     "gpt2-124m": _NANOGPT,
 }

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import jaxmodels
 from benchmarks import lm_eval
-from benchmarks.lm_eval import ScoredWindow, Scorer, windows
 from data_pipelines.characters import CharTokenizer
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.runtime.likelihood import ScoredWindow, Scorer, windows
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,"
 
@@ -113,8 +113,8 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(scorer):
 
 
 def test_models_that_cannot_score_a_text_are_refused(scorer):
-    wigip = SimpleNamespace(config=jaxmodels.preset("wigip:tiny")[2])
-    for model, tokenizer in ((wigip, scorer.tokenizer), (scorer.model, None)):
+    images = SimpleNamespace(config=jaxmodels.preset("bitgen:tiny")[2])
+    for model, tokenizer in ((images, scorer.tokenizer), (scorer.model, None)):
         with pytest.raises(Problem) as caught:
             Scorer(model, tokenizer)
         assert caught.value.exit_code == USAGE

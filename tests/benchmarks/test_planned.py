@@ -9,6 +9,7 @@ import jaxmodels
 from benchmarks import plan, scaling
 from benchmarks.records import Absent
 from jaxmodels.runtime.planning import hlo
+from jaxmodels.runtime.planning.cycles import Operation
 from jaxmodels.runtime.planning.plan import Compiled, TooLarge
 
 REDUCE = hlo.Collective("all-reduce", count=3, bytes=1000, group=2)
@@ -77,6 +78,33 @@ def test_efficiency_of_a_program_that_does_not_get_smaller(tmp_path, capsys, mon
     assert found["weak", 8]["sequences"] == 8 * found["strong", 8]["sequences"]
     assert found["strong", 2]["sent_bytes"] == 3 * 1000
     assert "all-reduce × 3" in capsys.readouterr().out
+
+
+def test_scaling_on_gpus_is_by_what_the_compiler_expects(tmp_path, capsys, monkeypatch):
+    """Twice as many devices each take as long, and wait for a collective on two hosts."""
+    seen = []
+
+    def compiled(package, config, recipe, name):
+        seen.append((name, recipe.batch))
+        row = Operation(10**6, 1, "fusion", "f32[]", "")
+        one = hlo.Collective("all-reduce", 1, 1000, 16, cycles=10**6)
+        return replace(COMPILED, collectives=[one] if "x" in name else [], operations=[row])
+
+    monkeypatch.setattr(scaling, "find_spec", lambda name: name)
+    monkeypatch.setattr(scaling.gpu, "compile_isolated", compiled)
+    words = ["--preset", "charlm:tiny", "--chip", "h100", "--scaling", "weak", "--batch", "2"]
+    records = scaling.main([*words, "--devices", "1", "8", "16", "--out", str(tmp_path)])
+    assert seen == [("h100:1", 2), ("h100:8", 16), ("h100:2x8", 32)]
+    assert [record["unit"] for record in records] == ["ms expected"] * 3
+    assert [record["median"] for record in records] == pytest.approx([1, 1, 2])
+    assert [record["efficiency"] for record in records] == pytest.approx([1, 1, 0.5])
+    assert "1.00 ms | all-reduce × 1" in capsys.readouterr().out
+
+
+def test_scaling_on_gpus_without_the_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "find_spec", lambda name: None)
+    with pytest.raises(Absent, match="CUDA plugin"):
+        scaling.main(["--chip", "h100", "--out", str(tmp_path)])
 
 
 @pytest.mark.slow

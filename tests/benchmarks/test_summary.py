@@ -1,10 +1,10 @@
-"""Tables made of records, and README's, which is what the committed records make."""
+"""Tables made of records; those of the pages are what the committed records make."""
 
 import pytest
 
 from benchmarks import summary
 from benchmarks.records import read, save
-from benchmarks.summary import BEGIN, END, FOLDER, README, markdown, placed
+from benchmarks.summary import BEGIN, END, FOLDER, PAGE, README, brief, markdown, placed
 from jaxmodels.__main__ import guarded
 from jaxmodels.errors import CORRUPT, USAGE, Problem
 
@@ -65,6 +65,25 @@ def test_each_machine_keeps_its_newest_record():
     assert "| 3 ms | fast 6 ms; slow 18 ms | 2.00; 6.00 |" in table
 
 
+def test_the_short_table_is_of_one_machine_and_the_fastest_other():
+    def base(*pair):
+        return [one | {"case": "charlm:base"} for one in pair]
+
+    other = CPU | {"cpu": "y"}
+    table = brief(
+        [
+            *base(*pair(5, 10), *pair(4, 8, batch=9, date="2026-01-02")),
+            *pair(1, 2),
+            *base(*pair(3, 6, machine=other)),
+        ]
+    )
+    assert table.startswith("2 cores of x; jax 1.0; 2026-01-01 to 2026-01-02:\n\n|")
+    assert table.splitlines()[4:] == [
+        "| train step, charlm:base, batch 8 | 5 ms | fast 10 ms | 2.00 |",
+        "| train step, charlm:base, batch 9 | 4 ms | fast 8 ms | 2.00 |",
+    ]
+
+
 def test_what_goes_wrong_is_told(tmp_path, capsys):
     assert guarded(summary.main, ["--results", str(tmp_path)]) == CORRUPT
     assert capsys.readouterr().err.startswith("error: there are no records of measurements")
@@ -72,17 +91,21 @@ def test_what_goes_wrong_is_told(tmp_path, capsys):
 
 def test_the_table_is_written_between_the_markers(tmp_path, capsys):
     save(pair(10, 20), tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    words = ["--results", str(tmp_path), "--readme", str(readme)]
+    page, readme = tmp_path / "speed.md", tmp_path / "README.md"
+    for path in (page, readme):
+        path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    words = ["--results", str(tmp_path), "--page", str(page), "--readme", str(readme)]
     assert summary.main([*words, "--write"]) == 0
-    text = readme.read_text()
+    text = page.read_text()
     assert text == f"before\n{BEGIN}\n{markdown(read(tmp_path))}\n{END}\nafter\n"
+    assert readme.read_text() == f"before\n{BEGIN}\n{brief(read(tmp_path))}\n{END}\nafter\n"
     assert summary.main([*words, "--write"]) == 0  # and again
-    assert readme.read_text() == text
-    first = (tmp_path / summary.PLOT).read_bytes()
-    summary.plot(read(tmp_path), tmp_path / summary.PLOT)
-    assert (tmp_path / summary.PLOT).read_bytes() == first
+    assert page.read_text() == text
+    charts = [tmp_path / f"speed-{theme}.svg" for theme in ("light", "dark")]
+    first = [chart.read_bytes() for chart in charts]
+    assert summary.plot(read(tmp_path), tmp_path) == charts
+    assert [chart.read_bytes() for chart in charts] == first
+    assert b"2.00\xc3\x97 fast" in first[0]
     assert summary.main(words) == 0
     assert "fast 20 ms" in capsys.readouterr().out
 
@@ -94,7 +117,8 @@ def test_without_markers_nothing_is_written(text):
     assert caught.value.exit_code == USAGE
 
 
-def test_readmes_table_is_what_the_results_make():
+@pytest.mark.parametrize(("path", "table"), [(PAGE, markdown), (README, brief)])
+def test_committed_tables_are_what_the_results_make(path, table):
     """After new results: `python -m benchmarks.summary --write`."""
-    text = README.read_text(encoding="utf-8")
-    assert text == placed(text, markdown(read(FOLDER)))
+    text = path.read_text(encoding="utf-8")
+    assert text == placed(text, table(read(FOLDER)))

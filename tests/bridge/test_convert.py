@@ -213,7 +213,7 @@ def test_an_output_that_comes_out_wrong_does_not_appear(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", [{"to": "onnx"}, {"verify": "all"}, {"dtype": "int4"}])
+@pytest.mark.parametrize("option", [{"to": "keras"}, {"verify": "all"}, {"dtype": "int4"}])
 def test_unknown_choices(tmp_path, option):
     assert "known:" in refused(USAGE, SEED, tmp_path / "out", config=HEADS, **option)
 

@@ -9,8 +9,10 @@ import pytest
 from huggingface_hub import HfApi
 
 import bridge
+from bridge.core.twins import twin_files
 from bridge.formats.foreign import our_code
 from bridge.hub import client, limits, pull, push
+from bridge.hub.files import leave_out_code, named_code, wanted
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, NETWORK, UNSAFE, Problem
 from jaxmodels.runtime.manifest import damage
@@ -187,3 +189,21 @@ def test_push_refuses_what_names_code_and_leaves_code_out(server, tmp_path):
     with pytest.raises(Problem) as caught:
         bridge.push(folder, ADDRESS, force=True)
     assert caught.value.exit_code == CORRUPT
+
+
+def test_a_processor_may_name_our_code_only(tmp_path):
+    """It is pulled and pushed, and loses what names other code."""
+    name = "processor_config.json"
+    assert wanted([name, "processing_bitgen.py", "processing_evil.py"]) == [
+        "processing_bitgen.py",
+        name,
+    ]
+    processing = next(path for path in twin_files() if path.name == "processing_bitgen.py")
+    (tmp_path / processing.name).write_bytes(processing.read_bytes())
+    for value in ("processing_bitgen.BitGenProcessor", "processing_evil.Evil"):
+        config = {"processor_class": "P", "auto_map": {"AutoProcessor": value}}
+        (tmp_path / name).write_text(json.dumps(config))
+        ours = value.startswith("processing_bitgen")
+        assert named_code(tmp_path, [name]) == ([] if ours else [f"auto_map in {name}"])
+        leave_out_code(tmp_path, [name])
+        assert ("auto_map" in json.loads((tmp_path / name).read_text())) == ours

@@ -1,7 +1,9 @@
 """The completion scripts, run by the shells themselves where they are installed."""
 
+import re
 import shutil
 import subprocess
+from contextlib import suppress
 
 import pytest
 
@@ -35,7 +37,16 @@ def test_bash_completes_verbs_presets_options_and_files(script, tmp_path):
 
 
 def test_every_verb_has_options(script):
-    assert all(completion.flags_of(verb) for verb in VERBS if verb not in ("completion", "data"))
+    for verb in VERBS.keys() - completion.SUBCOMMANDS.keys():
+        assert completion.flags_of(verb), verb
+
+
+@pytest.mark.parametrize("verb", ["data", "memory"])
+def test_actions_are_those_of_the_verb(verb, capsys):
+    with suppress(SystemExit):
+        main([verb, "--help"])
+    page = capsys.readouterr().out
+    assert all(re.search(rf"\b{action}\b", page) for action in completion.words_of(verb))
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

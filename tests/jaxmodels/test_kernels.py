@@ -216,8 +216,9 @@ def test_cudnn_is_the_plain_form(causal, t, width):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cudnn")
 @our_writers
-def test_a_train_step_lowered_for_a_tpu_has_the_kernel(arch):
+def test_a_train_step_lowered_for_a_tpu_or_gpu_has_the_kernel(arch):
     package = jaxmodels.arch(arch)
     size = {"side": 48} if arch == "wigip" else {"context": 128}
     config = replace(package.PRESETS["tiny"], **size)
@@ -226,5 +227,6 @@ def test_a_train_step_lowered_for_a_tpu_has_the_kernel(arch):
     graphdef, _, state = init(package, config, recipe, tx, mesh)
     batch = {"tokens": jax.ShapeDtypeStruct((1, config.context + 1), np.int32)}
     step = train_step(package, graphdef, tx, lambda _: 1e-3, recipe, state)
-    lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
-    assert "tpu_custom_call" in lowered.as_text()
+    traced = step.trace(state, batch)
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "__cudnn$fmha" in traced.lower(lowering_platforms=("cuda",)).as_text()

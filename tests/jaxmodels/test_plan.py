@@ -3,7 +3,11 @@
 import copy
 import json
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -193,6 +197,38 @@ def test_a_call_apart_answers_raises_or_dies():
     with pytest.raises(ProcessDied) as died:
         run_isolated(os.abort)
     assert died.value.code == -6
+
+
+def test_a_call_apart_ends_with_the_process_that_waits_for_it(tmp_path):
+    file = tmp_path / "pid"
+    code = """
+import os, sys, time
+from jaxmodels.runtime.planning.isolated import run_isolated
+
+def sleep(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(60)
+
+if __name__ == "__main__":
+    run_isolated(sleep, sys.argv[1])
+"""
+    (tmp_path / "waits.py").write_text(code)
+    ours = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "waits.py"), str(file)], env=ours)
+    until = time.monotonic() + 60
+    while not (file.exists() and file.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    stat = Path(f"/proc/{file.read_text()}/stat")
+
+    def runs() -> bool:
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+    while runs() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not runs()
 
 
 def test_errors_come_whole_from_the_other_process():

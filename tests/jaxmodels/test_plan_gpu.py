@@ -15,11 +15,13 @@ from jaxmodels.layers import kernels as layer_kernels
 from jaxmodels.layers import target
 from jaxmodels.runtime.planning import cycles, gpu, hlo
 from jaxmodels.runtime.planning.chips import GIB, GpuHosts, peak_flops, topology
+from jaxmodels.runtime.planning.estimate import Estimate
 from jaxmodels.runtime.planning.gpus import GPUS
 from jaxmodels.runtime.planning.groups import members
 from jaxmodels.runtime.planning.kernels import attention_flops, kernels
 from jaxmodels.runtime.planning.plan import TooLarge, expected, roofline
-from tests.jaxmodels.planning import CONTRACT, compiled_of
+from jaxmodels.runtime.planning.search import Search, enough
+from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 
 # In the form in which XLA writes a module for GPUs; numbers of ours.
 TEXT = Path(__file__).with_name("gpu_step.hlo").read_text()
@@ -57,6 +59,8 @@ def test_hosts_and_gpus_of_each():
         ("h100", ["h100:8", "h100:2x8"]),
         ("h100:0", ["h100:8"]),
         ("h100:x8", ["h100:8"]),
+        ("h100:" + "9" * 5000, ["h100:8"]),
+        ("v4-100", ["v4, v5e"]),
         ("h100:1x1x8", ["h100:8"]),
         ("h100:16", ["at most 8 GPUs", "h100:2x8"]),
         ("h200:2x16", ["at most 8 GPUs", "h200:4x8"]),
@@ -297,11 +301,41 @@ def test_without_the_plugin_it_names_the_extra(monkeypatch, capsys):
     assert extras.EXTRAS[gpu.PLUGINS[0]] == "plan-gpu"
 
 
-def test_a_step_too_large_for_the_compiler_is_no_crash(invented, monkeypatch, capsys):
+def test_where_no_settings_fit_more_devices_are_named(invented, monkeypatch, capsys):
     def refuses(*_):
         raise TooLarge(100 * GIB, 1.0)
 
     monkeypatch.setattr(gpu, "compile_isolated", refuses)
     code, _, err = run(capsys, "--topology", "h100:1", "--batch", "4", "--minutes", "0")
     assert code == NO_SPACE
-    assert "take more devices" in " ".join(err.split())
+    assert "h100:2 is enough by an estimate" in " ".join(err.split())
+
+
+def test_devices_that_are_enough_by_an_estimate(monkeypatch):
+    def needed(estimate, setting):
+        return int(100 * GIB / setting.data)
+
+    monkeypatch.setattr(Estimate, "bytes", needed)
+    found = {name: enough(job_of(), topology(name)) for name in ("h100:1", "a100-40g:2", "v5e:1x1")}
+    assert found == {"h100:1": "h100:2", "a100-40g:2": "a100-40g:4", "v5e:1x1": "v5e:2x4"}
+    monkeypatch.setattr(Estimate, "bytes", lambda *_: 10**15)
+    assert enough(job_of(), topology("h100:1")) == ""
+
+
+def test_a_search_tries_larger_batches_of_the_best():
+    """Estimates call a batch of one as fast as any; the compiler knows better, up to 32."""
+    batches = []
+
+    def compiled(job):
+        batches.append(job.recipe.batch)
+        return compiled_of(job.recipe.batch * GIB // 8)
+
+    def reported(job, _):
+        return {"expected_tokens_per_second": float(min(job.recipe.batch, 32))}
+
+    job, said = job_of(batch=64, accum=1), []
+    search = Search(job, topology("h100:1"), compiled, reported, 60.0, said.append)
+    best = search.frontier(most=12)[0]
+    assert best.setting.batch == 32
+    assert batches[-6:] == [2, 4, 8, 16, 32, 64]
+    assert len(batches) <= 12

@@ -6,6 +6,7 @@ from typing import Any
 from bridge.torch.image_text import PROCESSING, SIMILARITY, random_inputs
 
 LIKE = "bridge.torch.image_text"
+ONNX = "bridge.onnx.bitgen"
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_bitgen.py"), PROCESSING)
 
@@ -75,6 +76,15 @@ def build(config: Any) -> Any:
     )
 
     return BitGenModel(BitGenConfig(**asdict(config)))
+
+
+def build_packed(config: Any) -> Any:
+    """As `build`, of the layers of a packed file."""
+    from bridge.torch.bitgen.modeling_bitgen import compress
+
+    module = build(config)
+    compress(module)
+    return module
 
 
 def example(config: Any) -> Any:

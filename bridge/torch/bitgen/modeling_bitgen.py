@@ -26,6 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
 EPS = 1e-6
+PACKED = 1  # the version of packed files
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -188,7 +189,7 @@ class Tower(nn.Module):
         x = self.patch(images)
         rows, columns = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2) + self.positions(rows, columns)
-        first = [self.cls + self.pos[:, :1]]
+        first = [self.cls + matrix(self, "pos")[:, :1]]
         if hasattr(self, "registers"):
             first.append(self.registers)
         x = torch.cat([*(token.expand(len(x), -1, -1) for token in first), x], 1)
@@ -199,7 +200,7 @@ class Tower(nn.Module):
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Positions of a grid of patches, [1, n, h]."""
-        grid = self.pos[:, 1:]
+        grid = matrix(self, "pos")[:, 1:]
         if rows == columns == self.side:
             return grid
         wide = torch.promote_types(grid.dtype, torch.float32)
@@ -228,13 +229,102 @@ class BitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[…, in] → […, out]."""
         x = self.norm(x)
-        by = 1 / self.weight.abs().mean().clamp(min=1e-5)
+        sizes = self.weight.abs()
+        most = sizes.max()
+        # Weights that are rounded already keep their scale; the mean would count their zeros.
+        rounded = sizes.sum() >= (1 - 1e-5) * most * (sizes > 0).sum()
+        by = 1 / torch.where(rounded, most, sizes.mean()).clamp(min=1e-5)
         scale = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
         signs = (self.weight * by).round().clamp(-1, 1)
         levels = (x * scale).round().clamp(-128, 127)
         if self.training:
             return F.linear(straight(x, levels / scale), straight(self.weight, signs / by))
         return F.linear(levels, signs) * ((1 / by) * (1 / scale))
+
+
+class PackedBitLinear(nn.Module):
+    """A BitLinear of a packed model: four weights in a byte of `weight` [out / 4, in], the first
+    quarter of the outputs in the lowest two bits; `weight_scale` [1] divides. No gradient."""
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, linear: BitLinear):
+        super().__init__()
+        self.fan_out, fan_in = linear.weight.shape
+        self.norm = linear.norm
+        size = (-(-self.fan_out // 4), fan_in)
+        self.register_buffer("weight", torch.zeros(size, dtype=torch.uint8))
+        self.register_buffer("weight_scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in] → […, out]."""
+        x = self.norm(x)
+        scale = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        parts = [(self.weight >> shift) & 3 for shift in (0, 2, 4, 6)]
+        signs = torch.cat(parts)[: self.fan_out].to(x) - 1
+        levels = (x * scale).round().clamp(-128, 127)
+        return F.linear(levels, signs) * ((1 / self.weight_scale) * (1 / scale))
+
+
+def matrix(module: nn.Module, name: str = "weight") -> Tensor:
+    """A parameter as floats; in a packed model it is int8, with a scale for each row beside it."""
+    values, scale = getattr(module, name), getattr(module, name + "_scale", None)
+    if scale is None:
+        return values
+    rows = scale.unsqueeze(-1) if values.dim() < 4 else scale[:, None, None, None]
+    return values.to(scale) * rows
+
+
+class Int8Linear(nn.Linear):
+    """A linear layer of 8-bit weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in] → […, out]."""
+        return F.linear(x, matrix(self), self.bias)
+
+
+class Int8Conv(nn.Conv2d):
+    """A convolution of 8-bit weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, in, y, x] → [b, out, …]."""
+        return F.conv2d(x, matrix(self), self.bias, self.stride)
+
+
+class Int8Embedding(nn.Embedding):
+    """A table of 8-bit rows."""
+
+    weight_scale: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[…] → […, d]."""
+        scale = self.weight_scale[ids].unsqueeze(-1)
+        return F.embedding(ids, self.weight).to(scale) * scale
+
+
+INT8 = {nn.Linear: Int8Linear, nn.Conv2d: Int8Conv, nn.Embedding: Int8Embedding}
+
+
+def compress(model: "BitGenModel") -> None:
+    """Gives a model the layers of a packed file, without values: they are to be loaded."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BitLinear):
+                setattr(module, name, PackedBitLinear(child))
+    parts = (model.vision, model.text_pool, model.image_pool, model.project)
+    layers: Any = [layer for part in parts for layer in part.modules() if type(layer) in INT8]
+    for layer in (model.embed, model.pos, *layers):
+        _to_int8(layer, "weight", len(layer.weight))
+        layer.__class__ = INT8[type(layer)]
+    _to_int8(model.vision, "pos", model.vision.pos.shape[1])
+
+
+def _to_int8(module: nn.Module, name: str, rows: int) -> None:
+    shape = getattr(module, name).shape
+    delattr(module, name)
+    module.register_buffer(name, torch.zeros(shape, dtype=torch.int8))
+    module.register_buffer(name + "_scale", torch.ones(rows))
 
 
 class Attention(nn.Module):
@@ -464,7 +554,7 @@ class BitGenWriter(PreTrainedModel, GenerationMixin):
         text = self.model.placed(input_ids, (places - 1).clamp(min=0))
         x = torch.where((places == 0)[..., None], start, text)
         x = self.model.decoder(x, mask, seen, past_key_values)
-        logits = F.linear(x, self.model.embed.weight)
+        logits = F.linear(x, matrix(self.model.embed))
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
 
@@ -493,7 +583,16 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.match = nn.Linear(2 * config.dim, 2)
         self.memory, self.decoder, self.queue = Memory(config), Decoder(config), Queue(config)
+        if getattr(config, "packed", None):
+            self.refuse_version(config.packed)
+            compress(self)
         self.post_init()
+
+    @staticmethod
+    def refuse_version(packed: dict[str, Any]) -> None:
+        """Raises ValueError for a packed file of another version."""
+        if packed.get("version") != PACKED:
+            raise ValueError(f"packed in version {packed.get('version')}: only {PACKED} is read")
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding, whose rows are the decoder's head too."""
@@ -719,7 +818,7 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
         x = torch.cat([self.decoder.start.expand(len(x), 1, -1), x], 1)
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         x = self.decoder(x, mask[None, None], self.seen_by_decoder(context))
-        return F.linear(x, self.embed.weight)
+        return F.linear(x, matrix(self.embed))
 
     def placed(self, tokens: Tensor, places: Tensor) -> Tensor:
         """Tokens [b, t] at their places ([t] or [b, t]) as vectors [b, t, d]."""

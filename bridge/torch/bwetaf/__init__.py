@@ -6,6 +6,7 @@ from typing import Any
 from bridge.torch.language import end_of_text
 
 LIKE = "bridge.torch.language"
+ONNX = "bridge.onnx.bwetaf"
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_bwetaf.py"),)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 LIKE = "bridge.torch.language"
+ONNX = "bridge.onnx.charlm"
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_charlm.py"),)

@@ -11,6 +11,7 @@ from jaxmodels.errors import MISMATCH, Problem
 FILES: tuple[Path, ...] = ()
 # How the model card loads the directory.
 AUTO_CLASS = "AutoModel"
+ONNX = "bridge.onnx.dinov2"
 # For `AutoImageProcessor`: the published models' preprocessing.
 _PROCESSING = {
     "preprocessor_config.json": {

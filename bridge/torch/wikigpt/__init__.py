@@ -9,6 +9,7 @@ from bridge.core.transformers_class import Key, ModelType, Only, TransformersCla
 from bridge.torch.language import end_of_text
 
 LIKE = "bridge.torch.language"
+ONNX = "bridge.onnx.wikigpt"
 
 # Files that travel with every model directory.
 FILES: tuple[Path, ...] = ()

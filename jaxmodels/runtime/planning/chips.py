@@ -80,8 +80,8 @@ CHIPS = {
 
 
 # Prefix of JAX's `device_kind` -> peak bfloat16 operations a second, without sparsity. L4 and H100
-# PCIe: NVIDIA's data sheets, read in November 2026; a H100 is SXM unless its name says PCIe, which
-# must come first.
+# PCIe: NVIDIA's data sheets, read in November 2026; an H100 is SXM unless its name says PCIe,
+# which must come first.
 _KINDS = {
     "TPU v2": CHIPS["v2"].flops / 2,
     "TPU v3": CHIPS["v3"].flops / 2,

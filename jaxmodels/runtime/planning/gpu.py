@@ -35,16 +35,23 @@ def prepare() -> None:
 
 
 def devices(slice_: GpuHosts) -> list[Any]:
-    """Descriptions of the GPUs, to compile for; those of a host lie side by side."""
+    """Descriptions of the GPUs, to compile for; those of a host lie side by side.
+
+    Raises:
+        Problem: (internal) JAX cannot load its plugin, as with libraries of another CUDA.
+    """
     from jax.experimental import topologies
 
     hosts, each = slice_.shape
-    found = topologies.get_topology_desc(
-        platform="cuda",
-        topology_name=slice_.gpu.kind,
-        target_config=slice_.gpu.description,
-        topology=f"1x{hosts}x{each}",  # partitions × hosts × GPUs
-    )
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name=slice_.gpu.kind,
+            target_config=slice_.gpu.description,
+            topology=f"1x{hosts}x{each}",  # partitions × hosts × GPUs
+        )
+    except (NotImplementedError, RuntimeError) as error:
+        raise COMPILER.failed(f"JAX cannot load the plugin: {error}") from error
     return list(found.devices)
 
 

@@ -7,6 +7,7 @@ compiler needs to know is in openxla/xla, `xla/backends/gpu/target_config/specs`
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -153,7 +154,7 @@ def hosts(name: str) -> Hosts:
             exit_code=USAGE,
         )
     sizes = shape.split("x")
-    if len(sizes) > 2 or not all(size.isdecimal() and int(size) for size in sizes):
+    if len(sizes) > 2 or not all(re.fullmatch("[0-9]{1,6}", size) and int(size) for size in sizes):
         raise Problem(
             f"unknown topology: {name!r}",
             why=f"the form is {gpu}:GPUS, or {gpu}:HOSTSxGPUS with the number of GPUs in each host",
@@ -184,5 +185,5 @@ def _near(gpu: str) -> list[str]:
     """Known GPUs that a name may mean: "a100", "h100-80gb", "dgx-h100", "h1000"."""
     models = {name.partition("-")[0] for name in GPUS}
     meant = [name for name in GPUS if any(m in gpu and name.startswith(m) for m in models)]
-    close = difflib.get_close_matches(gpu, [*GPUS, *models], n=2, cutoff=0.6)
+    close = difflib.get_close_matches(gpu, [*GPUS, *models], n=2, cutoff=0.65)
     return meant or [name for name in GPUS if any(name.startswith(one) for one in close)]

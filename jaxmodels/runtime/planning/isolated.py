@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -53,6 +54,7 @@ def run_isolated(function: Callable[..., T], *args: Any) -> T:
 
 
 def _answer(connection: Any, log: str, function: Callable[..., Any], args: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 2)  # also for native code
     try:
@@ -60,3 +62,10 @@ def _answer(connection: Any, log: str, function: Callable[..., Any], args: Any) 
     except Exception as error:
         answer = (False, error)
     connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent was killed: nobody waits for the answer any more."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

@@ -7,9 +7,12 @@ from math import log2
 from typing import Any
 
 from jaxmodels.errors import Problem
-from jaxmodels.runtime.planning.chips import GIB, Topology
+from jaxmodels.runtime.planning.chips import GIB, GpuHosts, Topology, topology
 from jaxmodels.runtime.planning.estimate import Estimate, Setting, settings
 from jaxmodels.runtime.planning.plan import Compiled, TooLarge, Workload
+
+LARGER = 3
+"""Trials of larger batches."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,30 @@ class Trial:
         return float(self.report.get("expected_tokens_per_second", most))
 
 
+def enough(job: Workload, slice_: Topology) -> str:
+    """The least devices of this kind on which the job fits by an estimate; empty if none do.
+
+    With the smallest batch and full remat, parameters split over all devices.
+    """
+    kind = slice_.name.partition(":")[0]
+    gpus = ("2", "4", "8", *(f"{hosts}x8" for hosts in (2, 4, 8, 16, 32)))
+    shapes = gpus if isinstance(slice_, GpuHosts) else slice_.chip.shapes
+    for larger in (topology(f"{kind}:{shape}") for shape in shapes):
+        least = Setting(larger.devices, 1, larger.devices, "full")
+        fits = larger.devices > slice_.devices and (
+            Estimate(job, larger).bytes(least) <= larger.chip.usable
+        )
+        if fits:
+            return larger.name
+    return ""
+
+
 class Search:
     """Compiles settings one after the other until the time is up.
 
     Args:
         job: the job whose settings are varied.
-        slice_: the TPU slice.
+        slice_: the devices.
         compiled: compiles a job; raises TooLarge, or Problem if the compiler fails.
         reported: `plan.report` of a job and its compilation.
         seconds: no compilation starts later than this.
@@ -62,19 +83,28 @@ class Search:
     def frontier(self, most: int = 8) -> list[Trial]:
         """Compiles the most promising settings; returns all trials, the fastest first.
 
-        It ends when no estimate is faster than the best trial, or after `most` trials.
+        It ends when no estimate is faster than the best trial, or after `most` trials. The last of
+        these are for larger batches of the best one: estimates do not know that these are faster.
         """
         waiting = self._promising()
-        while waiting and not self._over(most):
+        while waiting and not self._over(most - LARGER):
             setting = max(waiting, key=self.estimate.tokens_per_second)
             waiting.remove(setting)
-            best = max((trial.speed for trial in self.trials), default=0.0)
-            if self.estimate.tokens_per_second(setting) < 1.01 * best:
+            fastest = max((trial.speed for trial in self.trials), default=0.0)
+            if self.estimate.tokens_per_second(setting) < 1.01 * fastest:
                 break
             if self._fits(setting) and self._tried(setting).compiled:
                 continue
             if setting.batch // 2 >= setting.data:
                 waiting.append(replace(setting, batch=setting.batch // 2))
+        while self.trials and not self._over(most):
+            best = max(self.trials, key=lambda trial: trial.speed)
+            larger = replace(best.setting, batch=2 * best.setting.batch)
+            known = any(trial.setting == larger for trial in self.trials)
+            if not best.compiled or known or not self._fits(larger):
+                break
+            if self._tried(larger).speed < 1.01 * best.speed:
+                break
         return sorted(self.trials, key=lambda trial: -trial.speed)
 
     def nearest(self, failed: Setting, needed: int, most: int = 6) -> Trial | None:

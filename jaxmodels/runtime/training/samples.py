@@ -42,7 +42,7 @@ def caption(
         prompt: the beginning of each caption.
         sampling: greedy by default.
         seed: of the random draws.
-        most: tokens to add, at most; None and more than fit the context: as many as fit.
+        max_tokens: tokens to add, at most; None and more than fit the context: as many as fit.
     """
     ids = np.asarray(tokenizer.encode(prompt), np.int32)
     fit = model.config.context - len(ids)

@@ -1,0 +1,67 @@
+"""sentencepiece's models, against ids that its own library (0.2.3) gave for them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.errors import DataProblem
+from data_pipelines.tokenizers import load_tokenizer, open_tokenizer
+from data_pipelines.transformers_files import UnknownTokenizer
+
+MODELS = Path(__file__).parent / "sentencepiece"
+IDS = json.loads((MODELS / "ids.json").read_text())
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_are_those_of_the_library(name):
+    tokenizer = open_tokenizer(str(MODELS / f"{name}.model"))
+    for case in IDS[name]:
+        assert tokenizer.encode(case["text"]).tolist() == case["ids"], case["text"]
+        if tokenizer.unk_id not in case["ids"]:  # it shows unknown text as " ⁇ "
+            assert tokenizer.decode(case["ids"]) == case["decoded"]
+    assert tokenizer.decode([tokenizer.end_of_text]) == "</s>"
+    assert tokenizer.special_ids[:2] == (0, 1)
+
+
+def test_a_folder_and_its_classes(tmp_path):
+    shutil.copy(MODELS / "bpe.model", tmp_path / "tokenizer.model")
+    file = tmp_path / "tokenizer_config.json"
+    digest = load_tokenizer(tmp_path).digest
+    file.write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    assert load_tokenizer(tmp_path).digest == digest
+    file.write_text(json.dumps({"tokenizer_class": "XLMRobertaTokenizer"}))  # it shifts the ids
+    with pytest.raises(UnknownTokenizer):
+        load_tokenizer(tmp_path)
+
+
+def test_autotokenizer_gives_the_same_ids(tmp_path):
+    from transformers import AutoTokenizer
+
+    from bridge.formats.tokenizer import write_tokenizer
+
+    tokenizer = load_tokenizer(MODELS / "unigram.model")
+    tokenizer.save(tmp_path)
+    write_tokenizer(tmp_path, tokenizer, 1000)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for case in IDS["unigram"]:
+        assert theirs(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
+    assert theirs.eos_token_id == tokenizer.end_of_text
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "empty", "json", "endless", "huge"])
+def test_a_file_that_is_none(tmp_path, damage):
+    whole = (MODELS / "bpe.model").read_bytes()
+    content = {
+        "text": b"hello",
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "json": b'{"a": 1}',
+        "endless": b"\x0a" + b"\xff" * 20,
+        "huge": b"\x0a\xff\xff\xff\xff\x7f",
+    }[damage]
+    (tmp_path / "m.model").write_bytes(content)
+    with pytest.raises(DataProblem, match="not a sentencepiece model") as caught:
+        open_tokenizer(str(tmp_path / "m.model"))
+    assert caught.value.exit_code == 3
