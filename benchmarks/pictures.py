@@ -34,11 +34,11 @@ TEXT = "mix:1*pydoc"
 class Pictures:
     """Train wigip on text, then on text and drawn scenes, and compare with text alone."""
 
-    first: int = 250
+    first: int = 200
     """Batches of text in phase 1."""
-    steps: int = 250
+    steps: int = 200
     """Batches of text after it, in both runs."""
-    pairs: int = 8
+    pairs: int = 10
     """Batches of scenes for each of these."""
     keep: Path | None = None
     """Keep the runs in this folder; one that was stopped goes on."""
