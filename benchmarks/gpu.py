@@ -2,7 +2,7 @@
 
 Train steps in bfloat16 with the sizes and goals of the project, ours against the compiled PyTorch
 twin, whose attention is PyTorch's flash attention; each contestant has a process of its own. The
-records are those of suite `step`. `--tiny` tries the same on any machine in a minute.
+records are those of suite `step`. `--tiny` tries the same on any machine.
 """
 
 import sys
@@ -142,7 +142,7 @@ def words(case: Case, options: Gpu, gib: float) -> list[str]:
     chosen = ["--preset", preset, "--batch", str(batch), "--dtype", "bfloat16", *case.words]
     # Compiling the twin takes a minute, and a trial measures nothing.
     peer = "" if not case.peer else "eager" if options.tiny else "compile"
-    peers = [f"--{'' if form == peer else 'no-'}{form}" for form in ("eager", "compile")]
+    peers = [f"--no-{form}" for form in ("eager", "compile") if form != peer]
     rounds = min(options.rounds, case.rounds)
     timed = ["--isolated", "--rounds", str(rounds), "--out", str(options.out)]
     return [*chosen, *peers, *timed]

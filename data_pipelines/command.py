@@ -176,6 +176,8 @@ def tokenizer_(
     rate, theirs = report["bytes_per_token"], report["gpt2_bytes_per_token"]
     learned = f"{report['learned_bytes']:,} bytes"
     print(f"{report['vocab_size']:,} tokens, made from {learned}; written to {out}")
+    if kind != "bytes" and report["vocab_size"] < vocab:
+        print(f"{vocab:,} were asked for; the text has no more that occur often enough")
     if rate is None:
         print("nothing was held out to measure on")
     else:

@@ -247,7 +247,8 @@ def _open_images(
             fix="train without --segments",
             exit_code=USAGE,
         )
-    if isinstance(tokenizer, str) and tokenizer not in (CHARS, WORDS):
+    made = (CHARS, WORDS)
+    if isinstance(tokenizer, str) and tokenizer not in made and not wanted(tokenizer):
         tokenizer = open_tokenizer(tokenizer)
     return open_captioned(spec, Path(folder), tokenizer=tokenizer, **options)
 

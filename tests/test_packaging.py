@@ -171,3 +171,9 @@ def test_core_takes_less_than_a_gigabyte_and_a_half():
     assert "jaxlib" in found
     assert "torch" not in found
     assert sum(found.values()) < 1.5e9, sorted(found.items(), key=lambda item: -item[1])[:10]
+
+
+def test_constraints_leave_cudas_libraries_to_pytorch():
+    """PyPI's torch requires exact versions of them, which any other pin contradicts."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("nvidia")] == []

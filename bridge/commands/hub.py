@@ -24,6 +24,8 @@ class Push:
     """The repository; made when there is none."""
     revision: str | None = None
     """The branch; made when there is none. By default main."""
+    table: Path | None = None
+    """A Markdown file (`jaxmodels eval --table`) to put into the model card that is published."""
     private: bool = False
     """Make a new repository private."""
     force: bool = False
@@ -57,7 +59,9 @@ def push_main(argv: list[str]) -> int:
     options = parse(Push, argv, "push")
     from bridge.hub.push import push
 
-    report = push(options.dir, options.to, options.revision, options.private, options.force)
+    report = push(
+        options.dir, options.to, options.revision, options.private, options.force, options.table
+    )
     for name in report.left_out:
         say(f"left out: {name}")
     if options.json:

@@ -78,8 +78,8 @@ def required(moments: Moments | None, where: Path) -> Moments:
         raise Problem(
             "there is no optimiser state",
             where=str(where),
-            why="no moments of AdamW lie with the parameters; what muon, sgd, lion or "
-            "adafactor trained has none",
+            why="no moments of AdamW lie with the parameters; runs with muon, sgd, lion, "
+            "adafactor or --lora have none",
             fix="give a run directory or the checkpoint that training with AdamW wrote, or leave "
             "it out",
             exit_code=MISMATCH,

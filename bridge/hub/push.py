@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from bridge.checks.verification import but_for_the_card, digest_problems
+from bridge.checks.verification import CARD, but_for_the_card, digest_problems
 from bridge.core.report import Report
 from bridge.formats import recognise
 from bridge.formats.foreign import code_of_ours, our_code
@@ -18,8 +18,12 @@ from bridge.formats.runs import is_run, is_step
 from bridge.hub.client import ask, client, names, repository
 from bridge.hub.files import few, named_code, refuse_damage, wanted
 from bridge.hub.limits import ANSWER, seconds_for
-from jaxmodels.errors import EXISTS, UNSAFE, USAGE, Problem
+from jaxmodels.errors import CORRUPT, EXISTS, UNSAFE, USAGE, Problem
 from jaxmodels.files import files_below
+from jaxmodels.reading import read_limited
+
+_LONGEST = 1_000_000  # bytes of a table
+_HEADING = "## Evaluation\n"
 
 
 def push(
@@ -28,6 +32,7 @@ def push(
     revision: str | None = None,
     private: bool = False,
     force: bool = False,
+    table: str | Path | None = None,
 ) -> Report:
     """Uploads a checkpoint as one commit, after which the repository is what the folder is.
 
@@ -39,6 +44,8 @@ def push(
         revision: the branch; made when there is none. Default: main.
         private: a repository that is made now is private.
         force: replace what the repository holds (its history keeps it).
+        table: a Markdown file of results, which the model card that is uploaded gets as its part
+            "Evaluation"; the folder stays as it is.
 
     Returns:
         `repository`, `revision`, `commit`, `url`, `files`, `left_out` and `removed` (names),
@@ -53,6 +60,9 @@ def push(
 
     folder, name, hub = Path(folder), repository(to), client()
     files, left_out = _checked(folder)
+    card = None if table is None else _with_table(folder / CARD, Path(table))
+    if card is not None:
+        files = sorted({*files, CARD})
     there = ask(to, "write", lambda: names(hub, name, revision, private))
     if there and not force:
         raise Problem(
@@ -63,14 +73,20 @@ def push(
             exit_code=EXISTS,
         )
     gone = sorted(set(there) - set(files))
-    size = sum((folder / file).stat().st_size for file in files)
+    size = sum(
+        len(card) if file == CARD and card is not None else (folder / file).stat().st_size
+        for file in files
+    )
+
+    def content(file: str) -> Path | bytes:
+        return card if file == CARD and card is not None else folder / file
 
     def commit() -> Any:
         with warnings.catch_warnings(action="ignore"):
             return hub.create_commit(
                 name,
                 [
-                    *(CommitOperationAdd(file, folder / file) for file in files),
+                    *(CommitOperationAdd(file, content(file)) for file in files),
                     *(CommitOperationDelete(file) for file in gone),
                 ],
                 commit_message=f"Upload by jaxmodels {jaxmodels.__version__}",
@@ -88,6 +104,29 @@ def push(
         removed=gone,
         bytes=size,
     )
+
+
+def _with_table(card: Path, table: Path) -> bytes:
+    """The model card with a table of results; one that an earlier call put there is replaced.
+
+    Raises:
+        Problem: (corrupt) the table cannot be read.
+    """
+    try:
+        results = read_limited(table, _LONGEST).decode("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise Problem(
+            "the table of results cannot be read",
+            where=str(table),
+            why=str(error),
+            fix="`jaxmodels eval DIR --table FILE` writes one",
+            exit_code=CORRUPT,
+        ) from None
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    before, _, after = text.partition(_HEADING)
+    rest = after.partition("\n## ")
+    later = f"\n## {rest[2]}" if rest[1] else ""
+    return f"{before.rstrip()}\n\n{_HEADING}\n{results}\n{later}".lstrip().encode()
 
 
 def _checked(folder: Path) -> tuple[list[str], list[str]]:

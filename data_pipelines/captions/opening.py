@@ -30,6 +30,7 @@ from data_pipelines.file_search import path_of
 from data_pipelines.reading import Progress
 from data_pipelines.sources import MIX
 from data_pipelines.tokenizers import WORDS, Tokenizer
+from data_pipelines.vocabularies import learn, wanted
 from data_pipelines.words import build_words
 from jaxmodels.files import Exists
 
@@ -62,7 +63,7 @@ def open_captioned(
             prepared images, else the default of `side_of`.
         patch: width of the model's patches in pixels.
         min_freq: a character or word must occur this often to enter the vocabulary.
-        tokenizer: "chars" (or None) and "words" are built from the captions.
+        tokenizer: "chars" (or None), "words", "bpe:4096" and the like are made from the captions.
         progress: called as (stage, bytes done, bytes in all).
         sizes: context, batch, seed and valid_fraction.
 
@@ -139,8 +140,10 @@ def _source(
 def _build_tokenizer(
     name: str | None, texts: tuple[tuple[str, ...], ...], min_freq: int
 ) -> Tokenizer:
-    """A tokeniser of the captions' words or characters."""
+    """A tokeniser of the captions' words or characters, or one that is learned from them."""
     captions = chain.from_iterable(texts)
+    if want := wanted(name or ""):
+        return learn((f"{caption}\n" for caption in captions), want, min_freq=min_freq)
     if name == WORDS:
         return build_words(captions, min_freq)
     ends = ["\n"] * min_freq  # a blank line ends a caption

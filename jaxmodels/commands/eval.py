@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from jaxmodels.architecture import Architecture
 from jaxmodels.cli import emit, merge_repeated, parse, refuse_repeated, say
 from jaxmodels.errors import MISMATCH, UNVERIFIED, USAGE, Problem, within
+from jaxmodels.files import refuse_existing, write_text
 from jaxmodels.sizes import vocab_used
 
 
@@ -40,6 +41,12 @@ class Eval:
     """With --caption: instead of measuring, print how similar these image files are to texts."""
     caption: tuple[str, ...] = ()
     """The texts to compare with each --image."""
+    caption_metrics: bool = False
+    """Also caption the held-out images, and compare with the captions that people wrote: BLEU-4,
+    ROUGE-L and CIDEr, as COCO's code computes them. Takes much longer."""
+    table: Path | None = None
+    """Also write the results of a vision-language model to this file, as a Markdown table that
+    `push --table` puts into the model card."""
     vocab: Path | None = None
     """characters.json, tokenizer.json or a JSON list of the characters in the order of their ids,
     for a checkpoint without a vocabulary."""
@@ -72,17 +79,19 @@ def main(argv: list[str]) -> int:
     from jaxmodels.runtime.batches import takes_images
 
     platform.prepare()
+    if options.table is not None:
+        refuse_existing(options.table)
     model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
     if options.tasks:
         return _tasks(options, model, tokenizer)
     if takes_images(model.config):
         if options.image:
             return _similarities(options, model, tokenizer)
-    elif options.image or options.max_images:
+    elif options.image or options.max_images or options.caption_metrics or options.table:
         raise Problem(
             "this model takes no images",
             where=str(options.path),
-            fix="leave out --image, --caption and --max-images",
+            fix="leave out --image, --caption, --max-images, --caption-metrics and --table",
             exit_code=USAGE,
         )
     with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
@@ -134,8 +143,14 @@ def _images(options: Eval, model: Any, data: Any) -> tuple[dict[str, Any], list[
     from jaxmodels.commands import eval_images
 
     package = jaxmodels.package_of(model)
+    if options.caption_metrics:
+        eval_images.refuse_no_captions(model, options.path)
     result = eval_images.measure(package, model, data, options.max_images, options.max_batches)
+    if options.caption_metrics:
+        result |= eval_images.described(model, data, options.max_images)
     _refuse_no_number(options, result["loss"])
+    if options.table is not None:
+        write_text(options.table, eval_images.table(result, data.spec))
     return result, eval_images.lines(result)
 
 

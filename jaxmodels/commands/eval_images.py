@@ -8,6 +8,8 @@ import numpy as np
 from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 
+_CAPTIONS = {"bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr-D"}
+
 
 def measure(package: Any, model: Any, data: Any, limit: int | None, batches: int | None) -> Any:
     """The result of `eval --json`.
@@ -70,6 +72,52 @@ def _ranked(
     return ranked | {"images": len(captions_by_image), "captions": len(captions)}
 
 
+def refuse_no_captions(model: Any, path: Path) -> None:
+    """Raises Problem (usage) if a model cannot write captions."""
+    import jaxmodels
+    from jaxmodels.runtime.training.samples import can_caption
+
+    if not can_caption(model):
+        raise Problem(
+            f"{jaxmodels.package_of(model).name} writes no captions to compare",
+            where=str(path),
+            why="its decoder reconstructs the text that it is given",
+            fix="leave out --caption-metrics",
+            exit_code=USAGE,
+        )
+
+
+def described(model: Any, data: Any, limit: int | None) -> dict[str, float]:
+    """`bleu_4`, `rouge_l` and `cider` of the likeliest captions of held-out images.
+
+    Args:
+        model: one that `can_caption`.
+        data: images with captions.
+        limit: the most images; None: all held-out ones.
+    """
+    from jaxmodels.runtime.caption_metrics import caption_metrics
+    from jaxmodels.runtime.training.samples import caption
+
+    images, references = data.retrieval(limit)
+    rows = (row for part in images for row in caption(model, data.tokenizer, part))
+    return caption_metrics([data.tokenizer.decode(row) for row in rows], references)
+
+
+def table(result: dict[str, Any], data: str) -> str:
+    """The result as a Markdown table, in the form of BitGen's card; `data` names what it is of."""
+    rows = [
+        (f"{name} Recall@{k}", f"{result[f'{key}_recall_at_{k}']:.1%}")
+        for k in (1, 5, 10)
+        for key, name in (("t2i", "Text→Image"), ("i2t", "Image→Text"))
+    ]
+    if "itm_acc" in result:
+        rows.append(("Image-text matching accuracy", f"{result['itm_acc']:.1%}"))
+    rows += [(name, f"{result[key]:.3f}") for key, name in _CAPTIONS.items() if key in result]
+    body = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    count = f"{result['images']:,} images, {result['captions']:,} captions"
+    return f"Held-out part of `{data}`: {count}.\n\n| Metric | Score |\n|---|---|\n{body}\n"
+
+
 def lines(result: dict[str, Any]) -> list[str]:
     """The result as lines of text."""
     parts = [f"loss {result['loss']:.4f}"]
@@ -85,6 +133,9 @@ def lines(result: dict[str, Any]) -> list[str]:
     for name, what in (("t2i", "text → image"), ("i2t", "image → text, any of its captions")):
         found = (f"{result[f'{name}_recall_at_{k}']:>7.1%}" for k in (1, 5, 10))
         rows.append(f"{what:<42} {' '.join(found)}")
+    if "cider" in result:
+        found = (f"{name} {result[key]:.3f}" for key, name in _CAPTIONS.items())
+        rows.append(f"captions: {', '.join(found)}")
     return [", ".join(parts), *rows]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.records import Absent
+from benchmarks.step import Step
+from jaxmodels.cli import parse
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 
@@ -43,7 +45,7 @@ def test_every_case_is_measured_and_judged_in_one_table(on_a_gpu, monkeypatch, c
     monkeypatch.setattr(gpu.step, "main", main)
     records = gpu.main(["--out", str(tmp_path)])
     assert [record["case"] for record in records] == [case.preset for case in gpu.CASES]
-    assert ["--compile" in words for words in seen] == [True, False, False]
+    assert ["--no-compile" not in words for words in seen] == [True, False, False]
     assert all("--no-eager" in words and "bfloat16" in words for words in seen)
     assert "--objective dense" in " ".join(seen[2])
     out, err = capsys.readouterr()
@@ -81,6 +83,15 @@ def test_nothing_begins_after_its_minutes(on_a_gpu, monkeypatch, capsys):
 def test_batches_fit_the_memory(gib, batch):
     found = gpu.words(gpu.CASES[0], gpu.Gpu(), gib)
     assert int(found[3]) == batch
+
+
+@pytest.mark.parametrize("tiny", [True, False])
+@pytest.mark.parametrize("case", gpu.CASES, ids=[case.preset for case in gpu.CASES])
+def test_suite_step_takes_the_options_of_every_case(case, tiny):
+    found = parse(Step, gpu.words(case, gpu.Gpu(tiny=tiny), 100.0), "bench step")
+    assert found.preset == (case.tiny if tiny else case.preset)
+    assert (found.eager, found.compile) == (case.peer and tiny, case.peer and not tiny)
+    assert found.isolated
 
 
 def test_a_step_that_is_too_large_for_the_gpu_is_no_failure(on_a_gpu, monkeypatch, capsys):

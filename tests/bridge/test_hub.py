@@ -104,6 +104,30 @@ def test_the_model_card_may_be_edited(server, model_directory, tmp_path):
     assert "Mine." in (tmp_path / "new" / "README.md").read_text()
 
 
+def test_a_table_of_results_goes_into_the_published_card(server, model_directory, tmp_path):
+    """And replaces the one that an earlier card had; the folder stays as it is."""
+    table, before = tmp_path / "table.md", (model_directory / "README.md").read_text()
+    for results in ("| Recall | 1% |", "| Recall | 2% |"):
+        table.write_text(results)
+        bridge.push(model_directory, ADDRESS, table=table, force=True)
+        card = server.repositories["someone/model"]["main"]["README.md"].decode()
+        assert card.startswith(before.rstrip())
+        assert f"## Evaluation\n\n{results}" in card
+        assert card.count("## Evaluation") == 1
+    assert (model_directory / "README.md").read_text() == before
+    assert "cannot be read" in refused(
+        CORRUPT, bridge.push, model_directory, ADDRESS, force=True, table=tmp_path / "none.md"
+    )
+
+
+def test_a_later_part_of_the_card_stays(tmp_path):
+    card, table = tmp_path / "README.md", tmp_path / "table.md"
+    card.write_text("# A\n\n## Evaluation\n\nold\n\n## Thanks\n\nto all\n")
+    table.write_text("new")
+    text = push._with_table(card, table).decode()
+    assert text == "# A\n\n## Evaluation\n\nnew\n\n## Thanks\n\nto all\n"
+
+
 def test_pull_takes_a_whole_sound_repository_or_nothing(server, model_directory, tmp_path):
     bridge.push(model_directory, ADDRESS)
     held = server.repositories["someone/model"]["main"]

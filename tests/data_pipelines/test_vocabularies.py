@@ -125,6 +125,28 @@ def test_training_data_makes_its_own(text, tmp_path):
         open_data(f"bin:{tmp_path / 'data'}", folder=tmp_path, tokenizer="bpe:300", **options)
 
 
+def test_captions_make_theirs(tmp_path):
+    options = {"context": 8, "batch": 2, "valid_fraction": 0.1, "side": 14}
+    data = open_data("shapes:14", folder=tmp_path / "data", tokenizer="bpe:300", **options)
+    assert data.tokenizer.vocab_size == 300
+    assert len(data.tokenizer.encode("a red circle")) < 6
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_autotokenizer_gives_the_same_ids(tmp_path, kind):
+    from transformers import AutoTokenizer
+
+    from bridge.formats.tokenizer import write_tokenizer
+
+    tokenizer = made(kind)
+    tokenizer.save(tmp_path)
+    write_tokenizer(tmp_path, tokenizer, 10_000)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (HARD, TEXT[:2000]):
+        assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist()
+    assert theirs.decode(theirs(HARD)["input_ids"]) == HARD
+
+
 def test_a_vocabulary_that_does_not_fit_the_dtype(text, tmp_path, capsys):
     chars = [chr(0x10000 + i) for i in range(70_000)]
     (tmp_path / "c.json").write_text(json.dumps(chars))

@@ -168,6 +168,17 @@ def test_collectives_are_sums_of_their_arrays_and_overlapped_or_not():
     assert expected(compiled, slice_)["exposed_collectives"] == pytest.approx(waits)
 
 
+def test_no_collective_is_faster_than_its_links():
+    """XLA takes 2 × 4 GPUs for those of one host."""
+    reduce = hlo.Collective("all-reduce", 3, 8 * 10**8, 8, cycles=10**6)
+    compiled = compiled_of(0, [reduce], operations=cycles.operations(TEXT))
+    found = expected(compiled, topology("h100:2x4"))["exposed_collectives"]
+    assert found == pytest.approx(3 * reduce.sent / (4 * 50e9))
+    assert expected(compiled, topology("h100:8"))["exposed_collectives"] == pytest.approx(
+        3 * reduce.sent / 450e9
+    )
+
+
 def test_kernels_are_counted_and_so_is_the_work_of_attention():
     assert kernels(TEXT) == {
         "cuBLAS product": 6,

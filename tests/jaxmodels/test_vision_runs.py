@@ -11,7 +11,7 @@ import pytest
 import bridge
 from benchmarks.scenes import measured, things
 from jaxmodels.__main__ import main
-from jaxmodels.errors import CORRUPT, DONE, USAGE
+from jaxmodels.errors import CORRUPT, DONE, EXISTS, USAGE
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.planning.plan import Workload
 from jaxmodels.runtime.sharding import head_counts
@@ -154,7 +154,7 @@ def test_text_and_images_are_not_mixed_up(data, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bitgen", "stage1"])
-def test_eval_tells_losses_and_recall(name, request, capsys):
+def test_eval_tells_losses_and_recall(name, request, capsys, tmp_path):
     run = request.getfixturevalue(name)
     found = answer(capsys, "eval", str(run), "--batch", "8")
     assert found.keys() >= CARD | {"loss", "images", "captions"}
@@ -165,6 +165,13 @@ def test_eval_tells_losses_and_recall(name, request, capsys):
     best = json.loads((run / "summary.json").read_text())["best_valid_loss"]
     assert found["loss"] == pytest.approx(best, rel=1e-4)
     few = answer(capsys, "eval", str(run), "--batch", "8", "--max-images", "5")
+    if name == "bitgen":
+        words = ["--batch", "8", "--max-images", "5", "--caption-metrics"]
+        words += ["--table", str(tmp_path / "table.md")]
+        more = answer(capsys, "eval", str(run), *words)
+        assert more.keys() - few.keys() == {"bleu_4", "rouge_l", "cider"}
+        assert "| CIDEr-D |" in (tmp_path / "table.md").read_text()
+        assert main(["eval", str(run), *words]) == EXISTS
     assert (few["images"], few["captions"]) == (5, 25)
     assert main(["eval", str(run), "--batch", "8"]) == DONE
     assert "R@10" in capsys.readouterr().out
