@@ -20,7 +20,7 @@ from jaxmodels.cli import parse, say
 from jaxmodels.errors import CORRUPT, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.registry import OURS
-from jaxmodels.runtime.batches import takes_images
+from jaxmodels.runtime.batches import takes_text
 from jaxmodels.runtime.training.train import Job, train
 
 _TRAINED = tuple(arch for arch in OURS if arch != "dinov2")  # it has no loss
@@ -54,7 +54,7 @@ def _recipe(arch: str, name: str, options: Quality) -> Recipe:
     package = jaxmodels.learner(arch)
     recipe = package.RECIPES[name]
     steps = options.steps or (recipe.steps if options.text else 1000)
-    embedded = "shapes" if takes_images(package.PRESETS[name]) else "pydoc"
+    embedded = "pydoc" if takes_text(package.PRESETS[name]) else "shapes"
     return replace(
         recipe,
         data=f"text:{options.text}" if options.text else embedded,
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         out = train(job)
     loss = out.valid_loss
     assert loss is not None
-    bits = {} if takes_images(config) else {"bits_per_token": loss / log(2)}
+    bits = {"bits_per_token": loss / log(2)} if takes_text(config) else {}
     record = run.record(
         f"{preset}, {options.text.name if options.text else recipe.data}",
         "jaxmodels",

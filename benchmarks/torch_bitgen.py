@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jaxmodels.bitgen.fiber import COLDEST, WARMEST
 from jaxmodels.bitgen.objectives import SMOOTHING
 from jaxmodels.layers.blocks import HIDDEN
+from jaxmodels.layers.contrast import COLDEST, WARMEST
 
 UNCOUNTED = -100  # a target that cross-entropy leaves out
 

@@ -27,7 +27,7 @@ def parse_mixture(spec: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """The sources of `mix:WEIGHT*SPEC,WEIGHT*SPEC`, and the share of rows of each.
 
     Raises:
-        DataProblem: (usage) a weight is missing or not a positive number; a source is not text.
+        DataProblem: (usage) a weight is missing or not a positive number.
     """
     sources, weights = [], []
     for part in _SEPARATOR.split(spec.removeprefix(f"{MIX}:")):
@@ -41,8 +41,6 @@ def parse_mixture(spec: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
             raise _wrong(spec, f"there is no weight before {after[:200]}")
         if source.startswith(f"{MIX}:"):
             raise _wrong(spec, "a mixture cannot be part of another")
-        if has_captions(source):
-            raise _wrong(spec, f"images with captions cannot be mixed: {source}")
         sources.append(source)
         weights.append(weight)
     total = sum(weights)
@@ -50,6 +48,40 @@ def parse_mixture(spec: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     if not all(shares) or not shares:
         raise _wrong(spec, "the weights are too far apart")
     return tuple(sources), shares
+
+
+def image_source(spec: str, specs: tuple[str, ...], mixes_images: bool) -> int | None:
+    """The index of the source of a mixture that is images with captions; None: all are text.
+
+    Args:
+        spec: the mixture.
+        specs: its sources.
+        mixes_images: whether the model reads text and images.
+
+    Raises:
+        DataProblem: (usage) images where the model reads one kind only, or several sources of
+            images, or no text.
+    """
+    found = [i for i, source in enumerate(specs) if has_captions(source)]
+    if found and not mixes_images:
+        raise _wrong(
+            spec,
+            f"images with captions cannot be mixed: {specs[found[0]]} (only wigip with images "
+            "learns from text and images at once)",
+        )
+    if len(found) > 1 or len(found) == len(specs):
+        raise _wrong(spec, "images with captions are one source of a mixture, the others are text")
+    return found[0] if found else None
+
+
+def kinds_of(spec: str) -> set[str]:
+    """What the data of a spec is: "text", "images" (with captions), or both.
+
+    Raises:
+        DataProblem: as `parse_mixture` and `has_captions`.
+    """
+    specs = parse_mixture(spec)[0] if spec.startswith(f"{MIX}:") else (spec,)
+    return {"images" if has_captions(source) else "text" for source in specs}
 
 
 def _wrong(spec: str, why: str) -> DataProblem:

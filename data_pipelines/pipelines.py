@@ -7,16 +7,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_pipelines.captions.caption_dataset import CaptionDataset
+from data_pipelines.captions.examples import PATCH
 from data_pipelines.captions.opening import has_captions, open_captioned
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.dataset import Dataset
 from data_pipelines.documents import characters_of
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.mixture import MixtureDataset
-from data_pipelines.mixture_spec import parse_mixture, shared_tokenizer
+from data_pipelines.mixture_spec import image_source, parse_mixture, shared_tokenizer
 from data_pipelines.reading import Progress, Reading
 from data_pipelines.sources import MIX, open_text
 from data_pipelines.streamed_dataset import VOCAB_DOCUMENTS, StreamedDataset, open_streamed
+from data_pipelines.text_and_images import TextAndImages
 from data_pipelines.tfds import NAMES
 from data_pipelines.token_dataset import TokenDataset
 from data_pipelines.token_files import open_bin, open_prepared
@@ -40,6 +42,8 @@ def open_data(
     segments: bool = False,
     vocab_documents: int = VOCAB_DOCUMENTS,
     side: int | None = None,
+    patch: int = PATCH,
+    caption: int | None = None,
 ) -> Dataset:
     """Opens the dataset that a spec names; files are prepared into `folder` the first time.
 
@@ -66,11 +70,15 @@ def open_data(
             tokens.
         segments: batches number the documents in each window.
         vocab_documents: documents of a TFDS dataset that "chars" counts, from the first on.
-        side: width and height of images in pixels, a multiple of 14; by default the width that
-            shapes are drawn with, and 224 for others.
+        side: width and height of images in pixels, a multiple of `patch`; by default the width
+            that shapes are drawn with, and 224 for others.
+        patch: width of the model's patches in pixels.
+        caption: tokens of a caption, for a model that reads text and images; one source of a
+            mixture may then be images with captions, whose batches take turns with those of the
+            text. None: `context`.
 
     A mixture (`mix:3*SPEC,1*SPEC`) has one tokeniser for all sources: the given one, else that of
-    a prepared folder among them, else the characters of all of them.
+    a prepared folder among them, else the characters of all texts.
 
     Raises:
         DataProblem: (usage) unknown spec or tokeniser, invalid sizes or weights, segments
@@ -93,9 +101,10 @@ def open_data(
             tokenizer,
             segments,
             side=side,
+            patch=patch,
             min_freq=min_freq,
             progress=progress,
-            context=context,
+            context=caption or context,
             batch=batch,
             seed=seed,
             valid_fraction=valid_fraction,
@@ -110,7 +119,10 @@ def open_data(
     }
     counting: dict[str, Any] = {"vocab_documents": vocab_documents, "min_freq": min_freq}
     if kind == MIX:
-        return _open_mixture(spec, Path(folder), tokenizer, sizes, **counting, progress=progress)
+        images = {"side": side, "patch": patch, "caption": caption}
+        return _open_mixture(
+            spec, Path(folder), tokenizer, sizes, images, **counting, progress=progress
+        )
     if isinstance(tokenizer, str):
         if want := wanted(tokenizer):
             tokenizer = learn_from((spec,), want, valid_fraction, min_freq, progress)
@@ -137,30 +149,68 @@ def _open_mixture(
     folder: Path,
     tokenizer: str | Tokenizer | None,
     sizes: dict[str, Any],
+    images: dict[str, Any],
     *,
     vocab_documents: int,
     min_freq: int,
     progress: Progress | None,
-) -> MixtureDataset:
-    """The texts of a mixture, files prepared into FOLDER/1, FOLDER/2, …; see `open_data`."""
+) -> MixtureDataset | TextAndImages:
+    """The sources of a mixture, files prepared into FOLDER/1, FOLDER/2, …; see `open_data`."""
     specs, shares = parse_mixture(spec)
+    pictured = image_source(spec, specs, images["caption"] is not None)
+    texts = [i for i in range(len(specs)) if i != pictured]
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = shared_tokenizer(
-            specs, tokenizer or CHARS, vocab_documents, min_freq, progress, sizes["valid_fraction"]
+            tuple(specs[i] for i in texts),
+            tokenizer or CHARS,
+            vocab_documents,
+            min_freq,
+            progress,
+            sizes["valid_fraction"],
         )
-    sources = tuple(
-        open_data(
-            source,
-            folder=folder / str(i),
-            tokenizer=tokenizer,
+    seed = sizes["seed"]
+
+    def opened(i: int, **others: Any) -> Any:
+        return open_data(
+            specs[i],
+            folder=folder / str(i + 1),
             min_freq=min_freq,
             vocab_documents=vocab_documents,
             progress=progress,
-            **sizes | {"batch": 1, "seed": _source_seed(sizes["seed"], i)},
+            **{**sizes, "tokenizer": tokenizer, "seed": _source_seed(seed, i + 1), **others},
         )
-        for i, source in enumerate(specs, 1)
+
+    text_share = 1.0 if pictured is None else sum(shares[i] for i in texts)
+    text = MixtureDataset(
+        spec=spec,
+        tokenizer=tokenizer,
+        sources=tuple(opened(i, batch=1) for i in texts),
+        shares=tuple(shares[i] / text_share for i in texts),
+        **sizes,
     )
-    return MixtureDataset(spec=spec, tokenizer=tokenizer, sources=sources, shares=shares, **sizes)
+    if pictured is None:
+        return text
+    captioned = opened(pictured, **images, tokenizer=_required(tokenizer, spec))
+    return TextAndImages(
+        spec=spec,
+        tokenizer=tokenizer,
+        text=text,
+        captioned=captioned,
+        text_share=text_share,
+        **sizes,
+    )
+
+
+def _required(tokenizer: Tokenizer | None, spec: str) -> Tokenizer:
+    if tokenizer is None:
+        raise DataProblem(
+            "the captions of a mixture cannot be tokenised",
+            where=spec,
+            why="its texts are raw token files, whose vocabulary is unknown",
+            fix="give the tokeniser that they were made with: --tokenizer gpt2, or a PATH",
+            exit_code=USAGE,
+        )
+    return tokenizer
 
 
 def _source_seed(seed: int, number: int) -> int:

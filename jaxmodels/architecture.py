@@ -74,7 +74,8 @@ class OptionalPackage(Protocol):
     COMMITTED: tuple[str, ...] = ()
     """Paths of parameters that `commit` writes."""
     CROSS_ROW_LOSS: bool = False
-    """The loss compares the rows of a batch, which is then never cut into slices."""
+    """The loss compares the rows of a batch, which is then never cut into slices. Of rows with an
+    `image_id` this is always so."""
     counted: Callable[[dict[str, Any]], Any] | None = None
     """`counted(batch)`: the number of tokens that count, where batches differ in it."""
     targets: Callable[[Any, Any], Any] = staticmethod(lambda model, tokens: tokens[:, 1:])
@@ -85,6 +86,9 @@ class OptionalPackage(Protocol):
     """Other architecture → rows (our path pattern, its): what `--init` takes over."""
     PART_OF: tuple[str, ...] = ()
     """The architectures of which this one is a part; it has no loss and no RECIPES."""
+    ADDED: tuple[str, ...] = ()
+    """Fields of the Config, false by default, that add parameters to a model and change none of
+    the others, so that `--init` may add them."""
     LORA: tuple[str, ...] = ("blocks/*/kernel",)
     """Path patterns of the kernels that `--lora` adapts unless it names others."""
     pack: Callable[[Any], Any] | None = None
@@ -178,6 +182,10 @@ class ConfigView(View):
     """Longest text, in tokens."""
     image_size: int | None = None
     """Side of the images in pixels."""
+    patch: int = 14
+    """Side of an image's patch in pixels."""
+    caption: int | None = None
+    """Longest caption in tokens, of a model that reads text and images; None: `context`."""
     heads_by_layer: tuple[int, ...] | None = None
     """Attention heads of each block, where they differ."""
     kv_heads: int | None = None
@@ -203,6 +211,9 @@ class ModelView(View):
     prefill: Callable[..., Any] | None = None
     """`prefill(tokens, length, size)` → (logits [b, v], cache), where a prompt is not read by
     `hidden`; with an argument `images` for a model that captions."""
+    drawn: Callable[..., Any] | None = None
+    """`drawn(images)`: images [b, h, w, 3] in [0, 1] as the model predicts them, each patch from
+    those before it."""
     decode: Callable[..., Any] | None = None
     """`decode(tokens, cache)`, where decoding is not the call itself."""
     about_prompt: Callable[[int], str] = staticmethod(lambda length: "")

@@ -128,7 +128,8 @@ class Recipe:
 
     data: str = "pydoc"
     """The data: pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); several sources by
-    weight: mix:3*text:books,1*jsonl:web.jsonl#body."""
+    weight: mix:3*text:books,1*jsonl:web.jsonl#body; of a wigip with images one of them may be
+    images with captions, whose batches take turns with those of text: mix:1*pydoc,8*shapes."""
     tokenizer: str = "chars"
     """What turns text into tokens: chars (the text's own characters, <PAD> and <UNK>), bare-chars
     (its characters alone: any other becomes the first of them, as in wigip's own code), gpt2; one

@@ -90,11 +90,22 @@ CAUSAL: dict[str, dict[str, Any]] = {"wigip": {"objective": "dense"}}
 CONTEXT = {200: {"wigip": {"side": 16}}, 9: {"wigip": {"side": 4, "patch": 2}}}
 
 
+# Further cases of what is trained: an architecture's name and a word → what differs in its Config.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "wigip dense": {"objective": "dense"},
+    "wigip images": {"images": True},
+}
+# Of these, those that read images with captions.
+PICTURED = {"wigip images"}
+
+
 def smallest(arch: str) -> Any:
     """Sizes of the tiny model, of the bitgens with each kind of block once.
 
     What holds for any depth is shown with these: a bitgen's step takes half a minute to compile.
     """
+    if arch in VARIANTS:
+        return replace(smallest(arch.partition(" ")[0]), **VARIANTS[arch])
     config = jaxmodels.arch(arch).PRESETS["tiny"]
     if arch not in PAIRS:
         return config
@@ -104,7 +115,7 @@ def smallest(arch: str) -> Any:
 
 def learner(arch: str) -> Architecture:
     """The package of an architecture; a tower's with a loss and a recipe to test it by."""
-    package = jaxmodels.arch(arch)
+    package = jaxmodels.arch(arch.partition(" ")[0])
     if arch not in TOWERS:
         return package
     result = ModuleType(package.module)
@@ -205,6 +216,16 @@ def tokens_for(arch: str, batch: int = 2, length: int = 12) -> jax.Array:
 
 def batch_for(arch: str, batch: int = 2, length: int = 12, seed: int = 0) -> dict[str, jax.Array]:
     """What the loss reads: as many tokens, and one more after whole windows; images."""
+    if arch in PICTURED:
+        config = smallest(arch)
+        drawn = np.random.default_rng(seed).integers(0, 256, (batch, *2 * (config.side,), 3))
+        return {
+            "tokens": random_tokens("wigip", batch, length, seed),
+            "mask": jnp.ones((batch, length), jnp.int32),
+            "images": jnp.asarray(drawn, jnp.uint8),
+            "image_id": jnp.arange(batch, dtype=jnp.int32),
+        }
+    arch = arch.partition(" ")[0]
     if arch in TOWERS:
         images, width = images_for(arch, batch, seed), jaxmodels.arch(arch).PRESETS["tiny"].dim
         return {"images": images, "targets": images[:, 0, None, :width, 0]}

@@ -82,6 +82,8 @@ COUNTS = {
     # v a + (a² + n + 3) d + layers · (12 d² + 13 d) + (d + 1) v with vocab v, width d, and n
     # patches of a characters.
     "wigip:tiny": 122_752,
+    # With 4 a + (d + 1) 3 a + 2 (d² + d) + 1 for images.
+    "wigip:tiny-images": 187_313,
     "wigip:125m": 85_761_536,
     "wigip:1.7b": 1_801_367_552,
     # (vocab + context + 2) · d + layers · (4 d² + 2 d f + 9 d + f) with width d, hidden f.

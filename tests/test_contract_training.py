@@ -19,6 +19,7 @@ from tests.contract import (
     ARCHS,
     DEAD,
     EXACT,
+    VARIANTS,
     archs,
     batch_for,
     exact,
@@ -30,8 +31,7 @@ from tests.contract import (
 
 pytestmark = pytest.mark.usefixtures("examples")
 
-# What is trained: an architecture or, as "wigip dense", one with another objective.
-CASES = (*ARCHS, "wigip dense")
+CASES = (*ARCHS, *VARIANTS)
 
 
 @cache
@@ -100,11 +100,9 @@ from jaxmodels.runtime.step import init, train_step
 from tests.contract import PAIRS, batch_for, in_float64, join, learner, smallest
 join()
 
-(arch, _, objective), losses, begun = sys.argv[1].partition(" "), {}, None
+arch, losses, begun = sys.argv[1], {}, None
 package = learner(arch)
 config = smallest(arch)
-if objective:
-    config = replace(config, objective=objective)
 if hasattr(config, "dropout"):
     config = replace(config, dropout=0.1)
 batches = [jax.tree.map(np.asarray, batch_for(arch, 16, 33, seed=seed))

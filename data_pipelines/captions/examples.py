@@ -6,6 +6,9 @@ from data_pipelines.captions.source import COCO, SHAPES, ImageTextSource, shapes
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.sources import unknown_spec
 
+PATCH = 14
+"""Width of DINOv2's patches, in pixels."""
+
 
 def is_caption_source(spec: str) -> bool:
     """Whether a spec of any form but `bin:` and `mix:` names images with captions, not text.
@@ -49,20 +52,20 @@ def open_examples(spec: str, folder: Path) -> ImageTextSource:
     raise unknown_spec(spec)
 
 
-def side_of(spec: str, side: int | None) -> int:
+def side_of(spec: str, side: int | None, patch: int = PATCH) -> int:
     """Width to resize images to, in pixels: the given one, else that of drawn shapes, else 224.
 
     Raises:
-        DataProblem: (usage) it is not a positive multiple of 14, the width of DINOv2's patches.
+        DataProblem: (usage) it is not a positive multiple of `patch`, the width of a patch.
     """
     if side is None:
         side = shapes_side(spec) if spec.partition(":")[0] == SHAPES else 224
-    if side < 14 or side % 14:
+    if side < patch or side % patch:
         raise DataProblem(
             f"the images cannot be {side} pixels wide",
             where=spec,
-            why="a width is a multiple of 14, the width of a patch",
-            fix=f"give {max(14, side // 14 * 14)}, for example",
+            why=f"a width is a multiple of {patch}, the width of a patch",
+            fix=f"give {max(patch, side // patch * patch)}, for example",
             exit_code=USAGE,
         )
     return side

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.captions import pixels
 from data_pipelines.captions.caption_dataset import CaptionDataset, Images
-from data_pipelines.captions.examples import is_caption_source, open_examples, side_of
+from data_pipelines.captions.examples import PATCH, is_caption_source, open_examples, side_of
 from data_pipelines.captions.prepare import prepare_images
 from data_pipelines.captions.prepared import (
     IMAGES,
@@ -48,6 +48,7 @@ def open_captioned(
     folder: Path,
     *,
     side: int | None,
+    patch: int = PATCH,
     min_freq: int,
     tokenizer: Tokenizer | str | None,
     progress: Progress | None,
@@ -58,8 +59,9 @@ def open_captioned(
     Args:
         spec: what to read; `bin:FOLDER` opens what is prepared.
         folder: of the prepared images.
-        side: width and height of the images in pixels; a multiple of 14, DINOv2's patch. None
-            takes that of prepared images, else the default of `side_of`.
+        side: width and height of the images in pixels, a multiple of `patch`. None takes that of
+            prepared images, else the default of `side_of`.
+        patch: width of the model's patches in pixels.
         min_freq: a character or word must occur this often to enter the vocabulary.
         tokenizer: "chars" (or None), "words", "bpe:4096" and the like are made from the captions.
         progress: called as (stage, bytes done, bytes in all).
@@ -71,9 +73,9 @@ def open_captioned(
     if spec.startswith("bin:"):
         folder = path_of(spec.removeprefix("bin:"))
         side = side or read_captions_manifest(folder)["side"]
-    side = side_of(spec, side)
+    side = side_of(spec, side, patch)
     if not spec.startswith("bin:"):
-        _prepare(spec, folder, side, progress)
+        _prepare(spec, folder, side, patch, progress)
     manifest = read_captions_manifest(folder)
     source, notes = _source(spec, folder, manifest, side)
     rows = read_rows(folder, manifest)
@@ -100,11 +102,11 @@ def open_captioned(
     return data
 
 
-def _prepare(spec: str, folder: Path, side: int, progress: Progress | None) -> None:
+def _prepare(spec: str, folder: Path, side: int, patch: int, progress: Progress | None) -> None:
     """Prepares the folder unless it exists."""
     if not folder.exists():
         with suppress(Exists):  # another process of the same run was quicker; its work is checked
-            prepare_images(spec, folder, side, progress)
+            prepare_images(spec, folder, side, progress, patch=patch)
 
 
 def _source(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines.captions.examples import open_examples, side_of
+from data_pipelines.captions.examples import PATCH, open_examples, side_of
 from data_pipelines.captions.pixels import pixels_of, size_of, square
 from data_pipelines.captions.prepared import CAPTIONS, IMAGES, Row
 from data_pipelines.captions.source import SHAPES, Example, ImageTextSource, shapes_side
@@ -42,6 +42,8 @@ def prepare_images(
     side: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    *,
+    patch: int = PATCH,
 ) -> dict[str, Any]:
     """Writes captions.jsonl, images.bin and manifest.json, all or nothing; draws shapes.
 
@@ -55,6 +57,7 @@ def prepare_images(
         side: width and height of the images in pixels; None takes the default of `side_of`.
         progress: called as (stage, bytes of pixels done, bytes in all).
         force: replace an existing prepared folder.
+        patch: width of the model's patches in pixels, which divides `side`.
 
     Returns:
         the manifest.
@@ -64,7 +67,7 @@ def prepare_images(
         Exists: the folder exists.
         OSError: such as a full disk; nothing is left behind.
     """
-    folder, side = Path(os.path.abspath(folder)), side_of(spec, side)
+    folder, side = Path(os.path.abspath(folder)), side_of(spec, side, patch)
     refuse_foreign(folder, force)
     with atomic_folder(folder, force) as new:
         if spec.partition(":")[0] == SHAPES:

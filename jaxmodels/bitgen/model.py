@@ -33,11 +33,11 @@ from jaxmodels.bitgen.encoders import (
     upper_image,
     upper_text,
 )
-from jaxmodels.bitgen.fiber import Queue
 from jaxmodels.bitgen.memory import Memory
 from jaxmodels.bitgen.momentum import Slow, encoders
 from jaxmodels.dinov2.model import Model as Tower
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.layers.contrast import Queue
 from jaxmodels.layers.head import tied_logits
 from jaxmodels.layers.linear import Linear
 from jaxmodels.layers.norm import dtype_behind
@@ -81,7 +81,7 @@ class Model(nnx.Module):
         self.match = Linear(2 * cfg.dim, 2, rngs=rngs)
         self.memory = Memory(cfg, rngs=rngs)
         self.decoder = Decoder(cfg, rngs=rngs)
-        self.queue = Queue(cfg)
+        self.queue = Queue(cfg.queue, cfg.dim)
         if cfg.momentum:
             self.slow = Slow(cfg, encoders(self))
 

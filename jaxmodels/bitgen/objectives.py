@@ -22,6 +22,7 @@ from jaxmodels.bitgen.encoders import (
 from jaxmodels.bitgen.memory import Episode
 from jaxmodels.bitgen.model import Model
 from jaxmodels.bitgen.momentum import follow, following
+from jaxmodels.layers.contrast import Contrast, alike, clamped, contrast
 from jaxmodels.layers.losses import chunked_scores
 from jaxmodels.layers.precision import to_float32
 
@@ -65,11 +66,11 @@ def loss(
         seen = upper_image(model, y, rngs)
         keys = model.image_pool(seen.mean(axis=1))
         ids = batch["image_id"]
-        same = fiber.alike(ids, tokens)
-        tau = fiber.clamped(to_float32(model.temperature[...]))
+        same = alike(ids, tokens)
+        tau = clamped(to_float32(model.temperature[...]))
         both = (text, keys)
         kept = _slow_features(model, batch) if model.config.momentum else both
-        itc = fiber.contrast(both, kept, model.queue, ids, same, tau)
+        itc = contrast(both, kept, model.queue, ids, same, tau)
         itm, accuracy = _matching(model, (x, mask, y), itc, same, rngs)
         total = of_itc * itc.loss + of_itm * itm
         metrics = {
@@ -119,7 +120,7 @@ def _slow_features(model: Model, batch: dict[str, Any]) -> tuple[Array, Array]:
 
 
 def _matching(
-    model: Model, pair: tuple[Array, Array, Array], itc: fiber.Contrast, same: Array, rngs: Any
+    model: Model, pair: tuple[Array, Array, Array], itc: Contrast, same: Array, rngs: Any
 ) -> tuple[Array, Array]:
     """Loss and accuracy on 3b pairs: (I, T), (I, a hard T), (a hard I, T)."""
     x, mask, y = pair

@@ -22,8 +22,9 @@ def check(request: Request, resuming: bool) -> None:
     """Refuses a request whose adapters have no base.
 
     Raises:
-        Problem: (usage) there is no --init, it is of another architecture, it is to bring
-            optimiser state too, or no kernel matches the targets.
+        Problem: (usage) there is no --init, it is of another architecture or lacks parameters
+            that the model has, it is to bring optimiser state too, or no kernel matches the
+            targets.
     """
     adapters = request.recipe.adapters
     if adapters is None or resuming:
@@ -42,6 +43,18 @@ def check(request: Request, resuming: bool) -> None:
             where=str(source.path),
             why="the parameters that --init does not bring would stay random: they are frozen",
             fix=f"train {request.arch} first, without --lora",
+            exit_code=USAGE,
+        )
+    if added := [
+        name
+        for name in request.package.ADDED
+        if getattr(request.config, name) and not getattr(source.config, name)
+    ]:
+        raise Problem(
+            f"--lora cannot add {' and '.join(added)} to a model",
+            where=str(source.path),
+            why="the parameters that --init does not bring would stay random: they are frozen",
+            fix=f"leave them out with --model.no-{added[0]}, or train them first, without --lora",
             exit_code=USAGE,
         )
     if request.options.init_optimizer:

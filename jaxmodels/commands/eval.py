@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from jaxmodels.architecture import Architecture, ConfigView
+from jaxmodels.architecture import Architecture
 from jaxmodels.cli import emit, merge_repeated, parse, refuse_repeated, say
 from jaxmodels.errors import MISMATCH, UNVERIFIED, USAGE, Problem, within
 from jaxmodels.files import refuse_existing, write_text
@@ -84,8 +84,28 @@ def main(argv: list[str]) -> int:
     model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
     if options.tasks:
         return _tasks(options, model, tokenizer)
-    run = _images if takes_images(model.config) else _text
-    return run(options, model, tokenizer)
+    if takes_images(model.config):
+        if options.image:
+            return _similarities(options, model, tokenizer)
+    elif options.image or options.max_images or options.caption_metrics or options.table:
+        raise Problem(
+            "this model takes no images",
+            where=str(options.path),
+            fix="leave out --image, --caption, --max-images, --caption-metrics and --table",
+            exit_code=USAGE,
+        )
+    with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
+        data = _open(options, model, tokenizer, Path(folder))
+        result: dict[str, Any] = {}
+        shown: list[str] = []
+        if (images := getattr(data, "captioned", data if _has_images(data) else None)) is not None:
+            found, lines = _images(options, model, images)
+            result, shown = result | found, [*shown, *lines]
+        if (text := getattr(data, "text", None if _has_images(data) else data)) is not None:
+            found, lines = _text(options, model, tokenizer, text)
+            result, shown = result | found, [*lines, *shown]
+    emit(result) if options.json else print(*shown, sep="\n")
+    return 0
 
 
 def _tasks(options: Eval, model: Any, tokenizer: Any) -> int:
@@ -104,29 +124,34 @@ def _tasks(options: Eval, model: Any, tokenizer: Any) -> int:
     return 0
 
 
-def _images(options: Eval, model: Any, tokenizer: Any) -> int:
+def _has_images(data: Any) -> bool:
+    return hasattr(data, "valid_images")
+
+
+def _similarities(options: Eval, model: Any, tokenizer: Any) -> int:
+    from jaxmodels.commands import eval_images
+
+    result = eval_images.compare(model, tokenizer, options.image, options.caption)
+    shown = [f"{r['similarity']:+.4f}  {r['image']}  {r['caption']}" for r in _rows(result)]
+    emit(result) if options.json else print(*shown, sep="\n")
+    return 0
+
+
+def _images(options: Eval, model: Any, data: Any) -> tuple[dict[str, Any], list[str]]:
+    """The result for images with captions, and lines that show it."""
     import jaxmodels
     from jaxmodels.commands import eval_images
 
-    if options.image:
-        result = eval_images.compare(model, tokenizer, options.image, options.caption)
-        shown = [f"{r['similarity']:+.4f}  {r['image']}  {r['caption']}" for r in _rows(result)]
-    else:
-        with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
-            data = _open(options, model, tokenizer, Path(folder))
-            package = jaxmodels.package_of(model)
-            if options.caption_metrics:
-                eval_images.refuse_no_captions(model, options.path)
-            limits = options.max_images, options.max_batches
-            result = eval_images.measure(package, model, data, *limits)
-            if options.caption_metrics:
-                result |= eval_images.described(model, data, options.max_images)
-        _refuse_no_number(options, result["loss"])
-        shown = eval_images.lines(result)
-        if options.table is not None:
-            write_text(options.table, eval_images.table(result, data.spec))
-    emit(result) if options.json else print(*shown, sep="\n")
-    return 0
+    package = jaxmodels.package_of(model)
+    if options.caption_metrics:
+        eval_images.refuse_no_captions(model, options.path)
+    result = eval_images.measure(package, model, data, options.max_images, options.max_batches)
+    if options.caption_metrics:
+        result |= eval_images.described(model, data, options.max_images)
+    _refuse_no_number(options, result["loss"])
+    if options.table is not None:
+        write_text(options.table, eval_images.table(result, data.spec))
+    return result, eval_images.lines(result)
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -135,38 +160,27 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["image"], -row["similarity"]))
 
 
-def _text(options: Eval, model: Any, tokenizer: Any) -> int:
+def _text(options: Eval, model: Any, tokenizer: Any, data: Any) -> tuple[dict[str, Any], list[str]]:
+    """The result for text, and a line that shows it."""
+    import jaxmodels
     from jaxmodels.runtime.evaluate import evaluate, loss_function, report
     from jaxmodels.runtime.paths import split
 
-    if options.image or options.max_images or options.caption_metrics or options.table:
-        raise Problem(
-            "a language model takes no images",
-            where=str(options.path),
-            fix="leave out --image, --caption, --max-images, --caption-metrics and --table",
-            exit_code=USAGE,
-        )
-    with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
-        batches = _batches(options, model, tokenizer, Path(folder))
-        graphdef, params, model_state = split(model)
-        import jaxmodels
-
-        package = jaxmodels.package_of(model)
-        loss = evaluate(loss_function(package, graphdef), params, model_state, batches)
+    batches = _batches(options, data)
+    graphdef, params, model_state = split(model)
+    package = jaxmodels.package_of(model)
+    loss = evaluate(loss_function(package, graphdef), params, model_state, batches)
     assert loss is not None
     _refuse_no_number(options, loss["loss"])
     result = report(loss["loss"], *_measured(package, model, batches, tokenizer))
-    if options.json:
-        emit(result)
-    else:
-        per_character = result.get("bits_per_character")
-        print(
-            f"loss {result['loss']:.4f} nats per token, perplexity {result['perplexity']:.3f}, "
-            f"{result['bits_per_token']:.4f} bits per token"
-            + (f" and {per_character:.4f} per character" if per_character else "")
-            + f", over {result['tokens']:,} tokens"
-        )
-    return 0
+    per_character = result.get("bits_per_character")
+    line = (
+        f"loss {result['loss']:.4f} nats per token, perplexity {result['perplexity']:.3f}, "
+        f"{result['bits_per_token']:.4f} bits per token"
+        + (f" and {per_character:.4f} per character" if per_character else "")
+        + f", over {result['tokens']:,} tokens"
+    )
+    return result, [line]
 
 
 def _refuse_no_number(options: Eval, loss: float) -> None:
@@ -207,8 +221,7 @@ def _measured(
     return tokens, characters + len(tokenizer.decode(cut))
 
 
-def _batches(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
-    data = _open(options, model, tokenizer, folder)
+def _batches(options: Eval, data: Any) -> Any:
     batches = data.valid(options.max_batches)
     if next(iter(batches), None) is None:
         raise Problem(
@@ -224,7 +237,7 @@ def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
     """The data to measure on, of the model's kind and vocabulary."""
     import jaxmodels
     from data_pipelines.pipelines import open_data
-    from jaxmodels.commands.run_data import refuse_other_kind
+    from jaxmodels.commands.run_data import image_sizes, refuse_other_kind
 
     recipe = _recipe(options.path)
     spec = options.data or recipe.get("data")
@@ -248,7 +261,7 @@ def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
         valid_fraction=fraction,
         tokenizer=tokenizer,
         segments=recipe.get("segments", False),
-        side=ConfigView(model.config).image_size,
+        **image_sizes(model.config),
     )
     for note in data.notes:
         say(note)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 
 _CAPTIONS = {"bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr-D"}
@@ -122,6 +123,9 @@ def lines(result: dict[str, Any]) -> list[str]:
     parts = [f"loss {result['loss']:.4f}"]
     if "text_loss" in result:
         parts.append(f"text {result['text_loss']:.4f} (perplexity {result['perplexity']:.3f})")
+    if "image_loss" in result:
+        parts.append(f"contrast {result['contrastive_loss']:.4f}")
+        parts.append(f"next patch {result['image_loss']:.4f}")
     if "itm_acc" in result:
         parts.append(f"image-text matching accuracy {result['itm_acc']:.1%}")
     head = f"among {result['images']:,} images, {result['captions']:,} captions"
@@ -154,7 +158,8 @@ def compare(model: Any, tokenizer: Any, files: tuple[Path, ...], texts: tuple[st
     for text in texts:
         warn_unknown(text, tokenizer, "this caption")
     ids = [encode_caption(text, tokenizer) for text in texts]
-    tokens, mask = pad(ids, model.config.context, tokenizer)
+    longest = ConfigView(model.config).caption or model.config.context
+    tokens, mask = pad(ids, longest, tokenizer)
     found = similarity(model, read_images(files, model.config.image_size), tokens, mask)
     return {
         "similarities": [

@@ -97,18 +97,21 @@ def _image(options: Generate, model: Any) -> Any:
     """
     import jaxmodels
     from jaxmodels.commands.eval_images import read_images
-    from jaxmodels.runtime.batches import takes_images
+    from jaxmodels.runtime.batches import takes_images, takes_text
     from jaxmodels.runtime.training.samples import can_caption
 
     arch = jaxmodels.package_of(model).name
     what, fix = "", ""
-    if takes_images(model.config) and not can_caption(model):
+    if takes_text(model.config):
+        if options.image is not None:
+            what, fix = f"{arch} does not caption images", "leave out --image"
+            if takes_images(model.config):
+                fix = "compare images with texts: jaxmodels eval PATH --image FILE --caption TEXT"
+    elif takes_images(model.config) and not can_caption(model):
         what = f"{arch} cannot write captions: its decoder reconstructs the text that it is given"
         fix = "compare images with texts: jaxmodels eval PATH --image FILE --caption TEXT"
-    elif takes_images(model.config) and options.image is None:
+    elif options.image is None:
         what, fix = f"{arch} captions images", "give one with --image FILE"
-    elif options.image is not None and not takes_images(model.config):
-        what, fix = f"{arch} is a language model: it takes no images", "leave out --image"
     if what:
         raise Problem(what, where=str(options.path), fix=fix, exit_code=USAGE)
     if options.image is None:

@@ -14,7 +14,8 @@ from jaxmodels.recipe import Recipe
 def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
     """Architecture, preset of the recipe, Config and opened checkpoint (a `Checkpoint`).
 
-    Fields that only matter in training (dropout) come from the preset if the checkpoint lacks them.
+    Fields that only matter in training (dropout) come from the preset if the checkpoint lacks them,
+    and so do those that add parameters (the architecture's `ADDED`).
     From another architecture the vocabulary size is taken; a part of the model (dinov2) brings its
     Config.
 
@@ -40,8 +41,10 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
         is_part = hasattr(model, source.arch)
         taken = {source.arch: _part(model, source)} if is_part else {"vocab": source.config.vocab}
         return arch, preset, replace(model, **taken), source
-    trained = {name: getattr(model, name) for name in source.assumed if name.startswith("dropout")}
-    return arch, preset, replace(source.config, **trained), source
+    taken = [name for name in source.assumed if name.startswith("dropout")]
+    taken += [name for name in jaxmodels.arch(arch).ADDED if getattr(model, name)]
+    changes = {name: getattr(model, name) for name in taken}
+    return arch, preset, replace(source.config, **changes), source
 
 
 def _part(model: Any, source: Any) -> Any:
@@ -101,7 +104,8 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
     moments.
 
     The step count, and with it the learning-rate schedule, starts at 0; AdamW's count continues.
-    From another architecture the parameters that fit are taken, and reported.
+    From another architecture the parameters that fit are taken, and reported; so are the
+    parameters that a field of `ADDED` adds, which begin as in a new model.
 
     Raises:
         Problem: (mismatch) the sizes differ, or there is no optimiser state.
@@ -114,7 +118,8 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
     package = jaxmodels.package_of(config)
     if package is not jaxmodels.arch(source.arch):
         return _transfer_initializer(package, source, config, with_moments)
-    if parameter_shapes(source.arch, config) != source.shapes():
+    added = _added(package, config, source)
+    if parameter_shapes(source.arch, config) != source.shapes() and not added:
         ours, theirs = values_of(config), values_of(source.config)
         changed = [f"{k}: {theirs[k]!r} → {ours[k]!r}" for k in ours if ours[k] != theirs[k]]
         raise Problem(
@@ -124,6 +129,16 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
             fix="leave out those settings",
             exit_code=MISMATCH,
         )
+    if added and with_moments:
+        raise Problem(
+            "the optimiser state of the checkpoint of --init lacks the parameters that are added",
+            where=str(source.path),
+            why=f"new here: {', '.join(added)}",
+            fix="leave out --init-optimizer",
+            exit_code=MISMATCH,
+        )
+    if added:
+        say(f"all of {source.path} is kept; new here: {', '.join(added)}")
     moments = required(source.moments(), source.path) if with_moments else None
 
     def start(state: Any) -> Any:
@@ -138,6 +153,18 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
         return state._replace(params=params, model_state=model_state, opt=opt)
 
     return start
+
+
+def _added(package: Any, config: Any, source: Any) -> list[str]:
+    """The first words of parameters that the fields of `ADDED` add to those of the source; empty
+    unless these are the only difference."""
+    from jaxmodels.sizes import parameter_shapes
+
+    ours, theirs = parameter_shapes(source.arch, config), source.shapes()
+    back = {name: getattr(source.config, name) for name in package.ADDED}
+    if not back or replace(config, **back) != source.config or not theirs.items() <= ours.items():
+        return []
+    return sorted({path.partition("/")[0] for path in ours.keys() - theirs.keys()})
 
 
 def placed(package: Any, tensors: Any, like: dict[str, Any]) -> dict[str, Any]:

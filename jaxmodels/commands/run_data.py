@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from jaxmodels.architecture import Architecture, ConfigView
+from jaxmodels.architecture import Architecture, ConfigView, ModelView
 from jaxmodels.cli import say
 from jaxmodels.commands.initial import refuse_new_vocabulary
 from jaxmodels.commands.resume import run_tokenizer, run_vocabulary_sizes
@@ -29,22 +29,33 @@ def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
     Raises:
         Problem: (usage) with data that fits the model; and as `data_pipelines`' `open_data`.
     """
-    from data_pipelines.captions.opening import has_captions
-    from jaxmodels.runtime.batches import takes_images
+    from data_pipelines.mixture_spec import kinds_of
+    from jaxmodels.runtime.batches import takes_images, takes_text
 
-    if has_captions(spec) == takes_images(config):
+    names = {"images": "images with captions", "text": "text"}
+    takes = {"images": takes_images(config), "text": takes_text(config)}
+    wrong = [kind for kind in sorted(kinds_of(spec)) if not takes[kind]]
+    if not wrong:
         return
-    wants, has, fix = (
-        ("images with captions", "text", "shapes, coco_captions or images:FOLDER")
-        if takes_images(config)
-        else ("text", "images with captions", "pydoc or text:PATH")
-    )
+    fix = f"give --data {'shapes, coco_captions or images:FOLDER' if takes['images'] else ''}"
+    if takes["text"]:
+        fix = "give --data pydoc or text:PATH"
+    fix += ", for example; `jaxmodels data list` names all"
+    if "images" in jaxmodels.package_of(config).ADDED:
+        fix += f"; or let the model read images: {arch}:tiny-images, or --model.images"
     raise Problem(
-        f"{arch} learns from {wants}, and the data is {has}",
+        f"{arch} learns from {' and '.join(names[kind] for kind in takes if takes[kind])}, "
+        f"and the data is {names[wrong[0]]}",
         where=spec,
-        fix=f"give --data {fix}, for example; `jaxmodels data list` names all",
+        fix=fix,
         exit_code=USAGE,
     )
+
+
+def image_sizes(config: Any) -> dict[str, Any]:
+    """The options of `data_pipelines`' `open_data` that a model's images and captions decide."""
+    view = ConfigView(config)
+    return {"side": view.image_size, "patch": view.patch, "caption": view.caption}
 
 
 def open_data(
@@ -70,7 +81,7 @@ def open_data(
             progress=stop.check,
             segments=recipe.segments,
             vocab_documents=recipe.vocab_documents,
-            side=ConfigView(options.model).image_size,
+            **image_sizes(options.model),
         )
 
     try:
@@ -174,7 +185,7 @@ def describe(request: Request, data: Any) -> None:
     rows = recipe.batch * recipe.accum
     images, a_step = "", f"{rows * request.config.context:,} tokens"
     if hasattr(data, "train_images"):
-        a_step = f"{rows:,} images"
+        a_step = f"{a_step} or {rows:,} images" if hasattr(data, "text") else f"{rows:,} images"
         images = f"{data.train_images:,} images, and {data.valid_images:,} held out; "
     say(
         f"{request.arch}:{request.preset}  {count:,} parameters  "
@@ -191,28 +202,39 @@ def sampler(
     """Makes the samples shown during training; None if the model cannot write any."""
     import numpy as np
 
-    from jaxmodels.runtime.batches import takes_images
-    from jaxmodels.runtime.training.samples import can_caption, caption_sampler, text_sampler
+    from jaxmodels.runtime.batches import takes_text
+    from jaxmodels.runtime.training.samples import (
+        both_samplers,
+        can_caption,
+        caption_sampler,
+        image_sampler,
+        text_sampler,
+    )
 
     if data.tokenizer is None or not recipe.sample_every:
         return None
-    if not takes_images(config):
+    of_text = None
+    if takes_text(config):
         warn_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
-        return text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
+        of_text = text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
+    if not hasattr(data, "retrieval"):
+        return of_text
+    found, references = data.retrieval(_SAMPLES)
+    images = np.concatenate(list(found))
+    if ModelView(package.Model).drawn is not None:
+        of_images = image_sampler(images)
+        return both_samplers(of_text, of_images) if hasattr(data, "text") else of_images
     if not can_caption(package.Model):
         say(f"{package.name} cannot write captions, so there are no samples")
         return None
-    images, references = data.retrieval(_SAMPLES)
-    return caption_sampler(
-        data.tokenizer, np.concatenate(list(images)), [one[0] for one in references]
-    )
+    return caption_sampler(data.tokenizer, images, [one[0] for one in references])
 
 
 def generate_flags(package: Architecture, config: Any) -> str:
     """The flags of `generate` for such a model; empty if it cannot generate."""
-    from jaxmodels.runtime.batches import takes_images
+    from jaxmodels.runtime.batches import takes_text
     from jaxmodels.runtime.training.samples import can_caption
 
-    if not takes_images(config):
+    if takes_text(config):
         return "--prompt 'The '"
     return "--image FILE" if can_caption(package.Model) else ""

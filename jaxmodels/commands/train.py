@@ -139,6 +139,7 @@ def _prepare(request: Request, stop: Stop) -> Setup:
 def _check_devices(request: Request) -> None:
     import jax
 
+    from jaxmodels.runtime.batches import takes_images
     from jaxmodels.runtime.compiler import check_options
     from jaxmodels.runtime.multihost import processes
     from jaxmodels.runtime.sharding import check_heads, check_rows, make_mesh
@@ -150,7 +151,7 @@ def _check_devices(request: Request) -> None:
             exit_code=USAGE,
         )
     recipe = request.recipe
-    if recipe.slices > 1 and request.package.CROSS_ROW_LOSS:
+    if recipe.slices > 1 and (request.package.CROSS_ROW_LOSS or takes_images(request.config)):
         raise Problem(
             f"a micro-batch cannot be computed in {recipe.slices} slices",
             why="the loss compares its rows with each other",

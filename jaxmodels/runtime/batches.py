@@ -1,6 +1,6 @@
 """The arrays of a training batch, derived from the model's Config; batches cut anew."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxmodels.architecture import ConfigView
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def takes_images(config: Any) -> bool:
-    """Whether a model of this Config is trained on images with captions, not on text.
+    """Whether a model of this Config is trained on images with captions.
 
     Such a Config has `image_size`, the side of its images in pixels, and `context`.
     """
@@ -18,8 +18,24 @@ def takes_images(config: Any) -> bool:
     return view.image_size is not None and view.context is not None
 
 
+def takes_text(config: Any) -> bool:
+    """Whether a model of this Config is trained on windows of text, perhaps besides images.
+
+    One that reads both has `caption`, the longest caption.
+    """
+    view = ConfigView(config)
+    return view.context is not None and (view.image_size is None or view.caption is not None)
+
+
+def compares_rows(package: Any, batch: dict[str, Any]) -> bool:
+    """Whether a loss compares the rows of this batch, which then must not be split."""
+    return package.CROSS_ROW_LOSS or "image_id" in batch
+
+
 def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.ShapeDtypeStruct"]:
     """Name → shape and dtype of a batch's arrays, as the data pipelines make them.
+
+    Of a model that reads text and images it is the batch of images.
 
     Args:
         config: the model's Config.
@@ -34,10 +50,10 @@ def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.Shape
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
     if takes_images(config):
-        side = config.image_size
+        side, longest = config.image_size, ConfigView(config).caption or config.context
         return {
-            "tokens": array(config.context),
-            "mask": array(config.context),
+            "tokens": array(longest),
+            "mask": array(longest),
             "images": array(side, side, 3, dtype=jnp.uint8),
             "image_id": array(),
         }
@@ -45,18 +61,26 @@ def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.Shape
     return {name: array(config.context + 1) for name in names}
 
 
-def regroup(batches: Iterable[dict[str, Any]], rows: int) -> Iterator[dict[str, Any]]:
+def regroup(
+    batches: Iterable[dict[str, Any]],
+    rows: int,
+    compared: Callable[[dict[str, Any]], bool] = lambda batch: True,
+) -> Iterator[dict[str, Any]]:
     """The same rows in groups of `rows`. The last group also takes the remainder, so that a loss
     that compares rows never gets a lone one.
 
     Args:
         batches: host arrays, any number of rows each.
         rows: rows of a group, at least 1.
+        compared: whether a batch is regrouped; others come as they are.
     """
     import numpy as np
 
     buffer: dict[str, Any] = {}
     for batch in batches:
+        if not compared(batch):
+            yield batch
+            continue
         buffer = {k: np.concatenate([buffer[k], v]) if buffer else v for k, v in batch.items()}
         while len(next(iter(buffer.values()))) >= 2 * rows:
             yield {k: v[:rows] for k, v in buffer.items()}

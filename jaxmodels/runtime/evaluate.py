@@ -6,6 +6,7 @@ best checkpoint, would depend on `--batch`.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import exp, log
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxmodels.architecture import Architecture
 from jaxmodels.runtime.aggregate import Metrics, split_aux
-from jaxmodels.runtime.batches import regroup
+from jaxmodels.runtime.batches import compares_rows, regroup
 from jaxmodels.runtime.paths import Arrays, GraphDef
 from jaxmodels.runtime.sharding import put_global, with_mesh
 
@@ -28,7 +29,7 @@ class Loss(NamedTuple):
     function: Callable[..., tuple[Metrics, Metrics]]
     """(params, model_state, batch) → scalars by name, "loss" (nats) and the metrics; and the part
     of each that is a mean over tokens (see `aggregate`), with their number under "tokens"."""
-    compares_rows: bool
+    compares_rows: Callable[[dict[str, Any]], bool]
     """Whether it compares the rows of a batch with each other."""
 
 
@@ -57,7 +58,7 @@ def loss_function(package: Architecture, graphdef: GraphDef, mesh: Mesh | None =
         found: tuple[Metrics, Metrics] = compiled(params, model_state, placed)
         return found
 
-    return Loss(function, package.CROSS_ROW_LOSS)
+    return Loss(function, partial(compares_rows, package))
 
 
 def evaluate(
@@ -69,14 +70,17 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Means over all rows of the batches, loss first; None when `stop` asked to end early.
 
+    Where batches of several kinds take turns, a metric is a mean over the rows that have it.
+
     Means over tokens are taken over the tokens of all batches, and a loss that compares rows gets
     groups of `GROUP`, so no number depends on the batch size. A perplexity is averaged by its
     logarithm, a mean loss.
     """
     by_rows: dict[str, float] = {}
     by_tokens: dict[str, float] = {}
-    rows = tokens = 0
-    for batch in regroup(batches, GROUP) if loss.compares_rows else batches:
+    rows: dict[str, int] = {}
+    tokens = 0
+    for batch in regroup(batches, GROUP, loss.compares_rows):
         if stop():
             return None
         size = batch["tokens"].shape[0]
@@ -87,8 +91,9 @@ def evaluate(
             other = _additive(name, value) - part
             by_rows[name] = by_rows.get(name, 0.0) + other * size
             by_tokens[name] = by_tokens.get(name, 0.0) + part * count
-        rows, tokens = rows + size, tokens + count
-    means = {name: x / rows + by_tokens[name] / max(tokens, 1) for name, x in by_rows.items()}
+            rows[name] = rows.get(name, 0) + size
+        tokens += count
+    means = {name: x / rows[name] + by_tokens[name] / max(tokens, 1) for name, x in by_rows.items()}
     if "perplexity" in means:
         means["perplexity"] = exp(min(means["perplexity"], 700.0))
     return {"loss": means.pop("loss"), **means}

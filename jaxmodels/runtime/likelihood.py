@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
-from jaxmodels.runtime.batches import takes_images
+from jaxmodels.runtime.batches import takes_text
 from jaxmodels.runtime.generate import generate, truncate_at
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
 
@@ -62,7 +62,7 @@ class Scorer:
     def __init__(self, model: Any, tokenizer: Any, batch: int = 8):
         view = ConfigView(model.config)
         objective = view.objective
-        if takes_images(model.config):
+        if not takes_text(model.config):
             raise Problem(
                 "this model reads images with its texts",
                 fix="score texts by a language model",

@@ -23,25 +23,23 @@ class Encoder:
     """A model's unit-norm features of images alone and of texts alone.
 
     Args:
-        model: `model(tokens, images=None, mask=…)` returns `text_features` and `image_features`;
-            a model without `mask` treats padding like tokens.
+        model: has `text_features(tokens, mask)` and `image_features(images)`; one whose
+            `text_features` has no `mask` treats padding like tokens.
     """
 
     def __init__(self, model: Any):
         graphdef, self.params, self.model_state = split(model)
-        masked = "mask" in inspect.signature(type(model).__call__).parameters
+        masked = "mask" in inspect.signature(type(model).text_features).parameters
 
-        # XLA removes what a result does not need: for an image's features, the text encoder.
         def of_texts(params: Arrays, model_state: Arrays, tokens: Any, mask: Any) -> jax.Array:
             more = {"mask": mask} if masked else {}
-            features: jax.Array = graphdef.merge(params, model_state)(tokens, **more).text_features
-            return features
+            found: jax.Array = graphdef.merge(params, model_state).text_features(tokens, **more)
+            return found
 
         def of_images(params: Arrays, model_state: Arrays, images: Any) -> jax.Array:
-            tokens = jnp.zeros((len(images), 1), jnp.int32)
             pixels = images.astype(jnp.float32) / 255
-            features: jax.Array = graphdef.merge(params, model_state)(tokens, pixels).image_features
-            return features
+            found: jax.Array = graphdef.merge(params, model_state).image_features(pixels)
+            return found
 
         self._texts, self._images = jax.jit(of_texts), jax.jit(of_images)
 

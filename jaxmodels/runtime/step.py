@@ -17,6 +17,7 @@ from jaxmodels.architecture import Architecture
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import aggregate, lora, stats
+from jaxmodels.runtime.batches import compares_rows
 from jaxmodels.runtime.compiler import compiler_options
 from jaxmodels.runtime.optim import optimiser, schedule, trainable
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
@@ -282,7 +283,7 @@ def _gradient(
 
     def gradient(params: Arrays, model_state: Arrays, part: Any) -> Any:
         slices = 1
-        if not package.CROSS_ROW_LOSS:
+        if not compares_rows(package, part[0]):
             slices = recipe.slices or auto_slices(part[0], mesh)
         if slices == 1:
             return of_part(params, model_state, part)

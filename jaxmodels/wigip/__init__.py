@@ -4,6 +4,7 @@ from jaxmodels.lazy import lazy
 from jaxmodels.wigip.config import PRESETS, RECIPES, Config
 
 __all__ = [
+    "ADDED",
     "ASSUMED",
     "PRESETS",
     "RECIPES",
@@ -25,6 +26,7 @@ __getattr__ = lazy(
         "loss": "model",
         "targets": "model",
         "SHARDING": "layout",
+        "ADDED": "layout",
         "ASSUMED": "layout",
         "SCANNED": "layout",
         "WEIGHTS": "layout",

@@ -30,6 +30,9 @@ class Config:
     objective: Literal["next_char", "dense"] = "next_char"
     """What is predicted: the one character after the window (the seed's), or every character from
     those before it. The parameters are the same; their meaning is not."""
+    images: bool = False
+    """Phase 2: the same trunk also reads pictures of side × side pixels, with captions of at most
+    side × patch characters."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "side", "patch", "dim", "layers", "heads"):
@@ -58,6 +61,16 @@ class Config:
         return (self.side // self.patch) ** 2
 
     @property
+    def image_size(self) -> int | None:
+        """Side of the pictures in pixels; None without images."""
+        return self.side if self.images else None
+
+    @property
+    def caption(self) -> int | None:
+        """Characters of the longest caption, a row of patches; None without images."""
+        return self.side * self.patch if self.images else None
+
+    @property
     def area(self) -> int:
         """Characters of a patch."""
         return self.patch**2
@@ -65,6 +78,10 @@ class Config:
 
 PRESETS = {
     "tiny": Config(vocab=64, side=16, dim=64, layers=2, heads=2),
+    # Phase 2 in minutes: pictures of 32 × 32 pixels, captions of 128 characters.
+    "tiny-images": Config(
+        vocab=64, side=32, dim=64, layers=3, heads=4, objective="dense", images=True
+    ),
     # Sizes of our own: GPT-2's smallest trunk. A window is 6,400 characters in 400 patches.
     "125m": Config(side=80, dim=768, layers=12, heads=12),
     # The seed's. Its vocabulary is that of the first 1,000 documents of C4, which it does not tell.
@@ -98,6 +115,26 @@ RECIPES = {
         save_every=100,
         sample_every=100,
         optim=Optim(peak_lr=3e-3, warmup=20.0),
+    ),
+    # With Muon, as bitgen:tiny learns the same scenes.
+    "tiny-images": replace(
+        _SEED,
+        data="mix:1*pydoc,8*shapes",
+        batch=32,
+        accum=1,
+        steps=2250,
+        dtype="float32",
+        remat="none",
+        eval_every=450,
+        save_every=450,
+        sample_every=450,
+        optim=Optim(
+            "muon",
+            muon_rms=0.5,
+            peak_lr=1e-3,
+            end_lr=1e-5,
+            warmup=50.0,
+        ),
     ),
     "125m": _SEED,
     "1.7b": _SEED,

@@ -78,7 +78,7 @@ def prefill(
         return model.logits(model.hidden(ids)), Window(ids)
     ids = jnp.pad(tokens, ((0, 0), (0, cache.ids.shape[1] - tokens.shape[1])))
     patches = rearrange(ids, "b (n p) -> b n p", p=model.config.area)
-    x = model.placed(model.convolved(patches), jnp.arange(patches.shape[1]))
+    x = model.placed(model.convolved(model.embedded(patches)), jnp.arange(patches.shape[1]))
     _, (keys, values) = model.through(
         x, lambda q, k, v: (self_attention(q, k, v), (k, v)), keep=True
     )
@@ -97,7 +97,7 @@ def step(model: Any, cache: Cache, token: Int[Array, "b"]) -> tuple[Cache, Float
     ids = jax.lax.dynamic_update_slice(cache.ids, token[:, None], (0, cache.length))
     patch = jax.lax.dynamic_slice_in_dim(ids, at * area, area, axis=1)
     there = (jnp.arange(area) <= filled)[:, None]
-    own = jnp.where(there, model.terms(patch[:, None]), 0).sum(axis=2)
+    own = jnp.where(there, model.terms(model.embedded(patch[:, None])), 0).sum(axis=2)
     x = model.placed(own, at[None])[:, :, None]
     seen = jnp.arange(cache.keys.shape[2])[None] < at
 

@@ -26,8 +26,15 @@ SHARDING = (
     ("blocks/mlp/out/kernel", P(None, BOTH)),
     ("head/kernel", P("data", "model")),
     ("head/bias", P("model")),
+    ("images/text_pool/kernel", P("data", "model")),
+    ("images/image_pool/kernel", P("data", "model")),
+    ("images/head/kernel", P("data", "model")),
+    ("images/head/bias", P("model")),
     ("*", P()),  # norms, the other biases and the narrow embedding are small
 )
+
+# What a model has only with `images`, besides the temperature.
+_IMAGE_LAYERS = ("colour", "head", "text_pool", "image_pool")
 
 # Our path, the PyTorch twin's name, op (bridge/core/ops.py).
 WEIGHTS = (
@@ -55,6 +62,15 @@ WEIGHTS = (
     ("norm/bias", "norm.bias", "same"),
     ("head/kernel", "head.weight", "transpose"),
     ("head/bias", "head.bias", "same"),
+    *(
+        row
+        for name in _IMAGE_LAYERS
+        for row in (
+            (f"images/{name}/kernel", f"images.{name}.weight", "transpose"),
+            (f"images/{name}/bias", f"images.{name}.bias", "same"),
+        )
+    ),
+    ("images/log_temperature", "images.log_temperature", "same"),
 )
 
 _BLOCK = "CheckpointAttentionBlock_{i}."
@@ -86,8 +102,18 @@ UPSTREAM = (
     ("norm/bias", "LayerNorm_0.bias", "same"),
     ("head/kernel", "Dense_0.kernel", "same"),
     ("head/bias", "Dense_0.bias", "same"),
+    # Ours, of the second phase: the authors' code looks at no such key.
+    *(
+        (f"images/{name}/{part}", f"Images_0.{name}.{part}", "same")
+        for name in _IMAGE_LAYERS
+        for part in ("kernel", "bias")
+    ),
+    ("images/log_temperature", "Images_0.log_temperature", "same"),
 )
 
+
+# What `--init` may add to a checkpoint of text.
+ADDED = ("images",)
 
 # The seed's heads are no convention of other files: of PyTorch's and our own nothing is assumed.
 ASSUMED = {"WEIGHTS": {"heads": None}, "own": {"heads": None}}
@@ -116,6 +142,7 @@ def sizes(
         "side": round(shapes["pos/embedding"][0] ** 0.5) * patch,
         "patch": patch,
         "dim": dim,
+        "images": "images/log_temperature" in shapes,
         "layers": len({path.split("/")[1] for path in shapes if path.startswith("blocks/")}),
     }
     assumed: dict[str, object] = {"objective": "next_char"}

@@ -27,10 +27,11 @@ from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import constrain
 from jaxmodels.layers.target import platform
 from jaxmodels.layers.tiles import pad_to_tiles
-from jaxmodels.wigip import decoding
+from jaxmodels.wigip import decoding, images
 from jaxmodels.wigip.blocks import stacked
 from jaxmodels.wigip.config import Config
 from jaxmodels.wigip.dense import attend
+from jaxmodels.wigip.images import Images
 
 
 class Model(nnx.Module):
@@ -47,6 +48,8 @@ class Model(nnx.Module):
         self.blocks = stacked(cfg, rngs)
         self.norm = nnx.LayerNorm(cfg.dim, rngs=rngs)
         self.head = Linear(cfg.dim, cfg.vocab, rngs=rngs)
+        if cfg.images:  # drawn last: the other parameters are those of a model without
+            self.images = Images(cfg, rngs=rngs)
 
     @property
     def relative(self) -> bool:
@@ -84,25 +87,39 @@ class Model(nnx.Module):
 
     def hidden(self, tokens: Int[Array, "b s"]) -> Float[Array, "b d"]:
         """What the head reads of a whole grid: patch 0 after the final norm."""
-        cfg = self.config
-        ids = rearrange(
-            tokens,
-            "b (r p c q) -> b (r c) (p q)",
-            r=cfg.side // cfg.patch,
-            p=cfg.patch,
-            q=cfg.patch,
-        )
-        x = self.placed(self.convolved(ids), jnp.arange(cfg.patches))
-        x, segments = pad_to_tiles(x)
-        full = partial(self_attention, causal=False, segments=segments)
-        x, _ = self.through(x, lambda q, k, v: (full(q, k, v), None))
+        x = self.convolved(self.embedded(self.by_lines(tokens)))
+        x = self.attended(self.placed(x, jnp.arange(x.shape[1])))
         return layer_norm(self.norm, x[:, :1])[:, 0]
+
+    def read(self, x: Float[Array, "b n d"], causal: bool = False) -> Float[Array, "b n d"]:
+        """Every patch after the trunk and the final norm."""
+        n = x.shape[1]
+        return layer_norm(self.norm, self.attended(x, causal)[:, :n])
+
+    def attended(self, x: Float[Array, "b n d"], causal: bool = False) -> Float[Array, "b s d"]:
+        """Patches after the trunk, each of which sees all, or with `causal` none behind it; padded
+        to a TPU's tiles."""
+        x, segments = pad_to_tiles(x)
+        full = partial(self_attention, causal=causal, segments=segments)
+        return self.through(x, lambda q, k, v: (full(q, k, v), None))[0]
+
+    def by_lines(self, ids: Int[Array, "b t"]) -> Int[Array, "b n p"]:
+        """Full rows of patches: the text fills the grid line by line."""
+        sizes = {"p": self.config.patch, "q": self.config.patch, "c": self.config.side}
+        sizes["c"] //= self.config.patch
+        return rearrange(ids, "b (r p c q) -> b (r c) (p q)", **sizes)
+
+    def laid_out(self, ids: Int[Array, "b t"]) -> Int[Array, "b n p"]:
+        """Full rows of patches as the objective lays them out: by lines, or patch by patch."""
+        if self.config.objective == "next_char":
+            return self.by_lines(ids)
+        return rearrange(ids, "b (n p) -> b n p", p=self.config.area)
 
     def dense(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """What the head reads after each character of a text; see `wigip/dense.py`."""
         t, area = tokens.shape[1], self.config.area
         padded = jnp.pad(tokens, ((0, 0), (0, -t % area)))
-        terms = self.terms(rearrange(padded, "b (n p) -> b n p", p=area))
+        terms = self.terms(self.embedded(rearrange(padded, "b (n p) -> b n p", p=area)))
         places = jnp.arange(terms.shape[1])[:, None]
         x = self.placed(jnp.cumsum(terms, axis=2), places)
         x, _ = self.through(x, lambda q, k, v: (attend(q, k, v), None))
@@ -114,6 +131,20 @@ class Model(nnx.Module):
         assert self.head.bias is not None
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
         return product("...d,dv->...v", x, self.head.kernel[...]) + self.head.bias[...]
+
+    def text_features(
+        self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None = None
+    ) -> Float[Array, "b d"]:
+        """float32 unit vectors of captions; see `images.text_features`."""
+        return images.text_features(self, tokens, mask)
+
+    def image_features(self, pictures: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """float32 unit vectors of pictures in [0, 1]; see `images.image_features`."""
+        return images.image_features(self, pictures)
+
+    def drawn(self, pictures: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """Pictures in [0, 1], each patch predicted from those before it; see `images.drawn`."""
+        return images.drawn(self, pictures)
 
     def init_cache(self, batch: int, size: int | None = None) -> decoding.Cache:
         """An empty cache of `batch` sequences.
@@ -147,17 +178,20 @@ class Model(nnx.Module):
             "stand before the prompt"
         )
 
-    def terms(self, ids: Int[Array, "b n p"]) -> Float[Array, "b n p d"]:
+    def embedded(self, ids: Int[Array, "b n p"]) -> Float[Array, "b n p e"]:
+        """The embeddings of characters, P² numbers each."""
+        return self.embed.embedding[...][ids]
+
+    def terms(self, embedded: Float[Array, "b n p e"]) -> Float[Array, "b n p d"]:
         """What each character adds to its patch: the products of the convolution, not summed."""
-        return self._product("bnpe,ped->bnpd", ids)
+        return self._product("bnpe,ped->bnpd", embedded)
 
-    def convolved(self, ids: Int[Array, "b n p"]) -> Float[Array, "b n d"]:
+    def convolved(self, embedded: Float[Array, "b n p e"]) -> Float[Array, "b n d"]:
         """The convolution: the sum of the terms of a patch."""
-        return self._product("bnpe,ped->bnd", ids)
+        return self._product("bnpe,ped->bnd", embedded)
 
-    def _product(self, product: str, ids: Array) -> Array:
+    def _product(self, product: str, embedded: Array) -> Array:
         kernel = rearrange(self.patch.kernel[...], "p q e d -> (p q) e d")
-        embedded = self.embed.embedding[...][ids]
         return jnp.einsum(product, embedded, kernel, preferred_element_type=jnp.float32)
 
     def placed(self, x: Array, places: Array) -> Array:
@@ -220,6 +254,8 @@ def loss(
     Raises:
         Problem: (usage) the batch has `segments`.
     """
+    if "images" in batch:
+        return images.loss(model, batch, rngs)
     tokens = batch["tokens"]
     if "segments" in batch:
         raise Problem(
@@ -233,7 +269,9 @@ def loss(
         logits = model.logits(model.dense(tokens[:, :-1]))
     else:
         logits = model(tokens[:, :-1])[0][:, None]
-    return cross_entropy(logits, targets(model, tokens)), {}
+    value = cross_entropy(logits, targets(model, tokens))
+    # Batches of text and of images take turns: each kind has metrics of its own.
+    return value, {"metrics": {"text_loss": value}} if model.config.images else {}
 
 
 def targets(model: Model, tokens: Any) -> Any:

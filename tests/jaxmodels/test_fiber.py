@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxmodels.bitgen import fiber
 from jaxmodels.bitgen.config import PRESETS
-from jaxmodels.bitgen.fiber import Queue
+from jaxmodels.layers.contrast import Queue, alike, clamped, contrast
 
 CONFIG = PRESETS["tiny"].__class__(dim=8, heads=2, queue=6, vocab=16)
 
@@ -24,7 +24,7 @@ def ids(*numbers: int):
 
 
 def test_the_queue_is_a_ring():
-    queue = Queue(CONFIG)
+    queue = Queue(CONFIG.queue, CONFIG.dim)
     assert not queue.filled().any()
     rows = units(0, 20)
     queue.push(rows[:4], -rows[:4], ids(0, 1, 2, 3))
@@ -39,7 +39,7 @@ def test_the_queue_is_a_ring():
 
 
 def test_the_place_in_the_queue_never_overflows():
-    queue, last = Queue(CONFIG), 0
+    queue, last = Queue(CONFIG.queue, CONFIG.dim), 0
     for i in range(40):
         queue.push(units(i, 4), units(i, 4), jnp.arange(4 * i, 4 * i + 4, dtype=jnp.int32))
         last = 4 * i + 4
@@ -53,11 +53,11 @@ def contrasted(queue: Queue, images, same=None, temperature: float = 0.2):
     text, image = units(1, len(images)), units(2, len(images))
     same = jnp.equal(images[:, None], images[None]) if same is None else same
     both = (text, image)
-    return fiber.contrast(both, both, queue, images, same, jnp.asarray(temperature)), both
+    return contrast(both, both, queue, images, same, jnp.asarray(temperature)), both
 
 
 def test_different_images_are_plain_cross_entropy():
-    queue = Queue(CONFIG)
+    queue = Queue(CONFIG.queue, CONFIG.dim)
     found, (text, image) = contrasted(queue, ids(1, 2, 3, 4))
     t, i = torch.tensor(np.asarray(text)), torch.tensor(np.asarray(image))
     entropy = torch.nn.functional.cross_entropy
@@ -72,7 +72,7 @@ def test_different_images_are_plain_cross_entropy():
 
 
 def test_only_what_the_queue_was_filled_with_counts():
-    queue = Queue(CONFIG)
+    queue = Queue(CONFIG.queue, CONFIG.dim)
     queue.push(units(3, 2), units(4, 2), ids(8, 9))
     # Whatever lies in places that are not filled yet.
     queue.text[...] = queue.text[...].at[2:].set(100.0)
@@ -88,7 +88,7 @@ def test_only_what_the_queue_was_filled_with_counts():
 
 def test_captions_of_one_image_share_the_target():
     """In the batch and in the queue; torch's cross-entropy takes such targets."""
-    queue = Queue(CONFIG)
+    queue = Queue(CONFIG.queue, CONFIG.dim)
     queue.push(units(3, 3), units(4, 3), ids(2, 9, 2))
     found, (text, image) = contrasted(queue, ids(1, 2, 2))
     t, i = torch.tensor(np.asarray(text)), torch.tensor(np.asarray(image))
@@ -104,12 +104,12 @@ def test_captions_of_one_image_share_the_target():
 
 
 def test_keys_get_no_gradient():
-    queue = Queue(CONFIG)
+    queue = Queue(CONFIG.queue, CONFIG.dim)
 
     def loss(keys):
         queries, images = (units(1, 3), units(2, 3)), ids(1, 2, 3)
         same = jnp.eye(3, dtype=bool)
-        return fiber.contrast(queries, keys, queue, images, same, jnp.asarray(0.1)).loss
+        return contrast(queries, keys, queue, images, same, jnp.asarray(0.1)).loss
 
     for gradient in jax.grad(loss)((units(5, 3), units(6, 3))):
         assert not gradient.any()
@@ -120,7 +120,7 @@ def test_rows_of_the_same_words_are_alike():
     expected = np.eye(4, dtype=bool)
     expected[0, 2] = expected[2, 0] = True  # of the same words
     expected[1, 3] = expected[3, 1] = True  # of the same image
-    np.testing.assert_array_equal(fiber.alike(ids(1, 2, 3, 2), tokens), expected)
+    np.testing.assert_array_equal(alike(ids(1, 2, 3, 2), tokens), expected)
 
 
 def test_negatives_follow_the_similarities_and_are_no_pairs():
@@ -154,6 +154,6 @@ def test_rows_without_a_negative_do_not_count():
 @pytest.mark.slow
 def test_the_temperature_is_clamped_and_can_come_back():
     for outside, bound in ((-1.0, 0.001), (3.0, 1.0), (0.5, 0.5)):
-        value, slope = jax.value_and_grad(fiber.clamped)(jnp.asarray(outside))
+        value, slope = jax.value_and_grad(clamped)(jnp.asarray(outside))
         assert float(value) == pytest.approx(bound)
         assert float(slope) == 1

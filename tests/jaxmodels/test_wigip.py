@@ -95,7 +95,7 @@ def test_the_convolution_is_a_convolution():
         grid, model.patch.kernel[...], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     ids = tokens.reshape(2, 4, 4, 4, 4).swapaxes(2, 3).reshape(2, 16, 16)
-    found = model.convolved(ids)
+    found = model.convolved(model.embedded(ids))
     np.testing.assert_allclose(found, expected.reshape(2, 16, 64), atol=1e-4)
 
 

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from bridge.torch.language import AUTO_CLASS as AUTO_CLASS
-from bridge.torch.language import torch_forward as torch_forward
-from bridge.torch.language import torch_outputs as torch_outputs
 
 # Files that travel with every model directory.
 FILES = (Path(__file__).with_name("modeling_wigip.py"),)
@@ -55,14 +53,69 @@ def given(config: Any, ids: Any) -> Any:
     return np.resize(np.asarray(ids, np.int32)[-config.context :], (1, config.context))
 
 
+def pictures(config: Any, tokens: Any) -> Any:
+    """Pictures that the ids of full grids stand for, float32 [b, side, side, 3] in [0, 1].
+
+    Args:
+        config: the model's.
+        tokens: int32 [b, side²], of JAX or numpy.
+    """
+    import numpy as np
+
+    grid = tokens.reshape(-1, config.side, config.side, 1) * np.array([1, 37, 101], np.int32)
+    return (grid % 256 / 255).astype(np.float32)
+
+
 def jax_forward(model: Any, tokens: Any) -> Any:
-    """float32 logits of the nnx module: [b, v], of the dense objective [b, t, v]."""
+    """float32 logits of the nnx module: [b, v], of the dense objective [b, t, v].
+
+    With images one vector of the logits, the features of captions and pictures, and the pictures'
+    predicted patches.
+    """
     import jax.numpy as jnp
 
-    tokens = jnp.asarray(tokens)
-    if model.config.objective == "dense":
-        return model.logits(model.dense(tokens))
-    return model(tokens)[0]
+    from jaxmodels.wigip.images import patches, predicted
+
+    config, tokens = model.config, jnp.asarray(tokens)
+    dense = config.objective == "dense"
+    logits = model.logits(model.dense(tokens)) if dense else model(tokens)[0]
+    if not config.images:
+        return logits
+    seen = pictures(config, tokens)
+    parts = (
+        logits,
+        model.text_features(tokens[:, : config.caption]),
+        model.image_features(seen),
+        predicted(model, patches(model, seen)),
+    )
+    return jnp.concatenate([part.reshape(-1) for part in parts])
+
+
+def torch_forward(module: Any, tokens: Any) -> Any:
+    """The same of the PyTorch module."""
+    import torch
+
+    config = module.config
+    ids = torch.from_numpy(tokens).long()
+    logits = module(ids).logits
+    if not config.images:
+        return logits
+    seen = torch.from_numpy(pictures(config, tokens)).permute(0, 3, 1, 2)
+    parts = (
+        logits,
+        module.get_text_features(ids[:, : config.side * config.patch]),
+        module.get_image_features(seen),
+        module.predicted(seen),
+    )
+    return torch.cat([part.flatten() for part in parts])
+
+
+def torch_outputs(module: Any, tokens: Any) -> Any:
+    """`torch_forward` as numpy, without gradients."""
+    import torch
+
+    with torch.no_grad():
+        return torch_forward(module, tokens).numpy()
 
 
 def jax_outputs(model: Any, tokens: Any) -> Any:

@@ -9,6 +9,9 @@ which predicts the one character after the whole grid. With `objective = "dense"
 the grid patch by patch, and every character is predicted: a patch is the sum of one term for each
 of its characters, so it is read in every state of being filled; it sees the full patches before
 it and itself. GELU is the tanh approximation; LayerNorm eps is 1e-6.
+
+With `images` the same trunk reads pictures of side × side pixels, a pixel in place of each
+character: `get_image_features`, `get_text_features` of captions, and `predicted`.
 """
 
 from dataclasses import dataclass
@@ -51,6 +54,7 @@ class WigipConfig(PretrainedConfig):
         layers: int = 24,
         heads: int = 32,
         objective: str = "next_char",
+        images: bool = False,
         **kwargs,
     ):
         self.vocab = vocab
@@ -60,6 +64,7 @@ class WigipConfig(PretrainedConfig):
         self.layers = layers
         self.heads = heads
         self.objective = objective
+        self.images = images
         super().__init__(**{"tie_word_embeddings": False, **kwargs})
 
 
@@ -82,12 +87,13 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.dim, config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """x [b, n, d], whole patches; or [b, n, p, d], n patches in p states each."""
         q, k, v = (part(x).unflatten(-1, (self.heads, -1)) for part in (self.q, self.k, self.v))
         if x.ndim == 4:
             return self.proj(self.of_states(q, k, v).flatten(-2))
-        out = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        parts = (part.transpose(1, 2) for part in (q, k, v))
+        out = F.scaled_dot_product_attention(*parts, is_causal=causal)
         return self.proj(out.transpose(1, 2).flatten(-2))
 
     def of_states(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -127,10 +133,23 @@ class Block(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(config.dim, EPS)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """[… d] → [… d]."""
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), causal)
         return x + self.mlp(self.norm2(x))
+
+
+class Images(nn.Module):
+    """The parameters that only pictures and captions need."""
+
+    def __init__(self, config: WigipConfig):
+        super().__init__()
+        area = config.patch**2
+        self.colour = nn.Linear(3, area)
+        self.head = nn.Linear(config.dim, 3 * area)
+        self.text_pool = nn.Linear(config.dim, config.dim)
+        self.image_pool = nn.Linear(config.dim, config.dim)
+        self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
 
 
 class WigipModel(PreTrainedModel):
@@ -151,6 +170,8 @@ class WigipModel(PreTrainedModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim, EPS)
         self.head = nn.Linear(config.dim, config.vocab)
+        if config.images:
+            self.images = Images(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -197,16 +218,74 @@ class WigipModel(PreTrainedModel):
     def logits(self, ids: Tensor) -> Tensor:
         """ids [b, side²] → float32 [b, v]; with the dense objective [b, t] → [b, t, v]."""
         dense = self.config.objective == "dense"
-        x = self.states(ids) if dense else self.patches(ids)
-        for block in self.blocks:
-            x = block(x)
+        x = self.through(self.states(ids) if dense else self.patches(ids))
         x = self.norm(x.flatten(1, 2)[:, : ids.shape[1]] if dense else x[:, 0])
         return self.head(x).float()
 
+    def through(self, x: Tensor, causal: bool = False) -> Tensor:
+        """x after all blocks; `causal`: patches [b, n, d] see none behind them."""
+        for block in self.blocks:
+            x = block(x, causal)
+        return x
+
     def patches(self, ids: Tensor) -> Tensor:
-        """ids [b, side²] → [b, n, d], one vector for each patch of the grid."""
-        grid = self.embed(ids).unflatten(1, (self.config.side, -1))
-        return self.patch(grid.permute(0, 3, 1, 2)).flatten(2).mT + self.pos.weight
+        """ids [b, r · side] → [b, n, d], one vector for each patch of r lines of the grid."""
+        return self.placed(self.embed(ids).unflatten(1, (-1, self.config.side)))
+
+    def placed(self, grid: Tensor) -> Tensor:
+        """[b, y, side, p²] → [b, n, d]: patches with their positions."""
+        x = self.patch(grid.permute(0, 3, 1, 2)).flatten(2).mT
+        return x + self.pos.weight[: x.shape[1]]
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Unit vectors [b, d] of captions [b, t] of at most side · patch characters.
+
+        Where attention_mask [b, t] is 0, and behind the caption, the page has id 0.
+        """
+        config = self.config
+        self.check_images()
+        most = config.side * config.patch
+        if input_ids.shape[1] > most:
+            raise ValueError(f"{input_ids.shape[1]} characters, where a caption has {most}")
+        ids = input_ids if attention_mask is None else input_ids * attention_mask
+        ids = F.pad(ids, (0, most - ids.shape[1]))
+        x = self.states(ids)[:, :, -1] if config.objective == "dense" else self.patches(ids)
+        return self.unit(self.images.text_pool, self.norm(self.through(x)))
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Unit vectors [b, d] of pictures [b, 3, side, side] in [0, 1]."""
+        x = self.through(self.placed(self.coloured(pixel_values)))
+        return self.unit(self.images.image_pool, self.norm(x))
+
+    def predicted(self, pixel_values: Tensor) -> Tensor:
+        """The patches of pictures but the first, each predicted from those before it.
+
+        Args:
+            pixel_values: [b, 3, side, side] in [0, 1].
+
+        Returns:
+            pixels [b, n − 1, p², 3], normalised: (x − 0.5) / 0.25.
+        """
+        x = self.through(self.placed(self.coloured(pixel_values)), causal=True)
+        return self.images.head(self.norm(x[:, :-1])).float().unflatten(-1, (-1, 3))
+
+    def coloured(self, pixel_values: Tensor) -> Tensor:
+        """[b, 3, side, side] in [0, 1] → [b, side, side, p²], where characters have embeddings."""
+        self.check_images()
+        side = self.config.side
+        if pixel_values.shape[1:] != (3, side, side):
+            raise ValueError(f"pictures {tuple(pixel_values.shape)}, where 3 × {side} × {side} fit")
+        pixels = (pixel_values.permute(0, 2, 3, 1) - 0.5) / 0.25
+        return self.images.colour(pixels.type_as(self.images.colour.weight))
+
+    def check_images(self) -> None:
+        """Raises ValueError for a model of text alone."""
+        if not self.config.images:
+            raise ValueError("this wigip reads no images")
+
+    def unit(self, pool: nn.Linear, x: Tensor) -> Tensor:
+        """The mean over patches [b, n, d] through a layer, as unit vectors [b, d], float32."""
+        return F.normalize(pool(x.float().mean(1).type_as(x)).float(), dim=-1)
 
     def states(self, ids: Tensor) -> Tensor:
         """ids [b, t] → [b, n, p, d], a vector for each patch with its first 1 to p characters."""

@@ -13,6 +13,8 @@ MEANINGS = {
     "mfu": "Model FLOPs utilisation: the share of the chips' peak that the model's own arithmetic "
     "reaches.",
     "text_loss": "Cross-entropy of the text that the model writes, in nats a token.",
+    "image_loss": "Mean square error of each patch of an image, predicted from those before it, in "
+    "colours of which a standard deviation is 1.",
     "perplexity": "The exponential of the text's loss: between how many tokens the model wavers.",
     "token_accuracy": "Share of tokens for which the likeliest is the right one.",
     "contrastive_loss": "Loss of finding the text of an image, and the image of a text, among "
@@ -56,7 +58,8 @@ def chance(name: str, config: Mapping[str, Any]) -> float | None:
         for value in (model.get("vocab"), recipe.get("batch"))
     )
     if name in ("loss", "text_loss") and vocab:
-        several = name == "loss" and "slots" in model  # a sum of losses
+        # A sum of losses, or one of two kinds.
+        several = name == "loss" and ("slots" in model or model.get("images"))
         return None if several else log(vocab)
     if name == "perplexity" and vocab:
         return float(vocab)

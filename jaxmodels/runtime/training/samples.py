@@ -5,6 +5,7 @@ from collections.abc import Callable
 from textwrap import fill
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxmodels.architecture import ModelView
@@ -102,6 +103,55 @@ def caption_sampler(
         return sheet(images, written, captions)
 
     return sampler
+
+
+def image_sampler(images: np.ndarray) -> Callable[[Any], Sample]:
+    """A sampler that shows images, uint8 [b, h, w, 3], above what the model predicts of them."""
+    shown = images.astype(np.float32) / 255
+
+    def sampler(model: Any) -> Sample:
+        drawn = np.asarray(model.drawn(jax.numpy.asarray(shown)))
+        wrong = np.sqrt(np.square(drawn - shown).mean())
+        text = (
+            f"{len(images)} images, each patch predicted from those before it: off by {wrong:.3f}"
+        )
+        rows = {"image": shown, "predicted": drawn}
+        return Sample(
+            f"{text} of the range of colours (root mean square)",
+            picture("the samples", lambda: _rows(rows), dpi=80),
+        )
+
+    return sampler
+
+
+def both_samplers(
+    of_text: Callable[[Any], Sample] | None, of_images: Callable[[Any], Sample]
+) -> Callable[[Any], Sample]:
+    """A sampler with the text of the first and the picture of the second."""
+
+    def sampler(model: Any) -> Sample:
+        drawn = of_images(model)
+        if of_text is None:
+            return drawn
+        return Sample(f"{of_text(model).text}\n{drawn.text}", drawn.png)
+
+    return sampler
+
+
+def _rows(rows: dict[str, np.ndarray]) -> Any:
+    """A figure with a row of images for each name."""
+    from matplotlib.figure import Figure
+
+    columns = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.5 * columns, 1.6 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, images) in zip(grid, rows.items(), strict=True):
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+        line[0].set_ylabel(name)
+    return figure
 
 
 def sheet(images: np.ndarray, written: list[str], captions: list[str]) -> Sample:
