@@ -41,9 +41,9 @@ def open_initial(path: str, spec: str) -> tuple[str, str, Any, Any]:
         is_part = hasattr(model, source.arch)
         taken = {source.arch: _part(model, source)} if is_part else {"vocab": source.config.vocab}
         return arch, preset, replace(model, **taken), source
-    taken = [name for name in source.assumed if name.startswith("dropout")]
-    taken += [name for name in jaxmodels.arch(arch).ADDED if getattr(model, name)]
-    changes = {name: getattr(model, name) for name in taken}
+    named = [name for name in source.assumed if name.startswith("dropout")]
+    named += [name for name in jaxmodels.arch(arch).ADDED if getattr(model, name)]
+    changes = {name: getattr(model, name) for name in named}
     return arch, preset, replace(source.config, **changes), source
 
 

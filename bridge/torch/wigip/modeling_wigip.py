@@ -92,8 +92,8 @@ class Attention(nn.Module):
         q, k, v = (part(x).unflatten(-1, (self.heads, -1)) for part in (self.q, self.k, self.v))
         if x.ndim == 4:
             return self.proj(self.of_states(q, k, v).flatten(-2))
-        parts = (part.transpose(1, 2) for part in (q, k, v))
-        out = F.scaled_dot_product_attention(*parts, is_causal=causal)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.proj(out.transpose(1, 2).flatten(-2))
 
     def of_states(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
