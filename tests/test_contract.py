@@ -89,6 +89,9 @@ COUNTS = {
     # (vocab + context + 2) · d + layers · (4 d² + 2 d f + 9 d + f) with width d, hidden f.
     "wikigpt:tiny": 20_224,
     "wikigpt:base": 30_062_592,
+    # nanoGPT prints them without positions: 10.65 and 0.80 million.
+    "wikigpt:shakespeare": 65 * 384 + 256 * 384 + 6 * (12 * 384**2 + 2 * 384) + 384,
+    "wikigpt:shakespeare-cpu": 65 * 128 + 64 * 128 + 4 * (12 * 128**2 + 2 * 128) + 128,
     "wikigpt:gpt2-124m": 124_439_808,
 }
 
