@@ -28,11 +28,11 @@ def loss(module: Any, batch: dict[str, Tensor], draws: bool = True) -> tuple[Ten
     tokens, ids, padding_mask = batch["tokens"], batch["image_id"], batch["mask"] == 1
     padding_mask[:, 0] = True
     mask = padding_mask[:, None, None]
-    x = F.dropout(module.embedded(tokens), module.config.dropout, module.training)
+    x = F.dropout(_embedded(module, tokens), module.config.dropout, module.training)
     x = module.run(module.text, x, mask, upper=False)
     pooled = _mean(module.text_norm(module.run(module.text, x, mask, upper=True)), padding_mask)
     text = module.text_pool(pooled)
-    y = module.seen(batch["images"].permute(0, 3, 1, 2).to(module.embed.weight) / 255)
+    y = module.patches(batch["images"].permute(0, 3, 1, 2).to(module.embed.weight) / 255)
     y = module.run(module.image, y, None, upper=False)
     seen = module.image_norm(module.run(module.image, y, None, upper=True))
     image = module.image_pool(seen.mean(1))
@@ -155,10 +155,20 @@ def _writing(
     context = torch.cat([seen, token[:, None]], 1)
     sees = (~recalls[:, None]).repeat(1, context.shape[1])
     sees[:, -1] = True
-    hidden = module.decoder(module.embedded(tokens[:, :-1]), context, sees[:, None, None])
-    logits = to_float32(F.linear(hidden, module.embed.weight).flatten(0, 1))
+    before = _embedded(module, tokens[:, :-1])
+    x = torch.cat([module.decoder.start.expand(len(before), 1, -1), before], 1)
+    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+    for block in module.decoder.blocks:
+        x = block(x, causal[None, None], block.cross.seen(context), sees[:, None, None])
+    logits = to_float32(F.linear(module.decoder.norm(x), module.embed.weight).flatten(0, 1))
     targets = tokens.masked_fill(~padding_mask, UNCOUNTED).flatten()
     return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
+
+
+def _embedded(module: Any, tokens: Tensor) -> Tensor:
+    """Tokens [b, t] and their positions as vectors [b, t, d]."""
+    embedded: Tensor = module.placed(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+    return embedded
 
 
 def _mean(x: Tensor, padding_mask: Tensor) -> Tensor:

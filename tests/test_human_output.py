@@ -19,7 +19,10 @@ CALLS = [
     (["inspect", "RUN", "--tensors"], r"^  head.kernel  \(32, 103\)  float32$"),
     (["inspect", "RUN"], r"^dtypes:      27 float32$"),
     (["diff", "RUN", "RUN"], r"^27 of 27 tensors are equal$"),
-    (["convert", "RUN", "OUT/model", "--dry-run"], r"^27 tensors, 27,879 parameters; disk: "),
+    (
+        ["convert", "RUN", "OUT/model", "--dry-run"],
+        r"^27 tensors, 27,879 parameters; needs [\d.]+ MB of disk",
+    ),
     (["convert", "RUN", "OUT/model", "--dtype", "bfloat16"], r"^largest rounding error: \d"),
     (["inspect", "OUT/model"], r"^format:      model directory$|^format:      safetensors$"),
     (["verify", "OUT/model"], r"^digests: right$"),
@@ -39,8 +42,9 @@ ERRORS = [
     (["plan", "charlm:tiny", "--topology", "v9"], USAGE, "v9"),
     (["diff", "RUN", "OUT/none"], None, "no such file or folder"),
 ]
-ELSEWHERE = {"bench", "plan", "push", "pull"}
-"""Verbs whose results need minutes, a compiler for TPUs or a hub: their own tests read them."""
+ELSEWHERE = {"bench", "plan", "push", "pull", "memory", "completion"}
+"""Verbs that need minutes, a compiler for TPUs, a hub or a bitgen, or print a script: tests of
+their own read them."""
 PYTHON = re.compile(r"Traceback|\b(None|True|False|nan)\b|\{'|\['|PosixPath|<class|array\(")
 
 

@@ -104,8 +104,9 @@ def _image(options: Generate, model: Any) -> Any:
     what, fix = "", ""
     if takes_text(model.config):
         if options.image is not None:
-            what, fix = f"{arch} does not caption images", "leave out --image"
+            what, fix = f"{arch} does not caption images: it takes no images", "leave out --image"
             if takes_images(model.config):
+                what = f"{arch} does not caption images: it completes them"
                 fix = "compare images with texts: jaxmodels eval PATH --image FILE --caption TEXT"
     elif takes_images(model.config) and not can_caption(model):
         what = f"{arch} cannot write captions: its decoder reconstructs the text that it is given"

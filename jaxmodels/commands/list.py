@@ -79,6 +79,13 @@ def one(spec: str) -> dict[str, Any]:
     }
 
 
+def _plain(value: Any) -> str:
+    """A setting for people: on and off, and a dash where there is none."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "-" if value is None else str(value)
+
+
 def _show(row: dict[str, Any]) -> None:
-    print("  ".join(f"{name} {value}" for name, value in row["config"].items()))
+    print("  ".join(f"{name} {_plain(value)}" for name, value in row["config"].items()))
     print(sizes.table(row["layers"]))
