@@ -7,6 +7,7 @@ import pytest
 
 import bridge
 from bridge.conversion import progress
+from jaxmodels.cli import in_bytes
 from jaxmodels.errors import DONE
 from tests.bridge.helpers import SEED, command
 
@@ -47,5 +48,5 @@ def test_the_plan_tells_disk_and_memory(tmp_path, to, capsys):
     words = ["convert", SEED, tmp_path / "out", "--set", "heads=4", "--to", to, "--dry-run"]
     code, text, _ = command(capsys, *words)
     assert code == DONE
-    assert f"memory: about {report.memory_needed:,} bytes" in text
+    assert f"about {in_bytes(report.memory_needed)} of memory" in text
     assert not (tmp_path / "out").exists()

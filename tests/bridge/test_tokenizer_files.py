@@ -201,9 +201,11 @@ def test_settings_are_taken_over_and_code_is_not(tmp_path):
     assert "custom_generate" not in written
 
 
+# A sentencepiece model of whole words, a kind that is not read: its pieces, and the trainer's type.
+WORDS = b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02" + b"\x12\x02\x18\x03"
 KINDS = {
-    "tokenizer.model": b"\x0a\x05",
-    "spiece.model": b"\x0a\x05",
+    "tokenizer.model": WORDS,
+    "spiece.model": WORDS,
     "vocab.txt": b"[PAD]\n[UNK]\n",
     "vocab.json": b'{"a": 0}',
     "tokenizer.json": b'{"version": "9", "added_tokens": [], "model": {"type": "New"}}',

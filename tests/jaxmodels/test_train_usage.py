@@ -49,7 +49,7 @@ def test_a_token_file_with_too_large_tokens_is_refused(tmp_path, capsys):
         (["train", "charlm:tinny"], "tiny"),
         (["train", "charm:tiny"], "charlm"),
         (["train", "wikigpt"], "the preset of wikigpt is missing"),
-        (["train", "wikigpt"], "tiny, base, gpt2-124m"),
+        (["train", "wikigpt"], "tiny, base, shakespeare, shakespeare-cpu, gpt2-124m"),
         (["train", "charlm:tiny"], "--out"),
         (["train"], "ARCH:PRESET"),
         (["tran"], "train"),
