@@ -166,7 +166,7 @@ def _sheet(images: np.ndarray, written: list[str], captions: list[str]) -> Any:
 
     columns = min(len(images), 4)
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(3 * columns, 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(3 * columns, 4 * rows), layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
