@@ -26,9 +26,9 @@ def parse(args: Any, argv: list[str], verb: str, default: Any = None) -> Any:
     import tyro
 
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(
-        args, args=argv, prog=f"jaxmodels {verb}", config=(tyro.conf.FlagCreatePairsOff,), **kwargs
-    )
+    # A switch has both forms, --x and --no-x: a command that is repeated to resume must be read the
+    # same, though the run's settings are the defaults then.
+    return tyro.cli(args, args=argv, prog=f"jaxmodels {verb}", **kwargs)
 
 
 @contextmanager

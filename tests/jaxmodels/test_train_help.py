@@ -71,6 +71,11 @@ def test_a_flag_that_turns_off_says_so():
     assert flags["--model.no-bias"].help.startswith("Turn off: ")
 
 
+@pytest.mark.parametrize("flag", ["--model.bias", "--model.no-bias", "--segments", "--no-segments"])
+def test_a_switch_has_both_forms_whatever_its_default(flag):
+    assert resolve(["wikigpt:tiny", flag]).config.bias != (flag == "--model.no-bias")
+
+
 def test_page_fits_a_narrow_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, page(capsys, "charlm:tiny").splitlines())) <= 80
