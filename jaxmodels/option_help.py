@@ -131,7 +131,7 @@ def _place(flag: Flag, patterns: list[str]) -> int:
 def _is_positional(hint: Any) -> bool:
     from tyro.conf import Positional
 
-    (marker,) = Positional[int].__metadata__  # type: ignore[attr-defined]
+    _, marker = get_args(Positional[int])
     return marker in getattr(hint, "__metadata__", ())
 
 

@@ -1,13 +1,10 @@
 """The Dockerfile: what it copies is there and enough, and its linter finds nothing."""
 
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -57,9 +54,7 @@ def _supported() -> set[str]:
 
 def test_hadolint_finds_nothing():
     beside = Path(sys.executable).with_name("hadolint")
-    linter = beside if beside.is_file() else shutil.which("hadolint")
-    if not linter:
-        pytest.skip("hadolint is not installed")
+    linter = beside if beside.is_file() else "hadolint"  # of [dev]
     done = subprocess.run(
         [linter, ROOT / "Dockerfile"], capture_output=True, text=True, check=False
     )

@@ -92,13 +92,14 @@ def follow(model: T, default: T, given: Collection[str]) -> T:
         default: the one that it changes.
         given: names of the fields that were given.
     """
-    changes = {}
+    changed: Any = model
     for name, (leader, times) in ConfigView(model).FOLLOWS.items():
         width = times * getattr(model, leader)
         followed = getattr(default, name) == times * getattr(default, leader)
         if followed and name not in given and getattr(model, name) != width:
-            changes[name] = width
-    return dataclasses.replace(model, **changes) if changes else model  # type: ignore[type-var]
+            changed = dataclasses.replace(changed, **{name: width})
+    result: T = changed
+    return result
 
 
 def coerce(value: Any, hint: Any, name: str, where: str) -> Any:

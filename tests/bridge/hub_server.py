@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +33,22 @@ class Hub(ThreadingHTTPServer):
     @property
     def sha(self) -> str:
         return f"{self.commits:040x}"
+
+
+@contextmanager
+def logged_in(monkeypatch):
+    """A local hub, to which the client is turned by its one seam; the user is logged in."""
+    from huggingface_hub import HfApi
+
+    from bridge.hub import client, pull, push
+
+    hub = Hub()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for module in (push, pull, client):
+        monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=hub.url))
+    yield hub
+    hub.shutdown()
+    hub.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -9,28 +9,20 @@ import pytest
 from flax.serialization import msgpack_restore, msgpack_serialize
 
 import bridge
-from bridge.hub import client, files, pull, push
+from bridge.hub import client, files, push
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, EXISTS, NETWORK, UNVERIFIED, USAGE, Problem
 from jaxmodels.runtime.manifest import damage, digests
 from tests.bridge.helpers import GOLDEN, SEED, flip
-from tests.bridge.hub_server import TOKEN, Hub
+from tests.bridge.hub_server import TOKEN, logged_in
 
 ADDRESS = "hf://someone/model"
 
 
 @pytest.fixture
 def server(monkeypatch):
-    """A local hub, to which the client is turned by its one seam; the user is logged in."""
-    from huggingface_hub import HfApi
-
-    found = Hub()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for module in (push, pull, client):
-        monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=found.url))
-    yield found
-    found.shutdown()
-    found.server_close()
+    with logged_in(monkeypatch) as found:
+        yield found
 
 
 def refused(exit_code, call, *arguments, **options):

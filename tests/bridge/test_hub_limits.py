@@ -16,7 +16,7 @@ from bridge.hub.files import leave_out_code, named_code, wanted
 from jaxmodels.__main__ import main
 from jaxmodels.errors import CORRUPT, NETWORK, UNSAFE, Problem
 from jaxmodels.runtime.manifest import damage
-from tests.bridge.hub_server import TOKEN, Hub
+from tests.bridge.hub_server import logged_in
 
 ADDRESS = "hf://someone/model"
 SHA = "0" * 40
@@ -128,13 +128,8 @@ def test_a_listing_of_nonsense(endless, tmp_path, listing):
 
 @pytest.fixture
 def server(monkeypatch):
-    found = Hub()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for module in (push, pull, client):
-        monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=found.url))
-    yield found
-    found.shutdown()
-    found.server_close()
+    with logged_in(monkeypatch) as found:
+        yield found
 
 
 def test_a_config_that_names_code_loses_it(server, model_directory, tmp_path, capfd):

@@ -10,10 +10,9 @@ import pytest
 
 import bridge
 import jaxmodels
-from bridge.hub import client, pull, push
 from jaxmodels.__main__ import main
 from tests.bridge.helpers import write_run
-from tests.bridge.hub_server import TOKEN, Hub
+from tests.bridge.hub_server import logged_in
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs" / "from-bwetaf.md").read_text(encoding="utf-8")
@@ -29,15 +28,8 @@ def rows() -> list[tuple[str, list[str]]]:
 
 @pytest.fixture
 def hub(monkeypatch):
-    from huggingface_hub import HfApi
-
-    found = Hub()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for module in (push, pull, client):
-        monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=found.url))
-    yield found
-    found.shutdown()
-    found.server_close()
+    with logged_in(monkeypatch) as found:
+        yield found
 
 
 def test_the_quickstart(hub, tmp_path, capsys):
