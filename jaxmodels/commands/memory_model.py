@@ -177,7 +177,7 @@ def _filled(rows: np.ndarray) -> np.ndarray:
 def _check(path: Path, source: Any) -> None:
     if source.arch != "bitgen":
         raise Problem(
-            f"a {source.arch} has no memory to write to",
+            f"a {source.arch} has no memory",
             where=str(path),
             fix="give a bitgen",
             exit_code=USAGE,
