@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.core.adapters import Base
+from bridge.core.adapters import Adapters, Base
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
 from bridge.formats.format import Format, Output
@@ -94,18 +94,21 @@ def _unsupported(folder: Path, why: str) -> Problem:
     )
 
 
+def tensors_of(adapters: Adapters) -> list[Tensor]:
+    """PEFT's tensors of adapters that have the names of transformers' weights, unread."""
+    return [
+        _turned(f"{_START}{name.removesuffix('.weight')}{end}", tensor)
+        for name, pair in adapters.pairs.items()
+        for end, tensor in zip(_ENDS, pair, strict=True)
+    ]
+
+
 def write(output: Output) -> None:
     """Writes the adapters; the base model stays where it is."""
     adapters = output.adapters
     assert adapters is not None  # by `check_format`
-    tensors, ranks = [], set()
-    for name, (a, b) in adapters.pairs.items():
-        module = name.removesuffix(".weight")
-        ranks.add(a.shape[1])
-        for end, tensor in zip(_ENDS, (a, b), strict=True):
-            tensors.append(_turned(f"{_START}{module}{end}", tensor))
-    rank = ranks.pop()
-    digests, _ = write_file(output.folder / TENSORS, tensors)
+    rank = next(iter(adapters.pairs.values()))[0].shape[1]
+    digests, _ = write_file(output.folder / TENSORS, tensors_of(adapters))
     output.digests |= digests
     base = adapters.base
     config = {
@@ -154,6 +157,7 @@ FORMAT = Format(
     open_folder=open_folder,
     write=write,
     tables=("WEIGHTS",),
+    file=lambda origin: TENSORS,
     moments=None,
-    adapters=True,
+    adapters=tensors_of,
 )
