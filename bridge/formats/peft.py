@@ -59,7 +59,7 @@ def open_folder(folder: Path) -> RawCheckpoint:
     if strange := [name for name in tensors if not _ours(name)]:
         raise _unsupported(folder, listing(strange))
     held = {_ours(name): _turned(_ours(name), tensor) for name, tensor in tensors.items()}
-    contents = RawCheckpoint(folder, "peft", held)
+    contents = RawCheckpoint(folder, "peft", held, in_files=tensors)
     if (folder / MODEL).is_file() and is_own(model := parse_json(folder / MODEL)):
         contents.fields = model
     describe(contents, folder)

@@ -33,10 +33,13 @@ class Config:
     images: bool = False
     """Phase 2: the same trunk also reads pictures of side × side pixels, with captions of at most
     side × patch characters."""
+    image_weight: float = 1.0
+    """In training, what a batch of images counts beside a batch of text."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "side", "patch", "dim", "layers", "heads"):
             within(f"model.{name}", getattr(self, name), 1)
+        within("model.image_weight", self.image_weight, 0)
         if self.side % self.patch:
             raise Problem(
                 f"wigip: a side of {self.side} is not a multiple of the patch of {self.patch}",
