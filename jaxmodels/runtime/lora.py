@@ -78,7 +78,7 @@ def targets(package: Architecture, lora: Lora, shapes: Arrays) -> list[str]:
             name its first block, as in blocks/0/attn/q/kernel.
 
     Raises:
-        Problem: (usage) no kernel matches.
+        Problem: (usage) no kernel matches, or the rank is more than any of them can have.
     """
     wanted = [pattern(text) for text in lora.targets or package.LORA]
     kernels = [path for path, leaf in shapes.items() if matrices(path, leaf.shape) is not None]
@@ -90,6 +90,14 @@ def targets(package: Architecture, lora: Lora, shapes: Arrays) -> list[str]:
             why=f"its matrices are {', '.join(_kinds(kernels))}",
             fix="give a pattern of such paths, in which * stands for anything: "
             f"--lora rank={lora.rank},targets={_kinds(kernels)[0]}",
+            exit_code=USAGE,
+        )
+    sides = [matrices(path, shapes[path].shape) for path in found]
+    if lora.rank > (most := max(min(side[1:]) for side in sides if side)):
+        raise Problem(
+            f"--lora: a rank of {lora.rank:,} is more than these matrices have",
+            why=f"the smaller side of the largest is {most:,}",
+            fix="ranks of 4 to 64 are usual: --lora rank=8",
             exit_code=USAGE,
         )
     return found

@@ -83,7 +83,14 @@ PRESETS = {
     "tiny": Config(vocab=64, side=16, dim=64, layers=2, heads=2),
     # Phase 2 in minutes: pictures of 32 × 32 pixels, captions of 128 characters.
     "tiny-images": Config(
-        vocab=64, side=32, dim=64, layers=3, heads=4, objective="dense", images=True
+        vocab=64,
+        side=32,
+        dim=64,
+        layers=3,
+        heads=4,
+        objective="dense",
+        images=True,
+        image_weight=0.1,
     ),
     # Sizes of our own: GPT-2's smallest trunk. A window is 6,400 characters in 400 patches.
     "125m": Config(side=80, dim=768, layers=12, heads=12),
@@ -122,15 +129,15 @@ RECIPES = {
     # With Muon, as bitgen:tiny learns the same scenes.
     "tiny-images": replace(
         _SEED,
-        data="mix:1*pydoc,8*shapes",
+        data="mix:1*pydoc,6*shapes",
         batch=32,
         accum=1,
-        steps=2250,
+        steps=1400,
         dtype="float32",
         remat="none",
-        eval_every=450,
-        save_every=450,
-        sample_every=450,
+        eval_every=350,
+        save_every=350,
+        sample_every=350,
         optim=Optim(
             "muon",
             muon_rms=0.5,
