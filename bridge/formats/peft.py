@@ -25,6 +25,9 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MODEL = "jaxmodels.json"
 """The model's architecture and Config, which PEFT's files do not say."""
 _START, _ENDS = "base_model.model.", {".lora_A.weight": A, ".lora_B.weight": B}
+# Of the values of init_lora_weights those that leave the base model as it is; pissa, loftq and the
+# like subtract from it what the adapters begin with.
+_PLAIN_BEGINNINGS = ("gaussian", "eva", "orthogonal")
 # Settings of other kinds of adapters, which compute something else.
 _OTHERS = ("alora_invocation_tokens", "alpha_pattern", "layer_replication", "lora_bias",
            "modules_to_save", "rank_pattern", "target_parameters", "trainable_token_indices",
@@ -49,15 +52,24 @@ def open_folder(folder: Path) -> RawCheckpoint:
         raise _unsupported(folder, f"{CONFIG} sets {', '.join(other)}")
     if (kind := config.get("peft_type")) != "LORA":
         raise _unsupported(folder, f"{CONFIG} says peft_type: {str(kind)[:80]}")
+    began = config.get("init_lora_weights", True)
+    if isinstance(began, str) and began not in _PLAIN_BEGINNINGS:
+        why = f"{CONFIG} says init_lora_weights: {began[:80]}, which changes the base model too"
+        raise _unsupported(folder, why)
     rank, alpha, base = (config.get(k) for k in ("r", "lora_alpha", "base_model_name_or_path"))
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
-        raise _unsupported(folder, f"{CONFIG} lacks r or lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise _unsupported(folder, f"{CONFIG} lacks r, or it is no rank")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise _unsupported(folder, f"{CONFIG} lacks lora_alpha, or it is no number")
     if not isinstance(base, str):
         raise _unsupported(folder, f"{CONFIG} lacks base_model_name_or_path")
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     tensors = checked(folder, read_file(folder / TENSORS))
     if strange := [name for name in tensors if not _ours(name)]:
         raise _unsupported(folder, listing(strange))
+    sides = {name: t.shape[0 if ".lora_A." in name else -1 :][:1] for name, t in tensors.items()}
+    if odd := [name for name, side in sides.items() if side != (rank,)]:
+        raise _unsupported(folder, f"{CONFIG} says r: {rank}, and other ranks have {listing(odd)}")
     held = {_ours(name): _turned(_ours(name), tensor) for name, tensor in tensors.items()}
     contents = RawCheckpoint(folder, "peft", held, in_files=tensors)
     if (folder / MODEL).is_file() and is_own(model := parse_json(folder / MODEL)):

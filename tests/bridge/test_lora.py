@@ -233,6 +233,10 @@ def test_a_checkpoint_outside_of_its_run(run, tmp_path):
         {"alpha_pattern": {"c_attn": 3}},
         {"peft_type": "IA3"},
         {"modules_to_save": ["wte"]},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"r": 3},
+        {"r": True},
+        {"lora_alpha": "16"},
     ],
 )
 def test_adapters_that_compute_something_else(peft, tmp_path, setting):
