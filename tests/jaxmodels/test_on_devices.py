@@ -1,4 +1,4 @@
-"""On several devices: the average of the weights, also of stacked blocks; evaluation of captions."""
+"""On several devices: the average of the weights, also of stacked blocks; evaluations."""
 
 import json
 from math import isfinite
