@@ -5,6 +5,8 @@ import pytest
 from flax import nnx
 from orbax.checkpoint.experimental import v1 as ocp
 
+import bridge
+from jaxmodels.errors import CORRUPT, Problem
 from tests.bridge.test_orbax_forms import adam, model, params, the_model_in
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -55,4 +57,15 @@ def test_however_the_arrays_are_stored(tmp_path, saving):
     arrays = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(**saving))
     with ocp.Context(array_options=arrays):
         ocp.save_pytree(tmp_path / "one", params())
+    the_model_in(tmp_path / "one")
+
+
+def test_what_is_saved_in_parts_is_read_when_it_is_complete(tmp_path):
+    names = list(params())
+    for part in (names[:2], names[2:]):
+        ocp.partial.save(tmp_path / "one", {name: params()[name] for name in part})
+    with pytest.raises(Problem, match="never finished") as caught:
+        bridge.open_checkpoint(tmp_path / "one.partial_save")
+    assert caught.value.exit_code == CORRUPT
+    ocp.partial.finalize(tmp_path / "one")
     the_model_in(tmp_path / "one")
