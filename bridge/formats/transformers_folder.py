@@ -121,7 +121,31 @@ def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     if held := [name for name in contents.tensors if _QUANTISED.fullmatch(name)]:
         raise _quantised(folder, f"it holds:\n{listing(held)}")
     assert found is not None  # `_check` refuses others
-    return _described(contents, found, config, folder)
+    result = _described(contents, found, config, folder)
+    if contents.config is not None and (other := config_in(folder)) is not None:
+        _refuse_difference(result, found, other, folder)
+    return result
+
+
+def _refuse_difference(
+    contents: RawCheckpoint, kind: Kind, config: Mapping[str, Any], folder: Path
+) -> None:
+    """Refuses a file whose own config is not that of the config.json beside it."""
+    where = folder / CONFIG
+    beside = kind.cls.read({**config, "model_type": kind.type}, where)
+    differing = [
+        f"{name} = {contents.fields[name]} and {beside[name]}"
+        for name in contents.fields.keys() & beside.keys()
+        if contents.fields[name] != beside[name] and name != "dropout"
+    ]
+    if differing or _named_type(config) not in (None, kind.type):
+        raise Problem(
+            "the config in the file is not the config.json beside it",
+            where=str(where),
+            why=", ".join(sorted(differing)) or f"that is of the type {_named_type(config)!r}",
+            fix="move the one that is not the model's away, and try again",
+            exit_code=MISMATCH,
+        )
 
 
 def _described(

@@ -56,3 +56,14 @@ def test_another_class_of_these_names_is_refused(tmp_path):
     with pytest.raises(Problem, match="gpt_bigcode") as caught:
         bridge.open_checkpoint(saved(tmp_path / "x.ckpt", module, {"config": config}))
     assert caught.value.exit_code == MISMATCH
+
+
+def test_another_config_beside_it_is_refused(tmp_path):
+    module = model()
+    path = saved(tmp_path / "x.ckpt", module, {"config": module.config})
+    module.config.save_pretrained(tmp_path)
+    assert bridge.open_checkpoint(path).config.heads == 4
+    model(n_head=2).config.save_pretrained(tmp_path)
+    with pytest.raises(Problem, match="not the config") as caught:
+        bridge.open_checkpoint(path)
+    assert (caught.value.exit_code, caught.value.why) == (MISMATCH, "heads = 4 and 2")
