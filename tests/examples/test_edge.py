@@ -87,6 +87,7 @@ def test_captions_similarities_search_and_memory(made, packages):
         ["caption", str(folder / "config.json")],
         ["search", str(folder), "a cat"],
         ["similarity", picture],
+        ["search", str(pictures), "漢字"],
     ]
     given = json.dumps([[str(folder), *words] for words in calls])
     done = subprocess.run(
@@ -111,6 +112,8 @@ def test_captions_similarities_search_and_memory(made, packages):
     assert "is not a readable image" in bad[0]
     assert "there is no image in" in bad[1]
     assert bad[2] == "exit 2\n"
+    assert bad[3] == "exit error: nothing of '漢字' is in the model's vocabulary\n"
+    assert done.stderr.count(" tokens are unknown to the model\n") == 1
 
 
 @pytest.mark.slow
