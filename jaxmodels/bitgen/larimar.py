@@ -26,7 +26,7 @@ Where this differs from Larimar (github.com/IBM/larimar), and why:
   wrote, and a key has the same address before and after any writing, without which the two sums
   would not be all there is to know. A⁺ is solved with noise ξ instead of iterated 3 to 15 times
   (`pseudo_inverse` is the iteration, run until it converges).
-- Noise of addresses is a learned variance of each slot; Larimar's training setup computes it from M.
+- Noise of addresses is a learned variance of each slot; Larimar's training computes it from M.
 - Ordering. Larimar can pass the codes of an episode through an LSTM before it writes them, so
   that their order is in the codes (off by default). Here an order would contradict forgetting by
   subtraction; when each item was written is in the model's record (`record`).
