@@ -15,6 +15,7 @@ from bridge.core.moments import Moments, required
 from bridge.core.state import fresh_state
 from bridge.core.tensors import Tensor, is_float, target_dtype
 from bridge.storage.stacks import stack_blocks
+from jaxmodels.runtime.platform import release_memory
 
 _SOURCES: WeakKeyDictionary[Any, Checkpoint] = WeakKeyDictionary()
 
@@ -79,6 +80,7 @@ def model_of(source: Checkpoint, dtype: np.dtype | None = None) -> Any:
     params = {path: placed(array) for path, array in values}
     model = graphdef.merge(params, state)
     _SOURCES[model] = source
+    release_memory()
     return model
 
 

@@ -112,7 +112,7 @@ def contrast(
         positive = jnp.concatenate([same, earlier], axis=1)
     target = positive / positive.sum(axis=1, keepdims=True)
     b = len(ids)
-    losses, accuracies, similarities = [], [], []
+    losses, accuracies, compared = [], [], []
     held = (None, None) if queue is None else (queue.image[...], queue.text[...])
     for query, key, old in zip(queries, keys[::-1], held, strict=True):
         everything = key if old is None else jnp.concatenate([key, old.astype(key.dtype)])
@@ -127,5 +127,7 @@ def contrast(
         losses.append(-(target * scores).sum(axis=1).mean())
         best = sims[:, :b].argmax(axis=1)
         accuracies.append(same[jnp.arange(b), best].mean(dtype=jnp.float32))
-        similarities.append(jax.lax.stop_gradient(sims))
-    return Contrast((losses[0] + losses[1]) / 2, *accuracies, *similarities, positive | ~allowed)
+        compared.append(jax.lax.stop_gradient(sims))
+    (acc_t2i, acc_i2t), (t2i, i2t) = accuracies, compared
+    loss = (losses[0] + losses[1]) / 2
+    return Contrast(loss, acc_t2i, acc_i2t, t2i, i2t, positive | ~allowed)
