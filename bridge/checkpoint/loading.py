@@ -80,8 +80,7 @@ def model_of(source: Checkpoint, dtype: np.dtype | None = None) -> Any:
     params = {path: placed(array) for path, array in values}
     model = graphdef.merge(params, state)
     _SOURCES[model] = source
-    if source.packed:  # for machines with little memory
-        release_memory()
+    release_memory()
     return model
 
 

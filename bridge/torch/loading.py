@@ -48,8 +48,7 @@ def module_of(source: Any) -> Any:
     module.load_state_dict(state, strict=True, assign=True)
     if tied(source.arch):
         module.tie_weights()  # the same values became two parameters
-    if source.packed:  # for machines with little memory
-        release_memory()
+    release_memory()
     return module.eval()
 
 

@@ -100,10 +100,8 @@ def keep_memory() -> None:
 
 
 def release_memory() -> None:
-    """Gives unused memory back to the kernel, of which reading a model leaves as much as half its
-    size: garbage of traces, and holes between the arrays that stay (`benchmarks/LOG.md`). Takes
-    some tenths of a second; without glibc only garbage is collected."""
-    gc.collect()
+    """Gives freed memory back to the kernel, of which reading a model leaves as much as half its
+    size. Does nothing without glibc."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

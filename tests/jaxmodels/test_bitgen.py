@@ -265,7 +265,8 @@ def test_hard_negatives_of_the_queue():
         np.testing.assert_array_equal(queued.queued.images[:4], first["images"])
         # As near to every image and text of the batch as can be: each row's hardest.
         for made in (queued, plain):
-            out = call(made, second["tokens"], second["images"] / 255.0, mask=second["mask"])
+            images = second["images"].astype(jnp.float64) / 255
+            out = call(made, second["tokens"], images=images, mask=second["mask"])
             made.queue.image[0] = out.text_features[0]
             made.queue.text[0] = out.image_features[0]
         of_queue, of_batch = (losses(made, second, None)[1]["metrics"] for made in (queued, plain))
