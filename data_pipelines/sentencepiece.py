@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.tokenizer_safety import MAX_VOCABULARY
-from data_pipelines.transformers_files import CONFIG, MAX_FILE, object_in, unknown
+from data_pipelines.tokenizer_settings import CONFIG, MAX_FILE, object_in
+from data_pipelines.transformers_files import unknown
 from jaxmodels.reading import read_limited
 
 FILES = ("tokenizer.model", "spiece.model", "spm.model")

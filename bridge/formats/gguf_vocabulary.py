@@ -11,8 +11,9 @@ from typing import Any
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.tokenizer_settings import settings_of
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer, tokenizer_from_json
-from data_pipelines.transformers_files import byte_level, settings_of, unknown
+from data_pipelines.transformers_files import byte_level, unknown
 
 OURS, SETTINGS = "jaxmodels.tokenizer", "jaxmodels.tokenizer_config"
 _PREFIX = "tokenizer.ggml."

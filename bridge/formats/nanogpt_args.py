@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bridge.legacy.unpickle import Named, Record
+from bridge.legacy.values import Named, Record
 from jaxmodels.errors import MISMATCH, Problem
 
 # nanoGPT's model_args, in its order → field of wikigpt's Config.

@@ -13,7 +13,7 @@ from typing import Any
 
 from bridge.core.tensors import Tensor
 from bridge.formats.wrappers import unread_kind
-from bridge.legacy.unpickle import Named, Record
+from bridge.legacy.values import Named, Record
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 
 MAX_DEPTH = 6

@@ -11,6 +11,7 @@ from bridge.formats.nanogpt_meta import FILE as META
 from bridge.formats.nanogpt_meta import places, read_meta
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.tokenizer_settings import CONFIG
 from data_pipelines.tokenizers import (
     CharTokenizer,
     SubwordTokenizer,
@@ -18,7 +19,7 @@ from data_pipelines.tokenizers import (
     has_tokenizer,
     load_tokenizer,
 )
-from data_pipelines.transformers_files import CONFIG, UnknownTokenizer, refuse_foreign
+from data_pipelines.transformers_files import UnknownTokenizer, refuse_foreign
 from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.sizes import vocab_used

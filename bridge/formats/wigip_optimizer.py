@@ -13,7 +13,7 @@ import numpy as np
 from bridge.core.moments import Moments, count_of
 from bridge.core.tensors import Tensor
 from bridge.legacy.array_pickle import tensors_of
-from bridge.legacy.unpickle import Record
+from bridge.legacy.values import Record
 
 # The classes that can be written again → where optax has them.
 CLASSES = {

@@ -23,14 +23,8 @@ from bridge.core.tensors import DTYPES, Tensor
 from bridge.legacy.budget import Allowance
 from bridge.legacy.inflate import GzipStream, Span
 from bridge.legacy.instructions import BrokenPickle
-from bridge.legacy.unpickle import (
-    Building,
-    Named,
-    as_dict,
-    brief,
-    natural,
-    read_pickle,
-)
+from bridge.legacy.unpickle import read_pickle
+from bridge.legacy.values import Building, Named, as_dict, brief, natural
 from bridge.legacy.zip_reader import read_entries
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 

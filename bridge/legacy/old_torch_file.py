@@ -17,7 +17,7 @@ import numpy as np
 
 from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.torch_pickle import MAX_PICKLE, Storage, read_tensors
-from bridge.legacy.unpickle import Named, brief, natural
+from bridge.legacy.values import Named, brief, natural
 from jaxmodels.errors import CORRUPT, Problem
 
 # The number 0x1950A86A20F9469CFC6C, pickled by any protocol that has instructions of bytes.

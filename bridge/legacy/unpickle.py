@@ -10,12 +10,12 @@ torch's `weights_only` has had holes, and needs torch. A tensor that depends on 
 refused.
 """
 
-import reprlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bridge.legacy.instructions import BYTES, BrokenPickle, InMemory, PickleStream, instructions
+from bridge.legacy.values import Building, Named, Record, as_key, brief, expect
 from jaxmodels.errors import UNSAFE, Problem
 
 # A model of 1,000 tensors, with its optimiser, takes some 100,000. So many empty dicts, the worst,
@@ -24,42 +24,6 @@ MAX_STEPS = 2_000_000
 MAX_VALUES = 2**24  # bytes of a pickle of plain values; 65 characters take 700
 
 _MARK = object()
-
-
-class Named(NamedTuple):
-    """Something of Python's that the pickle names; it stays a name."""
-
-    name: str
-
-
-class Record(dict[Any, Any]):
-    """An object of a class, or what a call gave: the fields or items that the file says of it.
-
-    The class or function itself is never looked up; its name and arguments are kept.
-    """
-
-    __slots__ = ("name", "values_in_order")
-
-    def __init__(self, name: str, values: tuple[Any, ...]):
-        super().__init__()
-        self.name, self.values_in_order = name, values
-
-    def __repr__(self) -> str:
-        return f"<{self.name[:80]}>"  # what it holds may hold itself, or have no end
-
-    def take(self, state: Any) -> None:
-        """Takes its fields: a dict of them, or that and a dict of those in slots."""
-        for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
-            if isinstance(part, dict):
-                self.update(part)
-
-
-class Building:
-    """What a call began, and BUILD completes."""
-
-    def build(self, state: Any) -> None:
-        """Takes the state; raises BrokenPickle when it is not what is expected."""
-        raise NotImplementedError
 
 
 Call = Callable[..., Any]
@@ -108,25 +72,6 @@ def read_values(path: Path) -> Any:
 def _no_values(path: Path, why: str) -> Problem:
     fix = "fetch or save the file again"
     return Problem("the pickle cannot be read", where=str(path), why=why, fix=fix)
-
-
-def brief(value: Any) -> str:
-    """A value for a message; short, however deep and often nested it is."""
-    return _SHORT.repr(value)[:80]
-
-
-def natural(value: Any) -> bool:
-    """Whether a value can be a size."""
-    return type(value) is int and 0 <= value < 2**60
-
-
-def as_dict(items: Any = ()) -> dict[Any, Any]:
-    """A dict of the pairs that an OrderedDict was made from."""
-    pairs = items.items() if isinstance(items, dict) else _expect(items, list | tuple)
-    result: dict[Any, Any] = {}
-    for key, value in pairs:
-        result[_key(key)] = value
-    return result
 
 
 class _Machine:
@@ -193,7 +138,7 @@ class _Machine:
             self.stack.append(self.named(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             attribute, module = self.stack.pop(), self.stack.pop()
-            self.stack.append(self.named(_expect(module, str), _expect(attribute, str)))
+            self.stack.append(self.named(expect(module, str), expect(attribute, str)))
         elif name == "BINPERSID" and self.persistent:
             self.stack.append(self.persistent(self.stack.pop()))
         elif name in ("REDUCE", "NEWOBJ"):
@@ -223,13 +168,13 @@ class _Machine:
 
     def call(self, called: Any, arguments: Any) -> Any:
         if isinstance(called, Record):  # what an unknown call gave may be called, too
-            return Record(called.name, _expect(arguments, tuple))
+            return Record(called.name, expect(arguments, tuple))
         if isinstance(called, Named) and called.name in self.calls:
-            return self.calls[called.name](*_expect(arguments, tuple))
+            return self.calls[called.name](*expect(arguments, tuple))
         if isinstance(called, Named) and called.name in _GETATTR:
-            return self.attribute(*_expect(arguments, tuple))
+            return self.attribute(*expect(arguments, tuple))
         if isinstance(called, Named) and called.name in self.records:
-            return Record(called.name, _expect(arguments, tuple))
+            return Record(called.name, expect(arguments, tuple))
         raise BrokenPickle(f"it calls {brief(called)}")
 
     def attribute(self, of: Any = None, name: Any = None, *_: Any) -> Named:
@@ -260,8 +205,8 @@ class _Machine:
             target.take(state)
         elif not isinstance(target, Named):  # a function may have attributes
             # An OrderedDict carries torch's `_metadata` besides its items: versions of modules.
-            _expect(target, dict)
-            _expect(state, dict)
+            expect(target, dict)
+            expect(state, dict)
 
     def refused(self, does: str) -> Problem:
         return Problem(
@@ -274,43 +219,25 @@ class _Machine:
         )
 
 
-def _expect(value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind):
-        expected = getattr(kind, "__name__", str(kind))
-        raise BrokenPickle(f"a {expected} was expected, not a {type(value).__name__}")
-    return value
-
-
-def _key(key: Any) -> Any:
-    """What may be a key: hashing a tuple of tuples of tuples could take for ever."""
-    for part in key if isinstance(key, tuple) else (key,):
-        if not isinstance(part, str | int | float | None):
-            return Named(brief(key))
-    return key
-
-
 def _uses(name: str, argument: Any) -> str:
     return f"uses {name}" + ("" if argument is None else f" of {brief(argument)}")
 
 
 def _extend(stack: list[Any], values: Iterable[Any]) -> None:
     if not isinstance(stack[-1], Record):  # whose items, as of a deque, nobody needs
-        _expect(stack[-1], list).extend(values)
+        expect(stack[-1], list).extend(values)
 
 
 def _set(stack: list[Any], values: list[Any]) -> None:
-    target = _expect(stack[-1], dict)
+    target = expect(stack[-1], dict)
     for key, value in zip(values[::2], values[1::2], strict=True):
-        target[_key(key)] = value
+        target[as_key(key)] = value
 
 
 def _set_new(stack: list[Any], values: list[Any]) -> None:
     stack.append({})
     _set(stack, values)
 
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 3
 
 _GETATTR = {"builtins.getattr", "__builtin__.getattr"}
 # They import, call or fetch in ways that no file of values needs.

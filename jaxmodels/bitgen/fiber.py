@@ -1,6 +1,6 @@
 """FIBER's matching of images and texts with hard negatives (Dou et al. 2022, arXiv:2206.07643).
 
-Its contrast is in `layers/contrast`, its gated cross-attention in `blocks`.
+Its contrastive loss is in `layers/contrast`, its gated cross-attention in `blocks`.
 """
 
 import jax
@@ -14,12 +14,12 @@ from jaxmodels.layers.precision import to_float32
 def negatives(
     sims: Float[Array, "b b"], same: Bool[Array, "b b"], rngs: nnx.Rngs | None
 ) -> tuple[Int[Array, "b"], Bool[Array, "b"]]:
-    """A hard negative of each row, and whether there is any.
+    """The index of a hard negative for each row, and whether there is any.
 
     Args:
-        sims: similarities over temperature, whose softmax is the distribution.
-        same: pairs that are no negatives.
-        rngs: draw it; without, it is the likeliest.
+        sims: similarities divided by the temperature; negatives are drawn from their softmax.
+        same: True for pairs that are not negatives.
+        rngs: for the draw; None takes the most similar negative.
     """
     scores = jnp.where(same, -jnp.inf, sims)
     if rngs is not None:
@@ -31,7 +31,7 @@ def negatives(
 def matching(
     logits: Float[Array, "n 2"], labels: Int[Array, "n"], counts: Bool[Array, "n"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy and accuracy of "does the text tell of the image", over pairs that count."""
+    """Cross-entropy and accuracy of "does the text match the image", over the pairs that count."""
     logits = to_float32(logits)
     scores = jax.nn.log_softmax(logits, axis=1)
     weight = counts / counts.sum()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.tensors import Tensor
-from bridge.legacy.unpickle import Named, Record
+from bridge.legacy.values import Named, Record
 from bridge.sandbox.codec import Garbled, decode, encode
 
 

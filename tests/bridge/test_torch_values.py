@@ -17,7 +17,7 @@ import torch
 import bridge
 from bridge.core.twins import to_torch
 from bridge.legacy.torch_file import read_torch
-from bridge.legacy.unpickle import Record
+from bridge.legacy.values import Record
 from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 from tests.bridge.helpers import GOLDEN
 from tests.bridge.zips import by_global, text
