@@ -71,7 +71,7 @@ def _chosen(folder: Path, notes: list[str]) -> Path:
         except (OSError, ValueError) as error:
             raise _no_latest(folder, f"it cannot be read ({error})") from None
         if name not in {step.name for step in steps}:
-            raise _no_latest(folder, f"it says {name[:80]!r}, which is none of the steps here")
+            raise _no_latest(folder, f"it names {name[:80]!r}, which is not among the steps here")
     notes.append(f"using {name}, one of {len(steps)}")
     return folder / name
 
@@ -79,7 +79,7 @@ def _chosen(folder: Path, notes: list[str]) -> Path:
 def _no_latest(folder: Path, why: str) -> Problem:
     names = ", ".join(step.name for step in _steps(folder))
     return Problem(
-        f"{LATEST} does not say which step to take",
+        f"{LATEST} does not name a step",
         where=str(folder / LATEST),
         why=why,
         fix=f"give one of the steps: {names}",
@@ -88,7 +88,7 @@ def _no_latest(folder: Path, why: str) -> Problem:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The steps in a folder, by their numbers; a step may have any name that `latest` says."""
+    """The steps in a folder, sorted by number; `latest` may name a step that has none."""
     found = [path for path in folder.iterdir() if path.is_dir() and _is_step(path)]
     if not (folder / LATEST).is_file():
         found = [path for path in found if _STEP.fullmatch(path.name)]
@@ -103,7 +103,7 @@ def _number(path: Path) -> int:
 def _is_step(folder: Path) -> bool:
     try:
         held = _files(folder)
-    except OSError:  # a folder that may not be read is nothing that is known
+    except OSError:  # a folder that cannot be read is not recognised
         return False
     return bool(held.whole or held.cut or held.layers)
 
@@ -122,7 +122,7 @@ def _in_pieces(step: Path, held: _Step) -> Problem:
         how, fix = "ZeRO stage 3 cut them, and each rank keeps a piece of each", _JOIN
     files = held.layers or held.whole or held.cut
     return Problem(
-        "DeepSpeed kept the weights in pieces, which are not joined here",
+        "DeepSpeed saved the weights in pieces, which cannot be joined here",
         where=str(step),
         why=f"{how}: {', '.join(files[:3])}{', ...' if len(files) > 3 else ''}",
         fix=fix,

@@ -1,13 +1,13 @@
-"""Reads a pickle as data: a tiny machine that can build plain values only.
+"""Reads a pickle as data, with a small stack machine that can only build plain values.
 
-A pickle is a program for a stack machine, and Python's own machine imports and calls whatever the
-program names. This one knows dicts, lists, tuples, strings, numbers and the few names that its
-caller passes, for each format its own. What else the caller lets stand becomes a `Record`: a name
-with values, which nothing looks up; at any other name it stops. It reads from a stream, so that the
-numbers of large arrays may stay where they are.
+A pickle is a program for a stack machine, and Python's machine imports and calls whatever the
+program names. This one knows dicts, lists, tuples, strings, numbers and the few names that the
+caller passes, which depend on the format. Further names that the caller allows become a `Record`, a
+name with values, and are never looked up; any other name is refused. It reads from a stream, so
+large arrays can stay on disk.
 
-torch's `weights_only` has had holes, and needs torch. A tensor that depends on a `Record` is
-refused.
+(torch's `weights_only` has had vulnerabilities, and needs torch.) Tensors that depend on a `Record`
+are refused.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -42,14 +42,14 @@ def read_pickle(
     Args:
         data: the pickle.
         where: the file, for messages.
-        calls: name → what stands in for a call of it.
-        constants: names that may stand as values, as `torch.FloatStorage` does: as `Named`.
-        persistent: what a persistent id (a storage, for torch) stands for; None refuses them.
-        records: classes and functions of which an instance, or a result, is read as a `Record`.
+        calls: name → function to call instead of it.
+        constants: names that may be values, like `torch.FloatStorage`; they become `Named`.
+        persistent: returns the value of a persistent id (in torch, a storage); None refuses them.
+        records: classes and functions whose instances, or results, become a `Record`.
 
     Raises:
-        Problem: (unsafe) it names anything else, or reaches for code in another way.
-        BrokenPickle: it is no pickle of plain values.
+        Problem: (unsafe) it names anything else, or could run code in another way.
+        BrokenPickle: it is not a pickle of plain values.
     """
     stream = InMemory(data) if isinstance(data, bytes) else data
     return _Machine(where, calls, constants, persistent, records).run(stream)
@@ -59,7 +59,7 @@ def read_values(path: Path) -> Any:
     """The plain values in a file that is one pickle.
 
     Raises:
-        Problem: (unsafe) it names something of Python's; (corrupt) it is no such file.
+        Problem: (unsafe) it names a class or function; (corrupt) it is not such a file.
     """
     if (size := path.stat().st_size) > MAX_VALUES:
         raise _no_values(path, f"{size:,} bytes; at most {MAX_VALUES:,} are read")
@@ -103,7 +103,7 @@ class _Machine:
         raise BrokenPickle("it ends before its STOP")
 
     def result(self) -> Any:
-        """What is left at the end: a name alone is no value, but may be meant to be called."""
+        """The value left on the stack; a bare name is refused: it may be meant to be called."""
         value = self.stack.pop()
         if isinstance(value, Named) and value.name not in self.constants:
             raise self.refused(f"names {value.name[:200]}")
@@ -151,10 +151,10 @@ class _Machine:
         elif name in _CODE:
             raise self.refused(_uses(name, argument))
         else:
-            raise BrokenPickle(f"it uses {name}, which no such file needs")
+            raise BrokenPickle(f"it uses {name}, which such a file does not need")
 
     def since_mark(self) -> list[Any]:
-        """What was pushed since the last MARK; both are taken off."""
+        """Pops the values since the last MARK, and the MARK."""
         values = []
         while (value := self.stack.pop()) is not _MARK:
             values.append(value)
@@ -167,7 +167,7 @@ class _Machine:
         raise self.refused(f"names {name[:200]}")
 
     def call(self, called: Any, arguments: Any) -> Any:
-        if isinstance(called, Record):  # what an unknown call gave may be called, too
+        if isinstance(called, Record):  # the result of an unknown call may be called, too
             return Record(called.name, expect(arguments, tuple))
         if isinstance(called, Named) and called.name in self.calls:
             return self.calls[called.name](*expect(arguments, tuple))
@@ -178,13 +178,13 @@ class _Machine:
         raise BrokenPickle(f"it calls {brief(called)}")
 
     def attribute(self, of: Any = None, name: Any = None, *_: Any) -> Named:
-        """What getattr gives: a class within a class, as protocols before 4 name it."""
+        """The result of getattr: a class in a class, as protocols before 4 name it."""
         if not isinstance(of, Named | Record) or not isinstance(name, str):
             raise self.refused(f"calls getattr with {brief(of)} and {brief(name)}")
         return self.named(of.name, name)
 
     def instance(self, name: str, argument: Any) -> Record:
-        """An object by one of the instructions that only other classes than ours need."""
+        """An object from one of the instructions for instances of other classes."""
         fields: Any = None
         if name == "INST":
             of, values = Named(argument.replace(" ", ".", 1)), self.since_mark()
@@ -224,7 +224,7 @@ def _uses(name: str, argument: Any) -> str:
 
 
 def _extend(stack: list[Any], values: Iterable[Any]) -> None:
-    if not isinstance(stack[-1], Record):  # whose items, as of a deque, nobody needs
+    if not isinstance(stack[-1], Record):  # items of a record (a deque, say) are not needed
         expect(stack[-1], list).extend(values)
 
 
@@ -240,7 +240,7 @@ def _set_new(stack: list[Any], values: list[Any]) -> None:
 
 
 _GETATTR = {"builtins.getattr", "__builtin__.getattr"}
-# They import, call or fetch in ways that no file of values needs.
+# They import, call or fetch in ways that plain values do not need.
 _CODE = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 _PUSHES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
@@ -255,7 +255,7 @@ _BUILDS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": list,  # a set of ours would have to hash its members
+    "EMPTY_SET": list,  # a set would have to hash its members
 }
 _MARKED: dict[str, Callable[[list[Any], list[Any]], None]] = {
     "TUPLE": lambda stack, values: stack.append(tuple(values)),

@@ -1,4 +1,4 @@
-"""The values that a pickle read as data may hold besides Python's own, and checks of values."""
+"""The results of reading a pickle as data, other than plain values, and checks of values."""
 
 import reprlib
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ _SHORT.maxlevel = 3
 
 
 class Named(NamedTuple):
-    """Something of Python's that the pickle names; it stays a name."""
+    """The name of a class or function in a pickle, which is not looked up."""
 
     name: str
 
 
 class Record(dict[Any, Any]):
-    """An object of a class, or what a call gave: the fields or items that the file says of it.
+    """An instance of a class, or the result of a call, as its fields or items in the file.
 
-    The class or function itself is never looked up; its name and arguments are kept.
+    The class or function is never looked up; its name and arguments are kept.
     """
 
     __slots__ = ("name", "values_in_order")
@@ -28,25 +28,25 @@ class Record(dict[Any, Any]):
         self.name, self.values_in_order = name, values
 
     def __repr__(self) -> str:
-        return f"<{self.name[:80]}>"  # what it holds may hold itself, or have no end
+        return f"<{self.name[:80]}>"  # its items may contain itself, or be endlessly many
 
     def take(self, state: Any) -> None:
-        """Takes its fields: a dict of them, or that and a dict of those in slots."""
+        """Sets its fields from a dict, or from a pair of dicts, the second with slots."""
         for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
             if isinstance(part, dict):
                 self.update(part)
 
 
 class Building:
-    """What a call began, and BUILD completes."""
+    """An object that a call creates and BUILD completes."""
 
     def build(self, state: Any) -> None:
-        """Takes the state; raises BrokenPickle when it is not what is expected."""
+        """Sets the state; raises BrokenPickle if it is not as expected."""
         raise NotImplementedError
 
 
 def brief(value: Any) -> str:
-    """A value for a message; short, however deep and often nested it is."""
+    """A value for a message, short however deeply it is nested."""
     return _SHORT.repr(value)[:80]
 
 
@@ -56,7 +56,7 @@ def natural(value: Any) -> bool:
 
 
 def as_dict(items: Any = ()) -> dict[Any, Any]:
-    """A dict of the pairs that an OrderedDict was made from."""
+    """A dict, from the arguments of an OrderedDict."""
     pairs = items.items() if isinstance(items, dict) else expect(items, list | tuple)
     result: dict[Any, Any] = {}
     for key, value in pairs:
