@@ -187,7 +187,7 @@ def test_a_whole_module_is_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
     assert "torch.nn.modules.linear.Linear" in refused(tmp_path / "x.pt", UNSAFE)
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "x.pt")
-    assert "whole object" in refused(tmp_path / "x.pt", UNSAFE)
+    assert "pickled object" in refused(tmp_path / "x.pt", UNSAFE)
 
 
 @pytest.mark.parametrize(
