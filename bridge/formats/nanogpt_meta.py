@@ -44,9 +44,7 @@ def read_meta(path: Path) -> CharTokenizer:
         names = [names.get(i) for i in range(len(names))]
     ids = value.get("stoi") if isinstance(value, dict) else None
     if not isinstance(names, list) or ids != {name: i for i, name in enumerate(names)}:
-        raise unknown(
-            path, "its stoi and itos do not number the same tokens from 0, or are missing"
-        )
+        raise unknown(path, "its stoi and itos do not number the same tokens from 0")
     special = 0  # <PAD> and <UNK>, which `write_meta` may have put first
     while special < len(names) and names[special] in ("<PAD>", "<UNK>"):
         special += 1
