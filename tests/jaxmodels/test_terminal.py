@@ -34,6 +34,18 @@ def unread():
     return os.fdopen(writer, "w")
 
 
+def test_a_terminal_that_cannot_redraw_gets_plain_lines(monkeypatch):
+    """As the notebook asks for: a bar would write thousands of lines into it."""
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as file:
+        stream = Stream(file, needed=False, wait=True)
+        monkeypatch.setenv("TERM", "xterm")
+        assert stream.isatty()
+        monkeypatch.setenv("TERM", "dumb")
+        assert not stream.isatty()
+    os.close(reader)
+
+
 def full():
     return open("/dev/full", "w")
 
