@@ -139,7 +139,7 @@ def test_an_architecture_without_a_twin_stays_in_jax(package):
 
 
 def test_a_model_of_no_registered_package_is_refused(fresh):
-    with pytest.raises(Problem, match="of no registered architecture"):
+    with pytest.raises(Problem, match="not from a registered architecture"):
         jaxmodels.package_of(object())
 
 

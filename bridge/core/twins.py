@@ -165,7 +165,7 @@ def _opened(arch: str, name: str) -> AnyTwin:
         ) from error
     if wrong := complaints(side):
         raise Problem(
-            f"the PyTorch side of {arch} is not complete",
+            f"the PyTorch side of {arch} is incomplete",
             where=name,
             why="\n".join(wrong),
             fix="`bridge/core/twins.py` says what it exports",
