@@ -9,12 +9,12 @@ from data_pipelines.sources import open_text
 
 
 class SplitText:
-    """The first part of each text, to learn from, and then what follows it, to measure on.
+    """The first part of each text, to learn from, and then the rest, to measure on.
 
     Args:
-        specs: of texts (no `bin:`, no `mix:`).
-        held_out: share of the bytes of each, from the end, that is not learned from.
-        most: bytes of each to read, at most.
+        specs: of texts (not `bin:` or `mix:`).
+        held_out: share of each text's bytes, from the end, that is not learned from.
+        most: maximum number of bytes to read of each.
         progress: called as (stage, bytes done, bytes in all).
     """
 
@@ -36,7 +36,7 @@ class SplitText:
                 yield text
 
     def measured(self) -> Iterator[str]:
-        """What follows; to be read after `learned`."""
+        """The rest of each text; to be read after `learned`."""
         for reader, size in zip(self._readers, self._sizes, strict=True):
             yield from reader.take(int(self._held_out * size))
 
@@ -48,13 +48,13 @@ def _stream(source: Any, progress: Progress | None) -> Iterator[str]:
 
 
 class _Reader:
-    """Texts one after the other, of which so many bytes are taken at a time."""
+    """Reads a given number of bytes at a time from a sequence of texts."""
 
     def __init__(self, texts: Iterator[str]):
         self._texts, self._rest = texts, ""
 
     def take(self, size: int) -> Iterator[str]:
-        """The next `size` bytes, or all that is left."""
+        """The next `size` bytes of text, or all that is left."""
         while size > 0 and (text := self._rest or next(self._texts, None)) is not None:
             data = text.encode("utf-8", "surrogatepass")
             taken = text

@@ -1,9 +1,9 @@
-"""Vocabularies made from a text: `jaxmodels data tokenizer`, and `--tokenizer bpe:4096`.
+"""Vocabularies learned from a text: `jaxmodels data tokenizer`, and `--tokenizer bpe:4096`.
 
-Both kinds of subwords work on the bytes of words as GPT-2 cuts them, and have all 256 bytes, so
-that every text is encoded and comes back as it was. The text is streamed: memory holds the distinct
-words with their counts. The same text gives the same file, in every process. BPE is Sennrich et al.
-2016 (arXiv:1508.07909), Unigram Kudo 2018 (arXiv:1804.10959), both by the library `tokenizers`.
+Both kinds of subwords are byte-level, with GPT-2's pre-tokeniser and all 256 bytes, so any text can
+be encoded and decoded without loss. The text is streamed: memory holds distinct words and their
+counts. The same text gives the same file in every process. BPE is Sennrich et al. 2016
+(arXiv:1508.07909), Unigram Kudo 2018 (arXiv:1804.10959), both from the library `tokenizers`.
 """
 
 import json
@@ -23,10 +23,10 @@ KINDS = (BPE, UNIGRAM, CHARACTERS, BYTES)
 END = "<|endoftext|>"
 
 MOST = 10**9
-"""Bytes of a text that are read to make a vocabulary, at most."""
+"""Maximum number of bytes of a text that a vocabulary is learned from."""
 
 _ALPHABET = 256  # bytes, each a token
-_LONGEST = 64  # bytes of a token: runs of one sign may be long
+_LONGEST = 64  # bytes of a token, since runs of one character may be long
 _DIGITS = 6  # decimals of a Unigram score that are the same in every process
 _STEP = 1e-4
 _NAMED = re.compile(r"(bpe|unigram|chars|bytes)(?::(\d+))?")
@@ -35,11 +35,11 @@ Learned = CharTokenizer | SubwordTokenizer
 
 
 class Wanted(NamedTuple):
-    """A vocabulary to be made."""
+    """A vocabulary to learn."""
 
     kind: str
     size: int
-    """Tokens in all, at most."""
+    """Maximum number of tokens."""
 
 
 def wanted(name: str) -> Wanted | None:
@@ -88,15 +88,15 @@ def check(want: Wanted, specials: int = 1) -> Wanted:
 def learn(
     texts: Iterable[str], want: Wanted, specials: Sequence[str] = (END,), min_freq: int = 1
 ) -> Learned:
-    """A tokeniser with the vocabulary of some texts.
+    """A tokeniser with a vocabulary learned from some texts.
 
-    Ids: special tokens, the bytes, then the other tokens, the most frequent first. It may have
-    fewer tokens than wanted, if the texts do not have as many.
+    Ids: special tokens, the bytes, then the other tokens, the most frequent first. There may be
+    fewer tokens than wanted, if the texts do not have enough.
 
     Args:
-        texts: pieces of text in order; words may go on from one to the next.
+        texts: pieces of text in order; a word may span two of them.
         want: kind and size.
-        specials: special tokens, of which END separates documents; not of characters.
+        specials: special tokens, of which END separates documents; not used for characters.
         min_freq: how often a character must occur.
 
     Raises:
@@ -123,14 +123,14 @@ def learn_from(
     min_freq: int = 1,
     progress: Progress | None = None,
 ) -> Learned:
-    """A tokeniser with the vocabulary of some texts, without the part that is held out.
+    """A tokeniser with a vocabulary learned from some texts, without the part that is held out.
 
     Raises:
         DataProblem: (usage) a spec is not of text; as `learn`.
     """
     if tokens := [spec for spec in specs if spec.startswith("bin:")]:
         raise DataProblem(
-            f"no vocabulary of the kind {want.kind} can be made here",
+            f"no {want.kind} vocabulary can be learned here",
             where=tokens[0],
             why="these are tokens already, not text",
             fix="leave out --tokenizer, or give the text",
@@ -141,7 +141,7 @@ def learn_from(
 
 
 def _trained(texts: Iterable[str], want: Wanted, specials: Sequence[str]) -> dict[str, Any]:
-    """The part `model` of a tokenizer.json, by the library's trainer."""
+    """The part `model` of a tokenizer.json, from the library's trainer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -171,11 +171,11 @@ def _trained(texts: Iterable[str], want: Wanted, specials: Sequence[str]) -> dic
 def _settled(
     vocab: list[list[Any]], specials: Sequence[str], alphabet: set[str]
 ) -> list[list[Any]]:
-    """The tokens of a Unigram in an order, and with scores, that every process finds.
+    """The tokens of a Unigram in an order, and with scores, that are the same in every process.
 
-    The library sums in the order of a table that differs between processes (a part in 10^14), and
-    gives bytes that do not occur, in that order, scores of _STEP, 2 _STEP and so on above the
-    least. Here these have one score, below all others.
+    The library sums in the order of a hash table, which differs between processes (by a part in
+    10^14), and in that order gives bytes that do not occur scores of _STEP, 2 _STEP, … above the
+    lowest. Here these get one score, below all others.
     """
     scores = {token: score for token, score in vocab if token not in specials}
     least = min(scores.values(), default=0.0)
@@ -216,7 +216,7 @@ def _form(model: dict[str, Any], specials: Sequence[str]) -> dict[str, Any]:
 
 
 class _Seen:
-    """Texts, and whether any of them was not empty."""
+    """An iterable of texts that records whether any was not empty."""
 
     def __init__(self, texts: Iterable[str]):
         self._texts, self.any = texts, False
@@ -228,7 +228,7 @@ class _Seen:
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
-    """The texts cut before white space, so that no word is cut where one ends."""
+    """The texts, divided again before white space, so that no word spans two of them."""
     rest = ""
     for text in texts:
         rest += without_surrogates(text)
@@ -243,13 +243,13 @@ def _words(texts: Iterable[str]) -> Iterator[str]:
 
 
 class Measure(NamedTuple):
-    """How a tokeniser does on a text."""
+    """How well a tokeniser compresses a text."""
 
     bytes: int
     tokens: int
     gpt2_tokens: int
     unknown: int
-    """Tokens that stand for what is not in the vocabulary."""
+    """Tokens for text that is not in the vocabulary."""
 
 
 def measure(tokenizer: Any, texts: Iterable[str]) -> Measure:

@@ -1,4 +1,4 @@
-"""What every architecture promises; a new one joins by its name in `contract.ARCHS`."""
+"""The contract of every architecture; add a new one to `contract.ARCHS`."""
 
 from importlib import import_module
 from operator import attrgetter

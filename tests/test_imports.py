@@ -1,4 +1,4 @@
-"""Who may import whom (WORKSPACE.md), read off the syntax trees."""
+"""Import rules (WORKSPACE.md), checked on the syntax trees."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What crosses from the process that reads legacy files: values as they are, and no nonsense."""
+"""Messages from the process that reads legacy files: exact values, and nothing invalid."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Orbax checkpoints as people write them, made by orbax, flax and optax themselves."""
+"""Orbax checkpoints in common forms, made by orbax, flax and optax themselves."""
 
 import json
 from dataclasses import replace

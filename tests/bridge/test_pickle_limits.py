@@ -1,4 +1,4 @@
-"""Pickles that are broken, endless or built to be: refused in bounded time and memory."""
+"""Broken, endless and malicious pickles are refused in bounded time and memory."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Which weights of a transformers folder are the model, where several lie there."""
+"""Which weights of a transformers folder are read, if there are several."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Vocabularies made from a text: `data tokenizer`, and --tokenizer bpe:4096."""
+"""Vocabularies learned from a text: `data tokenizer`, and --tokenizer bpe:4096."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the compiler expects of a step: read off its text, summed, and told by `plan`."""
+"""The compiler's estimate of a step: read from its text, summed, and reported by `plan`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The process keeps what it frees, unless the user has said otherwise."""
+"""The process keeps freed memory, unless the user's environment forbids it."""
 
 import ctypes
 import errno

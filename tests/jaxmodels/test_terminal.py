@@ -1,4 +1,4 @@
-"""The terminal goes while a command works: no work is lost, and short commands end quietly."""
+"""The terminal disappears while a command runs: no work is lost, short commands end quietly."""
 
 import io
 import os
