@@ -77,10 +77,10 @@ class Decoder(nnx.Module):
         heads = (cfg.heads,) * cfg.decoder_layers
         return Cache(KVCache.empty(heads, cfg.dim, batch, size + 1, dtype), seen, sees)
 
-    def step(self, x: Float[Array, "b t d"], cache: Cache) -> tuple[Array, Cache]:
+    def step(self, x: Float[Array, "b t d"], cache: Cache) -> tuple[Float[Array, "b t d"], Cache]:
         """The head's inputs for the next tokens of a text, and the cache with these added."""
         t, kept = x.shape[1], []
-        mask = jnp.ones((1, 1, 1), bool)  # the cache has its own
+        mask = jnp.ones((1, 1, 1), bool)  # not used with a cache
         pairs = zip(self.blocks, cache.seen, strict=True)
         for layer, (block, heads) in enumerate(pairs):
             x, kv = block(x, mask, heads, cache.sees, None, cache.own, layer)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.bitgen import fiber, larimar
 from jaxmodels.bitgen.encoders import (
@@ -95,7 +95,7 @@ def loss(
     return total, aux | {"metrics": jax.lax.stop_gradient(metrics), "by_tokens": by_tokens}
 
 
-def counted(batch: dict[str, Any]) -> Array:
+def counted(batch: dict[str, Any]) -> Int[Array, ""]:
     """The number of tokens of a batch that the captioning loss is a mean over."""
     if "mask" not in batch:
         return jnp.asarray(batch["tokens"].size)

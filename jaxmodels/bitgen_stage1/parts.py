@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.linear import Linear
@@ -46,6 +46,6 @@ def unit(x: Float[Array, "*b d"], least: float) -> Float[Array, "*b d"]:
     return x / jnp.maximum(length, least)
 
 
-def no_gradient(x: Array) -> Array:
+def no_gradient(x: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:
     """x, treated as a constant by differentiation."""
     return jax.lax.stop_gradient(x)

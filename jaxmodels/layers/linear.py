@@ -20,8 +20,10 @@ from jaxmodels.layers.target import platform
 class Linear(nnx.Linear):
     """flax's, with the backward pass of `product` and `broadcast_param`."""
 
-    def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Array:
-        """`inputs · kernel + bias` [… o], in `preferred_element_type` or what both promote to."""
+    def __call__(
+        self, inputs: Float[Array, "*b i"], out_sharding: Any = None
+    ) -> Float[Array, "*b o"]:
+        """`inputs · kernel + bias`, in `preferred_element_type` or what both promote to."""
         assert out_sharding is None
         x, kernel = self.promote_dtype((inputs, self.kernel[...]), dtype=self.dtype)
         out = product(x, kernel, self.preferred_element_type)

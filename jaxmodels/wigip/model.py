@@ -194,19 +194,25 @@ class Model(nnx.Module):
         kernel = rearrange(self.patch.kernel[...], "p q e d -> (p q) e d")
         return jnp.einsum(product, embedded, kernel, preferred_element_type=jnp.float32)
 
-    def placed(self, x: Array, places: Array) -> Array:
+    def placed(
+        self, x: Float[Array, "b n *p d"], places: Int[Array, "n *p"]
+    ) -> Float[Array, "b n *p d"]:
         """float32 sums of terms, with the convolution's bias and the positions of their patches."""
         assert self.patch.bias is not None
         x = x + self.patch.bias[...] + self.pos.embedding[...][places]
         return constrain(x, "data", ...)
 
     def through(
-        self, x: Array, attend: Callable[..., Any], before: Any = None, keep: bool = False
-    ) -> tuple[Array, Any]:
+        self,
+        x: Float[Array, "b *n d"],
+        attend: Callable[..., Any],
+        before: Any = None,
+        keep: bool = False,
+    ) -> tuple[Float[Array, "b *n d"], Any]:
         """x after all blocks, applied in a scan, and their cache entries, stacked.
 
         Args:
-            x: float32 [b … d].
+            x: float32, one or more axes between batch and width.
             attend: an `Attend`; with `before`, it takes the block's entry of that first.
             before: a pytree with a leading axis [layers], or None.
             keep: do not recompute activations, since there is no backward pass.
