@@ -111,7 +111,7 @@ def _values(tensor: Tensor, dtype: np.dtype | None) -> np.ndarray:
 def load_moments(
     path: str | Path, arch: str | None = None, config: Mapping[str, Any] | None = None
 ) -> Moments:
-    """AdamW's state that lies at a path, under our paths and in our layout, unread.
+    """AdamW's state of a checkpoint, under our paths and in our layout, not yet read.
 
     Args:
         path: run directory or one of its checkpoints, nanoGPT checkpoint, bwetaf folder,

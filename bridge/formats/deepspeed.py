@@ -27,7 +27,7 @@ _JOIN = "in the folder that has zero_to_fp32.py: python zero_to_fp32.py . OUT, a
 class _Step(NamedTuple):
     """The names of the files in a folder of one step."""
 
-    whole: list[str]
+    complete: list[str]
     cut: list[str]
     layers: list[str]
     optimizer: list[str]
@@ -47,9 +47,9 @@ def open_folder(folder: Path) -> RawCheckpoint:
     notes: list[str] = []
     step = folder if _is_step(folder) else _chosen(folder, notes)
     held = _files(step)
-    if len(held.whole) != 1 or held.layers:
+    if len(held.complete) != 1 or held.layers:
         raise _in_pieces(step, held)
-    contents = torch_files.open_file(step / held.whole[0])
+    contents = torch_files.open_file(step / held.complete[0])
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
     contents.notes[:0] = notes
     narrow = any(t.dtype.itemsize == 2 for t in contents.tensors.values() if is_float(t.dtype))
@@ -105,7 +105,7 @@ def _is_step(folder: Path) -> bool:
         held = _files(folder)
     except OSError:  # a folder that cannot be read is not recognised
         return False
-    return bool(held.whole or held.cut or held.layers)
+    return bool(held.complete or held.cut or held.layers)
 
 
 def _files(step: Path) -> _Step:
@@ -115,12 +115,12 @@ def _files(step: Path) -> _Step:
 
 
 def _in_pieces(step: Path, held: _Step) -> Problem:
-    if held.layers or len(held.whole) > 1:
+    if held.layers or len(held.complete) > 1:
         how = "each of several ranks, or layers, has a file of its own"
         fix = "save the whole model on one rank, with save_pretrained or torch.save"
     else:
         how, fix = "ZeRO stage 3 cut them, and each rank keeps a piece of each", _JOIN
-    files = held.layers or held.whole or held.cut
+    files = held.layers or held.complete or held.cut
     return Problem(
         "DeepSpeed saved the weights in pieces, which cannot be joined here",
         where=str(step),

@@ -36,7 +36,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether one GGUF file lies in a folder."""
+    """Whether a folder has exactly one GGUF file."""
     return len(_files(folder)) == 1
 
 

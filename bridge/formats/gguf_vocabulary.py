@@ -96,9 +96,9 @@ def listed(keys: Keys) -> int | None:
 def _kept(tokenizer: Tokenizer) -> Keys:
     """The keys of our own for the way back; GPT-2's own vocabulary needs none."""
     known = isinstance(tokenizer, GPT2Tokenizer)
-    whole = {} if known else {OURS: json.dumps(tokenizer.to_json(), ensure_ascii=False)}
+    content = {} if known else {OURS: json.dumps(tokenizer.to_json(), ensure_ascii=False)}
     settings = getattr(tokenizer, "settings", "")
-    return whole | ({SETTINGS: settings} if settings else {})
+    return content | ({SETTINGS: settings} if settings else {})
 
 
 def _object(text: str) -> str:

@@ -42,7 +42,7 @@ def tensors_in(folder: Path, file: Path | None = None) -> dict[str, Tensor]:
     """The tensors of the one model in a folder, each compared with its digest if there is one.
 
     Args:
-        folder: where it lies.
+        folder: the model's.
         file: the model among others there, or the index of its shards.
 
     Raises:

@@ -137,7 +137,7 @@ def _unfinished(step: Path) -> str:
     for parts, one in (((*siblings, *own), step), *((items, item) for item in items)):
         if (one / COMMITTED).is_file() or not any((path / COMMITTED).is_file() for path in parts):
             continue
-        return f"it has no {COMMITTED}, as what lies beside it has: it was not finished"
+        return f"it has no {COMMITTED}, unlike its neighbours: it was not finished"
     return ""
 
 

@@ -42,7 +42,7 @@ class _Place(NamedTuple):
     """A subtree that is a model."""
 
     node: Words
-    joined: bool
+    separate: bool
     """Whether the model is split into several states, the children of the node."""
     fit: float
 
@@ -50,7 +50,7 @@ class _Place(NamedTuple):
         """Name in the tree → name in the model."""
         depth = len(self.node)
         below = {name: keys[depth:] for name, keys in words.items() if keys[:depth] == self.node}
-        if self.joined:
+        if self.separate:
             below = {n: keys[1:] for n, keys in below.items() if _part(keys)}
         return {name: ".".join(keys) for name, keys in below.items()}
 
@@ -75,7 +75,7 @@ def model_in(
     names = place.names(words)
     node = ".".join(place.node)
     notes = [f"using {node!r} in the tree as the model"] if node else []
-    if place.joined:
+    if place.separate:
         notes.append("parts of the model that were saved separately were joined")
     notes += _left([keys for name, keys in words.items() if name not in names], place.node)
     model = {new: replace(tensors[old], name=new) for old, new in names.items()}

@@ -215,7 +215,7 @@ def _within(contents: RawCheckpoint, prefix: str, inside: list[str]) -> RawCheck
     """The contents under a prefix, which is removed, with notes on what is left out."""
     notes = []
     if prefix:
-        notes.append(f"the model lies under {prefix.rstrip('.')!r}")
+        notes.append(f"the model is under {prefix.rstrip('.')!r}")
     kept = set(inside)
     if aside := [name for name in (*contents.tensors, *contents.strange) if name not in kept]:
         notes.append(f"left out, as not part of the model: {_some(aside)}")

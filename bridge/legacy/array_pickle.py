@@ -114,7 +114,7 @@ def read_arrays(stream: GzipStream, path: Path) -> Any:
     except BrokenPickle as error:
         if stream.start in (b"\x1f\x8b", b"PK"):
             raise _unsafe(
-                "a compressed file lies within a compressed file",
+                "there is a compressed file in a compressed file",
                 where,
                 "so do those that fill disk and memory; it was not unpacked",
             ) from error
