@@ -195,7 +195,7 @@ class Model(nnx.Module):
         return jnp.einsum(product, embedded, kernel, preferred_element_type=jnp.float32)
 
     def placed(
-        self, x: Float[Array, "b n *p d"], places: Int[Array, "n *p"]
+        self, x: Float[Array, "b n *p d"], places: Int[Array, "n *q"]
     ) -> Float[Array, "b n *p d"]:
         """float32 sums of terms, with the convolution's bias and the positions of their patches."""
         assert self.patch.bias is not None
