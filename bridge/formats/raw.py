@@ -44,6 +44,8 @@ class RawCheckpoint:
     preset: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields in the files, among other keys."""
+    config: dict[str, Any] | None = None
+    """The config of a class of transformers in the checkpoint's own file, like a config.json."""
     usual: dict[str, Any] = field(default_factory=dict)
     """The format's defaults for Config fields that its files do not have; reported as assumed."""
     tokenizer: Tokenizer | None = None
