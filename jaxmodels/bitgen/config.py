@@ -49,6 +49,9 @@ class Config:
     queue: int = 4096
     """Features of earlier batches that are kept as negatives. They go stale as the encoders learn:
     the higher the learning rate, the shorter the queue should be."""
+    queue_inputs: bool = False
+    """Whether the queue keeps texts and images too, among which matching finds hard negatives
+    (FIBER's code). It takes their memory, and the encoders run on twice as many."""
     temperature: float = 0.07
     """Initial value of the learned temperature."""
     momentum: float = 0.0
