@@ -1,8 +1,8 @@
 """FIBER's matching of images and texts with hard negatives (Dou et al. 2022, arXiv:2206.07643).
 
-Its contrastive loss is in `layers/contrast`, its gated cross-attention in `blocks`. FIBER's published
-code draws negatives from the queue's rows as well, whose images and texts it keeps for that
-purpose: `Config.queue_inputs`.
+Its contrastive loss is in `layers/contrast`, its gated cross-attention in `blocks`. FIBER's
+published code draws negatives from the queue's rows as well, whose images and texts it keeps for
+that purpose: `Config.queue_inputs`.
 """
 
 from typing import NamedTuple
