@@ -1,16 +1,15 @@
 """The dense objective of wigip: every character is predicted from those before it. Ours.
 
-The window is laid out patch by patch: patch k holds the characters k·P² to (k+1)·P² − 1, so that
-what follows a patch in the text is the next patch. (In the seed's layout a patch holds pieces of
-P lines, and the text between the pieces lies in later patches: no order of patches is the order
-of the text.) The convolution adds up one term for each character of its patch, so a patch is
-defined while it is being filled: with its first j characters it is the sum of their j terms. In
-each of these P² states it attends to itself and to the full patches before it, and the head
-predicts the character that comes next: state P², the full patch, the first of the next patch.
-No parameter is added, and generation needs keys and values of full patches only.
+The window is laid out patch by patch: patch k holds the characters k·P² to (k+1)·P² − 1, so the
+order of the patches is the order of the text. (In the seed's layout a patch holds pieces of P
+lines, so no order of patches is.) The convolution is a sum with one term for each character of its
+patch, so a partly filled patch is defined too: after its first j characters it is the sum of j
+terms. Each of these P² states attends to itself and to the full patches before it, and the head
+predicts the next character from it; from state P², the full patch, that is the first character of
+the next patch. This adds no parameters, and the cache holds keys and values of full patches only.
 
-Predicting a whole patch from one vector would make its characters independent of each other. The
-states cost P² times the trunk of `next_char` for a window, for S² loss terms instead of one: after
+(Predicting a whole patch from one vector would make its characters independent of each other.) A
+window costs P² times as much as with `next_char`, but has S² loss terms instead of one: after
 120 s of training each, 2.05 bits per character against 2.52 (`benchmarks/objectives.py`).
 """
 
@@ -22,17 +21,16 @@ from jaxtyping import Array, Bool, Float
 from jaxmodels.layers.blocks import HIDDEN
 from jaxmodels.layers.sharding import constrain
 
-# `attend` takes so many states at a time.
+# States that `attend` takes at a time.
 QUERIES = 1024
 
 
 def attend(
     q: Float[Array, "b n p h k"], k: Float[Array, "b n p h k"], v: Float[Array, "b n p h k"]
 ) -> Float[Array, "b n p h k"]:
-    """Attention of all p states of n patches, the last of which is the full patch.
+    """Attention of all p states of n patches; the last state is the full patch.
 
-    A block's scores are computed again in the backward pass, so that memory grows with the
-    length instead of its square.
+    Scores are recomputed in the backward pass, so memory grows linearly with the length.
     """
     q, k, v = (constrain(x, "data", ..., "model", None) for x in (q, k, v))
     keys, values = k[:, :, -1], v[:, :, -1]
