@@ -122,7 +122,7 @@ def _from_json(file: Path, text: str, left_out: LeftOut) -> dict[str, list[str]]
         else:
             captions[image].append(caption)
         seen.add(repr(number))
-    return {_name(file, name): captions[number] for number, name in names}
+    return {relative_name(file, name): captions[number] for number, name in names}
 
 
 def _from_csv(file: Path, text: str, left_out: LeftOut) -> dict[str, list[str]]:
@@ -136,7 +136,7 @@ def _from_csv(file: Path, text: str, left_out: LeftOut) -> dict[str, list[str]]:
             if None in row or None in row.values():
                 why = f"line {rows.line_num} has another number of fields than the first"
                 raise _broken(file, why)
-            captions.setdefault(_name(file, row["file"]), []).append(row["caption"])
+            captions.setdefault(relative_name(file, row["file"]), []).append(row["caption"])
     except csv.Error as error:
         raise _broken(file, f"line {rows.reader.line_num}: {error}") from None
     return captions
@@ -148,8 +148,12 @@ def _key(value: Any) -> int | str:
     raise TypeError(f"{value!r} is not an id")
 
 
-def _name(file: Path, name: Any) -> str:
-    """The name of an image, which must be in the folder or below it."""
+def relative_name(file: Path, name: Any) -> str:
+    """The name of an image, which must be in the folder or below it.
+
+    Raises:
+        DataProblem: (corrupt) it is not a name; (unsafe) it leads out of the folder.
+    """
     if not isinstance(name, str) or not name or "\0" in name:
         raise _broken(file, f"this is not a file name: {repr(name)[:200]}")
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:

@@ -1,4 +1,5 @@
-"""`jaxmodels eval`: loss, perplexity and bits per character on held-out text; or retrieval."""
+"""`jaxmodels eval`: loss, perplexity and bits per character on held-out text; or retrieval, or
+answers to questions."""
 
 import tempfile
 from dataclasses import dataclass
@@ -10,15 +11,15 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from jaxmodels.architecture import Architecture
-from jaxmodels.cli import emit, merge_repeated, parse, refuse_repeated, say
-from jaxmodels.errors import MISMATCH, UNVERIFIED, USAGE, Problem, within
+from jaxmodels.cli import emit, merge_repeated, parse, refuse_repeated
+from jaxmodels.errors import UNVERIFIED, USAGE, Problem, within
 from jaxmodels.files import refuse_existing, write_text
-from jaxmodels.sizes import vocab_used
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure the model in PATH on the held-out end of a text, on held-out images, or on tasks."""
+    """Measure the model in PATH on the held-out end of a text, on held-out images, on questions
+    about images, or on tasks."""
 
     path: Positional[Path]
     """Run directory, checkpoint or model directory."""
@@ -44,6 +45,17 @@ class Eval:
     caption_metrics: bool = False
     """Also caption the held-out images, and compare with the captions that people wrote: BLEU-4,
     ROUGE-L and CIDEr, as COCO's code computes them. Takes much longer."""
+    questions: str | None = None
+    """Instead of measuring on --data: answer questions about images, and compare with what people
+    answered. A JSON file of questions in VQAv2's layout, or `shapes`, the drawn scenes."""
+    annotations: Path | None = None
+    """With --questions: the JSON file of people's answers. By default the one beside FILE that
+    VQAv2's naming pairs with it."""
+    image_folder: Path | None = None
+    """With --questions: the folder of the images; by default that of FILE."""
+    predictions: Path | None = None
+    """With --questions: also write the model's answers to this file, in the layout of VQA's
+    results. They are written, or printed, also where nobody's answers are known."""
     table: Path | None = None
     """Also write the results of a vision-language model to this file, as a Markdown table that
     `push --table` puts into the model card."""
@@ -65,26 +77,49 @@ class Eval:
         within("--max-images", self.max_images, 1)
         if bool(self.image) != bool(self.caption):
             raise Problem("--image and --caption go together", exit_code=USAGE)
+        self._refuse_pairs()
+
+    def _refuse_pairs(self) -> None:
+        """Refuses options of --questions without it, and what is measured in another way."""
+        of_questions = ("annotations", "image_folder", "predictions")
+        others = ("data", "tasks", "image", "caption_metrics", "valid_fraction")
+        for name in others if self.questions else of_questions:
+            if getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                end = "do not go together" if self.questions else "is missing"
+                what = f"{flag} and --questions {end}" if self.questions else f"--questions {end}"
+                why = "" if self.questions else f"{flag} says how questions are answered"
+                raise Problem(what, why=why, exit_code=USAGE)
 
 
 def main(argv: list[str]) -> int:
     """Runs the command."""
     argv = merge_repeated(argv, "--set")
+    refuse_repeated(argv, "--questions", "ask those of one file at a time")
     refuse_repeated(argv, "--data", "measure on one at a time, or on a mixture: --data mix:3*A,1*B")
     for option in ("--image", "--caption", "--tasks"):
         argv = merge_repeated(argv, option, many=True)
     options = parse(Eval, argv, "eval")
+    from jaxmodels.commands import eval_questions
+    from jaxmodels.commands.eval_data import open_held_out
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform
     from jaxmodels.runtime.batches import takes_images
 
     platform.prepare()
-    if options.table is not None:
-        refuse_existing(options.table)
+    for file in (options.table, options.predictions):
+        if file is not None:
+            refuse_existing(file)
     model, tokenizer = open_model(options.path, options.vocab, options.set, options.weights)
     if options.tasks:
         return _tasks(options, model, tokenizer)
-    if takes_images(model.config):
+    asking = None
+    if options.questions is not None:
+        eval_questions.refuse_no_answers(model, options.path)
+        asking = eval_questions.spec_of(
+            options.questions, options.image_folder, options.annotations
+        )
+    elif takes_images(model.config):
         if options.image:
             return _similarities(options, model, tokenizer)
     elif options.image or options.max_images or options.caption_metrics or options.table:
@@ -95,7 +130,7 @@ def main(argv: list[str]) -> int:
             exit_code=USAGE,
         )
     with tempfile.TemporaryDirectory(prefix="jaxmodels-eval-") as folder:
-        data = _open(options, model, tokenizer, Path(folder))
+        data = open_held_out(options, model, tokenizer, Path(folder), asking)
         result: dict[str, Any] = {}
         shown: list[str] = []
         if (images := getattr(data, "captioned", data if _has_images(data) else None)) is not None:
@@ -138,20 +173,49 @@ def _similarities(options: Eval, model: Any, tokenizer: Any) -> int:
 
 
 def _images(options: Eval, model: Any, data: Any) -> tuple[dict[str, Any], list[str]]:
-    """The result for images with captions, and lines that show it."""
+    """The result for images with captions or questions, and lines that show it."""
     import jaxmodels
     from jaxmodels.commands import eval_images
 
     package = jaxmodels.package_of(model)
+    if hasattr(data, "asked"):
+        return _questions(options, package, model, data)
     if options.caption_metrics:
         eval_images.refuse_no_captions(model, options.path)
-    result = eval_images.measure(package, model, data, options.max_images, options.max_batches)
+    limit, batches = options.max_images, options.max_batches
+    result = eval_images.losses(package, model, data, limit, batches)
+    result |= eval_images.retrieval(model, data, limit)
     if options.caption_metrics:
         result |= eval_images.described(model, data, options.max_images)
     _refuse_no_number(options, result["loss"])
     if options.table is not None:
         write_text(options.table, eval_images.table(result, data.spec))
     return result, eval_images.lines(result)
+
+
+def _questions(
+    options: Eval, package: Architecture, model: Any, data: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The result for questions about images, and lines that show it."""
+    from jaxmodels.commands import eval_images, eval_questions
+
+    if options.caption_metrics:
+        raise Problem(
+            "--caption-metrics compares captions, and the data is questions",
+            where=data.spec,
+            fix="leave it out, or give --data with captions",
+            exit_code=USAGE,
+        )
+    limit, result = options.max_images, dict[str, Any]()
+    if not data.unanswered:
+        result = eval_images.losses(package, model, data, limit, options.max_batches)
+        _refuse_no_number(options, result["loss"])
+    elif options.table is not None:
+        eval_questions.refuse_no_table(data.spec)
+    result |= eval_questions.measure(model, data, limit, options.batch, options.predictions)
+    if options.table is not None:
+        write_text(options.table, eval_questions.table(result, data.spec))
+    return result, list(eval_questions.lines(result))
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -231,57 +295,3 @@ def _batches(options: Eval, data: Any) -> Any:
             exit_code=USAGE,
         )
     return batches
-
-
-def _open(options: Eval, model: Any, tokenizer: Any, folder: Path) -> Any:
-    """The data to measure on, of the model's kind and vocabulary."""
-    import jaxmodels
-    from data_pipelines.pipelines import open_data
-    from jaxmodels.commands.run_data import image_sizes, refuse_other_kind
-
-    recipe = _recipe(options.path)
-    spec = options.data or recipe.get("data")
-    if spec is None:
-        raise Problem(
-            "--data is missing",
-            where=str(options.path),
-            why="this is a model without its run, so its training data is unknown",
-            fix="give --data, for example --data text:PATH",
-            exit_code=USAGE,
-        )
-    refuse_other_kind(spec, model.config, jaxmodels.package_of(model).name)
-    fraction = options.valid_fraction
-    if fraction is None:
-        fraction = recipe.get("valid_fraction", 0.05)
-    data = open_data(
-        spec,
-        folder=folder / "data",
-        context=model.config.context,
-        batch=options.batch,
-        valid_fraction=fraction,
-        tokenizer=tokenizer,
-        segments=recipe.get("segments", False),
-        **image_sizes(model.config),
-    )
-    for note in data.notes:
-        say(note)
-    used = vocab_used(model.config)
-    if data.vocab_size and data.vocab_size != used:
-        raise Problem(
-            f"the data has a vocabulary of {data.vocab_size}, the model of {used}",
-            fix="give data prepared with the model's vocabulary"
-            + ("" if tokenizer else ", or the vocabulary with --vocab FILE"),
-            exit_code=MISMATCH,
-        )
-    return data
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    """The recipe of the run that PATH is or is a checkpoint of; empty if there is none."""
-    from jaxmodels.runtime.settings import read_file
-
-    path = path.absolute()
-    run = path.parent.parent if path.parent.name == "checkpoints" else path
-    file = run / "config.json"  # a model directory has one too, without a recipe
-    recipe: dict[str, Any] = read_file(file).get("recipe", {}) if file.is_file() else {}
-    return recipe

@@ -20,22 +20,26 @@ from jaxmodels.runtime.stop import Stop
 from jaxmodels.sizes import vocab_used
 
 _PADDING = 128  # fewer unused rows than this count as padding of the vocabulary
-_SAMPLES = 8  # held-out images that are captioned during training
+_SAMPLES = 8  # held-out images that are captioned or asked about during training
 
 
 def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
-    """Refuses text for a vision-language model, and images for a language model.
+    """Refuses text for a vision-language model, images for a language model, and questions for one
+    that writes no answers.
 
     Raises:
         Problem: (usage) with data that fits the model; and as `data_pipelines`' `open_data`.
     """
-    from data_pipelines.mixture_spec import kinds_of
+    from data_pipelines.mixture_spec import asks, kinds_of
+    from jaxmodels.commands.eval_questions import refuse_no_answers
     from jaxmodels.runtime.batches import takes_images, takes_text
 
     names = {"images": "images with captions", "text": "text"}
     takes = {"images": takes_images(config), "text": takes_text(config)}
     wrong = [kind for kind in sorted(kinds_of(spec)) if not takes[kind]]
     if not wrong:
+        if asks(spec):
+            refuse_no_answers(config, spec)
         return
     fix = f"give --data {'shapes, coco_captions or images:FOLDER' if takes['images'] else ''}"
     if takes["text"]:
@@ -81,6 +85,7 @@ def open_data(
             progress=stop.check,
             segments=recipe.segments,
             vocab_documents=recipe.vocab_documents,
+            new_words=options.new_words and not has_checkpoint,
             **image_sizes(options.model),
         )
 
@@ -137,6 +142,8 @@ def fit_to_data(request: Request, data: Any, resuming: bool) -> Request:
     sizes = run_vocabulary_sizes(request.run) if resuming else {}
     if not sizes and source is None and data.vocab_size:
         sizes = _fitting(request, data.vocab_size)
+    elif not sizes and source is not None and request.options.new_words:
+        sizes = _grown(source.config, data.vocab_size)
     tokenizer = str(request.run / source.tokenizer.FILE) if source and source.tokenizer else ""
     request = request.replace(model=replace(request.config, **sizes), tokenizer=tokenizer)
     if data.vocab_needed > request.config.vocab:
@@ -150,6 +157,14 @@ def fit_to_data(request: Request, data: Any, resuming: bool) -> Request:
             exit_code=MISMATCH,
         )
     return request
+
+
+def _grown(config: Any, tokens: int) -> dict[str, int]:
+    """The vocabulary sizes of a model with the new words; prints how many there are."""
+    say(f"{tokens - vocab_used(config)} new words: the vocabulary has {tokens} tokens")
+    if ConfigView(config).tokens is None:
+        return {"vocab": max(config.vocab, tokens)}
+    return {"vocab": max(config.vocab, tokens), "tokens": tokens}
 
 
 def _fitting(request: Request, tokens: int) -> dict[str, int]:
@@ -219,6 +234,8 @@ def sampler(
         of_text = text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
     if not hasattr(data, "retrieval"):
         return of_text
+    if hasattr(data, "asked"):
+        return _question_sampler(data)
     found, references = data.retrieval(_SAMPLES)
     images = np.concatenate(list(found))
     if ModelView(package.Model).drawn is not None:
@@ -230,10 +247,30 @@ def sampler(
     return caption_sampler(data.tokenizer, images, [one[0] for one in references])
 
 
+def _question_sampler(data: Any) -> Callable[..., Any]:
+    """Answers a question about each of the first held-out images."""
+    import numpy as np
+
+    from data_pipelines.captions.question_dataset import prompt_of
+    from jaxmodels.runtime.training.samples import question_sampler
+
+    by_image: dict[int, list[Any]] = {}
+    for image, question in data.asked(_SAMPLES):
+        by_image.setdefault(image, []).append(question)
+    # From image to image one of another kind.
+    asked = [each[2 * i % len(each)] for i, each in enumerate(by_image.values())]
+    return question_sampler(
+        data.tokenizer,
+        data.pixels(np.asarray(list(by_image))),
+        [prompt_of(question.text) for question in asked],
+        [question.answers[0] for question in asked],
+    )
+
+
 def generate_flags(package: Architecture, config: Any) -> str:
     """The flags of `generate` for such a model; empty if it cannot generate."""
+    from jaxmodels.runtime.answers import can_caption
     from jaxmodels.runtime.batches import takes_text
-    from jaxmodels.runtime.training.samples import can_caption
 
     if takes_text(config):
         return "--prompt 'The '"
