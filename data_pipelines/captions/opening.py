@@ -102,7 +102,8 @@ def open_captioned(
         tokenizer = _build_tokenizer(tokenizer, texts, min_freq)
     elif new_words:
         tokenizer = with_new_words(tokenizer, chain.from_iterable(texts), min_freq)
-    kind, more = (QuestionDataset, {"questions": questions}) if asks else (CaptionDataset, {})
+    kind: type[CaptionDataset] = QuestionDataset if asks else CaptionDataset
+    more: dict[str, Any] = {"questions": questions} if asks else {}
     data = kind(
         spec=spec,
         texts=texts,

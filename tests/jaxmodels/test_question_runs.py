@@ -4,19 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import bridge
-from jaxmodels import bitgen
 from jaxmodels.__main__ import main
-from jaxmodels.bitgen.objectives import SMOOTHING
 from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, USAGE
 from jaxmodels.runtime.answers import answer
 from jaxmodels.runtime.metrics import read
-from tests.contract import exact, smallest
 from tests.jaxmodels import scenes
 from tests.jaxmodels.helpers import losses, params, same, train
 from tests.questions_on_disk import ANSWERS, QUESTIONS, change, vqa
@@ -55,33 +50,6 @@ def shown(capsys, *words: str, code: int = DONE) -> str:
     return found.out if code == DONE else found.err
 
 
-def test_only_the_answers_are_learned():
-    """The loss is that of the answers' tokens by the logits of the model's call, and no other
-    token is a target."""
-    model = exact(bitgen.Model(smallest("bitgen"), rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, 64, (4, 9)), jnp.int32)
-    scored = jnp.asarray(np.arange(9) >= np.array([[3], [5], [8], [9]]), jnp.int32)
-    images = rng.integers(0, 256, (4, 56, 56, 3), np.uint8)
-    batch = {"tokens": tokens, "scored": scored, "images": images, "mask": jnp.ones_like(tokens)}
-    batch["image_id"] = jnp.arange(4)
-    loss, aux = nnx.jit(bitgen.loss)(model, batch, None)
-    out = nnx.jit(lambda m, x, y: m(x, images=y, targets=x))(
-        model, tokens, images / np.float32(255)
-    )
-    logits = np.asarray(out.decoder_logits, np.float64)
-    every = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    of_target = np.take_along_axis(every, np.asarray(tokens)[..., None], -1)[..., 0]
-    terms = -(1 - SMOOTHING) * of_target - SMOOTHING * every.mean(-1)
-    chosen = np.asarray(scored) == 1
-    assert float(loss) == pytest.approx(terms[chosen].mean(), abs=1e-5)
-    assert float(jnp.log(aux["metrics"]["perplexity"])) == pytest.approx(
-        -of_target[chosen].mean(), abs=1e-5
-    )
-    assert int(bitgen.counted(batch)) == chosen.sum()
-    assert "ids" not in aux  # nothing is queued
-
-
 @pytest.mark.slow
 def test_fine_tuning_begins_with_the_captioner(captioner, run):
     begun, ended = params(captioner, 4), params(run, 4)
@@ -107,7 +75,7 @@ def test_new_rows_follow_the_known_ones(captioner, tmp_path, file):
     grown = ended.pop("embed/embedding")
     np.testing.assert_array_equal(grown[: len(embedding)], embedding)
     assert np.abs(grown[len(embedding) :]).max() > 0
-    assert same({k: ended[k] for k in begun if "queue" not in k}, begun | {})
+    assert same({k: ended[k] for k in begun}, begun)
     assert main([*words[:4], "--out", str(tmp_path / "b"), *words[6:], "--init-optimizer"]) != DONE
 
 

@@ -64,6 +64,8 @@ class BitGenStage1Config(PretrainedConfig):
 class BitGenStage1Output(ModelOutput):
     """What the model gives."""
 
+    loss: Tensor | None = None
+    """The mean over the labels; None without them."""
     embeddings: Tensor | None = None
     """[b, t, d]: what the encoder makes of the tokens."""
     text_features: Tensor | None = None
@@ -400,9 +402,10 @@ class BitGenStage1Model(PreTrainedModel):
         attention_mask: Tensor | None = None,
         images: Tensor | None = None,
         return_contrastive_features: bool = False,
+        labels: Tensor | None = None,
         **kwargs,
     ) -> BitGenStage1Output:
-        """Embeddings of texts, features of texts and images, logits of targets.
+        """Embeddings of texts, features of texts and images, logits of targets, loss of labels.
 
         Args:
             input_ids: int64 [b, t], at most `context` tokens.
@@ -413,13 +416,15 @@ class BitGenStage1Model(PreTrainedModel):
                 any token, so that no padding can be masked.
             images: another name of `pixel_values`.
             return_contrastive_features: whether the output has `contrastive_features`.
+            labels: [b, u], usually `targets`, which by default are `input_ids`; −100 is left out
+                of the mean. Not shifted: the decoder reconstructs each token, as it was trained.
             kwargs: of what other models take, only None and False, which ask for nothing.
 
         Raises:
             TypeError: an unknown argument.
             ValueError: a text is longer than the context; a mask that hides something; images
                 are not floats [b, 3, y, x], are given under both names, or are not as many as
-                the texts.
+                the texts; labels have another shape than the targets.
         """
         refuse_unknown(kwargs)
         if attention_mask is not None and not bool((attention_mask == 1).all()):
@@ -430,6 +435,10 @@ class BitGenStage1Model(PreTrainedModel):
         pixels = given_pixels(pixel_values, images)
         if pixels is not None and len(pixels) != len(input_ids):
             raise ValueError(f"{len(pixels)} images do not go with {len(input_ids)} texts")
+        if labels is not None and targets is None:
+            targets = input_ids
+        if labels is not None and labels.shape != targets.shape:
+            raise ValueError(f"labels {[*labels.shape]} do not go with {[*targets.shape]} targets")
         text = self.embedded(input_ids)
         x, image_features = text, None
         if pixels is not None:
@@ -442,13 +451,16 @@ class BitGenStage1Model(PreTrainedModel):
         logits = None
         if targets is not None:
             logits = self.decoder(self.embedded(targets), embeddings)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         features = self.fusion.text_features(text)
         contrastive = None
         if return_contrastive_features:
             contrastive = (
                 {} if image_features is None else self.contrastive(features, image_features)
             )
-        return BitGenStage1Output(embeddings, features, image_features, logits, contrastive)
+        return BitGenStage1Output(loss, embeddings, features, image_features, logits, contrastive)
 
     def contrastive(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Features [b, d] with all that their loss needs."""
