@@ -217,10 +217,10 @@ def sampler(
     """Makes the samples shown during training; None if the model cannot write any."""
     import numpy as np
 
+    from jaxmodels.runtime.answers import can_caption
     from jaxmodels.runtime.batches import takes_text
     from jaxmodels.runtime.training.samples import (
         both_samplers,
-        can_caption,
         caption_sampler,
         image_sampler,
         text_sampler,

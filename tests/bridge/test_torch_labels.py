@@ -91,7 +91,8 @@ def test_it_is_the_loss_that_bitgen_learns_answers_by():
     batch = {"tokens": ids.numpy(), "scored": (labels != -100).int().numpy(), "images": images}
     batch |= {"mask": np.ones_like(ids), "image_id": np.arange(3)}
     with jax.enable_x64(True):
-        loss, aux = nnx.jit(bitgen.loss)(exact(model), jax.tree.map(jnp.asarray, batch), None)
+        batch = jax.tree.map(jnp.asarray, batch)
+        loss, aux = nnx.jit(bitgen.loss)(exact(model), batch, None)
         assert int(bitgen.counted(batch)) == (labels != -100).sum()
     assert "ids" not in aux  # nothing is queued
     assert np.log(float(aux["metrics"]["perplexity"])) == pytest.approx(
