@@ -7,13 +7,11 @@ files, or the two lists are in one. Sources: Goyal et al. 2017; visualqa.org/dow
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.captions.folder import relative_name
+from data_pipelines.captions.question_files import broken, few, id_of, images_of, rows_of
 from data_pipelines.captions.source import Example, ImageTextSource, Question
 from data_pipelines.errors import MISMATCH, USAGE, DataProblem
 from data_pipelines.file_search import path_of, split_name
@@ -22,9 +20,7 @@ from data_pipelines.limits import MAX_ANSWERS
 from jaxmodels.reading import read_limited
 
 _FILES = "*questions*.json"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _TASKS = ("OpenEnded_", "MultipleChoice_")  # in the names of questions, not of annotations
-_SHOWN = 3  # ids in an error
 
 
 def open_questions(spec: str, rest: str) -> ImageTextSource:
@@ -34,7 +30,7 @@ def open_questions(spec: str, rest: str) -> ImageTextSource:
     ANSWERS is by default the file beside FILE that VQAv2's naming pairs with it
     (v2_OpenEnded_X_questions.json, v2_X_annotations.json). Without any, the questions have no
     answers: a model can be asked, but neither trained nor measured. An image is found by its id,
-    see `_image`.
+    see `images_of`.
 
     Raises:
         DataProblem: (corrupt) a file is missing or has another form, or an image is missing;
@@ -53,7 +49,7 @@ def open_questions(spec: str, rest: str) -> ImageTextSource:
     questions = _joined(file, asked, answered)
     examples = [
         Example(path.relative_to(folder).as_posix(), (), path, tuple(questions[i] for i in ids))
-        for path, ids in _images(folder, file, data, asked).items()
+        for path, ids in images_of(folder, file, data, asked).items()
     ]
     sizes = hashlib.sha256()
     for example in examples:
@@ -83,29 +79,29 @@ def _read(file: Path) -> tuple[dict[str, Any], str]:
         content = read_limited(file, MAX_ANSWERS)
         data = json.loads(content.decode("utf-8-sig"))
     except OSError as error:
-        raise _broken(file, str(error)) from None
+        raise broken(file, str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise _broken(file, f"it is not JSON: {str(error)[:200]}") from None
+        raise broken(file, f"it is not JSON: {str(error)[:200]}") from None
     if not isinstance(data, dict):
-        raise _broken(file, "it is not an object")
+        raise broken(file, "it is not an object")
     return data, hashlib.sha256(content).hexdigest()
 
 
 def _questions(file: Path, data: dict[str, Any]) -> dict[Any, dict[str, Any]]:
     """Id of a question → its row, in order."""
     found: dict[Any, dict[str, Any]] = {}
-    for number, row in enumerate(_rows(file, data, "questions"), 1):
+    for number, row in enumerate(rows_of(file, data, "questions"), 1):
         which = f"question {number}"
-        key = _id(file, row, "question_id", which)
+        key = id_of(file, row, "question_id", which)
         if key in found:
-            raise _broken(file, f"two questions have the question_id {key!r}")
-        _id(file, row, "image_id", f"{which} (question_id {key!r})")
+            raise broken(file, f"two questions have the question_id {key!r}")
+        id_of(file, row, "image_id", f"{which} (question_id {key!r})")
         text = row.get("question")
         if not isinstance(text, str) or not text.strip():
-            raise _broken(file, f"the question {key!r} has no text: {repr(text)[:80]}")
+            raise broken(file, f"the question {key!r} has no text: {repr(text)[:80]}")
         found[key] = row
     if not found:
-        raise _broken(file, "it asks nothing: its list of questions is empty")
+        raise broken(file, "it asks nothing: its list of questions is empty")
     return found
 
 
@@ -123,16 +119,16 @@ def _answers(
         source = given
         data, more["answers_file_sha256"] = _read(given)
     found: dict[Any, dict[str, Any]] = {}
-    for number, row in enumerate(_rows(source, data, "annotations"), 1):
-        key = _id(source, row, "question_id", f"annotation {number}")
+    for number, row in enumerate(rows_of(source, data, "annotations"), 1):
+        key = id_of(source, row, "question_id", f"annotation {number}")
         if key in found:
-            raise _broken(source, f"two annotations have the question_id {key!r}")
+            raise broken(source, f"two annotations have the question_id {key!r}")
         answers = row.get("answers")
         if not isinstance(answers, list) or not answers:
-            raise _broken(source, f"the annotation of question {key!r} has no answers")
+            raise broken(source, f"the annotation of question {key!r} has no answers")
         texts = [a.get("answer") if isinstance(a, dict) else a for a in answers]
         if not all(isinstance(text, str) for text in texts):
-            raise _broken(source, f"an answer to question {key!r} is not text")
+            raise broken(source, f"an answer to question {key!r} is not text")
         found[key] = row | {"answers": texts}
     return found, more
 
@@ -167,7 +163,7 @@ def _joined(
             ("have an annotation of another image", others),
         ):
             if ids:
-                raise _mismatch(file, f"{len(ids):,} questions {what}: {_few(ids)}")
+                raise _mismatch(file, f"{len(ids):,} questions {what}: {few(ids)}")
     found = {}
     for key, row in asked.items():
         known = rows.get(key, {})
@@ -181,105 +177,6 @@ def _joined(
 
 def _other_image(question: dict[str, Any], annotation: dict[str, Any]) -> bool:
     return annotation.get("image_id", question["image_id"]) != question["image_id"]
-
-
-def _images(
-    folder: Path, file: Path, data: dict[str, Any], asked: dict[Any, dict[str, Any]]
-) -> dict[Path, list[Any]]:
-    """File of an image → ids of the questions about it.
-
-    Raises:
-        DataProblem: (corrupt) an image is missing: an accuracy would leave out its questions.
-    """
-    subtype = data.get("data_subtype")
-    subtype = relative_name(file, subtype) if subtype else ""
-    listed = _listed(file, data)
-    found: dict[Any, Path | None] = {}
-    by_image: dict[Path, list[Any]] = {}
-    lacking: list[Any] = []
-    for key, row in asked.items():
-        image = row["image_id"]
-        if image not in found:
-            found[image] = _image(folder, file, subtype, image, listed.get(image))
-        path = found[image]
-        if path is None:
-            lacking.append(image)
-        else:
-            by_image.setdefault(path, []).append(key)
-    if lacking:
-        missing = list(dict.fromkeys(lacking))
-        first = missing[0]
-        names = [listed[first]] if first in listed else _names(subtype, first)[:3]
-        raise DataProblem(
-            f"{len(lacking):,} of {len(asked):,} questions are about images that are not there",
-            where=str(folder),
-            why=f"there is no file for the image ids {_few(missing)}; for {first!r} it would be "
-            f"named {' or '.join(names)}",
-            fix="give the folder that has the images, or take these questions out of the file",
-        )
-    return by_image
-
-
-def _listed(file: Path, data: dict[str, Any]) -> dict[Any, str]:
-    """Image id → file name, where the file lists its images, as COCO's do."""
-    if "images" not in data:
-        return {}
-    return {
-        _id(file, row, "id", f"image {number}"): relative_name(file, row.get("file_name"))
-        for number, row in enumerate(_rows(file, data, "images"), 1)
-    }
-
-
-def _image(folder: Path, file: Path, subtype: str, image: Any, listed: str | None) -> Path | None:
-    """The file of an image, if it is there: under its listed name, or one of `_names`, in the
-    folder or in the one named by the questions' `data_subtype`."""
-    names = [listed] if listed is not None else _names(subtype, image)
-    for name in names:
-        for place in (folder, folder / subtype):
-            path = place / relative_name(file, name)
-            if path.is_file():
-                return path
-    return None
-
-
-def _names(subtype: str, image: Any) -> list[str]:
-    """What the file of an image may be called: by COCO's custom, or by its id alone."""
-    stems = [str(image)]
-    if isinstance(image, int):
-        stems = [f"COCO_{subtype}_{image:012d}", f"{image:012d}", *stems]
-    elif Path(stems[0]).suffix.lower() in _SUFFIXES:
-        return stems
-    return [f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
-
-
-def _rows(file: Path, data: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    rows = data.get(name)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise _broken(file, f"it has no list of {name}")
-    return rows
-
-
-def _id(file: Path, row: dict[str, Any], name: str, which: str) -> int | str:
-    value = row.get(name)
-    if isinstance(value, int | str) and not isinstance(value, bool) and value != "":
-        return value
-    raise _broken(file, f"{which} has no {name}: {repr(value)[:80]}")
-
-
-def _few(ids: Iterable[Any]) -> str:
-    counted = list(Counter(ids))
-    more = ", …" if len(counted) > _SHOWN else ""
-    return ", ".join(repr(i)[:80] for i in counted[:_SHOWN]) + more
-
-
-def _broken(file: Path, why: str) -> DataProblem:
-    return DataProblem(
-        "these questions cannot be read",
-        where=str(file),
-        why=why,
-        fix="give the JSON of VQAv2: questions (question_id, image_id, question), and annotations "
-        "(question_id, answers)",
-    )
 
 
 def _mismatch(file: Path, why: str) -> DataProblem:

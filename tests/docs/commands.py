@@ -118,7 +118,8 @@ VISION = {
         f"{_BITGEN}",
     ),
     "jaxmodels eval runs/scenes": Shown(r"R@1 .*\n.*%"),
-    "jaxmodels train --init runs/scenes --new-words --data questions:shapes --out runs/asked": Shown(
+    "jaxmodels train --init runs/scenes --new-words --data questions:shapes "
+    "--out runs/asked": Shown(
         rf"new words: the vocabulary has \d+ tokens\n(.*\n)*{_DONE}",
         f"jaxmodels train --init runs/scenes --new-words --data questions:vqa --out runs/asked "
         f"{_FEW} --batch 8 --optim.name adamw",
