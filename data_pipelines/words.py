@@ -32,18 +32,26 @@ def with_new_words(
     Raises:
         DataProblem: (usage) the tokens are not words.
     """
-    data = tokenizer.to_json() if isinstance(tokenizer, SubwordTokenizer) else {}
-    if not isinstance(tokenizer, SubwordTokenizer) or data["model"].get("type") != "WordLevel":
+    if not isinstance(tokenizer, SubwordTokenizer) or not are_words(tokenizer):
         raise DataProblem(
             "new words cannot be added to this vocabulary",
             why="its tokens are not words",
             fix="leave out --new-words",
             exit_code=USAGE,
         )
+    data = tokenizer.to_json()
     known, first = data["model"]["vocab"], tokenizer.vocab_size
     found = [word for word in _frequent(tokenizer, texts, min_freq) if word not in known]
     data["model"] |= {"vocab": known | {word: first + i for i, word in enumerate(found)}}
     return SubwordTokenizer.from_json(data, settings=tokenizer.settings)
+
+
+def are_words(tokenizer: Tokenizer | None) -> bool:
+    """Whether the tokens are words, to which `with_new_words` adds others."""
+    return (
+        isinstance(tokenizer, SubwordTokenizer)
+        and tokenizer.to_json()["model"].get("type") == "WordLevel"
+    )
 
 
 def _frequent(tokenizer: SubwordTokenizer, texts: Iterable[str], min_freq: int) -> list[str]:

@@ -124,19 +124,22 @@ def _row(line: bytes, folder: Path, where: str) -> Row:
         questions = tuple(_question(*values) for values in r.get("questions", ()))
         size, captions = tuple(r["size"]), tuple(r["captions"])
         row = Row(r["split"], r["index"], r["name"], size, captions, questions)
-        texts = (row.name, *row.captions, *(x for q in questions for x in (*q[1:2], *q.answers)))
+        asked = (x for q in questions for x in (q.text, *q.answers, q.kind, q.answer_kind))
+        texts = (row.name, *row.captions, *asked)
         if row.split not in ("train", "valid") or row.index < 0:
             raise ValueError(f"split {row.split!r}, index {row.index}")
         if not (captions or questions):
             raise ValueError("it has no text")
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("its name, a caption, a question or an answer is not text")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(folder, f"{where}: {type(error).__name__}: {str(error)[:200]}") from None
     return replace(row, captions=tuple(map(without_surrogates, row.captions)))
 
 
 def _question(number: Any, text: Any, answers: Any, kind: Any, answer_kind: Any) -> Question:
+    if not isinstance(number, int | str):
+        raise TypeError(f"{number!r} is not the id of a question")
     return Question(number, text, tuple(answers), kind, answer_kind)
 
 

@@ -3,8 +3,6 @@ answers to questions."""
 
 import tempfile
 from dataclasses import dataclass
-from itertools import repeat
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from jaxmodels.architecture import Architecture
 from jaxmodels.cli import emit, merge_repeated, parse, refuse_repeated
-from jaxmodels.errors import UNVERIFIED, USAGE, Problem, within
+from jaxmodels.errors import USAGE, Problem, within
 from jaxmodels.files import refuse_existing, write_text
 
 
@@ -102,6 +100,7 @@ def main(argv: list[str]) -> int:
     options = parse(Eval, argv, "eval")
     from jaxmodels.commands import eval_questions
     from jaxmodels.commands.eval_data import open_held_out
+    from jaxmodels.commands.eval_text import measure_text
     from jaxmodels.commands.open import open_model
     from jaxmodels.runtime import platform
     from jaxmodels.runtime.batches import takes_images
@@ -137,7 +136,7 @@ def main(argv: list[str]) -> int:
             found, lines = _images(options, model, images)
             result, shown = result | found, [*shown, *lines]
         if (text := getattr(data, "text", None if _has_images(data) else data)) is not None:
-            found, lines = _text(options, model, tokenizer, text)
+            found, lines = measure_text(options, model, tokenizer, text)
             result, shown = result | found, [*lines, *shown]
     emit(result) if options.json else print(*shown, sep="\n")
     return 0
@@ -176,6 +175,7 @@ def _images(options: Eval, model: Any, data: Any) -> tuple[dict[str, Any], list[
     """The result for images with captions or questions, and lines that show it."""
     import jaxmodels
     from jaxmodels.commands import eval_images
+    from jaxmodels.commands.eval_text import refuse_no_number
 
     package = jaxmodels.package_of(model)
     if hasattr(data, "asked"):
@@ -187,7 +187,7 @@ def _images(options: Eval, model: Any, data: Any) -> tuple[dict[str, Any], list[
     result |= eval_images.retrieval(model, data, limit)
     if options.caption_metrics:
         result |= eval_images.described(model, data, options.max_images)
-    _refuse_no_number(options, result["loss"])
+    refuse_no_number(options.path, result["loss"])
     if options.table is not None:
         write_text(options.table, eval_images.table(result, data.spec))
     return result, eval_images.lines(result)
@@ -198,6 +198,7 @@ def _questions(
 ) -> tuple[dict[str, Any], list[str]]:
     """The result for questions about images, and lines that show it."""
     from jaxmodels.commands import eval_images, eval_questions
+    from jaxmodels.commands.eval_text import refuse_no_number
 
     if options.caption_metrics:
         raise Problem(
@@ -209,12 +210,12 @@ def _questions(
     limit, result = options.max_images, dict[str, Any]()
     if not data.unanswered:
         result = eval_images.losses(package, model, data, limit, options.max_batches)
-        _refuse_no_number(options, result["loss"])
+        refuse_no_number(options.path, result["loss"])
     elif options.table is not None:
         eval_questions.refuse_no_table(data.spec)
     result |= eval_questions.measure(model, data, limit, options.batch, options.predictions)
     if options.table is not None:
-        write_text(options.table, eval_questions.table(result, data.spec))
+        write_text(options.table, eval_questions.table(result, options.questions or data.spec))
     return result, list(eval_questions.lines(result))
 
 
@@ -222,76 +223,3 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows by image, the most similar caption first."""
     rows: list[dict[str, Any]] = result["similarities"]
     return sorted(rows, key=lambda row: (row["image"], -row["similarity"]))
-
-
-def _text(options: Eval, model: Any, tokenizer: Any, data: Any) -> tuple[dict[str, Any], list[str]]:
-    """The result for text, and a line that shows it."""
-    import jaxmodels
-    from jaxmodels.runtime.evaluate import evaluate, loss_function, report
-    from jaxmodels.runtime.paths import split
-
-    batches = _batches(options, data)
-    graphdef, params, model_state = split(model)
-    package = jaxmodels.package_of(model)
-    loss = evaluate(loss_function(package, graphdef), params, model_state, batches)
-    assert loss is not None
-    _refuse_no_number(options, loss["loss"])
-    result = report(loss["loss"], *_measured(package, model, batches, tokenizer))
-    per_character = result.get("bits_per_character")
-    line = (
-        f"loss {result['loss']:.4f} nats per token, perplexity {result['perplexity']:.3f}, "
-        f"{result['bits_per_token']:.4f} bits per token"
-        + (f" and {per_character:.4f} per character" if per_character else "")
-        + f", over {result['tokens']:,} tokens"
-    )
-    return result, [line]
-
-
-def _refuse_no_number(options: Eval, loss: float) -> None:
-    """Raises a Problem (verification failed) if the loss is not finite, which JSON cannot write."""
-    if not isfinite(loss):
-        raise Problem(
-            f"the loss is not finite: {loss}",
-            where=str(options.path),
-            why="parameters or activations are not finite",
-            fix="use an earlier checkpoint; `jaxmodels inspect PATH --tensors` shows what is not "
-            "finite",
-            exit_code=UNVERIFIED,
-        )
-
-
-def _measured(
-    package: Architecture, model: Any, batches: Any, tokenizer: Any
-) -> tuple[int, int | None]:
-    """The number of targets, and of characters that they decode to (None without a tokeniser).
-
-    A special token stands for one character that is not in the vocabulary.
-    """
-    special = tokenizer.special_ids if tokenizer else ()
-    excess = {i: len(tokenizer.decode([i])) - 1 for i in special}
-    tokens = characters = 0
-    cut: list[int] = []
-    for batch in batches:
-        targets = package.targets(model, batch["tokens"]).reshape(-1).tolist()
-        tokens += len(targets)
-        if tokenizer is not None:
-            cut += targets
-            characters -= sum(map(excess.get, targets, repeat(0)))
-            text = tokenizer.decode(cut)
-            if not text.endswith("\ufffd"):  # otherwise the border may split a character
-                characters, cut = characters + len(text), []
-    if tokenizer is None:
-        return tokens, None
-    return tokens, characters + len(tokenizer.decode(cut))
-
-
-def _batches(options: Eval, data: Any) -> Any:
-    batches = data.valid(options.max_batches)
-    if next(iter(batches), None) is None:
-        raise Problem(
-            "nothing is held out to measure on",
-            where=data.spec,
-            fix="give --valid-fraction, for example 0.1, or 1 for the whole text",
-            exit_code=USAGE,
-        )
-    return batches

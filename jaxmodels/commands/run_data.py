@@ -1,26 +1,22 @@
-"""The data of a run: opened for its model, described, and used for samples."""
+"""The data of a run: opened for its model, and described."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from jaxmodels.architecture import Architecture, ConfigView, ModelView
+from jaxmodels.architecture import ConfigView
 from jaxmodels.cli import say
 from jaxmodels.commands.initial import refuse_new_vocabulary
 from jaxmodels.commands.resume import run_tokenizer, run_vocabulary_sizes
 from jaxmodels.commands.train_options import Request, Train
-from jaxmodels.commands.unknown import warn_unknown
 from jaxmodels.errors import MISMATCH, USAGE, Problem
-from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.multihost.processes import is_primary
 from jaxmodels.runtime.stop import Stop
 from jaxmodels.sizes import vocab_used
 
 _PADDING = 128  # fewer unused rows than this count as padding of the vocabulary
-_SAMPLES = 8  # held-out images that are captioned or asked about during training
 
 
 def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
@@ -101,7 +97,16 @@ def open_data(
         data = opened()
     for note in data.notes:
         say(note)
+    if options.init and not options.new_words and not has_checkpoint and _lacks_words(data):
+        say("--new-words adds the words that the vocabulary lacks")
     return data
+
+
+def _lacks_words(data: Any) -> bool:
+    """Whether captions or questions have words that a vocabulary of words does not."""
+    from data_pipelines.words import are_words
+
+    return hasattr(data, "captions") and data.captions.unknown > 0 and are_words(data.tokenizer)
 
 
 def _prepared(folder: Path) -> bool:
@@ -209,69 +214,3 @@ def describe(request: Request, data: Any) -> None:
         "held out" + (f", vocabulary {data.vocab_size}" if data.vocab_size else ""),
         f"{recipe.steps:,} steps of {a_step}",
     )
-
-
-def sampler(
-    package: Architecture, config: Any, recipe: Recipe, data: Any
-) -> Callable[..., Any] | None:
-    """Makes the samples shown during training; None if the model cannot write any."""
-    import numpy as np
-
-    from jaxmodels.runtime.answers import can_caption
-    from jaxmodels.runtime.batches import takes_text
-    from jaxmodels.runtime.training.samples import (
-        both_samplers,
-        caption_sampler,
-        image_sampler,
-        text_sampler,
-    )
-
-    if data.tokenizer is None or not recipe.sample_every:
-        return None
-    of_text = None
-    if takes_text(config):
-        warn_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
-        of_text = text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
-    if not hasattr(data, "retrieval"):
-        return of_text
-    if hasattr(data, "asked"):
-        return _question_sampler(data)
-    found, references = data.retrieval(_SAMPLES)
-    images = np.concatenate(list(found))
-    if ModelView(package.Model).drawn is not None:
-        of_images = image_sampler(images)
-        return both_samplers(of_text, of_images) if hasattr(data, "text") else of_images
-    if not can_caption(package.Model):
-        say(f"{package.name} cannot write captions, so there are no samples")
-        return None
-    return caption_sampler(data.tokenizer, images, [one[0] for one in references])
-
-
-def _question_sampler(data: Any) -> Callable[..., Any]:
-    """Answers a question about each of the first held-out images."""
-    import numpy as np
-
-    from data_pipelines.captions.question_dataset import prompt_of
-    from jaxmodels.runtime.training.samples import question_sampler
-
-    by_image: dict[int, list[Any]] = {}
-    for image, question in data.asked(_SAMPLES):
-        by_image.setdefault(image, []).append(question)
-    # From image to image one of another kind.
-    asked = [each[2 * i % len(each)] for i, each in enumerate(by_image.values())]
-    return question_sampler(
-        data.tokenizer,
-        data.pixels(np.asarray(list(by_image))),
-        [prompt_of(question.text) for question in asked],
-        [question.answers[0] for question in asked],
-    )
-
-
-def generate_flags(package: Architecture, config: Any) -> str:
-    """The flags of `generate` for such a model; empty if it cannot generate."""
-    from jaxmodels.runtime.answers import can_caption
-    from jaxmodels.runtime.batches import takes_text
-
-    if takes_text(config):
-        return "--prompt 'The '"
-    return "--image FILE" if can_caption(package.Model) else ""
