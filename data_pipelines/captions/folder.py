@@ -11,8 +11,10 @@ from data_pipelines.file_search import path_of, split_name
 from data_pipelines.limits import MAX_CAPTIONS
 from jaxmodels.reading import read_limited
 
-_FILES = ("captions*.json", "captions*.jsonl", "captions*.csv", "dataset*.json")
-_FILES += ("metadata.jsonl", "metadata.csv")
+_FILES = (
+    *("captions*.json", "captions*.jsonl", "captions*.csv"),
+    *("dataset*.json", "metadata.jsonl", "metadata.csv"),
+)
 _HELD_OUT = ("validation", "val", "valid", "test")  # splits, in order of preference
 _TRAIN = ("train", "restval", "")
 

@@ -638,8 +638,6 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
             targets = input_ids
             if attention_mask is not None and bool((attention_mask[:, :1] == 0).any()):
                 raise ValueError("with labels, texts are padded on the right")
-        if labels is not None and labels.shape != targets.shape:
-            raise ValueError(f"labels {[*labels.shape]} do not go with {[*targets.shape]} targets")
         pixels = given_pixels(pixel_values, images)
         if pixels is not None and len(pixels) != len(input_ids):
             raise ValueError(f"{len(pixels)} images do not go with {len(input_ids)} texts")
@@ -651,13 +649,11 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
             seen = self.image_norm(self.run(self.image, y, None, upper=True))
             image_features = self.image_pool(seen.mean(1))
             embeddings = self.together(x, mask, y)[0]
-        logits = None
+        logits, loss = None, None
         if targets is not None:
             features = text_features if image_features is None else image_features
             logits = self.written(targets[:, :-1], self.context(seen, features, noise))
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss = None if labels is None else loss_of(logits, labels)
         contrastive = None
         if return_contrastive_features:
             contrastive = {"text_features": text_features, "temperature": self.temperature}
@@ -854,6 +850,13 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
         patches = patches.unflatten(1, (rows, merge, rows, merge)).transpose(2, 3)
         squares = patches.flatten(3, 5).flatten(1, 2)
         return self.project(torch.cat([cls.repeat(1, 1, merge**2), squares], 1))
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of labels [b, u], without those of −100, by logits [b, u, v]."""
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(f"labels {[*labels.shape]} do not go with {[*logits.shape[:2]]} targets")
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 def refuse_unknown(kwargs: dict[str, Any]) -> None:

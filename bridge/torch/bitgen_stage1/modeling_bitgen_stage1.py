@@ -437,8 +437,6 @@ class BitGenStage1Model(PreTrainedModel):
             raise ValueError(f"{len(pixels)} images do not go with {len(input_ids)} texts")
         if labels is not None and targets is None:
             targets = input_ids
-        if labels is not None and labels.shape != targets.shape:
-            raise ValueError(f"labels {[*labels.shape]} do not go with {[*targets.shape]} targets")
         text = self.embedded(input_ids)
         x, image_features = text, None
         if pixels is not None:
@@ -448,12 +446,10 @@ class BitGenStage1Model(PreTrainedModel):
         for block in self.blocks:
             x = block(x)
         embeddings = self.norm(x)
-        logits = None
+        logits, loss = None, None
         if targets is not None:
             logits = self.decoder(self.embedded(targets), embeddings)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss = None if labels is None else loss_of(logits, labels)
         features = self.fusion.text_features(text)
         contrastive = None
         if return_contrastive_features:
@@ -494,6 +490,13 @@ class BitGenStage1Model(PreTrainedModel):
             images = F.interpolate(images, side, mode="bilinear", align_corners=False)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         return self.fusion.project(self.vision((images - mean) / std)[:, 1:].mean(1))
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of labels [b, u], without those of −100, by logits [b, u, v]."""
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(f"labels {[*labels.shape]} do not go with {[*logits.shape[:2]]} targets")
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 def refuse_unknown(kwargs: dict[str, Any]) -> None:
