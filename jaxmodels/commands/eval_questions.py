@@ -133,7 +133,7 @@ def _written(model: Any, data: Any, asked: Sequence[tuple[int, Any]], batch: int
 
 def _by(
     kinds: Sequence[str], questions: Sequence[Any], written: Sequence[str]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """The score of each kind of questions, by name; empty if they have none."""
     groups: dict[str, list[int]] = {}
     for i, kind in enumerate(kinds):
@@ -146,7 +146,7 @@ def _by(
     }
 
 
-def _score(questions: Sequence[Any], written: Sequence[str]) -> dict[str, float]:
+def _score(questions: Sequence[Any], written: Sequence[str]) -> dict[str, Any]:
     from jaxmodels.runtime.vqa import accuracy, chance
 
     right = [
@@ -190,7 +190,7 @@ def table(result: dict[str, Any], data: str) -> str:
     )
 
 
-def _table_rows(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+def _table_rows(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "all", result
     for name in ("by_type", "by_answer_type"):
         found = result.get(name, {})
