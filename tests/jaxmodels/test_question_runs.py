@@ -187,3 +187,20 @@ def test_only_what_writes_about_images_is_trained_on_questions(file, capsys, tmp
     new = ["train", "bitgen:tiny", *data, "--new-words"]
     assert "--new-words needs --init" in shown(capsys, *new, code=USAGE)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_image_with_captions_in_other_scripts(captioner, capsys, tmp_path):
+    """Fewer images than a batch, than ranks of recall and than the loss compares."""
+    scenes.folder(tmp_path / "one", 1)
+    (tmp_path / "one" / "captions.json").unlink()
+    row = {"image": "0.png", "caption": ["红色 圆圈", "e\u0301\u2028ü 🙂", "|a|b|", "a circle"]}
+    (tmp_path / "one" / "captions.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    words = ["eval", str(captioner), "--data", f"images:{tmp_path / 'one'}"]
+    words += ["--valid-fraction", "1", "--max-images", "5", "--caption-metrics"]
+    found = json.loads(shown(capsys, *words, "--table", str(tmp_path / "t.md"), "--json"))
+    assert (found["images"], found["captions"]) == (1, 4)
+    assert found["t2i_recall_at_1"] == found["i2t_recall_at_1"] == 1.0
+    assert all(np.isfinite(value) for value in found.values())
+    assert found["cider"] == 0.0  # weights of words need more than one image
+    assert "1 images, 4 captions" in (tmp_path / "t.md").read_text()
