@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -45,6 +46,8 @@ class QuestionDataset(CaptionDataset):
 
     questions: tuple[tuple[Question, ...], ...]
     """Those of each image; `texts` are these with their answers."""
+
+    TEXTS: ClassVar[str] = "questions with their answers"
 
     def pairs(self, indices: np.ndarray, turns: np.ndarray) -> Batch:
         """As for captions, and `scored` int32 [rows, context], 1 for a token of an answer or of

@@ -34,6 +34,9 @@ def sampler(
         of_text = text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
     if not hasattr(data, "retrieval"):
         return of_text
+    if not data.valid_images:
+        say("no image is held out, so there are no samples of images")
+        return of_text
     if hasattr(data, "asked"):
         return _question_sampler(data)
     found, references = data.retrieval(_SAMPLES)

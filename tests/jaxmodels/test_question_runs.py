@@ -3,12 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import bridge
+import jaxmodels
 from jaxmodels.__main__ import main
+from jaxmodels.commands.run_samples import sampler
 from jaxmodels.errors import CORRUPT, DONE, EXISTS, MISMATCH, USAGE
 from jaxmodels.runtime.answers import answer
 from jaxmodels.runtime.metrics import read
@@ -187,6 +190,15 @@ def test_only_what_writes_about_images_is_trained_on_questions(file, capsys, tmp
     new = ["train", "bitgen:tiny", *data, "--new-words"]
     assert "--new-words needs --init" in shown(capsys, *new, code=USAGE)
     assert not (tmp_path / "run").exists()
+
+
+def test_where_nothing_is_held_out_there_are_no_samples(capsys):
+    """Of captions as of questions; the run trains all the same."""
+    package = jaxmodels.arch("bitgen")
+    data = SimpleNamespace(tokenizer=object(), valid_images=0, retrieval=None, asked=None)
+    config, recipe = package.PRESETS["tiny"], package.RECIPES["tiny"]
+    assert sampler(package, config, recipe, data) is None
+    assert "no image is held out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
