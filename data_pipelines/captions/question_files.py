@@ -1,5 +1,6 @@
 """The rows of VQA's files, and the images that they name."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from data_pipelines.captions.caption_files import relative_name
 from data_pipelines.errors import DataProblem
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_COCO = re.compile(r"(?:COCO_.+_)?(\d{12})")
 _SHOWN = 3  # ids in an error
 
 
@@ -28,31 +30,40 @@ def images_of(
     """
     subtype = data.get("data_subtype")
     subtype = relative_name(file, subtype) if subtype else ""
-    listed = _listed(file, data)
+    listed, index = _listed(file, data), _index(folder)
     found: dict[Any, Path | None] = {}
     by_image: dict[Path, list[Any]] = {}
     lacking: list[Any] = []
     for key, row in asked.items():
         image = row["image_id"]
         if image not in found:
-            found[image] = _image(folder, file, subtype, image, listed.get(image))
+            known = folder / listed[image] if image in listed else None
+            found[image] = known or _image(file, index, subtype, image)
         path = found[image]
-        if path is None:
+        if path is None or not path.is_file():
             lacking.append(image)
         else:
             by_image.setdefault(path, []).append(key)
     if lacking:
-        missing = list(dict.fromkeys(lacking))
-        first = missing[0]
-        names = [listed[first]] if first in listed else _names(subtype, first)[:3]
-        raise DataProblem(
-            f"{len(lacking):,} of {len(asked):,} questions are about images that are not there",
-            where=str(folder),
-            why=f"there is no file for the image ids {few(missing)}; for {first!r} it would be "
-            f"named {' or '.join(names)}",
-            fix="give the folder that has the images, or take these questions out of the file",
-        )
+        raise _missing(folder, len(asked), lacking, subtype, listed)
     return by_image
+
+
+def _missing(
+    folder: Path, count: int, lacking: list[Any], subtype: str, listed: dict[Any, str]
+) -> DataProblem:
+    """The error for questions, one for each of the lacking ids, whose images are not there."""
+    first = lacking[0]
+    name = listed.get(first) or f"{first}.jpg"
+    if isinstance(first, int) and first not in listed:
+        name += f", or COCO_{subtype or 'val2014'}_{first:012d}.jpg"
+    return DataProblem(
+        f"{len(lacking):,} of {count:,} questions are about images that are not there",
+        where=str(folder),
+        why=f"there is no file for the image ids {few(lacking)}; for {first!r} it would be "
+        f"named {name}",
+        fix="give the folder that has the images, or take these questions out of the file",
+    )
 
 
 def _listed(file: Path, data: dict[str, Any]) -> dict[Any, str]:
@@ -65,26 +76,33 @@ def _listed(file: Path, data: dict[str, Any]) -> dict[Any, str]:
     }
 
 
-def _image(folder: Path, file: Path, subtype: str, image: Any, listed: str | None) -> Path | None:
-    """The file of an image, if it is there: under its listed name, or one of `_names`, in the
-    folder or in the one named by the questions' `data_subtype`."""
-    names = [listed] if listed is not None else _names(subtype, image)
-    for name in names:
-        for place in (folder, folder / subtype):
-            path = place / relative_name(file, name)
-            if path.is_file():
-                return path
-    return None
+def _index(folder: Path) -> dict[str | int, list[Path]]:
+    """The images in a folder and the folders in it, by name, by name without its ending, and by the
+    number in COCO's names (COCO_val2014_000000000007.jpg, 000000000007.jpg)."""
+    found: dict[str | int, list[Path]] = {}
+    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        for path in sorted(place.iterdir()):
+            if path.suffix.lower() in _SUFFIXES:
+                number = _COCO.fullmatch(path.stem)
+                for key in (path.name, path.stem, *([int(number[1])] if number else [])):
+                    found.setdefault(key, []).append(path)
+    return found
 
 
-def _names(subtype: str, image: Any) -> list[str]:
-    """What the file of an image may be called: by COCO's custom, or by its id alone."""
-    stems = [str(image)]
-    if isinstance(image, int):
-        stems = [f"COCO_{subtype}_{image:012d}", f"{image:012d}", *stems]
-    elif Path(stems[0]).suffix.lower() in _SUFFIXES:
-        return stems
-    return [f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
+def _image(file: Path, index: dict[str | int, list[Path]], subtype: str, image: Any) -> Path | None:
+    """The file of an image by its id, if it is there.
+
+    Raises:
+        DataProblem: (corrupt) there are several.
+    """
+    name = str(image) if isinstance(image, int) else relative_name(file, image)
+    numbered = index.get(image, []) if isinstance(image, int) else []
+    paths = list(dict.fromkeys([*numbered, *index.get(name, [])]))
+    if len(paths) > 1:
+        paths = [p for p in paths if subtype in (p.parent.name, *p.stem.split("_"))] or paths
+    if len(paths) > 1:
+        raise broken(file, f"the image id {image!r} may be {paths[0]} or {paths[1]}")
+    return paths[0] if paths else None
 
 
 def rows_of(file: Path, data: dict[str, Any], name: str) -> list[dict[str, Any]]:

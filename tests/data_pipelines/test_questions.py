@@ -99,8 +99,8 @@ def test_answers_may_be_in_the_same_file_or_in_a_named_one(file, tmp_path):
 def test_images_are_found_by_id_or_listed_name(file, tmp_path):
     folder = tmp_path / "own"
     (folder / "more").mkdir(parents=True)
-    names = {7: "7.jpg", "n1": "n1.png", "x.webp": "x.webp", 8: "more/eight.png"}
-    names[9] = "000000000009.JPG".lower()
+    names = {7: "7.JPG", "n1": "n1.png", "x.webp": "x.webp", 8: "more/eight.png"}
+    names |= {9: "000000000009.jpg", 10: "more/COCO_val2014_000000000010.jpg", 11: "more/11.png"}
     for name in names.values():
         Image.new("RGB", (30, 20), "red").save(folder / name)
     rows = [{"question_id": f"q{i}", "image_id": i, "question": "què?"} for i in names]
@@ -109,6 +109,17 @@ def test_images_are_found_by_id_or_listed_name(file, tmp_path):
     write(folder / "questions.json", {"questions": rows, "images": listed, "annotations": people})
     data = opened(file, tmp_path, f"questions:{folder}", valid_fraction=0.2)
     assert [q.id for each in data.questions for q in each] == [f"q{i}" for i in names]
+
+
+def test_an_id_of_several_images(file, tmp_path):
+    """`data_subtype` decides, if it can."""
+    (file.parent / "train2014").mkdir()
+    first = file.parent / "val2014" / "COCO_val2014_000000000000.png"
+    (file.parent / "train2014" / first.name.replace("val", "train")).write_bytes(first.read_bytes())
+    assert opened(file, tmp_path).train_images == 3
+    data = json.loads(file.read_text())
+    write(file, data | {"data_subtype": ""})
+    assert "may be" in refused(CORRUPT, file, tmp_path / "b")
 
 
 def test_a_prepared_folder_opens_the_same(file, tmp_path):
