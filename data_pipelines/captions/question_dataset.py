@@ -28,7 +28,8 @@ def answered(question: Question) -> str:
     prompt = prompt_of(question.text)
     if not question.answers:
         return prompt
-    return f"{prompt} {Counter(question.answers).most_common(1)[0][0].strip()}"
+    answer = Counter(question.answers).most_common(1)[0][0]
+    return f"{prompt} {' '.join(answer.split())}"
 
 
 def prompt_length(question: Question, tokenizer: Tokenizer) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipelines.captions.question_files import broken, few, id_of, images_of, rows_of
 from data_pipelines.captions.source import Example, ImageTextSource, Question
-from data_pipelines.errors import MISMATCH, USAGE, DataProblem
+from data_pipelines.errors import CORRUPT, MISMATCH, USAGE, DataProblem
 from data_pipelines.file_search import path_of, split_name
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import MAX_ANSWERS
@@ -69,7 +69,7 @@ def _questions_file(folder: Path) -> Path:
         where=str(folder),
         why=why,
         fix=f"name one: questions:{folder}#{found[0].name if found else 'FILE'}",
-        exit_code=USAGE if found else 3,
+        exit_code=USAGE if found else CORRUPT,
     )
 
 

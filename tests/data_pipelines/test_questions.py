@@ -65,7 +65,7 @@ def test_the_questions_of_an_image_take_turns(file, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "words", "chars", "bytes", "bpe:300"])
 def test_the_prompt_is_read_and_the_answer_learned_whatever_the_tokens(name):
-    asked = Question(1, "what is\n it?", ("a dog", "cat", "a dog"))
+    asked = Question(1, "what is\n it?", (" a\ndog", "cat", " a\ndog"))
     assert answered(asked) == "question: what is it? answer: a dog"
     texts = ["question: what is it? answer: a dog", "some more words of text"]
     if name == "words":
