@@ -84,7 +84,8 @@ def _index(folder: Path) -> dict[str | int, list[Path]]:
         for path in sorted(place.iterdir()):
             if path.suffix.lower() in _SUFFIXES:
                 number = _COCO.fullmatch(path.stem)
-                for key in (path.name, path.stem, *([int(number[1])] if number else [])):
+                keys: list[str | int] = [path.name, path.stem]
+                for key in keys + ([int(number[1])] if number else []):
                     found.setdefault(key, []).append(path)
     return found
 
