@@ -54,7 +54,7 @@ def _photos(path: Path) -> None:
     scenes.folder(path)
 
 
-def _questions(path: Path) -> None:
+def _vqa(path: Path) -> None:
     questions_on_disk.vqa(path)
 
 
@@ -114,7 +114,7 @@ MATERIAL: dict[str, Callable[[Path], None]] = {
     "step_7.zip": _wigip,
     "dinov2-small": _tower,
     "photos": _photos,
-    "vqa": _questions,
+    "vqa": _vqa,
     "data/shakespeare_char": _prepared,
     "out-shakespeare-char": _trained,
 }
