@@ -23,8 +23,10 @@ def report_of_plan(
 ) -> Report:
     """What a conversion will write, and what it takes."""
     held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
+    written = plan.adapters or list(plan.ours.values())
     few_bits = plan.packed or plan.quantised
-    size = plan.bytes if few_bits else sum(tensor.nbytes for tensor in plan.ours.values())
+    size = plan.bytes if few_bits else sum(tensor.nbytes for tensor in written)
+    parameters = sum(tensor.size for tensor in plan.adapters) or source.parameters
     format = plan.format
     notes = [*source.notes, *plan.notes]
     notes += format.notes(source.config, source.origin, source.tokenizer)
@@ -46,8 +48,8 @@ def report_of_plan(
         format=format.name,
         arch=source.arch,
         preset=source.preset,
-        tensors=len(plan.ours),
-        parameters=source.parameters,
+        tensors=len(written),
+        parameters=parameters,
         bytes=size,
         files=[name for name in plan.shards if name],
         # None where there is no text to write with one.
