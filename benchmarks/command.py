@@ -30,6 +30,7 @@ SUITES = {
     "objectives": ("benchmarks.objectives", "wigip's two objectives after equal time"),
     "quality": ("benchmarks.quality", "validation loss after a fixed budget of steps"),
     "scenes": ("benchmarks.scenes", "what bitgen:tiny learns from drawn scenes in minutes"),
+    "questions": ("benchmarks.questions", "what a bitgen answers about drawn scenes"),
     "pictures": ("benchmarks.pictures", "what phase 2 of wigip learns beside text, in minutes"),
     "gpu": ("benchmarks.gpu", "what one GPU reaches, against the goals and compiled PyTorch"),
     "plan": ("benchmarks.plan", "steps compiled for TPUs and GPUs: memory, bounds, traffic"),

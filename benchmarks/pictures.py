@@ -7,9 +7,6 @@ patch predicted from those before it against that of the mean of the training im
 on held-out text of both runs.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import RESULTS, Run, positive, save
+from benchmarks.processes import measured as eval_of
+from benchmarks.processes import timed
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import INTERNAL, Problem
 
 RUNS = ((),)
 QUICK = (("--first", "4", "--steps", "3", "--pairs", "2"),)
@@ -79,14 +77,16 @@ def measured(options: Pictures, folder: Path) -> dict[str, float]:
     spec = f"{TEXT},{options.pairs}*shapes"
     steps = options.steps * (1 + options.pairs)
     seconds += _train(PRESET, both, steps, "--data", spec, "--init", str(one))
-    of_alone = _eval(alone, "--data", TEXT)
-    of_text, of_images = _eval(both, "--data", TEXT), _eval(both, "--data", "shapes")
+    of_alone, of_first, of_text = (
+        eval_of("eval", str(run), "--data", TEXT) for run in (alone, one, both)
+    )
+    of_images = eval_of("eval", str(both), "--data", "shapes")
     return {
         "R@1 text to image": of_images["t2i_recall_at_1"],
         "R@1 image to text": of_images["i2t_recall_at_1"],
         "image loss": of_images["image_loss"],
         "image loss of the mean image": mean_image_loss(both),
-        "text loss after phase 1": _eval(one, "--data", TEXT)["loss"],
+        "text loss after phase 1": of_first["loss"],
         "text loss after text alone": of_alone["loss"],
         "text loss after text and images": of_text["loss"],
         "text loss lost to images": of_text["loss"] - of_alone["loss"],
@@ -127,32 +127,6 @@ def mean_image_loss(run: Path) -> float:
 
 def _train(preset: str, path: Path, steps: int, *words: str) -> float:
     """Trains with the command; returns its total seconds."""
-    began = time.monotonic()
     every = str(max(steps // 3, 1))
     when = ("--eval-every", every, "--save-every", every, "--sample-every", every)
-    _command("train", preset, "--out", str(path), "--steps", str(steps), *when, *words)
-    return round(time.monotonic() - began, 1)
-
-
-def _eval(path: Path, *words: str) -> dict[str, float]:
-    found: dict[str, float] = json.loads(_command("eval", str(path), "--json", *words))
-    return found
-
-
-def _command(*words: str) -> str:
-    """What a command prints on standard output.
-
-    Raises:
-        Problem: it failed, with its exit code; the command has printed why.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxmodels", *words], stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        raise Problem(
-            "a command ended early",
-            where=f"jaxmodels {' '.join(words)}",
-            fix="see its message above",
-            exit_code=done.returncode if done.returncode > 0 else INTERNAL,
-        )
-    return done.stdout
+    return timed("train", preset, "--out", str(path), "--steps", str(steps), *when, *words)

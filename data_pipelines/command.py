@@ -128,10 +128,12 @@ def _prepare_images(
         _emit({"folder": str(folder), **made})
     else:
         train, valid = made["images"]["train"], made["images"]["valid"]
+        asked = made.get("questions")
+        texts = f"{asked:,} questions" if asked else f"{made['captions']:,} captions"
         for note in notes_of(made):
             print(note)
         print(
-            f"{train:,} images, and {valid:,} held out, with {made['captions']:,} captions; "
+            f"{train:,} images, and {valid:,} held out, with {texts}; "
             f"written to {folder}\n"
             f"next: jaxmodels train bitgen:tiny --data bin:{folder} --out runs/first"
         )

@@ -24,6 +24,10 @@ MAX_MANIFEST = 1 << 28
 MAX_CAPTIONS = 1 << 29
 """Bytes of a user's file of captions; COCO's has 92 million."""
 
+MAX_ANSWERS = 1 << 30
+"""Bytes of a user's file of questions or answers; the answers of VQAv2's training part have 390
+million."""
+
 MAX_PREPARED = 1 << 32
 """Bytes of captions.jsonl or images.bin, written by `data prepare`."""
 

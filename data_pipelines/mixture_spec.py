@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from data_pipelines.captions.opening import has_captions
+from data_pipelines.captions.opening import has_captions, has_questions
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.documents import first_documents
 from data_pipelines.errors import MISMATCH, USAGE, DataProblem
@@ -82,6 +82,12 @@ def kinds_of(spec: str) -> set[str]:
     """
     specs = parse_mixture(spec)[0] if spec.startswith(f"{MIX}:") else (spec,)
     return {"images" if has_captions(source) else "text" for source in specs}
+
+
+def asks(spec: str) -> bool:
+    """Whether the data of a spec, or a source of a mixture, is questions about images."""
+    specs = parse_mixture(spec)[0] if spec.startswith(f"{MIX}:") else (spec,)
+    return any(has_captions(source) and has_questions(source) for source in specs)
 
 
 def _wrong(spec: str, why: str) -> DataProblem:

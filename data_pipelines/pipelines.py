@@ -44,6 +44,7 @@ def open_data(
     side: int | None = None,
     patch: int = PATCH,
     caption: int | None = None,
+    new_words: bool = False,
 ) -> Dataset:
     """Opens the dataset that a spec names; files are prepared into `folder` the first time.
 
@@ -76,6 +77,8 @@ def open_data(
         caption: tokens of a caption, for a model that reads text and images; one source of a
             mixture may then be images with captions, whose batches take turns with those of the
             text. None: `context`.
+        new_words: an open tokeniser whose tokens are words gets those of the captions or questions
+            that it lacks.
 
     A mixture (`mix:3*SPEC,1*SPEC`) has one tokeniser for all sources: the given one, else that of
     a prepared folder among them, else the characters of all texts.
@@ -104,10 +107,18 @@ def open_data(
             patch=patch,
             min_freq=min_freq,
             progress=progress,
+            new_words=new_words,
             context=caption or context,
             batch=batch,
             seed=seed,
             valid_fraction=valid_fraction,
+        )
+    if new_words:
+        raise DataProblem(
+            "new words can be added for images with captions or questions only",
+            where=spec,
+            fix="leave out --new-words",
+            exit_code=USAGE,
         )
     kind = spec.partition(":")[0]
     sizes: dict[str, Any] = {

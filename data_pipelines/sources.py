@@ -18,7 +18,10 @@ SPECS = {
     "bin:PATH": "a folder written by `data prepare`, or a raw token file (?dtype=uint32)",
     "mix:WEIGHT*SPEC,WEIGHT*SPEC": "texts mixed by weight, row by row: mix:3*text:books,1*pydoc",
     "shapes[:SIDE]": "images with captions: 10,256 drawn scenes, SIDE (56) pixels wide",
-    "images:FOLDER[#FILE]": "images with captions in COCO's JSON or a CSV (file,caption)",
+    "images:FOLDER[#FILE[:SPLIT]]": "images with captions in COCO's or Karpathy's JSON, JSON lines "
+    "or a CSV (file,caption)",
+    "questions:shapes[:SIDE]": "the drawn scenes with questions: colour, shape, count, relation",
+    "questions:FOLDER[#FILE[#ANSWERS]]": "images with questions in the JSON files of VQAv2",
     "coco_captions[:SPLIT]": "tfds:coco_captions; or any TFDS dataset with an image and captions",
 }
 """Form of a spec → its description."""

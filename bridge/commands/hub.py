@@ -92,5 +92,8 @@ def pull_main(argv: list[str]) -> int:
         f"{report.output}: {report.format or 'not a checkpoint of a known format'}, "
         f"{len(report.files)} files, {report.bytes:,} bytes; {digests}"
     )
-    show(f"next: jaxmodels inspect {report.output}")
+    if report.format == "onnx":
+        show("next: onnxruntime; README.md has the graphs' inputs and outputs")
+    else:
+        show(f"next: jaxmodels inspect {report.output}")
     return DONE

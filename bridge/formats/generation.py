@@ -8,7 +8,7 @@ from bridge.formats.tokenizer import padding
 from bridge.storage.safetensors_reader import parse_json
 from data_pipelines.captions.tokens import padding as caption_padding
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer
-from jaxmodels.runtime.training.samples import can_caption, end_token
+from jaxmodels.runtime.answers import can_caption, end_token
 
 GENERATION = "generation_config.json"
 # The keys of a generation_config.json that are taken over.

@@ -17,6 +17,7 @@ _DATA = (
     *("memory.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("added_tokens.json", "understanding_good_stuff.json"),
+    *("*.onnx", "weights.bin"),
 )
 # Orbax's files, some of which have no endings.
 _ORBAX = re.compile(

@@ -1,8 +1,9 @@
 """push: a checkpoint to the Hugging Face hub, in one commit, after it was checked.
 
 The repository becomes equal to the folder: a `model.safetensors` left from before would be loaded
-by transformers in place of new shards. So it needs `--force` where something exists already. An
-edited model card fails `verify`, but neither push nor pull.
+by transformers in place of new shards. So it needs `--force` where something exists already. A
+model card may be edited, by hand or with a table of results: the manifest that is uploaded has its
+digest, so that the repository passes `verify`.
 """
 
 import warnings
@@ -14,6 +15,7 @@ from bridge.checks.verification import CARD, but_for_the_card, digest_problems
 from bridge.core.report import Report
 from bridge.formats import recognise
 from bridge.formats.foreign import code_of_ours, our_code
+from bridge.formats.onnx import is_folder as is_graphs
 from bridge.formats.runs import is_run, is_step
 from bridge.hub.client import ask, client, names, repository
 from bridge.hub.files import few, named_code, refuse_damage, wanted
@@ -21,6 +23,7 @@ from bridge.hub.limits import ANSWER, seconds_for
 from jaxmodels.errors import CORRUPT, EXISTS, UNSAFE, USAGE, Problem
 from jaxmodels.files import files_below
 from jaxmodels.reading import read_limited
+from jaxmodels.runtime.manifest import MANIFEST, with_digest
 
 _LONGEST = 1_000_000  # bytes of a table
 _HEADING = "## Evaluation\n"
@@ -39,7 +42,7 @@ def push(
     Files that `pull` would not download (code that is not ours, for example) are left out.
 
     Args:
-        folder: a model directory, or a folder of another known format; not a run.
+        folder: a model directory, ONNX graphs, or a folder of another known format; not a run.
         to: "hf://owner/name"; created if there is none.
         revision: the branch; created if there is none. Default: main.
         private: make a newly created repository private.
@@ -60,9 +63,8 @@ def push(
 
     folder, name, hub = Path(folder), repository(to), client()
     files, left_out = _checked(folder)
-    card = None if table is None else _with_table(folder / CARD, Path(table))
-    if card is not None:
-        files = sorted({*files, CARD})
+    changed = _changed(folder, None if table is None else Path(table))
+    files = sorted({*files, *changed})
     there = ask(to, "write", lambda: names(hub, name, revision, private))
     if there and not force:
         raise Problem(
@@ -74,19 +76,15 @@ def push(
         )
     gone = sorted(set(there) - set(files))
     size = sum(
-        len(card) if file == CARD and card is not None else (folder / file).stat().st_size
-        for file in files
+        len(changed[file]) if file in changed else (folder / file).stat().st_size for file in files
     )
-
-    def content(file: str) -> Path | bytes:
-        return card if file == CARD and card is not None else folder / file
 
     def commit() -> Any:
         with warnings.catch_warnings(action="ignore"):
             return hub.create_commit(
                 name,
                 [
-                    *(CommitOperationAdd(file, content(file)) for file in files),
+                    *(CommitOperationAdd(file, changed.get(file, folder / file)) for file in files),
                     *(CommitOperationDelete(file) for file in gone),
                 ],
                 commit_message=f"Upload by jaxmodels {jaxmodels.__version__}",
@@ -104,6 +102,24 @@ def push(
         removed=gone,
         bytes=size,
     )
+
+
+def _changed(folder: Path, table: Path | None) -> dict[str, bytes]:
+    """Name → content of what is uploaded instead of the folder's files: a model card with a table,
+    and a manifest with the digest of the card, if that is another than it promises.
+
+    Raises:
+        Problem: (corrupt) the table cannot be read.
+    """
+    card, changed = folder / CARD, dict[str, bytes]()
+    if table is not None:
+        changed[CARD] = _with_table(card, table)
+    elif not card.is_file():
+        return changed
+    if (folder / MANIFEST).is_file():
+        manifest = with_digest(folder / MANIFEST, CARD, changed.get(CARD) or card.read_bytes())
+        changed |= {MANIFEST: manifest} if manifest else {}
+    return changed
 
 
 def _with_table(card: Path, table: Path) -> bytes:
@@ -138,7 +154,8 @@ def _checked(folder: Path) -> tuple[list[str], list[str]]:
             fix=f"jaxmodels convert {folder} DIR, and push DIR",
             exit_code=USAGE,
         )
-    recognise(folder)
+    if not is_graphs(folder):  # which are written only
+        recognise(folder)
     if is_run(folder) or is_step(folder):
         raise Problem(
             "this is a training run, with optimiser and data, not a model to publish",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import grain
 import numpy as np
@@ -44,6 +44,9 @@ class CaptionDataset(Dataset):
     threads: int
     """Readers of training batches."""
 
+    TEXTS: ClassVar[str] = "captions"
+    """What `texts` are, for notes."""
+
     @property
     def notes(self) -> list[str]:
         """What the user should know, a sentence each."""
@@ -51,7 +54,7 @@ class CaptionDataset(Dataset):
         if cut := int((self.captions.lengths > self.context).sum()):
             share = cut / total
             notes.append(
-                f"{cut:,} captions ({share:.2%}) are longer than {self.context} tokens and cut"
+                f"{cut:,} {self.TEXTS} ({share:.2%}) are longer than {self.context} tokens and cut"
             )
         if unknown := self.captions.unknown:
             share = unknown / len(self.captions.ids)

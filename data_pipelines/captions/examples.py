@@ -1,8 +1,15 @@
-"""Opens the sources of images with captions."""
+"""Opens the sources of images with captions or questions."""
 
 from pathlib import Path
 
-from data_pipelines.captions.source import COCO, SHAPES, ImageTextSource, shapes_side
+from data_pipelines.captions.source import (
+    COCO,
+    QUESTIONS,
+    SHAPES,
+    ImageTextSource,
+    is_drawn,
+    shapes_side,
+)
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.sources import unknown_spec
 
@@ -11,7 +18,7 @@ PATCH = 14
 
 
 def is_caption_source(spec: str) -> bool:
-    """Whether a spec of any form but `bin:` and `mix:` names images with captions, not text.
+    """Whether a spec of any form but `bin:` and `mix:` names images with texts, not text alone.
 
     Raises:
         DataProblem: (corrupt) it names a TFDS dataset that is missing.
@@ -21,11 +28,11 @@ def is_caption_source(spec: str) -> bool:
         from data_pipelines.captions.tfds_captions import dataset_has_captions
 
         return dataset_has_captions(rest)
-    return kind in (SHAPES, COCO, "images")
+    return kind in (SHAPES, COCO, "images", QUESTIONS)
 
 
 def open_examples(spec: str, folder: Path) -> ImageTextSource:
-    """The images and captions that a spec names.
+    """The images that a spec names, with their captions or questions.
 
     Args:
         spec: what to read.
@@ -39,6 +46,14 @@ def open_examples(spec: str, folder: Path) -> ImageTextSource:
         from data_pipelines.captions.tfds_captions import open_shapes
 
         return open_shapes(spec, folder)
+    if kind == QUESTIONS and is_drawn(spec):
+        from data_pipelines.captions.tfds_captions import open_shapes_with_questions
+
+        return open_shapes_with_questions(spec, folder)
+    if kind == QUESTIONS and rest.partition("#")[0]:
+        from data_pipelines.captions.questions import open_questions
+
+        return open_questions(spec, rest)
     if kind == COCO:
         kind, rest = "tfds", COCO + (f":{rest}" if rest else "")
     if kind == "tfds" and rest:
@@ -59,7 +74,7 @@ def side_of(spec: str, side: int | None, patch: int = PATCH) -> int:
         DataProblem: (usage) it is not a positive multiple of `patch`, the width of a patch.
     """
     if side is None:
-        side = shapes_side(spec) if spec.partition(":")[0] == SHAPES else 224
+        side = shapes_side(spec) if is_drawn(spec) else 224
     if side < patch or side % patch:
         raise DataProblem(
             f"the images cannot be {side} pixels wide",

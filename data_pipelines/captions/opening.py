@@ -1,4 +1,4 @@
-"""Opens images with captions as a dataset, for `open_data`."""
+"""Opens images with captions or questions as a dataset, for `open_data`."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +21,8 @@ from data_pipelines.captions.prepared import (
     read_captions_manifest,
     read_rows,
 )
-from data_pipelines.captions.source import ImageTextSource
+from data_pipelines.captions.question_dataset import QuestionDataset, answered
+from data_pipelines.captions.source import QUESTIONS, ImageTextSource
 from data_pipelines.captions.tokens import Captions
 from data_pipelines.characters import CharTokenizer
 from data_pipelines.cores import cores
@@ -31,16 +32,28 @@ from data_pipelines.reading import Progress
 from data_pipelines.sources import MIX
 from data_pipelines.tokenizers import WORDS, Tokenizer
 from data_pipelines.vocabularies import learn, wanted
-from data_pipelines.words import build_words
+from data_pipelines.words import build_words, with_new_words
 from jaxmodels.files import Exists
 
 
 def has_captions(spec: str) -> bool:
-    """Whether a spec of any form names images with captions; raises as `is_caption_source`."""
+    """Whether a spec of any form names images with texts; raises as `is_caption_source`."""
     if spec.startswith(f"{MIX}:"):
         return False
     kind, _, rest = spec.partition(":")
     return is_prepared(path_of(rest)) if kind == "bin" else is_caption_source(spec)
+
+
+def has_questions(spec: str) -> bool:
+    """Whether the texts of a spec that `has_captions` are questions.
+
+    Raises:
+        DataProblem: (corrupt) it names a prepared folder that is damaged.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "bin":
+        return "questions" in read_captions_manifest(path_of(rest))
+    return kind == QUESTIONS
 
 
 def open_captioned(
@@ -52,9 +65,11 @@ def open_captioned(
     min_freq: int,
     tokenizer: Tokenizer | str | None,
     progress: Progress | None,
+    new_words: bool = False,
     **sizes: Any,
 ) -> CaptionDataset:
-    """Images with captions, prepared into `folder` if they are not there yet. See `open_data`.
+    """Images with captions or questions, prepared into `folder` if they are not there yet. See
+    `open_data`.
 
     Args:
         spec: what to read; `bin:FOLDER` opens what is prepared.
@@ -65,6 +80,7 @@ def open_captioned(
         min_freq: a character or word must occur this often to enter the vocabulary.
         tokenizer: "chars" (or None), "words", "bpe:4096" and the like are made from the captions.
         progress: called as (stage, bytes done, bytes in all).
+        new_words: an open tokeniser gets the words of the texts that it lacks.
         sizes: context, batch, seed and valid_fraction.
 
     Raises:
@@ -79,10 +95,16 @@ def open_captioned(
     manifest = read_captions_manifest(folder)
     source, notes = _source(spec, folder, manifest, side)
     rows = read_rows(folder, manifest)
-    texts = tuple(row.captions for row in rows)
+    questions = tuple(row.questions for row in rows)
+    asks = any(questions)
+    texts = tuple(tuple(map(answered, row.questions)) if asks else row.captions for row in rows)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _build_tokenizer(tokenizer, texts, min_freq)
-    data = CaptionDataset(
+    elif new_words:
+        tokenizer = with_new_words(tokenizer, chain.from_iterable(texts), min_freq)
+    kind: type[CaptionDataset] = QuestionDataset if asks else CaptionDataset
+    more: dict[str, Any] = {"questions": questions} if asks else {}
+    data = kind(
         spec=spec,
         texts=texts,
         pixels=_pixels(images_of(folder, manifest), rows, source, side, folder),
@@ -96,9 +118,12 @@ def open_captioned(
         },
         image_notes=(*notes, *notes_of(manifest)),
         threads=2 if IMAGES in manifest["sha256"] else min(16, cores()),
+        **more,
         **sizes,
     )
     _refuse_few(data)
+    if isinstance(data, QuestionDataset):
+        _refuse_unanswered(data)
     return data
 
 
@@ -182,6 +207,18 @@ def _refuse_few(data: CaptionDataset) -> None:
             where=data.spec,
             why=f"{data.train_images} are left to train on, {data.valid_images} held out",
             fix="use another --valid-fraction, 0 for none, or more images",
+        )
+
+
+def _refuse_unanswered(data: QuestionDataset) -> None:
+    """Raises where a question to train on has no answer."""
+    if data.unanswered and data.train_images:
+        raise DataProblem(
+            "questions without answers cannot be learned from",
+            where=data.spec,
+            why=f"{data.unanswered:,} questions have no answers, and no file of annotations is "
+            "beside them",
+            fix="name it: questions:FOLDER#FILE#ANSWERS",
         )
 
 

@@ -1,4 +1,4 @@
-"""Prepares images with captions in a folder, for `jaxmodels data prepare` and training.
+"""Prepares images with captions or questions in a folder, for `data prepare` and training.
 
 One folder serves any tokeniser: it stores pixels and texts, and tokens are made when it is opened.
 """
@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from jaxtyping import UInt8
 from data_pipelines.captions.examples import PATCH, open_examples, side_of
 from data_pipelines.captions.pixels import pixels_of, size_of, square
 from data_pipelines.captions.prepared import CAPTIONS, IMAGES, Row
-from data_pipelines.captions.source import SHAPES, Example, ImageTextSource, shapes_side
+from data_pipelines.captions.source import Example, ImageTextSource, is_drawn, shapes_side
 from data_pipelines.cores import cores
 from data_pipelines.errors import DataProblem
 from data_pipelines.prepare import MANIFEST, refuse_foreign
@@ -47,7 +46,8 @@ def prepare_images(
 ) -> dict[str, Any]:
     """Writes captions.jsonl, images.bin and manifest.json, all or nothing; draws shapes.
 
-    Images that cannot be read, or have no caption but blank ones, are left out and counted.
+    Images that cannot be read, or have neither a question nor a caption that is not blank, are
+    left out and counted.
     images.bin holds the others, decoded, uint8 [images, side, side, 3], if these are no more than
     BUDGET bytes; else they are decoded during training.
 
@@ -70,7 +70,7 @@ def prepare_images(
     folder, side = Path(os.path.abspath(folder)), side_of(spec, side, patch)
     refuse_foreign(folder, force)
     with atomic_folder(folder, force) as new:
-        if spec.partition(":")[0] == SHAPES:
+        if is_drawn(spec):
             from data_pipelines.captions.shapes_dataset import write_shapes
 
             write_shapes(new, shapes_side(spec), progress)
@@ -81,6 +81,7 @@ def prepare_images(
         rows = _write(source, new, side, decode, left, progress)
         if not any(row.split == "train" for row in rows):
             raise _nothing(spec, left)
+        asked = sum(len(row.questions) for row in rows)
         files = [CAPTIONS, *([IMAGES] if decode else [])]
         manifest = {
             "spec": spec,
@@ -88,6 +89,7 @@ def prepare_images(
             "side": side,
             "images": {split: _count(rows, split) for split in ("train", "valid")},
             "captions": sum(len(row.captions) for row in rows),
+            **({"questions": asked} if asked else {}),
             "left_out": {
                 what: {"count": len(names), "first": names[:_NAMED]} for what, names in left.items()
             },
@@ -116,12 +118,12 @@ def _write(
                 progress("reading images", done * 3 * side**2, total * 3 * side**2)
             if empty := len(example.captions) - len(_nonblank(example)):
                 left.setdefault("captions that say nothing", []).extend([example.name] * empty)
-            if row is None or not row.captions:
+            if row is None or not (row.captions or row.questions):
                 why = "have no caption" if row else "cannot be read"
                 left.setdefault(f"images that {why}", []).append(example.name)
                 continue
             rows.append(row)
-            captions.write(json.dumps(asdict(row)) + "\n")
+            captions.write(json.dumps(row.as_json()) + "\n")
             if images:
                 images.write(pixels.data)
     return rows
@@ -137,13 +139,12 @@ def _read(
         try:
             if not decode:
                 size = size_of(example.image, example.name)
-                return example, Row(split, i, example.name, size, _nonblank(example)), none
+                return example, _row(example, split, i, size), none
             pixels = pixels_of(example.image, example.name)
         except DataProblem:
             return example, None, none
         height, width = pixels.shape[:2]
-        row = Row(split, i, example.name, (width, height), _nonblank(example))
-        return example, row, square(pixels, side)
+        return example, _row(example, split, i, (width, height)), square(pixels, side)
 
     splits = {"train": source.train, "valid": source.valid}
     with ThreadPoolExecutor(cores()) as pool:
@@ -151,6 +152,10 @@ def _read(
             for start in range(0, len(examples), _CHUNK):
                 indices = range(start, min(len(examples), start + _CHUNK))
                 yield from pool.map(partial(read, split), indices)
+
+
+def _row(example: Example, split: str, i: int, size: tuple[int, int]) -> Row:
+    return Row(split, i, example.name, size, _nonblank(example), example.questions)
 
 
 def _nonblank(example: Example) -> tuple[str, ...]:
@@ -163,8 +168,8 @@ def _count(rows: list[Row], split: str) -> int:
 
 def _nothing(spec: str, left: dict[str, list[str]]) -> DataProblem:
     return DataProblem(
-        "there is no image with a caption to train on",
+        "there is no image with a caption or a question",
         where=spec,
         why="; ".join(f"{len(names):,} {what}" for what, names in left.items()),
-        fix="check the images and their captions",
+        fix="check the images and their texts",
     )

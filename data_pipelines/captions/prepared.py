@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.captions.source import Question
 from data_pipelines.errors import DataProblem
 from data_pipelines.ids import without_surrogates
 from data_pipelines.limits import MAX_MANIFEST, MAX_PREPARED, max_document, too_long
@@ -35,7 +36,7 @@ _FIELDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of captions.jsonl: a readable image that has captions."""
+    """A line of captions.jsonl: a readable image that has captions or questions."""
 
     split: str
     """train or valid, as in the source."""
@@ -45,6 +46,14 @@ class Row:
     size: tuple[int, int]
     """Width and height in its file, in pixels."""
     captions: tuple[str, ...]
+    questions: tuple[Question, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The line's values; without questions as earlier versions wrote it."""
+        values = asdict(self)
+        if not self.questions:
+            del values["questions"]
+        return values
 
 
 def is_prepared(folder: Path) -> bool:
@@ -112,14 +121,26 @@ def read_rows(folder: Path, manifest: dict[str, Any]) -> list[Row]:
 def _row(line: bytes, folder: Path, where: str) -> Row:
     try:
         r = json.loads(line)
-        row = Row(r["split"], r["index"], r["name"], tuple(r["size"]), tuple(r["captions"]))
-        if row.split not in ("train", "valid") or row.index < 0 or not row.captions:
+        questions = tuple(_question(*values) for values in r.get("questions", ()))
+        size, captions = tuple(r["size"]), tuple(r["captions"])
+        row = Row(r["split"], r["index"], r["name"], size, captions, questions)
+        asked = (x for q in questions for x in (q.text, *q.answers, q.kind, q.answer_kind))
+        texts = (row.name, *row.captions, *asked)
+        if row.split not in ("train", "valid") or row.index < 0:
             raise ValueError(f"split {row.split!r}, index {row.index}")
-        if not all(isinstance(text, str) for text in (row.name, *row.captions)):
-            raise TypeError("its name or a caption is not text")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if not (captions or questions):
+            raise ValueError("it has no text")
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("its name, a caption, a question or an answer is not text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(folder, f"{where}: {type(error).__name__}: {str(error)[:200]}") from None
     return replace(row, captions=tuple(map(without_surrogates, row.captions)))
+
+
+def _question(number: Any, text: Any, answers: Any, kind: Any, answer_kind: Any) -> Question:
+    if not isinstance(number, int | str):
+        raise TypeError(f"{number!r} is not the id of a question")
+    return Question(number, text, tuple(answers), kind, answer_kind)
 
 
 def images_of(folder: Path, manifest: dict[str, Any]) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Images with captions for `jaxmodels data inspect` and `jaxmodels data bench`."""
+"""Images with captions or questions for `jaxmodels data inspect` and `jaxmodels data bench`."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -36,21 +36,22 @@ def of_images(
     with _opened(spec, tokenizer, 14, progress, **sizes) as (data, folder):
         manifest = read_captions_manifest(folder)
         rows = read_rows(folder, manifest)
+        what = "question" if "questions" in manifest else "caption"
         return {
             "spec": spec,
             "source": {"spec": manifest["spec"], **manifest["source"]},
             "images": len(rows),
             "train_images": data.train_images,
             "valid_images": data.valid_images,
-            "captions": len(data.captions.ends),
-            "captions_per_image": _range(data.captions.counts),
-            "tokens_per_caption": _range(data.captions.lengths),
+            f"{what}s": len(data.captions.ends),
+            f"{what}s_per_image": _range(data.captions.counts),
+            f"tokens_per_{what}": _range(data.captions.lengths),
             "unknown": data.captions.unknown,
             "vocab_size": data.vocab_size,
             "width": _range(row.size[0] for row in rows),
             "height": _range(row.size[1] for row in rows),
             "left_out": {what: left["count"] for what, left in manifest["left_out"].items()},
-            "excerpt": list(rows[0].captions[:_EXCERPT]),
+            "excerpt": list(data.texts[0][:_EXCERPT]),
         }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.captions.drawn_questions import questions
 from data_pipelines.captions.source import Example, ImageTextSource, shapes_side
 from data_pipelines.errors import DataProblem
 from data_pipelines.tfds import builder_of, data_source, example, folder_of, text_of
@@ -69,6 +70,29 @@ def open_shapes(spec: str, folder: Path) -> ImageTextSource:
         )
     drawn = open_version(spec, version)
     return replace(drawn, records=drawn.records | {"drawn_side": shapes_side(spec)})
+
+
+def open_shapes_with_questions(spec: str, folder: Path) -> ImageTextSource:
+    """As `open_shapes`, with questions instead of captions."""
+    shapes = open_shapes(spec, folder)
+    return replace(shapes, train=Asked(shapes.train), valid=Asked(shapes.valid))
+
+
+class Asked(Sequence[Example]):
+    """Drawn scenes with questions instead of captions."""
+
+    def __init__(self, scenes: Sequence[Example]):
+        self._scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, i: Any) -> Any:
+        """Example i; the scene and its number are in its name, `train/00012.png`."""
+        found = self._scenes[i]
+        split, _, name = found.name.partition("/")
+        asked = questions(int(name.removesuffix(".png")), held_out=split == "validation")
+        return found._replace(captions=(), questions=asked)
 
 
 class Examples(Sequence[Example]):

@@ -1,6 +1,7 @@
 """The losses of bitgen: contrast, matching, captioning ("writing"), and the memory's divergence.
 
-`Config.weights` weighs them.
+`Config.weights` weighs them. On questions only the answers are trained, as in FIBER's VQA: the same
+question fits many images, so the pairs of a batch are no negatives.
 """
 
 from typing import Any
@@ -41,6 +42,8 @@ def loss(
         batch: `tokens` int32 [b, t], texts with an end-of-text token, padded at the end; `mask`
             int32 [b, t], 1 = token (if absent, all are); `images` uint8 [b, h, w, 3] and
             `image_id` int32 [b], or neither: texts alone are written to the memory and read back.
+            With `scored` int32 [b, t] (and images) the texts are questions with answers, and only
+            the tokens where it is 1 are learned.
         rngs: the stream `dropout` draws dropout, hard negatives and the memory's noise; None
             takes the hardest negatives and no noise.
 
@@ -51,6 +54,8 @@ def loss(
     Raises:
         Problem: (usage) as in a call of the model.
     """
+    if "scored" in batch:
+        return _answering(model, batch, rngs)
     of_itc, of_itm, of_writing, of_kl = model.config.weights
     tokens = batch["tokens"]
     mask = model.padding_mask(tokens, batch.get("mask"))
@@ -99,6 +104,8 @@ def loss(
 
 def counted(batch: dict[str, Any]) -> Int[Array, ""]:
     """The number of tokens of a batch that the captioning loss is a mean over."""
+    if "scored" in batch:
+        return (batch["scored"] == 1).sum()
     if "mask" not in batch:
         return jnp.asarray(batch["tokens"].size)
     return (batch["mask"] == 1).at[:, 0].set(True).sum()
@@ -113,6 +120,27 @@ def commit(model: Model, aux: dict[str, Any]) -> None:
         model.queue.push(aux["text"], aux["image"], aux["ids"])
         if model.config.momentum:
             follow(model)
+
+
+def _answering(
+    model: Model, batch: dict[str, Any], rngs: nnx.Rngs | None
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """The loss of writing answers: as `prefill`, in sight of the image and an empty memory."""
+    tokens = batch["tokens"]
+    model.check(tokens.shape[1])
+    images = batch["images"].astype(jnp.float32) / 255
+    seen = upper_image(model, lower_image(model, images, rngs), rngs)
+    keys = jax.lax.stop_gradient(model.image_pool(seen.mean(axis=1)))
+    context, sees = model.context(seen, _nothing_read(model, keys))
+    hidden = model.decoder.hidden(model.inputs(tokens), context, sees, rngs, model.remat)
+    total, metrics = _scores(model, hidden, tokens, batch["scored"] == 1)
+    metrics = jax.lax.stop_gradient(metrics)
+    return total, {"metrics": metrics, "by_tokens": {"loss": total, **metrics}}
+
+
+def _nothing_read(model: Model, keys: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """What an empty memory has at these keys."""
+    return larimar.read(model.memory.prior.mean, model.memory.address(keys))
 
 
 def _slow_features(model: Model, batch: dict[str, Any]) -> tuple[Array, Array]:
@@ -187,19 +215,32 @@ def _writing(
     so the decoder learns to use either without the other.
     """
     recalls, both = turn % 4 == 1, turn % 8 == 3
-    empty = larimar.read(model.memory.prior.mean, model.memory.address(keys))
     read = (recalls | both)[:, None]
-    codes = episode.codes if seen is None else jnp.where(read, episode.codes, empty)
+    codes = (
+        episode.codes
+        if seen is None
+        else jnp.where(read, episode.codes, _nothing_read(model, keys))
+    )
     context, sees = model.context(seen, codes)
     if seen is not None:
         sees = sees.at[:, :-1].set(~recalls[:, None])
     hidden = model.decoder.hidden(model.inputs(tokens), context, sees, rngs, model.remat)
+    return _scores(model, hidden, tokens, mask)
+
+
+def _scores(
+    model: Model,
+    hidden: Float[Array, "b t d"],
+    tokens: Int[Array, "b t"],
+    mask: Bool[Array, "b t"],
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The smoothed cross-entropy of the tokens in a mask, and its metrics."""
     head = model.embed.embedding[...]
     plain, accuracy = chunked_scores(hidden, head, tokens, mask)
     # −0.9 log p(target) − 0.1 · mean of log p, as plain cross-entropy plus a difference of logits.
     above = to_float32(head[tokens]) - to_float32(head).mean(axis=0)
     margin = (to_float32(hidden) * above).sum(axis=-1)
-    smoothed = plain + SMOOTHING * (margin * mask).sum() / mask.sum()
+    smoothed = plain + SMOOTHING * (margin * mask).sum() / jnp.maximum(mask.sum(), 1)
     metrics = {
         "text_loss": smoothed,
         "perplexity": jnp.exp(plain),

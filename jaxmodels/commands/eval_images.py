@@ -1,4 +1,4 @@
-"""`jaxmodels eval` of a vision-language model: retrieval, losses, similarities."""
+"""`jaxmodels eval` of a vision-language model: losses, retrieval, captions, similarities."""
 
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,16 @@ from jaxmodels.errors import MISMATCH, USAGE, Problem
 _CAPTIONS = {"bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr-D"}
 
 
-def measure(package: Any, model: Any, data: Any, limit: int | None, batches: int | None) -> Any:
-    """The result of `eval --json`.
-
-    `loss` and the loss's metrics (`itm_acc`, `text_loss`, `perplexity`, …) are means over the
-    held-out images, each with one of its captions, whatever the batch size. `t2i_recall_at_k` and
-    `i2t_recall_at_k` for k of 1, 5 and 10: see `runtime.retrieval.recalls`; `images` and `captions`
-    are the numbers of candidates.
+def losses(
+    package: Any, model: Any, data: Any, limit: int | None, batches: int | None
+) -> dict[str, Any]:
+    """`loss` and the loss's metrics (`itm_acc`, `text_loss`, `perplexity`, …), which are means over
+    the held-out images, each with one of its texts, whatever the batch size.
 
     Args:
         package: the architecture.
         model: the model.
-        data: images with captions.
+        data: images with captions or questions.
         limit: the most images; None: all held-out ones.
         batches: the most batches for the loss.
     """
@@ -43,18 +41,20 @@ def measure(package: Any, model: Any, data: Any, limit: int | None, batches: int
         rows = first_rows(data.valid(), min(limit, (batches or limit) * data.batch))
     found = evaluate(loss_function(package, graphdef), params, model_state, rows)
     assert found is not None
-    images, captions_by_image = data.retrieval(limit)
-    return found | _ranked(model, data, images, captions_by_image)
+    return found
 
 
-def _ranked(
-    model: Any, data: Any, images: Any, captions_by_image: list[list[str]]
-) -> dict[str, Any]:
-    """Recall among images, given in batches, and the captions of each image."""
+def retrieval(model: Any, data: Any, limit: int | None) -> dict[str, Any]:
+    """How held-out images and their captions find each other.
+
+    `t2i_recall_at_k` and `i2t_recall_at_k` for k of 1, 5 and 10: see `runtime.retrieval.recalls`;
+    `images` and `captions` are the numbers of candidates.
+    """
     from jaxmodels.runtime.batches import regroup
     from jaxmodels.runtime.evaluate import GROUP
     from jaxmodels.runtime.retrieval import Encoder, duplicate_ids, recalls
 
+    images, captions_by_image = data.retrieval(limit)
     captions = [caption for group in captions_by_image for caption in group]
     image_of_text = np.repeat(
         np.arange(len(captions_by_image)), [len(group) for group in captions_by_image]
@@ -75,7 +75,7 @@ def _ranked(
 def refuse_no_captions(model: Any, path: Path) -> None:
     """Raises Problem (usage) if a model cannot write captions."""
     import jaxmodels
-    from jaxmodels.runtime.training.samples import can_caption
+    from jaxmodels.runtime.answers import can_caption
 
     if not can_caption(model):
         raise Problem(

@@ -97,8 +97,8 @@ def _image(options: Generate, model: Any) -> Any:
     """
     import jaxmodels
     from jaxmodels.commands.eval_images import read_images
+    from jaxmodels.runtime.answers import can_caption
     from jaxmodels.runtime.batches import takes_images, takes_text
-    from jaxmodels.runtime.training.samples import can_caption
 
     arch = jaxmodels.package_of(model).name
     what, fix = "", ""
@@ -147,8 +147,8 @@ def _run(options: Generate, model: Any, tokenizer: Any, ids: Any, images: Any) -
 
     from data_pipelines.tokenizers import decode_stream
     from jaxmodels.layers.sampling import Sampling
+    from jaxmodels.runtime.answers import end_token
     from jaxmodels.runtime.generate import generate, truncate_at
-    from jaxmodels.runtime.training.samples import end_token
 
     sampling = Sampling(options.temperature or None, options.top_k, options.top_p, options.min_p)
     end, count, seen = tokenizer.end_of_text, options.max_new_tokens, None

@@ -119,7 +119,9 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
     if package is not jaxmodels.arch(source.arch):
         return _transfer_initializer(package, source, config, with_moments)
     added = _added(package, config, source)
-    if parameter_shapes(source.arch, config) != source.shapes() and not added:
+    shapes = parameter_shapes(source.arch, config)
+    rows = _new_rows(shapes, config, source)
+    if shapes != source.shapes() and not added and not rows:
         ours, theirs = values_of(config), values_of(source.config)
         changed = [f"{k}: {theirs[k]!r} → {ours[k]!r}" for k in ours if ours[k] != theirs[k]]
         raise Problem(
@@ -129,6 +131,7 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
             fix="leave out those settings",
             exit_code=MISMATCH,
         )
+    added = added or rows
     if added and with_moments:
         raise Problem(
             "the optimiser state of the checkpoint of --init lacks the parameters that are added",
@@ -138,7 +141,8 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
             exit_code=MISMATCH,
         )
     if added:
-        say(f"all of {source.path} is kept; new here: {', '.join(added)}")
+        what = f"rows of {', '.join(rows)}" if rows else ", ".join(added)
+        say(f"all of {source.path} is kept; new here: {what}")
     moments = required(source.moments(), source.path) if with_moments else None
 
     def start(state: Any) -> Any:
@@ -149,8 +153,9 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
         kept = {path: t for path, t in source.tensors.items() if path in source.state}
         params = {path: t for path, t in source.tensors.items() if path not in kept}
         model_state = state.model_state | placed(package, kept, state.model_state)
-        params = state.params | placed(package, params, state.params)
-        return state._replace(params=params, model_state=model_state, opt=opt)
+        begun = placed(package, params, state.params)
+        begun |= {path: _before(begun[path], state.params[path]) for path in rows}
+        return state._replace(params=state.params | begun, model_state=model_state, opt=opt)
 
     return start
 
@@ -165,6 +170,30 @@ def _added(package: Any, config: Any, source: Any) -> list[str]:
     if parameter_shapes(source.arch, replace(config, **back)) != theirs:
         return []
     return sorted({path.partition("/")[0] for path in ours.keys() - theirs.keys()})
+
+
+def _new_rows(shapes: Any, config: Any, source: Any) -> list[str]:
+    """The parameters that have rows for new tokens; empty unless these are the only difference."""
+    from jaxmodels.sizes import parameter_shapes
+
+    if config.vocab <= source.config.vocab:
+        return []
+    names = [name for name in ("vocab", "tokens") if hasattr(config, name)]
+    same = replace(config, **{name: getattr(source.config, name) for name in names})
+    theirs = source.shapes()
+    if parameter_shapes(source.arch, same) != theirs:
+        return []
+    return sorted(path for path in shapes if shapes[path] != theirs[path])
+
+
+def _before(known: Any, fresh: Any) -> Any:
+    """An array of new rows, or columns, that begins with known ones."""
+    import jax
+    import numpy as np
+
+    values = np.array(fresh)
+    values[tuple(slice(size) for size in known.shape)] = np.asarray(known)
+    return jax.make_array_from_callback(values.shape, fresh.sharding, values.__getitem__)
 
 
 def placed(package: Any, tensors: Any, like: dict[str, Any]) -> dict[str, Any]:

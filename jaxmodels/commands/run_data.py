@@ -1,41 +1,41 @@
-"""The data of a run: opened for its model, described, and used for samples."""
+"""The data of a run: opened for its model, and described."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jaxmodels
-from jaxmodels.architecture import Architecture, ConfigView, ModelView
+from jaxmodels.architecture import ConfigView
 from jaxmodels.cli import say
 from jaxmodels.commands.initial import refuse_new_vocabulary
 from jaxmodels.commands.resume import run_tokenizer, run_vocabulary_sizes
 from jaxmodels.commands.train_options import Request, Train
-from jaxmodels.commands.unknown import warn_unknown
 from jaxmodels.errors import MISMATCH, USAGE, Problem
-from jaxmodels.recipe import Recipe
 from jaxmodels.runtime.multihost.processes import is_primary
 from jaxmodels.runtime.stop import Stop
 from jaxmodels.sizes import vocab_used
 
 _PADDING = 128  # fewer unused rows than this count as padding of the vocabulary
-_SAMPLES = 8  # held-out images that are captioned during training
 
 
 def refuse_other_kind(spec: str, config: Any, arch: str) -> None:
-    """Refuses text for a vision-language model, and images for a language model.
+    """Refuses text for a vision-language model, images for a language model, and questions for one
+    that writes no answers.
 
     Raises:
         Problem: (usage) with data that fits the model; and as `data_pipelines`' `open_data`.
     """
-    from data_pipelines.mixture_spec import kinds_of
+    from data_pipelines.mixture_spec import asks, kinds_of
+    from jaxmodels.commands.eval_questions import refuse_no_answers
     from jaxmodels.runtime.batches import takes_images, takes_text
 
     names = {"images": "images with captions", "text": "text"}
     takes = {"images": takes_images(config), "text": takes_text(config)}
     wrong = [kind for kind in sorted(kinds_of(spec)) if not takes[kind]]
     if not wrong:
+        if asks(spec):
+            refuse_no_answers(config, spec)
         return
     fix = f"give --data {'shapes, coco_captions or images:FOLDER' if takes['images'] else ''}"
     if takes["text"]:
@@ -81,6 +81,7 @@ def open_data(
             progress=stop.check,
             segments=recipe.segments,
             vocab_documents=recipe.vocab_documents,
+            new_words=options.new_words and not has_checkpoint,
             **image_sizes(options.model),
         )
 
@@ -96,7 +97,16 @@ def open_data(
         data = opened()
     for note in data.notes:
         say(note)
+    if options.init and not options.new_words and not has_checkpoint and _lacks_words(data):
+        say("--new-words adds the words that the vocabulary lacks")
     return data
+
+
+def _lacks_words(data: Any) -> bool:
+    """Whether captions or questions have words that a vocabulary of words does not."""
+    from data_pipelines.words import are_words
+
+    return hasattr(data, "captions") and data.captions.unknown > 0 and are_words(data.tokenizer)
 
 
 def _prepared(folder: Path) -> bool:
@@ -137,6 +147,8 @@ def fit_to_data(request: Request, data: Any, resuming: bool) -> Request:
     sizes = run_vocabulary_sizes(request.run) if resuming else {}
     if not sizes and source is None and data.vocab_size:
         sizes = _fitting(request, data.vocab_size)
+    elif not sizes and source is not None and request.options.new_words:
+        sizes = _grown(source.config, data.vocab_size)
     tokenizer = str(request.run / source.tokenizer.FILE) if source and source.tokenizer else ""
     request = request.replace(model=replace(request.config, **sizes), tokenizer=tokenizer)
     if data.vocab_needed > request.config.vocab:
@@ -150,6 +162,14 @@ def fit_to_data(request: Request, data: Any, resuming: bool) -> Request:
             exit_code=MISMATCH,
         )
     return request
+
+
+def _grown(config: Any, tokens: int) -> dict[str, int]:
+    """The vocabulary sizes of a model with the new words; prints how many there are."""
+    say(f"{tokens - vocab_used(config)} new words: the vocabulary has {tokens} tokens")
+    if ConfigView(config).tokens is None:
+        return {"vocab": max(config.vocab, tokens)}
+    return {"vocab": max(config.vocab, tokens), "tokens": tokens}
 
 
 def _fitting(request: Request, tokens: int) -> dict[str, int]:
@@ -194,47 +214,3 @@ def describe(request: Request, data: Any) -> None:
         "held out" + (f", vocabulary {data.vocab_size}" if data.vocab_size else ""),
         f"{recipe.steps:,} steps of {a_step}",
     )
-
-
-def sampler(
-    package: Architecture, config: Any, recipe: Recipe, data: Any
-) -> Callable[..., Any] | None:
-    """Makes the samples shown during training; None if the model cannot write any."""
-    import numpy as np
-
-    from jaxmodels.runtime.batches import takes_text
-    from jaxmodels.runtime.training.samples import (
-        both_samplers,
-        can_caption,
-        caption_sampler,
-        image_sampler,
-        text_sampler,
-    )
-
-    if data.tokenizer is None or not recipe.sample_every:
-        return None
-    of_text = None
-    if takes_text(config):
-        warn_unknown(recipe.prompt, data.tokenizer, "the prompt of the samples (--prompt)")
-        of_text = text_sampler(data.tokenizer, recipe.prompt, recipe.seed)
-    if not hasattr(data, "retrieval"):
-        return of_text
-    found, references = data.retrieval(_SAMPLES)
-    images = np.concatenate(list(found))
-    if ModelView(package.Model).drawn is not None:
-        of_images = image_sampler(images)
-        return both_samplers(of_text, of_images) if hasattr(data, "text") else of_images
-    if not can_caption(package.Model):
-        say(f"{package.name} cannot write captions, so there are no samples")
-        return None
-    return caption_sampler(data.tokenizer, images, [one[0] for one in references])
-
-
-def generate_flags(package: Architecture, config: Any) -> str:
-    """The flags of `generate` for such a model; empty if it cannot generate."""
-    from jaxmodels.runtime.batches import takes_text
-    from jaxmodels.runtime.training.samples import can_caption
-
-    if takes_text(config):
-        return "--prompt 'The '"
-    return "--image FILE" if can_caption(package.Model) else ""

@@ -12,12 +12,11 @@ from jaxmodels.commands.run_config import write_config
 from jaxmodels.commands.run_data import (
     describe,
     fit_to_data,
-    generate_flags,
     open_data,
     refuse_other_kind,
-    sampler,
     tokenizer_of,
 )
+from jaxmodels.commands.run_samples import generate_flags, sampler
 from jaxmodels.commands.summary import conclude, nothing_to_do
 from jaxmodels.commands.train_options import Request, resolve
 from jaxmodels.errors import DONE, INTERRUPTED, STOPPED, USAGE, Problem

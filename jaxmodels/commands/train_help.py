@@ -7,7 +7,7 @@ from jaxmodels import option_help
 
 GROUPS = {
     "start here": "topology out data tokenizer batch steps lr max-hours init lora",
-    "data": "vocab-documents min-freq segments valid-fraction seed",
+    "data": "vocab-documents min-freq new-words segments valid-fraction seed",
     "optimiser": "optim.name optim.b? optim.eps optim.momentum optim.weight-decay optim.no-decay "
     "optim.clip optim.lr-scale optim.muon-* accum ema-decay on-divergence init-optimizer",
     "schedule": "optim.schedule optim.schedule-steps optim.warmup optim.decay optim.*-lr find-lr",

@@ -39,6 +39,9 @@ class Train(Generic[C]):
     reads)."""
     init_optimizer: bool = False
     """With --init: also take AdamW's moments."""
+    new_words: bool = False
+    """With --init of a model whose tokens are words: add those of the captions or questions that
+    its vocabulary lacks."""
     max_hours: float | None = None
     """Save and stop before this many hours have passed (exit code 75: resumable)."""
     resume: Literal["auto", "never", "must"] = "auto"
@@ -75,8 +78,9 @@ class Train(Generic[C]):
         within("--heartbeat", self.heartbeat, 1)
         if self.profile:
             parse_window(self.profile, Path(), self.recipe.steps)
-        if self.init_optimizer and self.init is None:
-            raise Problem("--init-optimizer needs --init", exit_code=USAGE)
+        for name in ("init-optimizer", "new-words"):
+            if getattr(self, name.replace("-", "_")) and self.init is None:
+                raise Problem(f"--{name} needs --init", exit_code=USAGE)
         if self.init_optimizer and self.recipe.optim.name != "adamw":
             raise Problem(
                 f"--init-optimizer does not work with {self.recipe.optim.name}",

@@ -35,7 +35,8 @@ def compares_rows(package: Any, batch: dict[str, Any]) -> bool:
 def batch_shapes(config: Any, rows: int, segments: bool) -> dict[str, "jax.ShapeDtypeStruct"]:
     """Name → shape and dtype of a batch's arrays, as the data pipelines make them.
 
-    Of a model that reads text and images it is the batch of images.
+    Of a model that reads text and images it is the batch of images. One of questions also has
+    `scored`, int32 like `mask`: 1 where a token of an answer is to be learned.
 
     Args:
         config: the model's Config.

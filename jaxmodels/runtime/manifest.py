@@ -42,11 +42,30 @@ def write_manifest(
     write_sealed(folder / MANIFEST, {**content, "files": digests(folder, known=known)})
 
 
+def with_digest(manifest: Path, name: str, content: bytes) -> bytes | None:
+    """The text of a manifest after a file in its folder became `content`; None if it was that.
+
+    Raises:
+        OSError, ValueError: as `read_sealed`.
+    """
+    value = read_sealed(manifest)
+    row = {"bytes": len(content), "sha256": _hash(content)}
+    if value["files"].get(name) == row:
+        return None
+    others = {key: each for key, each in value.items() if key not in ("files", "seal")}
+    return sealed({**others, "files": {**value["files"], name: row}}).encode()
+
+
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    """`write_json` with a last entry `seal`: the sha256 of everything before it."""
+    """Writes the text of `sealed`."""
+    write_text(path, sealed(value))
+
+
+def sealed(value: dict[str, Any]) -> str:
+    """A JSON object with a last entry `seal`: the sha256 of everything before it."""
     text = json.dumps({**value, "seal": ""}, indent=2) + "\n"
     before, behind = text[:-4], text[-4:]
-    write_text(path, before + hashlib.sha256(before.encode()).hexdigest() + behind)
+    return before + hashlib.sha256(before.encode()).hexdigest() + behind
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

@@ -118,6 +118,25 @@ VISION = {
         f"{_BITGEN}",
     ),
     "jaxmodels eval runs/scenes": Shown(r"R@1 .*\n.*%"),
+    "jaxmodels train --init runs/scenes --new-words --data questions:shapes "
+    "--out runs/asked": Shown(
+        rf"new words: the vocabulary has \d+ tokens\n(.*\n)*{_DONE}",
+        f"jaxmodels train --init runs/scenes --new-words --data questions:vqa --out runs/asked "
+        f"{_FEW} --batch 8 --optim.name adamw",
+    ),
+    "jaxmodels eval runs/asked --questions shapes": Shown(
+        r"180 questions about 20 images.*\nall .*%.*\ncolour .*%",
+        "jaxmodels eval runs/asked --questions vqa/v2_OpenEnded_mscoco_val2014_questions.json",
+    ),
+    'jaxmodels generate runs/asked --image photos/1.png --prompt "question: what colour is the '
+    'circle answer:"': Shown(r"question: what colour is the circle answer:"),
+    "jaxmodels train --init runs/scenes --new-words --data questions:vqa --out runs/vqa": Shown(
+        _DONE,
+        f"jaxmodels train --init runs/scenes --new-words --data questions:vqa --out runs/vqa "
+        f"{_FEW} --batch 8 --optim.name adamw",
+    ),
+    "jaxmodels eval runs/vqa --questions vqa/v2_OpenEnded_mscoco_val2014_questions.json "
+    "--table answers.md": Shown(r"180 questions about 20 images"),
     "jaxmodels data inspect images:photos": Shown(r"images +40\n"),
     "jaxmodels eval runs/scenes --data images:photos": Shown(r"R@1 .*\n.*%"),
     "jaxmodels generate runs/scenes --image photos/1.png": Shown(r"using checkpoint 4\n.*\w"),

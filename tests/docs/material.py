@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from tests import questions_on_disk
 from tests.jaxmodels import scenes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -51,6 +52,10 @@ def _tower(path: Path) -> None:
 
 def _photos(path: Path) -> None:
     scenes.folder(path)
+
+
+def _vqa(path: Path) -> None:
+    questions_on_disk.vqa(path)
 
 
 def _prepared(path: Path) -> None:
@@ -109,6 +114,7 @@ MATERIAL: dict[str, Callable[[Path], None]] = {
     "step_7.zip": _wigip,
     "dinov2-small": _tower,
     "photos": _photos,
+    "vqa": _vqa,
     "data/shakespeare_char": _prepared,
     "out-shakespeare-char": _trained,
 }

@@ -10,7 +10,7 @@ from flax import nnx
 
 import jaxmodels
 from jaxmodels.bitgen.objectives import _turns
-from jaxmodels.commands.eval import Eval, _refuse_no_number
+from jaxmodels.commands.eval_text import refuse_no_number
 from jaxmodels.errors import UNVERIFIED, Problem
 from jaxmodels.runtime.batches import first_rows, regroup
 from jaxmodels.runtime.evaluate import GROUP, evaluate, loss_function
@@ -103,6 +103,6 @@ def test_equal_captions_and_images_are_right():
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
 def test_a_loss_that_is_no_number_is_no_result(loss):
     with pytest.raises(Problem, match="not finite") as caught:
-        _refuse_no_number(Eval(Path("model")), float(loss))
+        refuse_no_number(Path("model"), float(loss))
     assert caught.value.exit_code == UNVERIFIED
-    _refuse_no_number(Eval(Path("model")), 0.0)
+    refuse_no_number(Path("model"), 0.0)

@@ -93,6 +93,8 @@ class BitGenConfig(PretrainedConfig):
 class BitGenOutput(ModelOutput):
     """What the model gives."""
 
+    loss: Tensor | None = None
+    """The mean over the labels; None without them."""
     embeddings: Tensor | None = None
     """[b, t, d]: of each token, in sight of the image if there is one."""
     text_features: Tensor | None = None
@@ -627,9 +629,10 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         images: Tensor | None = None,
         return_contrastive_features: bool = False,
+        labels: Tensor | None = None,
         **kwargs,
     ) -> BitGenOutput:
-        """Embeddings of texts, features of texts and images, logits of targets.
+        """Embeddings of texts, features of texts and images, logits of targets, loss of labels.
 
         Args:
             input_ids: int64 [b, t], at most `context` tokens.
@@ -639,14 +642,22 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
             attention_mask: [b, t], 1 = token, 0 = padding, on either side.
             images: another name of `pixel_values`.
             return_contrastive_features: whether the output has `contrastive_features`.
+            labels: [b, u], usually `targets`, which by default are `input_ids`; −100 is left out
+                of the mean. Not to be shifted: the decoder predicts each token, the first one too,
+                from those before it.
             kwargs: of what other models take, only None and False, which ask for nothing.
 
         Raises:
             TypeError: an unknown argument.
             ValueError: a text is empty or longer than the context; images are not floats
-                [b, 3, y, x], are given under both names, or are not as many as the texts.
+                [b, 3, y, x], are given under both names, or are not as many as the texts; labels
+                have another shape than the targets, or these are padded on the left.
         """
         refuse_unknown(kwargs)
+        if labels is not None and targets is None:
+            targets = input_ids
+            if attention_mask is not None and bool((attention_mask[:, :1] == 0).any()):
+                raise ValueError("with labels, texts are padded on the right")
         pixels = given_pixels(pixel_values, images)
         if pixels is not None and len(pixels) != len(input_ids):
             raise ValueError(f"{len(pixels)} images do not go with {len(input_ids)} texts")
@@ -658,16 +669,17 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
             seen = self.image_norm(self.run(self.image, y, None, upper=True))
             image_features = self.image_pool(seen.mean(1))
             embeddings = self.together(x, mask, y)[0]
-        logits = None
+        logits, loss = None, None
         if targets is not None:
             features = text_features if image_features is None else image_features
             logits = self.written(targets[:, :-1], self.context(seen, features, noise))
+            loss = None if labels is None else loss_of(logits, labels)
         contrastive = None
         if return_contrastive_features:
             contrastive = {"text_features": text_features, "temperature": self.temperature}
             if image_features is not None:
                 contrastive["image_features"] = image_features
-        return BitGenOutput(embeddings, text_features, image_features, logits, contrastive)
+        return BitGenOutput(loss, embeddings, text_features, image_features, logits, contrastive)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Unit vectors of texts alone, [b, d]; arguments as those of a call."""
@@ -858,6 +870,13 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
         patches = patches.unflatten(1, (rows, merge, rows, merge)).transpose(2, 3)
         squares = patches.flatten(3, 5).flatten(1, 2)
         return self.project(torch.cat([cls.repeat(1, 1, merge**2), squares], 1))
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of labels [b, u], except those of −100, given logits [b, u, v]."""
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(f"labels {[*labels.shape]} do not go with {[*logits.shape[:2]]} targets")
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 # Checks of arguments -----------------------------------------------------------------------------

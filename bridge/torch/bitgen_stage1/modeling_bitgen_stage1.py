@@ -67,6 +67,8 @@ class BitGenStage1Config(PretrainedConfig):
 class BitGenStage1Output(ModelOutput):
     """What the model gives."""
 
+    loss: Tensor | None = None
+    """The mean over the labels; None without them."""
     embeddings: Tensor | None = None
     """[b, t, d]: what the encoder makes of the tokens."""
     text_features: Tensor | None = None
@@ -415,9 +417,10 @@ class BitGenStage1Model(PreTrainedModel):
         attention_mask: Tensor | None = None,
         images: Tensor | None = None,
         return_contrastive_features: bool = False,
+        labels: Tensor | None = None,
         **kwargs,
     ) -> BitGenStage1Output:
-        """Embeddings of texts, features of texts and images, logits of targets.
+        """Embeddings of texts, features of texts and images, logits of targets, loss of labels.
 
         Args:
             input_ids: int64 [b, t], at most `context` tokens.
@@ -428,13 +431,15 @@ class BitGenStage1Model(PreTrainedModel):
                 any token, so that no padding can be masked.
             images: another name of `pixel_values`.
             return_contrastive_features: whether the output has `contrastive_features`.
+            labels: [b, u], usually `targets`, which by default are `input_ids`; −100 is left out
+                of the mean. Not shifted: the decoder reconstructs each token, as it was trained.
             kwargs: of what other models take, only None and False, which ask for nothing.
 
         Raises:
             TypeError: an unknown argument.
             ValueError: a text is longer than the context; a mask that hides something; images
                 are not floats [b, 3, y, x], are given under both names, or are not as many as
-                the texts.
+                the texts; labels have another shape than the targets.
         """
         refuse_unknown(kwargs)
         if attention_mask is not None and not bool((attention_mask == 1).all()):
@@ -445,6 +450,8 @@ class BitGenStage1Model(PreTrainedModel):
         pixels = given_pixels(pixel_values, images)
         if pixels is not None and len(pixels) != len(input_ids):
             raise ValueError(f"{len(pixels)} images do not go with {len(input_ids)} texts")
+        if labels is not None and targets is None:
+            targets = input_ids
         text = self.embedded(input_ids)
         x, image_features = text, None
         if pixels is not None:
@@ -454,16 +461,17 @@ class BitGenStage1Model(PreTrainedModel):
         for block in self.blocks:
             x = block(x)
         embeddings = self.norm(x)
-        logits = None
+        logits, loss = None, None
         if targets is not None:
             logits = self.decoder(self.embedded(targets), embeddings)
+            loss = None if labels is None else loss_of(logits, labels)
         features = self.fusion.text_features(text)
         contrastive = None
         if return_contrastive_features:
             contrastive = (
                 {} if image_features is None else self.contrastive(features, image_features)
             )
-        return BitGenStage1Output(embeddings, features, image_features, logits, contrastive)
+        return BitGenStage1Output(loss, embeddings, features, image_features, logits, contrastive)
 
     def contrastive(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Features [b, d] with all that their loss needs."""
@@ -497,6 +505,13 @@ class BitGenStage1Model(PreTrainedModel):
             images = F.interpolate(images, side, mode="bilinear", align_corners=False)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         return self.fusion.project(self.vision((images - mean) / std)[:, 1:].mean(1))
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of labels [b, u], except those of −100, given logits [b, u, v]."""
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(f"labels {[*labels.shape]} do not go with {[*logits.shape[:2]]} targets")
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 # Checks of arguments -----------------------------------------------------------------------------

@@ -1,6 +1,5 @@
-"""Samples shown during training: continued prompts, or captions of images."""
+"""Samples shown during training: continued prompts, captions of images, answers to questions."""
 
-import inspect
 from collections.abc import Callable
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -8,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmodels.architecture import ModelView
 from jaxmodels.layers.sampling import Sampling
+from jaxmodels.runtime.answers import answer, end_token
 from jaxmodels.runtime.generate import generate, truncate_at
 from jaxmodels.runtime.reporting.pictures import picture, title
 
@@ -60,18 +59,6 @@ def caption(
     return [truncate_at(end, row) for row in np.concatenate(list(pieces), axis=1)]
 
 
-def can_caption(model: Any) -> bool:
-    """Whether a model can caption an image."""
-    prefill = ModelView(model).prefill
-    return prefill is not None and "images" in inspect.signature(prefill).parameters
-
-
-def end_token(tokenizer: Any) -> int:
-    """The token that ends a caption: the end of text, or a newline if there is no such token."""
-    end = tokenizer.end_of_text
-    return int(tokenizer.encode("\n")[0]) if end is None else end
-
-
 def text_sampler(
     tokenizer: Any, prompt: str, seed: int, length: int = 200
 ) -> Callable[[Any], Sample]:
@@ -101,6 +88,26 @@ def caption_sampler(
     def sampler(model: Any) -> Sample:
         written = [tokenizer.decode(row) for row in caption(model, tokenizer, images)]
         return sheet(images, written, captions)
+
+    return sampler
+
+
+def question_sampler(
+    tokenizer: Any, images: np.ndarray, prompts: list[str], answers: list[str]
+) -> Callable[[Any], Sample]:
+    """A sampler that answers a question about each image, and shows a person's answer beside it.
+
+    Args:
+        tokenizer: the model's.
+        images: uint8 [b, h, w, 3].
+        prompts: what precedes the answer about each.
+        answers: a person's answer to each.
+    """
+
+    def sampler(model: Any) -> Sample:
+        found = answer(model, tokenizer, prompts, lambda rows: images[rows], len(prompts))
+        pairs = zip(prompts, found, strict=True)
+        return sheet(images, [f"{prompt} {text or ''}" for prompt, text in pairs], answers)
 
     return sampler
 
