@@ -33,17 +33,19 @@ def fused(
     segments: Int[Array, "b t"] | None,
     causal: bool,
     plain: Plain,
+    scale: float | None = None,
 ) -> Float[Array, "b t h k"]:
     """Attention by the platform's kernel, or `plain(q, k, v, segments)` where it has none.
 
     NVIDIA: cuDNN's flash attention, for 16-bit numbers and no segments. TPU: splash attention,
-    from `LANES` positions on. Both take keys and values of fewer heads.
+    from `LANES` positions on. Both take keys and values of fewer heads. The scale is 1/√k by
+    default.
     """
     kernels = {}
-    if segments is None and (cudnn := _cudnn(q, k, v, causal)):
+    if segments is None and (cudnn := _cudnn(q, k, v, causal, scale)):
         kernels["cuda"] = cudnn
     if q.shape[1] >= LANES:
-        kernels["tpu"] = _on_mesh(partial(splash, causal=causal), k.shape)
+        kernels["tpu"] = _on_mesh(partial(splash, causal=causal, scale=scale), k.shape)
     if not kernels:
         return plain(q, k, v, segments)
     return jax.lax.platform_dependent(q, k, v, segments, default=plain, **kernels)
@@ -61,7 +63,7 @@ def _on_mesh(kernel: Plain, shape: tuple[int, ...]) -> Plain:
     return jax.shard_map(kernel, in_specs=places, out_specs=heads, check_vma=False)
 
 
-def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
+def _cudnn(q: Array, k: Array, v: Array, causal: bool, scale: float | None = None) -> Plain | None:
     """cuDNN's flash attention for such arrays; None where there is none.
 
     It takes heads whose width is a multiple of 8, and even lengths: others are padded with zeros,
@@ -71,13 +73,14 @@ def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
     if (compute_capability() or 8) < 8 or q.dtype.itemsize != 2:
         return None  # JAX would let GPUs older than Ampere through
     t, width = q.shape[1], q.shape[3]
+    scale = width**-0.5 if scale is None else scale
     more = [(0, 0), (0, t % 2), (0, 0), (0, -width % 8)]
 
     def kernel(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
         lengths = jnp.full(len(q), t, jnp.int32) if t % 2 and not causal else None
         out = jax.nn.dot_product_attention(
             *(jnp.pad(x, more) for x in (q, k, v)),
-            scale=width**-0.5,
+            scale=scale,
             is_causal=causal,
             query_seq_lengths=lengths,
             key_value_seq_lengths=lengths,
@@ -102,6 +105,7 @@ def splash(
     segments: Int[Array, "b t"] | None,
     *,
     causal: bool,
+    scale: float | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t h k"]:
     """JAX's splash attention for TPUs; lengths are padded to whole tiles.
@@ -112,6 +116,7 @@ def splash(
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     t, heads, width = q.shape[1:]
+    scale = width**-0.5 if scale is None else scale
     tile = min(TILE, -(-t // LANES) * LANES)
     more = -t % tile
     size = t + more
@@ -141,5 +146,5 @@ def splash(
     if segments is not None:
         padded = jnp.pad(segments, [(0, 0), (0, more)], constant_values=-1)
         ids = library.SegmentIds(padded, padded)
-    out = jax.vmap(kernel)(laid(q * width**-0.5), laid(k), laid(v), ids)
+    out = jax.vmap(kernel)(laid(q * scale), laid(k), laid(v), ids)
     return out.swapaxes(1, 2)[:, :t]

@@ -19,42 +19,48 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.blocks import HIDDEN
-from jaxmodels.layers.sharding import constrain
-
-# `attend` takes so many states at a time.
-QUERIES = 1024
+from jaxmodels.layers.precision import to_float32
 
 
 def attend(
-    q: Float[Array, "b n p h k"], k: Float[Array, "b n p h k"], v: Float[Array, "b n p h k"]
-) -> Float[Array, "b n p h k"]:
+    q: Float[Array, "b p n h k"], k: Float[Array, "b p n h k"], v: Float[Array, "b p n h k"]
+) -> Float[Array, "b p n h k"]:
     """Attention of all p states of n patches, the last of which is the full patch.
 
-    A block's scores are computed again in the backward pass, so that memory grows with the
-    length instead of its square.
+    It is causal attention of n positions, whose p states are as many heads of queries with the same
+    keys, so that it has the kernels of `self_attention`: at position 0 lies a key for a state
+    itself, behind it the full patches. A softmax does not change when all scores are moved alike,
+    and they are moved so that each state's score of itself is 0, which a key of zeros gives: two
+    more columns of the queries hold the score that is subtracted, in two parts for the sake of
+    16-bit numbers, and those of the other keys ones. One more column of the values tells the weight
+    of the state itself.
     """
-    q, k, v = (constrain(x, "data", ..., "model", None) for x in (q, k, v))
-    keys, values = k[:, :, -1], v[:, :, -1]
-    n, p = q.shape[1:3]
-    seen = jnp.arange(n)[:, None] > jnp.arange(n)
-    if n * p <= QUERIES:
-        return attend_to(q, k, v, keys, values, seen)
-    size = max(QUERIES // p, 1)
-    count = -(-n // size)
+    p = q.shape[1]
+    q = q * q.shape[-1] ** -0.5
+    own = (to_float32(q) * to_float32(k)).sum(axis=-1)
+    high = _rounded(own, q.dtype)
+    low = jax.lax.stop_gradient(own - high)
+    moved = -jnp.stack([high, low], axis=-1).astype(q.dtype)
+    queries = jnp.concatenate([q, moved], axis=-1)
+    # Nobody sees the last full patch; the state itself comes first.
+    full = [(0, 0), (1, 0), (0, 0), (0, 0)]
+    keys, values = (x[:, -1, :-1] for x in (k, v))
+    ones, zeros = (jnp.full((*keys.shape[:-1], 2), value, q.dtype) for value in (1, 0))
+    keys = jnp.pad(jnp.concatenate([keys, ones], axis=-1), full)
+    values = jnp.pad(jnp.concatenate([values, zeros], axis=-1), full)
+    values = values.at[:, 0, :, -1].set(1)
+    queries = rearrange(queries, "b p n h k -> b n (h p) k")
+    out = self_attention(queries, keys, values, scale=1.0)
+    out = rearrange(out, "b n (h p) k -> b p n h k", p=p)
+    return out[..., :-2] + out[..., -1:] * v
 
-    def cut(x: Array, axis: int) -> Array:
-        more = [(0, count * size - n if i == axis else 0) for i in range(x.ndim)]
-        cut = jnp.pad(x, more).reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
-        return jnp.moveaxis(cut, axis, 0)
 
-    @jax.checkpoint
-    def block(part: tuple[Array, ...]) -> Array:
-        own_q, own_k, own_v, seen = part
-        return attend_to(own_q, own_k, own_v, keys, values, seen)
-
-    out = jax.lax.map(block, (cut(q, 1), cut(k, 1), cut(v, 1), cut(seen, 0)))
-    return rearrange(out, "c b n p h k -> b (c n) p h k")[:, :n]
+def _rounded(x: Float[Array, "*s"], dtype: jnp.dtype) -> Float[Array, "*s"]:
+    """The numbers as the dtype has them. XLA may leave out a cast there and back."""
+    precision = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
 
 
 def attend_to(
