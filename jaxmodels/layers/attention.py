@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxmodels.layers.blocks import HIDDEN, blocked_attention
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.kernels import fused
-from jaxmodels.layers.precision import accum_dtype
+from jaxmodels.layers.products import einsum
 from jaxmodels.layers.sharding import constrain
 
 
@@ -42,13 +42,13 @@ def attention(
         scale: of the scores; 1/√k by default.
     """
     k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=accum_dtype(q.dtype))
+    scores = einsum("bthk,bshk->bhts", q, k)
     scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
     allowed = mask if mask.ndim == 2 else mask[:, None]
     weights = jax.nn.softmax(jnp.where(allowed, scores, HIDDEN), axis=-1).astype(q.dtype)
     if key is not None:
         weights = dropout(weights, rate, key)
-    return jnp.einsum("bhts,bshk->bthk", weights, v)
+    return einsum("bhts,bshk->bthk", weights, v).astype(v.dtype)
 
 
 def self_attention(

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxmodels.layers.precision import accum_dtype
+from jaxmodels.layers.products import einsum
 
 # The score of a key that a query may not see.
 HIDDEN = -1e9
@@ -155,7 +156,7 @@ def _forward_loop(
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
-        out = _product("bhts,bhsk->bhtk", weights.astype(q.dtype), v) / total
+        out = einsum("bhts,bhsk->bhtk", weights.astype(q.dtype), v) / total
         return out.astype(q.dtype), top, total
 
     return jax.lax.map(block, (q, window.last, window.segments))
@@ -194,15 +195,15 @@ def _backward_loop(
         queries, out, top, total, given, last, own = part
         mask = _mask(keys.shape[-1], last, own, window)
         weights = jnp.exp(_scores(queries, keys, mask, scale) - top) / total
-        of_weights = _product("bhtk,bhks->bhts", given, values)
+        of_weights = einsum("bhtk,bhks->bhts", given, values)
         inner = (given.astype(total.dtype) * out).sum(axis=-1, keepdims=True)
         of_scores = jnp.where(mask, weights * (of_weights - inner), 0) * scale
         of_scores, weights = of_scores.astype(dtype), weights.astype(dtype)
         sums = (
-            sums[0] + _product("bhtk,bhts->bhks", queries, of_scores),
-            sums[1] + _product("bhtk,bhts->bhks", given, weights),
+            sums[0] + einsum("bhtk,bhts->bhks", queries, of_scores),
+            sums[1] + einsum("bhtk,bhts->bhks", given, weights),
         )
-        return sums, _product("bhts,bhsk->bhtk", of_scores, k).astype(dtype)
+        return sums, einsum("bhts,bhsk->bhtk", of_scores, k).astype(dtype)
 
     return jax.lax.scan(block, sums, parts)
 
@@ -211,7 +212,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _scores(q: Array, keys: Array, mask: Array, scale: float) -> Array:
-    scores = _product("bhtk,bhks->bhts", q, keys) * scale
+    scores = einsum("bhtk,bhks->bhts", q, keys) * scale
     return jnp.where(mask, scores, HIDDEN)
 
 
@@ -228,7 +229,3 @@ def _mask(s: int, last: Array, own: Array | None, window: MaskWindow) -> Array:
 def _once(x: Array) -> Array:
     """The array itself; XLA would transpose it again for each loop that takes a part of it."""
     return jax.lax.optimization_barrier(x)
-
-
-def _product(form: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(form, a, b, preferred_element_type=accum_dtype(a.dtype))

@@ -10,9 +10,12 @@ positions on), `blocks` elsewhere; dropout and padding have no kernel.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.layers.sharding import dividing
@@ -108,7 +111,7 @@ def splash(
     scale: float | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t h k"]:
-    """JAX's splash attention for TPUs; lengths are padded to whole tiles.
+    """JAX's splash attention for TPUs; lengths are padded to multiples of a tile.
 
     Padding after the end is invisible to a causal mask; without one it becomes a segment of its
     own. `interpret` runs the kernel on any platform, slowly: for tests.
@@ -116,27 +119,38 @@ def splash(
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     t, heads, width = q.shape[1:]
-    scale = width**-0.5 if scale is None else scale
     tile = min(TILE, -(-t // LANES) * LANES)
-    more = -t % tile
-    size = t + more
-    if more and not causal and segments is None:
+    size = -(-t // tile) * tile
+    # Where lengths are padded, query heads that share keys are rows of one, padded once.
+    shared = heads // k.shape[2] if size > t else 1
+    rows = shared * t
+    row_tile = next((n for n in range(2 * TILE, 0, -LANES) if rows % n == 0), tile)
+    row_tile = tile if shared == 1 else row_tile
+    if size > t and shared == 1 and not causal and segments is None:
         segments = jnp.zeros(q.shape[:2], jnp.int32)
 
-    def laid(x: Array) -> Array:
-        return jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]).swapaxes(1, 2)
+    def padded(x: Array, tile: int, value: int = 0) -> Array:
+        more = [(0, -n % tile if axis == 1 else 0) for axis, n in enumerate(x.shape)]
+        return jnp.pad(x, more, constant_values=value)
 
-    mask = (library.CausalMask if causal else library.FullMask)((size, size))
+    def keys(x: Array) -> Array:
+        return padded(x, tile).swapaxes(1, 2)
+
+    queries = rearrange(q * (width**-0.5 if scale is None else scale), _ROWS, r=shared)
+    if shared > 1:
+        mask: Any = _shared_mask(t, (-(-rows // row_tile) * row_tile, size), causal)
+    else:
+        mask = (library.CausalMask if causal else library.FullMask)((size, size))
     # Narrow heads would leave lanes empty; positions fill them.
     layout = library.QKVLayout.SEQ_MINOR if width < LANES else library.QKVLayout.HEAD_DIM_MINOR
     sizes = library.BlockSizes(  # of queries and of keys, forward and in both backward passes
-        *(tile, tile, tile, tile, tile, tile, tile, tile),
+        *(row_tile, tile, tile, row_tile, tile, tile, row_tile, tile),
         q_layout=layout,
         k_layout=layout,
         v_layout=layout,
     )
     kernel = library.make_splash_mha(
-        library.MultiHeadMask([mask] * heads),
+        library.MultiHeadMask([mask] * (heads // shared)),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
@@ -144,7 +158,30 @@ def splash(
     )
     ids = None
     if segments is not None:
-        padded = jnp.pad(segments, [(0, 0), (0, more)], constant_values=-1)
-        ids = library.SegmentIds(padded, padded)
-    out = jax.vmap(kernel)(laid(q * scale), laid(k), laid(v), ids)
-    return out.swapaxes(1, 2)[:, :t]
+        of_rows = padded(jnp.tile(segments, (1, shared)), row_tile, -1)
+        ids = library.SegmentIds(of_rows, padded(segments, tile, -1))
+    out = jax.vmap(kernel)(padded(queries, row_tile).swapaxes(1, 2), keys(k), keys(v), ids)
+    return rearrange(out.swapaxes(1, 2)[:, :rows], _BACK, r=shared)
+
+
+# Query heads that share keys as rows: all positions of the first, then those of the second.
+_ROWS, _BACK = "b t (h r) k -> b (r t) h k", "b (r t) h k -> b t (h r) k"
+
+
+def _shared_mask(t: int, shape: tuple[int, int], causal: bool) -> Any:
+    """Splash attention's mask of several heads' queries in a row, each of t positions."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    class SharedMask(library.Mask):  # type: ignore[misc]
+        """Computed where it is read: whole it would be as large as all scores."""
+
+        @property
+        def shape(self) -> tuple[int, int]:
+            return shape
+
+        def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+            rows, keys = (np.arange(n)[part] for n, part in zip(shape, index, strict=True))
+            last = rows % t if causal else np.full(len(rows), t - 1)
+            return np.asarray(last[:, None] >= keys)
+
+    return SharedMask()
