@@ -62,7 +62,8 @@ def _backward(dtype: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, A
     g = g.astype(x.dtype)
     dims = ((g.ndim - 1,), (1,)), ((), ())
     of_x = jax.lax.dot_general(g, kernel, dims, preferred_element_type=accum_dtype(x.dtype))
-    if x.shape[-1] <= g.shape[-1]:
+    # XLA would turn the transposed result of 16-bit numbers into a product that it cannot compute.
+    if x.shape[-1] <= g.shape[-1] or x.dtype.itemsize == 2:
         of_kernel = product_over_rows(x, g)
     else:
         of_kernel = product_over_rows(g, x).T

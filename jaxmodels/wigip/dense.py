@@ -29,32 +29,40 @@ def attend(
 ) -> Float[Array, "b p n h k"]:
     """Attention of all p states of n patches, the last of which is the full patch.
 
-    It is causal attention of n positions, whose p states are as many heads of queries with the same
-    keys, so that it has the kernels of `self_attention`: at position 0 lies a key for a state
-    itself, behind it the full patches. A softmax does not change when all scores are moved alike,
-    and they are moved so that each state's score of itself is 0, which a key of zeros gives: two
-    more columns of the queries hold the score that is subtracted, in two parts for the sake of
-    16-bit numbers, and those of the other keys ones. One more column of the values tells the weight
-    of the state itself.
+    This is causal attention over n positions in which the p states are query heads that share a
+    head of keys, so it has the kernels of `self_attention`. Position 0 holds a key that stands for
+    the state itself; the full patches follow. Softmax does not change when all scores of a query
+    are shifted by the same amount: the state's score of itself is subtracted from all, so that this
+    key is zero. The subtraction is part of the product: two more columns hold the score in the
+    queries (two, since one of 16 bits would round it) and ones in the keys of patches. A column of
+    the values gives the weight of the state itself.
     """
-    p = q.shape[1]
-    q = q * q.shape[-1] ** -0.5
+    p, width = q.shape[1], q.shape[-1]
+    q = q * width**-0.5
     own = (to_float32(q) * to_float32(k)).sum(axis=-1)
     high = _rounded(own, q.dtype)
     low = jax.lax.stop_gradient(own - high)
-    moved = -jnp.stack([high, low], axis=-1).astype(q.dtype)
-    queries = jnp.concatenate([q, moved], axis=-1)
-    # Nobody sees the last full patch; the state itself comes first.
-    full = [(0, 0), (1, 0), (0, 0), (0, 0)]
-    keys, values = (x[:, -1, :-1] for x in (k, v))
-    ones, zeros = (jnp.full((*keys.shape[:-1], 2), value, q.dtype) for value in (1, 0))
-    keys = jnp.pad(jnp.concatenate([keys, ones], axis=-1), full)
-    values = jnp.pad(jnp.concatenate([values, zeros], axis=-1), full)
-    values = values.at[:, 0, :, -1].set(1)
+    shift = (-x[..., None].astype(q.dtype) for x in (high, low))
+    # Chosen by column and not concatenated: a TPU would copy arrays one number wide.
+    at = jnp.arange(width + 2)
+    queries = _wider(q)
+    for column, values in enumerate(shift, width):
+        queries = jnp.where(at == column, values, queries)
+    # The state itself comes first; no state sees the last patch as a full one.
+    first = [(0, 0), (1, 0), (0, 0), (0, 0)]
+    full_k, full_v = (_wider(x[:, -1, :-1]) for x in (k, v))
+    keys = jnp.pad(jnp.where(at < width, full_k, 1), first)
+    values = jnp.pad(full_v, first).at[:, 0, :, width].set(1)
     queries = rearrange(queries, "b p n h k -> b n (h p) k")
     out = self_attention(queries, keys, values, scale=1.0)
     out = rearrange(out, "b n (h p) k -> b p n h k", p=p)
-    return out[..., :-2] + out[..., -1:] * v
+    weight = jnp.where(at == width, out, 0).sum(axis=-1, keepdims=True)
+    return out[..., :width] + weight * v
+
+
+def _wider(x: Float[Array, "*b k"]) -> Float[Array, "*b w"]:
+    """Two more columns, of zeros."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 2)])
 
 
 def _rounded(x: Float[Array, "*s"], dtype: jnp.dtype) -> Float[Array, "*s"]:
