@@ -162,9 +162,7 @@ def _forward_loop(
     return jax.lax.map(block, (q, window.last, window.segments))
 
 
-def _backward(
-    span: Span, kept: Any, given: list[Array]
-) -> tuple[list[Array], Array, Array, None]:
+def _backward(span: Span, kept: Any, given: list[Array]) -> tuple[list[Array], Array, Array, None]:
     queries, k, v, windows, found = kept
     keys, values = (_once(rearrange(x, "b h s k -> b h k s")) for x in (k, v))
     sums = (jnp.zeros(keys.shape, accum_dtype(k.dtype)),) * 2

@@ -42,21 +42,19 @@ def attend(
     own = (to_float32(q) * to_float32(k)).sum(axis=-1)
     high = _rounded(own, q.dtype)
     low = jax.lax.stop_gradient(own - high)
-    shift = (-x[..., None].astype(q.dtype) for x in (high, low))
-    # Chosen by column and not concatenated: a TPU would copy arrays one number wide.
-    at = jnp.arange(width + 2)
-    queries = _wider(q)
-    for column, values in enumerate(shift, width):
-        queries = jnp.where(at == column, values, queries)
+    high, low = (-x[..., None].astype(q.dtype) for x in (high, low))
+    # Multiplied by unit vectors, neither joined nor cut: a TPU would copy arrays one number wide.
+    first, second = jnp.eye(width + 2, dtype=q.dtype)[width:]
+    queries = _wider(q) + high * first + low * second
     # The state itself comes first; no state sees the last patch as a full one.
-    first = [(0, 0), (1, 0), (0, 0), (0, 0)]
+    before = [(0, 0), (1, 0), (0, 0), (0, 0)]
     full_k, full_v = (_wider(x[:, -1, :-1]) for x in (k, v))
-    keys = jnp.pad(jnp.where(at < width, full_k, 1), first)
-    values = jnp.pad(full_v, first).at[:, 0, :, width].set(1)
+    keys = jnp.pad(full_k + first + second, before)
+    values = jnp.pad(full_v, before).at[:, 0, :, width].set(1)
     queries = rearrange(queries, "b p n h k -> b n (h p) k")
     out = self_attention(queries, keys, values, scale=1.0)
     out = rearrange(out, "b n (h p) k -> b p n h k", p=p)
-    weight = jnp.where(at == width, out, 0).sum(axis=-1, keepdims=True)
+    weight = (out * first).sum(axis=-1, keepdims=True)
     return out[..., :width] + weight * v
 
 

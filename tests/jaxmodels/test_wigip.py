@@ -21,12 +21,12 @@ from bridge.core.ops import OPS
 from jaxmodels.__main__ import main
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.sampling import Sampling
-from jaxmodels.wigip.dense import attend
 from jaxmodels.runtime.generate import generate
 from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.paths import flatten, params_of, pattern, split, stack, unstack
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import init, train_step
+from jaxmodels.wigip.dense import attend
 
 wigip = jaxmodels.arch("wigip")
 
