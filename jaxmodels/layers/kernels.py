@@ -27,6 +27,8 @@ Plain = Callable[[Array, Array, Array, Array | None], Array]
 LANES = 128
 # The largest tile: larger ones use a TPU's matrix unit better, and must fit its memory.
 TILE = 512
+# Query heads that share keys as rows: all positions of the first, then those of the second.
+_ROWS, _BACK = "b t (h r) k -> b (r t) h k", "b (r t) h k -> b t (h r) k"
 
 
 def fused(
@@ -124,8 +126,10 @@ def splash(
     # Where lengths are padded, query heads that share keys are rows of one, padded once.
     shared = heads // k.shape[2] if size > t else 1
     rows = shared * t
-    row_tile = next((n for n in range(2 * TILE, 0, -LANES) if rows % n == 0), tile)
-    row_tile = tile if shared == 1 else row_tile
+    row_tile = tile
+    if shared > 1:
+        fits = (n for n in range(2 * TILE, 2 * LANES, -LANES) if rows % n == 0)
+        row_tile = next(fits, tile)
     if size > t and shared == 1 and not causal and segments is None:
         segments = jnp.zeros(q.shape[:2], jnp.int32)
 
@@ -141,21 +145,7 @@ def splash(
         mask: Any = _shared_mask(t, (-(-rows // row_tile) * row_tile, size), causal)
     else:
         mask = (library.CausalMask if causal else library.FullMask)((size, size))
-    # Narrow heads would leave lanes empty; positions fill them.
-    layout = library.QKVLayout.SEQ_MINOR if width < LANES else library.QKVLayout.HEAD_DIM_MINOR
-    sizes = library.BlockSizes(  # of queries and of keys, forward and in both backward passes
-        *(row_tile, tile, tile, row_tile, tile, tile, row_tile, tile),
-        q_layout=layout,
-        k_layout=layout,
-        v_layout=layout,
-    )
-    kernel = library.make_splash_mha(
-        library.MultiHeadMask([mask] * (heads // shared)),
-        block_sizes=sizes,
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
-    )
+    kernel = _splash_kernel([mask] * (heads // shared), width, row_tile, tile, interpret)
     ids = None
     if segments is not None:
         of_rows = padded(jnp.tile(segments, (1, shared)), row_tile, -1)
@@ -164,15 +154,35 @@ def splash(
     return rearrange(out.swapaxes(1, 2)[:, :rows], _BACK, r=shared)
 
 
-# Query heads that share keys as rows: all positions of the first, then those of the second.
-_ROWS, _BACK = "b t (h r) k -> b (r t) h k", "b (r t) h k -> b t (h r) k"
+def _splash_kernel(
+    masks: list[Any], width: int, row_tile: int, tile: int, interpret: bool
+) -> Callable[..., Array]:
+    """Splash attention of heads with these masks, in tiles of so many queries and keys."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    # Narrow heads would leave lanes empty; positions fill them.
+    layout = library.QKVLayout.SEQ_MINOR if width < LANES else library.QKVLayout.HEAD_DIM_MINOR
+    sizes = library.BlockSizes(  # of queries and of keys, forward and in both backward passes
+        *(row_tile, tile, tile, row_tile, tile, tile, row_tile, tile),
+        q_layout=layout,
+        k_layout=layout,
+        v_layout=layout,
+    )
+    kernel: Callable[..., Array] = library.make_splash_mha(
+        library.MultiHeadMask(masks),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    return kernel
 
 
 def _shared_mask(t: int, shape: tuple[int, int], causal: bool) -> Any:
     """Splash attention's mask of several heads' queries in a row, each of t positions."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
-    class SharedMask(library.Mask):  # type: ignore[misc]
+    class SharedMask(library.Mask):
         """Computed where it is read: whole it would be as large as all scores."""
 
         @property
