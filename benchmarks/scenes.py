@@ -19,7 +19,7 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, positive, save
-from benchmarks.scenes_memory import remembering
+from benchmarks.scenes_memory import ASKED, remembering
 from data_pipelines.captions.shapes import COLOURS, SHAPES
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
@@ -97,12 +97,15 @@ def _train(preset: str, path: Path, steps: int) -> float:
     return round(time.monotonic() - began, 1)
 
 
-def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, float]:
+def measured(
+    path: Path, spec: str = "shapes", asked: int = ASKED, **options: Any
+) -> dict[str, float]:
     """Shares of the held-out scenes that a run's model gets right.
 
     Args:
         path: the run.
         spec: of the scenes.
+        asked: scenes that are written to the memory, and as many that are not.
         options: of `open_data`.
     """
     from data_pipelines.pipelines import open_data
@@ -131,7 +134,7 @@ def measured(path: Path, spec: str = "shapes", **options: Any) -> dict[str, floa
         **_retrieval(model, batches),
         **_captioning(model, tokenizer, batches),
         "captions recalled by their images": _recall(model, batches[0]),
-        **remembering(path),
+        **remembering(path, asked),
         **_packed(path, model, tokenizer, batches),
     }
 

@@ -12,32 +12,32 @@ from data_pipelines.captions.shapes import Scene, captions, draw, scene
 from jaxmodels.commands.memory_options import Forget, Write
 
 ASKED = 200
-"""Scenes that are written, and scenes that are not."""
 KINDS = ("text", "image")
 
 
-def remembering(run: Path) -> dict[str, float]:
-    """Shares of 200 written scenes that are found or refused, and of 200 others that are answered.
+def remembering(run: Path, asked: int = ASKED) -> dict[str, float]:
+    """Shares of written scenes that are found or refused, and of as many others that are answered.
 
     Each is asked for by its caption and by its image. As many as the memory holds are written at
     once; no two scenes have the same content.
 
     Args:
         run: a run of a bitgen, or another checkpoint of one.
+        asked: how many scenes are written, and how many are not.
     """
     import bridge
     from jaxmodels.commands.memory_actions import forget, write
     from jaxmodels.commands.memory_model import Memorable
 
-    scenes = _different_scenes(2 * ASKED)
+    scenes = _different_scenes(2 * asked)
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as temporary:
         folder, file = Path(temporary) / "model", Path(temporary) / "facts.jsonl"
         bridge.convert(run, folder)
         config = Memorable(folder).config
-        for i in range(0, ASKED, config.slots):
-            part = slice(i, min(i + config.slots, ASKED))
-            written, others = scenes[:ASKED][part], scenes[ASKED:][part]
+        for i in range(0, asked, config.slots):
+            part = slice(i, min(i + config.slots, asked))
+            written, others = scenes[:asked][part], scenes[asked:][part]
             _save(written, file, config.image_size)
             write(Write(folder, file=file, data="shapes"))
             for name, value in _answers(Memorable(folder), written, others):

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.loader import Batch, Rows, Windows, epoch_keys, permute
-from data_pipelines.mixture_validation import MixtureValidation, cumulative
+from data_pipelines.mixture_validation import MixtureValidation, cumulative, validation_parts
 from data_pipelines.streamed_dataset import StreamedDataset
 
 _AHEAD = 8  # batches that a thread makes in advance
@@ -79,12 +79,8 @@ class MixtureDataset(Dataset):
         return MixtureIterator(self, np.arange(self.batch) if rows is None else rows)
 
     def valid(self, max_batches: int | None = None) -> MixtureValidation:
-        """Batches of held-out windows, the same at every call, of each source by its share.
-
-        Args:
-            max_batches: an upper limit; None takes as many rows as all sources have windows.
-        """
-        return MixtureValidation(self, max_batches)
+        """Batches of held-out windows, the same at every call; see `validation_parts`."""
+        return MixtureValidation(validation_parts(self, max_batches))
 
     def sources_of(self, number: int) -> Int[np.ndarray, "b"]:
         """The source of each row of batch `number`, drawn by it and the seed alone."""

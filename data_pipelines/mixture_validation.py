@@ -1,12 +1,13 @@
-"""Validation batches of a mixture: held-out windows of its sources, by their shares."""
+"""Validation batches of a mixture, those of one source after those of another."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.errors import DataProblem
-from data_pipelines.loader import Batch, Validation
+from data_pipelines.loader import Batch
 from data_pipelines.streamed_dataset import StreamedDataset
 
 _STREAMED = 10_000  # held-out windows of a streamed source, at most
@@ -17,54 +18,75 @@ def cumulative(shares: Sequence[float]) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(shares)[:-1], [1.0]])
 
 
-class MixtureValidation(Sequence[Batch]):
-    """Batches of held-out windows, of each source by its share; see `MixtureDataset.valid`.
+class Part(NamedTuple):
+    """Held-out batches of one source."""
 
-    A source with fewer windows than its share repeats them.
+    name: str
+    """The source's spec; with a number where two sources have one."""
+    share: float
+    """The share of the mixture that is drawn from it; those of all parts add up to 1."""
+    batches: Sequence[Batch]
+
+
+class MixtureValidation(Sequence[Batch]):
+    """The batches of `parts`, one part after the other.
+
+    No batch has rows of two sources, so that each source can be measured. The numbers of batches
+    follow the shares only roughly: a mean over the mixture is that of the parts' means, weighted
+    by `share`.
     """
 
-    def __init__(self, data: Any, max_batches: int | None = None):
-        self._batch = data.batch
-        most = max_batches or 0
-        available = [_windows_of(source) if data.valid_fraction else 0 for source in data.sources]
-        rows = sum(available) if max_batches is None else min(most * data.batch, sum(available))
-        if rows > data.batch:  # an incomplete batch would be compiled separately
-            rows -= rows % data.batch
-        borders = np.floor(cumulative(data.shares) * rows + 0.5).astype(np.int64)
-        counts = borders[1:] - borders[:-1]
-        self._windows: list[Validation] = [
-            source.valid(int(count)) for source, count in zip(data.sources, counts, strict=True)
-        ]
-        # Evenly mixed: window k of a source comes after (k + 1/2) / count of all rows.
-        for source, count, windows in zip(data.sources, counts, self._windows, strict=True):
-            if count and not len(windows):
-                raise DataProblem(
-                    f"too little is held out for a context of {data.context:,}",
-                    where=source.spec,
-                    fix="give a larger --valid-fraction, 0 for none, or more text",
-                )
-        places = np.concatenate([np.arange(count) for count in counts])
-        sources = np.repeat(np.arange(len(counts)), counts)
-        order = np.argsort((places + 0.5) / counts[sources], kind="stable")
-        self._sources, self._places = sources[order], places[order]
+    def __init__(self, parts: Sequence[Part]):
+        self.parts = tuple(parts)
 
     def __len__(self) -> int:
-        return -(-len(self._sources) // self._batch)
+        return sum(len(part.batches) for part in self.parts)
 
     def __getitem__(self, i: Any) -> Any:
-        """Batch i: `tokens` int32 [b, context + 1]; a slice gives a list of batches."""
+        """Batch i, as its source gives it; a slice gives a list of batches."""
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        first = range(len(self))[i] * self._batch
-        rows = slice(first, first + self._batch)
-        found = []
-        for source, place in zip(self._sources[rows], self._places[rows], strict=True):
-            windows = self._windows[source]
-            found.append(windows[int(place) % len(windows)])
-        return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
+        i = range(len(self))[i]
+        for part in self.parts:
+            if i < len(part.batches):
+                return part.batches[i]
+            i -= len(part.batches)
+        raise AssertionError
 
 
-def _windows_of(source: Any) -> int:
-    """Held-out windows; estimated for streamed documents, and limited."""
-    count = max(0, source.valid_tokens - 1) // source.context
-    return min(max(1, count), _STREAMED) if isinstance(source, StreamedDataset) else count
+def validation_parts(data: Any, max_batches: int | None = None) -> list[Part]:
+    """The held-out batches of each source of a `MixtureDataset`; none if nothing is held out.
+
+    Args:
+        data: the mixture.
+        max_batches: an upper limit, divided by the shares, with at least one batch of each source;
+            None takes all windows.
+
+    Raises:
+        DataProblem: a source has no held-out window.
+    """
+    if not data.valid_fraction or max_batches == 0:
+        return []
+    parts: list[Part] = []
+    for source, share in zip(data.sources, data.shares, strict=True):
+        count = max_batches and max(1, round(max_batches * share))
+        if count is None and isinstance(source, StreamedDataset):
+            count = -(-_STREAMED // data.batch)
+        batches = replace(source, batch=data.batch).valid(count)
+        if not len(batches):
+            raise DataProblem(
+                f"too little is held out for a context of {data.context:,}",
+                where=source.spec,
+                fix="give a larger --valid-fraction, 0 for none, or more text",
+            )
+        parts.append(Part(_unused(source.spec, parts), share, batches))
+    return parts
+
+
+def _unused(spec: str, parts: Sequence[Part]) -> str:
+    names, number = {part.name for part in parts}, 1
+    name = spec
+    while name in names:
+        number += 1
+        name = f"{spec} ({number})"
+    return name

@@ -15,13 +15,15 @@ import numpy as np
 from data_pipelines.captions.caption_dataset import CaptionDataset, LazySequence
 from data_pipelines.dataset import Dataset
 from data_pipelines.loader import Batch, Rows
+from data_pipelines.mixture import MixtureDataset
+from data_pipelines.mixture_validation import MixtureValidation, Part
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TextAndImages(Dataset):
     """A dataset of text and one of images with captions."""
 
-    text: Dataset
+    text: MixtureDataset
     captioned: CaptionDataset
     text_share: float
     """Share of the batches that are text, between 0 and 1."""
@@ -82,7 +84,7 @@ class TextAndImages(Dataset):
         """Endless batches, each of the text or of the images; see `Dataset.train`."""
         return Turns(self, rows)
 
-    def valid(self, max_batches: int | None = None) -> LazySequence:
+    def valid(self, max_batches: int | None = None) -> MixtureValidation:
         """Held-out batches of text, then of images.
 
         Args:
@@ -93,12 +95,13 @@ class TextAndImages(Dataset):
         if max_batches:
             of_text = max(1, round(max_batches * self.text_share))
             of_images = max(1, max_batches - of_text)
-        text: Any = self.text.valid(of_text)
-        images = self.captioned.valid(of_images)
-        count = len(text)
-        return LazySequence(
-            count + len(images), lambda i: text[i] if i < count else images[i - count]
-        )
+        parts = [
+            part._replace(share=part.share * self.text_share)
+            for part in self.text.valid(of_text).parts
+        ]
+        if len(images := self.captioned.valid(of_images)):
+            parts.append(Part(self.captioned.spec, 1 - self.text_share, images))
+        return MixtureValidation(parts)
 
     def retrieval(self, limit: int | None = None) -> tuple[LazySequence, list[list[str]]]:
         """The held-out images and their captions; see `CaptionDataset.retrieval`."""

@@ -1,5 +1,6 @@
 """How large a model is, layer by layer, from shapes alone."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -11,9 +12,16 @@ def outline(package: Architecture, config: Any) -> Any:
     """An abstract model: shapes and dtypes in place of its arrays."""
     from flax import nnx
 
+    return nnx.merge(*_traced(package.Model, config))
+
+
+@lru_cache(32)
+def _traced(model: Callable[..., Any], config: Any) -> Any:
+    from flax import nnx
+
     from jaxmodels.layers.keys import keys
 
-    return nnx.eval_shape(lambda: package.Model(config, rngs=keys(default=0)))
+    return nnx.split(nnx.eval_shape(lambda: model(config, rngs=keys(default=0))))
 
 
 def shapes(arch: str, config: Any) -> dict[str, Any]:

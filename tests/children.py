@@ -12,8 +12,10 @@ def simulated(devices: int, **changes: str) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": flags, **changes}
 
 
-def printed(code: str, *words: str, env: dict[str, str] | None = None) -> str:
-    """The last line that a Python program prints, which must end well."""
+def printed(
+    code: str, *words: str, env: dict[str, str] | None = None, timeout: float | None = None
+) -> str:
+    """The last line that a Python program prints, which must end well, within so many seconds."""
     done = subprocess.run(
         [sys.executable, "-c", "import gc; gc.set_threshold(100_000, 20, 50)\n" + code, *words],
         env=env,
@@ -21,6 +23,7 @@ def printed(code: str, *words: str, env: dict[str, str] | None = None) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return (done.stdout.splitlines() or [""])[-1]

@@ -28,6 +28,10 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4e9:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 
+# Bytes of a worker's memory from which compiled programs are forgotten.
+_LARGE = 2.5e9
+
+
 def pytest_configure(config):
     """Both workers write to one cache, at the same time."""
     from jaxmodels.runtime.platform import share_cache
@@ -55,11 +59,18 @@ def golden() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgetful():
-    """Compiled programs of all modules would take gigabytes; the cache on disk has them."""
+    """Compiled programs of all modules would take gigabytes; the cache on disk has them.
+
+    To forget them, and to look for garbage, after every module takes a tenth of the quick tests'
+    time: it waits until they have grown.
+    """
     yield
-    if "jax" in sys.modules:
+    from bridge.conversion.progress import memory
+
+    if "jax" in sys.modules and memory() > _LARGE:
         sys.modules["jax"].clear_caches()
         gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -246,10 +246,15 @@ def batch_for(arch: str, batch: int = 2, length: int = 12, seed: int = 0) -> dic
 
 def products(jaxpr: Any) -> list[Any]:
     """Every matrix product of a program, in order, those of loops and calls included."""
+    return equations(jaxpr, {"dot_general"})
+
+
+def equations(jaxpr: Any, names: set[str]) -> list[Any]:
+    """The equations of a program with primitives of these names, as `products`."""
     found = []
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        if equation.primitive.name in names:
             found.append(equation)
         for inner in jaxprs_in_params(equation.params):
-            found += products(inner)
+            found += equations(inner, names)
     return found

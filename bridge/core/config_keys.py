@@ -39,6 +39,8 @@ class Key(NamedTuple):
     """Other names that transformers reads for the key."""
     copies: tuple[str, ...] = ()
     """Further keys, written with the same value and not read."""
+    side: bool = False
+    """Whether it is the side of a square, of which transformers also takes height and width."""
 
 
 class Only(NamedTuple):
@@ -84,8 +86,12 @@ def to_ours(key: Key, value: Any, where: Path) -> Any:
     """Our value for one in a config.json (which is at `where`).
 
     Raises:
-        Problem: (mismatch) it is not in the table.
+        Problem: (mismatch) it is not in the table, or no square.
     """
+    if key.side and isinstance(value, list) and len(value) == 2:
+        if value[0] != value[1]:
+            raise unsupported(key.theirs, value, "height and width are the same here", where)
+        value = value[0]
     if key.values is None:
         return value
     try:

@@ -29,6 +29,9 @@ _IDLE = re.compile(
     r"|learning_rate|min_lr|max_iters|max_steps|lr_decay_iters|warmup_(iters|steps)|weight_decay"
     r"|beta[12]|grad_clip|eval_(interval|iters)|log_interval"
 )
+_CONFIG_CLASS = re.compile(r"transformers\.models\.(?P<type>\w+)\.configuration_\w+\.\w+Config")
+# Where trainers keep the settings of a model, among others.
+_KEYS = {"config", "args", "hparams", "hyper_parameters", "model_config", "cfg"}
 # Words for what changes the output of a model, among settings of any kind.
 _CHANGES = re.compile(
     r"(.*_)?(mup|rope|rotary|alibi|moe|experts?|kv_heads?|qk_?norm|soft_?cap|rms_?norm|swiglu"
@@ -57,9 +60,10 @@ def beside(value: Any, where: Path) -> dict[str, Any]:
     Raises:
         Problem: (mismatch) they name a part of a model that nanoGPT does not have.
     """
-    keys = {"config", "args", "hparams", "hyper_parameters", "model_config", "cfg"}
     for key, settings in _settings(value):
-        if key not in keys or not {"n_head", "n_embd"} <= settings.keys():
+        if key not in _KEYS or not {"n_head", "n_embd"} <= settings.keys():
+            continue
+        if _type_of(settings):
             continue
         odd = {
             n: x for n, x in settings.items() if isinstance(n, str) and _CHANGES.fullmatch(n) and x
@@ -68,6 +72,37 @@ def beside(value: Any, where: Path) -> dict[str, Any]:
             raise _changed(odd, where)
         return {"heads": settings["n_head"]}
     return {}
+
+
+def transformers_config(value: Any) -> dict[str, Any] | None:
+    """The config of a class of transformers that a trainer saved beside its model: the object, or
+    a dict of what it says. None without one, or if there are several."""
+    found: list[dict[str, Any]] = []
+    for key, settings in _settings(value):
+        if key in _KEYS and (kind := _type_of(settings)):
+            public = {n: x for n, x in settings.items() if isinstance(n, str) and n[:1] != "_"}
+            config = {n: x for n, x in public.items() if _is_json(x)} | {"model_type": kind}
+            found += [] if config in found else [config]
+    return found[0] if len(found) == 1 else None
+
+
+def _type_of(settings: dict[str, Any]) -> str | None:
+    """The model_type of a config of transformers; None if these are other settings."""
+    if isinstance(settings, Record) and (match := _CONFIG_CLASS.fullmatch(settings.name)):
+        return match["type"]
+    kind = settings.get("model_type")
+    known = {"architectures", "transformers_version"} & settings.keys()
+    return kind if isinstance(kind, str) and known else None
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, Record | Named):
+        return False
+    if isinstance(value, dict):
+        return all(isinstance(n, str) and _is_json(x) for n, x in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, str | bool | int | float)
 
 
 def _settings(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:

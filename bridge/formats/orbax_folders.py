@@ -2,8 +2,8 @@
 
 A step is a folder whose name ends in its number, `120`, `ckpt_00000120`. It is a tree itself, or
 holds one for each item that was saved: `default`, `params`, `opt_state`. A step that was not
-finished has `.orbax-checkpoint-tmp` in its name, or says so in its metadata, or lacks the
-`commit_success.txt` that its neighbours have.
+finished has `.orbax-checkpoint-tmp` or `.partial_save` in its name, or says so in its metadata, or
+lacks the `commit_success.txt` that its neighbours have.
 """
 
 import re
@@ -23,7 +23,7 @@ from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 from jaxmodels.files import write_json
 
 CHECKPOINT, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
-UNFINISHED = ".orbax-checkpoint-tmp"
+UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.partial_save")
 _STEP = re.compile(r"(?:.*[_.-])?(?P<number>\d{1,18})")
 
 
@@ -108,7 +108,7 @@ def _steps(folder: Path) -> list[Path]:
     """The steps in a folder by their numbers, unfinished ones too."""
     found = []
     for path in folder.iterdir():
-        match = _STEP.fullmatch(path.name.partition(UNFINISHED)[0])
+        match = _STEP.fullmatch(UNFINISHED.split(path.name)[0])
         if match and path.is_dir() and _is_step(path):
             found.append((int(match["number"]), path.name, path))
     return [path for *_, path in sorted(found)]
@@ -117,16 +117,17 @@ def _steps(folder: Path) -> list[Path]:
 def _is_step(folder: Path) -> bool:
     """Whether a folder is a tree, holds one for each item, or was going to."""
     try:
-        named = UNFINISHED in folder.name or (folder / CHECKPOINT).is_file()
-        return named or orbax.is_tree(folder) or any(map(orbax.is_tree, folder.iterdir()))
+        named = UNFINISHED.search(folder.name) or (folder / CHECKPOINT).is_file()
+        return bool(named) or orbax.is_tree(folder) or any(map(orbax.is_tree, folder.iterdir()))
     except OSError:  # a folder that may not be read is nothing that is known
         return False
 
 
 def _unfinished(step: Path) -> str:
     """Why a step cannot have been finished; empty when it was."""
-    if any(UNFINISHED in path.name for path in (step, *step.iterdir())):
-        return f"{UNFINISHED} in a name says that it was not finished"
+    for path in (step, *step.iterdir()):
+        if found := UNFINISHED.search(path.name):
+            return f"{found[0]} in a name says that it was not finished"
     metadata = parse_json(step / CHECKPOINT) if (step / CHECKPOINT).is_file() else {}
     if metadata.get("commit_timestamp_nsecs", 0) is None:
         return f"{CHECKPOINT} says that it was not finished"

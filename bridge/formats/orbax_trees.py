@@ -33,7 +33,7 @@ _MOMENTS = re.compile(
 # Nothing below is a model, but under `model`: nnx's optimisers once held theirs.
 _OPTIMIZER = re.compile(r"opt|optim|optimi[sz]er|tx")
 _AVERAGE = re.compile(r".*(ema|average|avg|polyak|shadow|best|initial).*")
-_USUAL = ("params", "model", "state", "default", "pytree")
+_USUAL = ("params", "model", "model_state", "state", "default", "pytree")
 _MOMENT = re.compile(r"(?P<place>(?:[^.]+\.)*?)(?P<field>mu|nu)\.(?P<path>.+)")
 Words = tuple[str, ...]
 

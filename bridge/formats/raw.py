@@ -44,6 +44,8 @@ class RawCheckpoint:
     preset: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields that the files say, among other keys."""
+    config: dict[str, Any] | None = None
+    """The config.json of transformers' class that the file itself holds, as what it says."""
     usual: dict[str, Any] = field(default_factory=dict)
     """What the format assumes for Config fields that its files do not give; reported."""
     tokenizer: Tokenizer | None = None

@@ -64,6 +64,7 @@ def open_file(path: Path) -> RawCheckpoint:
     if (args := nanogpt_args.args_of(value)) is not None:
         return nanogpt.described(contents, value, args)
     contents.usual = nanogpt_args.beside(value, path)
+    contents.config = nanogpt_args.transformers_config(value)
     return contents
 
 

@@ -88,7 +88,8 @@ def open_folder(folder: Path) -> RawCheckpoint:
 
 
 def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
-    """The contents as `config.json` in the folder describes them.
+    """The contents as the config in their file, or else `config.json` in the folder, describes
+    them.
 
     Nothing changes where there is none, or where the weights themselves say what they are.
 
@@ -97,14 +98,15 @@ def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     """
     if contents.fields:
         return contents
-    if not (folder / CONFIG).is_file():
+    if contents.config is None and not (folder / CONFIG).is_file():
         # Whoever wrote such names computes as transformers does.
         for kind in _marked(contents):
             implied = kind.cls.types[kind.type].implies
             usual = {name: value for name, value in implied.items() if name in kind.cls.own}
             return replace(contents, usual=usual | contents.usual)
         return contents
-    if (config := config_in(folder)) is None:
+    config = config_in(folder) if contents.config is None else contents.config
+    if config is None:
         if contents.arch is None:
             describe(contents, folder)
         return contents
@@ -119,14 +121,38 @@ def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     if held := [name for name in contents.tensors if _QUANTISED.fullmatch(name)]:
         raise _quantised(folder, f"it holds:\n{listing(held)}")
     assert found is not None  # `_check` refuses others
-    return _described(contents, found, config, folder)
+    result = _described(contents, found, config, folder)
+    if contents.config is not None and (other := config_in(folder)) is not None:
+        _refuse_difference(result, found, other, folder)
+    return result
+
+
+def _refuse_difference(
+    contents: RawCheckpoint, kind: Kind, config: Mapping[str, Any], folder: Path
+) -> None:
+    """Refuses a file whose own config is not that of the config.json beside it."""
+    where = folder / CONFIG
+    beside = kind.cls.read({**config, "model_type": kind.type}, where)
+    differing = [
+        f"{name} = {contents.fields[name]} and {beside[name]}"
+        for name in contents.fields.keys() & beside.keys()
+        if contents.fields[name] != beside[name] and name != "dropout"
+    ]
+    if differing or _named_type(config) not in (None, kind.type):
+        raise Problem(
+            "the config in the file is not the config.json beside it",
+            where=str(where),
+            why=", ".join(sorted(differing)) or f"that is of the type {_named_type(config)!r}",
+            fix="move the one that is not the model's away, and try again",
+            exit_code=MISMATCH,
+        )
 
 
 def _described(
     contents: RawCheckpoint, kind: Kind, config: Mapping[str, Any], folder: Path
 ) -> RawCheckpoint:
     """The contents as a config.json of a class of transformers describes them."""
-    cls, where = kind.cls, folder / CONFIG
+    cls, where = kind.cls, contents.path if contents.config else folder / CONFIG
     named = not all(config.get(key) is None for key in ("model_type", "architectures"))
     typed = {**config, "model_type": kind.type}
     other = None if named else cls.other(config, where)

@@ -11,6 +11,8 @@ from jaxmodels.errors import NETWORK, USAGE, Problem
 
 T = TypeVar("T")
 
+# What the hub's client runs into where JSON is of another form than it expects.
+_NONSENSE = (LookupError, TypeError, AttributeError, NameError, RuntimeError, AssertionError)
 HOUSEKEEPING = ".gitattributes"  # the hub puts one into every repository
 
 
@@ -84,7 +86,7 @@ def asking(address: str, right: str) -> Iterator[None]:
         ConnectionError,
         TimeoutError,
         ValueError,  # the hub's word on a model card
-        *(LookupError, TypeError, AttributeError, RecursionError),  # JSON of another form
+        *_NONSENSE,
     )
     try:
         yield
@@ -117,7 +119,7 @@ def _advice(error: Exception, right: str) -> tuple[str, str]:
     later = "see why; try again later if the hub is at fault"
     if status is not None or isinstance(error, ValueError):
         return "the hub refuses", later
-    if isinstance(error, LookupError | TypeError | AttributeError | RecursionError):
+    if isinstance(error, _NONSENSE):
         return "the hub's answer makes no sense", later
     return (
         "the hub cannot be reached",

@@ -30,6 +30,7 @@ _WEIGHTS = (
     *("stage1_*.pt", "model_epoch_*.pt", "pytorch_model.bin", "pytorch_model-*.bin"),
     *("dinov2_*.pth", "meta.pkl"),
 )
+_LONGEST = 200  # bytes of a name: file systems take 255, and some are added while it is written
 # Pulled files that may name code; such keys are left out.
 _MAY_NAME = {
     *("config.json", "generation_config.json", "tokenizer_config.json"),
@@ -40,18 +41,21 @@ _MAY_NAME = {
 def wanted(names: list[str]) -> list[str]:
     """Those files of a repository that `pull` takes, sorted.
 
-    Names that would lead out of the folder, or are hidden, are never among them.
+    Names that would lead out of the folder, are hidden, or cannot be printed or written, are never
+    among them.
     """
-    inside = [
-        name
-        for name in sorted(names)
-        if not any(part.startswith(".") or not part for part in re.split(r"[/\\]", name))
-    ]
+    inside = [name for name in sorted(names) if all(map(_is_usual, re.split(r"[/\\]", name)))]
     kinds: tuple[str, ...] = _DATA
     if not any(name.endswith(".safetensors") for name in inside):
         kinds += _WEIGHTS
     ours = our_code()
     return [name for name in inside if name in ours or _fits(name, kinds)]
+
+
+def _is_usual(part: str) -> bool:
+    """Whether a part of a path is an ordinary name of a file or folder."""
+    short = len(part.encode("utf-8", "replace")) <= _LONGEST
+    return bool(part) and not part.startswith(".") and part.isprintable() and short
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:

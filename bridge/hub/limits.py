@@ -84,11 +84,12 @@ def limited(
     return result[0]
 
 
-def _problem(address: str, what: str) -> Problem:
+def _problem(address: str, what: str, why: str = "") -> Problem:
     return Problem(
         what,
         where=address,
-        why=f"an answer may take {PATIENCE:.0f} s, and a second more for each {RATE:,} bytes of a "
+        why=why
+        or f"an answer may take {PATIENCE:.0f} s, and a second more for each {RATE:,} bytes of a "
         "file; it may not be longer than the list of files says",
         fix="try again; what arrived of large files is kept",
         exit_code=NETWORK,
@@ -96,10 +97,14 @@ def _problem(address: str, what: str) -> Problem:
 
 
 def _watch() -> None:
-    """Lets every client that huggingface_hub makes from now on count what it receives."""
-    from huggingface_hub import set_client_factory
+    """Lets every client that huggingface_hub makes from now on count what it receives.
+
+    Downloads go over HTTP: hf_xet's are not counted, and go to a host that the answer names.
+    """
+    from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils import _http
 
+    constants.HF_HUB_DISABLE_XET = True
     made = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
     if getattr(made, "func", None) is not _client:
         set_client_factory(partial(_client, made))
@@ -126,7 +131,8 @@ def _count(response: Any) -> None:
     if limit is None:
         return
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise _problem(limit.address, "the hub's answer is compressed, unasked")
+        why = "a few bytes might unfold to any number; plain ones were asked for"
+        raise _problem(limit.address, "the hub's answer is compressed", why)
     stream, take = response.stream, limit.take
     # httpx or httpx2, by the version of huggingface_hub: mypy cannot know the base class.
     kind = import_module(type(response).__module__.partition(".")[0])

@@ -7,6 +7,7 @@ folder, so nobody needs a stranger's.
 
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -26,6 +27,10 @@ from jaxmodels.files import atomic_folder
 from jaxmodels.runtime.manifest import MANIFEST, write_manifest
 
 MAX_FILES = 10_000
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+# Errors of a path that cannot be; the client's own are of other classes.
+_PATHS = (OSError, FileNotFoundError, NotADirectoryError)
+_NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def pull(
@@ -70,10 +75,17 @@ def pull(
 
             def fetch(file: str) -> None:  # what is there already is not fetched again
                 def load() -> None:
-                    hub.hf_hub_download(name, file, revision=info.sha, local_dir=place)
+                    try:
+                        hub.hf_hub_download(name, file, revision=info.sha, local_dir=place)
+                    except OSError as error:
+                        if type(error) in _PATHS and error.errno in _NO_PATH:
+                            # The client names files after what the hub answers.
+                            raise LookupError(f"of {file}: {error.strerror}") from error
+                        raise
 
                 left = min(seconds_for(sizes[file]), end - time.monotonic())
                 ask(source, "read", load, sizes[file], left)
+                _check_size(place / file, sizes[file], source)
 
             taken = _fetch_wanted(place, sizes, source, fetch)
             for file in taken if parts else ():
@@ -113,15 +125,37 @@ def _sizes(info: Any, source: str) -> dict[str, int]:
         for name, size in rows
         if not (isinstance(name, str) and type(size) is int and size >= 0)
     ]
-    if odd or len(rows) > MAX_FILES or not isinstance(info.sha, str):
+    known = isinstance(info.sha, str) and _COMMIT.fullmatch(info.sha)
+    if odd or len(rows) > MAX_FILES or not known:
+        why = "" if known else f"it is of the commit {str(info.sha)[:80]!r}"
         raise Problem(
             "the hub's list of files cannot be used",
             where=source,
-            why=f"it states no size of {few(map(str, odd))}" if odd else f"{len(rows):,} files",
+            why=f"it states no size of {few(map(str, odd))}"
+            if odd
+            else why or f"{len(rows):,} files",
             fix="see why; try again later if the hub is at fault",
             exit_code=NETWORK,
         )
     return dict(rows)
+
+
+def _check_size(file: Path, size: int, source: str) -> None:
+    """Removes and refuses a file that has not as many bytes as the listing states.
+
+    Raises:
+        Problem: (network) it has not.
+    """
+    if (found := file.stat().st_size) == size:
+        return
+    file.unlink()
+    raise Problem(
+        "the hub sends another file than it lists",
+        where=source,
+        why=f"{file.name} has {found:,} bytes, and {size:,} in the list of files",
+        fix="try again later; if it stays so, tell the owner of the repository",
+        exit_code=NETWORK,
+    )
 
 
 def _fetch_wanted(

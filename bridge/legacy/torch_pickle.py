@@ -20,6 +20,7 @@ from bridge.legacy.unpickle import Named, Record, brief, natural, read_pickle
 
 MAX_PICKLE = 50_000_000  # bytes; the largest seen are a few million
 MAX_DIMS = 32
+EXPANDED = 2**20  # numbers that a smaller storage may stand for
 
 _STORAGES = {
     "Double": "F64",
@@ -158,7 +159,8 @@ def _placed(
     count = prod(shape)
     if isinstance(dtype, Named):
         return Record(dtype.name, ())
-    if count and (last >= storage.size or count > storage.size):
+    # One number may stand for many (`expand`), but not for more than anybody would read.
+    if count and (last >= storage.size or count > max(storage.size, EXPANDED)):
         raise BrokenPickle(f"a tensor of shape {shape} reaches beyond its {storage.size:,}")
     # Flags of how to read the numbers in the storage; the only one of real numbers is negation.
     flags = {key for key, value in bits.items() if value} if isinstance(bits, dict) else {bits}

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxmodels.layers import linalg
+
 Addressing = Literal["ridge", "iteration"]
 
 
@@ -95,7 +97,7 @@ def address(
     if addressing == "iteration":
         return keys @ pseudo_inverse(slots)
     gram = slots @ slots.T + noise**2 * jnp.eye(len(slots), dtype=slots.dtype)
-    return keys @ jnp.linalg.solve(gram, slots).T
+    return keys @ linalg.solve(gram, slots).T
 
 
 def write(
@@ -124,7 +126,7 @@ def posterior(prior: Prior, stats: SufficientStats, noise: float) -> Posterior:
     precision = noise**2 * jnp.diag(before) + stats.gram
     mean = noise**2 * before[:, None] * prior.mean + stats.total
     eye = jnp.broadcast_to(jnp.eye(len(before), dtype=precision.dtype), precision.shape)
-    both = jnp.linalg.solve(precision, jnp.concatenate([mean, noise**2 * eye], axis=-1))
+    both = linalg.solve(precision, jnp.concatenate([mean, noise**2 * eye], axis=-1))
     return Posterior(both[..., : mean.shape[-1]], both[..., mean.shape[-1] :])
 
 
@@ -160,7 +162,7 @@ def divergence(prior: Prior, believed: Posterior) -> Float[Array, "*g"]:
     m, c = believed.mean.shape[-2:]
     before = jnp.exp(-prior.log_variance)
     spread = (before * jnp.diagonal(believed.covariance, axis1=-2, axis2=-1)).sum(axis=-1)
-    volume = prior.log_variance.sum() - jnp.linalg.slogdet(believed.covariance)[1]
+    volume = prior.log_variance.sum() - linalg.log_determinant(believed.covariance)
     moved = (before[:, None] * (believed.mean - prior.mean) ** 2).sum(axis=(-2, -1))
     return (c * (spread - m + volume) + moved) / (2 * m * c)
 

@@ -161,7 +161,7 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _text(options: Eval, model: Any, tokenizer: Any, data: Any) -> tuple[dict[str, Any], list[str]]:
-    """The result for text, and a line that shows it."""
+    """The result for text, and lines that show it: of a mixture also those of each source."""
     import jaxmodels
     from jaxmodels.runtime.evaluate import evaluate, loss_function, report
     from jaxmodels.runtime.paths import split
@@ -172,15 +172,30 @@ def _text(options: Eval, model: Any, tokenizer: Any, data: Any) -> tuple[dict[st
     loss = evaluate(loss_function(package, graphdef), params, model_state, batches)
     assert loss is not None
     _refuse_no_number(options, loss["loss"])
-    result = report(loss["loss"], *_measured(package, model, batches, tokenizer))
+    parts = getattr(batches, "parts", ())
+    if len(parts) < 2:
+        result = report(loss["loss"], *_measured(package, model, batches, tokenizer))
+        return result, [_text_line(result)]
+    sources: dict[str, Any] = {}
+    tokens, per_token = 0, 0.0  # characters a token, by share as the loss
+    for name, share, part in parts:
+        count, characters = _measured(package, model, part, tokenizer)
+        sources[name] = {"share": share} | report(loss[f"loss/{name}"], count, characters)
+        tokens += count
+        per_token += share * (characters or 0) / count
+    result = report(loss["loss"], tokens, tokens * per_token or None)
+    lines = [f"{name}: {_text_line(one)}" for name, one in sources.items()]
+    return result | {"sources": sources}, [_text_line(result), *lines]
+
+
+def _text_line(result: dict[str, Any]) -> str:
     per_character = result.get("bits_per_character")
-    line = (
+    return (
         f"loss {result['loss']:.4f} nats per token, perplexity {result['perplexity']:.3f}, "
         f"{result['bits_per_token']:.4f} bits per token"
         + (f" and {per_character:.4f} per character" if per_character else "")
         + f", over {result['tokens']:,} tokens"
     )
-    return result, [line]
 
 
 def _refuse_no_number(options: Eval, loss: float) -> None:

@@ -70,11 +70,41 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Means over all rows of the batches, loss first; None when `stop` asked to end early.
 
-    Where batches of several kinds take turns, a metric is a mean over the rows that have it.
+    Of a mixture (`batches.parts`: name, share and batches of each source) it is the mean of its
+    sources', by their shares, and `loss/NAME` is the loss of each. A metric that only some have is
+    a mean over these.
 
     Means over tokens are taken over the tokens of all batches, and a loss that compares rows gets
     groups of `GROUP`, so no number depends on the batch size. A perplexity is averaged by its
     logarithm, a mean loss.
+    """
+    means: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    by_source: dict[str, float] = {}
+    for source, share, part in getattr(batches, "parts", None) or [("", 1.0, batches)]:
+        found = _means(loss, params, model_state, part, stop)
+        if found is None:
+            return None
+        by_source[f"loss/{source}"] = found["loss"]
+        for name, value in found.items():
+            means[name] = means.get(name, 0.0) + share * value
+            weights[name] = weights.get(name, 0.0) + share
+    means = {name: total / weights[name] for name, total in means.items()}
+    if "perplexity" in means:
+        means["perplexity"] = exp(min(means["perplexity"], 700.0))
+    return {"loss": means.pop("loss"), **means, **(by_source if len(by_source) > 1 else {})}
+
+
+def _means(
+    loss: Loss,
+    params: Arrays,
+    model_state: Arrays,
+    batches: Iterable[dict[str, Any]],
+    stop: Callable[[], bool],
+) -> dict[str, float] | None:
+    """As `evaluate`, of one source, with the logarithm of a perplexity.
+
+    Where batches of several kinds take turns, a metric is a mean over the rows that have it.
     """
     by_rows: dict[str, float] = {}
     by_tokens: dict[str, float] = {}
@@ -93,17 +123,14 @@ def evaluate(
             by_tokens[name] = by_tokens.get(name, 0.0) + part * count
             rows[name] = rows.get(name, 0) + size
         tokens += count
-    means = {name: x / rows[name] + by_tokens[name] / max(tokens, 1) for name, x in by_rows.items()}
-    if "perplexity" in means:
-        means["perplexity"] = exp(min(means["perplexity"], 700.0))
-    return {"loss": means.pop("loss"), **means}
+    return {name: x / rows[name] + by_tokens[name] / max(tokens, 1) for name, x in by_rows.items()}
 
 
 def _additive(name: str, value: Any) -> float:
     return log(float(value)) if name == "perplexity" else float(value)
 
 
-def report(loss: float, tokens: int, characters: int | None = None) -> dict[str, float]:
+def report(loss: float, tokens: int, characters: int | float | None = None) -> dict[str, float]:
     """The loss in nats, and derived from it perplexity, bits per token and per character.
 
     Args:

@@ -32,7 +32,8 @@ class _Answers(BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         self.send_response(200)
-        for name, value in {"X-Repo-Commit": SHA, "ETag": '"a"', "Content-Length": "9"}.items():
+        usual = {"X-Repo-Commit": SHA, "ETag": '"a"', "Content-Length": "9"}
+        for name, value in (usual | self.server.head).items():
             self.send_header(name, value)
         self.end_headers()
 
@@ -43,8 +44,10 @@ class _Answers(BaseHTTPRequestHandler):
         for name, value in server.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if api and server.listing is not None:
-            self.wfile.write(server.listing)
+        server.asked.append(self.path)
+        answer = server.listing if api else server.content
+        if answer is not None:
+            self.wfile.write(answer)
             return
         try:
             while not server.left.wait(server.pause):
@@ -58,6 +61,7 @@ def endless(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
     server.daemon_threads, server.left, server.headers = True, threading.Event(), {}
     server.listing, server.piece, server.pause = None, b" " * 2**16, 0
+    server.head, server.content, server.asked = {}, None, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     for module in (push, pull, client):
@@ -118,12 +122,68 @@ def test_an_answer_that_unfolds(endless, tmp_path):
         files({"rfilename": "config.json", "size": "3"}),
         files({"rfilename": "config.json", "size": -3}),
         files({"rfilename": "config.json", "size": 3}, sha=None),
+        files({"rfilename": "config.json", "size": 3}, sha="../../x"),
         files({"rfilename": "config.json", "size": 3}, siblings={"a": 1}),
     ],
 )
 def test_a_listing_of_nonsense(endless, tmp_path, listing):
     endless.listing = listing
     refused(NETWORK, tmp_path / "new", "")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"<html>web page</html>"])
+def test_a_file_of_another_size_than_listed(endless, tmp_path, content):
+    endless.listing = files({"rfilename": "config.json", "size": 9})
+    endless.head, endless.content = {"Content-Length": str(len(content))}, content
+    refused(NETWORK, tmp_path / "new", "more than it" if len(content) > 9 else "another file than")
+
+
+@pytest.mark.parametrize(
+    "etag", ['"../../../../../escaped"', '"a/../../escaped"', f'"{"a" * 5000}"']
+)
+def test_an_etag_that_is_no_name(endless, tmp_path, etag):
+    endless.listing = files({"rfilename": "config.json", "size": 9})
+    endless.head, endless.content = {"ETag": etag}, b'{"a": 12}'
+    refused(NETWORK, tmp_path / "new", "makes no sense")
+    assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
+
+
+def test_names_that_are_none(endless, tmp_path):
+    odd = [
+        "../a.md",
+        "/a.md",
+        "a//b.md",
+        "a\n.md",
+        "\u202ea.md",
+        "a\0.md",
+        "x" * 250 + ".md",
+        ".a.md",
+    ]
+    rows = [{"rfilename": name, "size": 9} for name in ("config.json", *odd)]
+    endless.listing, endless.content = files(*rows), b'{"a": 12}'
+    found = bridge.pull(ADDRESS, tmp_path / "new")
+    assert (found.files, found.left_out) == (["config.json"], sorted(odd))
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["config.json"]
+
+
+def test_no_other_transport_is_taken(endless, tmp_path):
+    """hf_xet's bytes would not be counted, and its address is one that the answer names."""
+    endless.listing = files({"rfilename": "config.json", "size": 9})
+    link = f'<http://127.0.0.1:{endless.server_port}/steal>; rel="xet-auth"'
+    endless.head, endless.content = {"X-Xet-Hash": "a" * 64, "Link": link}, b'{"a": 12}'
+    assert bridge.pull(ADDRESS, tmp_path / "new").files == ["config.json"]
+    assert not any("steal" in path for path in endless.asked)
+
+
+def test_an_error_within_the_client_is_the_answers():
+    for error in (UnboundLocalError("x"), KeyError("a"), AssertionError(), RuntimeError("b")):
+
+        def call(error=error):
+            raise error
+
+        with pytest.raises(Problem, match="makes no sense") as caught:
+            client.ask(ADDRESS, "write", call)
+        assert caught.value.exit_code == NETWORK
 
 
 @pytest.fixture

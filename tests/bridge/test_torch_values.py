@@ -102,6 +102,7 @@ TENSORS = {
     "negated": torch._neg_view(REAL).T[1:3, ::2],
     "the real part": COMPLEX.real,
     "expanded": REAL[:1].expand(5, 8),
+    "one number expanded": torch.full((1,), 0.5).expand(3, 100),
     "diagonal": torch.diagonal(REAL),
     "overlapping": torch.as_strided(REAL, (3, 3), (2, 5), 4),
     "empty": torch.zeros(3, 0)[1:],

@@ -1,5 +1,6 @@
 """What files from elsewhere have besides a model, or lack: it opens right, or is refused."""
 
+import json
 import os
 
 import numpy as np
@@ -122,3 +123,18 @@ def test_orbax_without_arrays(tmp_path):
     save_tree(tmp_path / "tree", {"a": np.ones(2, np.float32)})
     (tmp_path / "tree" / "_METADATA").unlink()
     assert "holds no arrays" in refused(CORRUPT, bridge.open_checkpoint, tmp_path / "tree")
+
+
+def test_sides_that_are_pairs(tmp_path):
+    """transformers takes [height, width] for them, and keeps them so."""
+    import transformers
+
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.Dinov2Config(image_size=[28, 28], patch_size=[14, 14], **sizes)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "in")
+    file = tmp_path / "in" / "config.json"
+    assert json.loads(file.read_text())["image_size"] == [28, 28]
+    found = bridge.open_checkpoint(tmp_path / "in").config
+    assert (found.image_size, found.patch, found.heads) == (28, 14, 2)
+    file.write_text(file.read_text().replace('"image_size": [\n    28', '"image_size": [\n    42'))
+    assert "image_size = [42, 28]" in refused(MISMATCH, bridge.open_checkpoint, tmp_path / "in")

@@ -275,26 +275,31 @@ def test_what_changes_the_identity(root, stored, tmp_path):
     json.dumps(stored.identity)
 
 
-def test_the_held_out_have_the_shares_too(mixture):
-    for most in (None, 2):
+def test_each_source_has_held_out_batches_of_its_own(mixture):
+    names = [0, 1, 2] if len(mixture.sources) == 3 else [0, 3]
+    for most in (None, 2, 8):
         held_out = mixture.valid(most)
-        assert len(held_out) == 2 if most else len(held_out) >= 2
-        found = np.concatenate([kinds(mixture, batch) for batch in held_out])
-        names = [0, 1, 2] if len(mixture.sources) == 3 else [0, 3]
-        for name, share in zip(names, mixture.shares, strict=True):
-            assert abs((found == name).sum() - share * len(found)) <= 1
-        assert all(len(batch["tokens"]) == 8 for batch in held_out)
-        first = kinds(mixture, held_out[0])  # evenly mixed: the first batch is like all
-        assert abs((first == 0).sum() - mixture.shares[0] * 8) <= 1
+        assert tuple(part.share for part in held_out.parts) == mixture.shares
+        assert [part.name for part in held_out.parts] == [x.spec for x in mixture.sources]
+        for kind, part in zip(names, held_out.parts, strict=True):
+            for batch in part.batches:
+                assert set(kinds(mixture, batch)) == {kind}
+            if most:
+                assert len(part.batches) <= max(1, round(most * part.share))
+        assert len(held_out) == len(list(held_out)) == sum(len(p.batches) for p in held_out.parts)
+        assert same(list(held_out)[-1], held_out[len(held_out) - 1])
+
+
+def test_sources_of_one_spec_have_names_of_their_own(root, tmp_path):
+    data = opened("mix:1*text:low.txt,2*text:low.txt", tmp_path / "data")
+    assert [part.name for part in data.valid(2).parts] == ["text:low.txt", "text:low.txt (2)"]
 
 
 def test_held_out_windows_of_a_file_are_none_that_is_trained_on(stored):
-    for source, windows in zip(stored.sources, stored.valid()._windows, strict=True):
-        assert len(windows)
-        for window in windows:
-            row = window["tokens"][0]
-            first = source.valid_range[0]
-            every = np.lib.stride_tricks.sliding_window_view(source.tokens[first:], 9)
+    for source, part in zip(stored.sources, stored.valid().parts, strict=True):
+        first = source.valid_range[0]
+        every = np.lib.stride_tricks.sliding_window_view(source.tokens[first:], 9)
+        for row in np.concatenate([batch["tokens"] for batch in part.batches]):
             assert (every == row).all(axis=1).any()
 
 

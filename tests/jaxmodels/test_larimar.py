@@ -1,5 +1,8 @@
 """Larimar's memory: what the papers promise of writing, reading and forgetting, in float64."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxmodels.bitgen import larimar
 from jaxmodels.bitgen.larimar import Prior, SufficientStats
+from tests.contract import equations
 
 SLOTS, WIDTH, NOISE = 6, 5, 0.1
 seeds = st.integers(0, 2**32 - 1)
@@ -136,3 +140,27 @@ def test_divergences_are_those_of_the_gaussians():
     assert float(
         larimar.address_divergence(jnp.full((1, 3), 0.7), jnp.full(3, 0.3))[0]
     ) == pytest.approx(expected, rel=1e-5)
+
+
+def test_matrices_are_factorised_one_at_a_time_on_a_cpu():
+    """LAPACK's batched kernels wait for threads of the pool that they themselves run in."""
+    prior, w, codes = drawn(0, 6)
+
+    def divergence(w):
+        stats = larimar.write(empty(), w.reshape(3, 2, SLOTS), codes.reshape(3, 2, WIDTH))
+        return larimar.divergence(prior, larimar.posterior(prior, stats, NOISE)).sum()
+
+    program = jax.make_jaxpr(jax.grad(divergence))(w).jaxpr
+    found = [x.invars[0].aval.ndim for x in equations(program, {"lu", "triangular_solve"})]
+    assert len(found) > 4
+    assert set(found) == {2}
+
+
+def test_no_other_module_calls_lapack():
+    package = Path(larimar.__file__).parents[1]
+    found = [
+        file.name
+        for file in package.rglob("*.py")
+        if re.search(r"(jnp|jax|scipy)\.linalg\.(?!norm\b)", file.read_text())
+    ]
+    assert found == ["linalg.py"]

@@ -1,6 +1,7 @@
-"""On several devices: the average of the weights, also of stacked blocks."""
+"""On several devices: the average of the weights, also of stacked blocks; evaluations."""
 
 import json
+from math import isfinite
 
 import pytest
 
@@ -73,3 +74,32 @@ def test_the_average_of_stacked_blocks_on_a_mesh():
     assert found["restored on another mesh"]
     assert found["ema"] == found["raw"]
     assert found["ema"][1]
+
+
+EVALUATED = """
+import json, sys
+from functools import partial
+import jax
+from flax import nnx
+import jaxmodels
+from jaxmodels.runtime.evaluate import evaluate, loss_function
+from jaxmodels.runtime.paths import split
+from jaxmodels.runtime.sharding import make_mesh, param_shardings
+from tests.contract import smallest
+from tests.jaxmodels.test_evaluation_groups import rows
+
+package, config = jaxmodels.arch("bitgen"), smallest("bitgen")
+skeleton, params, rest = split(nnx.jit(partial(package.Model, config))(rngs=nnx.Rngs(0)))
+mesh = make_mesh("data=2,model=2")
+placed = jax.device_put(params, param_shardings(mesh, package.SHARDING, params))
+loss = loss_function(package, skeleton, mesh)
+print(json.dumps(evaluate(loss, placed, rest, [rows(config)])))
+"""
+
+
+@pytest.mark.slow
+def test_captions_are_evaluated_on_more_devices_than_cores():
+    """Four simulated ones: threads of XLA's pool that waited for each other never ended."""
+    found = json.loads(printed(EVALUATED, env=simulated(4), timeout=120))
+    assert {"loss", "text_loss", "itm_acc"} <= found.keys()
+    assert all(map(isfinite, found.values()))

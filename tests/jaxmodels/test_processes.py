@@ -1,4 +1,5 @@
-"""Two real processes on this machine train one model; one is lost, stopped, or never comes."""
+"""Two real processes on this machine train one model on a mixture; one is lost, stopped, or never
+comes."""
 
 import re
 import shutil
@@ -25,6 +26,9 @@ from tests.jaxmodels.helpers import command, losses
 
 RUN = ["charlm:tiny", "--model.layers", "1", "--steps", "40", "--save-every", "4", "--keep", "20"]
 RUN += ["--eval-every", "8", "--eval-batches", "1", "--sample-every", "0", "--batch", "8"]
+# Each process takes its rows of both sources, and must leave the others to the other.
+SOURCES = ("pydoc", f"text:{Path(__file__).parents[2] / 'README.md'}")
+RUN += ["--data", f"mix:3*{SOURCES[0]},1*{SOURCES[1]}"]
 
 
 def free_port() -> int:
@@ -128,7 +132,8 @@ def test_two_go_on_from_one_and_stop_together(whole, tmp_path):
     assert "validation loss" not in silence
     close_to(run, whole, step)
     ours, theirs = ({r["step"]: r for r in read(one / "metrics.jsonl")} for one in (run, whole))
-    assert ours[8]["valid_loss"] == pytest.approx(theirs[8]["valid_loss"], abs=1e-6)
+    for name in ("valid_loss", *(f"valid_loss/{source}" for source in SOURCES)):
+        assert ours[8][name] == pytest.approx(theirs[8][name], abs=1e-6)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_a_run_tells_the_cards_metrics_and_its_speed_in_images(name, request):
 
 @pytest.mark.slow
 def test_what_a_run_learned_of_scenes_is_measured(bitgen, data):
-    learned = measured(bitgen, data, valid_fraction=0.3)
+    learned = measured(bitgen, data, asked=8, valid_fraction=0.3)
     assert len(learned) == 18  # retrieval, captions, memory by text and image, packed
     assert all(0 <= share <= 1 for share in learned.values())
     assert learned["captions recalled by their images"] > 0

@@ -85,8 +85,8 @@ TRANSFORMERS = TransformersClass(
         Key("num_hidden_layers", "layers", 12),
         Key("num_attention_heads", "heads", 12),
         Key("use_swiglu_ffn", "mlp", "gelu", values={False: "gelu", True: "swiglu", None: "gelu"}),
-        Key("patch_size", "patch", 14),
-        Key("image_size", "image_size", 224),
+        Key("patch_size", "patch", 14, side=True),
+        Key("image_size", "image_size", 224, side=True),
         Key("num_register_tokens", "registers", _REGISTERS),
     ),
     only={

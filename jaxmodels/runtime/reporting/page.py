@@ -90,6 +90,10 @@ def _summary(run: Path, config: dict[str, Any], summary: dict[str, Any]) -> dict
         "steps": summary and f"{summary.get('step')} of {summary.get('steps')}",
         "loss": summary.get("loss"),
         "validation loss": summary.get("valid_loss"),
+        **{
+            f"validation loss, {source}": loss
+            for source, loss in _items(summary.get("valid_loss_by_source"))
+        },
         "best validation loss": summary.get("best_valid_loss"),
         "at step": summary.get("best_step"),
         "checkpoints": ", ".join(map(str, rundir.steps(run / "checkpoints"))),
@@ -182,6 +186,10 @@ def _format(value: Any) -> str:
 def _flat(value: Any) -> dict[str, Any]:
     """A nested object with dotted names; empty for anything else."""
     return flatten(value, ".") if isinstance(value, dict) else {}
+
+
+def _items(value: Any) -> Any:
+    return value.items() if isinstance(value, dict) else ()
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -122,6 +122,9 @@ def _curve(axes: Any, records: list[Record], name: str, stride: int) -> None:
     valid = numbers(records, f"valid_{name}")
     if len(valid[0]):
         axes.plot(*valid, "o-", color="tab:orange", label="validation")
+    for part in sorted({key for r in records for key in r if key.startswith(f"valid_{name}/")}):
+        source = title(part.partition("/")[2])
+        axes.plot(*numbers(records, part), ".--", linewidth=0.8, label=f"validation, {source}")
     axes.grid(alpha=0.3)
 
 

@@ -22,6 +22,8 @@ class Outcome:
     resumed_from: int | None = None
     loss: float | None = None
     valid_loss: float | None = None
+    valid_loss_by_source: dict[str, float] = field(default_factory=dict)
+    """Of a mixture: the last validation loss of each source."""
     best_step: int | None = None
     best_valid_loss: float | None = None
     checkpoint: int | None = None

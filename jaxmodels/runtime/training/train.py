@@ -321,11 +321,17 @@ class _Loop:
             raise NotFinite(f"after step {out.step} {not_finite_message(bad)}", out.step)
         self.patience.see(loss)
         out.valid_loss = loss if finite else None
+        by_source = {
+            name.removeprefix("loss/"): x for name, x in found.items() if name.startswith("loss/")
+        }
+        out.valid_loss_by_source = {k: x for k, x in by_source.items() if math.isfinite(x)}
         if finite and (out.best_valid_loss is None or loss < out.best_valid_loss):
             out.best_valid_loss, out.best_step = loss, out.step
         which = " of the averaged weights" if state.ema else ""
         note = "" if finite else ", which is not finite and never counts as the best"
-        self.progress.say(f"step {out.step}: validation loss {loss:.4f}{which}{note}")
+        sources = ", ".join(f"{name} {x:.4f}" for name, x in by_source.items())
+        sources = f" ({sources})" if sources else ""
+        self.progress.say(f"step {out.step}: validation loss {loss:.4f}{which}{sources}{note}")
         self.last_time = time.monotonic()
         return {f"valid_{name}": value for name, value in found.items()}
 
