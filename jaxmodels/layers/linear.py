@@ -58,8 +58,8 @@ def _forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, A
 
 
 def _backward(dtype: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = kept
-    g = g.astype(x.dtype)
+    types = [each.dtype for each in kept]
+    x, kernel = (each.astype(g.dtype) for each in kept)  # of a float32 result also the gradient is
     dims = ((g.ndim - 1,), (1,)), ((), ())
     of_x = jax.lax.dot_general(g, kernel, dims, preferred_element_type=accum_dtype(x.dtype))
     # XLA would turn the transposed result of 16-bit numbers into a product that it cannot compute.
@@ -67,7 +67,7 @@ def _backward(dtype: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, A
         of_kernel = product_over_rows(x, g)
     else:
         of_kernel = product_over_rows(g, x).T
-    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
+    return of_x.astype(types[0]), of_kernel.astype(types[1])
 
 
 _on_cpu.defvjp(_forward, _backward)
