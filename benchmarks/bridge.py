@@ -2,6 +2,10 @@
 
 The source is a safetensors file of random weights in our names and layouts, so that every kernel
 is transposed for PyTorch. All contestants read it and write as many bytes, synced to the disk.
+
+With `--to packed` or `--to onnx` our conversion runs alone, and the size of what it writes is the
+result: all files of the folder, of a model without a tokeniser. ONNX graphs are checked by
+onnxruntime, which is part of the time.
 """
 
 import json
@@ -13,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,8 +32,18 @@ from jaxmodels.cli import parse, say
 from jaxmodels.sizes import parameter_shapes
 
 # Options of each run of `jaxmodels bench`; QUICK with --quick.
-RUNS = ((),)
-QUICK = (("--preset", "charlm:tiny", "--rounds", "1"),)
+RUNS = (
+    (),
+    *(
+        ("--preset", f"bitgen:{preset}", "--to", to, "--rounds", "1")
+        for to in ("packed", "onnx")
+        for preset in ("mini", "edge", "card")
+    ),
+)
+QUICK = (
+    ("--preset", "charlm:tiny", "--rounds", "1"),
+    ("--preset", "bitgen:tiny", "--to", "packed", "--rounds", "1"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Conversion:
 
     preset: str = "wigip:1.7b"
     """ARCH:PRESET with the sizes of the random weights."""
+    to: Literal["safetensors", "packed", "onnx"] = "safetensors"
+    """What it is converted to; the last two for sizes on the disk."""
     rounds: int = 3
     """Timed conversions of each contestant, after one that is not."""
     out: Path = RESULTS
@@ -58,30 +74,40 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
         say(f"drawing the weights of {options.preset}")
         largest = draw(options.preset, work / "source")
         size = (work / "source" / SINGLE).stat().st_size
-        contestants = [Contestant(name, partial(make, work)) for name, make in CONTESTANTS.items()]
+        contestants = [Contestant(n, partial(make, work)) for n, make in _made_by(options).items()]
         timings = race(contestants, options.rounds, warmup=1, isolated=True)
-    copy = next(timing for timing in timings if timing.name == "file copy")
 
     def extra(timing: Timing) -> dict[str, Any]:
-        return {
+        found = {
             "file_bytes": size,
+            "written_bytes": timing.value,
             "largest_tensor_bytes": largest,
             "mb_per_s": size / median(timing.seconds) / 1e6,
-            "share_of_copy_speed": median(copy.seconds) / median(timing.seconds),
             # Includes the memory of imports; no weights are held at rest.
             "bytes_beyond_largest_tensor": (timing.peak_bytes or 0) - largest,
         }
+        for copied in timings:
+            if copied.name == COPY:
+                share = median(copied.seconds) / median(timing.seconds)
+                found["share_of_copy_speed"] = share
+        return found
 
-    records = run.records(options.preset, timings, extra)
+    to = "" if options.to == "safetensors" else f", to {options.to}"
+    records = run.records(f"{options.preset}{to}", timings, extra)
     say(f"added to {save(records, options.out)}")
-    print(f"\n### Conversion of {options.preset}, {size / 1e6:,.0f} MB in float32")
-    columns = {
-        "mb_per_s": "MB/s",
-        "share_of_copy_speed": "of a copy's speed",
-        "peak_bytes": "peak bytes of the process",
-    }
-    print(table(records, columns), flush=True)
+    print(f"\n### Conversion of {options.preset}{to}, {size / 1e6:,.0f} MB in float32")
+    columns = {"mb_per_s": "MB/s", "written_bytes": "bytes written"}
+    if COPY in _made_by(options):
+        columns["share_of_copy_speed"] = "of a copy's speed"
+    print(table(records, columns | {"peak_bytes": "peak bytes of the process"}), flush=True)
     return records
+
+
+def _made_by(options: Conversion) -> dict[str, Callable[[Path], Call]]:
+    if options.to == "safetensors":
+        return CONTESTANTS
+    verify = "logits" if options.to == "onnx" else "digest"
+    return {"jaxmodels": partial(ours, to=options.to, verify=verify)}
 
 
 def draw(preset: str, folder: Path) -> int:
@@ -98,16 +124,18 @@ def draw(preset: str, folder: Path) -> int:
 
 def _random(path: str, shape: tuple[int, ...], seed: int) -> Tensor:
     def read() -> np.ndarray:
-        return np.random.default_rng(seed).standard_normal(shape, np.float32)
+        values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        # Matrices that keep the size of what they multiply: graphs of it are run.
+        return values if len(shape) < 2 else values * np.float32(shape[-2] ** -0.5)
 
     return Tensor(path.replace("/", "."), shape, np.dtype(np.float32), read)
 
 
-def ours(work: Path, verify: str) -> Call:
+def ours(work: Path, verify: str, to: str = "safetensors") -> Call:
     """bridge.convert, its output read back or not."""
 
     def write(target: Path) -> None:
-        bridge.convert(work / "source", target, verify=verify)
+        bridge.convert(work / "source", target, to=to, verify=verify)
 
     return _and_remove(work / f"ours-{verify}", write)
 
@@ -143,20 +171,24 @@ def naive(work: Path) -> Call:
     return _and_remove(work / "naive", write)
 
 
+COPY = "file copy"
 CONTESTANTS: dict[str, Callable[[Path], Call]] = {
     "jaxmodels": partial(ours, verify="digest"),
     "jaxmodels, not read back": partial(ours, verify="none"),
-    "file copy": copy,
+    COPY: copy,
     "naive torch script": naive,
 }
 
 
 def _and_remove(target: Path, write: Callable[[Path], None]) -> Call:
-    """Writes, then removes the output: four of them would evict the source from the page cache."""
+    """Writes, then removes the output: four of them would evict the source from the page cache.
+    Returns its bytes."""
 
-    def call(index: int) -> None:
+    def call(index: int) -> int:
         write(target)
+        size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
         shutil.rmtree(target)
+        return size
 
     return call
 

@@ -1,9 +1,12 @@
-"""The memory that chunking saves in a train step: `jaxmodels bench memory`.
+"""The memory that chunking saves in a train step, and that packed weights save at rest:
+`jaxmodels bench memory`.
 
 The same step three ways: as it is, with logits not chunked, and with attention's scores not
 chunked either. Two numbers each: XLA's temporary memory for the step at the recipe's full batch
 (compiled from shapes, never run), and the peak of a process that runs it at a size for small
 machines.
+
+With `--packed` it is the resident memory of an opened model instead (`benchmarks.resident`).
 """
 
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ import jax
 import numpy as np
 
 import jaxmodels
+from benchmarks import resident
 from benchmarks.harness import RESULTS, Call, Contestant, Run, Timing, positive, race, save, table
 from benchmarks.trainers import jax_step
 from data_pipelines.cores import cores
@@ -28,8 +32,11 @@ from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import training
 
 _ALL = 1 << 62  # no limit
-RUNS = (("--preset", "bwetaf:53m"),)
-QUICK = (("--preset", "bwetaf:tiny"),)
+RUNS = (
+    ("--preset", "bwetaf:53m"),
+    *(("--preset", f"bitgen:{preset}", "--packed") for preset in ("mini", "edge", "card")),
+)
+QUICK = (("--preset", "bwetaf:tiny"), ("--preset", "bitgen:tiny", "--packed"))
 
 # Name → (bytes of logits at once, queries at once); None keeps the limit.
 FORMS: dict[str, tuple[int | None, int | None]] = {
@@ -41,10 +48,12 @@ FORMS: dict[str, tuple[int | None, int | None]] = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Measure the memory of a train step with and without chunking."""
+    """Measure the memory of a train step with and without chunking, or of a packed model."""
 
     preset: str = "bwetaf:53m"
-    """ARCH:PRESET of an architecture whose loss and attention are chunked."""
+    """ARCH:PRESET of an architecture whose loss and attention are chunked, or that packs."""
+    packed: bool = False
+    """Measure what an opened model of random weights takes, packed and in float32."""
     batch: int = 1
     """Sequences in the batch that is run; the recipe's batch is only compiled."""
     rounds: int = 1
@@ -59,6 +68,8 @@ class Memory:
 def main(argv: list[str]) -> list[dict[str, Any]]:
     """Runs the suite, adds its records to the results and prints them as a table."""
     options = parse(Memory, argv, "bench memory")
+    if options.packed:
+        return resident.main(options.preset, options.out)
     arch, _, config = jaxmodels.preset(options.preset)
     full = jaxmodels.learner(arch).RECIPES[options.preset.partition(":")[2]]
     full = replace(full, dtype="float32", slices=1)

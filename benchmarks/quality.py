@@ -72,8 +72,10 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     arch, name, config = jaxmodels.preset(preset)
     recipe = _recipe(arch, name, options)
     settings = {"batch": recipe.batch, "steps": recipe.steps, "threads": cores(), "seed": 0}
-    run = Run("quality", settings | {"data": recipe.data, "dtype": recipe.dtype})
-    say(f"{preset}: {recipe.steps} steps of {recipe.batch} on {recipe.data}")
+    # The name alone: where the file is on this machine is nobody else's business.
+    source = options.text.name if options.text else recipe.data
+    run = Run("quality", settings | {"data": source, "dtype": recipe.dtype})
+    say(f"{preset}: {recipe.steps} steps of {recipe.batch} on {source}")
     with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
         data = open_data(
             recipe.data,
@@ -94,7 +96,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     assert loss is not None
     bits = {"bits_per_token": loss / log(2)} if takes_text(config) else {}
     record = run.record(
-        f"{preset}, {options.text.name if options.text else recipe.data}",
+        f"{preset}, {source}",
         "jaxmodels",
         "nats",
         loss,

@@ -96,9 +96,11 @@ def _parse(data: bytes) -> _Model:
         if number == 1:
             pieces.append(_piece(dict(_fields(value))))
         elif number == 2:
-            trainer = dict(_fields(value))
+            trainer = _numbers(dict(_fields(value)), 3, 24, 40, 41, 42, 43)
         elif number == 3:
-            normaliser = dict(_fields(value))
+            normaliser = _numbers(dict(_fields(value)), 3, 4, 5)
+            if not isinstance(normaliser.get(2, b""), bytes):
+                raise _Damaged("field 2 is no string")
     if not 0 < len(pieces) <= MAX_VOCABULARY:
         raise _Damaged(f"it has {len(pieces):,} tokens")
     if len({piece.text for piece in pieces}) < len(pieces):
@@ -106,8 +108,17 @@ def _parse(data: bytes) -> _Model:
     return _Model(pieces, trainer, normaliser)
 
 
+def _numbers(fields: dict[int, Any], *known: int) -> dict[int, Any]:
+    """The fields themselves, of which these must be numbers where they occur."""
+    for number in known:
+        if not isinstance(fields.get(number, 0), int):
+            raise _Damaged(f"field {number} is no number")
+    return fields
+
+
 def _piece(fields: dict[int, Any]) -> Piece:
-    text, score, kind = fields.get(1), fields.get(2, b"\0" * 4), fields.get(3, _NORMAL)
+    text, score = fields.get(1), fields.get(2, b"\0" * 4)
+    kind = _numbers(fields, 3).get(3, _NORMAL)
     if not isinstance(text, bytes) or not isinstance(score, bytes) or len(score) != 4:
         raise _Damaged("a token has no text or no score")
     if not _NORMAL <= kind <= _BYTE:

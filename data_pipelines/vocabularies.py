@@ -18,6 +18,7 @@ from data_pipelines.ids import without_surrogates
 from data_pipelines.reading import Progress, Reading
 from data_pipelines.sources import open_text
 from data_pipelines.subword import SubwordTokenizer
+from data_pipelines.tokenizer_safety import MAX_STRING, MAX_VOCABULARY
 
 BPE, UNIGRAM, CHARACTERS, BYTES = "bpe", "unigram", "chars", "bytes"
 KINDS = (BPE, UNIGRAM, CHARACTERS, BYTES)
@@ -28,6 +29,7 @@ MOST = 10**9
 
 _ALPHABET = 256  # bytes, each a token
 _LONGEST = 64  # bytes of a token: runs of one sign may be long
+_DIGITS_READ = 18  # of a number of tokens: more are too many anyway
 _DIGITS = 6  # decimals of a Unigram score that are the same in every process
 _STEP = 1e-4
 _NAMED = re.compile(r"(bpe|unigram|chars|bytes)(?::(\d+))?")
@@ -58,15 +60,24 @@ def wanted(name: str) -> Wanted | None:
             fix=f"for example {name}:4096",
             exit_code=USAGE,
         )
-    return check(Wanted(found[1], int(found[2] or _ALPHABET + 1)))
+    digits = found[2] or str(_ALPHABET + 1)
+    return check(Wanted(found[1], int(digits[:_DIGITS_READ])))
 
 
 def check(want: Wanted, specials: int = 1) -> Wanted:
-    """Refuses a vocabulary without room for bytes and special tokens.
+    """Refuses a vocabulary without room for bytes and special tokens, or larger than any that is
+    read.
 
     Raises:
-        DataProblem: (usage) it is too small.
+        DataProblem: (usage) it is too small or too large.
     """
+    if want.size > MAX_VOCABULARY:
+        raise DataProblem(
+            f"a vocabulary of {want.size:,} is too large",
+            why=f"at most {MAX_VOCABULARY:,} tokens are read",
+            fix="ask for fewer: 4,096 suit a model of a few million parameters, GPT-2 has 50,257",
+            exit_code=USAGE,
+        )
     least = 3 if want.kind == CHARACTERS else _ALPHABET + specials
     if want.size < least:
         what = (
@@ -159,7 +170,7 @@ def learn(
         min_freq: how often a character must occur.
 
     Raises:
-        DataProblem: (usage) the size is too small, or a special token occurs twice or is empty;
+        DataProblem: (usage) the size is too small or too large, or a special token cannot be one;
             (corrupt) there is no text.
     """
     check(want, len(specials))
@@ -168,11 +179,39 @@ def learn(
         if not made.chars:
             raise DataProblem("the text is empty", fix="give a longer text")
         return made
-    if len(set(specials)) < len(specials) or not all(specials):
-        raise DataProblem("special tokens must differ, and not be empty", exit_code=USAGE)
+    _check_specials(specials)
     bytes_only = want.kind == BYTES
     model = _byte_model(specials) if bytes_only else _trained(_words(texts), want, specials)
     return SubwordTokenizer.from_json(_form(model, specials))
+
+
+def _check_specials(specials: Sequence[str]) -> None:
+    """Refuses special tokens that the library cannot take, or that are the sign of a byte.
+
+    Raises:
+        DataProblem: (usage) there are some.
+    """
+    from tokenizers import pre_tokenizers
+
+    if len(set(specials)) < len(specials) or not all(specials):
+        raise DataProblem("special tokens must differ, and not be empty", exit_code=USAGE)
+    signs = set(pre_tokenizers.ByteLevel.alphabet())
+    for token in specials:
+        why = ""
+        if token in signs:
+            why = "it stands for a byte in the vocabulary, so ordinary text would become it"
+        elif len(token) > MAX_STRING:
+            why = f"it has {len(token):,} characters, and at most {MAX_STRING:,} are read"
+        elif without_surrogates(token) != token:
+            why = "it is not Unicode text"
+        if why:
+            shown = ascii(token if len(token) <= 40 else f"{token[:40]}…")
+            raise DataProblem(
+                f"{shown} cannot be a special token",
+                why=why,
+                fix="use names that no text contains, such as <|name|>",
+                exit_code=USAGE,
+            )
 
 
 def learn_from(

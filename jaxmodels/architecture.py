@@ -87,8 +87,8 @@ class OptionalPackage(Protocol):
     PART_OF: tuple[str, ...] = ()
     """The architectures of which this one is a part; it has no loss and no RECIPES."""
     ADDED: tuple[str, ...] = ()
-    """Fields of the Config, false by default, that add parameters to a model and change none of
-    the others, so that `--init` may add them."""
+    """Fields of the Config that `--init` may change: they add parameters to a model and change none
+    of the others, or say how the added ones are trained."""
     LORA: tuple[str, ...] = ("blocks/*/kernel",)
     """Path patterns of the kernels that `--lora` adapts unless it names others."""
     pack: Callable[[Any], Any] | None = None

@@ -100,12 +100,14 @@ class Lora:
         Raises:
             Problem: (usage) it has another form, or rank or alpha are not positive.
         """
-        found = dict(part.partition("=")[::2] for part in text.split(","))
+        parts = [part.strip() for part in text.split(",")]
+        found = dict(part.partition("=")[::2] for part in parts)
         try:
             rank = int(found.pop("rank"))
             alpha = float(found.pop("alpha", rank))
             targets = tuple(filter(None, found.pop("targets", "").split("|")))
-            if found or rank < 1 or not 0 < alpha < inf:
+            twice = len({part.partition("=")[0] for part in parts}) < len(parts)
+            if found or twice or rank < 1 or not 0 < alpha < inf:
                 raise ValueError
         except (KeyError, ValueError):
             raise Problem(

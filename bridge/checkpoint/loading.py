@@ -15,6 +15,7 @@ from bridge.core.moments import Moments, required
 from bridge.core.state import fresh_state
 from bridge.core.tensors import Tensor, is_float, target_dtype
 from bridge.storage.stacks import stack_blocks
+from jaxmodels.runtime.platform import release_memory
 
 _SOURCES: WeakKeyDictionary[Any, Checkpoint] = WeakKeyDictionary()
 
@@ -62,20 +63,24 @@ def model_of(source: Checkpoint, dtype: np.dtype | None = None) -> Any:
         assert package.compress is not None  # what is packed was written for it
         structure = nnx.eval_shape(package.compress, structure)
     graphdef, _, rest = split(structure)
-    state = {path: source.tensors[path].read() for path in source.state}
-    state |= {p: array for path in source.packed for p, array in _packed(source, path, dtype)}
-    if rest.keys() - state.keys():
-        state = fresh_state(source.arch, source.config) | state
-    left = source.state | source.packed.keys()
-    trained = {path: t for path, t in source.tensors.items() if path not in left}
 
     def placed(array: np.ndarray) -> Any:
         return jnp.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
 
+    # Placed one by one, so that nothing is held twice.
+    state = {path: placed(source.tensors[path].read()) for path in source.state}
+    state |= {p: placed(x) for path in source.packed for p, x in _packed(source, path, dtype)}
+    if rest.keys() - state.keys():
+        fresh = fresh_state(source.arch, source.config)
+        state = {path: placed(array) for path, array in fresh.items()} | state
+    left = source.state | source.packed.keys()
+    trained = {path: t for path, t in source.tensors.items() if path not in left}
+
     values = stack_blocks(trained, package, lambda tensor: _values(tensor, dtype))
     params = {path: placed(array) for path, array in values}
-    model = graphdef.merge(params, {path: placed(array) for path, array in state.items()})
+    model = graphdef.merge(params, state)
     _SOURCES[model] = source
+    release_memory()
     return model
 
 
@@ -92,7 +97,6 @@ def _packed(
     packed, scale = source.packed[path], source.packed[path].scale.read()
     scale = scale if dtype is None else scale.astype(dtype)
     if packed.kind == packing.TERNARY:
-        packed.signs()  # refuses what is none
         layer = path.rpartition("/")[0]
         yield f"{layer}/packed", packed.values.read()
         yield f"{layer}/scale", (1 / scale).reshape(())

@@ -176,7 +176,10 @@ def _from_files(contents: RawCheckpoint) -> dict[str, Any]:
         "optimizer": _has_moments(contents),
         "averaged": bool(contents.averaged),
         "vocab_present": contents.tokenizer is not None,
-        "listing": [_row(tensor, contents.packed) for tensor in contents.tensors.values()],
+        "listing": [
+            _row(tensor, contents.packed)
+            for tensor in (contents.in_files or contents.tensors).values()
+        ],
     }
 
 

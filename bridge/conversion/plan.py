@@ -39,7 +39,7 @@ class ConversionPlan:
 
     format: Format
     rows: list[dict[str, Any]]
-    """For each tensor: from, to, op, dtype, shape, shard, bytes."""
+    """For each tensor to be written: from, to, op, dtype, shape, shard, bytes."""
     shards: dict[str, list[Tensor]]
     """File ("" where a format has many) → tensors under their new names, unread."""
     ours: dict[str, Tensor]
@@ -55,6 +55,8 @@ class ConversionPlan:
     packed: dict[str, Packed]
     """New name → matrix of those that are written in few bits."""
     notes: list[str]
+    adapters: list[Tensor]
+    """Of a format that holds only adapters: what is written of the model, unread."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -113,9 +115,10 @@ def make_plan(
     if format.pytorch:
         shards = plan_shards(tensors, max_shard)
     real = [pair for pair in pairs if pair.ours in ours]
+    adapters, described = _adapters(source, format, pairs)
     return ConversionPlan(
         format=format,
-        rows=_report_rows(source, format, pairs, ours, out, shards, quantised, packed),
+        rows=described or _report_rows(source, format, pairs, ours, out, shards, quantised, packed),
         shards=shards,
         ours=ours,
         errors=errors,
@@ -124,7 +127,31 @@ def make_plan(
         quantised=frozenset(quantised),
         packed=packed,
         notes=notes,
+        adapters=adapters,
     )
+
+
+def _adapters(
+    source: Checkpoint, format: Format, pairs: list[Pair]
+) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """What a format of adapters writes, and its rows for the report; nothing for other formats."""
+    if format.adapters is None or source.adapters is None:
+        return [], []
+    written = format.adapters(source.adapters.named(pairs))
+    held = [tensor for pair in source.adapters.pairs.values() for tensor in pair]
+    rows = [
+        {
+            "from": one.name,
+            "to": other.name,
+            "op": "transpose",
+            "dtype": str(other.dtype),
+            "shape": list(other.shape),
+            "shard": format.file(source.origin),
+            "bytes": other.nbytes,
+        }
+        for one, other in zip(held, written, strict=True)
+    ]
+    return written, rows
 
 
 def _table_of(arch: str, format: Format) -> table.Rows:

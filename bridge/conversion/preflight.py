@@ -29,7 +29,7 @@ def check_format(format: Format, source: Checkpoint) -> None:
             fix="use --to safetensors",
             exit_code=USAGE,
         )
-    if format.adapters:
+    if format.adapters is not None:
         _check_adapters(format, source)
     if format.needs:
         require(format.needs, f"--to {format.name}")

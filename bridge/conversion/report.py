@@ -23,10 +23,18 @@ def report_of_plan(
 ) -> Report:
     """What a conversion will write, and what it takes."""
     held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
-    size = plan.bytes if plan.packed else sum(tensor.nbytes for tensor in plan.ours.values())
+    written = plan.adapters or list(plan.ours.values())
+    few_bits = plan.packed or plan.quantised
+    size = plan.bytes if few_bits else sum(tensor.nbytes for tensor in written)
+    parameters = sum(tensor.size for tensor in plan.adapters) or source.parameters
     format = plan.format
     notes = [*source.notes, *plan.notes]
     notes += format.notes(source.config, source.origin, source.tokenizer)
+    if source.packed and format.quantisation and not plan.quantised:
+        notes.append(
+            "the int8 matrices of the packed model are float32 in the output, with the same "
+            f"values; --dtype {format.quantisation.dtype} writes them in 8 bits"
+        )
     if plan.zeros:
         notes.append(
             f"{plan.zeros} tensors of zeros added ({plan.bytes - size:,} bytes"
@@ -40,8 +48,8 @@ def report_of_plan(
         format=format.name,
         arch=source.arch,
         preset=source.preset,
-        tensors=len(plan.ours),
-        parameters=source.parameters,
+        tensors=len(written),
+        parameters=parameters,
         bytes=size,
         files=[name for name in plan.shards if name],
         # None where there is no text to write with one.
@@ -57,7 +65,10 @@ def report_of_plan(
 
 def report_of_output(folder: Path, plan: ConversionPlan, checks: Checks) -> dict[str, Any]:
     """What was written, and what its checks found."""
+    # Writers of ternary weights decide by themselves how many bits they take.
+    written = [folder / name for name in plan.shards] if plan.format.ternary else []
     return {
+        **({"bytes": sum(file.stat().st_size for file in written)} if written else {}),
         "files": [str(path.relative_to(folder)) for path in files_below(folder)],
         **parity_fields(checks.torch),
         **source_parity_fields(checks.source),

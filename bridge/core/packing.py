@@ -53,22 +53,10 @@ class Packed:
         return Tensor(self.values.name, self.shape, DTYPES["F32"], partial(_read, self))
 
     def signs(self) -> np.ndarray:
-        """−1, 0 and 1 of a ternary matrix: int8 [rows, columns].
-
-        Raises:
-            Problem: (corrupt) some are none of these.
-        """
+        """−1, 0 and 1 of a ternary matrix: int8 [rows, columns]."""
         shifts = (2 * np.arange(A_BYTE, dtype=np.uint8))[:, None, None]
         codes = (self.values.read()[None] >> shifts) & 3
-        codes = codes.reshape(-1, self.shape[1])[: self.shape[0]]
-        if (codes == 3).any():
-            raise Problem(
-                f"{self.values.name} is not ternary",
-                why="two bits stand for −1, 0 or 1, and some are neither",
-                fix="fetch or convert the model again",
-                exit_code=CORRUPT,
-            )
-        return codes.astype(np.int8) - 1
+        return codes.reshape(-1, self.shape[1])[: self.shape[0]].astype(np.int8) - 1
 
 
 def kind_of(arch: str, path: str) -> str | None:
@@ -106,7 +94,7 @@ def pack(tensor: Tensor, kind: str, on_rounding: Callable[[str, float], None]) -
 
 
 def found(tensors: dict[str, Tensor], rows: dict[str, int], where: Path) -> dict[str, Packed]:
-    """Name → matrix of those tensors that have a scale beside them.
+    """Name → matrix of those tensors that have a scale beside them, checked when they are read.
 
     Args:
         tensors: of a packed file.
@@ -114,11 +102,20 @@ def found(tensors: dict[str, Tensor], rows: dict[str, int], where: Path) -> dict
         where: the file, for messages.
 
     Raises:
-        Problem: (corrupt) values and scale do not go together.
+        Problem: (corrupt) values and scale do not go together, or there is no scale; when they
+            are read, that they are no ternary values or no scales.
     """
     packed = {}
     for name, values in tensors.items():
         if (scale := tensors.get(name + SCALE)) is None:
+            if values.dtype in (np.uint8, np.int8):
+                raise Problem(
+                    f"{name} has no scale",
+                    where=str(where),
+                    why=f"it is {values.dtype}, whose values mean nothing without {name + SCALE}",
+                    fix="fetch or convert the model again",
+                    exit_code=CORRUPT,
+                )
             continue
         ternary = values.dtype == np.uint8
         shape = values.shape
@@ -136,8 +133,35 @@ def found(tensors: dict[str, Tensor], rows: dict[str, int], where: Path) -> dict
                 fix="convert the model again",
                 exit_code=CORRUPT,
             )
+        scale = replace(scale, read=partial(_read_scale, scale, ternary))
+        values = replace(values, read=partial(_read_codes, values)) if ternary else values
         packed[name] = Packed(TERNARY if ternary else INT8, shape, values, scale)
     return packed
+
+
+def _read_scale(scale: Tensor, ternary: bool) -> np.ndarray:
+    read = scale.read()
+    above = read > 0 if ternary else read >= 0
+    if not (above & np.isfinite(read)).all():
+        raise Problem(
+            f"{scale.name} is no scale",
+            why="scales are finite and positive; only that of a row of zeros in 8 bits may be 0",
+            fix="fetch or convert the model again",
+            exit_code=CORRUPT,
+        )
+    return read
+
+
+def _read_codes(values: Tensor) -> np.ndarray:
+    read = values.read()
+    if (read & (read >> 1) & 0x55).any():  # a pair of bits is 3
+        raise Problem(
+            f"{values.name} is not ternary",
+            why="two bits stand for −1, 0 or 1, and some are neither",
+            fix="fetch or convert the model again",
+            exit_code=CORRUPT,
+        )
+    return read
 
 
 def renamed(packed: Packed, name: str) -> Packed:

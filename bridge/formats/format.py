@@ -148,8 +148,8 @@ class Format:
     quantisation: Quantisation | None = None
     ternary: bool = False
     """Whether matrices of ternary layers are written as their values −1, 0 and 1."""
-    adapters: bool = False
-    """Only the LoRA adapters of a model are written."""
+    adapters: Callable[[Adapters], list[Tensor]] | None = None
+    """Of a format that holds only a model's LoRA adapters: its tensors, A and B of each in turn."""
 
     @property
     def is_target(self) -> bool:

@@ -43,7 +43,7 @@ def interpret(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
         return contents
     entry = config[KEY]
     version = entry.get("version") if isinstance(entry, dict) else None
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise Problem(
             "the model is packed in another version",
             where=str(file),
@@ -53,7 +53,11 @@ def interpret(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
         )
     rows = entry.get("rows", {})
     if not isinstance(rows, dict) or not all(type(n) is int and n > 0 for n in rows.values()):
-        raise Problem("the rows of packed matrices are not numbers", where=str(file))
+        raise Problem(
+            "the rows of packed matrices are not positive numbers",
+            where=str(file),
+            fix="fetch or convert the model again",
+        )
     packed = packing.found(contents.tensors, rows, folder)
     scales = {name + packing.SCALE for name in packed}
     tensors = {

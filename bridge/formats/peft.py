@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.core.adapters import Base
+from bridge.core.adapters import Adapters, Base
 from bridge.core.table import listing
 from bridge.core.tensors import Tensor
 from bridge.formats.format import Format, Output
@@ -25,6 +25,9 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MODEL = "jaxmodels.json"
 """The model's architecture and Config, which PEFT's files do not say."""
 _START, _ENDS = "base_model.model.", {".lora_A.weight": A, ".lora_B.weight": B}
+# Of the values of init_lora_weights those that leave the base model as it is; pissa, loftq and the
+# like subtract from it what the adapters begin with.
+_PLAIN_BEGINNINGS = ("gaussian", "eva", "orthogonal")
 # Settings of other kinds of adapters, which compute something else.
 _OTHERS = ("alora_invocation_tokens", "alpha_pattern", "layer_replication", "lora_bias",
            "modules_to_save", "rank_pattern", "target_parameters", "trainable_token_indices",
@@ -49,17 +52,26 @@ def open_folder(folder: Path) -> RawCheckpoint:
         raise _unsupported(folder, f"{CONFIG} sets {', '.join(other)}")
     if (kind := config.get("peft_type")) != "LORA":
         raise _unsupported(folder, f"{CONFIG} says peft_type: {str(kind)[:80]}")
+    began = config.get("init_lora_weights", True)
+    if isinstance(began, str) and began not in _PLAIN_BEGINNINGS:
+        why = f"{CONFIG} says init_lora_weights: {began[:80]}, which changes the base model too"
+        raise _unsupported(folder, why)
     rank, alpha, base = (config.get(k) for k in ("r", "lora_alpha", "base_model_name_or_path"))
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
-        raise _unsupported(folder, f"{CONFIG} lacks r or lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise _unsupported(folder, f"{CONFIG} lacks r, or it is no rank")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise _unsupported(folder, f"{CONFIG} lacks lora_alpha, or it is no number")
     if not isinstance(base, str):
         raise _unsupported(folder, f"{CONFIG} lacks base_model_name_or_path")
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     tensors = checked(folder, read_file(folder / TENSORS))
     if strange := [name for name in tensors if not _ours(name)]:
         raise _unsupported(folder, listing(strange))
+    sides = {name: t.shape[0 if ".lora_A." in name else -1 :][:1] for name, t in tensors.items()}
+    if odd := [name for name, side in sides.items() if side != (rank,)]:
+        raise _unsupported(folder, f"{CONFIG} says r: {rank}, and other ranks have {listing(odd)}")
     held = {_ours(name): _turned(_ours(name), tensor) for name, tensor in tensors.items()}
-    contents = RawCheckpoint(folder, "peft", held)
+    contents = RawCheckpoint(folder, "peft", held, in_files=tensors)
     if (folder / MODEL).is_file() and is_own(model := parse_json(folder / MODEL)):
         contents.fields = model
     describe(contents, folder)
@@ -94,18 +106,21 @@ def _unsupported(folder: Path, why: str) -> Problem:
     )
 
 
+def tensors_of(adapters: Adapters) -> list[Tensor]:
+    """PEFT's tensors of adapters that have the names of transformers' weights, unread."""
+    return [
+        _turned(f"{_START}{name.removesuffix('.weight')}{end}", tensor)
+        for name, pair in adapters.pairs.items()
+        for end, tensor in zip(_ENDS, pair, strict=True)
+    ]
+
+
 def write(output: Output) -> None:
     """Writes the adapters; the base model stays where it is."""
     adapters = output.adapters
     assert adapters is not None  # by `check_format`
-    tensors, ranks = [], set()
-    for name, (a, b) in adapters.pairs.items():
-        module = name.removesuffix(".weight")
-        ranks.add(a.shape[1])
-        for end, tensor in zip(_ENDS, (a, b), strict=True):
-            tensors.append(_turned(f"{_START}{module}{end}", tensor))
-    rank = ranks.pop()
-    digests, _ = write_file(output.folder / TENSORS, tensors)
+    rank = next(iter(adapters.pairs.values()))[0].shape[1]
+    digests, _ = write_file(output.folder / TENSORS, tensors_of(adapters))
     output.digests |= digests
     base = adapters.base
     config = {
@@ -154,6 +169,7 @@ FORMAT = Format(
     open_folder=open_folder,
     write=write,
     tables=("WEIGHTS",),
+    file=lambda origin: TENSORS,
     moments=None,
-    adapters=True,
+    adapters=tensors_of,
 )

@@ -68,6 +68,8 @@ class RawCheckpoint:
     base: Base | None = None
     """Of LoRA adapters, their base model; `tensors` are then adapters under the names of its
     weights with the endings of `runtime/lora.py`, and parameters that replace its own."""
+    in_files: dict[str, Tensor] = field(default_factory=dict)
+    """The tensors as the files have them, where `tensors` have other names and layouts."""
     table: str | None = None
     """Whose names these are, "WEIGHTS", "own" and so on, when the format says it."""
     moments: Callable[[], Moments | None] = lambda: None

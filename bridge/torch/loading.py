@@ -13,6 +13,7 @@ from bridge.core import table
 from bridge.core.packing import Packed, renamed
 from bridge.core.tensors import Tensor
 from bridge.core.twins import tied, to_torch, twin
+from jaxmodels.runtime.platform import release_memory
 
 
 def load(path: str | Path, arch: str | None = None, config: Mapping[str, Any] | None = None) -> Any:
@@ -47,6 +48,7 @@ def module_of(source: Any) -> Any:
     module.load_state_dict(state, strict=True, assign=True)
     if tied(source.arch):
         module.tie_weights()  # the same values became two parameters
+    release_memory()
     return module.eval()
 
 

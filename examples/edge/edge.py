@@ -73,7 +73,15 @@ class Model:
 
     def encode(self, text: str) -> np.ndarray:
         """A text with its end, as in training: int64 [1, t]."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        unknown = found.tokens.count(getattr(self.tokenizer.model, "unk_token", None))
+        if unknown == len(found.tokens):
+            sys.exit(f"error: nothing of {text!r} is in the model's vocabulary")
+        if unknown:
+            print(
+                f"{unknown} of {len(found.tokens)} tokens are unknown to the model", file=sys.stderr
+            )
+        ids = found.ids
         end = self.json("tokenizer_config.json").get("eos_token")
         ends = [self.tokenizer.token_to_id(end)] if end else self.tokenizer.encode("\n\n").ids
         return np.array([(ids + ends)[: self.config["context"]]], np.int64)
@@ -154,8 +162,9 @@ def search(model: Model, folder: str, text: str) -> None:
     files = [x for x in sorted(Path(folder).glob("**/*")) if x.suffix.lower() in IMAGES]
     if not files:
         sys.exit(f"error: there is no image in {folder}")
+    wanted = model.text(text)
     features = np.concatenate([model.image(file)["image_features"] for file in files])
-    scores = (features @ model.text(text).T)[:, 0]
+    scores = (features @ wanted.T)[:, 0]
     for i in np.argsort(-scores)[:FOUND]:
         print(f"{scores[i]:.4f}  {files[i]}")
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8, UInt8
 
+from jaxmodels.layers.low_rank import parts
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.precision import accum_dtype, to_float32
 
@@ -70,13 +71,18 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, Any]:
 
 
 def _backward(kept: Any, of_y: Array) -> tuple[Array, Array]:
+    of_x, columns, rows = _sides(kept, of_y)
+    return of_x, _matmul(columns.T, rows).astype(of_y.dtype)
+
+
+def _sides(kept: Any, of_y: Array) -> tuple[Array, Array, Array]:
+    """The gradient of x; and X [n d] and rows [n f], whose product is the kernel's gradient."""
     rounded, step, signs, gamma = kept
     dtype = of_y.dtype
     of_x = _matmul(of_y, signs.T.astype(dtype)) * gamma
     rows = (of_y * step).astype(dtype).reshape(-1, of_y.shape[-1])
     columns = rounded.astype(dtype).reshape(-1, rounded.shape[-1])
-    of_kernel = _matmul(columns.T, rows)
-    return of_x.astype(dtype), of_kernel.astype(dtype)
+    return of_x.astype(dtype), columns, rows
 
 
 def _matmul(a: Array, b: Array) -> Array:
@@ -85,6 +91,34 @@ def _matmul(a: Array, b: Array) -> Array:
 
 
 product.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def adapted_product(
+    x: Float[Array, "*b d"],
+    base: Float[Array, "d f"],
+    a: Float[Array, "d r"],
+    b: Float[Array, "r f"],
+) -> Float[Array, "*b f"]:
+    """`product` of x and base + a b, without a gradient of their sum: `base` is frozen."""
+    return product(x, base + a @ b)
+
+
+def _adapted_forward(x: Array, base: Array, a: Array, b: Array) -> tuple[Array, Any]:
+    y, kept = _forward(x, base + a @ b)
+    return y, (kept, a, b)
+
+
+def _adapted_backward(kept: Any, of_y: Array) -> tuple[Array, None, Array, Array]:
+    """As `_backward`, whose gradient of the kernel, columnsᵀ · rows, is left a product."""
+    inner, a, b = kept
+    of_x, columns, rows = _sides(inner, of_y)
+    of_a = _matmul(columns.T, _matmul(rows, b.T).astype(rows.dtype))
+    of_b = _matmul(_matmul(columns, a).astype(rows.dtype).T, rows)
+    return of_x, None, of_a.astype(a.dtype), of_b.astype(b.dtype)
+
+
+adapted_product.defvjp(_adapted_forward, _adapted_backward)
 
 
 class BitLinear(nnx.Module):
@@ -97,7 +131,9 @@ class BitLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
         """[… d] → [… f] in the parameters' dtype; the norm is computed in float32."""
-        return product(layer_norm(self.norm, x), self.kernel[...])
+        kernel, *adapter = parts(self.kernel)
+        x = layer_norm(self.norm, x)
+        return adapted_product(x, kernel, *adapter) if adapter else product(x, kernel)
 
 
 class PackedLinear(nnx.Module):

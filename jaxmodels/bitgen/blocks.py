@@ -1,4 +1,9 @@
-"""The blocks of bitgen: every product of theirs is a BitNet linear, normalised by its own norm."""
+"""The blocks of bitgen, whose linears are all BitNet's, each with its own RMS norm.
+
+BitNet b1.58 normalises the same places: its blocks have a norm before attention and feed-forward
+(here of `qkv` and `up`) and a sub-norm before the last product of each (of `proj` and `out`). It
+rounds queries, keys and values as three matrices, where `qkv` is rounded as one with one scale.
+"""
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -68,7 +73,12 @@ class CrossAttention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two layers with a squared ReLU between them, as BitNet b1.58 has it."""
+    """Two layers with a squared ReLU between them.
+
+    BitNet b1.58's feed-forward is gated, down(norm(relu(gate(x))² · up(x))); this one has no gate,
+    and so two thirds of its weights at the same width. BitNet's norm before the last product
+    (`ffn_sub_norm` in transformers) is the norm of `out`.
+    """
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.up = BitLinear(cfg.dim, cfg.hidden, rngs=rngs)

@@ -49,6 +49,9 @@ class Config:
     queue: int = 4096
     """Features of earlier batches that are kept as negatives. What was made by an encoder that has
     moved since is no good negative: the faster it learns, the fewer."""
+    queue_inputs: bool = False
+    """Whether the queue keeps texts and images too, among which matching finds hard negatives
+    (FIBER's code). It takes their memory, and the encoders run on twice as many."""
     temperature: float = 0.07
     """Where the learned temperature of similarities begins."""
     momentum: float = 0.0

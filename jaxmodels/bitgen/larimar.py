@@ -14,11 +14,25 @@ and the slots have the posterior of Bayesian regression,
 
 So the order of writing does not matter, writing in parts equals writing at once, and to forget
 is to subtract. `kalman` is the paper's recursion over one code after the other, which gives the
-same posterior. Everything is computed in the precision of what it is given; the model gives
-float32.
+same posterior; run backwards, to forget, it missed the earlier memory by 5e-8 in float64, which
+a subtraction does not. Everything is computed in the precision of what it is given; the model
+gives float32.
 
-Running the recursion backwards, to forget, missed the memory before by 5e-8 in float64; a
-subtraction does not.
+Where this differs from Larimar (github.com/IBM/larimar), and why:
+
+- Addresses. Larimar addresses a code by the memory itself, w = z · M₀⁺ to write and z · M⁺ to
+  read, M being what the slots hold by then. Here the key is another vector than the code and the
+  slots have keys of their own, which writing leaves alone. An image can so find what a caption
+  wrote, and a key has the same address before and after any writing, without which the two sums
+  would not be all there is to know. A⁺ is solved with noise ξ instead of iterated 3 to 15 times
+  (`pseudo_inverse` is the iteration, run until it converges).
+- Noise of addresses is a learned variance of each slot; Larimar's training computes it from M.
+- Ordering. Larimar can pass the codes of an episode through an LSTM before it writes them, so
+  that their order is in the codes (off by default). Here an order would contradict forgetting by
+  subtraction; when each item was written is in the model's record (`record`).
+- Scope. Whether a query is about anything in the memory, Larimar asks a detector outside of the
+  model, the distance of sentence embeddings to the nearest text stored. `closeness` asks the same
+  of the model's own features, by a threshold that is measured.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -67,7 +81,7 @@ def pseudo_inverse(a: Float[Array, "*g m d"], steps: int = 30) -> Float[Array, "
     """A⁺ by the iteration of Ben-Israel and Cohen: A⁺ ← 2A⁺ − A⁺AA⁺, from Aᵀ / (|A|₁ |A|∞).
 
     Started there it converges whatever A is; each step halves what is missing of the logarithm,
-    so that small singular values come last. (Larimar starts from 5e-4 · Aᵀ and takes 3 to 15.)
+    so that small singular values come last. Larimar starts from 5e-4 · Aᵀ.
     """
     sums = jnp.abs(a).sum(axis=-2).max(axis=-1), jnp.abs(a).sum(axis=-1).max(axis=-1)
     start = jnp.swapaxes(a, -1, -2) / (sums[0] * sums[1])[..., None, None]

@@ -178,6 +178,7 @@ def sizes(
         "dropout": 0.1,
         "temperature": 0.07,
         "momentum": 0.0,
+        "queue_inputs": False,
         "weights": (1.0, 0.5, 0.5, 0.1),
         "noise": 0.01,
         "addressing": "ridge",

@@ -33,6 +33,7 @@ from jaxmodels.bitgen.encoders import (
     upper_image,
     upper_text,
 )
+from jaxmodels.bitgen.fiber import Queued
 from jaxmodels.bitgen.memory import Memory
 from jaxmodels.bitgen.momentum import Slow, encoders
 from jaxmodels.dinov2.model import Model as Tower
@@ -82,6 +83,8 @@ class Model(nnx.Module):
         self.memory = Memory(cfg, rngs=rngs)
         self.decoder = Decoder(cfg, rngs=rngs)
         self.queue = Queue(cfg.queue, cfg.dim)
+        if cfg.queue_inputs:
+            self.queued = Queued(cfg)
         if cfg.momentum:
             self.slow = Slow(cfg, encoders(self))
 

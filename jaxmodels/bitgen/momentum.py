@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxmodels.bitgen.config import Config
+from jaxmodels.layers.low_rank import without_adapters
 
 # What features are made of; the rest of a model is not copied.
 ENCODERS = (
@@ -40,7 +41,7 @@ def encoders(model: nnx.Module) -> dict[str, Array]:
 
 def following(model: Any) -> Any:
     """The model with its slow copies for parameters; itself before there are any."""
-    parts: Any = nnx.split(model, nnx.Param, ...)
+    parts: Any = nnx.split(without_adapters(model), nnx.Param, ...)
     graph, params, model_state = parts
     slow = model.slow
 

@@ -71,7 +71,8 @@ def loss(
         both = (text, keys)
         kept = _slow_features(model, batch) if model.config.momentum else both
         itc = contrast(both, kept, model.queue, ids, same, tau)
-        itm, accuracy = _matching(model, (x, mask, y), itc, same, rngs)
+        rows = fiber.rows_of(model.config, batch, mask) if model.config.queue_inputs else None
+        itm, accuracy = _matching(model, (x, mask, y), itc, rows, rngs)
         total = of_itc * itc.loss + of_itm * itm
         metrics = {
             "contrastive_loss": itc.loss,
@@ -82,6 +83,7 @@ def loss(
             "temperature": tau,
         }
         aux = jax.lax.stop_gradient({"text": kept[0], "image": kept[1], "ids": ids})
+        aux |= {} if rows is None else {"inputs": rows}
     keys = jax.lax.stop_gradient(keys)
     episode = model.memory.episode(keys, codes, rngs)
     turn = _turns(batch, training=rngs is not None)
@@ -107,6 +109,8 @@ def commit(model: Model, aux: dict[str, Any]) -> None:
     """Queues the features of a batch, and lets the slow encoders follow; called between gradient
     and optimiser."""
     if "ids" in aux:
+        if "inputs" in aux:
+            model.queued.push(model.queue, aux["inputs"])
         model.queue.push(aux["text"], aux["image"], aux["ids"])
         if model.config.momentum:
             follow(model)
@@ -120,14 +124,32 @@ def _slow_features(model: Model, batch: dict[str, Any]) -> tuple[Array, Array]:
 
 
 def _matching(
-    model: Model, pair: tuple[Array, Array, Array], itc: Contrast, same: Array, rngs: Any
+    model: Model,
+    pair: tuple[Array, Array, Array],
+    itc: Contrast,
+    rows: fiber.Rows | None,
+    rngs: Any,
 ) -> tuple[Array, Array]:
-    """Loss and accuracy on 3b pairs: (I, T), (I, a hard T), (a hard I, T)."""
+    """Loss and accuracy on 3b pairs: (I, T), (I, a hard T), (a hard I, T).
+
+    The hard ones are of the batch, or, if its rows are given as inputs, of the queue too.
+    """
     x, mask, y = pair
     b = len(x)
-    of_image, some = fiber.negatives(itc.i2t, same, rngs)
-    of_text, _ = fiber.negatives(itc.t2i, same, rngs)
-    own = jnp.arange(b)
+    own, same = jnp.arange(b), itc.same
+    if rows is not None:
+        same = same.at[:, b:].set(same[:, b:] | model.queued.alike(rows))
+    n = b if rows is None else same.shape[1]
+    of_image, some = fiber.negatives(itc.i2t[:, :n], same[:, :n], rngs)
+    of_text, _ = fiber.negatives(itc.t2i[:, :n], same[:, :n], rngs)
+    if rows is not None:
+        hard = model.queued.drawn(rows, of_image, of_text)
+        of_image = of_text = own + b
+        beyond = (0, rows.mask.shape[1] - x.shape[1])
+        x = jnp.pad(x, ((0, 0), beyond, (0, 0)))
+        x = jnp.concatenate([x, lower_text(model, hard.tokens, hard.mask, rngs)])
+        y = jnp.concatenate([y, lower_image(model, hard.images.astype(jnp.float32) / 255, rngs)])
+        mask = jnp.concatenate([rows.mask, hard.mask])
     texts = jnp.concatenate([own, of_image, own])
     images = jnp.concatenate([own, own, of_text])
     sides = together(model, x[texts], mask[texts], y[images], rngs)

@@ -27,8 +27,14 @@ def check(request: Request, resuming: bool) -> None:
             targets.
     """
     adapters = request.recipe.adapters
-    if adapters is None or resuming:
+    if adapters is None:
         return
+    if not resuming:
+        _check_source(request)
+    _announce(request, adapters)
+
+
+def _check_source(request: Request) -> None:
     source = request.source
     if source is None:
         raise Problem(
@@ -64,7 +70,6 @@ def check(request: Request, resuming: bool) -> None:
             fix="leave it out",
             exit_code=USAGE,
         )
-    _announce(request, adapters)
 
 
 def _announce(request: Request, adapters: Lora) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from data_pipelines.ids import without_surrogates
 from jaxmodels.errors import CORRUPT, Problem
 from jaxmodels.reading import read_limited
 
@@ -81,7 +82,10 @@ def read_tasks(file: Path) -> Tasks:
             _refuse(file, number, f"it is not JSON: {str(error)[:200]}")
         if not isinstance(row, dict):
             _refuse(file, number, "it is not an object")
+        row = _plain(row)
         if isinstance(row.get("text"), str) and _first(row, _CHOICES) is None:
+            if not row["text"]:
+                _refuse(file, number, "its text is empty")
             texts.append(row["text"])
         else:
             questions.append(_question(row, file, number))
@@ -123,7 +127,7 @@ def _index(answer: Any, choices: list[str], labels: Any) -> int | None:
     """Which choice an answer names: its index, its label or letter, or its text."""
     if isinstance(answer, bool):
         return None
-    if isinstance(labels, list) and answer in labels:
+    if isinstance(labels, list) and answer in labels[: len(choices)]:
         return labels.index(answer)
     if isinstance(answer, str):
         if answer in choices:
@@ -132,6 +136,17 @@ def _index(answer: Any, choices: list[str], labels: Any) -> int | None:
             return _LETTERS.index(answer)
         answer = int(answer) if answer.isascii() and answer.isdecimal() else None
     return answer if isinstance(answer, int) and 0 <= answer < len(choices) else None
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value whose texts are valid Unicode."""
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return value
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:

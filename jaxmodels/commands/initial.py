@@ -157,12 +157,12 @@ def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[
 
 def _added(package: Any, config: Any, source: Any) -> list[str]:
     """The first words of parameters that the fields of `ADDED` add to those of the source; empty
-    unless these are the only difference."""
+    unless these are the only difference in shapes."""
     from jaxmodels.sizes import parameter_shapes
 
     ours, theirs = parameter_shapes(source.arch, config), source.shapes()
     back = {name: getattr(source.config, name) for name in package.ADDED}
-    if not back or replace(config, **back) != source.config or not theirs.items() <= ours.items():
+    if parameter_shapes(source.arch, replace(config, **back)) != theirs:
         return []
     return sorted({path.partition("/")[0] for path in ours.keys() - theirs.keys()})
 

@@ -38,13 +38,19 @@ class Queue(nnx.Module):
         """Which places hold a row."""
         return jnp.arange(len(self.ids)) < self.total[...]
 
+    def places(self, rows: int) -> Int[Array, "r"]:
+        """Where the next rows go: the places of the oldest, of more rows than there are places the
+        last ones only."""
+        n = len(self.ids)
+        return (self.total[...] + jnp.arange(min(rows, n))) % n
+
     def push(
         self, text: Float[Array, "b d"], image: Float[Array, "b d"], ids: Int[Array, "b"]
     ) -> None:
-        """Puts rows in the places of the oldest; of more rows than it has places, the last."""
+        """Puts rows in their `places`."""
         n = len(self.ids)
         text, image, ids = text[-n:], image[-n:], ids[-n:]
-        places = (self.total[...] + jnp.arange(len(ids))) % n
+        places = self.places(len(ids))
         self.text.set_value(self.text[...].at[places].set(text.astype(jnp.float32)))
         self.image.set_value(self.image[...].at[places].set(image.astype(jnp.float32)))
         self.ids.set_value(self.ids[...].at[places].set(ids))
@@ -60,9 +66,11 @@ class Contrast(NamedTuple):
     loss: Float[Array, ""]
     acc_t2i: Float[Array, ""]
     acc_i2t: Float[Array, ""]
-    t2i: Float[Array, "b b"]
-    """Similarities over temperature within the batch, texts in rows."""
-    i2t: Float[Array, "b b"]
+    t2i: Float[Array, "b n"]
+    """Similarities over temperature with the batch and then the queue, texts in rows."""
+    i2t: Float[Array, "b n"]
+    same: Bool[Array, "b n"]
+    """Which are no negatives: of the same image or words, or an empty place of the queue."""
 
 
 def clamped(temperature: Float[Array, ""]) -> Float[Array, ""]:
@@ -104,7 +112,7 @@ def contrast(
         positive = jnp.concatenate([same, earlier], axis=1)
     target = positive / positive.sum(axis=1, keepdims=True)
     b = len(ids)
-    losses, accuracies, within = [], [], []
+    losses, accuracies, compared = [], [], []
     held = (None, None) if queue is None else (queue.image[...], queue.text[...])
     for query, key, old in zip(queries, keys[::-1], held, strict=True):
         everything = key if old is None else jnp.concatenate([key, old.astype(key.dtype)])
@@ -119,5 +127,7 @@ def contrast(
         losses.append(-(target * scores).sum(axis=1).mean())
         best = sims[:, :b].argmax(axis=1)
         accuracies.append(same[jnp.arange(b), best].mean(dtype=jnp.float32))
-        within.append(jax.lax.stop_gradient(sims[:, :b]))
-    return Contrast((losses[0] + losses[1]) / 2, *accuracies, *within)
+        compared.append(jax.lax.stop_gradient(sims))
+    (acc_t2i, acc_i2t), (t2i, i2t) = accuracies, compared
+    loss = (losses[0] + losses[1]) / 2
+    return Contrast(loss, acc_t2i, acc_i2t, t2i, i2t, positive | ~allowed)

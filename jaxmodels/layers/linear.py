@@ -5,7 +5,9 @@ a CPU: without these rules a step of charlm:notebook takes 1.5 times as long (be
 test holds them to flax's gradients.
 """
 
-from functools import partial
+from collections.abc import Iterable, Sequence
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -13,23 +15,67 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxmodels.layers.low_rank import LowRank, parts
 from jaxmodels.layers.precision import accum_dtype
 from jaxmodels.layers.products import product_over_rows
 from jaxmodels.layers.target import platform
 
 
 class Linear(nnx.Linear):
-    """flax's, with the backward pass of `product` and `broadcast_param`."""
+    """flax's, with the backward pass of `product` and `broadcast_param`; the kernel may have an
+    adapter (`low_rank`)."""
 
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Array:
         """`inputs · kernel + bias` [… o], in `preferred_element_type` or what both promote to."""
         assert out_sharding is None
-        x, kernel = self.promote_dtype((inputs, self.kernel[...]), dtype=self.dtype)
-        out = product(x, kernel, self.preferred_element_type)
+        x, *kernels = self.promote_dtype((inputs, *parts(self.kernel)), dtype=self.dtype)
+        out = sum_of_products(x, kernels, self.preferred_element_type)
         if self.bias is None:
             return out
         # A nonlinearity follows a layer that widens; its gradient comes from a product.
-        return out + broadcast_param(self.bias[...], out.shape, kernel.shape[1] > kernel.shape[0])
+        inward, outward = kernels[0].shape
+        return out + broadcast_param(self.bias[...], out.shape, outward > inward)
+
+
+class LinearGeneral(nnx.LinearGeneral):
+    """flax's, without batch axes, for kernels whose inputs or outputs have several axes; the kernel
+    may have an adapter (`low_rank`)."""
+
+    def __call__(self, inputs: Float[Array, "*b"], out_sharding: Any = None) -> Float[Array, "*o"]:
+        """`inputs · kernel + bias`, the product over the last axes of the inputs."""
+        if not isinstance(self.kernel, LowRank):
+            return super().__call__(inputs, out_sharding)
+        x, base, a, b = self.promote_dtype((inputs, *parts(self.kernel)), dtype=self.dtype)
+        # A kernel of another shape would be kept beside this one for the backward pass of a scan.
+        out = jnp.tensordot(
+            x, base, len(self.axis), preferred_element_type=self.preferred_element_type
+        )
+        rows = x.reshape(*x.shape[: -len(self.axis)], -1)
+        out = out + product(product(rows, a), b, out.dtype).reshape(out.shape)
+        return out if self.bias is None else out + self.bias[...].astype(out.dtype)
+
+
+def factors(x: Float[Array, "*b i"], kernels: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """The products whose sum is `x · kernel`: (x, W), and with an adapter (x A, B).
+
+    Args:
+        x: what is multiplied.
+        kernels: `low_rank.parts` of the kernel.
+    """
+    base, *adapter = kernels
+    return [(x, base), *([(product(x, adapter[0]), adapter[1])] if adapter else [])]
+
+
+def sum_of_products(
+    x: Float[Array, "*b i"], kernels: Sequence[Array], dtype: Any = None
+) -> Float[Array, "*b o"]:
+    """`x · kernel` by its `factors`."""
+    return total(product(*each, dtype) for each in factors(x, kernels))
+
+
+def total(terms: Iterable[Array]) -> Array:
+    """Their sum; a single one as it is."""
+    return reduce(add, terms)
 
 
 def product(

@@ -79,7 +79,11 @@ class Scorer:
         self._score = partial(_score, graphdef, objective, *arrays, never)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): its log-likelihood, and whether it is greedy."""
+        """For each (context, continuation): its log-likelihood, and whether it is greedy.
+
+        Where a continuation becomes part of the context's last token, as one unknown character does
+        behind another, that token is scored.
+        """
         texts = []
         for context, continuation in pairs:
             space = len(context) - len(context.rstrip())
@@ -87,6 +91,8 @@ class Scorer:
                 context, continuation = context[:-space], context[-space:] + continuation
             tokens = self.tokenizer.encode(context + continuation)
             known = len(self.tokenizer.encode(context))
+            if continuation:
+                known = min(known, max(len(tokens) - 1, 0))
             prefix = self._prefix if known == 0 else np.zeros(0, np.int32)
             texts.append((np.concatenate([prefix, tokens]), len(prefix) + known))
         return self._scored(texts)

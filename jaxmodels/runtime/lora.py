@@ -1,10 +1,11 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): W + alpha/rank · A B, where only A and B are trained.
 
 An adapter is a pair of parameters beside its kernel's path: `…/kernel_lora_a` [inputs, rank] and
-`…/kernel_lora_b` [rank, outputs], for stacked blocks with the block as a first axis. They are added
-to the kernel when the model is put together (`Adapted.merge`), so models know nothing of them, and
-the gradient is taken with respect to the adapters alone. The frozen parameters are arguments of the
-step like all others, but have neither gradients nor optimiser state, and no checkpoint holds them.
+`…/kernel_lora_b` [rank, outputs], for stacked blocks with the block as a first axis. They join
+their kernels when the model is put together (`Adapted.merge`), so models know nothing of them;
+`layers/low_rank.py` says how layers compute with them. The gradient is taken with respect to the
+adapters alone. The frozen parameters are arguments of the step like all others, but have neither
+gradients nor optimiser state, and no checkpoint holds them.
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxmodels.architecture import Architecture
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.layers.low_rank import with_adapters
 from jaxmodels.recipe import Lora
 from jaxmodels.runtime.paths import Arrays, GraphDef, matrices, pattern
 
@@ -42,8 +44,12 @@ class Adapted(GraphDef):
         return merged(params, self.scale)
 
     def merge(self, params: Arrays, rest: Arrays) -> Any:
-        """The module that holds these arrays."""
-        return super().merge(self.weights(params), rest)
+        """The module that holds these arrays; kernels with adapters are `layers.low_rank`'s."""
+        model = super().merge(params, rest)
+        kernels = [path.removesuffix(A) for path in params if path.endswith(A)]
+        # The factor goes to B, the smaller side of most; there is none in the layers.
+        pairs = {path: (params[path + A], self.scale * params[path + B]) for path in kernels}
+        return with_adapters(model, pairs)
 
 
 def is_adapter(path: str) -> bool:
@@ -72,7 +78,7 @@ def targets(package: Architecture, lora: Lora, shapes: Arrays) -> list[str]:
             name its first block, as in blocks/0/attn/q/kernel.
 
     Raises:
-        Problem: (usage) no kernel matches.
+        Problem: (usage) no kernel matches, or the rank is more than any of them can have.
     """
     wanted = [pattern(text) for text in lora.targets or package.LORA]
     kernels = [path for path, leaf in shapes.items() if matrices(path, leaf.shape) is not None]
@@ -84,6 +90,14 @@ def targets(package: Architecture, lora: Lora, shapes: Arrays) -> list[str]:
             why=f"its matrices are {', '.join(_kinds(kernels))}",
             fix="give a pattern of such paths, in which * stands for anything: "
             f"--lora rank={lora.rank},targets={_kinds(kernels)[0]}",
+            exit_code=USAGE,
+        )
+    sides = [matrices(path, shapes[path].shape) for path in found]
+    if lora.rank > (most := max(min(side[1:]) for side in sides if side)):
+        raise Problem(
+            f"--lora: a rank of {lora.rank:,} is more than these matrices have",
+            why=f"the smaller side of the largest is {most:,}",
+            fix="ranks of 4 to 64 are usual: --lora rank=8",
             exit_code=USAGE,
         )
     return found

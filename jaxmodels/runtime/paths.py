@@ -42,7 +42,7 @@ class GraphDef:
         return self._hash
 
     def weights(self, params: Arrays) -> Arrays:
-        """The model's parameters; without adapters (`runtime/lora.py`) those given."""
+        """The model's own parameters: those given, adapters added (`runtime/lora.py`)."""
         return params
 
     def merge(self, params: Arrays, rest: Arrays) -> Any:

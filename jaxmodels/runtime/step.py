@@ -267,8 +267,7 @@ def _gradient(
         batch, key, share = part
 
         def loss(active: Arrays) -> tuple[jax.Array, Any]:
-            full = graphdef.weights(params | active)
-            cast = {path: leaf.astype(dtype) for path, leaf in full.items()}
+            cast = {path: leaf.astype(dtype) for path, leaf in (params | active).items()}
             value, aux = package.loss(graphdef.merge(cast, model_state), batch, keys(dropout=key))
             metrics, by_tokens, commit_input = aggregate.split_aux(aux)
             value, metrics = aggregate.weighted(value, metrics, by_tokens, share)
@@ -306,7 +305,8 @@ def _store(package: Architecture, graphdef: GraphDef) -> Callable[[Arrays, Array
     def store(params: Arrays, stored: Arrays, aux: Any) -> Arrays:
         if commit is None:
             return stored
-        model = graphdef.merge(params | {path: stored[path] for path in written}, stored)
+        weights = graphdef.weights(params | {path: stored[path] for path in written})
+        model = graphdef.merge(weights, stored)
         commit(model, aux)
         _, params, model_state = split(model)
         return model_state | {path: params[path] for path in written}

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxmodels.layers.keys import keys
-from jaxmodels.layers.linear import Linear
+from jaxmodels.layers.linear import Linear, LinearGeneral
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.sharding import constrain
 from jaxmodels.wigip.config import Config
@@ -28,10 +28,10 @@ class Attention(nnx.Module):
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         heads = (cfg.heads, cfg.dim // cfg.heads)
-        self.q = nnx.LinearGeneral(cfg.dim, heads, rngs=rngs)
-        self.k = nnx.LinearGeneral(cfg.dim, heads, rngs=rngs)
-        self.v = nnx.LinearGeneral(cfg.dim, heads, rngs=rngs)
-        self.proj = nnx.LinearGeneral(heads, cfg.dim, axis=(-2, -1), rngs=rngs)
+        self.q = LinearGeneral(cfg.dim, heads, rngs=rngs)
+        self.k = LinearGeneral(cfg.dim, heads, rngs=rngs)
+        self.v = LinearGeneral(cfg.dim, heads, rngs=rngs)
+        self.proj = LinearGeneral(heads, cfg.dim, axis=(-2, -1), rngs=rngs)
 
     def __call__(self, x: Hidden, attend: Attend) -> tuple[Hidden, Any]:
         """What the block adds, and what to remember."""

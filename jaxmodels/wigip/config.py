@@ -33,10 +33,13 @@ class Config:
     images: bool = False
     """Phase 2: the same trunk also reads pictures of side × side pixels, with captions of at most
     side × patch characters."""
+    image_weight: float = 1.0
+    """In training, what a batch of images counts beside a batch of text."""
 
     def __post_init__(self) -> None:
         for name in ("vocab", "side", "patch", "dim", "layers", "heads"):
             within(f"model.{name}", getattr(self, name), 1)
+        within("model.image_weight", self.image_weight, 0)
         if self.side % self.patch:
             raise Problem(
                 f"wigip: a side of {self.side} is not a multiple of the patch of {self.patch}",
@@ -80,7 +83,14 @@ PRESETS = {
     "tiny": Config(vocab=64, side=16, dim=64, layers=2, heads=2),
     # Phase 2 in minutes: pictures of 32 × 32 pixels, captions of 128 characters.
     "tiny-images": Config(
-        vocab=64, side=32, dim=64, layers=3, heads=4, objective="dense", images=True
+        vocab=64,
+        side=32,
+        dim=64,
+        layers=3,
+        heads=4,
+        objective="dense",
+        images=True,
+        image_weight=0.1,
     ),
     # Sizes of our own: GPT-2's smallest trunk. A window is 6,400 characters in 400 patches.
     "125m": Config(side=80, dim=768, layers=12, heads=12),
@@ -119,15 +129,15 @@ RECIPES = {
     # With Muon, as bitgen:tiny learns the same scenes.
     "tiny-images": replace(
         _SEED,
-        data="mix:1*pydoc,8*shapes",
+        data="mix:1*pydoc,6*shapes",
         batch=32,
         accum=1,
-        steps=2250,
+        steps=1400,
         dtype="float32",
         remat="none",
-        eval_every=450,
-        save_every=450,
-        sample_every=450,
+        eval_every=350,
+        save_every=350,
+        sample_every=350,
         optim=Optim(
             "muon",
             muon_rms=0.5,

@@ -153,7 +153,7 @@ def drawn(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"
 def loss(
     model: Any, batch: dict[str, Any], rngs: nnx.Rngs | None
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """The sum of contrast and `image_loss`, of images with captions.
+    """The sum of contrast and `image_loss` of images with captions, times `image_weight`.
 
     Args:
         model: the model; it is read, never changed.
@@ -179,4 +179,5 @@ def loss(
         "image_loss": next_patch,
         "temperature": tau,
     }
-    return found.loss + next_patch, {"metrics": jax.lax.stop_gradient(metrics)}
+    value = model.config.image_weight * (found.loss + next_patch)
+    return value, {"metrics": jax.lax.stop_gradient(metrics)}

@@ -113,7 +113,7 @@ UPSTREAM = (
 
 
 # What `--init` may add to a checkpoint of text.
-ADDED = ("images",)
+ADDED = ("images", "image_weight")
 
 # The seed's heads are no convention of other files: of PyTorch's and our own nothing is assumed.
 ASSUMED = {"WEIGHTS": {"heads": None}, "own": {"heads": None}}

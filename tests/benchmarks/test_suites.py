@@ -17,6 +17,7 @@ from benchmarks import (
     memory,
     peers,
     quality,
+    resident,
     step,
     ternary,
     trainers,
@@ -299,6 +300,20 @@ def test_memory(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+def test_resident_memory_of_a_packed_model(tmp_path, capsys):
+    """Measured while the model is held. What comes with each parameter outweighs so few weights, so
+    that packed is not less here."""
+    records = memory.main(["--preset", "bitgen:tiny", "--packed", "--out", str(tmp_path)])
+    held = {record["contestant"]: record for record in records}
+    assert list(held) == list(resident.CONTESTANTS)
+    assert all(r["share_of_file"] == r["median"] / r["file_bytes"] for r in records)
+    packed, large = (held[f"jaxmodels, {form}"] for form in ("packed", "float32"))
+    assert packed["file_bytes"] < large["file_bytes"] / 2
+    assert all(record["median"] > record["file_bytes"] / 2 for record in records)
+    assert "### Resident memory of bitgen:tiny" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_chunks_take_less_memory_than_whole_logits_and_scores():
     _, _, config = jaxmodels.preset("bwetaf:tiny")
     recipe = replace(jaxmodels.arch("bwetaf").RECIPES["tiny"], batch=8, slices=1)
@@ -308,6 +323,15 @@ def test_chunks_take_less_memory_than_whole_logits_and_scores():
     )
     assert chunks < logits / 2
     assert logits < scores
+
+
+@pytest.mark.slow
+def test_sizes_on_disk(tmp_path, capsys):
+    words = ["--preset", "bitgen:tiny", "--to", "packed", "--rounds", "1", "--out", str(tmp_path)]
+    (record,) = bridge.main(words)
+    assert record["case"] == "bitgen:tiny, to packed"
+    assert 0 < record["written_bytes"] < record["file_bytes"] / 2
+    assert "| bytes written |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from transformers import GPT2LMHeadModel
 
 import bridge
 import jaxmodels
-from jaxmodels.errors import CORRUPT, MISMATCH, USAGE, Problem
+from jaxmodels.__main__ import main
+from jaxmodels.errors import CORRUPT, DONE, MISMATCH, USAGE, Problem
 from jaxmodels.recipe import Lora
 from jaxmodels.runtime.lora import A, draw
 from jaxmodels.runtime.manifest import write_manifest
@@ -128,6 +129,21 @@ def test_peft_s_files_give_the_logits_of_the_merged_model(run, peft):
     assert again.tokenizer is not None
 
 
+def test_the_adapters_are_what_is_reported(run, peft, capsys):
+    from safetensors import safe_open
+
+    pairs = adapters_of("wikigpt:tiny", LORA)
+    size = sum(array.size for array in pairs.values())
+    report = bridge.convert(run, run.parent / "another", to="peft", dry_run=True)
+    assert (report.tensors, report.parameters, report.bytes) == (16, size, 4 * size)
+    assert main(["convert", str(run), str(run.parent / "another"), "--to", "peft"]) == DONE
+    assert f"16 tensors, {size:,} parameters" in capsys.readouterr().out
+    with safe_open(peft / "adapter_model.safetensors", "np") as file:
+        stored = {name: file.get_slice(name).get_shape() for name in file.offset_keys()}
+    assert {row["to"]: row["shape"] for row in report.plan} == stored
+    assert {row["name"]: row["shape"] for row in bridge.inspect(peft).listing} == stored
+
+
 def test_peft_opens_it(run, peft):
     library = pytest.importorskip("peft")
     model = library.AutoPeftModelForCausalLM.from_pretrained(peft).eval()
@@ -217,6 +233,10 @@ def test_a_checkpoint_outside_of_its_run(run, tmp_path):
         {"alpha_pattern": {"c_attn": 3}},
         {"peft_type": "IA3"},
         {"modules_to_save": ["wte"]},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"r": 3},
+        {"r": True},
+        {"lora_alpha": "16"},
     ],
 )
 def test_adapters_that_compute_something_else(peft, tmp_path, setting):

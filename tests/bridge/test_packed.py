@@ -162,6 +162,26 @@ def test_inspect_shows_ternary_values_as_such(folders, capsys):
     assert "% −1, " in out
 
 
+def test_graphs_keep_what_is_packed(folders, tmp_path):
+    """In 8 and 2 bits the very numbers of the packed file; else float32, which a note tells."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    packed, graphs = bridge.open_checkpoint(folders / "packed").packed, tmp_path / "int8"
+    report = bridge.convert(folders / "packed", graphs, to="onnx", dtype="int8", verify="none")
+    assert report.bytes == (graphs / "weights.bin").stat().st_size
+    assert not any("float32 in the output" in note for note in report.notes)
+    model = onnx.load(str(graphs / "image_encoder.onnx"))
+    held = {x.name: onnx.numpy_helper.to_array(x) for x in model.graph.initializer}
+    np.testing.assert_array_equal(held[f"{INT8}/int8"].T, packed[INT8].values.read())
+    ternary = "image/0/attn/qkv/kernel"
+    codes = held[f"{ternary}/2bit"][None] >> np.asarray([0, 2, 4, 6], np.uint8)[:, None, None] & 3
+    codes = codes.reshape(-1, codes.shape[-1])[: CONFIG.dim]
+    np.testing.assert_array_equal(codes.T.astype(int) - 1, packed[ternary].signs())
+    large = bridge.convert(folders / "packed", tmp_path / "float", to="onnx", verify="none")
+    assert large.bytes > 1.5 * report.bytes
+    assert any("float32 in the output" in note and "--dtype int8" in note for note in large.notes)
+
+
 def test_memory_is_written_and_forgotten_in_packed_files(folders, tmp_path, capsys):
     folder = shutil.copytree(folders / "packed", tmp_path / "packed")
     file = folder / "model.safetensors"
@@ -184,7 +204,7 @@ def edit_config(folder, tmp_path, **entry):
     return changed
 
 
-@pytest.mark.parametrize("version", [2, None, "1", [1]])
+@pytest.mark.parametrize("version", [2, None, "1", [1], True, 1.0])
 def test_another_version_is_refused(version, folders, tmp_path, capsys):
     folder = edit_config(folders / "packed", tmp_path, version=version)
     code, _, error = command(capsys, "convert", folder, tmp_path / "out")
@@ -209,8 +229,78 @@ def test_bits_that_are_no_ternary_value_are_refused(folders, tmp_path):
     place = json.loads(content[8 : 8 + length])["text.0.attn.qkv.weight"]["data_offsets"][0]
     content[8 + length + place] = 0xFF
     file.write_bytes(content)
-    with pytest.raises(Problem, match="not ternary"):
-        bridge.load(folder)
+    for load in (bridge.load, bridge.torch.load):
+        with pytest.raises(Problem, match="not ternary"):
+            load(folder)
+
+
+def rewritten(folder, tmp_path, change):
+    """A copy of a packed folder without its manifest, after `change` of header and data."""
+    copied = shutil.copytree(folder, tmp_path / "changed")
+    (copied / "manifest.json").unlink()
+    file = copied / "model.safetensors"
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), bytearray(content[8 + length :])
+    change(header, data)
+    encoded = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("text.0.attn.qkv", x) for x in (float("nan"), float("inf"), 0.0, -1.0)]
+    + [("vision.blocks.0.mlp.fc1", x) for x in (float("nan"), -1.0)],
+)
+def test_scales_that_are_none_are_refused(name, value, folders, tmp_path, capsys):
+    def change(header, data):
+        struct.pack_into("<f", data, header[f"{name}.weight_scale"]["data_offsets"][0], value)
+
+    folder = rewritten(folders / "packed", tmp_path, change)
+    for load in (bridge.load, bridge.torch.load):
+        with pytest.raises(Problem, match="weight_scale is no scale") as raised:
+            load(folder)
+        assert raised.value.exit_code == CORRUPT
+    report = bridge.inspect(folder)
+    assert report.damaged
+    assert any("weight_scale is no scale" in problem for problem in report.problems)
+    code, _, error = command(capsys, "convert", folder, tmp_path / "out")
+    assert (code, (tmp_path / "out").exists()) == (CORRUPT, False)
+    assert "weight_scale is no scale" in error
+
+
+@pytest.mark.parametrize("name", ["text.0.attn.qkv", "vision.blocks.0.mlp.fc1"])
+def test_values_without_a_scale_are_refused(name, folders, tmp_path):
+    """The 8-bit ones have the shape of the matrix, and would pass for it."""
+
+    def change(header, data):
+        header["spare"] = header.pop(f"{name}.weight_scale")
+
+    with pytest.raises(Problem, match=f"{name}.weight has no scale") as raised:
+        bridge.load(rewritten(folders / "packed", tmp_path, change))
+    assert raised.value.exit_code == CORRUPT
+
+
+def test_a_truncated_file_is_refused_and_left_as_it_is(folders, tmp_path, capsys):
+    folder = shutil.copytree(folders / "packed", tmp_path / "cut")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    before = file.read_bytes()
+    out = tmp_path / "out"
+    for words in (
+        ("convert", folder, out),
+        ("convert", folder, out, "--to", "packed"),
+        ("memory", "read", folder, "--text", "word1"),
+        ("memory", "write", folder, "--text", "word1"),
+        ("generate", folder, "--prompt", "word1"),
+    ):
+        code, _, error = command(capsys, *words)
+        assert code == CORRUPT, words
+        assert "truncated" in error, words
+    assert not out.exists()
+    assert file.read_bytes() == before
+    assert bridge.inspect(folder).damaged
 
 
 def test_it_is_for_bitgen_and_has_no_other_dtype(folders, model_directory, tmp_path):

@@ -50,7 +50,10 @@ def test_autotokenizer_gives_the_same_ids(tmp_path):
     assert theirs.eos_token_id == tokenizer.end_of_text
 
 
-@pytest.mark.parametrize("damage", ["text", "cut", "empty", "json", "endless", "huge"])
+@pytest.mark.parametrize(
+    "damage",
+    ["text", "cut", "empty", "json", "endless", "huge", "id", "spaces", "charsmap", "kind"],
+)
 def test_a_file_that_is_none(tmp_path, damage):
     whole = (MODELS / "bpe.model").read_bytes()
     content = {
@@ -60,6 +63,11 @@ def test_a_file_that_is_none(tmp_path, damage):
         "json": b'{"a": 1}',
         "endless": b"\x0a" + b"\xff" * 20,
         "huge": b"\x0a\xff\xff\xff\xff\x7f",
+        # A text in the place of a number, or the other way round.
+        "id": whole + b"\x12\x03\xc2\x02\x00",
+        "spaces": whole + b"\x1a\x02\x1a\x00",
+        "charsmap": whole + b"\x1a\x02\x10\x05",
+        "kind": whole + b"\x0a\x05\x0a\x01Q\x1a\x00",
     }[damage]
     (tmp_path / "m.model").write_bytes(content)
     with pytest.raises(DataProblem, match="not a sentencepiece model") as caught:

@@ -110,6 +110,25 @@ def test_special_tokens(text, tmp_path, capsys):
     assert main([*words, "--force", "--kind", "chars", "--special", "x"]) == USAGE
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "bytes"])
+@pytest.mark.parametrize("token", ["a", "\u0120", "\udc80", "x" * 1001, "", "<|endoftext|>"])
+def test_what_cannot_be_a_special_token(kind, token):
+    """Signs of bytes, what is not text, what no tokenizer.json may hold; none twice."""
+    with pytest.raises(DataProblem) as caught:
+        learn(iter(["a text"]), Wanted(kind, 300), ("<|endoftext|>", token))
+    assert caught.value.exit_code == USAGE
+
+
+@pytest.mark.parametrize("size", [10**6 + 1, 2**40, 10**30])
+def test_a_vocabulary_larger_than_any_that_is_read(size):
+    """The library ends the process where its tables do not fit into memory."""
+    for kind in ("bpe", "unigram", "chars"):
+        with pytest.raises(DataProblem, match="too large"):
+            learn(iter(["a text"]), Wanted(kind, size))
+    with pytest.raises(DataProblem, match="too large"):
+        wanted(f"bpe:{size}" + 5000 * "0")
+
+
 def test_training_data_makes_its_own(text, tmp_path):
     options = {"context": 8, "batch": 2, "valid_fraction": 0.1}
     data = open_data(text, folder=tmp_path / "data", tokenizer="bpe:300", **options)

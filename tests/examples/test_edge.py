@@ -83,10 +83,11 @@ def test_captions_similarities_search_and_memory(made, packages):
         ["search", str(pictures), "a cat"],
         ["recall", picture],
         ["recall", "a cat"],
-        ["recall", "an old man, 漢"],
+        ["recall", "an old man, ш"],
         ["caption", str(folder / "config.json")],
         ["search", str(folder), "a cat"],
         ["similarity", picture],
+        ["search", str(pictures), "шар"],
     ]
     given = json.dumps([[str(folder), *words] for words in calls])
     done = subprocess.run(
@@ -108,9 +109,11 @@ def test_captions_similarities_search_and_memory(made, packages):
     assert by_image == by_text == "a cat  (cats.txt:7)\n"
     assert unknown == "never written\n"
     assert done.stderr.count(" MB\n") == 6
+    assert done.stderr.count(" tokens are unknown to the model\n") == 1
     assert "is not a readable image" in bad[0]
     assert "there is no image in" in bad[1]
     assert bad[2] == "exit 2\n"
+    assert bad[3] == "exit error: nothing of 'шар' is in the model's vocabulary\n"
 
 
 @pytest.mark.slow

@@ -248,6 +248,40 @@ def test_the_queue_is_filled_after_the_loss():
 
 
 @pytest.mark.slow
+def test_hard_negatives_of_the_queue():
+    """Of an empty queue they are those of the batch; then what it holds is matched too."""
+    with jax.enable_x64(True):
+        queued, plain = exact(fresh_model(queue_inputs=True)), exact(fresh_model())
+        for made in (queued, plain):
+            made.text[-1].gate[...] = jnp.asarray(0.7)
+        first, second = batch_of(4), batch_of(4, seed=1)
+        second["image_id"] += 4
+        found = [losses(made, first, None) for made in (queued, plain)]
+        assert float(found[0][0]) == pytest.approx(float(found[1][0]), abs=1e-9)
+        bitgen.commit(queued, found[0][1])
+        bitgen.commit(plain, found[1][1])
+        np.testing.assert_array_equal(queued.queued.tokens[:4, :9], first["tokens"])
+        np.testing.assert_array_equal(queued.queued.mask[:4, :9], first["mask"] == 1)
+        np.testing.assert_array_equal(queued.queued.images[:4], first["images"])
+        # As near to every image and text of the batch as can be: each row's hardest.
+        for made in (queued, plain):
+            images = second["images"].astype(jnp.float64) / 255
+            out = call(made, second["tokens"], images=images, mask=second["mask"])
+            made.queue.image[0] = out.text_features[0]
+            made.queue.text[0] = out.image_features[0]
+        of_queue, of_batch = (losses(made, second, None)[1]["metrics"] for made in (queued, plain))
+        assert float(of_queue["contrastive_loss"]) == pytest.approx(
+            float(of_batch["contrastive_loss"]), abs=1e-9
+        )
+        assert abs(float(of_queue["itm_loss"]) - float(of_batch["itm_loss"])) > 1e-6
+        other = batch_of(4, seed=2)
+        queued.queued.images[:4] = other["images"]
+        assert float(losses(queued, second, None)[1]["metrics"]["itm_loss"]) != float(
+            of_queue["itm_loss"]
+        )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
 def test_few_rows_and_texts_alone(model, rows):
     """A batch of one has no negatives; texts alone are written and remembered."""

@@ -152,6 +152,12 @@ def test_forms_of_a_question(tmp_path):
         ('{"context": "a", "choices": ["b", "c"]}', "no answer"),
         ('{"context": "a", "choices": ["b", "c"], "answer": 2}', "none of its choices"),
         ('{"choices": ["b", "c"], "answer": 1}', "no context"),
+        (
+            '{"context": "a", "choices": {"text": ["b", "c"], "label": ["1", "2", "3"]},'
+            ' "answerKey": "3"}',
+            "none of its choices",
+        ),
+        ('{"text": ""}', "text is empty"),
         ("[1]", "not an object"),
         ("{", "not JSON"),
     ],
@@ -164,6 +170,31 @@ def test_what_is_no_question(tmp_path, row, why):
     assert caught.value.exit_code == CORRUPT
     assert "line 2" in caught.value.what
     assert why in caught.value.why
+
+
+def test_half_of_a_character_is_replaced(tmp_path):
+    row = {"context": "\ud800", "choices": ["a\udfff", "b"], "answer": 0}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    (question,) = read_tasks(tmp_path / "t.jsonl").questions
+    assert question.pairs == [("\ufffd", " a\ufffd"), ("\ufffd", " b")]
+
+
+def test_a_choice_that_adds_no_token_is_scored_by_its_last():
+    """Else nothing would be scored, and its log-likelihood, 0, would be the best."""
+    scorer = Scorer.__new__(Scorer)
+    joined = {"a": [5], "a??": [5, 1], "a?": [5, 1]}  # one token for all that is unknown
+    scorer.tokenizer = SimpleNamespace(
+        encode=lambda text: np.asarray(joined.get(text, []), np.int32), end_of_text=9
+    )
+    found = []
+
+    def scored(texts):
+        found.extend((tokens.tolist(), start) for tokens, start in texts)
+        return [(0.0, True) for _ in texts]
+
+    scorer._scored = scored
+    scorer.loglikelihood([("a?", "?"), ("a", "?"), ("", "a")])
+    assert found == [([5, 1], 1), ([5, 1], 1), ([9, 5], 1)]
 
 
 def test_no_tasks_at_all(tmp_path):

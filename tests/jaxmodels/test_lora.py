@@ -109,6 +109,10 @@ def test_targets():
     with pytest.raises(Problem, match="nothing/") as caught:
         targets(package, Lora(2, 2.0, ("nothing/*",)), shapes)
     assert "blocks/attn/q/kernel" in caught.value.why
+    assert targets(package, Lora(64, 2.0), shapes)
+    with pytest.raises(Problem, match="a rank of 65") as caught:
+        targets(package, Lora(65, 2.0), shapes)
+    assert caught.value.exit_code == USAGE
 
 
 def test_the_setting():
@@ -116,7 +120,8 @@ def test_the_setting():
     assert Lora.parse("rank=8,alpha=2,targets=a/*|b") == Lora(8, 2.0, ("a/*", "b"))
     assert replace(Recipe(), lora="rank=4").adapters.scale == 1
     numbers = "rank=0", "rank=two", "rank=8,alpha=0", "rank=8,alpha=nan"
-    for bad in (*numbers, "alpha=8", "rank=8,beta=1"):
+    assert Lora.parse("rank=8, alpha=16") == Lora(8, 16.0)
+    for bad in (*numbers, "alpha=8", "rank=8,beta=1", "rank=8,rank=4", "rank=8,"):
         with pytest.raises(Problem) as caught:
             Recipe(lora=bad)
         assert caught.value.exit_code == USAGE

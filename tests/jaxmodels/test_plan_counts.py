@@ -80,6 +80,16 @@ def test_remat_is_counted_in_the_step_and_not_in_what_is_useful():
     assert useful_flops(plain) == useful_flops(again)
 
 
+def test_a_frozen_model_has_no_gradient_of_its_weights():
+    """Of three products of a kernel two are left; rank 2 adds 3 · 2 · (inputs + outputs)."""
+    job = job_of("wikigpt:tiny", batch=4, accum=1)
+    shapes = sizes.shapes(job.package.name, job.config)
+    kernels = [leaf.shape for path, leaf in shapes.items() if path.endswith("/kernel")]
+    adapters = 6 * 2 * sum(map(sum, kernels)) * job.tokens
+    found = useful_flops(job.with_recipe(lora="rank=2"))
+    assert found == pytest.approx(useful_flops(job) * 2 / 3 + adapters, rel=0.01)
+
+
 # --- a compiled program
 
 SIMULATED = """

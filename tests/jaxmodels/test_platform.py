@@ -1,4 +1,4 @@
-"""The process keeps what it frees, unless the user has said otherwise."""
+"""A training process keeps freed memory unless the environment sets malloc's options."""
 
 import ctypes
 import errno
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxmodels.runtime.platform import LARGE, keep_memory, share_cache
+from jaxmodels.runtime.platform import LARGE, keep_memory, release_memory, share_cache
 from tests.children import printed
 
 # Does something ten times, and tells the pages of memory that the system cleared meanwhile. The
@@ -35,6 +35,27 @@ def once():
     piece = libc.malloc(48 << 20)
     libc.memset(piece, 1, 48 << 20)
     libc.free(piece)
+"""
+# Frees all but the last of 800 blocks, between which malloc then has holes, and tells by how many
+# bytes the process shrinks.
+HOLES = """
+import ctypes
+from pathlib import Path
+from jaxmodels.runtime.platform import release_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+pieces = [libc.malloc(100_000) for _ in range(800)]
+for piece in pieces:
+    libc.memset(piece, 1, 100_000)
+for piece in pieces[:-1]:
+    libc.free(piece)
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+before = held()
+release_memory()
+print(before - held())
 """
 # Runs a program whose temporary memory is 144 MB, on images that XLA copies in the background.
 STEP = """
@@ -76,6 +97,12 @@ def test_another_c_library_is_left_alone(system, library, monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: (library, ""))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("it was called"))
     keep_memory()
+    release_memory()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc")
+def test_freed_memory_is_given_back():
+    assert int(printed(HOLES)) > 60_000_000
 
 
 def test_an_entry_of_the_cache_appears_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -12,11 +12,16 @@ from flax import nnx
 import bridge
 import jaxmodels
 from jaxmodels.__main__ import main
+from jaxmodels.commands.initial import open_initial, state_initializer
 from jaxmodels.errors import USAGE, Problem
+from jaxmodels.recipe import Optim, Recipe
 from jaxmodels.runtime.evaluate import evaluate, loss_function
-from jaxmodels.runtime.paths import split
+from jaxmodels.runtime.optim import optimiser
+from jaxmodels.runtime.paths import split, unstack
+from jaxmodels.runtime.sharding import make_mesh
+from jaxmodels.runtime.step import init
 from jaxmodels.wigip import images as pictures
-from tests.bridge.zips import unpacked
+from tests.bridge.zips import ZIP, unpacked
 
 wigip = jaxmodels.arch("wigip")
 CONFIG = wigip.Config(vocab=20, side=8, dim=16, layers=1, heads=2, images=True)
@@ -199,6 +204,38 @@ def test_a_zip_has_the_seeds_members_unchanged_and_one_more(model, tmp_path):
     assert back.config == CONFIG
     for path, array in split(model)[1].items():
         np.testing.assert_array_equal(split(back)[1][path], array)
+
+
+def test_a_published_zip_begins_the_image_phase():
+    """All of its parameters are kept, and what pictures need is a new model's."""
+    arch, _, config, source = open_initial(str(ZIP), "wigip:tiny-images")
+    assert arch == "wigip"
+    assert replace(config, images=False, image_weight=1.0) == source.config
+    recipe = Recipe(optim=Optim("sgd"))
+    fresh = init(wigip, config, recipe, optimiser(recipe.optim, 0.1), make_mesh(""))[1]()
+    new = unstack(jax.device_get(fresh.params), wigip.SCANNED)
+    params = state_initializer(source, config, with_moments=False)(fresh).params
+    params = unstack(jax.device_get(params), wigip.SCANNED)
+    for path, tensor in source.tensors.items():
+        np.testing.assert_array_equal(params[path], tensor.read(), err_msg=path)
+    added = params.keys() - source.tensors.keys()
+    assert {path.partition("/")[0] for path in added} == {"images"}
+    for path in added:
+        np.testing.assert_array_equal(params[path], new[path], err_msg=path)
+
+
+def test_what_a_batch_of_images_counts(model):
+    _, params, rest = split(model)
+
+    def loss(config):
+        model = split(wigip.Model(config, rngs=nnx.Rngs(0)))[0].merge(params, rest)
+        return wigip.loss(model, pairs(4), None)
+
+    (whole, aux), (part, same) = (loss(replace(CONFIG, image_weight=w)) for w in (1.0, 0.25))
+    np.testing.assert_allclose(part, 0.25 * whole, rtol=1e-6)
+    assert aux["metrics"] == same["metrics"]
+    with pytest.raises(Problem, match="image_weight"):
+        replace(CONFIG, image_weight=-1.0)
 
 
 @pytest.mark.parametrize("objective", ["next_char", "dense"])

@@ -50,6 +50,7 @@ class BitGenConfig(PretrainedConfig):
         image_size: int = 224,
         dropout: float = 0.1,
         queue: int = 4096,
+        queue_inputs: bool = False,
         temperature: float = 0.07,
         momentum: float = 0.0,
         weights: tuple[float, ...] = (1.0, 0.5, 0.5, 0.1),
@@ -72,6 +73,7 @@ class BitGenConfig(PretrainedConfig):
         self.image_size = image_size
         self.dropout = dropout
         self.queue = queue
+        self.queue_inputs = queue_inputs
         self.temperature = temperature
         self.momentum = momentum
         self.weights = weights

@@ -214,11 +214,16 @@ def useful_flops(job: Workload) -> int:
     """Operations of a step without recomputation (remat).
 
     Three times the products of the loss: the backward pass has two for each of the forward pass.
+    With adapters (`--lora`) those of the frozen model count twice: no gradient of it is computed.
     """
     one = job.with_recipe(remat=Recipe().remat, accum=1)
-    loss, state = microbatch_loss(one)
-    forward = flops.products(loss, state.params, state.model_state, one.batch)
-    return 3 * job.recipe.accum * flops.total(forward)
+
+    def forward(job: Workload) -> int:
+        loss, state = microbatch_loss(job)
+        return flops.total(flops.products(loss, state.params, state.model_state, job.batch))
+
+    frozen = forward(one.with_recipe(lora="")) if job.recipe.lora else 0
+    return job.recipe.accum * (3 * forward(one) - frozen)
 
 
 def roofline(compiled: Compiled, slice_: Topology) -> dict[str, float]:

@@ -353,7 +353,8 @@ class _Loop:
             assert self.job.sampler is not None
             state, step = self.state, self.outcome.step
             try:
-                text, png = self.job.sampler(self.graphdef.merge(state.weights, state.model_state))
+                weights = self.graphdef.weights(state.weights)
+                text, png = self.job.sampler(self.graphdef.merge(weights, state.model_state))
             except Problem as problem:
                 if bad := not_finite(state):
                     raise NotFinite(
