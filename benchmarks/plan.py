@@ -19,7 +19,8 @@ from jaxmodels.cli import parse, say
 from jaxmodels.runtime.planning import gpu, tpu
 from jaxmodels.runtime.planning.chips import GIB, GpuHosts, topology
 from jaxmodels.runtime.planning.isolated import run_isolated
-from jaxmodels.runtime.planning.plan import TooLarge, Workload, report, too_large_report
+from jaxmodels.runtime.planning.plan import TooLarge, Workload
+from jaxmodels.runtime.planning.report import report, too_large_report
 from jaxmodels.runtime.sharding import check_heads, check_rows, mesh_sizes
 
 RUNS = (

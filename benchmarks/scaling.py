@@ -29,7 +29,8 @@ from jaxmodels.runtime.planning import gpu, hlo
 from jaxmodels.runtime.planning.chips import CHIPS, Topology, topology
 from jaxmodels.runtime.planning.gpus import GPUS
 from jaxmodels.runtime.planning.isolated import run_isolated
-from jaxmodels.runtime.planning.plan import Compiled, expected, roofline
+from jaxmodels.runtime.planning.plan import Compiled
+from jaxmodels.runtime.planning.report import expected, roofline
 from jaxmodels.runtime.sharding import check_rows
 
 RUNS = (

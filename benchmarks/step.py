@@ -28,12 +28,13 @@ from jaxmodels import registry
 from jaxmodels.cli import parse, say
 from jaxmodels.errors import USAGE, Problem
 from jaxmodels.recipe import Recipe
+from jaxmodels.runtime.gradient import auto_slices
 from jaxmodels.runtime.planning.chips import peak_flops
 from jaxmodels.runtime.planning.flops import Product, products
 from jaxmodels.runtime.planning.plan import Workload, useful_flops
 from jaxmodels.runtime.platform import choose_thread
 from jaxmodels.runtime.sharding import make_mesh
-from jaxmodels.runtime.step import auto_slices, training
+from jaxmodels.runtime.step import training
 from jaxmodels.sizes import parameters
 
 OURS = "jaxmodels"

@@ -1,9 +1,9 @@
-"""The only package that reads or writes foreign checkpoint formats.
+"""Reads and writes checkpoints, in our own and other programs' formats.
 
-model = bridge.load(path)                   # any source, as an nnx module
-bridge.convert(src, dst, to="safetensors")  # and back
+model = bridge.load(path)                   # a checkpoint in any format, as an nnx module
+bridge.save(model, path)                    # writes a model directory
+bridge.convert(src, dst, to="safetensors")  # from any format to any other
 bridge.inspect(path); bridge.verify(path, against=None); bridge.diff(a, b)
-bridge.save(model, path)                    # a model directory
 bridge.torch.load(path)                     # the same model as a torch.nn.Module
 """
 

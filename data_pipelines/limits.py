@@ -1,4 +1,4 @@
-"""Limits on what is read into memory of files that may be malicious."""
+"""Limits on what is read into memory from files that may be malicious."""
 
 import os
 
@@ -16,7 +16,7 @@ MAX_FOOTER = 1 << 25
 """Bytes of a Parquet file's footer."""
 
 MAX_RATIO, FREE_OF_RATIO = 1000, 1 << 28
-"""A row group may unpack to so many times its size in the file, and always to so many bytes."""
+"""How far a row group may unpack: a multiple of its size in the file, or this number of bytes."""
 
 MAX_MANIFEST = 1 << 28
 """Bytes of a manifest.json, which lists every file of the source."""

@@ -9,7 +9,8 @@ from data_pipelines.errors import EXISTS, USAGE, DataProblem
 from data_pipelines.mixture_spec import parse_mixture
 from data_pipelines.reading import Progress
 from data_pipelines.sources import MIX
-from data_pipelines.vocabularies import BYTES, CHARACTERS, END, SplitText, Wanted, learn, measure
+from data_pipelines.split_text import SplitText
+from data_pipelines.vocabularies import BYTES, CHARACTERS, END, Wanted, learn, measure
 
 
 def make(

@@ -15,8 +15,8 @@ from data_pipelines.limits import MAX_MANIFEST
 from data_pipelines.reading import Progress, Reading, Source
 from data_pipelines.shards import SHARD, concatenate, encode_all, locked, shards_of
 from data_pipelines.sources import fingerprint, open_text
+from data_pipelines.tokenizer_settings import MAX_FILE
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
-from data_pipelines.transformers_files import MAX_FILE
 from jaxmodels.files import atomic_folder, refuse_existing
 from jaxmodels.reading import digest, read_limited
 

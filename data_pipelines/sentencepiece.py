@@ -1,9 +1,8 @@
 """sentencepiece's `.model` files as a tokenizer.json: read as data, without its library.
 
-The file is a protobuf message; a small reader with limits takes what is needed of it. The parts of
-the tokenizer.json are those that transformers' own converter makes, with two differences: control
-tokens that are written in a text are text, as in sentencepiece, and how white space is treated is
-taken from the file, not from a model's class.
+The file is a protobuf message, read by a small reader with limits. The tokenizer.json is the one
+that transformers' converter makes, with two differences: control tokens are not recognised in text,
+as in sentencepiece, and the treatment of white space comes from the file, not from a model's class.
 
 Sources: google/sentencepiece, `sentencepiece_model.proto`; transformers 5,
 `convert_slow_tokenizer.py`.
@@ -17,7 +16,8 @@ from typing import Any, NamedTuple
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.tokenizer_safety import MAX_VOCABULARY
-from data_pipelines.transformers_files import CONFIG, MAX_FILE, object_in, unknown
+from data_pipelines.tokenizer_settings import CONFIG, MAX_FILE, object_in
+from data_pipelines.transformers_files import unknown
 from jaxmodels.reading import read_limited
 
 FILES = ("tokenizer.model", "spiece.model", "spm.model")
@@ -33,7 +33,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 
 class _Damaged(ValueError):
-    """The bytes are no message of this form."""
+    """The bytes are not such a message."""
 
 
 class Piece(NamedTuple):
@@ -71,8 +71,8 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tokenizer.json of a sentencepiece model, and its settings, as tokenizer_config.json.
 
     Raises:
-        UnknownTokenizer: it is of a kind that has no such form.
-        DataProblem: (corrupt) it is no sentencepiece model, or damaged.
+        UnknownTokenizer: it cannot be expressed as a tokenizer.json.
+        DataProblem: (corrupt) it is not a sentencepiece model, or damaged.
     """
     try:
         model = _parse(read_limited(path, MAX_FILE))
@@ -173,7 +173,7 @@ def _form(model: _Model, path: Path) -> dict[str, Any]:
         raise unknown(path, "some of its tokens are never used")
 
     def spaces(field: int) -> int:
-        """Whether spaces are added (3) or removed (4): then what is before a token matters."""
+        """Whether spaces are added (3) or removed (4), so that decoding depends on context."""
         return int(model.normaliser.get(field, 1))
 
     made = _unigram if kind == _UNIGRAM else _pairs
@@ -217,8 +217,8 @@ def _normaliser(spec: dict[int, Any]) -> dict[str, Any]:
 
 
 def _cuts(model: _Model) -> dict[str, Any] | None:
-    """Where a text is cut before it is encoded: at spaces, where no token goes on over one, and
-    after the first character of what is written like a token that no text may become."""
+    """The pre-tokeniser: splits at spaces if no token spans one, and after the first character of
+    text that looks like a token that may not be produced from text."""
     parts: list[dict[str, Any]] = []
     if not any(SPACE in piece.text[1:] for piece in model.pieces):
         space = {"replacement": SPACE, "prepend_scheme": "never", "split": True}

@@ -14,7 +14,8 @@ from jaxtyping import Int32
 from data_pipelines.errors import MISMATCH, DataProblem
 from data_pipelines.ids import checked_ids, without_surrogates
 from data_pipelines.tokenizer_safety import check_bounded
-from data_pipelines.transformers_files import CONFIG, special_tokens, unknown
+from data_pipelines.tokenizer_settings import CONFIG, special_tokens
+from data_pipelines.transformers_files import unknown
 from jaxmodels.files import write_text
 
 # Names of the token between documents; the first that is a special token of the file is taken.

@@ -1,8 +1,8 @@
-"""Batches of text and batches of images with captions, which take turns by weight.
+"""Batches of text and batches of images with captions, mixed by weight.
 
-A batch is of one kind, so its arrays have one shape whatever the weights, and captions are compared
-with images of a whole batch. Turns are spread evenly: after n batches, each kind has had its share
-of n, rounded up or down.
+Each batch is of one kind, so array shapes do not depend on the weights, and captions are compared
+with a full batch of images. The kinds are spread evenly: after n batches, each has had its share of
+n, rounded up or down.
 """
 
 from collections.abc import Iterator

@@ -24,7 +24,8 @@ from data_pipelines.file_search import path_of
 from data_pipelines.gpt2 import GPT2Tokenizer
 from data_pipelines.sentencepiece import looks_like_model, read_model, sentencepiece_in
 from data_pipelines.subword import SubwordTokenizer
-from data_pipelines.transformers_files import MAX_FILE, SLOW, files_in, read_files, refuse_foreign
+from data_pipelines.tokenizer_settings import MAX_FILE
+from data_pipelines.transformers_files import SLOW, files_in, read_files, refuse_foreign
 from jaxmodels.reading import read_limited
 
 Tokenizer = CharTokenizer | GPT2Tokenizer | SubwordTokenizer

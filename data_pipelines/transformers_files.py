@@ -8,16 +8,24 @@ Source: transformers 5, `tokenization_utils_base.py` and `tokenization_utils_tok
 file takes precedence).
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import DataProblem
-from jaxmodels.reading import read_limited
+from data_pipelines.tokenizer_settings import (
+    CONFIG,
+    Json,
+    class_in,
+    entry_of,
+    object_in,
+    read_settings,
+    settings_of,
+    special_tokens,
+    text_in,
+)
 
-MAX_FILE = 48_000_000  # bytes; the largest published have 34 million
-TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER = "tokenizer.json"
 # Vocabulary and merges: transformers' file names, and those of OpenAI's release.
 SLOW = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 # Files of other tokenisers, which are not supported.
@@ -27,28 +35,6 @@ FOREIGN = (
     "tokenizer.vocab",
 )  # fmt: skip
 
-_ROLES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
-_MORE = ("additional_special_tokens", "extra_special_tokens")
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-# Further keys of tokenizer_config.json that are kept, with their types.
-_KEPT: dict[str, Any] = {
-    "model_max_length": int | float,
-    "padding_side": str,
-    "truncation_side": str,
-    "clean_up_tokenization_spaces": bool,
-    "split_special_tokens": bool,
-    "add_prefix_space": bool,
-    "errors": str,
-    "chat_template": str | list | dict,
-}
 # Classes whose vocab.json and merges.txt are a byte-level BPE like GPT-2's.
 _GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
 _ANY = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -64,8 +50,6 @@ _CUTS: dict[str, tuple[Any, str]] = {
     "CLIP": (_CLIP, "Sequence"),
     "Llama": (None, "Metaspace"),
 }
-
-Json = dict[str, Any]
 
 
 class UnknownTokenizer(DataProblem):
@@ -113,7 +97,7 @@ def read_files(folder: Path, rows: int | None = None) -> tuple[Json, Json]:
         UnknownTokenizer: it is of an unsupported kind.
         DataProblem: (corrupt) a file is damaged, or two contradict each other.
     """
-    names, settings = files_in(folder), _read_settings(folder)
+    names, settings = files_in(folder), read_settings(folder)
     if names == (TOKENIZER,):
         data = object_in(folder / TOKENIZER)
         if not isinstance(data.get("model"), dict):
@@ -147,7 +131,7 @@ def transformers_differs(folder: Path, content: Callable[[], Json]) -> list[str]
     if not (folder / TOKENIZER).is_file():
         return []
     settings = object_in(folder / CONFIG)
-    named = _class_in(folder, settings)
+    named = class_in(folder, settings)
     kind = named.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(named, str) else ""
     if kind not in _CUTS:
         return []
@@ -167,57 +151,10 @@ def transformers_differs(folder: Path, content: Callable[[], Json]) -> list[str]
     ]
 
 
-def special_tokens(settings: Json) -> Iterator[tuple[str, Json]]:
-    """(role, token) of all special tokens in the settings; additional ones have no role."""
-    for role in _ROLES:
-        if entry := _entry(settings.get(role)):
-            yield role, entry
-    for key in _MORE:
-        more = settings.get(key)
-        values = list(more.values()) if isinstance(more, dict) else more
-        for value in values if isinstance(values, list) else ():
-            if entry := _entry(value):
-                yield "", entry
-
-
-def _read_settings(folder: Path) -> Json:
-    """tokenizer_config.json, completed from the files that older versions used."""
-    settings = object_in(folder / CONFIG)
-    if "added_tokens_decoder" not in settings:
-        settings |= object_in(folder / "special_tokens_map.json")
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        settings["chat_template"] = _text(template)
-    return settings | {"tokenizer_class": _class_in(folder, settings)}
-
-
-def _class_in(folder: Path, settings: Json) -> Any:
-    """The class that AutoTokenizer takes: that of the settings, else of the model."""
-    if (named := settings.get("tokenizer_class")) is not None:
-        return named
-    config = object_in(folder / "config.json")
-    named = config.get("tokenizer_class")
-    return named or ("GPT2Tokenizer" if config.get("model_type") == "gpt2" else None)
-
-
-def settings_of(settings: Json) -> Json:
-    """The settings that are kept: special tokens, and plain values of known keys."""
-    tokens = {role: entry for role, entry in special_tokens(settings) if role}
-    more = [entry for role, entry in special_tokens(settings) if not role]
-    kept = {
-        key: settings[key] for key, kind in _KEPT.items() if isinstance(settings.get(key), kind)
-    }
-    return (
-        kept
-        | {role: entry["content"] for role, entry in tokens.items()}
-        | ({_MORE[0]: [entry["content"] for entry in more]} if more else {})
-    )
-
-
 def _merged(folder: Path, names: tuple[str, ...]) -> Json:
     """tokenizer.json from a file of tokens and a file of merges."""
     vocab = object_in(folder / names[0])
-    lines = (line.rstrip("\r") for line in _text(folder / names[1]).split("\n"))
+    lines = (line.rstrip("\r") for line in text_in(folder / names[1]).split("\n"))
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if bad := next((pair for pair in merges if len(pair) != 2), None):
         why = f"{' '.join(bad)[:80]!r} is not a pair of tokens"
@@ -253,7 +190,7 @@ def _prefix_space(data: Json, settings: Json) -> None:
 
 def _begins_with(settings: Json, data: Json) -> Json | None:
     """The post-processor that puts the beginning-of-text token before a text."""
-    entry = _entry(settings.get("bos_token"))
+    entry = entry_of(settings.get("bos_token"))
     ids = {token["content"]: token["id"] for token in data["added_tokens"]}
     if entry is None or entry["content"] not in ids:
         return None
@@ -281,7 +218,7 @@ def _added(folder: Path, settings: Json) -> list[Json]:
         ]
     found = []
     for number, value in pairs:
-        entry = _entry(value, special=False)
+        entry = entry_of(value, special=False)
         number = int(number) if isinstance(number, str) and number.isdecimal() else number
         if entry is None or type(number) is not int:
             why = f"one of them is {str(value)[:80]} with the id {str(number)[:80]}"
@@ -319,40 +256,3 @@ def _add(data: Json, settings: Json, added: list[Json], folder: Path, rows: int 
             size += 1
             tokens[name] = {"id": size, **entry}
     data["added_tokens"] = sorted(tokens.values(), key=lambda token: token["id"])
-
-
-def _entry(value: Any, special: bool = True) -> Json | None:
-    """A token with its flags, from its name or its fields; None if it is neither."""
-    fields = {"content": value} if isinstance(value, str) else value
-    if not isinstance(fields, dict) or not isinstance(fields.get("content"), str):
-        return None
-    if not fields["content"]:
-        return None
-    flags = {flag: fields.get(flag) is True for flag in _FLAGS}
-    special = special or fields.get("special") is True
-    return {"content": fields["content"], **flags, "special": special}
-
-
-def object_in(path: Path) -> Json:
-    """The JSON object in a file; empty if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, f"{type(error).__name__}: {str(error)[:200]}") from None
-    if not isinstance(value, dict):
-        raise _broken(path, f"it holds a {type(value).__name__}, not an object")
-    return value
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_limited(path, MAX_FILE).decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise _broken(path, f"{type(error).__name__}: {str(error)[:200]}") from None
-
-
-def _broken(path: Path, why: str) -> DataProblem:
-    fix = "fetch or save the tokeniser again"
-    return DataProblem("this file of a tokeniser cannot be read", where=str(path), why=why, fix=fix)

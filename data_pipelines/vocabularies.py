@@ -1,9 +1,9 @@
-"""Vocabularies made from a text: `jaxmodels data tokenizer`, and `--tokenizer bpe:4096`.
+"""Vocabularies learned from a text: `jaxmodels data tokenizer`, and `--tokenizer bpe:4096`.
 
-Both kinds of subwords work on the bytes of words as GPT-2 cuts them, and have all 256 bytes, so
-that every text is encoded and comes back as it was. The text is streamed: memory holds the distinct
-words with their counts. The same text gives the same file, in every process. BPE is Sennrich et al.
-2016 (arXiv:1508.07909), Unigram Kudo 2018 (arXiv:1804.10959), both by the library `tokenizers`.
+Both kinds of subwords are byte-level, with GPT-2's pre-tokeniser and all 256 bytes, so any text can
+be encoded and decoded without loss. The text is streamed: memory holds distinct words and their
+counts. The same text gives the same file in every process. BPE is Sennrich et al. 2016
+(arXiv:1508.07909), Unigram Kudo 2018 (arXiv:1804.10959), both from the library `tokenizers`.
 """
 
 import json
@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.characters import CharTokenizer
-from data_pipelines.documents import first_documents
 from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.ids import without_surrogates
-from data_pipelines.reading import Progress, Reading
-from data_pipelines.sources import open_text
+from data_pipelines.reading import Progress
+from data_pipelines.split_text import SplitText
 from data_pipelines.subword import SubwordTokenizer
 from data_pipelines.tokenizer_safety import MAX_STRING, MAX_VOCABULARY
 
@@ -25,10 +24,10 @@ KINDS = (BPE, UNIGRAM, CHARACTERS, BYTES)
 END = "<|endoftext|>"
 
 MOST = 10**9
-"""Bytes of a text that are read to make a vocabulary, at most."""
+"""Maximum number of bytes of a text that a vocabulary is learned from."""
 
 _ALPHABET = 256  # bytes, each a token
-_LONGEST = 64  # bytes of a token: runs of one sign may be long
+_LONGEST = 64  # bytes of a token, since runs of one character may be long
 _DIGITS_READ = 18  # of a number of tokens: more are too many anyway
 _DIGITS = 6  # decimals of a Unigram score that are the same in every process
 _STEP = 1e-4
@@ -38,11 +37,11 @@ Learned = CharTokenizer | SubwordTokenizer
 
 
 class Wanted(NamedTuple):
-    """A vocabulary to be made."""
+    """A vocabulary to learn."""
 
     kind: str
     size: int
-    """Tokens in all, at most."""
+    """Maximum number of tokens."""
 
 
 def wanted(name: str) -> Wanted | None:
@@ -97,76 +96,18 @@ def check(want: Wanted, specials: int = 1) -> Wanted:
     return want
 
 
-class SplitText:
-    """The first part of each text, to learn from, and then what follows it, to measure on.
-
-    Args:
-        specs: of texts (no `bin:`, no `mix:`).
-        held_out: share of the bytes of each, from the end, that is not learned from.
-        most: bytes of each to read, at most.
-        progress: called as (stage, bytes done, bytes in all).
-    """
-
-    def __init__(
-        self, specs: Sequence[str], held_out: float, most: int, progress: Progress | None = None
-    ):
-        sources = [open_text(spec) for spec in specs]
-        self._readers = [_Reader(_stream(source, progress)) for source in sources]
-        self._sizes = [min(source.bytes, most) for source in sources]
-        self._held_out = held_out
-        self.bytes = 0
-        """Bytes that were learned from."""
-
-    def learned(self) -> Iterator[str]:
-        """The first part of each text."""
-        for reader, size in zip(self._readers, self._sizes, strict=True):
-            for text in reader.take(size - int(self._held_out * size)):
-                self.bytes += len(text.encode("utf-8", "surrogatepass"))
-                yield text
-
-    def measured(self) -> Iterator[str]:
-        """What follows; to be read after `learned`."""
-        for reader, size in zip(self._readers, self._sizes, strict=True):
-            yield from reader.take(int(self._held_out * size))
-
-
-def _stream(source: Any, progress: Progress | None) -> Iterator[str]:
-    if "dataset" in source.records:
-        return first_documents(source, source.records["examples"], progress)
-    return iter(Reading(source, "learning a vocabulary", progress))
-
-
-class _Reader:
-    """Texts one after the other, of which so many bytes are taken at a time."""
-
-    def __init__(self, texts: Iterator[str]):
-        self._texts, self._rest = texts, ""
-
-    def take(self, size: int) -> Iterator[str]:
-        """The next `size` bytes, or all that is left."""
-        while size > 0 and (text := self._rest or next(self._texts, None)) is not None:
-            data = text.encode("utf-8", "surrogatepass")
-            taken = text
-            if len(data) > size:
-                taken = data[:size].decode("utf-8", "ignore") or text[:1]
-            self._rest = text[len(taken) :]
-            size -= len(data) if not self._rest else size
-            if taken:
-                yield taken
-
-
 def learn(
     texts: Iterable[str], want: Wanted, specials: Sequence[str] = (END,), min_freq: int = 1
 ) -> Learned:
-    """A tokeniser with the vocabulary of some texts.
+    """A tokeniser with a vocabulary learned from some texts.
 
-    Ids: special tokens, the bytes, then the other tokens, the most frequent first. It may have
-    fewer tokens than wanted, if the texts do not have as many.
+    Ids: special tokens, the bytes, then the other tokens, the most frequent first. There may be
+    fewer tokens than wanted, if the texts do not have enough.
 
     Args:
-        texts: pieces of text in order; words may go on from one to the next.
+        texts: pieces of text in order; a word may span two of them.
         want: kind and size.
-        specials: special tokens, of which END separates documents; not of characters.
+        specials: special tokens, of which END separates documents; not used for characters.
         min_freq: how often a character must occur.
 
     Raises:
@@ -221,14 +162,14 @@ def learn_from(
     min_freq: int = 1,
     progress: Progress | None = None,
 ) -> Learned:
-    """A tokeniser with the vocabulary of some texts, without the part that is held out.
+    """A tokeniser with a vocabulary learned from some texts, without the part that is held out.
 
     Raises:
         DataProblem: (usage) a spec is not of text; as `learn`.
     """
     if tokens := [spec for spec in specs if spec.startswith("bin:")]:
         raise DataProblem(
-            f"no vocabulary of the kind {want.kind} can be made here",
+            f"no {want.kind} vocabulary can be learned here",
             where=tokens[0],
             why="these are tokens already, not text",
             fix="leave out --tokenizer, or give the text",
@@ -239,7 +180,7 @@ def learn_from(
 
 
 def _trained(texts: Iterable[str], want: Wanted, specials: Sequence[str]) -> dict[str, Any]:
-    """The part `model` of a tokenizer.json, by the library's trainer."""
+    """The part `model` of a tokenizer.json, from the library's trainer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -269,11 +210,11 @@ def _trained(texts: Iterable[str], want: Wanted, specials: Sequence[str]) -> dic
 def _settled(
     vocab: list[list[Any]], specials: Sequence[str], alphabet: set[str]
 ) -> list[list[Any]]:
-    """The tokens of a Unigram in an order, and with scores, that every process finds.
+    """The tokens of a Unigram in an order, and with scores, that are the same in every process.
 
-    The library sums in the order of a table that differs between processes (a part in 10^14), and
-    gives bytes that do not occur, in that order, scores of _STEP, 2 _STEP and so on above the
-    least. Here these have one score, below all others.
+    The library sums in the order of a hash table, which differs between processes (by a part in
+    10^14), and in that order gives bytes that do not occur scores of _STEP, 2 _STEP, … above the
+    lowest. Here these get one score, below all others.
     """
     scores = {token: score for token, score in vocab if token not in specials}
     least = min(scores.values(), default=0.0)
@@ -314,7 +255,7 @@ def _form(model: dict[str, Any], specials: Sequence[str]) -> dict[str, Any]:
 
 
 class _Seen:
-    """Texts, and whether any of them was not empty."""
+    """An iterable of texts that records whether any was not empty."""
 
     def __init__(self, texts: Iterable[str]):
         self._texts, self.any = texts, False
@@ -326,7 +267,7 @@ class _Seen:
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
-    """The texts cut before white space, so that no word is cut where one ends."""
+    """The texts, divided again before white space, so that no word spans two of them."""
     rest = ""
     for text in texts:
         rest += without_surrogates(text)
@@ -341,13 +282,13 @@ def _words(texts: Iterable[str]) -> Iterator[str]:
 
 
 class Measure(NamedTuple):
-    """How a tokeniser does on a text."""
+    """How well a tokeniser compresses a text."""
 
     bytes: int
     tokens: int
     gpt2_tokens: int
     unknown: int
-    """Tokens that stand for what is not in the vocabulary."""
+    """Tokens for text that is not in the vocabulary."""
 
 
 def measure(tokenizer: Any, texts: Iterable[str]) -> Measure:

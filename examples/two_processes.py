@@ -8,6 +8,7 @@ Takes the options of `jaxmodels train`. Restarts both while they exit with 75 (s
 times in a row without a new checkpoint. Exits with any other code of theirs.
 """
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,12 @@ def main(flags: list[str]) -> int:
     return code
 
 
+def program() -> str:
+    """The command jaxmodels: on PATH, or beside the Python that runs this."""
+    found = shutil.which("jaxmodels") or shutil.which("jaxmodels", path=Path(sys.executable).parent)
+    return found or sys.exit("jaxmodels is not installed: see docs/install.md")
+
+
 def checkpoint(flags: list[str]) -> int:
     """The step of the run's newest checkpoint; 0 without any."""
     words = [part for flag in flags for part in flag.split("=", 1)]
@@ -47,7 +54,7 @@ def run_both(flags: list[str], signals: list[int]) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    command = ["jaxmodels", "train", *flags, "--coordinator", coordinator, "--processes", "2"]
+    command = [program(), "train", *flags, "--coordinator", coordinator, "--processes", "2"]
     # In their own process groups, so that Ctrl-C reaches them through us, once.
     both = [
         subprocess.Popen([*command, "--process", str(i)], start_new_session=True) for i in (0, 1)

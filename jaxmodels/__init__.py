@@ -4,8 +4,7 @@
     logits, cache = model(tokens)
     print(jaxmodels.summary(model))
 
-A model package is its own specification: `architecture.py` says what it exports, `registry.py`
-how one from outside joins.
+`architecture.py` documents what a model's package exports, `registry.py` how to add one.
 """
 
 from typing import Any
@@ -17,11 +16,26 @@ __version__ = "0.1.0"
 __all__ = ["ARCHS", "arch", "create", "learner", "package_of", "preset", "summary"]
 
 
-def create(spec: str, seed: int = 0) -> Any:
-    """A freshly initialised `nnx.Module`, for example `create("charlm:tiny")`.
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
-    The same seed gives the same parameters. There are no train and eval modes to switch: a call
-    with `rngs` uses dropout, a call without is deterministic.
+
+def create(spec: str, seed: int = 0) -> Any:
+    """A new model, for example `create("charlm:tiny")`.
+
+    There is no train or eval mode: a call with `rngs` uses dropout, a call without is
+    deterministic.
+
+    Args:
+        spec: a preset, "ARCH:PRESET"; see `jaxmodels list`.
+        seed: of the initial parameters; the same seed gives the same parameters.
+
+    Returns:
+        An `nnx.Module` with float32 parameters. `model(tokens)`, int32 [b, t], returns (logits,
+        cache) in language models, logits float32 [b, t, v]; see the model's own docstring.
+
+    Raises:
+        Problem: (usage) there is no such preset.
     """
     from jaxmodels.layers.keys import keys
 
@@ -30,13 +44,13 @@ def create(spec: str, seed: int = 0) -> Any:
 
 
 def summary(model: Any) -> str:
-    """A table of tensors, parameters and bytes of each layer, and their totals.
+    """A text table of each layer's tensors, parameters and bytes, with totals.
 
     Args:
-        model: a module, or a preset such as "charlm:tiny", whose parameters are not allocated.
+        model: a model, or a preset such as "charlm:tiny", whose parameters are not allocated.
 
     Raises:
-        Problem: (usage) there is no such preset.
+        Problem: (usage) there is no such preset, or the model's architecture is not registered.
     """
     from jaxmodels import sizes
     from jaxmodels.runtime.paths import params_of, unstack

@@ -1,6 +1,6 @@
-"""Which architectures there are: ours, installed ones, and those that a program registers.
+"""The architectures: our own, installed ones, and those that a program registers.
 
-A package outside of this repository joins as `NAME` in one of two ways, and then takes part in
+A package outside this repository is added as `NAME` in one of two ways, and then works with
 everything: `create`, `train`, `convert`, `list` and the rest.
 
 - `jaxmodels.registry.register(NAME, "its.package")`, for the running program;
@@ -9,7 +9,7 @@ everything: `create`, `train`, `convert`, `list` and the rest.
       [project.entry-points."jaxmodels.architectures"]
       NAME = "its.package"
 
-Only what is installed or registered is imported, never a name that a checkpoint contains.
+Only installed or registered packages are imported, never a name from a checkpoint.
 """
 
 import difflib
@@ -38,10 +38,10 @@ OURS = {
 
 
 class _Registry(Mapping[str, str]):
-    """Name → full name of the package. Installed packages are looked for when they are asked for.
+    """Name of an architecture → full name of its package, a read-only mapping.
 
-    One that is installed and cannot be used is left out where all are gone through, with a
-    warning: it must not stand in the way of the others. `arch` says what is wrong with it.
+    Installed packages are looked up when needed. Iteration leaves out those that cannot be used,
+    with a warning; `arch` raises the error.
     """
 
     def __init__(self) -> None:
@@ -60,6 +60,7 @@ class _Registry(Mapping[str, str]):
 
 
 ARCHS = _Registry()
+"""Name of an architecture → full name of its package, of all that are known."""
 
 
 def register(name: str, package: str) -> None:
@@ -67,17 +68,17 @@ def register(name: str, package: str) -> None:
 
     Args:
         name: as in "charlm:tiny": letters, digits and underscores.
-        package: full name of a package that can be imported and has the members that
-            `jaxmodels.architecture` says.
+        package: full name of an importable package with the members that `jaxmodels.architecture`
+            documents.
 
     Raises:
-        Problem: (usage) the name is taken or no name, the package cannot be imported, or members
+        Problem: (usage) the name is taken or invalid, the package cannot be imported, or members
             are missing or misspelt.
     """
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
         raise Problem(
             f"{name!r} cannot name an architecture",
-            why="names are of lower-case letters, digits and underscores",
+            why="a name consists of lower-case letters, digits and underscores",
             exit_code=USAGE,
         )
     if name in ARCHS and ARCHS[name] != package:
@@ -90,7 +91,7 @@ def register(name: str, package: str) -> None:
     if other != name:
         raise Problem(
             f"the package {package} is registered already, as {other}",
-            why="the package of a model's class says which architecture it is",
+            why="the package of a model's class determines its architecture",
             exit_code=USAGE,
         )
     _opened(name, package)
@@ -102,8 +103,8 @@ def arch(name: str) -> Architecture:
     """The package of an architecture, with defaults for the optional members that it lacks.
 
     Raises:
-        Problem: (usage) there is no such architecture, near names are suggested; or its package
-            cannot be used.
+        Problem: (usage) there is no such architecture (similar names are suggested), or its
+            package cannot be used.
     """
     if name not in ARCHS:
         raise _unknown("architecture", name, ARCHS)
@@ -121,15 +122,15 @@ def _opened(name: str, package: str) -> Architecture:
             f"the package of the architecture {name} cannot be imported",
             where=package,
             why=f"{type(error).__name__}: {error}",
-            fix="install what it needs, mend it, or uninstall it",
+            fix="install what it needs, fix it, or uninstall it",
             exit_code=USAGE,
         ) from error
     if wrong := complaints(module):
         raise Problem(
-            f"the package of the architecture {name} is not complete",
+            f"the package of the architecture {name} is incomplete",
             where=package,
             why="\n".join(wrong),
-            fix="`jaxmodels/architecture.py` says what a package exports",
+            fix="`jaxmodels/architecture.py` documents what a package exports",
             exit_code=USAGE,
         )
     return Architecture.of(module, name)
@@ -137,7 +138,7 @@ def _opened(name: str, package: str) -> Architecture:
 
 @cache
 def _installed() -> dict[str, str]:
-    """Name → package of the entry points; a name that is ours, or in two of them, is left out."""
+    """Name → package of the entry points, except names that are ours or occur twice."""
     from importlib.metadata import entry_points
 
     found: dict[str, str] = {}
@@ -155,7 +156,7 @@ def _installed() -> dict[str, str]:
 
 @cache
 def _usable() -> tuple[str, ...]:
-    """The installed ones without those that cannot be used, with a warning for each of these."""
+    """Names of the installed packages that can be used, with a warning for each other one."""
     usable = []
     for name, package in _installed().items():
         try:
@@ -168,30 +169,34 @@ def _usable() -> tuple[str, ...]:
 
 
 def learner(name: str) -> Architecture:
-    """The package of an architecture that can be trained, measured and sampled by itself.
+    """The package of an architecture that can be trained, evaluated and sampled by itself.
 
     Raises:
-        Problem: (usage) as `arch`; or it is a part of other models.
+        Problem: (usage) as `arch`; or it is only a part of other models, like dinov2.
     """
     package = arch(name)
     if wholes := package.PART_OF:
         raise Problem(
-            f"{name} cannot be trained, measured or sampled by itself",
+            f"{name} cannot be trained, evaluated or sampled by itself",
             why=f"it reads no text and has no loss: it is a part of {' and '.join(wholes)}",
-            fix=f"take one of those, for example {wholes[0]}:tiny",
+            fix=f"use one of those, for example {wholes[0]}:tiny",
             exit_code=USAGE,
         )
     return package
 
 
 def package_of(thing: Any) -> Architecture:
-    """The package that a model, or a Config, comes from."""
+    """The package of a model or a Config.
+
+    Raises:
+        Problem: (usage) it is from a package that is not registered.
+    """
     module = type(thing).__module__
     for name in ARCHS:
         if module.startswith(f"{ARCHS[name]}."):
             return arch(name)
     raise Problem(
-        f"{module}.{type(thing).__name__} is of no registered architecture",
+        f"{module}.{type(thing).__name__} is not from a registered architecture",
         fix="call jaxmodels.registry.register(NAME, PACKAGE) first",
         exit_code=USAGE,
     )
@@ -201,7 +206,7 @@ def preset(spec: str) -> tuple[str, str, Any]:
     """Splits "charlm:tiny" into architecture, preset name and the preset's Config.
 
     Raises:
-        Problem: (usage) unknown architecture or preset; near names are suggested.
+        Problem: (usage) unknown architecture or preset; similar names are suggested.
     """
     name, _, size = spec.partition(":")
     presets = arch(name).PRESETS

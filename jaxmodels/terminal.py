@@ -86,9 +86,9 @@ class Stream:
             self._attempt(self._stream.flush)
 
     def isatty(self) -> bool:
-        """Whether a person may be reading."""
+        """Whether it is a terminal that can redraw lines; with TERM=dumb, as in notebooks, not."""
         with suppress(ValueError):  # it was closed
-            return bool(self._stream.isatty())
+            return bool(self._stream.isatty()) and os.environ.get("TERM") != "dumb"
         return False
 
     def fileno(self) -> int:

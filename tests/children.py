@@ -1,4 +1,4 @@
-"""Processes of their own: the number of devices, say, is fixed when JAX starts."""
+"""Tests in processes of their own, since for example the number of devices is fixed at start."""
 
 import os
 import subprocess

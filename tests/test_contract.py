@@ -1,4 +1,4 @@
-"""What every architecture promises; a new one joins by its name in `contract.ARCHS`."""
+"""The contract of every architecture; add a new one to `contract.ARCHS`."""
 
 from importlib import import_module
 from operator import attrgetter
@@ -193,7 +193,7 @@ def test_prefill_and_decode_equal_the_full_forward(arch):
 def test_greedy_generation_is_the_argmax_of_the_full_forward(arch):
     from jaxmodels.layers.sampling import Sampling
 
-    model, tokens = causal(arch), random_tokens(arch, 8, 4)  # eight: `generate.NO_YNNPACK_ROWS`
+    model, tokens = causal(arch), random_tokens(arch, 8, 4)  # eight: `decoding.NO_YNNPACK_ROWS`
     drawn = np.concatenate(
         list(generate(model, np.asarray(tokens), 12, Sampling(None), chunk=5)), axis=1
     )

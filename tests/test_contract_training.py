@@ -1,4 +1,4 @@
-"""What every architecture promises when it is trained: gradients, remat, meshes, precision."""
+"""The contract of every architecture in training: gradients, remat, meshes, precision."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The Dockerfile: what it copies is there and enough, and its linter finds nothing."""
+"""The Dockerfile: it copies what is needed, and its linter finds nothing."""
 
 import re
 import subprocess

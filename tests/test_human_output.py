@@ -1,4 +1,4 @@
-"""What verbs print for people: whole sentences and tables, and nothing of Python's own forms."""
+"""What verbs print for people: sentences and tables, no Python reprs."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is installed: the wheel, the version, and the command without PyTorch."""
+"""Packaging: the wheel, the version, and the command without PyTorch."""
 
 import os
 import re

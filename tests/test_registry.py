@@ -81,12 +81,12 @@ def test_an_installed_package_is_found_by_the_command(package, capsys):
         ("raise RuntimeError('broken on purpose')", "RuntimeError: broken on purpose"),
         ("import module_that_nobody_has", "module_that_nobody_has"),
         (PACKAGE.replace("SHARDING, ", ""), "SHARDING is missing"),
-        (PACKAGE + "TEID = ()", "TEID is unknown: is TIED meant?"),
+        (PACKAGE + "TEID = ()", "TEID is unknown: did you mean TIED?"),
         (
             PACKAGE + "PRESETS = {'tiny': Config()}",
             "RECIPES and PRESETS do not have the same names",
         ),
-        (PACKAGE + "Config = int", "Config is no frozen dataclass"),
+        (PACKAGE + "Config = int", "Config is not a frozen dataclass"),
     ],
 )
 def test_a_package_that_cannot_be_used_is_refused_and_stands_in_nobodys_way(
@@ -139,7 +139,7 @@ def test_an_architecture_without_a_twin_stays_in_jax(package):
 
 
 def test_a_model_of_no_registered_package_is_refused(fresh):
-    with pytest.raises(Problem, match="of no registered architecture"):
+    with pytest.raises(Problem, match="not from a registered architecture"):
         jaxmodels.package_of(object())
 
 
@@ -154,8 +154,8 @@ def test_what_is_near_a_member_is_misspelt():
         exports - {"Model", "commit", "UPSTREAM"}, ["Model", "loss"], known
     ) == [
         "Model is missing",
-        "UPSTREEM is unknown: is UPSTREAM meant?",
-        "comit is unknown: is commit meant?",
+        "UPSTREEM is unknown: did you mean UPSTREAM?",
+        "comit is unknown: did you mean commit?",
     ]
 
 

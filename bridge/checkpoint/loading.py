@@ -34,11 +34,11 @@ def load(
             checkpoints; nanoGPT's `ckpt.pt` or its folder, DINOv2's `.pth`, another torch file
             of named tensors, transformers' GPT-2 or DINOv2 folder, bwetaf's folder, wigip's
             `step_N.zip` or a folder of them.
-        arch: the architecture, if the files do not say it.
+        arch: the architecture, if the files do not determine it.
         dtype: "float32", "bfloat16" or "float16" for the parameters; None keeps the file's.
-        config: fields that the files cannot say, such as {"heads": 4}.
-        weights: of a run, "ema", the running average that it keeps, or "raw", what it trains;
-            None: the average, where one is kept.
+        config: fields that are not in the files, such as {"heads": 4}.
+        weights: of a run, "ema", its running average, or "raw", the trained weights; None: the
+            average, if it has one.
 
     Raises:
         Problem: (corrupt) unreadable; (mismatch) a tensor is missing, unexpected or misshapen;
@@ -115,7 +115,7 @@ def _values(tensor: Tensor, dtype: np.dtype | None) -> np.ndarray:
 def load_moments(
     path: str | Path, arch: str | None = None, config: Mapping[str, Any] | None = None
 ) -> Moments:
-    """AdamW's state that lies at a path, under our paths and in our layout, unread.
+    """AdamW's state of a checkpoint, under our paths and in our layout, not yet read.
 
     Args:
         path: run directory or one of its checkpoints, nanoGPT checkpoint, bwetaf folder,

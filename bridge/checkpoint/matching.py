@@ -24,10 +24,10 @@ from jaxmodels.runtime.paths import pattern
 
 _MERGE = "merge it first, with peft's merge_and_unload(), and save the result"
 _APPLY = "apply it first (torch.nn.utils, its remove_ functions), and save the state dict again"
-# A part of a name → what is kept beside, or in the place of, a weight; and what to do.
+# Part of a name → what the tensor means, and what to do.
 _REPARAMETRISED = {
     re.compile(r"\.(lora_(A|B|embedding_[AB]|magnitude_vector)|ia3_l|hada_w1_a|lokr_w1)\b"): (
-        "an adapter (LoRA or the like) lies beside them",
+        "there is an adapter (LoRA or the like) beside them",
         _MERGE,
     ),
     re.compile(r"\.(weight|bias)_(orig|mask)$"): ("they are pruned, or normed by spectrum", _APPLY),

@@ -18,9 +18,9 @@ class Beside(NamedTuple):
 
 
 def beside(contents: RawCheckpoint, rows: Any) -> Beside:
-    """The tokeniser that comes with the tensors, whose embedding has so many rows.
+    """The tokeniser of a checkpoint whose embedding has this number of rows.
 
-    What lies beside a single file may be another model's.
+    One beside a single file may be another model's.
 
     Raises:
         Problem: (mismatch) the embedding has fewer rows than it has tokens.

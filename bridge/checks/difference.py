@@ -16,19 +16,19 @@ from jaxmodels.errors import Problem
 
 
 def diff(a: str | Path, b: str | Path, config: Mapping[str, Any] | None = None) -> Report:
-    """Tensor by tensor: missing, extra, shape, dtype, largest difference, cosine.
+    """Compares two checkpoints tensor by tensor.
 
     Args:
         a: one checkpoint.
         b: the other.
-        config: fields that neither can say, such as {"heads": 4}.
+        config: fields that are in neither's files, such as {"heads": 4}.
 
     Returns:
-        `same` (all values and the config are equal; dtypes may differ where no value does);
-        `arch` ([a, b]; when they are two, nothing else is compared);
-        `config` (field → [a, b] where they differ); `tensors`: for each of our paths `status`
-        ("equal", "different", "shape", "missing": only in a, "extra": only in b), and `shape`,
-        `dtype`, `max_abs`, `cosine` where they apply.
+        `same` (all values and the config are equal; dtypes may differ if no value does);
+        `arch` ([a, b]; if they differ, nothing else is compared);
+        `config` (field → [a, b], of those that differ); `tensors`: for each of our paths `status`
+        ("equal", "different", "shape", "missing": only in a, "extra": only in b), and where they
+        apply `shape`, `dtype`, `max_abs` (largest difference) and `cosine`.
 
     Raises:
         Problem: as `bridge.load`, for either.

@@ -27,26 +27,24 @@ from jaxmodels.runtime.paths import flatten
 def inspect(
     path: str | Path, arch: str | None = None, config: Mapping[str, Any] | None = None
 ) -> Report:
-    """What is it? Works on broken and unknown checkpoints too.
+    """Describes a checkpoint without executing anything in it, even if it is damaged or unknown.
 
     Args:
         path: a file or folder.
-        arch: the architecture, if the files do not say it.
-        config: fields that the files cannot say, such as {"heads": 4}.
+        arch: the architecture, if the files do not determine it.
+        config: fields that are not in the files, such as {"heads": 4}.
 
     Returns:
-        `readable`; `damaged` (it is not readable, a digest is wrong, or what the files say and
-        the tensors contradict each other); `format`, `arch` and `preset`
-        (None where unknown); `tensors` and `parameters` (counts), `bytes` and `dtypes` (dtype →
-        number of tensors) of the model, or of the files where no model is known;
-        `vocab_present` (whether a vocabulary lies beside it); `config` and `assumed` (fields);
-        `problems` and `notes` (sentences); `optimizer` (whether AdamW's state is there too);
-        `averaged` (whether a run keeps a running average of its weights too, whose
-        tensors are reported under `ema.`);
-        `unsafe` (it asks to run code, and was not read further);
-        `listing` (name, shape and dtype of each tensor, in the file's names; of a ternary one in 2
-        bits also `values`, how often −1, 0 and 1 occur; of a truncated
-        safetensors file, those in its header, and whether each is `cut_off`).
+        `readable`; `damaged` (it is not readable, a digest is wrong, or its files contradict the
+        tensors); `format`, `arch` and `preset` (None if unknown); `tensors` and `parameters`
+        (counts), `bytes` and `dtypes` (dtype → number of tensors) of the model, or of the files if
+        no model is recognised; `vocab_present` (whether there is a vocabulary); `config` and
+        `assumed` (fields); `problems` and `notes` (sentences); `optimizer` (whether there is
+        AdamW's state); `averaged` (whether a run keeps a running average of its weights, whose
+        tensors are listed under `ema.`); `unsafe` (it asks to run code, and was not read further);
+        `listing` (name in the files, shape and dtype of each tensor; for a 2-bit ternary one also
+        `values`, the counts of −1, 0 and 1; for a truncated safetensors file, the tensors in its
+        header, and whether each is `cut_off`).
 
     Raises:
         Problem: (corrupt) there is nothing at `path`.

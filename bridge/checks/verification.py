@@ -42,22 +42,22 @@ def verify(
         against: the source that it was made from, in any format.
         atol: largest absolute difference of outputs (on random inputs and on the text) and
             largest relative one of gradients that passes; computed in float32.
-        text: compare outputs on it too.
-        gradients: compare the gradient of every parameter too.
-        config: what `against` (without it, `path`) cannot say, as given to `convert`.
+        text: a text to compare outputs on, too.
+        gradients: also compare the gradient of every parameter.
+        config: fields that are not in the files of `against` (or of `path`, without it), as given
+            to `convert`.
 
     Returns:
-        `ok`; `digests_ok` (None where there is no manifest); of JAX against PyTorch
+        `ok`; `digests_ok` (None without a manifest); for JAX against PyTorch
         `max_abs_logit_diff`, `max_abs_logit_diff_on_text`, `argmax_agreement` (share of
-        positions) and `max_gradient_diff`; of JAX against JAX of the source
-        `max_abs_logit_diff_to_source` and `argmax_agreement_with_source`; None when they could
-        not be computed or were not asked for; `tensors_compared`; `tensors_equal`;
-        `max_abs_tensor_diff`; `problems`; `notes`.
+        positions) and `max_gradient_diff`; for JAX against JAX of the source
+        `max_abs_logit_diff_to_source` and `argmax_agreement_with_source` (each None if it was not
+        computed); `tensors_compared`; `tensors_equal`; `max_abs_tensor_diff`; `problems`; `notes`.
 
     Raises:
-        Problem: (corrupt) `path` does not exist, or `against` cannot be read; (usage) a text,
-            and no tokeniser; PyTorch is not installed, and nothing else could be checked (where
-            something can, a note says that it was not compared).
+        Problem: (corrupt) `path` does not exist, or `against` cannot be read; (usage) a text was
+            given, but there is no tokeniser; or PyTorch is not installed, and there is nothing
+            else to check (if there is, a note says what was not compared).
     """
     path = Path(path)
     if not path.exists():

@@ -59,25 +59,29 @@ def convert(
     Args:
         src: any source that `bridge.load` takes.
         dst: the folder to create.
-        to: "safetensors", a model directory that PyTorch and JAX load; "orbax", an Orbax
-            checkpoint in the names of the original program (ours, if there is none), so
-            that this program restores it. Run directories hold our names already.
-            "gguf", llama.cpp's `model.gguf`; "gpt2" or "dinov2", such a folder of transformers;
-            "nanogpt", nanoGPT's `out_dir` with its `ckpt.pt`; "bwetaf", the folder of BwETAF's
-            package; "wigip-zip", `step_N.zip`; "bitgen", `checkpoint-N.pt` of BitGen Stage 1;
-            "packed", a model directory of a bitgen in few bits (`bridge/core/packing.py`);
-            "onnx", graphs for onnxruntime;
-            "dinov2-pth", the state dict of DINOv2's published code; "peft", the adapters of a
-            run that was trained with --lora. A bitgen, or bitgen_stage1,
-            goes to the two of DINOv2 by its tower.
-        arch: the architecture, if the files do not say it.
-        config: fields that the files cannot say, such as {"heads": 4}.
+        to: the output format:
+            "safetensors": a model directory that PyTorch and JAX load;
+            "orbax": an Orbax checkpoint with the original program's names (ours, if there is no
+                such program), for that program to restore;
+            "gpt2", "dinov2": a folder of transformers;
+            "dinov2-pth": the state dict of DINOv2's published code;
+            "nanogpt": nanoGPT's `out_dir` with its `ckpt.pt`;
+            "gguf": llama.cpp's `model.gguf`;
+            "bwetaf": the folder of BwETAF's package;
+            "wigip-zip": wigip's `step_N.zip`;
+            "bitgen": BitGen Stage 1's `checkpoint-N.pt`;
+            "packed": a bitgen's model directory in 2 and 8 bits (`bridge/core/packing.py`);
+            "onnx": graphs for onnxruntime;
+            "peft": the adapters of a run trained with --lora.
+            With "dinov2" and "dinov2-pth", the tower of a bitgen or bitgen_stage1 is converted.
+        arch: the architecture, if the files do not determine it.
+        config: fields that are not in the files, such as {"heads": 4}.
         vocab: the tokeniser's file (characters.json, tokenizer.json, vocab.json beside merges.txt,
             nanoGPT's meta.pkl or a JSON list of characters) or folder, if not beside the source.
-        dtype: "keep", "float32", "bfloat16" or "float16"; to gguf also "q8_0", to onnx "int8".
+        dtype: "keep", "float32", "bfloat16" or "float16"; for gguf also "q8_0", for onnx "int8".
         keep_fp32: path patterns of further parameters that stay float32, besides the vectors of
             norms, gates and temperatures and the matrices of ternary layers, which always do;
-            "none" rounds all.
+            "none" rounds all parameters.
         max_shard_size: safetensors files are split above this size.
         dry_run: plan only; nothing is written.
         verify: "none"; "digest": what was written is read back; "roundtrip": and equals the

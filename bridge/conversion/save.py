@@ -37,25 +37,25 @@ def save(
     force: bool = False,
     max_shard_size: str | int = "5GB",
 ) -> Report:
-    """Writes a model as a model directory, as `convert` does; `bridge.load` opens it again.
+    """Writes a model in memory as a model directory, which `bridge.load` opens again.
 
-    Parameters and state keep their dtypes; a packed model stays packed. A model that `bridge.load`
-    returned is written with the tokeniser of the checkpoint that it came from.
+    Parameters and state keep their dtypes; a packed model stays packed. A model from `bridge.load`
+    is written with the tokeniser of the checkpoint that it was loaded from.
 
     Args:
         model: an `nnx.Module` of a registered architecture; it may have been changed.
         path: the folder to create.
-        like: the checkpoint whose tokeniser goes along; by default the one that the model was
+        like: the checkpoint whose tokeniser is copied; by default the one that the model was
             loaded from.
         force: replace an earlier output.
         max_shard_size: safetensors files are split above this size.
 
     Returns:
-        what was written, as `bridge.convert` reports it.
+        the same report as `bridge.convert`.
 
     Raises:
-        Problem: (usage) the model is of no registered architecture, or its parameters are not
-            those of its config; (exists) something is at `path`; (no space) the disk is too small.
+        Problem: (usage) the model's architecture is not registered, or its parameters do not match
+            its config; (exists) something is at `path`; (no space) the disk is too small.
     """
     path = Path(path)
     source = _in_memory(model, None if like is None else open_checkpoint(like))

@@ -158,8 +158,8 @@ def check(
         where: the checkpoint, for the message.
 
     Raises:
-        Problem: (mismatch) tensors that are missing, unexpected or of another shape; all of
-            them are told at once, each with its shape.
+        Problem: (mismatch) tensors are missing, unexpected or of another shape; all of them are
+            listed, each with its shape.
     """
     wanted = {pair.theirs: pair.their_shape(ours[pair.ours]) for pair in expected}
     missing = [name for name in wanted if name not in found]

@@ -85,8 +85,8 @@ def raw(array: np.ndarray) -> np.ndarray:
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """The array row by row. One that lies column by column is turned round in tiles that fit the
-    caches, several times as fast as numpy's walk along whole rows."""
+    """The array in row-major order. A column-major one is transposed in tiles that fit the caches,
+    several times as fast as by numpy."""
     if array.ndim != 2 or array.flags.c_contiguous or array.strides[0] >= array.strides[1]:
         return np.ascontiguousarray(array)
     rows, columns = TILE
@@ -98,7 +98,7 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    """`raw` in pieces: of an array that lies otherwise, a few rows are copied at a time."""
+    """`raw` in pieces; of an array that is not contiguous, a few rows are copied at a time."""
     if array.ndim < 2 or array.nbytes <= PIECE or array.flags.c_contiguous:
         yield raw(array)
         return

@@ -1,6 +1,6 @@
 """The PyTorch side of an architecture, its twin: a package such as `bridge/torch/charlm`.
 
-A twin exports what `Twin` says, and what it needs of `OptionalTwin`. Code that lies beside a
+A twin exports the members of `Twin`, and those of `OptionalTwin` that it needs. Code beside a
 checkpoint is never run: the module is always our own class, or transformers'. The twin of an
 architecture from outside is the module that its package names as `TWIN`.
 """
@@ -165,7 +165,7 @@ def _opened(arch: str, name: str) -> AnyTwin:
         ) from error
     if wrong := complaints(side):
         raise Problem(
-            f"the PyTorch side of {arch} is not complete",
+            f"the PyTorch side of {arch} is incomplete",
             where=name,
             why="\n".join(wrong),
             fix="`bridge/core/twins.py` says what it exports",

@@ -1,6 +1,5 @@
-"""The checkpoint formats: each module here ends in the record of its format; this lists them.
-
-To add one, write a module with a `Format` and put it into FORMATS.
+"""The registry of checkpoint formats. To add one, write a module that ends in its `Format` record,
+and list that in FORMATS.
 """
 
 from pathlib import Path
@@ -51,7 +50,7 @@ FORMATS: tuple[Format, ...] = (
 
 
 def targets() -> dict[str, Format]:
-    """Name → format, of all that `convert --to` writes; of two with one name, the first."""
+    """Name → format, of all that `convert --to` can write; the first of those with one name."""
     found: dict[str, Format] = {}
     for format in sorted((*FORMATS, *transformers_folder.targets()), key=lambda f: not f.pytorch):
         if format.is_target:
@@ -75,18 +74,18 @@ def recognise(path: Path) -> RawCheckpoint:
     """Finds out what a file or folder is, without reading the values of tensors.
 
     Raises:
-        Problem: (corrupt) nothing there, nothing known, or damaged; (unsafe) a file that asks
-            to run code, or a zip that is built to mislead.
+        Problem: (corrupt) it does not exist, is of no known format, or is damaged; (unsafe) it is
+            a file that asks to run code, or a zip built to mislead.
     """
     if not path.exists():
         raise Problem("no such file or folder", where=str(path), fix="check the path")
     refuse_strange(path)
-    if path.name.endswith(".distcp"):  # files that torch.save wrote, one behind the other
+    if path.name.endswith(".distcp"):  # several torch.save files, concatenated
         raise unsupported.problem(path, unsupported.DISTRIBUTED)
     if (format := _format(path)) is None:
         raise _unknown(path)
     opened = format.open_file if path.is_file() else format.open_folder
-    assert opened is not None  # `_format` looks at both sides
+    assert opened is not None  # `_format` returns no other
     contents, folder = opened(path), path if path.is_dir() else path.parent
     for each in FORMATS:
         if each.interpret:
@@ -106,7 +105,7 @@ def kind(path: Path) -> str | None:
 
 
 def misnamed(path: Path) -> str | None:
-    """The format of a file whose name ends as only other formats' do; else None."""
+    """The format of a file whose extension belongs to other formats only; else None."""
     ending, found = path.suffix.lower(), kind(path)
     expected = {format.name for format in FORMATS if ending in format.endings}
     return found if path.is_file() and expected and found not in expected else None

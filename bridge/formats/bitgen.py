@@ -1,10 +1,10 @@
-"""BitGen Stage 1's checkpoints: the trainer's container with model, optimiser and schedule, or the
+"""BitGen Stage 1's checkpoints: the trainer's file with model, optimiser and schedule, or the
 model's state dict alone.
 
 Source: euhidaman/BitGen ( `train_stage1_vision_language.py`). The container holds a
 pickled `Stage1Config`, a plain dataclass that is read as its fields and never looked up.
 
-Written containers hold a plain dict as the config, which `torch.load` reads with its safe default.
+In files that we write the config is a plain dict, which `torch.load` reads with its safe default.
 """
 
 import math
@@ -47,7 +47,7 @@ _FIVE = re.compile(r"(?<=\.attention\.)[qkvo]_proj(?=\.(?:weight|bias)$)")
 
 
 def is_checkpoint(value: Any) -> bool:
-    """Whether what a torch file holds is Stage 1's."""
+    """Whether the content of a torch file is a Stage 1 checkpoint."""
     state = value.get(STATE, value) if isinstance(value, dict) else None
     names = [name for name in state if isinstance(name, str)] if isinstance(state, dict) else []
     return all(any(name.endswith(own) for name in names) for own in _OWN)
@@ -102,7 +102,7 @@ def _origin(value: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """What of a dict goes into JSON as it is."""
+    """The entries of a dict that JSON can hold unchanged."""
     items = value.items() if isinstance(value, dict) else ()
     plain = str | int | float | bool | None
     return {key: item for key, item in items if isinstance(key, str) and isinstance(item, plain)}
@@ -131,7 +131,7 @@ def check_config(config: Any, where: Path) -> None:
     ]
     if complaints:
         raise Problem(
-            "the code of BitGen Stage 1 cannot compute what this model does",
+            "BitGen Stage 1's code cannot compute this model",
             where=str(where),
             why="; ".join(complaints),
             fix="use --to safetensors",
@@ -143,7 +143,7 @@ def write(output: Output) -> None:
     """Writes `checkpoint-STEP.pt` as its trainer does; holds the whole model in memory.
 
     Its configuration is a plain dict instead of a pickled class, so that `torch.load` reads the
-    file as it is. Without `moments` the optimiser has not begun.
+    file unmodified. Without `moments` the optimiser is in its initial state.
     """
     import torch
 

@@ -1,4 +1,5 @@
-"""AdamW's state in BitGen Stage 1's checkpoints: torch numbers parameters in place of naming them.
+"""AdamW's state in BitGen Stage 1's checkpoints, where torch numbers parameters instead of naming
+them.
 
 Source: euhidaman/BitGen ( `train_stage1_vision_language.py`).
 """
@@ -27,7 +28,7 @@ SETTINGS = {"lr": 2e-4, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0
 
 
 def _place(name: str) -> str:
-    """Our path of a tensor of the trainer's; the name itself where there is none."""
+    """Our path of one of the trainer's tensors; the name itself if there is none."""
     from jaxmodels.bitgen_stage1.layout import UPSTREAM
 
     found = path_of(UPSTREAM, name)
@@ -37,7 +38,7 @@ def _place(name: str) -> str:
 def trained(tensors: Iterable[str]) -> dict[str, bool]:
     """Name of a parameter, in the order of the trainer's optimiser → whether it gets a gradient.
 
-    torch's AdamW keeps nothing of a parameter that never got one.
+    torch's AdamW keeps no state for a parameter that never had one.
     """
     from jaxmodels.bitgen_stage1.config import DEAD
 

@@ -1,4 +1,4 @@
-"""bwetaf's folders: `good_stuff.pkl` (msgpack, no pickle) and what lies beside it.
+"""bwetaf's folders: `good_stuff.pkl` (msgpack, not a pickle) and the files beside it.
 
 Source: the package BwETAF 0.5.1, `model/model.py` (`ModelManager`) and `main.py`.
 """
@@ -43,7 +43,7 @@ FIELDS = {
     "emb_scaling_factor": "embed_scale",
     "res_scale": "residual_scale",
 }
-# What the package takes where a key is missing, and what a fresh file has.
+# The package's defaults for missing keys, and the content of a new file.
 _USUAL = {"use_rope": False, "emb_scaling_factor": 1.0, "res_scale": 1.0, "emb_init_range": None}
 _FRESH = {"possible_opt_path": "", "emb_splt": 256, "attn_chunks": 1}
 _KEYS = (
@@ -75,7 +75,7 @@ def open_file(path: Path) -> RawCheckpoint:
 
 
 def open_folder(folder: Path) -> RawCheckpoint:
-    """A saved bwetaf; a tokeniser's file that lies in the folder is the model's.
+    """A saved bwetaf, with the tokeniser in the folder if there is one.
 
     Raises:
         Problem: (corrupt) a file is damaged.
@@ -103,7 +103,7 @@ def check_config(config: Any, where: Path) -> None:
     """
     if config.rotate_qk:
         raise Problem(
-            "the authors' package cannot compute what this model does",
+            "the authors' package cannot compute this model",
             where=str(where),
             why="rotate_qk is on; its published code never rotates queries and keys",
             fix="use --to safetensors",
@@ -160,7 +160,7 @@ def _fields(keys: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path, tree: Tree) -> dict[str, Tensor]:
-    """The arrays by name, without the `params` at the top that flax puts there."""
+    """The arrays by name, without flax's `params` at the top."""
     found = leaves(tree)
     strangers = [name for name, leaf in found.items() if not isinstance(leaf, Tensor)]
     if strangers or not found:
@@ -176,7 +176,7 @@ def _tensors(path: Path, tree: Tree) -> dict[str, Tensor]:
 
 
 def _nest(tensors: dict[str, Tensor]) -> Tree:
-    """The tree, keys in alphabetical order, in which JAX leaves dicts behind."""
+    """The tree, with sorted keys, as in dicts that JAX returns."""
     tree: Tree = {}
     for name in sorted(tensors, key=lambda name: name.split(".")):
         *parents, last = name.split(".")
@@ -188,7 +188,7 @@ def _nest(tensors: dict[str, Tensor]) -> Tree:
 
 
 def _moments(path: Path) -> Moments | None:
-    """AdamW's state, wherever in optax's chain it stands."""
+    """AdamW's state, at any position in optax's chain."""
     if not path.is_file():
         return None
     node = _adam(sandbox.read("msgpack", path))
@@ -213,7 +213,7 @@ def _adam(node: Any) -> Tree | None:
 
 
 def _optax_tree(moments: Moments) -> Tree:
-    """The state of `optax.adamw` with a schedule: moments, nothing for the decay, the schedule."""
+    """The state of `optax.adamw` with a schedule: moments, empty for the decay, the schedule."""
     count = np.asarray(moments.count, np.int32)
     steps = Tensor("count", (), count.dtype, lambda: count)
     mu, nu = ({"params": _nest(held)} for held in (moments.mu, moments.nu))

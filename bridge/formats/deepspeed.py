@@ -27,7 +27,7 @@ _JOIN = "in the folder that has zero_to_fp32.py: python zero_to_fp32.py . OUT, a
 class _Step(NamedTuple):
     """The names of the files in a folder of one step."""
 
-    whole: list[str]
+    complete: list[str]
     cut: list[str]
     layers: list[str]
     optimizer: list[str]
@@ -47,9 +47,9 @@ def open_folder(folder: Path) -> RawCheckpoint:
     notes: list[str] = []
     step = folder if _is_step(folder) else _chosen(folder, notes)
     held = _files(step)
-    if len(held.whole) != 1 or held.layers:
+    if len(held.complete) != 1 or held.layers:
         raise _in_pieces(step, held)
-    contents = torch_files.open_file(step / held.whole[0])
+    contents = torch_files.open_file(step / held.complete[0])
     contents.path, contents.tensors = folder, checked(folder, contents.tensors)
     contents.notes[:0] = notes
     narrow = any(t.dtype.itemsize == 2 for t in contents.tensors.values() if is_float(t.dtype))
@@ -71,7 +71,7 @@ def _chosen(folder: Path, notes: list[str]) -> Path:
         except (OSError, ValueError) as error:
             raise _no_latest(folder, f"it cannot be read ({error})") from None
         if name not in {step.name for step in steps}:
-            raise _no_latest(folder, f"it says {name[:80]!r}, which is none of the steps here")
+            raise _no_latest(folder, f"it names {name[:80]!r}, which is not among the steps here")
     notes.append(f"using {name}, one of {len(steps)}")
     return folder / name
 
@@ -79,7 +79,7 @@ def _chosen(folder: Path, notes: list[str]) -> Path:
 def _no_latest(folder: Path, why: str) -> Problem:
     names = ", ".join(step.name for step in _steps(folder))
     return Problem(
-        f"{LATEST} does not say which step to take",
+        f"{LATEST} does not name a step",
         where=str(folder / LATEST),
         why=why,
         fix=f"give one of the steps: {names}",
@@ -88,7 +88,7 @@ def _no_latest(folder: Path, why: str) -> Problem:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The steps in a folder, by their numbers; a step may have any name that `latest` says."""
+    """The steps in a folder, sorted by number; `latest` may name a step that has none."""
     found = [path for path in folder.iterdir() if path.is_dir() and _is_step(path)]
     if not (folder / LATEST).is_file():
         found = [path for path in found if _STEP.fullmatch(path.name)]
@@ -103,9 +103,9 @@ def _number(path: Path) -> int:
 def _is_step(folder: Path) -> bool:
     try:
         held = _files(folder)
-    except OSError:  # a folder that may not be read is nothing that is known
+    except OSError:  # a folder that cannot be read is not recognised
         return False
-    return bool(held.whole or held.cut or held.layers)
+    return bool(held.complete or held.cut or held.layers)
 
 
 def _files(step: Path) -> _Step:
@@ -115,14 +115,14 @@ def _files(step: Path) -> _Step:
 
 
 def _in_pieces(step: Path, held: _Step) -> Problem:
-    if held.layers or len(held.whole) > 1:
+    if held.layers or len(held.complete) > 1:
         how = "each of several ranks, or layers, has a file of its own"
         fix = "save the whole model on one rank, with save_pretrained or torch.save"
     else:
         how, fix = "ZeRO stage 3 cut them, and each rank keeps a piece of each", _JOIN
-    files = held.layers or held.whole or held.cut
+    files = held.layers or held.complete or held.cut
     return Problem(
-        "DeepSpeed kept the weights in pieces, which are not joined here",
+        "DeepSpeed saved the weights in pieces, which cannot be joined here",
         where=str(step),
         why=f"{how}: {', '.join(files[:3])}{', ...' if len(files) > 3 else ''}",
         fix=fix,

@@ -1,7 +1,7 @@
 """The state dicts of DINOv2's published code, `.pth`, and of timm.
 
-Source: facebookresearch/dinov2: the released files, and the checkpoints of training, whose blocks
-may lie in chunks; timm's `vision_transformer.py`, see `timm`.
+Source: facebookresearch/dinov2: the released files, and training checkpoints, whose blocks may be
+grouped in chunks; timm's `vision_transformer.py`, see `timm`.
 """
 
 import re
@@ -24,11 +24,11 @@ _CHUNKED = re.compile(r"(^|\.)blocks\.\d+\.(?=\d+\.)")
 
 
 def understood(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
-    """The contents, and what they mean where the names are those of DINOv2's code or of timm.
+    """The contents, interpreted if the names are those of DINOv2's code or of timm.
 
     Args:
-        contents: what a file or folder holds; unchanged where the names are others.
-        folder: where a `config.json` of timm may lie.
+        contents: of a file or folder; returned unchanged if the names are others.
+        folder: may have a `config.json` of timm.
 
     Raises:
         Problem: (corrupt) two blocks have one number; (mismatch) timm's config says another model.
@@ -58,7 +58,7 @@ def _unchunked(contents: RawCheckpoint) -> dict[str, Tensor]:
         raise Problem(
             "several blocks in the file have the same number",
             where=str(contents.path),
-            why="blocks in chunks must be numbered on from chunk to chunk",
+            why="the numbers of blocks must continue from chunk to chunk",
             fix="fetch or save the file again",
             exit_code=CORRUPT,
         )

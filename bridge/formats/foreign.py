@@ -1,9 +1,9 @@
-"""What is taken from files that somebody else wrote: data, never what names code.
+"""Files of others are taken over as data only, never what names code.
 
-transformers imports the file that a `config.json` names (`auto_map`), and fetches code where an
-attention's name holds a slash; nanoGPT unpickles what lies under the name of a data set. So of what
-a source's config says only what is known to be data is carried into an output, and files that are
-fetched lose the keys that name code.
+transformers imports the file that a `config.json` names (`auto_map`), and downloads code if the
+name of an attention has a slash in it; nanoGPT unpickles the file that a dataset's name leads to.
+So only known data is copied from a source's config into an output, and keys that name code are
+removed from downloaded files.
 """
 
 import re
@@ -22,7 +22,7 @@ _CODE = re.compile(
 )
 _SCRIPTS = (".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".sh", ".exe", ".bat", ".jar", ".js")
 _CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
-# Files that describe a model: nothing but a file may have such a name.
+# Files that describe a model: a path with such a name must be a regular file.
 _BESIDE = (".json", ".txt", ".safetensors", ".gguf")
 
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
@@ -47,15 +47,15 @@ _WORDS = {
 
 
 def data_only(format: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a source's config says, without what could name code, a path or a repository.
+    """A source's config without anything that could name code, a path or a repository.
 
     Args:
         format: whose config it is, as in `RawCheckpoint`.
         config: the parsed config.
 
     Returns:
-        Numbers, truths and None under any key, words where the format is known to have them,
-        and dicts and lists of these. Of formats whose config is never written again, all of it.
+        Numbers, booleans and None under any key, strings under the keys where the format has
+        them, and dicts and lists of these. The whole config, if the format is never written.
     """
     if format in _READ_ONLY:
         return dict(config)
@@ -81,7 +81,7 @@ def our_code() -> dict[str, str]:
 
 
 def code_of_ours(folder: Path) -> set[str]:
-    """The modelling files in a folder that are those of this version to the byte."""
+    """The modelling files in a folder that are byte for byte those of this version."""
     ours = our_code()
     present = [name for name in ours if (folder / name).is_file()]
     return {name for name in present if digest(folder / name) == ours[name]}
@@ -129,7 +129,7 @@ def code_beside(folder: Path) -> list[str]:
     for name in _CONFIGS:
         try:
             _, keys = without_code(read_json(folder / name), ours)
-        except (OSError, ValueError):  # whoever needs the file says so
+        except (OSError, ValueError):  # reported by whatever needs the file
             continue
         found += [f"{key} in {name}" for key in keys]
     return [f"code is neither run nor copied: {', '.join(found)}"] if found else []

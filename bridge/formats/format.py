@@ -1,6 +1,6 @@
-"""What a checkpoint format is: one record that says all about it.
+"""`Format`: one record with everything about a checkpoint format.
 
-A module of `bridge/formats` ends in the record of its format, and the registry
+Each module of `bridge/formats` ends in the record of its format, and the registry
 (`bridge/formats/__init__.py`) lists them. Nothing else names formats.
 """
 
@@ -23,7 +23,7 @@ class Output:
     """A model to be written, under the names and in the layout of a format."""
 
     folder: Path
-    """Where to; it is empty."""
+    """The folder to write into; it is empty."""
     tensors: dict[str, Tensor]
     """The format's name → tensor, unread, in the format's order."""
     config: Any
@@ -31,7 +31,7 @@ class Output:
     description: dict[str, Any]
     """Architecture, preset and every field of the Config, for a config.json of ours."""
     origin: dict[str, Any]
-    """What is known of the training; see `RawCheckpoint`."""
+    """About the training; see `RawCheckpoint`."""
     tokenizer: Tokenizer | None
     moments: Moments | None
     """AdamW's state under the format's names."""
@@ -42,12 +42,12 @@ class Output:
     adapters: Adapters | None = None
     """LoRA adapters of the model, by the format's names of the weights that they change."""
     inputs_first: bool = True
-    """Whether the format's kernels are [inputs, outputs], as ours."""
+    """Whether the format's kernels are [inputs, outputs], like ours."""
     digests: dict[str, Fingerprint] = field(default_factory=dict)
     """Name → {"dtype", "shape", digest} of the tensors that were written."""
 
     def read(self, tensor: Tensor) -> np.ndarray:
-        """The values of a tensor that is written now, of the model or of `moments`."""
+        """The values of a tensor, of the model or of `moments`, to be written now."""
         array = tensor.read()
         if self.tensors.get(tensor.name) is tensor:
             self.digests[tensor.name] = fingerprint(array)
@@ -56,15 +56,15 @@ class Output:
 
 
 class Quantisation(NamedTuple):
-    """Numbers of a few bits that a format has, as a further `--dtype`."""
+    """A format's quantised dtype, as a further value of `--dtype`."""
 
     dtype: str
     """The choice."""
     fits: Callable[[tuple[int, ...]], bool]
     """Whether a tensor of this shape, in the format's layout, is quantised."""
     rounded: Callable[[Tensor, Callable[[str, float], None]], Tensor]
-    """The tensor, in the format's layout, as it will be read again: float32, unread. What is
-    called with its name and rounding error is the second argument."""
+    """(tensor, report) → the tensor in the format's layout as it will be read back: float32,
+    unread. `report` is called with its name and rounding error."""
     stored_bytes: Callable[[tuple[int, ...]], int]
 
 
@@ -86,15 +86,15 @@ def _required(moments: Moments | None, origin: dict[str, Any], where: Path) -> M
 
 @dataclass(frozen=True)
 class Format:
-    """A checkpoint format. Recognising looks at content, never at a name alone, and never raises.
+    """A checkpoint format. Formats are recognised by content, never by name alone, without raising.
 
-    Every member but the name has a default that means: it does not, or it needs nothing.
+    All members but the name are optional.
     """
 
     name: str
-    """As in `jaxmodels convert --to`. Several records may share one: a run is an `orbax`."""
+    """As in `jaxmodels convert --to`. Records may share a name: a run is an `orbax`, too."""
     what: str = ""
-    """What a user may give, for the message that nothing known was found."""
+    """What a user may give, listed in the error if a path is not recognised."""
 
     # Reading
     is_file: Callable[[Path], bool] | None = None
@@ -102,12 +102,12 @@ class Format:
     is_folder: Callable[[Path], bool] | None = None
     open_folder: Callable[[Path], RawCheckpoint] | None = None
     interpret: Callable[[RawCheckpoint, Path], RawCheckpoint] | None = None
-    """What the names of tensors, or the files in the folder around them, say about a checkpoint
-    that another record opened; the checkpoint itself where that is nothing."""
+    """Interprets a checkpoint that another record opened, by its names of tensors or the files in
+    its folder; returns it unchanged if it is not of this format."""
     name_in: Callable[[Path], str] | None = None
-    """The name for one folder, where the record stands for several formats."""
+    """The name of a folder's format, if the record covers several."""
     endings: tuple[str, ...] = ()
-    """File names that end so lead people to expect the format."""
+    """Extensions from which users expect the format."""
     readers: int = 1
     """How many tensors are read at once to check them."""
 
@@ -118,33 +118,33 @@ class Format:
     """A folder that PyTorch opens: safetensors in the names of the architecture's PyTorch class,
     in shards, with all that belongs to a model directory (`bridge/conversion/model_directory`)."""
     packed: bool = False
-    """Matrices are written in few bits (`bridge/core/packing.py`)."""
+    """Matrices are written in 2 or 8 bits (`bridge/core/packing.py`)."""
     arch: str = ""
-    """The only architecture that can be written so; "" if all can."""
+    """The only architecture that can be written; "" if all can."""
     tables: tuple[str, ...] = ("UPSTREAM",)
-    """The tables of weight names, of which the first that the architecture has is used."""
+    """Tables of weight names; the first one that the architecture has is used."""
     file: Callable[[dict[str, Any]], str] = lambda origin: ""
-    """The name of the one file that holds all tensors, by the origin; "" if there are many."""
+    """The name of the file with all tensors, given the origin; "" if there are several files."""
     filled: bool = False
     """Biases that the model lacks are written as zeros (`bridge/checkpoint/zeros.py`)."""
     needs: str = ""
     """The optional package (`jaxmodels/extras.py`) that writes it; "" if none."""
     run: Callable[[Path, Any], float | None] | None = None
-    """Of a format that is not read back: `run(folder, model)` opens what was written where it will
-    be used, and gives the largest difference of its outputs from those of our model (None without
-    one)."""
+    """For a format that is not read back: `run(folder, model)` opens the result in the runtime that
+    it is for, and returns the largest difference of its outputs from our model's (None without a
+    model)."""
     dtypes: tuple[str, ...] = ()
-    """The values of `--dtype` that it has, besides its quantisation; () for all."""
+    """Supported values of `--dtype`, besides `quantisation`; () means all."""
     check: Callable[[Any, Path], None] = _anything
-    """`check(config, path)`, before anything is written: raises Problem where the format's own
-    code cannot compute the model, which comes from `path`."""
+    """`check(config, path)`, called before anything is written: raises Problem if the format's own
+    code cannot compute the model from `path`."""
     notes: Callable[[Any, dict[str, Any], Tokenizer | None], list[str]] = _no_notes
     """`notes(config, origin, tokenizer)`: what the format's own code will do differently."""
     moments: Callable[[Moments | None, dict[str, Any], Path], Moments | None] | None = _required
-    """`moments(moments, origin, path)`: the optimiser's state to write, None where it is only a
-    count, which is always written; raises Problem. None: the format holds parameters only."""
+    """`moments(moments, origin, path)`: the optimiser's state to write (None if it is only a count,
+    which is always written); raises Problem. None: the format holds parameters only."""
     stays_float32: Callable[[str, Tensor], bool] = _never
-    """Whether a parameter (our path, our layout) is float32 whatever `--dtype` says."""
+    """Whether a parameter (our path, our layout) stays float32 under any `--dtype`."""
     quantisation: Quantisation | None = None
     ternary: bool = False
     """Whether matrices of ternary layers are written as their values −1, 0 and 1."""

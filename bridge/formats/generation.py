@@ -1,4 +1,4 @@
-"""generation_config.json: what transformers' `generate` must know of a model."""
+"""generation_config.json: a model's settings for transformers' `generate`."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from data_pipelines.tokenizers import CharTokenizer, Tokenizer
 from jaxmodels.runtime.training.samples import can_caption, end_token
 
 GENERATION = "generation_config.json"
-# What of a generation_config.json is taken over.
+# The keys of a generation_config.json that are taken over.
 _DRAWING = (
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "do_sample",
     "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
@@ -25,12 +25,12 @@ _DRAWING = (
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """What is taken over of a folder's generation_config.json."""
+    """The known settings of a folder's generation_config.json."""
     return drawing(parse_json(folder / GENERATION) if (folder / GENERATION).is_file() else {})
 
 
 def drawing(given: Any) -> dict[str, Any]:
-    """Keys of a generation_config.json that are known, where they are numbers, truths or lists."""
+    """The known keys of a generation_config.json whose values are numbers, booleans or lists."""
     if not isinstance(given, dict):
         return {}
     plain = int | float | list
@@ -40,9 +40,9 @@ def drawing(given: Any) -> dict[str, Any]:
 def generation_config(
     tokenizer: Tokenizer | None, config: Any, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """What transformers' `generate` must know: ids that are never drawn, and what ends a text.
+    """Settings for transformers' `generate`: ids that are never drawn, and those that end a text.
 
-    `given` is what the source had, which takes precedence.
+    `given` are the source's settings, which take precedence.
     """
     special = tokenizer.special_ids if tokenizer else ()
     values: dict[str, Any] = {"suppress_tokens": [*special, *padding(config)]}
@@ -55,13 +55,13 @@ def generation_config(
 
 
 def caption_ends(arch: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """transformers' keys for what ends a caption, if the architecture writes captions."""
+    """transformers' keys for the end of a caption, if the architecture writes captions."""
     if tokenizer is None or not can_caption(jaxmodels.arch(arch).Model):
         return {}
     return {"eos_token_id": end_token(tokenizer), "pad_token_id": caption_padding(tokenizer)}
 
 
 def ends(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """transformers' keys for the id between documents; empty where there is none."""
+    """transformers' keys for the id between documents; empty if there is none."""
     end = tokenizer.end_of_text if tokenizer else None
     return {} if end is None else {"bos_token_id": end, "eos_token_id": end}

@@ -1,7 +1,7 @@
-"""GGUF files of wikigpt: what llama.cpp runs, as its architecture "gpt2".
+"""GGUF files of wikigpt, for llama.cpp, which calls the architecture "gpt2".
 
-Read by a bounded reader of our own, written with llama.cpp's library. llama.cpp computes GELU by
-tanh, so the exact form gets a note.
+They are read by a bounded reader of our own and written with llama.cpp's library. llama.cpp
+computes GELU by tanh, so a model with the exact form gets a note.
 """
 
 from pathlib import Path
@@ -24,9 +24,9 @@ HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 _HEADS_KV = f"{ARCH}.attention.head_count_kv"
 # Further keys of the model that change nothing, or must have this value.
 _ONLY = {f"{ARCH}.attention.causal": True, f"{ARCH}.use_parallel_residual": False}
-_VOCAB = f"{ARCH}.vocab_size"  # read where it is there; the embedding says it too
+_VOCAB = f"{ARCH}.vocab_size"  # optional: the embedding has as many rows
 _IDLE = {f"{ARCH}.attention.layer_norm_epsilon", _VOCAB, _HEADS_KV}
-# llama.cpp computes the tanh form whatever the model was trained with.
+# llama.cpp always computes the tanh form.
 _USUAL = {"gelu": "tanh", "dropout": 0.0}
 
 
@@ -36,7 +36,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether one GGUF file lies in a folder."""
+    """Whether a folder has exactly one GGUF file."""
     return len(_files(folder)) == 1
 
 
@@ -52,8 +52,8 @@ def open_file(path: Path) -> RawCheckpoint:
     """One GGUF file.
 
     Raises:
-        Problem: (corrupt) damaged; (mismatch) of an architecture that is not read, or of one
-            that computes something else than wikigpt, or with other tokens than rows for them.
+        Problem: (corrupt) damaged; (mismatch) of an unsupported architecture, with keys that
+            wikigpt does not have, or with different numbers of tokens and rows of the embedding.
     """
     keys, tensors = read_gguf(path)
     arch, epsilon = (
@@ -62,7 +62,7 @@ def open_file(path: Path) -> RawCheckpoint:
     )
     if arch != ARCH or (epsilon is not None and not _near(epsilon)):
         raise Problem(
-            "the GGUF file holds another kind of model",
+            "the GGUF file holds a model of an unsupported kind",
             where=str(path),
             why=f"its architecture is {str(arch)[:80]!r}; {ARCH!r} is read"
             if arch != ARCH
@@ -81,7 +81,7 @@ def open_file(path: Path) -> RawCheckpoint:
         unread = problem.why
     except (DataProblem, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(
-            "what the GGUF file says of the model cannot be read",
+            "the GGUF file's description of the model cannot be read",
             where=str(path),
             why=str(error)[:300],
             fix="fetch or save the file again",
@@ -104,7 +104,7 @@ def open_file(path: Path) -> RawCheckpoint:
 
 
 def _fields(keys: dict[str, Any]) -> dict[str, Any]:
-    """Fields of wikigpt's Config; ValueError where the file contradicts itself."""
+    """Fields of wikigpt's Config; ValueError if the file contradicts itself."""
     own = json_object(str(keys.get(OURS, "{}")).encode())
     names = {**FIELDS, _VOCAB: "vocab"}
     stated = {field: keys[key] for key, field in names.items() if key in keys}
@@ -136,8 +136,8 @@ def _check_keys(path: Path, keys: dict[str, Any]) -> None:
 
 
 def _check_list(path: Path, keys: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Refuses a list of tokens that is not the embedding's, as llama.cpp does: which rows belong
-    to which tokens is then not known."""
+    """Refuses a list of tokens that is not as long as the embedding, as llama.cpp does: it is not
+    known which row belongs to which token."""
     tokens, embedding = gguf_vocabulary.listed(keys), tensors.get(EMBEDDING)
     if tokens is None or embedding is None or not embedding.shape or tokens == embedding.shape[0]:
         return

@@ -1,9 +1,8 @@
-"""A tokeniser as llama.cpp knows it, in the keys of a GGUF file, and back.
+"""Tokenisers as keys of a GGUF file, and back.
 
-Subwords by bytes (GPT-2's kind) are llama.cpp's "gpt2". Characters are its "llama", which looks up
-single characters and joins only what is in the vocabulary: nothing (it refuses a text with a
-character that is not in it). What llama.cpp needs no more
-than approximately is kept whole under a key of our own for the way back.
+Byte-level BPE is llama.cpp's "gpt2". Characters are its "llama", which looks up single characters
+and merges only pairs that are in the vocabulary: none (text with an unknown character is refused).
+The tokeniser is also kept in full, under a key of our own, for the way back.
 """
 
 import json
@@ -11,15 +10,16 @@ from typing import Any
 
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.tokenizer_settings import settings_of
 from data_pipelines.tokenizers import CharTokenizer, Tokenizer, tokenizer_from_json
-from data_pipelines.transformers_files import byte_level, settings_of, unknown
+from data_pipelines.transformers_files import byte_level, unknown
 
 OURS, SETTINGS = "jaxmodels.tokenizer", "jaxmodels.tokenizer_config"
 _PREFIX = "tokenizer.ggml."
 # llama.cpp's kinds of tokens.
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
-# Names of ways to cut a text that are GPT-2's, in llama.cpp and in the tokenisers that they stand
-# for: those of "mpt" and "olmo" normalise a text before, which llama.cpp leaves out.
+# llama.cpp's pre-tokenisers that split a text as GPT-2 does. (So do "mpt" and "olmo" there, but
+# their tokenisers normalise the text first, which llama.cpp leaves out.)
 _GPT2_CUTS = ("gpt-2", "phi-2", "jais")
 # Roles of tokens: its name → transformers'.
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad"}
@@ -34,7 +34,7 @@ def keys_of(tokenizer: Tokenizer | None, rows: int) -> Keys:
 
     Args:
         tokenizer: the model's.
-        rows: of the embedding; ids without a token become unused ones.
+        rows: of the embedding; ids without a token are marked as unused.
     """
     if isinstance(tokenizer, CharTokenizer):
         return _with_prefix(_characters(tokenizer, rows)) | _kept(tokenizer)
@@ -72,15 +72,15 @@ def tokenizer_in(keys: Keys, where: str) -> Tokenizer | None:
 
 
 def notes_of(keys: Keys) -> list[str]:
-    """What had to be assumed of the vocabulary: files of before 2024 do not say how it cuts."""
+    """Notes on what was assumed: files from before 2024 do not name the pre-tokeniser."""
     unstated = keys.get(f"{_PREFIX}model") == "gpt2" and f"{_PREFIX}pre" not in keys
     return (
-        ["assumed: the tokeniser cuts a text as GPT-2's"] if unstated and OURS not in keys else []
+        ["assumed: the tokeniser splits text as GPT-2's"] if unstated and OURS not in keys else []
     )
 
 
 def used(keys: Keys) -> int | None:
-    """How many tokens stand before the unused ones; None where the file has no tokens."""
+    """The number of tokens before the unused ones; None if the file has no tokens."""
     kinds = keys.get(f"{_PREFIX}token_type")
     if not isinstance(kinds, list):
         return None
@@ -88,21 +88,21 @@ def used(keys: Keys) -> int | None:
 
 
 def listed(keys: Keys) -> int | None:
-    """How many tokens the file lists, unused ones too; None where it has no list."""
+    """The number of tokens that the file lists, with the unused ones; None if it has no list."""
     tokens = keys.get(f"{_PREFIX}tokens")
     return len(tokens) if isinstance(tokens, list) else None
 
 
 def _kept(tokenizer: Tokenizer) -> Keys:
-    """What is kept for the way back; GPT-2's own vocabulary is known from its lists."""
+    """The keys of our own for the way back; GPT-2's own vocabulary needs none."""
     known = isinstance(tokenizer, GPT2Tokenizer)
-    whole = {} if known else {OURS: json.dumps(tokenizer.to_json(), ensure_ascii=False)}
+    content = {} if known else {OURS: json.dumps(tokenizer.to_json(), ensure_ascii=False)}
     settings = getattr(tokenizer, "settings", "")
-    return whole | ({SETTINGS: settings} if settings else {})
+    return content | ({SETTINGS: settings} if settings else {})
 
 
 def _object(text: str) -> str:
-    """The settings that a file kept, as we write them; TypeError, ValueError for others."""
+    """The settings that a file kept, as we write them; TypeError or ValueError if they are not."""
     return json.dumps(settings_of(json.loads(text))) if text else ""
 
 
@@ -113,7 +113,7 @@ def _content(stated: Keys, where: str) -> dict[str, Any]:
     kinds = stated.get("token_type", [_NORMAL] * len(tokens or ()))
     lists = (tokens, merges, kinds)
     if not all(isinstance(each, list) for each in lists) or len(kinds) != len(tokens):
-        raise ValueError("the lists of tokens, their types and merges do not go together")
+        raise ValueError("the lists of tokens, types and merges are inconsistent")
     rows = zip(range(len(tokens)), tokens, kinds, strict=True)
     used = [row for row in rows if row[2] != _UNUSED]
     if len({token for _, token, _ in used}) < len(used):
@@ -141,7 +141,7 @@ def _ends(stated: Keys) -> str:
         for (_, i), name in zip(ids.items(), _ROLES.values(), strict=True)
         if type(i) is int and i < len(tokens)
     }
-    return json.dumps(names)  # even of none: else transformers would take them for text
+    return json.dumps(names)  # even if empty, or transformers would treat them as text
 
 
 def _with_prefix(keys: Keys) -> Keys:
@@ -149,7 +149,7 @@ def _with_prefix(keys: Keys) -> Keys:
 
 
 def _is_bytes(content: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json merges bytes as GPT-2's does, after GPT-2's cuts."""
+    """Whether a tokenizer.json is a byte-level BPE with GPT-2's pre-tokeniser."""
     cuts = content.get("pre_tokenizer")
     return (
         content.get("model", {}).get("type") == "BPE"
@@ -200,6 +200,6 @@ def _characters(tokenizer: CharTokenizer, rows: int) -> Keys:
         "unknown_token_id": tokenizer.unk_id,
     }
     if (pad := tokenizer.pad_id) is not None:
-        # Else llama.cpp takes ids 1 and 2, which are characters.
+        # By default llama.cpp takes ids 1 and 2, which are characters here.
         keys |= {"bos_token_id": pad, "eos_token_id": pad, "padding_token_id": pad}
     return keys

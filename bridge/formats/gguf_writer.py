@@ -38,24 +38,24 @@ def notes(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -> l
     notes = []
     if config.gelu == "exact":
         notes.append(
-            "llama.cpp computes the tanh form of GELU, this model the exact one: a number may "
+            "llama.cpp computes the tanh form of GELU, this model the exact one: values may "
             "differ by up to 5e-4 in each block"
         )
     if gguf_vocabulary.keys_of(tokenizer, config.vocab)["tokenizer.ggml.model"] == "none":
-        notes.append("llama.cpp gets no vocabulary: it takes and gives token ids only")
+        notes.append("there is no vocabulary: llama.cpp can only take and return token ids")
     return notes
 
 
 def stays_float32(path: str, tensor: Tensor) -> bool:
-    """Whether a parameter (our path) is always float32: llama.cpp expects vectors and
-    positions so, and GGUF has no wider floats that are read."""
+    """Whether a parameter (our path) is always float32, as llama.cpp expects vectors and
+    positions."""
     return len(tensor.shape) < 2 or path.startswith("pos/") or tensor.dtype.itemsize > 4
 
 
 def _rounded(tensor: Tensor, report: Callable[[str, float], None]) -> Tensor:
-    """A matrix in GGUF's layout as Q8_0 keeps it: float32, unread.
+    """A matrix in GGUF's layout, rounded to Q8_0: float32, unread.
 
-    One whose rows are no whole blocks stays float32, which llama.cpp takes as well.
+    A matrix whose rows are not a multiple of a block stays float32, which llama.cpp accepts.
     """
     exact = cast(tensor, DTYPES["F32"])
     if not _can_quantise(tensor.shape):
@@ -88,7 +88,7 @@ QUANTISATION = Quantisation(
 
 
 def write(output: Output) -> None:
-    """Writes `model.gguf`, one tensor at a time. The digests are of values as they are read."""
+    """Writes `model.gguf`, one tensor at a time. Digests are of the values before rounding."""
     import gguf
 
     tensors = output.tensors
@@ -106,7 +106,7 @@ def write(output: Output) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    # The library writes arrays that it holds; here each is read, written and let go.
+    # The library would hold all arrays; here each is read, written and freed.
     with path.open("ab") as file:
         for name, tensor in tensors.items():
             array = output.read(tensor)

@@ -20,7 +20,7 @@ from bridge.storage.safetensors_writer import write_file
 from jaxmodels.errors import CORRUPT, Problem
 
 OPTIMIZER = "optimizer.safetensors"
-# Of shards, but not torch's; transformers puts the word of a variant (fp16) before its end.
+# Indexes of safetensors shards; transformers puts the name of a variant (fp16) before the ending.
 _INDEX = re.compile(r"(?!.*\.bin\.index\.).*\.index(\.[\w-]+)?\.json")
 # torch's names of AdamW's two moments.
 _MEAN, _SQUARE = ".exp_avg", ".exp_avg_sq"
@@ -42,7 +42,7 @@ def tensors_in(folder: Path, file: Path | None = None) -> dict[str, Tensor]:
     """The tensors of the one model in a folder, each compared with its digest if there is one.
 
     Args:
-        folder: where it lies.
+        folder: the model's.
         file: the model among others there, or the index of its shards.
 
     Raises:
@@ -62,12 +62,12 @@ def tensors_in(folder: Path, file: Path | None = None) -> dict[str, Tensor]:
         tensors, stray = read_file(files[0]), []
     if stray:
         raise Problem(
-            "it is not clear which files are the model",
+            "it is unclear which files are the model",
             where=str(folder),
             why=f"these are there besides a whole model: {', '.join(stray)}"
             if tensors
             else f"one index or one file was expected, found {', '.join(stray)}",
-            fix="remove what does not belong there, or give one file",
+            fix="remove the files that do not belong there, or give one file",
             exit_code=CORRUPT,
         )
     return checked(folder, tensors)
@@ -87,7 +87,7 @@ def open_file(path: Path) -> RawCheckpoint:
 
 
 def read_moments(folder: Path) -> Moments | None:
-    """AdamW's state that `write_moments` wrote; None where there is none."""
+    """AdamW's state as `write_moments` wrote it; None if there is none."""
     path = folder / OPTIMIZER
     if not path.is_file():
         return None
@@ -110,7 +110,7 @@ def write_moments(folder: Path, moments: Moments) -> dict[str, str]:
         moments: under the model's names, in its layout.
 
     Returns:
-        file → sha256, as it was to be written.
+        file → sha256 of the content written.
     """
     metadata = {"step": str(moments.count), **{k: repr(v) for k, v in moments.settings.items()}}
     tensors = [

@@ -1,9 +1,9 @@
-"""nanoGPT's checkpoint, `ckpt.pt`: model, optimiser, sizes, and where training stood.
+"""nanoGPT's checkpoint, `ckpt.pt`: model, optimiser, sizes, and the state of training.
 
 Source: karpathy/nanoGPT, `train.py` (what is saved) and `model.py` (names).
 
-The file is written by `torch.save`'s layout, whole in memory. Without moments it gets an optimiser
-that has not begun, because nanoGPT's `resume` expects one.
+The file is written in `torch.save`'s layout. Without moments it gets an optimiser in its initial
+state, because nanoGPT's `resume` expects one.
 """
 
 import math
@@ -26,7 +26,7 @@ from jaxmodels.errors import MISMATCH, Problem
 FILE = "ckpt.pt"
 EMBEDDING = "transformer.wte.weight"
 
-# A checkpoint does not say which GELU its nanoGPT computed.
+# A checkpoint does not record which form of GELU its nanoGPT computed.
 GELU_NOTE = (
     "nanoGPT computed the tanh form of GELU until June 2023: give --set gelu=tanh for a "
     "checkpoint from before"
@@ -40,7 +40,7 @@ def described(
 
     Args:
         contents: the tensors.
-        value: what the file holds.
+        value: the file's content.
         args: the model's arguments in it.
 
     Raises:
@@ -87,16 +87,16 @@ def check_config(config: Any, where: Path) -> None:
         complaints.append(f"hidden is {config.hidden}; nanoGPT's is 4 × dim, {4 * config.dim}")
     if complaints:
         raise Problem(
-            "nanoGPT cannot compute what this model does",
+            "nanoGPT cannot compute this model",
             where=str(where),
             why="; ".join(complaints),
-            fix="use --to gpt2, whose config says both",
+            fix="use --to gpt2, whose config has both",
             exit_code=MISMATCH,
         )
 
 
 def with_dataset(origin: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The origin with a name for the data of a model of characters.
+    """The origin with a name for the dataset, if the model has characters.
 
     nanoGPT's `sample.py` takes GPT-2's tokens unless the checkpoint's `config` names a dataset
     that has a `meta.pkl`.
@@ -109,7 +109,7 @@ def with_dataset(origin: dict[str, Any], tokenizer: Tokenizer | None) -> dict[st
 
 
 def notes_on(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
-    """What nanoGPT's `sample.py` needs besides, or cannot do."""
+    """What nanoGPT's `sample.py` needs in addition, or cannot do."""
     if isinstance(tokenizer, CharTokenizer):
         dataset = upstream_of(with_dataset(origin, tokenizer), "nanogpt")["config"]["dataset"]
         return [f"nanoGPT's sample.py looks for {META} in its folder data/{dataset}: copy it there"]
@@ -123,7 +123,7 @@ def notes_on(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -
 def write(output: Output) -> None:
     """Writes `ckpt.pt` as nanoGPT's `train.py` does, one tensor at a time, and the characters.
 
-    Without `moments` the optimiser has not begun.
+    Without `moments` the optimiser is in its initial state.
     """
     tensors = output.tensors
     origin = with_dataset(output.origin, output.tokenizer)
@@ -138,7 +138,7 @@ def write(output: Output) -> None:
 
 
 def _beside(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint says besides the tensors, in nanoGPT's order."""
+    """The checkpoint's entries other than tensors, in nanoGPT's order."""
     kept = upstream_of(origin, "nanogpt")
     args = {name: getattr(config, field) for name, field in ARGS.items()}
     before = _plain(kept.get("model_args"))
@@ -151,7 +151,7 @@ def _beside(config: Any, origin: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loss(origin: dict[str, Any]) -> float:
-    """The best validation loss; 1e9, with which nanoGPT begins, where none is known."""
+    """The best validation loss; 1e9, nanoGPT's initial value, if none is known."""
     metrics = origin.get("metrics")
     known = metrics if isinstance(metrics, dict) else {}
     loss = known.get("best_val_loss", known.get("valid_loss"))
@@ -159,7 +159,7 @@ def _loss(origin: dict[str, Any]) -> float:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """What of a dict goes into JSON as it is."""
+    """The entries of a dict that JSON can hold unchanged."""
     items = value.items() if isinstance(value, dict) else ()
     plain = str | int | float | bool | None
     return {key: item for key, item in items if isinstance(key, str) and isinstance(item, plain)}

@@ -1,11 +1,11 @@
-"""The arguments that nanoGPT, and those who changed it, keep of a model in its checkpoints."""
+"""The model's arguments in checkpoints of nanoGPT and its forks."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bridge.legacy.unpickle import Named, Record
+from bridge.legacy.values import Named, Record
 from jaxmodels.errors import MISMATCH, Problem
 
 # nanoGPT's model_args, in its order → field of wikigpt's Config.
@@ -18,8 +18,8 @@ ARGS = {
     "vocab_size": "vocab",
     "dropout": "dropout",
 }
-# Arguments of its forks that change no output of a trained model: how it is computed and on what,
-# how it was begun, and how it was trained.
+# Arguments of forks that do not change a trained model's outputs: about its computation, devices,
+# initialisation and training.
 _IDLE = re.compile(
     r"device(_type|_id|s)?|(torch_|ptd)?dtype|amp|compile[dr]?|seed|verbose|name"
     r"|(use_)?(flash|sdpa|sdp|torch_compile|fused\w*)(_?att(entio)?n)?"
@@ -30,9 +30,9 @@ _IDLE = re.compile(
     r"|beta[12]|grad_clip|eval_(interval|iters)|log_interval"
 )
 _CONFIG_CLASS = re.compile(r"transformers\.models\.(?P<type>\w+)\.configuration_\w+\.\w+Config")
-# Where trainers keep the settings of a model, among others.
+# Keys under which trainers keep a model's settings.
 _KEYS = {"config", "args", "hparams", "hyper_parameters", "model_config", "cfg"}
-# Words for what changes the output of a model, among settings of any kind.
+# Words in names of settings that do change a model's outputs.
 _CHANGES = re.compile(
     r"(.*_)?(mup|rope|rotary|alibi|moe|experts?|kv_heads?|qk_?norm|soft_?cap|rms_?norm|swiglu"
     r"|activation|act_fn|sliding_window)(_.*)?"
@@ -40,9 +40,9 @@ _CHANGES = re.compile(
 
 
 def args_of(value: Any) -> dict[str, Any] | None:
-    """The model's arguments that a torch file of nanoGPT, or of one of its kin, says; else None.
+    """The model's arguments in a torch file of nanoGPT or a relative of it; else None.
 
-    nanoGPT keeps a dict of them; build-nanogpt, and others after it, the dataclass `GPTConfig`.
+    nanoGPT saves a dict; build-nanogpt, and others after it, the dataclass `GPTConfig`.
     """
     if not isinstance(value, dict):
         return None
@@ -54,11 +54,11 @@ def args_of(value: Any) -> dict[str, Any] | None:
 
 
 def beside(value: Any, where: Path) -> dict[str, Any]:
-    """The count of heads that settings say which a trainer saved beside a model of nanoGPT's
-    names, among others: its own, Lightning's, or the arguments of a command.
+    """The number of heads, from settings that some trainer saved beside a model with nanoGPT's
+    names: its own, Lightning's, or a command's arguments.
 
     Raises:
-        Problem: (mismatch) they name a part of a model that nanoGPT does not have.
+        Problem: (mismatch) they name something that nanoGPT's model does not have.
     """
     for key, settings in _settings(value):
         if key not in _KEYS or not {"n_head", "n_embd"} <= settings.keys():
@@ -106,7 +106,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _settings(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All dicts within dicts, the outer ones first, by their keys; each once."""
+    """All nested dicts with their keys, outer ones first, each once."""
     level: list[Any] = [value]
     seen: set[int] = set()
     for _ in range(4):
@@ -120,7 +120,7 @@ def _settings(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Fields of wikigpt's Config that `model_args` says.
+    """Fields of wikigpt's Config, from `model_args`.
 
     Raises:
         Problem: (mismatch) it has arguments that nanoGPT does not have.
@@ -132,25 +132,25 @@ def fields(args: dict[str, Any], where: Path) -> dict[str, Any]:
 
 
 def _changed(unknown: dict[Any, Any], where: Path) -> Problem:
-    """The problem with arguments of a changed nanoGPT."""
+    """The error for arguments of an incompatible fork."""
     listed = [f"{name} = {str(value)[:40]}" for name, value in unknown.items()]
     return Problem(
         f"nanoGPT has no model argument {str(next(iter(unknown)))[:80]!r}",
         where=str(where),
-        why=f"a changed nanoGPT wrote this: {', '.join(listed[:10])}; its outputs are not known",
-        fix="the numbers would be wrong; if you know that these change nothing, save the "
+        why=f"a fork of nanoGPT wrote this: {', '.join(listed[:10])}; what it computes is unknown",
+        fix="results might be wrong; if you know that these arguments have no effect, save the "
         "checkpoint again without them",
         exit_code=MISMATCH,
     )
 
 
 def idle_notes(args: dict[str, Any]) -> list[str]:
-    """What is to be kept of arguments that nanoGPT does not have, and that change no output."""
+    """A note on arguments that nanoGPT does not have and that do not change outputs."""
     idle = [name for name in args if name not in ARGS]
     if not idle:
         return []
     listed = ", ".join(f"{name} = {str(args[name])[:40]}" for name in idle)
-    return [f"arguments of a changed nanoGPT that change no output of the model: {listed}"]
+    return [f"arguments of a fork of nanoGPT, without effect on the model's outputs: {listed}"]
 
 
 def _is_idle(name: Any, args: dict[str, Any]) -> bool:

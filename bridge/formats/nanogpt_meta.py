@@ -1,8 +1,7 @@
-"""nanoGPT's `meta.pkl`: the characters of a text, beside the tokens that were made of it.
+"""nanoGPT's `meta.pkl`: the vocabulary of characters, in the folder of a dataset's tokens.
 
 It is a pickle, read as data. Source: karpathy/nanoGPT, `data/shakespeare_char/prepare.py` (what is
-saved) and `sample.py` (which looks for it in `data/DATASET`, the name that the checkpoint's
-`config` says).
+saved) and `sample.py` (which looks for it in `data/DATASET`, named by the checkpoint's `config`).
 """
 
 import re
@@ -16,15 +15,15 @@ from data_pipelines.tokenizers import CharTokenizer
 from data_pipelines.transformers_files import unknown
 
 FILE = "meta.pkl"
-_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a folder, which leads nowhere else
+_NAME = re.compile(r"\w[\w.-]{0,99}")  # of a folder, without separators
 DATASET = "characters"
-"""What a checkpoint calls its data, where it has no name for them."""
+"""The dataset's name in a checkpoint that has none yet."""
 
 
 def places(folder: Path, dataset: Any = None) -> Iterator[Path]:
-    """Where the file of a checkpoint in a folder may lie.
+    """Paths where the file of a checkpoint in a folder may be.
 
-    nanoGPT keeps it with the data, in `data/DATASET`; its `out_dir` stands beside `data`.
+    nanoGPT keeps it with the data, in `data/DATASET`; its `out_dir` is beside `data`.
     """
     yield folder / FILE
     if isinstance(dataset, str) and _NAME.fullmatch(dataset):
@@ -36,7 +35,7 @@ def read_meta(path: Path) -> CharTokenizer:
     """The characters in the file.
 
     Raises:
-        UnknownTokenizer: its tokens are none.
+        UnknownTokenizer: its tokens are not characters.
         Problem: (corrupt) damaged; (unsafe) it asks to run code.
     """
     value = sandbox.read("values", path)
@@ -45,7 +44,7 @@ def read_meta(path: Path) -> CharTokenizer:
         names = [names.get(i) for i in range(len(names))]
     ids = value.get("stoi") if isinstance(value, dict) else None
     if not isinstance(names, list) or ids != {name: i for i, name in enumerate(names)}:
-        raise unknown(path, "it has no stoi and itos that number the same tokens from 0 on")
+        raise unknown(path, "its stoi and itos do not number the same tokens from 0")
     special = 0  # <PAD> and <UNK>, which `write_meta` may have put first
     while special < len(names) and names[special] in ("<PAD>", "<UNK>"):
         special += 1

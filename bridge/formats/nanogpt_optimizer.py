@@ -1,4 +1,4 @@
-"""AdamW's state in nanoGPT's checkpoints: torch numbers parameters in place of naming them.
+"""AdamW's state in nanoGPT's checkpoints, where torch numbers parameters instead of naming them.
 
 Source: karpathy/nanoGPT, `model.py`: the order of the parameters in the optimiser.
 """
@@ -15,7 +15,7 @@ from bridge.core.tensors import Tensor
 from jaxmodels.errors import MISMATCH, Problem
 
 HEAD = "lm_head.weight"
-# nanoGPT's own, where nothing better is known.
+# nanoGPT's defaults, if the origin has none.
 SETTINGS = {"lr": 6e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 
 
@@ -26,7 +26,7 @@ def _order(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
 
 
 def _old_order(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
-    """The same until June 2023: sorted by name, and embeddings did not decay."""
+    """The order until June 2023: sorted by name; embeddings did not decay."""
     names = sorted(name for name in shapes if not name.endswith(HEAD))
     decays = {
         n: len(shapes[n]) == 2 and not n.endswith(("wte.weight", "wpe.weight")) for n in names
@@ -64,17 +64,17 @@ def read_moments(path: Path, tensors: dict[str, Tensor], saved: Any) -> Moments 
 
 
 class _Misfit(LookupError):
-    """Which parameter's moments have another shape than it."""
+    """A parameter's moments do not have its shape."""
 
 
 def _entries(
     groups: list[Any], state: dict[Any, Any], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, Any]:
-    """Name of a parameter → its state, by the order that the groups and all shapes fit.
+    """Name of a parameter → its state, in the one order that fits the groups and all shapes.
 
     Raises:
-        _Misfit: none does.
-        LookupError, TypeError, AttributeError: the state is no such state at all.
+        _Misfit: no order fits.
+        LookupError, TypeError, AttributeError: the state has another structure.
     """
     numbers, misfits = [group["params"] for group in groups], []
     for order in (_order(shapes), _old_order(shapes)):

@@ -1,8 +1,8 @@
-"""ONNX graphs for onnxruntime, with all that goes with them; written only.
+"""Folders of ONNX graphs for onnxruntime; written, not read.
 
-`bridge/onnx` says what each architecture computes. A folder has the graphs, `weights.bin`, which
-they share, config.json, tokenizer.json, generation_config.json (what ends a text, and what is never
-drawn) and a model card with the graphs' inputs and outputs.
+`bridge/onnx` builds the graphs of each architecture. A folder has the graphs, `weights.bin`, which
+they share, config.json, tokenizer.json, generation_config.json (ids that end a text, and ids that
+are never drawn) and a model card with the graphs' inputs and outputs.
 """
 
 import json
@@ -44,29 +44,29 @@ def is_folder(folder: Path) -> bool:
 
 
 def open_folder(folder: Path) -> RawCheckpoint:
-    """Refuses: weights are rounded, merged and solved as the graphs need them."""
+    """Raises a Problem: weights in graphs are partly merged, rounded or precomputed."""
     raise Problem(
         "ONNX graphs are not read back",
         where=str(folder),
-        why="they are written for onnxruntime, with weights that are partly computed",
-        fix="give the checkpoint that they were made from; manifest.json there names it",
+        why="some of their weights are precomputed for onnxruntime",
+        fix="give the checkpoint that they were made from; manifest.json in the folder names it",
         exit_code=CORRUPT,
     )
 
 
 def check(config: Any, where: Path) -> None:
-    """Checks that the architecture has a form in ONNX, and that onnx and onnxruntime are there.
+    """Checks that the architecture has ONNX graphs, and that onnx and onnxruntime are installed.
 
     Raises:
-        Problem: (usage) it has none, or one is missing.
+        Problem: (usage) it has none, or a package is missing.
     """
     arch = jaxmodels.package_of(config).name
     if not twin(arch).ONNX:
         known = ", ".join(name for name, side in twins() if side.ONNX)
         raise Problem(
-            f"{arch} has no form in ONNX",
+            f"{arch} cannot be exported to ONNX",
             where=str(where),
-            why=f"these have one: {known}",
+            why=f"these can: {known}",
             fix="use --to safetensors",
             exit_code=USAGE,
         )
@@ -75,7 +75,7 @@ def check(config: Any, where: Path) -> None:
 
 
 def notes(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -> list[str]:
-    """How weights are stored that are not float32."""
+    """Notes on how weights that are not float32 are stored."""
     package = jaxmodels.package_of(config)
     if not package.TERNARY:
         return []
@@ -86,8 +86,8 @@ def notes(config: Any, origin: dict[str, Any], tokenizer: Tokenizer | None) -> l
 
 
 def stays_float32(path: str, tensor: Tensor) -> bool:
-    """Whether a parameter (our path) is float32 though others are int8: all but the matrices of
-    layers and the embedding of tokens."""
+    """Whether a parameter (our path) stays float32 when others are int8: all do except the
+    matrices of layers and the token embedding."""
     matrix = len(tensor.shape) == 2 and path.endswith(("/kernel", "embed/embedding"))
     return not matrix or path.startswith("memory/")
 
@@ -113,7 +113,7 @@ def write(output: Output) -> None:
 
 
 def run(folder: Path, model: Any) -> float | None:
-    """Opens every graph; and, with our model, the largest difference of an output from ours."""
+    """Opens every graph; with a model, returns the largest difference of an output from its own."""
     files = Files(folder)
     for path in sorted(folder.glob(f"*{_ENDING}")):
         files.session(path.name)
@@ -128,7 +128,7 @@ def _module(arch: str) -> Any:
 
 
 def _card(output: Output, graphs: dict[str, Graph]) -> str:
-    """README.md: where it comes from, what the graphs take and give."""
+    """README.md: the source, and the graphs' inputs and outputs."""
     arch = output.description["arch"]
     rows = "\n".join(
         f"| `{name}` | {_values(graph.inputs)} | {_values(graph.outputs)} |"
@@ -145,7 +145,7 @@ tags: [{arch}, jaxmodels, onnx]
 
 Written by jaxmodels {jaxmodels.__version__}; weights are float32{int8}, in `{FILE}`.
 
-| file | takes | gives |
+| file | inputs | outputs |
 |---|---|---|
 {rows}
 
@@ -161,7 +161,7 @@ session = onnxruntime.InferenceSession("PATH/{next(iter(graphs))}")
 
 
 def _values(values: list[Any]) -> str:
-    """Names, dtypes and shapes of inputs or outputs; of the layers' caches the first one's."""
+    """Names, dtypes and shapes of inputs or outputs; of the layers' caches only the first."""
     from onnx import helper
 
     found = []

@@ -1,9 +1,9 @@
-"""Orbax checkpoints as people have them: a CheckpointManager's folder, one of its steps, an item.
+"""Orbax checkpoints: a CheckpointManager's folder, one of its steps, or an item of a step.
 
-A step is a folder whose name ends in its number, `120`, `ckpt_00000120`. It is a tree itself, or
-holds one for each item that was saved: `default`, `params`, `opt_state`. A step that was not
-finished has `.orbax-checkpoint-tmp` or `.partial_save` in its name, or says so in its metadata, or
-lacks the `commit_success.txt` that its neighbours have.
+A step is a folder whose name ends in its number: `120`, `ckpt_00000120`. It is a tree itself, or
+has a tree for each item: `default`, `params`, `opt_state`. An unfinished step has
+`.orbax-checkpoint-tmp` or `.partial_save` in its name, or is marked in its metadata, or lacks the
+`commit_success.txt` that its neighbours have.
 """
 
 import re
@@ -119,7 +119,7 @@ def _is_step(folder: Path) -> bool:
     try:
         named = UNFINISHED.search(folder.name) or (folder / CHECKPOINT).is_file()
         return bool(named) or orbax.is_tree(folder) or any(map(orbax.is_tree, folder.iterdir()))
-    except OSError:  # a folder that may not be read is nothing that is known
+    except OSError:  # a folder that cannot be read is not recognised
         return False
 
 
@@ -127,18 +127,18 @@ def _unfinished(step: Path) -> str:
     """Why a step cannot have been finished; empty when it was."""
     for path in (step, *step.iterdir()):
         if found := UNFINISHED.search(path.name):
-            return f"{found[0]} in a name says that it was not finished"
+            return f"{found[0]} in a name marks it as unfinished"
     metadata = parse_json(step / CHECKPOINT) if (step / CHECKPOINT).is_file() else {}
     if metadata.get("commit_timestamp_nsecs", 0) is None:
-        return f"{CHECKPOINT} says that it was not finished"
+        return f"{CHECKPOINT} marks it as unfinished"
     siblings = step.parent.iterdir() if _STEP.fullmatch(step.name) else ()
     items = [path for path in step.iterdir() if path.is_dir() and orbax.is_tree(path)]
-    # Steps written by hand may hold items that are committed one by one, in a step that is not.
+    # Items of steps written without a manager may be committed one by one, but the step is not.
     own = items if (step / CHECKPOINT).is_file() else ()
     for parts, one in (((*siblings, *own), step), *((items, item) for item in items)):
         if (one / COMMITTED).is_file() or not any((path / COMMITTED).is_file() for path in parts):
             continue
-        return f"it has no {COMMITTED}, as what lies beside it has: it was not finished"
+        return f"it has no {COMMITTED}, unlike its neighbours: it was not finished"
     return ""
 
 

@@ -1,9 +1,9 @@
-"""Where in an Orbax tree the model is: people save it among what training needs.
+"""Finds the model in an Orbax tree, which may hold a whole training state.
 
 Known are `{params}`, linen's `{params: {params}}`, `{params, opt_state, step}` of flax's
 TrainState, `{model, optimizer}` and whole optimisers of nnx, tuples and dicts of the states that
-`nnx.split` gives, random keys and averages beside them. A part of the tree is the model when its
-names fit a table of some architecture; an optimiser's state, which has the same names, is none.
+`nnx.split` returns, with random keys and averages beside them. A subtree is the model if its names
+fit a table of some architecture, unless it belongs to an optimiser, whose state has the same names.
 """
 
 import re
@@ -30,7 +30,7 @@ DEPTH = 6
 _MOMENTS = re.compile(
     r"(opt|optim|optimi[sz]er)_?states?|mu|nu|nu_max|trace|[mv]|v_row|v_col|(acc_)?grad(ient)?s?"
 )
-# Nothing below is a model, but under `model`: nnx's optimisers once held theirs.
+# Nothing below is a model, except `model`: nnx's optimisers used to contain theirs.
 _OPTIMIZER = re.compile(r"opt|optim|optimi[sz]er|tx")
 _AVERAGE = re.compile(r".*(ema|average|avg|polyak|shadow|best|initial).*")
 _USUAL = ("params", "model", "model_state", "state", "default", "pytree")
@@ -39,18 +39,18 @@ Words = tuple[str, ...]
 
 
 class _Place(NamedTuple):
-    """A part of the tree that is a model."""
+    """A subtree that is a model."""
 
     node: Words
-    joined: bool
-    """Whether it is what the children of the node hold together: a model's states, split."""
+    separate: bool
+    """Whether the model is split into several states, the children of the node."""
     fit: float
 
     def names(self, words: Mapping[str, Words]) -> dict[str, str]:
         """Name in the tree → name in the model."""
         depth = len(self.node)
         below = {name: keys[depth:] for name, keys in words.items() if keys[:depth] == self.node}
-        if self.joined:
+        if self.separate:
             below = {n: keys[1:] for n, keys in below.items() if _part(keys)}
         return {name: ".".join(keys) for name, keys in below.items()}
 
@@ -60,7 +60,7 @@ def model_in(
 ) -> tuple[str, dict[str, Tensor], list[str]]:
     """The prefix of the model's names ("" or with a dot), its tensors without it, and notes.
 
-    All tensors where no part of the tree is a model, for the check of names to report.
+    All tensors if no subtree is a model; checking their names will report it.
 
     Raises:
         Problem: (mismatch) there are several models, or an optimiser's state alone.
@@ -75,18 +75,18 @@ def model_in(
     names = place.names(words)
     node = ".".join(place.node)
     notes = [f"using {node!r} in the tree as the model"] if node else []
-    if place.joined:
-        notes.append("parts of the model that were saved apart were joined")
+    if place.separate:
+        notes.append("parts of the model that were saved separately were joined")
     notes += _left([keys for name, keys in words.items() if name not in names], place.node)
     model = {new: replace(tensors[old], name=new) for old, new in names.items()}
     return f"{node}." if node else "", model, notes
 
 
 def moments_in(tensors: Mapping[str, Tensor], prefix: str, where: Path) -> Moments | None:
-    """optax's AdamW, wherever in the tree it stands, under the names that the model has there.
+    """The state of optax's AdamW, anywhere in the tree, under the model's names there.
 
-    None where there is none, or several that do not make one, or another optimiser's state, as
-    far as names tell.
+    None if there is none, if there are several that are not parts of one, or if by its names the
+    state is of another optimiser.
     """
     held: dict[str, dict[str, Tensor]] = {"mu": {}, "nu": {}}
     places = set()
@@ -106,7 +106,7 @@ def moments_in(tensors: Mapping[str, Tensor], prefix: str, where: Path) -> Momen
     numbers = {count_of(count, f"{where}: {place}count") for place, count in counts.items()}
     if len(numbers) > 1:
         return None
-    # The optimiser was made for `{params: …}`, or for what is inside of it.
+    # The optimiser was made for `{params: …}`, or for the tree inside of it.
     keys = prefix.split(".")[:-1]
     starts = [".".join(keys[i:]) + "." for i in range(len(keys))]
     start = next((s for s in starts if all(name.startswith(s) for name in held["mu"])), "")
@@ -115,11 +115,11 @@ def moments_in(tensors: Mapping[str, Tensor], prefix: str, where: Path) -> Momen
 
 
 def _models(node: Words, names: list[Words], optimizer: bool = False) -> list[_Place]:
-    """The parts of a tree that are models; below one there is no other (bitgen has a dinov2).
+    """The subtrees that are models, the outermost only (a bitgen contains a dinov2).
 
     Args:
-        node: where in the whole tree.
-        names: what is below, without the node.
+        node: path in the whole tree.
+        names: of the arrays below, relative to the node.
         optimizer: whether it belongs to an optimiser.
     """
     if len(node) > DEPTH:
@@ -165,10 +165,10 @@ def _fit(names: Iterable[Words]) -> float:
 
 
 def _preferred(found: list[_Place], where: Path) -> _Place:
-    """The model that is meant: no average of weights, under a usual name, the outermost.
+    """The most likely model: not an average of weights, under a usual name, the outermost.
 
     Raises:
-        Problem: (mismatch) that leaves several.
+        Problem: (mismatch) several are equally likely.
     """
     plain = [p for p in found if not any(_AVERAGE.fullmatch(word) for word in p.node)] or found
     usual = [p for p in plain if p.node and p.node[-1] in _USUAL] or plain
@@ -179,14 +179,14 @@ def _preferred(found: list[_Place], where: Path) -> _Place:
             "the Orbax tree holds several models",
             where=str(where),
             why=listing([".".join(place.node) for place in found]),
-            fix="save the one that is wanted by itself",
+            fix="save the one that you want separately",
             exit_code=MISMATCH,
         )
     return outermost[0]
 
 
 def _left(others: list[Words], node: Words) -> list[str]:
-    """What lies beside the model: one line for each subtree that has nothing of it."""
+    """What else the tree holds: one line for each subtree without any part of the model."""
     counts: Counter[str] = Counter()
     for keys in others:
         depth = next((i for i, word in enumerate(keys) if node[i : i + 1] != (word,)), 0)
@@ -197,10 +197,10 @@ def _left(others: list[Words], node: Words) -> list[str]:
 
 def _no_parameters(tensors: Mapping[str, Tensor], where: Path) -> Problem:
     return Problem(
-        "the Orbax tree holds an optimiser's state and no model",
+        "the Orbax tree holds an optimiser's state but no model",
         where=str(where),
         why="it holds:\n" + listing([str(tensor) for tensor in tensors.values()]),
-        fix="save the model too: an nnx.Optimizer does not hold its parameters",
+        fix="save the model too: an nnx.Optimizer does not contain its parameters",
         exit_code=MISMATCH,
     )
 

@@ -1,7 +1,7 @@
-"""Packed model directories: as any other, with matrices in few bits (`bridge/core/packing.py`).
+"""Packed model directories, with matrices in 2 or 8 bits (`bridge/core/packing.py`).
 
-`config.json` says so: `"packed": {"version": 1, "rows": {…}}`, where `rows` gives the rows of
-ternary matrices that are no multiple of four.
+`config.json` has `"packed": {"version": 1, "rows": {…}}`, where `rows` has the number of rows of
+each ternary matrix for which it is not a multiple of four.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ NAME, KEY, VERSION = "packed", "packed", 1
 
 
 def config_entry(packed: Mapping[str, Packed]) -> dict[str, Any]:
-    """What config.json says of packed matrices, by the names in the files."""
+    """The entry about packed matrices in config.json, by their names in the files."""
     rows = {
         name: each.shape[0]
         for name, each in packed.items()
@@ -30,10 +30,10 @@ def config_entry(packed: Mapping[str, Packed]) -> dict[str, Any]:
 
 
 def interpret(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
-    """The matrices of a packed model in the place of their parts.
+    """The contents with each packed matrix instead of its parts.
 
     Raises:
-        Problem: (corrupt) it is packed in another version, or damaged.
+        Problem: (corrupt) the version of the packing is unknown, or it is damaged.
     """
     file = folder / "config.json"
     if contents.format != "safetensors" or not file.is_file():
@@ -45,7 +45,7 @@ def interpret(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     version = entry.get("version") if isinstance(entry, dict) else None
     if type(version) is not int or version != VERSION:
         raise Problem(
-            "the model is packed in another version",
+            "the version of the model's packing is unknown",
             where=str(file),
             why=f"it is version {str(version)[:20]}, and this program reads version {VERSION}",
             fix="use the version of jaxmodels that wrote it, or a checkpoint that is not packed",

@@ -1,6 +1,6 @@
 """LoRA adapters as PEFT saves them for a model of transformers.
 
-`adapter_config.json` says what they are of, and where the model is (`base_model_name_or_path`).
+`adapter_config.json` describes them and names the base model (`base_model_name_or_path`).
 `adapter_model.safetensors` has for each module `base_model.model.<module>.lora_A.weight`
 [rank, inputs] and `….lora_B.weight` [outputs, rank]; the module computes x W + scale · x A B.
 """
@@ -23,12 +23,12 @@ from jaxmodels.runtime.lora import A, B
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MODEL = "jaxmodels.json"
-"""The model's architecture and Config, which PEFT's files do not say."""
+"""The model's architecture and Config, which are not in PEFT's files."""
 _START, _ENDS = "base_model.model.", {".lora_A.weight": A, ".lora_B.weight": B}
-# Of the values of init_lora_weights those that leave the base model as it is; pissa, loftq and the
-# like subtract from it what the adapters begin with.
+# Values of init_lora_weights that leave the base model unchanged; pissa, loftq and the like
+# subtract the initial adapters from it.
 _PLAIN_BEGINNINGS = ("gaussian", "eva", "orthogonal")
-# Settings of other kinds of adapters, which compute something else.
+# Settings of other kinds of adapters, which compute something different.
 _OTHERS = ("alora_invocation_tokens", "alpha_pattern", "layer_replication", "lora_bias",
            "modules_to_save", "rank_pattern", "target_parameters", "trainable_token_indices",
            "use_bdlora", "use_dora", "use_qalora", "kasa_config", "velora_config")  # fmt: skip
@@ -44,8 +44,8 @@ def open_folder(folder: Path) -> RawCheckpoint:
     """The adapters in a folder.
 
     Raises:
-        Problem: (corrupt) damaged; (mismatch) they compute something else than LoRA, or do not name
-            a folder as their base.
+        Problem: (corrupt) damaged; (mismatch) they are not plain LoRA, or their base is not a
+            folder.
     """
     config = parse_json(folder / CONFIG)
     if other := [name for name in _OTHERS if config.get(name)]:
@@ -91,7 +91,7 @@ def _ours(name: str) -> str:
 
 
 def _turned(name: str, tensor: Tensor) -> Tensor:
-    """A matrix of theirs the other way round, unread; its own inverse."""
+    """The transpose of a matrix, unread; its own inverse."""
     shape = tensor.shape[::-1]
     return Tensor(name, shape, tensor.dtype, lambda: np.ascontiguousarray(tensor.read().T))
 

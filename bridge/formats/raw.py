@@ -1,10 +1,10 @@
-"""What a path holds: named tensors, and the files beside them.
+"""`RawCheckpoint`: the content of a checkpoint, named tensors and the files beside them.
 
-Nothing here knows models; `bridge/checkpoint/opening.py` interprets the names.
+This knows nothing about models; `bridge/checkpoint/opening.py` interprets the names.
 
-What an upstream file says and a Config does not travels in `origin` (in the manifest of a converted
-folder), so that the way back writes the same file. A value is replaced only where the Config
-differs from it.
+Facts in an upstream file that a Config has no place for are kept in `origin` (in the manifest of a
+converted folder), so that converting back writes the same file; a value is replaced only if the
+Config differs from it.
 """
 
 from collections.abc import Callable
@@ -32,56 +32,56 @@ from jaxmodels.runtime.manifest import MANIFEST, differing, digests, read_sealed
 
 @dataclass
 class RawCheckpoint:
-    """What a path holds, before any table is applied."""
+    """A checkpoint's content, before any table of weight names is applied."""
 
     path: Path
     format: str
     """As in `jaxmodels convert --to`; "torch" for a bare state dict."""
     tensors: dict[str, Tensor]
-    """Their name → tensor."""
+    """Name in the checkpoint → tensor."""
     arch: str | None = None
-    """Architecture, when the files say it."""
+    """The architecture, if the files name it."""
     preset: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
-    """Config fields that the files say, among other keys."""
+    """Config fields in the files, among other keys."""
     config: dict[str, Any] | None = None
-    """The config.json of transformers' class that the file itself holds, as what it says."""
+    """The config of a class of transformers in the checkpoint's own file, like a config.json."""
     usual: dict[str, Any] = field(default_factory=dict)
-    """What the format assumes for Config fields that its files do not give; reported."""
+    """The format's defaults for Config fields that its files do not have; reported as assumed."""
     tokenizer: Tokenizer | None = None
     tokenizer_inside: bool = False
-    """Whether the tokeniser is in the same file as the tensors, and so surely theirs."""
+    """Whether the tokeniser is in the same file as the tensors, and so certainly theirs."""
     unread: str = ""
-    """Why a tokeniser beside the tensors is not read; then no convention replaces it."""
+    """Why a tokeniser beside the tensors was not read; if set, no default replaces it."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """Step and metrics of a training run; under "seed" what a file of the original program
-    says and a Config does not, to be written again."""
+    """Step and metrics of a training run; under "seed", facts in files of the original program
+    that a Config has no place for, to write them back."""
     notes: list[str] = field(default_factory=list)
     quantised: frozenset[str] = frozenset()
-    """Names of those tensors that are Q8_0 in the file, and read as float32."""
+    """Names of tensors that are Q8_0 in the file, and read as float32."""
     packed: dict[str, Packed] = field(default_factory=dict)
-    """Name → matrix of those tensors that are in few bits in the file, and read as float32."""
+    """Name → packed matrix, of tensors with 2 or 8 bits in the file, which are read as float32."""
     damaged: list[str] = field(default_factory=list)
-    """Files whose digest differs from the manifest's, of those that give the tensors a meaning."""
+    """Files that are needed to interpret the tensors, but whose digest is not the manifest's."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """The running average (EMA) that a run keeps of its tensors, under the same names."""
     base: Base | None = None
-    """Of LoRA adapters, their base model; `tensors` are then adapters under the names of its
-    weights with the endings of `runtime/lora.py`, and parameters that replace its own."""
+    """The base model of LoRA adapters. `tensors` are then adapters, named after its weights with
+    the endings of `runtime/lora.py`, and parameters that replace its own."""
     in_files: dict[str, Tensor] = field(default_factory=dict)
-    """The tensors as the files have them, where `tensors` have other names and layouts."""
+    """The tensors as stored in the files, where `tensors` have other names and layouts."""
     table: str | None = None
-    """Whose names these are, "WEIGHTS", "own" and so on, when the format says it."""
+    """The table that the names are from ("WEIGHTS", "own", …), if the format determines it."""
     moments: Callable[[], Moments | None] = lambda: None
-    """Reads the optimiser's state that lies with the tensors, under their names."""
+    """Reads the optimiser's state, under the names of the tensors; None if there is none."""
     strange: dict[str, str] = field(default_factory=dict)
-    """Their name → the function that a torch file calls to make the object, which is not read."""
+    """Name → the function that a torch file calls to make the object, which is not read."""
     state: dict[str, Tensor] = field(default_factory=dict)
-    """Their name → tensor of a run's state apart from the parameters; those that the model's
-    tables do not name are its own affair."""
+    """Name → tensor of a run's state other than parameters; ignored if no table names it."""
     of_text: bool = False
-    """A language model that transformers' config.json describes: special tokens in a text are
-    tokens, generation_config.json counts, and every row of the embedding is a token."""
+    """Whether it is a language model that transformers' config.json describes: then special tokens
+    in text are recognised, generation_config.json applies, and each row of the embedding is a
+    token."""
 
 
 def is_own(config: dict[str, Any]) -> bool:
@@ -92,7 +92,7 @@ def is_own(config: dict[str, Any]) -> bool:
 
 
 def describe(contents: RawCheckpoint, folder: Path) -> None:
-    """Adds what the files beside the tensors say."""
+    """Adds architecture, Config fields, origin and tokeniser from the files beside the tensors."""
     config = parse_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     # A run directory keeps the model's fields apart from the recipe's.
     if is_own(config):
@@ -118,7 +118,7 @@ def take_tokenizer(contents: RawCheckpoint, folder: Path) -> None:
 
 
 def complete(contents: RawCheckpoint, path: Path) -> None:
-    """Adds what any format may have beside it: a tokeniser, and settings for sampling."""
+    """Adds what may accompany any format: a tokeniser, and settings for sampling."""
     folder = path if path.is_dir() else path.parent
     if contents.tokenizer is None and not contents.unread:
         try:
@@ -135,11 +135,11 @@ def complete(contents: RawCheckpoint, path: Path) -> None:
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """What an earlier conversion recorded about where the model comes from."""
+    """The origin of a model, as an earlier conversion recorded it."""
     manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     source = manifest.get("source")
     known = source if isinstance(source, dict) else {}
-    # Anybody may have written it: what `card` and the writers use is taken, in its types.
+    # Anybody may have written it: only what `card` and the writers use is taken, if its type fits.
     origin: dict[str, Any] = {
         key: known[key] for key in ("step", "epoch") if type(known.get(key)) is int
     }
@@ -158,27 +158,27 @@ def origin_of(folder: Path) -> dict[str, Any]:
 
 
 def upstream_of(origin: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a file in the format `name` said, as `with_upstream` kept it; else empty."""
+    """The facts of a file in the format `name` that `with_upstream` kept; empty if none."""
     seed = origin.get("seed")
     found = seed.get(name) if isinstance(seed, dict) else None
     return data_only(name, found) if isinstance(found, dict) else {}
 
 
 def with_upstream(origin: dict[str, Any], name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The origin with what a file in the format `name` says, to be written again."""
+    """The origin with the facts of a file in the format `name`, to write them back."""
     seed = origin.get("seed")
     kept = data_only(name, config)
     return {**origin, "seed": {**(seed if isinstance(seed, dict) else {}), name: kept}}
 
 
-# Endings of files that say what the tensors mean; a checksum inside can be made to fit a change.
+# Endings of files that are needed to interpret the tensors. (Checksums inside are no protection.)
 MEANING = (".json", ".pt", ".pth", ".zip", ".gguf", "meta.pkl")
 
 
 def changed(folder: Path) -> list[str]:
-    """Differences between our manifest and the files that give the tensors a meaning.
+    """Differences between our manifest and the files that are needed to interpret the tensors.
 
-    The tensors of others are compared one by one, see `checked`.
+    Tensors in other files are compared one by one, see `checked`.
     """
     manifest = parse_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     promised = manifest.get("files")
@@ -213,7 +213,7 @@ def _digest_in(entry: Any) -> tuple[str, Any] | None:
 
 
 def check(tensor: Tensor) -> None:
-    """Reads the values and lets them go; raises what reading raises."""
+    """Reads the values and discards them; raises what reading raises."""
     if isinstance(tensor.read, _Checked):
         tensor.read.check()
     else:
@@ -235,7 +235,7 @@ class _Checked:
         return array
 
     def check(self) -> None:
-        """The same, in pieces where the file can be read so; nothing is kept."""
+        """The same, in pieces if the file can be read in pieces; nothing is kept."""
         if not isinstance(self.tensor.read, SafetensorsArray):
             self()
             return

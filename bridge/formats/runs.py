@@ -39,7 +39,7 @@ def is_run(folder: Path) -> bool:
 
 
 def open_run(folder: Path) -> RawCheckpoint:
-    """The best sound checkpoint of a run; a training that prunes meanwhile leaves it alone."""
+    """The best sound checkpoint of a run; training that goes on meanwhile does not delete it."""
     passed: dict[int, str] = {}
     while True:
         found = best_sound(folder / "checkpoints", passed)
@@ -68,16 +68,16 @@ def open_step(folder: Path) -> RawCheckpoint:
             "the checkpoint is damaged",
             where=str(folder),
             why=listing(broken),
-            fix="give the run directory: its best sound checkpoint is taken",
+            fix="give the run directory, to use its best sound checkpoint",
             exit_code=CORRUPT,
         )
     return _read_step(folder, held)
 
 
 def not_finite(folder: Path) -> str:
-    """Which parameters of a checkpoint hold infinities or NaN, in a sentence; empty if none does.
+    """A sentence on parameters with infinities or NaN in a checkpoint; empty if there are none.
 
-    Only those of earlier versions are read: later ones are checked before they are saved.
+    Only checkpoints of earlier versions are read: newer ones were checked before they were saved.
     """
     if checked_finite(folder):
         return ""
@@ -114,7 +114,7 @@ def _read_step(folder: Path, held: IO[bytes] | None) -> RawCheckpoint:
 
 
 def _state(folder: Path) -> dict[str, Tensor]:
-    """What a checkpoint's `train` item holds of the model besides its parameters."""
+    """The model's state other than parameters, from a checkpoint's `train` item."""
     if not orbax.is_tree(folder / "train"):
         return {}
     tensors = orbax.read_tree(folder / "train")[0]
@@ -126,8 +126,8 @@ def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | N
     """optax's AdamW in a checkpoint's `train` item; the item does not describe its structure.
 
     Leaves are named by `runtime.stored`: a running number, the place in optax's nested
-    tuples, the field, and our path with dots: `00003.1.0.mu.blocks.0.attn.qkv.kernel`. Parameters
-    that the run froze have none there; zeros are what they would be.
+    tuples, the field, and our path with dots: `00003.1.0.mu.blocks.0.attn.qkv.kernel`. Frozen
+    parameters have no moments there; zeros are what they would be.
     """
     if not orbax.is_tree(folder / "train"):
         return None
@@ -150,14 +150,14 @@ def _moments(folder: Path, run: Path, tensors: dict[str, Tensor]) -> Moments | N
 
 
 def _data(run: Path) -> str:
-    """The data that a run was trained on, where a name says it; paths are nobody else's affair."""
+    """The data that a run was trained on, if it is a public name; paths are private."""
     recipe = parse_json(run / "config.json").get("recipe")
     data = recipe.get("data") if isinstance(recipe, dict) else None
     return data if isinstance(data, str) and data.isidentifier() else ""
 
 
 def _scale(run: Path) -> float:
-    """The factor of a run's LoRA adapters; 1 if it does not say (its checkpoint lies alone)."""
+    """The scale of a run's LoRA adapters; 1 if unknown, for a checkpoint without its run."""
     text = _recipe(run).get("lora")
     return Lora.parse(text).scale if isinstance(text, str) and text else 1.0
 

@@ -1,8 +1,8 @@
-"""The state dicts in what a torch file holds: alone, or in the dict that a trainer saved.
+"""Finds the state dicts in a torch file's content: a state dict, or a dict that a trainer saved.
 
-A trainer keeps its model under a key of its choice, often several deep, beside its optimiser, its
-settings and what it counts. All dicts of tensors are found here; which of them is the model, and
-what wrappers put before its names, is found in `bridge/formats/wrappers.py`.
+A trainer keeps its model under some key, often several levels deep, beside its optimiser, settings
+and counters. This finds all dicts of tensors; `bridge/formats/wrappers.py` finds out which of them
+is the model, and removes the prefixes of wrappers.
 """
 
 import math
@@ -13,18 +13,18 @@ from typing import Any
 
 from bridge.core.tensors import Tensor
 from bridge.formats.wrappers import unread_kind
-from bridge.legacy.unpickle import Named, Record
+from bridge.legacy.values import Named, Record
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 
 MAX_DEPTH = 6
-# Keys of what is no model, whatever tensors it holds.
+# Keys whose values are never a model, even with tensors in them.
 _TRAINING = re.compile(r".*(optim|sched|scaler|rng|random_state|callbacks|loops).*", re.IGNORECASE)
-_OBJECT = ("_modules", "_parameters")  # what a module of torch has, saved whole
+_OBJECT = ("_modules", "_parameters")  # attributes of a torch module that was saved as an object
 
 
 @dataclass
 class Held:
-    """What was found."""
+    """The named tensors that were found."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """Name → tensor; the path to its dict comes first where there are several dicts."""
@@ -34,11 +34,11 @@ class Held:
 
 
 def held_in(value: Any, where: Path) -> Held:
-    """The named tensors in what a torch file holds.
+    """The named tensors in a torch file's content.
 
     Raises:
-        Problem: (corrupt) there are none; (unsafe) they are within an object whose class would have
-            to be run.
+        Problem: (corrupt) there are none; (unsafe) they are in an object whose class would have to
+            be run.
     """
     groups: dict[str, dict[str, Any]] = {}
     objects: list[str] = []
@@ -79,24 +79,24 @@ def _walk(
 
 
 def _is_tensor(item: Any) -> bool:
-    """Whether something is a tensor, be it of a kind that is not read."""
+    """Whether something is a tensor, of a supported kind or not."""
     return isinstance(item, Tensor) or (
         isinstance(item, Named | Record) and unread_kind(item.name) != ""
     )
 
 
 def _size(item: Any) -> float:
-    """How many numbers a tensor has; one that is not read may have any number."""
+    """The number of elements of a tensor; unknown (infinite) for one of an unsupported kind."""
     return item.size if isinstance(item, Tensor) else math.inf
 
 
 def _nothing(value: Any, groups: dict[str, Any], objects: list[str], where: Path) -> Problem:
     if objects:
         return Problem(
-            "the file holds a whole object instead of the tensors in it",
+            "the file holds a pickled object, not a state dict",
             where=str(where),
             why=f"it is of the class {objects[0][:200]}, whose code would have to be run",
-            fix="where that code is: torch.save(model.state_dict(), PATH)",
+            fix="on a machine with that code: torch.save(model.state_dict(), PATH)",
             exit_code=UNSAFE,
         )
     keys = [str(key)[:80] for key in value][:10] if isinstance(value, dict) else []

@@ -1,7 +1,7 @@
-"""DINOv2 as timm keeps it: the names of the published code, with the exceptions below.
+"""DINOv2 in timm's format: the names of the published code, with the exceptions below.
 
-timm has no `mask_token`, calls registers `reg_token`, packs SwiGLU into `mlp.fc1`, and where there
-are registers gives the class token no position. Its `config.json` names the architecture.
+timm has no `mask_token`, calls registers `reg_token`, packs SwiGLU into `mlp.fc1`, and gives the
+class token no position if there are registers. Its `config.json` names the architecture.
 
 Source: timm 1.0, `models/vision_transformer.py`: `vit_*_patch14_dinov2`,
 `vit_*_patch14_reg4_dinov2`, and the filter that makes them of the published files.
@@ -22,7 +22,7 @@ from jaxmodels.errors import MISMATCH, Problem
 
 CONFIG = "config.json"
 _KNOWN = re.compile(r"vit_(small|base|large|giant)_patch14_(reg4_)?dinov2(\..*)?")
-# Arguments of timm's models that change no features, and those that say a field of our Config.
+# Arguments of timm's models that do not affect features, and those that are fields of our Config.
 _IDLE = {"num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "drop_rate",
          "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
          "img_size", "embed_dim", "depth", "patch_size", "init_values"}  # fmt: skip
@@ -34,15 +34,15 @@ _FIELDS = {"num_heads": "heads"}
 
 
 def understood(contents: RawCheckpoint, towers: list[str], folder: Path) -> RawCheckpoint:
-    """The contents under the published names, with what timm's config says.
+    """The contents under the published names, with the settings of timm's config.
 
     Args:
-        contents: a DINOv2.
-        towers: what stands before the names of each model in it.
-        folder: where `config.json` may lie.
+        contents: of a DINOv2.
+        towers: the prefix of each model in it.
+        folder: may have a `config.json`.
 
     Raises:
-        Problem: (mismatch) the config is timm's, and says another model than DINOv2.
+        Problem: (mismatch) the config is timm's, but of a model other than DINOv2.
     """
     config = parse_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     named = isinstance(config.get("architecture"), str) and "model_type" not in config
@@ -62,23 +62,23 @@ def understood(contents: RawCheckpoint, towers: list[str], folder: Path) -> RawC
 
 
 def _fields(config: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Fields of our Config that timm's config says."""
+    """Fields of our Config, from timm's config."""
     name, args = config["architecture"], config.get("model_args") or {}
     unknown = [key for key in args if key not in _IDLE | _FIELDS.keys()]
     if not _KNOWN.fullmatch(name) or unknown:
         odd = f"its argument {unknown[0][:80]!r}" if unknown else "it"
         raise Problem(
-            f"timm's {name[:80]} is not read here",
+            f"timm's {name[:80]} is not supported",
             where=str(where),
-            why=f"{odd} is not one of DINOv2 ({_KNOWN.pattern}); the numbers might be others",
-            fix="of timm's models those whose names end with dinov2 are read",
+            why=f"{odd} is not one of DINOv2 ({_KNOWN.pattern}); it may compute something else",
+            fix="supported are timm's models whose names end in dinov2",
             exit_code=MISMATCH,
         )
     return {ours: args[theirs] for theirs, ours in _FIELDS.items() if theirs in args}
 
 
 def _publish(tensors: dict[str, Tensor], tower: str) -> None:
-    """Gives the tensors of a tower the names and forms of the published code."""
+    """Gives the tensors of a tower the names and shapes of the published code."""
     registers, pos = f"{tower}reg_token", tensors[f"{tower}pos_embed"]
     if registers in tensors:
         _rename(tensors, registers, f"{tower}register_tokens")
@@ -99,7 +99,7 @@ def _rename(tensors: dict[str, Tensor], old: str, new: str) -> None:
 
 
 def _with_first(pos: Tensor) -> Tensor:
-    """Positions of patches with one of zeros for the class token before them."""
+    """The patches' positions, preceded by zeros for the class token."""
     shape = (pos.shape[0], pos.shape[1] + 1, pos.shape[2])
 
     def read() -> np.ndarray:

@@ -11,6 +11,7 @@ from bridge.formats.nanogpt_meta import FILE as META
 from bridge.formats.nanogpt_meta import places, read_meta
 from data_pipelines.errors import DataProblem
 from data_pipelines.gpt2 import GPT2Tokenizer
+from data_pipelines.tokenizer_settings import CONFIG
 from data_pipelines.tokenizers import (
     CharTokenizer,
     SubwordTokenizer,
@@ -18,7 +19,7 @@ from data_pipelines.tokenizers import (
     has_tokenizer,
     load_tokenizer,
 )
-from data_pipelines.transformers_files import CONFIG, UnknownTokenizer, refuse_foreign
+from data_pipelines.transformers_files import UnknownTokenizer, refuse_foreign
 from jaxmodels.architecture import ConfigView
 from jaxmodels.errors import MISMATCH, Problem
 from jaxmodels.sizes import vocab_used
@@ -67,9 +68,9 @@ def find_tokenizer(
 
 
 def as_transformers(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokeniser with settings, so that special tokens in a text are read as they are there.
+    """The tokeniser with settings, so that it recognises special tokens in text.
 
-    A tokeniser of ours has no settings: transformers then takes such tokens for text.
+    Without settings, like those of our own tokenisers, it takes them for plain text.
     """
     if isinstance(tokenizer, CharTokenizer) or tokenizer.settings:
         return tokenizer
@@ -81,7 +82,7 @@ def as_transformers(tokenizer: Tokenizer) -> Tokenizer:
 
 @contextmanager
 def _as_problem() -> Iterator[None]:
-    """Problems of data become the command's."""
+    """Turns a DataProblem into a Problem."""
     try:
         yield
     except DataProblem as problem:
@@ -92,22 +93,22 @@ def _as_problem() -> Iterator[None]:
 def tokenizer_by_convention(config: Any) -> Tokenizer | None:
     """GPT-2's, for a model with as many tokens as GPT-2; else None.
 
-    The checkpoints of nanoGPT and BwETAF carry no tokeniser: everybody knows which it is.
+    Checkpoints of nanoGPT and BwETAF have no tokeniser, but are trained with GPT-2's.
     """
     return GPT2Tokenizer() if vocab_used(config) == GPT2Tokenizer.vocab_size else None
 
 
 def padding(config: Any) -> range:
-    """Rows of a model's embedding that stand for no token."""
+    """The rows of a model's embedding without a token."""
     return range(vocab_used(config), ConfigView(config).vocab)
 
 
 def padding_notes(config: Any) -> list[str]:
-    """A note on rows of the embedding that stand for no token."""
+    """A note on rows of the embedding without a token, if there are any."""
     if not (rows := padding(config)):
         return []
     return [
-        f"rows {rows[0]} to {rows[-1]} of the embedding are padding: kept as they are, never drawn"
+        f"rows {rows[0]} to {rows[-1]} of the embedding are padding: unchanged, but never drawn"
     ]
 
 
@@ -143,10 +144,10 @@ def _other_size(tokenizer: Tokenizer, count: int, where: Path) -> Problem:
 def given_tokenizer(source: Any, file: Path) -> Any:
     """The source with the tokeniser of `--vocab` instead of its own.
 
-    Rows beyond its tokens are padding, unless the source says how many tokens there are.
+    Rows beyond its tokens are padding, unless the source has a number of tokens.
 
     Raises:
-        Problem: (corrupt) it is none; (mismatch) it has not the size of the model.
+        Problem: (corrupt) it is not a tokeniser; (mismatch) its size is not the model's.
     """
     config = source.config
     tokenizer = read_tokenizer(file, ConfigView(config).vocab or None)
@@ -169,7 +170,7 @@ def given_tokenizer(source: Any, file: Path) -> Any:
 def write_tokenizer(
     folder: Path, tokenizer: Tokenizer, context: int, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes what `AutoTokenizer` needs besides the tokeniser's own file to give the same ids.
+    """Writes the files besides the tokeniser's own that `AutoTokenizer` needs for the same ids.
 
     Args:
         folder: the model directory.
@@ -189,7 +190,7 @@ def write_tokenizer(
         config |= {"pad_token": "<PAD>"} if tokenizer.pad_id is not None else {}
     elif tokenizer.settings:
         config |= json.loads(tokenizer.settings)
-    else:  # of ours: a special token that is written in a text is text
+    else:  # our own: special tokens are not recognised in text
         config["split_special_tokens"] = True
         if tokenizer.end_of_text is not None:
             end = tokenizer.decode([tokenizer.end_of_text])

@@ -1,5 +1,5 @@
-"""Torch files: nanoGPT's checkpoint (the file, or the folder with it) and its kin, BitGen Stage
-1's, and state dicts, bare or within what a trainer saved."""
+"""Torch files: checkpoints of nanoGPT (the file or its folder), its relatives and BitGen Stage 1,
+and state dicts, alone or inside what a trainer saved."""
 
 import re
 from dataclasses import replace
@@ -15,7 +15,7 @@ from bridge.legacy.torch_file import is_pickle
 from bridge.storage import unsupported
 from bridge.storage.safetensors_reader import read_sharded
 
-# What the Trainer of transformers, and accelerate, write beside the weights.
+# Files that transformers' Trainer and accelerate write beside the weights.
 _TRAINING = re.compile(
     r"(optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|training_args\.bin|rng_state.*\.pth"
     r"|random_states_\d+\.pkl"
@@ -35,9 +35,9 @@ def is_folder(folder: Path) -> bool:
 
 
 def open_folder(folder: Path, file: Path | None = None) -> RawCheckpoint:
-    """nanoGPT's `out_dir`, or another folder; a tokeniser's file that lies in it is the model's.
+    """nanoGPT's `out_dir`, or another folder, with the tokeniser in it if there is one.
 
-    `file` is the model among others there, or the index of its shards.
+    `file` is the model's file, or the index of its shards; None finds it.
     """
     file = file or next(iter([*_indices(folder), *weight_files(folder)]))
     if file.suffix == ".json":
@@ -80,9 +80,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The torch files in a folder that may hold a model: not what a trainer keeps beside it.
+    """The torch files in a folder that may be the model, without those of a trainer's state.
 
-    One that has transformers' name for it is the model.
+    If one has transformers' name for weights, it is the only one returned.
     """
     paths = (path for path in sorted(folder.iterdir()) if not _TRAINING.fullmatch(path.name))
     found = [path for path in paths if path.is_file() and is_file(path)]
@@ -94,7 +94,7 @@ def _indices(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _INDEX.fullmatch(path.name))
 
 
-# A torch file is taken for nanoGPT's until it has been read.
+# A torch file counts as nanoGPT's until it has been read.
 FORMAT = replace(
     nanogpt.FORMAT,
     what="nanoGPT's `ckpt.pt`, or another torch file of named tensors, or a folder with one",

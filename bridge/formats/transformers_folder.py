@@ -1,9 +1,9 @@
-"""Folders of transformers: `config.json` says what model the weights are of.
+"""Folders of transformers, whose `config.json` describes the model.
 
-The classes that are read are those that twins declare (`bridge.core.transformers_class`). Weights
-are safetensors or torch's (`pytorch_model.bin`, or one torch file of another name), in one file or
-in shards; a Trainer's folder also holds its optimiser. A single file that is opened is described by
-the `config.json` beside it, too.
+Supported classes are those that twins declare (`bridge.core.transformers_class`). Weights are
+safetensors or torch files (`pytorch_model.bin`, or one torch file of another name), in one file or
+in shards; a Trainer's folder also has its optimiser. The `config.json` applies to a single file
+beside it as well.
 """
 
 import re
@@ -37,7 +37,7 @@ _QUANTISED = re.compile(
 
 
 class Kind(NamedTuple):
-    """A model_type of transformers that is read."""
+    """A supported model_type of transformers."""
 
     arch: str
     type: str
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
 
 def kinds() -> dict[str, Kind]:
-    """model_type → what reads it, of all registered architectures; the first has it."""
+    """model_type → its `Kind`, of all registered architectures; the first one wins."""
     known: dict[str, Kind] = {}
     for arch, cls in transformers_classes():
         for name in cls.types:
@@ -54,7 +54,7 @@ def kinds() -> dict[str, Kind]:
 
 
 def config_in(folder: Path) -> dict[str, Any] | None:
-    """`config.json` of a folder; None where there is none, or where it is our own.
+    """The `config.json` of a folder; None if there is none, or it is our own.
 
     Raises:
         Problem: (corrupt) it cannot be read.
@@ -66,12 +66,12 @@ def config_in(folder: Path) -> dict[str, Any] | None:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether the config of a folder, which is not our own, names a model_type or class."""
+    """Whether a folder has a config, not our own, that names a model_type or class."""
     return _type_in(folder) is not None
 
 
 def format_in(folder: Path) -> str:
-    """The format of a folder: that of the class that its config names, if it is read."""
+    """The format of a folder, by the class that its config names."""
     kind = kinds().get(_type_in(folder) or "")
     return kind.cls.format if kind else "transformers"
 
@@ -80,8 +80,8 @@ def open_folder(folder: Path) -> RawCheckpoint:
     """A folder whose config names a model_type or class.
 
     Raises:
-        Problem: (corrupt) damaged, or without weights; (mismatch) the type is not supported, or
-            its config needs what the model here does not compute.
+        Problem: (corrupt) it is damaged, or has no weights; (mismatch) its type is not supported,
+            or its config has settings that our model does not support.
     """
     _check(config_in(folder) or {}, folder)
     return open_weights(folder)
@@ -91,7 +91,7 @@ def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     """The contents as the config in their file, or else `config.json` in the folder, describes
     them.
 
-    Nothing changes where there is none, or where the weights themselves say what they are.
+    Unchanged if there is none, or if the weights already determine what they are.
 
     Raises:
         Problem: as `open_folder`.
@@ -99,7 +99,7 @@ def with_config(contents: RawCheckpoint, folder: Path) -> RawCheckpoint:
     if contents.fields:
         return contents
     if contents.config is None and not (folder / CONFIG).is_file():
-        # Whoever wrote such names computes as transformers does.
+        # Files with such names were written by transformers.
         for kind in _marked(contents):
             implied = kind.cls.types[kind.type].implies
             usual = {name: value for name, value in implied.items() if name in kind.cls.own}
@@ -168,7 +168,7 @@ def _described(
         format=cls.format,
         arch=kind.arch,
         fields=fields,
-        # Unless transformers wrote the config, its defaults say nothing about the model.
+        # transformers' defaults apply only if transformers wrote the config.
         usual=cls.defaults(fields) if named else {},
         notes=[*contents.notes, *notes],
         origin=with_upstream({**origin_of(folder), **contents.origin}, cls.format, dict(config)),
@@ -189,8 +189,8 @@ def _type_in(folder: Path) -> str | None:
 
 
 def _marked(contents: RawCheckpoint) -> Iterator[Kind]:
-    """Kinds that the names of tensors show, the most special first. A name may follow a wrapper's
-    prefix, so that only its end is sure."""
+    """Kinds that the names of tensors indicate, the most specific first. Only the ends of names are
+    compared, since wrappers may have put a prefix before them."""
     for kind in reversed(kinds().values()):
         mark = kind.cls.types[kind.type].mark
         if mark and any(name.endswith(mark) for name in contents.tensors):
@@ -222,7 +222,7 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
             f"models of the type {kind[:80]!r} are not supported",
             where=str(folder / CONFIG),
             why=f"of transformers' models {', '.join(known)} are read",
-            fix="its tensors may have the same names; their numbers would mean something else",
+            fix="even if its tensors have the same names, it computes something else",
             exit_code=MISMATCH,
         )
     of_its_own = isinstance(code, dict) and any(key.startswith("AutoModel") for key in code)
@@ -242,7 +242,7 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
         raise Problem(
             "the folder holds an adapter (LoRA or the like) for another model",
             where=str(folder / ADAPTER),
-            why="what the model computes depends on both",
+            why="the model's outputs depend on both",
             fix="merge them with peft's merge_and_unload(), and save the result",
             exit_code=MISMATCH,
         )
@@ -253,7 +253,7 @@ def _quantised(folder: Path, why: str) -> Problem:
         "the model is quantised, which is not supported",
         where=str(folder),
         why=why,
-        fix="use a checkpoint of it that was not quantised (float32, bfloat16 or float16)",
+        fix="use a checkpoint that is not quantised (float32, bfloat16 or float16)",
         exit_code=MISMATCH,
     )
 
@@ -268,7 +268,7 @@ FORMAT = Format(
 
 
 def targets() -> list[Format]:
-    """What is written for each class of transformers that a twin declares."""
+    """A format to write for each class of transformers that a twin declares."""
     return [
         replace(
             model_files.FORMAT,

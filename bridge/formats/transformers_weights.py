@@ -1,4 +1,4 @@
-"""Which weights in a folder of transformers are the model: those that transformers would take."""
+"""Finds the weights in a folder of transformers: those that transformers would load."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from bridge.formats.raw import RawCheckpoint
 from bridge.storage import unsupported
 from jaxmodels.errors import CORRUPT, Problem
 
-# What transformers looks for in a folder, in its order: it reads the first, whatever else is there.
+# The files that transformers looks for in a folder; it loads the first that exists.
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -17,7 +17,7 @@ _WEIGHTS = (
 
 
 def open_weights(folder: Path) -> RawCheckpoint:
-    """The weights in a folder: those that transformers would take, else the only ones."""
+    """The weights in a folder: those that transformers would load, else the only ones."""
     held = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
     file = held[0] if held else None
     if file is not None:
@@ -35,14 +35,14 @@ def open_weights(folder: Path) -> RawCheckpoint:
     others = {path.name for path in [*held, *torch_files.weight_files(folder)] if path != file}
     if file is not None and others:
         names = ", ".join(sorted(others))
-        contents.notes.append(f"{file.name} is read, as transformers does, and not {names}")
+        contents.notes.append(f"{file.name} is read, as by transformers, and not {names}")
     return contents
 
 
 def _without_weights(folder: Path, files: list[Path]) -> Problem:
     if files:
         return Problem(
-            "it is not clear which file is the model",
+            "it is unclear which file is the model",
             where=str(folder),
             why=f"there are {', '.join(path.name for path in files)}",
             fix="give one of the files",
@@ -51,7 +51,7 @@ def _without_weights(folder: Path, files: list[Path]) -> Problem:
     found, fix = unsupported.found_in(folder)
     missing = f"there is neither a safetensors file nor {torch_files.WEIGHTS} in it"
     return Problem(
-        "the folder has a config and no weights that can be read",
+        "the folder has a config, but no weights that can be read",
         where=str(folder),
         why="\n".join([*found, missing]),
         fix=fix or "fetch all of its files",

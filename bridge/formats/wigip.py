@@ -40,12 +40,12 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether such zips, named by their steps, lie in a folder."""
+    """Whether a folder holds such zips, named by their steps."""
     return any(is_file(path) for path in _by_step(folder))
 
 
 def open_folder(folder: Path) -> RawCheckpoint:
-    """The checkpoint of the largest step, with the tokeniser whose file lies in the folder.
+    """The checkpoint of the largest step, with the folder's tokeniser if there is one.
 
     Raises:
         Problem: as `open_file`; older checkpoints are named.
@@ -69,11 +69,11 @@ def open_folder(folder: Path) -> RawCheckpoint:
 
 
 def open_file(path: Path) -> RawCheckpoint:
-    """One checkpoint; every byte of it is checked, large arrays are read when they are asked for.
+    """One checkpoint; every byte of it is checked, but large arrays are only read when needed.
 
     Raises:
         Problem: (unsafe) it asks to run code, is built to mislead, or unpacks to far more than its
-            size; (corrupt) damaged, or not in this form.
+            size; (corrupt) it is damaged, or has another structure.
     """
     found = sandbox.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
     state = found["values"].pop(STATE, None)
@@ -84,7 +84,7 @@ def open_file(path: Path) -> RawCheckpoint:
     where = f"{path}: {STATE}"
     if type(state) is not dict or not {"step", "opt_state"} <= state.keys():
         raise Problem(
-            "the checkpoint does not say where training stood",
+            "the checkpoint has no training state",
             where=where,
             why="a dict of step and opt_state is missing",
             fix="fetch or save the file again",
@@ -109,7 +109,7 @@ def open_file(path: Path) -> RawCheckpoint:
 
 
 def file_name(origin: dict[str, Any]) -> str:
-    """`step_N.zip` of what is known of a training; N is 0 where nothing is."""
+    """`step_N.zip`, for the step in an origin; 0 if there is none."""
     return f"step_{_step(origin)}.zip"
 
 
@@ -121,7 +121,7 @@ def check_config(config: Any, where: Path) -> None:
     """
     if config.objective != "next_char":
         raise Problem(
-            "the authors' code cannot compute what this model does",
+            "the authors' code cannot compute this model",
             where=str(where),
             why=f"its objective is {config.objective}; the authors' code would read the same "
             "parameters as next_char, and predict nonsense",
@@ -144,8 +144,8 @@ def carried(moments: Moments | None, origin: dict[str, Any], where: Path) -> Mom
         raise Problem(
             "the authors' optimiser cannot take AdamW's moments",
             where=str(where),
-            why="its code trains by SGD behind clipping, whose state is a count of updates",
-            fix="leave --optimizer out, and that state is written; --to safetensors --optimizer "
+            why="their code trains by SGD with clipping, whose state is a count of updates",
+            fix="leave --optimizer out to write that state; --to safetensors --optimizer "
             "keeps the moments",
             exit_code=MISMATCH,
         )
@@ -170,7 +170,7 @@ def write(output: Output) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, value: Any, output: Output) -> None:
-    """One member, without anything that depends on the time or the machine."""
+    """Adds a member, without anything that depends on the time or the machine."""
     with (
         archive.open(_info(name), "w", force_zip64=True) as member,
         gzip.GzipFile("", "wb", _LEVEL, member, mtime=0) as file,
@@ -186,7 +186,7 @@ def _info(name: str) -> zipfile.ZipInfo:
 
 
 def _tree(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Any]:
-    """The nested dict, keys in alphabetical order, in which JAX leaves dicts behind."""
+    """The nested dict, with sorted keys, as in dicts that JAX returns."""
     tree: dict[str, Any] = {}
     for name in sorted(tensors, key=lambda name: name.split(".")):
         first, *parents = name.split(".")
@@ -221,7 +221,7 @@ def _renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor
 
 
 def _word(word: str, old: str, new: str) -> str:
-    """A word that is a block's name by its new name, any other as it is."""
+    """A block's name renamed; any other word unchanged."""
     return new + word.removeprefix(old) if re.fullmatch(rf"{old}_\d+", word) else word
 
 
@@ -230,7 +230,7 @@ def _first_words(tensors: dict[str, Tensor]) -> set[str]:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Files called step_N.zip, by N: the time of a file says when it was copied."""
+    """Files called step_N.zip, sorted by N (a file's time may be that of a copy)."""
     found = [(_FILE.fullmatch(path.name), path) for path in folder.iterdir() if path.is_file()]
     numbered = [(int(match[1]), path.name, path) for match, path in found if match]
     return [path for _, _, path in sorted(numbered)]

@@ -1,9 +1,9 @@
-"""What wigip's checkpoints say of the optimiser: optax's nested tuples, in and out.
+"""The optimiser's state in wigip's checkpoints: optax's nested tuples, read and written.
 
-The original is `chain(clip_by_global_norm, sgd(schedule))`, which remembers how many updates
-there were, and nothing for each parameter. AdamW behind the same clipping is known too. What such a
-state consists of is kept as JSON for the way back: a tuple as a list, one of optax's as
-{class: values}, the moments as "mu" and "nu".
+The original is `chain(clip_by_global_norm, sgd(schedule))`, which counts updates and keeps nothing
+for each parameter. AdamW after the same clipping is supported too. The structure of a state is
+kept as JSON for the way back: a tuple as a list, one of optax's as {class: values}, the moments as
+"mu" and "nu".
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from bridge.core.moments import Moments, count_of
 from bridge.core.tensors import Tensor
 from bridge.legacy.array_pickle import tensors_of
-from bridge.legacy.unpickle import Record
+from bridge.legacy.values import Record
 
 # The classes that can be written again → where optax has them.
 CLASSES = {
@@ -30,14 +30,14 @@ Plain = list[Any] | dict[str, Any] | int | str
 
 
 class Unknown(ValueError):
-    """The state has parts that cannot be written again."""
+    """The state has parts that cannot be written back."""
 
 
 def describe(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
-    """What to keep of a state for the way back, and what to say of it.
+    """The structure of a state, to write it back, and notes for the user.
 
     Raises:
-        Problem: (corrupt) a count is no number.
+        Problem: (corrupt) a count is not a number.
     """
     try:
         plain = _described(state, where, [MAX_PARTS], 0)
@@ -48,10 +48,10 @@ def describe(state: Any, where: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def written(was: Any, count: int, moments: tuple[Any, ...] | None) -> Any:
-    """The nested tuples to be pickled: as a checkpoint had them before, if they can be.
+    """The nested tuples to pickle, structured as in the original checkpoint if possible.
 
     Args:
-        was: what `describe` kept; it may have been changed since.
+        was: the result of `describe`, which may have been changed since.
         count: updates so far.
         moments: AdamW's two, as nested dicts of tensors; None for the original SGD.
     """
@@ -84,10 +84,10 @@ def _described(part: Any, where: str, left: list[int], depth: int) -> Plain:
 
 
 def moments_of(state: Any, where: str) -> Moments | None:
-    """AdamW's moments, wherever in the nested tuples they stand; None where there are none.
+    """AdamW's moments, anywhere in the nested tuples; None if there are none.
 
     Raises:
-        Problem: (corrupt) they are no trees of arrays.
+        Problem: (corrupt) they are not trees of arrays.
     """
     left, parts = MAX_PARTS, [state]
     while parts and left:
@@ -104,7 +104,7 @@ def moments_of(state: Any, where: str) -> Moments | None:
 
 
 def _restored(plain: Any, moments: tuple[Any, ...] | None, depth: int) -> Any:
-    """The nested tuples that were described; whatever else the description says is Unknown."""
+    """The nested tuples of a description; raises Unknown for anything `describe` does not make."""
     match plain:
         case list() if len(plain) <= MAX_PARTS and depth <= MAX_DEPTH:
             return tuple(_restored(part, moments, depth + 1) for part in plain)
@@ -116,7 +116,7 @@ def _restored(plain: Any, moments: tuple[Any, ...] | None, depth: int) -> Any:
             not rest and moments and 0 <= count <= LARGEST
         ):
             return _record(ADAM, number(count), *moments)
-    raise Unknown("it is not a state that can be written")
+    raise Unknown("it cannot be written")
 
 
 def has_adam(plain: Any) -> bool:
@@ -127,7 +127,7 @@ def has_adam(plain: Any) -> bool:
 
 
 def number(value: int) -> Tensor:
-    """A number as jax keeps it in a state: an int32 array without axes."""
+    """A number as JAX stores it in a state: an int32 scalar array."""
     array = np.asarray(value, np.int32)
     return Tensor("", (), array.dtype, lambda: array)
 

@@ -1,8 +1,8 @@
-"""The one model in a checkpoint that holds more: what wrappers and trainers put before its names.
+"""Finds the model in a checkpoint with wrappers' prefixes, or with other things beside it.
 
-A wrapper puts a word into every name below it (`module`, `_orig_mod`). A module that holds the
-model puts a path before its names (`model.`, `student.backbone.`) and may hold other things: a
-loss, a head, a second model. Where the model lies is found by the names of its tables alone.
+A wrapper puts a word into every name below it (`module`, `_orig_mod`). A module that contains the
+model puts a path before its names (`model.`, `student.backbone.`) and may contain other things: a
+loss, a head, a second model. The model is found by comparing names with its tables.
 """
 
 import re
@@ -31,13 +31,13 @@ WORDS = {
     "_checkpoint_wrapped_module": "torch's activation checkpointing",
     "_forward_module": "Lightning",
 }
-# At the root of a checkpoint, beside the names of a model: losses, and what measures.
+# At the root of a checkpoint, beside a model: losses and metrics.
 _BESIDE = re.compile(r"([a-z]+_)*(loss|losses|criterion|metrics?)(_[a-z]+)*\..*|loss_\w+")
-# Words on the way to an optimiser's moments, which have the names of the model.
+# Words in the path of an optimiser's moments, which have the same names as the model.
 _MOMENTS = {"mu", "nu", "opt_state", "optimizer", "optimizer_state", "exp_avg", "exp_avg_sq"}
 # Of a student and its teacher, the published DINOv2 is the teacher.
 _TEACHER = {"dinov2": "teacher"}
-# torch's functions that make tensors of kinds that are not read, and what these are.
+# torch's functions that make tensors of unsupported kinds → these kinds.
 _KINDS = {
     "torch._utils._rebuild_qtensor": "quantised",
     "torch._utils._rebuild_sparse_tensor": "sparse",
@@ -52,27 +52,27 @@ _DTYPE = re.compile(r"torch\.(float|complex|q?u?int|bits)[a-z0-9_]*|torch\.(Comp
 
 @dataclass(frozen=True)
 class _Place:
-    """A model that seems to lie under a prefix."""
+    """A prefix under which there seems to be a model."""
 
     arch: str
     prefix: str
     names: int
-    """How many tensors there have a name of the model's."""
+    """The number of tensors there with a name of the model's."""
 
 
 def unwrapped(
     contents: RawCheckpoint, arch: str | None, config: Mapping[str, Any]
 ) -> RawCheckpoint:
-    """The contents of one model under its own names, with a note on all that was left out.
+    """The contents of one model under its own names, with notes on what was left out.
 
     Args:
-        contents: what was found.
-        arch: the architecture, if it was given.
-        config: fields that were given; CHOICE among them chooses one of several models.
+        contents: of the checkpoint.
+        arch: the architecture, if the user gave it.
+        config: fields that the user gave; its entry CHOICE selects one of several models.
 
     Raises:
-        Problem: (mismatch) there are several models, and none was chosen, or a tensor of a kind
-            that is not read; (unsafe) a tensor that only code could make.
+        Problem: (mismatch) there are several models, and none was selected, or a tensor of an
+            unsupported kind; (unsafe) a tensor that only code could make.
     """
     contents = without_words(contents)
     names = [*contents.tensors, *contents.strange]
@@ -92,7 +92,7 @@ def unwrapped(
 
 
 def without_words(contents: RawCheckpoint) -> RawCheckpoint:
-    """The contents under names without WORDS, with a note on each that there was."""
+    """The contents under names without WORDS, with a note on each that was removed."""
     names = [*contents.tensors, *contents.strange]
     new = {name: ".".join(w for w in name.split(".") if w not in WORDS) for name in names}
     found = [word for word in WORDS if any(word in name.split(".") for name in names)]
@@ -103,7 +103,7 @@ def without_words(contents: RawCheckpoint) -> RawCheckpoint:
 
 
 def _places(names: Iterable[str], arch: str | None) -> list[_Place]:
-    """Where models of the architecture that fits most names lie."""
+    """The places with models of the architecture that fits most names."""
     best: list[_Place] = []
     for name, rows, prefixes in _fits(names, arch):
         needed = {theirs for ours, theirs, _ in rows if not ours.endswith("/bias")}
@@ -113,7 +113,7 @@ def _places(names: Iterable[str], arch: str | None) -> list[_Place]:
             if _MOMENTS.isdisjoint(prefix.split("."))
             and 2 * len(hits.keys() & needed) >= len(needed)
         ]
-        # More names, and of equals what has the shorter prefix.
+        # More names are better, then a shorter prefix.
         if found and _rank(found) > _rank(best):
             best = found
     return best
@@ -129,7 +129,7 @@ def _rank(places: list[_Place]) -> tuple[int, int]:
 def _fits(
     names: Iterable[str], arch: str | None
 ) -> Iterator[tuple[str, Rows, dict[str, Counter[str]]]]:
-    """For each table: prefix → row, by its name there → how many names are of it."""
+    """For each table: prefix → row, by its name there → the number of names that match it."""
     archs = [arch] if arch and arch in jaxmodels.ARCHS else list(jaxmodels.ARCHS)
     known = [(name, rows) for name in archs for _, rows in tables(jaxmodels.arch(name))]
     index: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -150,7 +150,7 @@ def _fits(
 def _chosen(
     contents: RawCheckpoint, places: list[_Place], config: Mapping[str, Any]
 ) -> _Place | None:
-    """The one of several models that is meant."""
+    """The place that CHOICE selects, or the only one."""
     labels = {place.prefix.rstrip(".") or ".": place for place in places}
     if (choice := config.get(CHOICE)) is not None:
         fits = [p for label, p in labels.items() if choice == label or choice in label.split(".")]
@@ -191,7 +191,7 @@ def _check(contents: RawCheckpoint, chosen: _Place | None, inside: list[str]) ->
     name, made = known[0], contents.strange[known[0]]
     if kind := unread_kind(made):
         raise Problem(
-            f"the tensor {name} is {kind}; that is not read",
+            f"the tensor {name} is {kind}, which is not supported",
             where=str(contents.path),
             why=f"{len(known)} tensors of the model are of that kind",
             fix="save them as plain tensors of float32, bfloat16 or float16",
@@ -207,18 +207,18 @@ def _check(contents: RawCheckpoint, chosen: _Place | None, inside: list[str]) ->
 
 
 def unread_kind(made: str) -> str:
-    """What kind of tensor, which is not read, torch makes by a name; "" where it makes none."""
+    """The unsupported kind of tensor that a function of torch makes; "" if it makes none."""
     return _KINDS.get(made) or (f"of numbers of {made}" if _DTYPE.fullmatch(made) else "")
 
 
 def _within(contents: RawCheckpoint, prefix: str, inside: list[str]) -> RawCheckpoint:
-    """The contents under a prefix, without it, and a note on what is left out."""
+    """The contents under a prefix, which is removed, with notes on what is left out."""
     notes = []
     if prefix:
-        notes.append(f"the model lies under {prefix.rstrip('.')!r}")
+        notes.append(f"the model is under {prefix.rstrip('.')!r}")
     kept = set(inside)
     if aside := [name for name in (*contents.tensors, *contents.strange) if name not in kept]:
-        notes.append(f"left out, as no part of the model: {_some(aside)}")
+        notes.append(f"left out, as not part of the model: {_some(aside)}")
     if not notes:
         return contents
     new = {name: name.removeprefix(prefix) for name in inside}

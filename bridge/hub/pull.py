@@ -36,13 +36,13 @@ _NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 def pull(
     source: str, folder: str | Path, revision: str | None = None, force: bool = False
 ) -> Report:
-    """Downloads a checkpoint: whole and with the right digests, or not at all.
+    """Downloads a checkpoint: completely and with the right digests, or not at all.
 
-    A call after one that was cut off goes on with the files, and parts of files, that are there.
+    A call after an interrupted one continues with the files, and parts of files, already there.
 
-    Only data is taken. Of code, what a model directory of this version carries is taken, if it
-    is that to the byte; what names other code is taken out of the configs. Of pickles, those of
-    known names are taken, for `convert` to read as data.
+    Only data is downloaded: no code, except files that are byte for byte those of this version's
+    model directories. Keys that name other code are removed from configs. Pickles are downloaded
+    only under known names, for `convert` to read as data.
 
     Args:
         source: "hf://owner/name".
@@ -51,13 +51,13 @@ def pull(
         force: replace what is at `folder`, once the new one is complete.
 
     Returns:
-        `repository`, `revision` (the commit), `output`, `format` (None when it is none that is
-        known), `files`, `left_out` (names, and keys: "auto_map in config.json"), `bytes`,
-        `digests_ok` (None without a manifest).
+        `repository`, `revision` (the commit), `output`, `format` (None if unknown), `files`,
+        `left_out` (names, and keys: "auto_map in config.json"), `bytes`, `digests_ok` (None
+        without a manifest).
 
     Raises:
-        Problem: (exists) something is at `folder`; (corrupt) the repository holds no file that
-            would be taken; (verification failed) a digest is wrong; (network) the hub cannot be
+        Problem: (exists) something is at `folder`; (corrupt) the repository has no file to
+            download; (verification failed) a digest is wrong; (network) the hub cannot be
             reached, or refuses.
         OSError: the disk has no room for it.
     """

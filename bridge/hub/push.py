@@ -34,27 +34,27 @@ def push(
     force: bool = False,
     table: str | Path | None = None,
 ) -> Report:
-    """Uploads a checkpoint as one commit, after which the repository is what the folder is.
+    """Uploads a checkpoint as one commit, after which the repository has the folder's content.
 
-    What `pull` would not take (code that is not ours, for example) is left out.
+    Files that `pull` would not download (code that is not ours, for example) are left out.
 
     Args:
         folder: a model directory, or a folder of another known format; not a run.
-        to: "hf://owner/name"; made when there is none.
-        revision: the branch; made when there is none. Default: main.
-        private: a repository that is made now is private.
-        force: replace what the repository holds (its history keeps it).
-        table: a Markdown file of results, which the model card that is uploaded gets as its part
-            "Evaluation"; the folder stays as it is.
+        to: "hf://owner/name"; created if there is none.
+        revision: the branch; created if there is none. Default: main.
+        private: make a newly created repository private.
+        force: replace the content of the repository (its history keeps it).
+        table: a Markdown file of results, for the section "Evaluation" of the uploaded model card;
+            the folder is not changed.
 
     Returns:
         `repository`, `revision`, `commit`, `url`, `files`, `left_out` and `removed` (names),
         `bytes`.
 
     Raises:
-        Problem: (usage) it is a run; (corrupt) no known checkpoint; (unsafe) its configs name
-            code that is not ours; (verification failed) a digest is wrong; (exists) the
-            repository holds something; (network) the hub cannot be reached, or refuses.
+        Problem: (usage) it is a run; (corrupt) it is not a known checkpoint; (unsafe) its configs
+            name code that is not ours; (verification failed) a digest is wrong; (exists) the
+            repository is not empty; (network) the hub cannot be reached, or refuses.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 

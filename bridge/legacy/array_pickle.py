@@ -23,14 +23,8 @@ from bridge.core.tensors import DTYPES, Tensor
 from bridge.legacy.budget import Allowance
 from bridge.legacy.inflate import GzipStream, Span
 from bridge.legacy.instructions import BrokenPickle
-from bridge.legacy.unpickle import (
-    Building,
-    Named,
-    as_dict,
-    brief,
-    natural,
-    read_pickle,
-)
+from bridge.legacy.unpickle import read_pickle
+from bridge.legacy.values import Building, Named, as_dict, brief, natural
 from bridge.legacy.zip_reader import read_entries
 from jaxmodels.errors import CORRUPT, UNSAFE, Problem
 
@@ -120,7 +114,7 @@ def read_arrays(stream: GzipStream, path: Path) -> Any:
     except BrokenPickle as error:
         if stream.start in (b"\x1f\x8b", b"PK"):
             raise _unsafe(
-                "a compressed file lies within a compressed file",
+                "there is a compressed file in a compressed file",
                 where,
                 "so do those that fill disk and memory; it was not unpacked",
             ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge.legacy.array_pickle import NUMPY, Array, bytes_of_old, kind_of
 from bridge.legacy.instructions import BrokenPickle
-from bridge.legacy.unpickle import Record, as_dict
+from bridge.legacy.values import Record, as_dict
 
 # Modules of which nothing may be named, and those that others lead to, as `torch.os.system` does.
 _MODULES = set(

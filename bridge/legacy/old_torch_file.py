@@ -17,7 +17,7 @@ import numpy as np
 
 from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.torch_pickle import MAX_PICKLE, Storage, read_tensors
-from bridge.legacy.unpickle import Named, brief, natural
+from bridge.legacy.values import Named, brief, natural
 from jaxmodels.errors import CORRUPT, Problem
 
 # The number 0x1950A86A20F9469CFC6C, pickled by any protocol that has instructions of bytes.
@@ -84,7 +84,7 @@ class _OldFile:
             self._refuse("the pickle in the file cannot be read", str(error))
 
     def storage(self, identity: Any) -> Any:
-        """What a persistent id stands for: a storage, or a class whose source lies beside it."""
+        """The value of a persistent id: a storage, or a class that comes with its source."""
         match identity:
             case ("module", Named() as of, *_):
                 return of
@@ -107,7 +107,7 @@ class _OldFile:
         raise BrokenPickle(f"a view is given as {brief(view)}")
 
     def _place(self, file: BufferedReader, keys: list[Any]) -> None:
-        """Finds where each storage lies; together they fill the file."""
+        """Finds the position of each storage; together they fill the file."""
         at = file.tell()
         for key in keys:
             storage = self.storages[key]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bridge.core.tensors import DTYPES, Tensor, raw
-from bridge.legacy.unpickle import Record
+from bridge.legacy.values import Record
 
 _PIECE = 2**20
 _TO_NUMPY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"

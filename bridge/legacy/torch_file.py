@@ -15,7 +15,7 @@ import numpy as np
 from bridge.legacy.instructions import BrokenPickle
 from bridge.legacy.old_torch_file import is_old_torch, read_old_torch
 from bridge.legacy.torch_pickle import MAX_PICKLE, Storage, read_tensors
-from bridge.legacy.unpickle import Named, brief
+from bridge.legacy.values import Named, brief
 from bridge.legacy.zip_reader import STORED, read_entries
 from jaxmodels.errors import CORRUPT, MISMATCH, Problem
 

@@ -16,7 +16,8 @@ from bridge.core.tensors import DTYPES, Tensor
 from bridge.legacy import harmless
 from bridge.legacy.array_pickle import Array
 from bridge.legacy.instructions import BrokenPickle, PickleStream
-from bridge.legacy.unpickle import Named, Record, brief, natural, read_pickle
+from bridge.legacy.unpickle import read_pickle
+from bridge.legacy.values import Named, Record, brief, natural
 
 MAX_PICKLE = 50_000_000  # bytes; the largest seen are a few million
 MAX_DIMS = 32

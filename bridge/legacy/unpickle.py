@@ -1,21 +1,21 @@
-"""Reads a pickle as data: a tiny machine that can build plain values only.
+"""Reads a pickle as data, with a small stack machine that can only build plain values.
 
-A pickle is a program for a stack machine, and Python's own machine imports and calls whatever the
-program names. This one knows dicts, lists, tuples, strings, numbers and the few names that its
-caller passes, for each format its own. What else the caller lets stand becomes a `Record`: a name
-with values, which nothing looks up; at any other name it stops. It reads from a stream, so that the
-numbers of large arrays may stay where they are.
+A pickle is a program for a stack machine, and Python's machine imports and calls whatever the
+program names. This one knows dicts, lists, tuples, strings, numbers and the few names that the
+caller passes, which depend on the format. Further names that the caller allows become a `Record`, a
+name with values, and are never looked up; any other name is refused. It reads from a stream, so
+large arrays can stay on disk.
 
-torch's `weights_only` has had holes, and needs torch. A tensor that depends on a `Record` is
-refused.
+(torch's `weights_only` has had vulnerabilities, and needs torch.) Tensors that depend on a `Record`
+are refused.
 """
 
-import reprlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bridge.legacy.instructions import BYTES, BrokenPickle, InMemory, PickleStream, instructions
+from bridge.legacy.values import Building, Named, Record, as_key, brief, expect
 from jaxmodels.errors import UNSAFE, Problem
 
 # A model of 1,000 tensors, with its optimiser, takes some 100,000. So many empty dicts, the worst,
@@ -24,42 +24,6 @@ MAX_STEPS = 2_000_000
 MAX_VALUES = 2**24  # bytes of a pickle of plain values; 65 characters take 700
 
 _MARK = object()
-
-
-class Named(NamedTuple):
-    """Something of Python's that the pickle names; it stays a name."""
-
-    name: str
-
-
-class Record(dict[Any, Any]):
-    """An object of a class, or what a call gave: the fields or items that the file says of it.
-
-    The class or function itself is never looked up; its name and arguments are kept.
-    """
-
-    __slots__ = ("name", "values_in_order")
-
-    def __init__(self, name: str, values: tuple[Any, ...]):
-        super().__init__()
-        self.name, self.values_in_order = name, values
-
-    def __repr__(self) -> str:
-        return f"<{self.name[:80]}>"  # what it holds may hold itself, or have no end
-
-    def take(self, state: Any) -> None:
-        """Takes its fields: a dict of them, or that and a dict of those in slots."""
-        for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
-            if isinstance(part, dict):
-                self.update(part)
-
-
-class Building:
-    """What a call began, and BUILD completes."""
-
-    def build(self, state: Any) -> None:
-        """Takes the state; raises BrokenPickle when it is not what is expected."""
-        raise NotImplementedError
 
 
 Call = Callable[..., Any]
@@ -78,14 +42,14 @@ def read_pickle(
     Args:
         data: the pickle.
         where: the file, for messages.
-        calls: name → what stands in for a call of it.
-        constants: names that may stand as values, as `torch.FloatStorage` does: as `Named`.
-        persistent: what a persistent id (a storage, for torch) stands for; None refuses them.
-        records: classes and functions of which an instance, or a result, is read as a `Record`.
+        calls: name → function to call instead of it.
+        constants: names that may be values, like `torch.FloatStorage`; they become `Named`.
+        persistent: returns the value of a persistent id (in torch, a storage); None refuses them.
+        records: classes and functions whose instances, or results, become a `Record`.
 
     Raises:
-        Problem: (unsafe) it names anything else, or reaches for code in another way.
-        BrokenPickle: it is no pickle of plain values.
+        Problem: (unsafe) it names anything else, or could run code in another way.
+        BrokenPickle: it is not a pickle of plain values.
     """
     stream = InMemory(data) if isinstance(data, bytes) else data
     return _Machine(where, calls, constants, persistent, records).run(stream)
@@ -95,7 +59,7 @@ def read_values(path: Path) -> Any:
     """The plain values in a file that is one pickle.
 
     Raises:
-        Problem: (unsafe) it names something of Python's; (corrupt) it is no such file.
+        Problem: (unsafe) it names a class or function; (corrupt) it is not such a file.
     """
     if (size := path.stat().st_size) > MAX_VALUES:
         raise _no_values(path, f"{size:,} bytes; at most {MAX_VALUES:,} are read")
@@ -108,25 +72,6 @@ def read_values(path: Path) -> Any:
 def _no_values(path: Path, why: str) -> Problem:
     fix = "fetch or save the file again"
     return Problem("the pickle cannot be read", where=str(path), why=why, fix=fix)
-
-
-def brief(value: Any) -> str:
-    """A value for a message; short, however deep and often nested it is."""
-    return _SHORT.repr(value)[:80]
-
-
-def natural(value: Any) -> bool:
-    """Whether a value can be a size."""
-    return type(value) is int and 0 <= value < 2**60
-
-
-def as_dict(items: Any = ()) -> dict[Any, Any]:
-    """A dict of the pairs that an OrderedDict was made from."""
-    pairs = items.items() if isinstance(items, dict) else _expect(items, list | tuple)
-    result: dict[Any, Any] = {}
-    for key, value in pairs:
-        result[_key(key)] = value
-    return result
 
 
 class _Machine:
@@ -158,7 +103,7 @@ class _Machine:
         raise BrokenPickle("it ends before its STOP")
 
     def result(self) -> Any:
-        """What is left at the end: a name alone is no value, but may be meant to be called."""
+        """The value left on the stack; a bare name is refused: it may be meant to be called."""
         value = self.stack.pop()
         if isinstance(value, Named) and value.name not in self.constants:
             raise self.refused(f"names {value.name[:200]}")
@@ -193,7 +138,7 @@ class _Machine:
             self.stack.append(self.named(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             attribute, module = self.stack.pop(), self.stack.pop()
-            self.stack.append(self.named(_expect(module, str), _expect(attribute, str)))
+            self.stack.append(self.named(expect(module, str), expect(attribute, str)))
         elif name == "BINPERSID" and self.persistent:
             self.stack.append(self.persistent(self.stack.pop()))
         elif name in ("REDUCE", "NEWOBJ"):
@@ -206,10 +151,10 @@ class _Machine:
         elif name in _CODE:
             raise self.refused(_uses(name, argument))
         else:
-            raise BrokenPickle(f"it uses {name}, which no such file needs")
+            raise BrokenPickle(f"it uses {name}, which such a file does not need")
 
     def since_mark(self) -> list[Any]:
-        """What was pushed since the last MARK; both are taken off."""
+        """Pops the values since the last MARK, and the MARK."""
         values = []
         while (value := self.stack.pop()) is not _MARK:
             values.append(value)
@@ -222,24 +167,24 @@ class _Machine:
         raise self.refused(f"names {name[:200]}")
 
     def call(self, called: Any, arguments: Any) -> Any:
-        if isinstance(called, Record):  # what an unknown call gave may be called, too
-            return Record(called.name, _expect(arguments, tuple))
+        if isinstance(called, Record):  # the result of an unknown call may be called, too
+            return Record(called.name, expect(arguments, tuple))
         if isinstance(called, Named) and called.name in self.calls:
-            return self.calls[called.name](*_expect(arguments, tuple))
+            return self.calls[called.name](*expect(arguments, tuple))
         if isinstance(called, Named) and called.name in _GETATTR:
-            return self.attribute(*_expect(arguments, tuple))
+            return self.attribute(*expect(arguments, tuple))
         if isinstance(called, Named) and called.name in self.records:
-            return Record(called.name, _expect(arguments, tuple))
+            return Record(called.name, expect(arguments, tuple))
         raise BrokenPickle(f"it calls {brief(called)}")
 
     def attribute(self, of: Any = None, name: Any = None, *_: Any) -> Named:
-        """What getattr gives: a class within a class, as protocols before 4 name it."""
+        """The result of getattr: a class in a class, as protocols before 4 name it."""
         if not isinstance(of, Named | Record) or not isinstance(name, str):
             raise self.refused(f"calls getattr with {brief(of)} and {brief(name)}")
         return self.named(of.name, name)
 
     def instance(self, name: str, argument: Any) -> Record:
-        """An object by one of the instructions that only other classes than ours need."""
+        """An object from one of the instructions for instances of other classes."""
         fields: Any = None
         if name == "INST":
             of, values = Named(argument.replace(" ", ".", 1)), self.since_mark()
@@ -260,8 +205,8 @@ class _Machine:
             target.take(state)
         elif not isinstance(target, Named):  # a function may have attributes
             # An OrderedDict carries torch's `_metadata` besides its items: versions of modules.
-            _expect(target, dict)
-            _expect(state, dict)
+            expect(target, dict)
+            expect(state, dict)
 
     def refused(self, does: str) -> Problem:
         return Problem(
@@ -274,34 +219,19 @@ class _Machine:
         )
 
 
-def _expect(value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind):
-        expected = getattr(kind, "__name__", str(kind))
-        raise BrokenPickle(f"a {expected} was expected, not a {type(value).__name__}")
-    return value
-
-
-def _key(key: Any) -> Any:
-    """What may be a key: hashing a tuple of tuples of tuples could take for ever."""
-    for part in key if isinstance(key, tuple) else (key,):
-        if not isinstance(part, str | int | float | None):
-            return Named(brief(key))
-    return key
-
-
 def _uses(name: str, argument: Any) -> str:
     return f"uses {name}" + ("" if argument is None else f" of {brief(argument)}")
 
 
 def _extend(stack: list[Any], values: Iterable[Any]) -> None:
-    if not isinstance(stack[-1], Record):  # whose items, as of a deque, nobody needs
-        _expect(stack[-1], list).extend(values)
+    if not isinstance(stack[-1], Record):  # items of a record (a deque, say) are not needed
+        expect(stack[-1], list).extend(values)
 
 
 def _set(stack: list[Any], values: list[Any]) -> None:
-    target = _expect(stack[-1], dict)
+    target = expect(stack[-1], dict)
     for key, value in zip(values[::2], values[1::2], strict=True):
-        target[_key(key)] = value
+        target[as_key(key)] = value
 
 
 def _set_new(stack: list[Any], values: list[Any]) -> None:
@@ -309,11 +239,8 @@ def _set_new(stack: list[Any], values: list[Any]) -> None:
     _set(stack, values)
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 3
-
 _GETATTR = {"builtins.getattr", "__builtin__.getattr"}
-# They import, call or fetch in ways that no file of values needs.
+# They import, call or fetch in ways that plain values do not need.
 _CODE = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 _PUSHES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
@@ -328,7 +255,7 @@ _BUILDS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": list,  # a set of ours would have to hash its members
+    "EMPTY_SET": list,  # a set would have to hash its members
 }
 _MARKED: dict[str, Callable[[list[Any], list[Any]], None]] = {
     "TUPLE": lambda stack, values: stack.append(tuple(values)),

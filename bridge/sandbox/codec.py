@@ -15,7 +15,7 @@ import numpy as np
 
 from bridge.core.tensors import DTYPE_CODES, DTYPES, Tensor
 from bridge.legacy.array_pickle import MAX_DIMS, Array
-from bridge.legacy.unpickle import Named, Record, brief, natural
+from bridge.legacy.values import Named, Record, brief, natural
 
 Read = Callable[[int, tuple[int, ...], np.dtype], np.ndarray]
 _SCALARS = (type(None), bool, int, float, str)

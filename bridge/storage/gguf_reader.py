@@ -32,7 +32,7 @@ _STRING, _ARRAY = 8, 9
 # A block of Q8_0: 32 numbers.
 Q8_0 = np.dtype([("scale", "<f2"), ("values", "i1", 32)])
 BLOCK = 32
-# ggml's type → how it lies in the file.
+# ggml's type → its encoding in the file.
 TYPES = {0: DTYPES["F32"], 1: DTYPES["F16"], 8: Q8_0, 30: DTYPES["BF16"]}
 _OTHERS = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
            13: "Q5_K", 14: "Q6_K", 15: "Q8_K"}  # fmt: skip

@@ -21,14 +21,14 @@ def load(path: str | Path, arch: str | None = None, config: Mapping[str, Any] | 
 
     Args:
         path: anything that `bridge.load` takes.
-        arch: the architecture, if the files do not say it.
-        config: fields that the files cannot say, such as {"heads": 4}.
+        arch: the architecture, if the files do not determine it.
+        config: fields that are not in the files, such as {"heads": 4}.
 
     Returns:
-        the module, in the dtype of the file (float32 if the file mixes several).
+        the module, in the dtype of the file (float32 if the file has several).
 
     Raises:
-        Problem: as `bridge.load`; every tensor must be there, and no other.
+        Problem: as `bridge.load`; all tensors must be there, and no others.
     """
     return module_of(open_checkpoint(path, arch, config))
 

@@ -21,7 +21,7 @@ from jaxtyping import Int32
 
 from data_pipelines.gpt2.vocabulary import END_OF_TEXT, RANKS_SHA256, VOCAB, ranks
 from data_pipelines.ids import checked_ids, without_surrogates
-from data_pipelines.transformers_files import CONFIG
+from data_pipelines.tokenizer_settings import CONFIG
 from jaxmodels.files import write_text
 
 # Contractions; letters, digits or other signs, each with one space before them; white space.

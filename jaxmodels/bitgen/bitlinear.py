@@ -5,15 +5,14 @@ arXiv:2402.17764).
     s = 127 / max |x|,  X = clip(round(x · s), −128, 127)           for each token
     y = (X · T) · γ / s
 
-x is normalised first (RMS, the layer's own). Rounding goes to the even neighbour. The gradient
-goes through both roundings as if they were not there (straight-through). The products are of
-whole numbers, which are exact in bfloat16 too. Numbers as in transformers' `AutoBitLinear` in its
-online mode; but a matrix that is T · γ already keeps its γ, which the mean, with the zeros in it,
-would make smaller: rounding twice is rounding once.
+x is first normalised by the layer's own RMS norm. Rounding is half to even, and gradients pass
+straight through both roundings. X and T are integers, exact in bfloat16 too. The numbers are those
+of transformers' `AutoBitLinear` in its online mode, except that a matrix that already is T · γ
+keeps its γ (the mean, over its zeros too, would shrink it), so that quantising is idempotent.
 
-`pack` gives the model for inference: four weights a byte, in the layout of transformers' BitNet
-integration, so that `packed` is its `weight`: byte [r, j] holds the rows r, R + r, 2R + r, 3R + r
-of the outputs, R a quarter of them, the first in the lowest bits.
+`pack` makes the model for inference, with four weights a byte in the layout of transformers' BitNet
+integration, where `packed` is called `weight`: byte [r, j] holds rows r, R + r, 2R + r and 3R + r
+of the outputs, the first in the lowest bits; R is a quarter of their number.
 """
 
 from typing import Any
@@ -27,7 +26,7 @@ from jaxmodels.layers.low_rank import parts
 from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.precision import accum_dtype, to_float32
 
-# Least γ and least max |x|, as transformers has them.
+# Lower bound of γ and of max |x|, as in transformers.
 LEAST = 1e-5
 # Relative error of a sum of equal numbers.
 ROUNDING = 1e-5
@@ -86,7 +85,7 @@ def _sides(kept: Any, of_y: Array) -> tuple[Array, Array, Array]:
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    """Summed in float32, or in float64 what is in float64."""
+    """a · b, accumulated in float32; in float64 for float64 inputs."""
     return jnp.matmul(a, b, preferred_element_type=accum_dtype(a.dtype))
 
 
@@ -137,7 +136,7 @@ class BitLinear(nnx.Module):
 
 
 class PackedLinear(nnx.Module):
-    """A BitLinear for inference; it holds a quarter of a byte for each weight."""
+    """A BitLinear for inference, with a quarter of a byte for each weight."""
 
     def __init__(self, linear: BitLinear):
         signs, gamma = ternary(linear.kernel[...])
@@ -147,7 +146,7 @@ class PackedLinear(nnx.Module):
         self.scale = Packed(gamma)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
-        """[… d] → [… f], the numbers of the BitLinear."""
+        """[… d] → [… f], the same as the BitLinear's."""
         x = layer_norm(self.norm, x)
         rounded, step = levels(x)
         signs = unpack_rows(self.packed[...], self.outward).astype(x.dtype)
@@ -156,7 +155,7 @@ class PackedLinear(nnx.Module):
 
 
 def pack_rows(signs: Int8[Array, "f d"]) -> UInt8[Array, "r d"]:
-    """−1, 0, 1 for each output and input → bytes; r = ⌈f/4⌉, what is missing reads as −1."""
+    """−1, 0, 1 for each output and input → bytes; r = ⌈f/4⌉, missing rows read as −1."""
     rows = -(-signs.shape[0] // A_BYTE)
     codes = jnp.pad((signs + 1).astype(jnp.uint8), ((0, A_BYTE * rows - len(signs)), (0, 0)))
     parts = (
@@ -166,7 +165,7 @@ def pack_rows(signs: Int8[Array, "f d"]) -> UInt8[Array, "r d"]:
 
 
 def unpack_rows(packed: UInt8[Array, "r d"], outward: int) -> Int8[Array, "f d"]:
-    """The inverse of `pack_rows` for so many outputs."""
+    """The inverse of `pack_rows`, for this number of outputs."""
     shifts = (2 * jnp.arange(A_BYTE, dtype=jnp.uint8))[:, None, None]
     codes = (packed[None] >> shifts) & 3
     return codes.reshape(-1, packed.shape[1])[:outward].astype(jnp.int8) - 1
@@ -175,8 +174,7 @@ def unpack_rows(packed: UInt8[Array, "r d"], outward: int) -> Int8[Array, "f d"]
 def pack(model: Any) -> Any:
     """A copy of a model whose BitLinears are packed, for inference.
 
-    The other parameters are shared with the model. What it gives is what the model gives, but for
-    the last bits of float32.
+    The other parameters are shared with the model. Outputs agree to float32 rounding.
     """
     copy = nnx.merge(*nnx.split(model))
     for _, node in list(nnx.iter_graph(copy)):
@@ -191,8 +189,8 @@ def pack(model: Any) -> Any:
 def ternary_size(model: Any) -> tuple[int, int]:
     """(bytes, weights) of the ternary weights that a model holds, with their scales.
 
-    A model for training holds 4 bytes a weight, a packed one a quarter of a byte and 4 bytes for
-    each matrix.
+    A model for training has 4 bytes for each weight, a packed one a quarter of a byte, and 4 bytes
+    for each matrix.
     """
     size = count = 0
     for _, node in nnx.iter_graph(model):

@@ -39,9 +39,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Hidden, mask: Mask, cache: KVCache | None, layer: int
     ) -> tuple[Hidden, KeysValues | None]:
-        """What the block adds, and the keys and values to remember (None without a cache).
+        """The layer's output, to be added to x, and the updated cache (None without one).
 
-        The mask is True where a query may see a key; a cache has its own.
+        The mask is True where a query may see a key; with a cache it is not used.
         """
         q, k, v = _heads(self.qkv(x), 3, self.heads)
         if cache is None:
@@ -66,7 +66,7 @@ class CrossAttention(nnx.Module):
         return k, v
 
     def __call__(self, x: Hidden, seen: Heads, mask: Bool[Array, "b s"]) -> Hidden:
-        """What the block adds; every query sees the keys where the mask is True."""
+        """The layer's output, to be added to x; queries see the keys where the mask is True."""
         q = _heads(self.q(x), 1, self.heads)[0]
         everyone = jnp.broadcast_to(mask[:, None], (*q.shape[:2], mask.shape[1]))
         return self.proj(rearrange(attention(q, *seen, everyone), "b t h k -> b t (h k)"))
@@ -85,16 +85,16 @@ class Mlp(nnx.Module):
         self.out = BitLinear(cfg.hidden, cfg.dim, rngs=rngs)
 
     def __call__(self, x: Hidden) -> Hidden:
-        """What the block adds."""
+        """The layer's output, to be added to x."""
         hidden = jnp.square(nnx.relu(self.up(x)))
         return self.out(constrain(hidden, "data", ..., "model"))
 
 
 class Block(nnx.Module):
-    """Attention to itself, to another sequence where the block has `cross`, and feed-forward.
+    """Self-attention, cross-attention if the block has `cross`, and feed-forward.
 
-    Attention to another sequence is scaled by a learned gate that begins at 0 (FIBER), so that a
-    fused encoder begins as two encoders. The decoder's has no gate: it knows nothing else.
+    Cross-attention is scaled by a learned gate that starts at 0 (FIBER), so a fused encoder starts
+    as two separate ones. The decoder's has no gate, since the image reaches it in no other way.
     """
 
     def __init__(self, cfg: Config, *, cross: bool = False, gated: bool = True, rngs: nnx.Rngs):
@@ -116,16 +116,16 @@ class Block(nnx.Module):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> tuple[Hidden, KeysValues | None]:
-        """The float32 residual stream, and the keys and values to remember.
+        """The float32 residual stream, and the updated cache.
 
         Args:
             x: the residual stream.
-            mask: which keys a query may see; a cache knows by itself.
-            seen: keys and values of another sequence (`cross.seen`); None sees nothing.
-            seen_mask: where the other sequence may be seen.
-            rngs: has the stream `dropout`; None means none.
+            mask: which keys a query may see; not used with a cache.
+            seen: keys and values of another sequence (`cross.seen`); None: no cross-attention.
+            seen_mask: True where the other sequence may be seen.
+            rngs: has the stream `dropout`; None: no dropout.
             cache: of the decoder.
-            layer: the block's number in the cache.
+            layer: index of the block in the cache.
         """
         out, kept = self.attn(x, mask, cache, layer)
         x = self._add(x, out, rngs)
@@ -149,7 +149,7 @@ def through(
     seen_mask: Bool[Array, "b s"] | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> Hidden:
-    """A block without a cache, whose activations are kept as the policy says (`Recipe.remat`)."""
+    """A block without a cache, under the policy of `Recipe.remat`."""
     return remat(_run, policy)(block, x, mask, seen, seen_mask, rngs)
 
 

@@ -1,13 +1,11 @@
-"""When a query is about something that was written into a memory, and when about nothing.
+"""Whether a query is about an item of the memory, or about nothing that was written.
 
-A query is compared with the keys of all items, texts with texts and images with images (with the
-text of an item that has no image), and is answered if the nearest is near enough. How near two
-different things are depends on the model and on how many were written, so that the threshold is
-measured: of pairs that were not written, most must stay below it.
-
-Each pair stands once for a query that was not written, beside as many others as the memory holds;
-the threshold is the nearness that one in a hundred of them reaches. Without pairs (`estimate`), the
-items themselves and the last features of training stand for them.
+A query is compared with the keys of all items, texts with texts and images with images (or with
+the text of an item without an image), and is answered if the nearest is similar enough. How similar
+unrelated things are depends on the model and on the number of items, so the threshold is measured
+on held-out pairs: each is once the query of something that was not written, against as many other
+pairs as the memory has items, and one in a hundred may pass. Without such pairs (`estimate`), the
+items themselves and the last features of training are used.
 """
 
 from dataclasses import dataclass
@@ -18,35 +16,35 @@ from jaxtyping import Bool, Float, Float32
 from jaxmodels.bitgen.record import Closeness, Item, Record, Threshold
 
 ERRING = 0.01
-"""Share of queries about nothing written that a threshold lets pass where it was measured."""
+"""False positive rate at which a threshold is set, on the pairs that it is measured on."""
 SAME = 0.999
-"""Without anything to measure on, only the same text or image counts."""
+"""The threshold without anything to measure on: only the same text or image passes."""
 LARGEST = 1 - 1e-5
-"""Rounding moves the feature of the same thing by less."""
-_ENOUGH = 8  # features; fewer say nothing about how near different things are
+"""More than rounding changes the similarity of a thing to itself."""
+_ENOUGH = 8  # features; from fewer no threshold is measured
 
 Features = Float32[np.ndarray, "n d"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """The item that a query is nearest to."""
+    """The item nearest to a query."""
 
     item: Item
     similarity: float
     least: float
-    """The least similarity that counts."""
+    """The similarity from which the query is about the item."""
 
     @property
     def close(self) -> bool:
-        """Whether the query is about it."""
+        """Whether the query is about the item."""
         return self.similarity >= self.least
 
 
 def nearest(
     record: Record, closeness: Closeness, feature: Float32[np.ndarray, "d"], image: bool
 ) -> Found | None:
-    """The item that a query is nearest to by its threshold; None where there is none.
+    """The item nearest to a query, relative to its threshold; None if there are no items.
 
     Args:
         record: the items.
@@ -60,7 +58,7 @@ def nearest(
         kind = closeness.image if pictured else closeness.cross if image else closeness.text
         similarity = float(feature @ (item.key if pictured else item.text_key))
         found.append(Found(item, similarity, kind.least))
-    # Distances as a share of the largest that counts: thresholds differ.
+    # Thresholds differ, so distances are relative to them.
     return min(found, key=lambda f: (1 - f.similarity) / (1 - f.least), default=None)
 
 
@@ -73,10 +71,10 @@ def measure(
     Args:
         texts: unit features of their texts.
         images: of their images.
-        again: of the same images after they were saved as JPEG.
-        same: which pairs have the same image or text, and so are no different things.
-        slots: how many things the memory holds.
-        data: names the pairs.
+        again: of the same images, recompressed as JPEG.
+        same: bool: pairs with the same image or text, which are not different things.
+        slots: number of items that the memory can hold.
+        data: spec of the data that the pairs are from.
     """
     others = _others(same, slots)
     return Closeness(
@@ -89,12 +87,12 @@ def measure(
 
 
 def estimate(record: Record, texts: Features, images: Features) -> Closeness:
-    """Thresholds by what is at hand: the items, and features of the last pairs of training.
+    """Thresholds without held-out pairs, by the items and the features of the last training pairs.
 
     Args:
         record: the items.
-        texts: features of texts that the model was trained on last; may be empty.
-        images: of their images.
+        texts: features of the texts of the last training steps; may be empty.
+        images: features of their images.
     """
     pictured = [item.key for item in record.items if item.kind != "text"]
     all_texts = np.concatenate([texts, *(item.text_key[None] for item in record.items)])
@@ -112,10 +110,10 @@ def estimate(record: Record, texts: Features, images: Features) -> Closeness:
 def _among(
     similar: Float[np.ndarray, "n n"], own: Float[np.ndarray, "n"] | None = None
 ) -> Threshold:
-    """The threshold by how near the different ones of some things are to each other."""
+    """The threshold by how similar different things are to each other."""
     if len(similar) < _ENOUGH:
         return Threshold(SAME, 0.0, 0.0)
-    # What is as near as the same is the same, written twice or drawn twice.
+    # Things that are as similar as one thing to itself are duplicates.
     same = similar > LARGEST
     np.fill_diagonal(same, True)
     if same.all():
@@ -124,7 +122,7 @@ def _among(
 
 
 def _others(same: Bool[np.ndarray, "n n"], slots: int) -> Bool[np.ndarray, "n n"]:
-    """For each pair the others that are written when it is not: as many as there are slots."""
+    """For each pair, the `slots` others that are in the memory while it is not."""
     drawn = np.random.default_rng(0).random(same.shape)
     drawn[same] = np.inf
     places = drawn.argsort(axis=1).argsort(axis=1)
@@ -136,12 +134,12 @@ def _threshold(
     own: Float[np.ndarray, "n"],
     others: Bool[np.ndarray, "n n"],
 ) -> Threshold:
-    """The threshold that one in a hundred queries about nothing written reaches.
+    """The threshold that one in a hundred queries about nothing written passes.
 
     Args:
         similar: of each query with each thing.
-        own: of each query with the thing that it is about.
-        others: the things that are written while the query's own is not.
+        own: of each query with its own thing.
+        others: the things in the memory while the query's own is not.
     """
     beside = np.where(others, similar, -1).max(axis=1)
     least = float(np.quantile(beside, 1 - ERRING, method="higher"))

@@ -1,7 +1,6 @@
-"""A bitgen as a packed checkpoint holds it: ternary weights of 2 bits, tower and embeddings of 8.
+"""A bitgen in the form of a packed checkpoint: 2-bit ternary weights, 8-bit tower and embeddings.
 
-It computes with these numbers as they are; only what a product needs becomes floating-point, for as
-long as it takes.
+Weights stay packed in memory; each is converted to floating point only while it is multiplied.
 """
 
 from typing import Any
@@ -15,10 +14,10 @@ from jaxmodels.bitgen.layout import INT8
 
 
 class Int8(nnx.Module):
-    """A parameter of 8 bits in the place of a floating-point one, read as it: `kernel[...]`.
+    """An 8-bit parameter that is read like the floating-point one it replaces: `kernel[...]`.
 
-    Its numbers are `values` · `scale`: int8 of the parameter's shape, and float32 that has 1 where
-    a scale is shared.
+    It is `values` · `scale`: int8 of the parameter's shape, and float32 of the same rank, of
+    size 1 along the axes that share a scale.
     """
 
     def __init__(self, shape: tuple[int, ...], scales: tuple[int, ...]):
@@ -27,24 +26,24 @@ class Int8(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The parameter's."""
+        """The parameter's shape."""
         return self.values[...].shape
 
     def __getitem__(self, key: Any) -> Array:
-        """The numbers, in the dtype of the scale."""
+        """The dequantised values, in the dtype of the scale."""
         scale = self.scale[...]
         if key is Ellipsis:
             return self.values[...].astype(scale.dtype) * scale
-        # Rows of a table: only these become floating-point.
+        # Rows of a table: only these are dequantised.
         rows = jnp.broadcast_to(scale, self.shape)[key]
         return self.values[...][key].astype(scale.dtype) * rows
 
 
 def compress(model: Any) -> Any:
-    """The structure of a packed model: `pack`, and `Int8` without values for the paths of INT8.
+    """The structure of a packed model: `pack`, with an `Int8` without values at each path of INT8.
 
     Args:
-        model: a model, whose ternary layers are packed.
+        model: a model with packed ternary layers.
     """
     packed = pack(model)
     for path, node in list(nnx.iter_graph(packed)):
@@ -58,8 +57,8 @@ def compress(model: Any) -> Any:
 
 
 def scales(shape: tuple[int, ...], kernel: bool) -> tuple[int, ...]:
-    """The shape of the scales of a parameter: of a kernel one for each output, which is its last
-    axis, else one for each row."""
+    """The shape of a parameter's scales: for a kernel one for each output (its last axis), else
+    one for each row."""
     return (*(1 for _ in shape[:-1]), shape[-1]) if kernel else (*shape[:-1], 1)
 
 

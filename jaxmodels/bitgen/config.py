@@ -1,4 +1,4 @@
-"""Sizes and recipes of bitgen: what the card of seed 004 (BitGen Stage 1) promises."""
+"""Sizes and recipes of bitgen, as the model card of seed 004 (BitGen Stage 1) describes them."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -19,52 +19,53 @@ class Config:
     """Sizes of one bitgen. The defaults are the card's.
 
     Raises:
-        Problem: (usage) a size is out of its range, or sizes do not go together.
+        Problem: (usage) a size is out of range, or two sizes are incompatible.
     """
 
     vocab: int = 50_257
-    """Rows of the embedding, which is also the decoder's head; training sets it."""
+    """Rows of the embedding, which is also the decoder's head; training sets it from the data."""
     dim: int = 128
     """Width of text, image tokens behind the tower, features and codes."""
     layers: int = 4
     """Layers of the text encoder."""
     image_layers: int = 2
-    """Layers that image tokens pass behind the tower."""
+    """Layers of the image encoder after the tower."""
     merge: int = 1
-    """Squares of so many patches in a row and column become one token behind the tower."""
+    """Side of the squares of patches that are merged into one token after the tower."""
     fused: int = 2
-    """The last so many layers of both sides look at each other (FIBER)."""
+    """Number of last layers of both encoders with cross-attention (FIBER)."""
     decoder_layers: int = 2
     """Layers of the decoder."""
     heads: int = 4
-    """Attention heads, outside of the tower."""
+    """Attention heads, except in the tower."""
     hidden: int = 256
-    """Width of the feed-forwards, outside of the tower."""
+    """Width of the feed-forwards, except in the tower."""
     context: int = 256
-    """Most tokens of a text."""
+    """Maximum number of tokens of a text."""
     image_size: int = 224
     """Side in pixels of the images that the tower sees; others are resized to it."""
     dropout: float = 0.1
-    """Dropout rate of what is added to the residual stream, outside of the tower."""
+    """Dropout rate of what is added to the residual stream, except in the tower."""
     queue: int = 4096
-    """Features of earlier batches that are kept as negatives. What was made by an encoder that has
-    moved since is no good negative: the faster it learns, the fewer."""
+    """Features of earlier batches that are kept as negatives. They go stale as the encoders learn:
+    the higher the learning rate, the shorter the queue should be."""
     queue_inputs: bool = False
     """Whether the queue keeps texts and images too, among which matching finds hard negatives
     (FIBER's code). It takes their memory, and the encoders run on twice as many."""
     temperature: float = 0.07
-    """Where the learned temperature of similarities begins."""
+    """Initial value of the learned temperature."""
     momentum: float = 0.0
-    """How slowly a second, untrained copy of the encoders follows, which then makes the features
-    of the queue; 0 keeps none (FIBER), 0.995 is usual (ALBEF)."""
+    """Decay of a running average of the encoders, which then makes the features of the queue; 0:
+    no such copy (FIBER); 0.995 is usual (ALBEF)."""
     weights: tuple[float, float, float, float] = (1.0, 0.5, 0.5, 0.1)
-    """What contrast, matching, writing and the memory's divergence count in the loss."""
+    """Weights of the losses: contrast, matching, captioning, the memory's divergence."""
     slots: int = 32
     """Slots of the memory."""
     noise: float = 0.01
     """Standard deviation of the memory's observation noise."""
     addressing: Literal["ridge", "iteration"] = "ridge"
-    """How the slots' keys are inverted: solved with noise, or by iterations without."""
+    """How addresses are computed: `ridge` solves with the noise, `iteration` approaches the
+    pseudo-inverse, without it."""
     dinov2: TowerConfig = field(default_factory=lambda: _tower("base"))
     """The image tower."""
 
@@ -95,8 +96,8 @@ class Config:
 
 
 PRESETS = {
-    # Learns drawn scenes of 56 × 56 pixels on two cores in minutes: small patches, because a shape
-    # is to be known wherever it lies, and four of them a token behind the tower.
+    # Learns drawn scenes of 56 × 56 pixels on two cores in minutes. Patches are small, to recognise
+    # a shape wherever it is, and four of them are merged into one token after the tower.
     "tiny": Config(
         vocab=64,
         dim=64,
@@ -109,16 +110,16 @@ PRESETS = {
         context=20,
         image_size=56,
         dropout=0.0,
-        # A batch: while features still move fast, older ones pull back instead of pushing apart.
+        # One batch: while the encoders still change fast, older features are harmful.
         queue=32,
-        # Writing is the only objective that needs to know every shape, and contrast's gradient is
-        # many times as large.
+        # Captioning is the only objective that needs every shape, and the gradient of contrast is
+        # many times larger.
         weights=(1.0, 0.5, 3.0, 0.1),
         slots=64,
         dinov2=TowerConfig(dim=64, layers=3, heads=4, hidden=128, patch=7, image_size=56),
     ),
     # The card's 5 to 10 million parameters, two thirds of them ternary, for drawn scenes. Features
-    # of 192 numbers can tell so many facts in the memory from each other.
+    # of 192 numbers keep that many facts in the memory apart.
     "mini": Config(
         vocab=64,
         dim=192,
@@ -135,16 +136,16 @@ PRESETS = {
         queue=32,
         weights=(1.0, 0.5, 3.0, 0.1),
         slots=256,
-        # Features that are all alike, as a new model's are, have addresses whose gram is 32 · 256
-        # at most, which float32 can solve with 0.02² added to it, and not with 0.01².
+        # If all features are alike, as in a new model, the gram of their addresses is up to
+        # 32 · 256, which float32 can solve with 0.02² added to it, but not with 0.01².
         noise=0.02,
         dinov2=TowerConfig(dim=192, layers=4, heads=6, hidden=512, patch=7, image_size=56),
     ),
     # The card's.
     "card": Config(),
-    # For a Raspberry Pi: the smallest published tower, which is nine tenths of the work, four of
-    # its patches a token, half of the card's context and queue. All but the tower and the
-    # embedding is ternary: 1.4 million weights in 0.4 MB when packed.
+    # For a Raspberry Pi: the smallest published tower (nine tenths of the work), four of its
+    # patches merged into a token, half of the card's context and queue. Everything but the tower
+    # and the embedding is ternary: 1.4 million weights in 0.4 MB when packed.
     "edge": Config(
         merge=2,
         context=128,
@@ -153,12 +154,12 @@ PRESETS = {
     ),
 }
 
-# Without weight decay: what is no matrix, and what a gradient may not reach.
+# Without weight decay: parameters that are not matrices, or may have no gradient.
 NO_DECAY = ("*/scale", "*/bias", "*/gate", "temperature", "memory/*", "vision/mask")
 
 # The card's training: AdamW, 2e-4 after 1,000 steps of warm-up, a cosine that stops at a tenth,
 # batch 128 accumulated twice, patience 5, 5% held out. 50 epochs of COCO's 112,100 images are
-# 21,850 steps. Without weight decay on norms, which the card does not tell.
+# 21,850 steps. No weight decay on norms, about which the card says nothing.
 _CARD = Recipe(
     data="coco_captions",
     tokenizer="gpt2",
@@ -202,16 +203,16 @@ _SHAPES = replace(
         end_lr=1e-5,
         warmup=100.0,
         b2=0.99,
-        # A step of Adam is a fortieth of a temperature of 0.06.
+        # A step of Adam would be a fortieth of a temperature of 0.06.
         lr_scale=(("temperature", 0.1),),
     ),
 )
 
 RECIPES = {
     "tiny": _SHAPES,
-    # Fewer steps, since each takes several times as long. At one rms, the norm of Muon's step grows
-    # with the root of the width, which is three times tiny's. Numbers in the keys of so many slots
-    # are near 0.004, so Adam's step is too long for them.
+    # Fewer steps, since each takes several times as long. At a given rms, the norm of Muon's step
+    # grows with the square root of the width, three times that of tiny. Entries of the slots' keys
+    # are near 0.004, so Adam's step is too large for them.
     "mini": replace(
         _SHAPES,
         steps=2500,

@@ -1,6 +1,6 @@
-"""The causal decoder of bitgen, and what it remembers between tokens.
+"""The causal decoder of bitgen and its cache.
 
-Place 0 is a learned start; token i of a text stands at place i + 1 and predicts token i + 1.
+Position 0 is a learned start; token i of a text is at position i + 1 and predicts token i + 1.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from jaxmodels.layers.precision import to_float32
 
 
 class Cache(NamedTuple):
-    """The text so far, the start included, and the keys and values of what the decoder sees."""
+    """Keys and values of the text so far, with its start, and of the sequence it attends to."""
 
     own: KVCache
     seen: list[Heads]
@@ -30,7 +30,7 @@ class Cache(NamedTuple):
 
 
 class Decoder(nnx.Module):
-    """Blocks that look at the text so far, and at another sequence without a gate."""
+    """Blocks with causal self-attention, and cross-attention without a gate."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
@@ -41,12 +41,12 @@ class Decoder(nnx.Module):
         self.norm = nnx.RMSNorm(cfg.dim, rngs=rngs)
 
     def first(self, batch: int) -> Float[Array, "b 1 d"]:
-        """The start of each text, float32."""
+        """The embedding at position 0, float32."""
         start = to_float32(self.start[...])
         return jnp.broadcast_to(start, (batch, 1, len(start)))
 
     def seen(self, others: Float[Array, "b s d"]) -> list[Heads]:
-        """Keys and values of the sequence that is looked at, for each layer."""
+        """Keys and values of the sequence that is attended to, for each layer."""
         return [block.cross.seen(others) for block in self.blocks]
 
     def hidden(
@@ -57,8 +57,8 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
         policy: str = "none",
     ) -> Float[Array, "b t d"]:
-        """What the head multiplies, in the parameters' dtype, of a whole text; `policy` is that
-        of `Recipe.remat`."""
+        """The head's inputs for a whole text, in the parameters' dtype; `policy` is as
+        `Recipe.remat`."""
         mask = causal_mask(x.shape[1])[None]
         for block, heads in zip(self.blocks, seen, strict=True):
             x = through(block, policy, x, mask, heads, sees, rngs)
@@ -77,10 +77,10 @@ class Decoder(nnx.Module):
         heads = (cfg.heads,) * cfg.decoder_layers
         return Cache(KVCache.empty(heads, cfg.dim, batch, size + 1, dtype), seen, sees)
 
-    def step(self, x: Float[Array, "b t d"], cache: Cache) -> tuple[Array, Cache]:
-        """As `hidden`, of the next tokens of a text; and the cache with them."""
+    def step(self, x: Float[Array, "b t d"], cache: Cache) -> tuple[Float[Array, "b t d"], Cache]:
+        """The head's inputs for the next tokens of a text, and the cache with these added."""
         t, kept = x.shape[1], []
-        mask = jnp.ones((1, 1, 1), bool)  # the cache has its own
+        mask = jnp.ones((1, 1, 1), bool)  # not used with a cache
         pairs = zip(self.blocks, cache.seen, strict=True)
         for layer, (block, heads) in enumerate(pairs):
             x, kv = block(x, mask, heads, cache.sees, None, cache.own, layer)

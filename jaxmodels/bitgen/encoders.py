@@ -1,8 +1,8 @@
 """The encoders of bitgen: an image through the tower and layers of our own, a text, or both.
 
-The last `fused` layers of both sides are run alone, for features that can be compared without the
-other side, or together, in sight of each other. Below them nothing differs, so it is run once:
-`lower_…`, then `upper_…` or `together`.
+The last `fused` layers of both sides run either separately (`upper_…`), for features of a text or
+an image alone, or with cross-attention to each other (`together`). The layers below them are the
+same in both cases and run once (`lower_…`).
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from jaxmodels.layers.precision import to_float32
 
 
 class Pooler(nnx.Module):
-    """The mean over tokens, through a layer and tanh, to a unit vector."""
+    """A linear layer and tanh after the mean over tokens, normalised to a unit vector."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.dense = Linear(cfg.dim, cfg.dim, rngs=rngs)
@@ -41,7 +41,7 @@ def lower_text(
     mask: Bool[Array, "b t"],
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "b t d"]:
-    """Embeddings after the layers that see no image."""
+    """A text's embeddings after the layers without cross-attention."""
     x = model.placed(tokens)
     if rngs is not None:
         x = dropout(x, model.config.dropout, rngs.dropout())
@@ -65,7 +65,7 @@ def upper_text(
 def lower_image(
     model: Any, images: Float[Array, "b h w 3"], rngs: nnx.Rngs | None = None
 ) -> Float[Array, "b p d"]:
-    """Tokens of images in [0, 1]: the class token and the patches, before any text is seen.
+    """Tokens of images in [0, 1], class token first, after the layers without cross-attention.
 
     Images of another size are resized first.
     """
@@ -94,7 +94,7 @@ def together(
     y: Float[Array, "b p d"],
     rngs: nnx.Rngs | None = None,
 ) -> tuple[Float[Array, "b t d"], Float[Array, "b p d"]]:
-    """Both after the upper layers, each of which sees the other side as it was before the layer."""
+    """Both after the upper layers; a layer attends to the other side's inputs of that layer."""
     cfg = model.config
     pairs = zip(
         model.text[cfg.layers - cfg.fused :],
@@ -116,12 +116,12 @@ def mean(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array, "b 
 
 
 def everything(x: Float[Array, "b t d"]) -> Bool[Array, "b t"]:
-    """The mask that hides nothing."""
+    """A mask that is True everywhere."""
     return jnp.ones(x.shape[:2], bool)
 
 
 def _merged(model: Any, x: Float[Array, "b n d"], rows: int) -> Float[Array, "b p d2"]:
-    """The class token, and squares of patches as one token each; registers are left out."""
+    """The class token, and one token for each square of patches; registers are dropped."""
     side, first = model.config.merge, 1 + model.config.dinov2.registers
     patches = rearrange(
         x[:, first:], "b (r p c q) d -> b (r c) (p q d)", p=side, q=side, r=rows // side

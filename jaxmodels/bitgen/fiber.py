@@ -1,8 +1,8 @@
 """FIBER's matching of images and texts with hard negatives (Dou et al. 2022, arXiv:2206.07643).
 
-Its contrast is in `layers/contrast`, its gated cross-attention in `blocks`. FIBER's published code
-draws negatives from the queue's rows as well, whose images and texts it keeps for that purpose:
-`Config.queue_inputs`.
+Its contrastive loss is in `layers/contrast`, its gated cross-attention in `blocks`. FIBER's
+published code draws negatives from the queue's rows as well, whose images and texts it keeps for
+that purpose: `Config.queue_inputs`.
 """
 
 from typing import NamedTuple
@@ -72,12 +72,12 @@ def rows_of(cfg: Config, batch: dict[str, Array], mask: Bool[Array, "b t"]) -> R
 def negatives(
     sims: Float[Array, "b n"], same: Bool[Array, "b n"], rngs: nnx.Rngs | None
 ) -> tuple[Int[Array, "b"], Bool[Array, "b"]]:
-    """The column of a hard negative of each row, and whether there is any.
+    """The column of a hard negative for each row, and whether there is any.
 
     Args:
-        sims: similarities over temperature, whose softmax is the distribution.
-        same: pairs that are no negatives.
-        rngs: draw it; without, it is the likeliest.
+        sims: similarities divided by the temperature; negatives are drawn from their softmax.
+        same: True for pairs that are not negatives.
+        rngs: for the draw; None takes the most similar negative.
     """
     scores = jnp.where(same, -jnp.inf, sims)
     if rngs is not None:
@@ -89,7 +89,7 @@ def negatives(
 def matching(
     logits: Float[Array, "n 2"], labels: Int[Array, "n"], counts: Bool[Array, "n"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy and accuracy of "does the text tell of the image", over pairs that count."""
+    """Cross-entropy and accuracy of "does the text match the image", over the pairs that count."""
     logits = to_float32(logits)
     scores = jax.nn.log_softmax(logits, axis=1)
     weight = counts / counts.sum()

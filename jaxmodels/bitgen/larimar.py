@@ -1,14 +1,13 @@
 """Larimar's episodic memory (Das et al. 2024, arXiv:2403.11901): slots that are written by
 solving, not by training.
 
-A memory has m slots. What is written has a key, by which it is found again, and a code, which is
-remembered. A key is addressed by the learned keys of the slots, A [m, d]: w = key · A⁺. Codes are
-taken as Z = W · M + noise of standard deviation ξ, with a Gaussian prior of the slots M: mean
-M₀ [m, c], variance e^ℓ of each slot. What has been written is then known by two sums alone,
-
+A memory has m slots. An item has a key, by which it is found, and a code, which is what is
+remembered. The address of a key is w = key · A⁺, where A [m, d] are the learned keys of the slots.
+Codes are modelled as Z = W · M + noise of standard deviation ξ, with a Gaussian prior of the
+slots M of mean M₀ [m, c] and variance e^ℓ for each slot. Two sums are then sufficient statistics,
     gram = Σ wᵀw [m, m]      total = Σ wᵀz [m, c],
 
-and the slots have the posterior of Bayesian regression,
+and the posterior of the slots is that of Bayesian regression,
 
     U = (e^−ℓ + gram / ξ²)⁻¹      M = U · (e^−ℓ M₀ + total / ξ²).
 
@@ -47,14 +46,14 @@ Addressing = Literal["ridge", "iteration"]
 
 
 class SufficientStats(NamedTuple):
-    """What was written into a memory."""
+    """The sufficient statistics of what was written into a memory."""
 
     gram: Float[Array, "*g m m"]
     """Sum of wᵀw."""
     total: Float[Array, "*g m c"]
     """Sum of wᵀz."""
     number: Int[Array, "*g"]
-    """How many codes: those written less those forgotten."""
+    """Number of codes, forgotten ones excluded."""
 
     @classmethod
     def nothing(cls, slots: int, width: int, dtype: Any = jnp.float32) -> "SufficientStats":
@@ -64,14 +63,14 @@ class SufficientStats(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """What is believed of the slots before anything is written."""
+    """The distribution of the slots before anything is written."""
 
     mean: Float[Array, "m c"]
     log_variance: Float[Array, "m"]
 
 
 class Posterior(NamedTuple):
-    """What is believed of the slots: a Gaussian that all columns share the covariance of."""
+    """The distribution of the slots: a Gaussian whose columns share one covariance."""
 
     mean: Float[Array, "*g m c"]
     covariance: Float[Array, "*g m m"]
@@ -80,8 +79,8 @@ class Posterior(NamedTuple):
 def pseudo_inverse(a: Float[Array, "*g m d"], steps: int = 30) -> Float[Array, "*g d m"]:
     """A⁺ by the iteration of Ben-Israel and Cohen: A⁺ ← 2A⁺ − A⁺AA⁺, from Aᵀ / (|A|₁ |A|∞).
 
-    Started there it converges whatever A is; each step halves what is missing of the logarithm,
-    so that small singular values come last. Larimar starts from 5e-4 · Aᵀ.
+    From this start it converges for every A, the smallest singular values last. (Larimar starts
+    from 5e-4 · Aᵀ.)
     """
     sums = jnp.abs(a).sum(axis=-2).max(axis=-1), jnp.abs(a).sum(axis=-1).max(axis=-1)
     start = jnp.swapaxes(a, -1, -2) / (sums[0] * sums[1])[..., None, None]
@@ -99,14 +98,14 @@ def address(
     noise: float,
     addressing: Addressing = "ridge",
 ) -> Float[Array, "*b m"]:
-    """Where keys lie in the memory: w = key · A⁺.
+    """The addresses of keys: w = key · A⁺.
 
     Args:
-        keys: of what is written or read.
+        keys: of the items to write or read.
         slots: the keys of the slots, A.
-        noise: ξ. The ridge form solves w = key · Aᵀ(AAᵀ + ξ²)⁻¹ exactly; the iteration knows no
-            noise.
-        addressing: which of the two.
+        noise: ξ; used by "ridge".
+        addressing: "ridge" solves w = key · Aᵀ(AAᵀ + ξ²)⁻¹ exactly, "iteration" is
+            `pseudo_inverse`.
     """
     if addressing == "iteration":
         return keys @ pseudo_inverse(slots)
@@ -117,7 +116,7 @@ def address(
 def write(
     stats: SufficientStats, w: Float[Array, "*g n m"], codes: Float[Array, "*g n c"], sign: int = 1
 ) -> SufficientStats:
-    """The memory with n more codes at their addresses, all at once."""
+    """The statistics with n more codes at their addresses."""
     turned = jnp.swapaxes(w, -1, -2)
     return SufficientStats(
         stats.gram + sign * turned @ w,
@@ -129,14 +128,14 @@ def write(
 def forget(
     stats: SufficientStats, w: Float[Array, "*g n m"], codes: Float[Array, "*g n c"]
 ) -> SufficientStats:
-    """The memory without n codes that were written: what it would be had they never been."""
+    """The statistics without n codes that were written, as if they never had been."""
     return write(stats, w, codes, sign=-1)
 
 
 def posterior(prior: Prior, stats: SufficientStats, noise: float) -> Posterior:
-    """What is believed of the slots after the evidence; see the module."""
+    """The posterior of the slots; see the module."""
     before = jnp.exp(-prior.log_variance)
-    # Both sides times ξ², so that small noise makes no large numbers.
+    # Both sides times ξ², so that small noise does not make large numbers.
     precision = noise**2 * jnp.diag(before) + stats.gram
     mean = noise**2 * before[:, None] * prior.mean + stats.total
     eye = jnp.broadcast_to(jnp.eye(len(before), dtype=precision.dtype), precision.shape)
@@ -150,10 +149,10 @@ def kalman(
     codes: Float[Array, "n c"],
     noise: float,
 ) -> Posterior:
-    """The posterior after n more codes, written one after the other by their gain.
+    """The posterior after n more codes, one at a time by their Kalman gain.
 
-    Δ = z − wM, g = Uwᵀ / (wUwᵀ + ξ²), M ← M + gΔ, U ← U − g(wU). Backwards, with −ξ², the
-    recursion would forget, and lose digits: it divides by what is left of ξ². The sums do not.
+    Δ = z − wM, g = Uwᵀ / (wUwᵀ + ξ²), M ← M + gΔ, U ← U − g(wU). Run backwards with −ξ², it
+    forgets, but loses digits, since it divides by what is left of ξ².
     """
 
     def one(state: Posterior, row: tuple[Array, Array]) -> tuple[Posterior, None]:
@@ -172,7 +171,7 @@ def read(mean: Float[Array, "*g m c"], w: Float[Array, "*g n m"]) -> Float[Array
 
 
 def divergence(prior: Prior, believed: Posterior) -> Float[Array, "*g"]:
-    """KL(posterior ‖ prior) of the slots in nats, for each of their m · c numbers."""
+    """KL(posterior ‖ prior) of the slots in nats, divided by their m · c numbers."""
     m, c = believed.mean.shape[-2:]
     before = jnp.exp(-prior.log_variance)
     spread = (before * jnp.diagonal(believed.covariance, axis1=-2, axis2=-1)).sum(axis=-1)
@@ -184,11 +183,11 @@ def divergence(prior: Prior, believed: Posterior) -> Float[Array, "*g"]:
 def address_divergence(
     w: Float[Array, "*b m"], log_variance: Float[Array, "m"]
 ) -> Float[Array, "*b"]:
-    """KL of addresses drawn around w from a standard normal, in nats for each slot."""
+    """KL of addresses drawn around w to a standard normal, in nats, divided by the slots."""
     return 0.5 * (jnp.exp(log_variance) + w**2 - 1 - log_variance).mean(axis=-1)
 
 
 def utilization(prior: Prior, believed: Posterior) -> Float[Array, "*g"]:
-    """The share of the slots in use: what writing has removed of the prior's variance, 0 to 1."""
+    """How full the memory is, 0 to 1: the share of the prior's variance that writing removed."""
     left = jnp.diagonal(believed.covariance, axis1=-2, axis2=-1) * jnp.exp(-prior.log_variance)
     return 1 - left.mean(axis=-1)

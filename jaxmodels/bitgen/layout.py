@@ -1,7 +1,7 @@
 """Every string that names a parameter of bitgen: sharding, and PyTorch's names.
 
-Rows name what is state, too (the queue, what was written into the memory): it goes wherever the
-parameters go.
+Rows name state too (the queue, the memory's contents), which is saved and converted like
+parameters.
 """
 
 from jax.sharding import PartitionSpec as P
@@ -20,7 +20,7 @@ SHARDING = (
     ("*/attn/proj/kernel", _ROWS),
     ("*/cross/proj/kernel", _ROWS),
     ("*/mlp/out/kernel", _ROWS),
-    ("*", P()),  # all else is small
+    ("*", P()),  # everything else is small
 )
 
 
@@ -34,7 +34,7 @@ def _linear(ours: str) -> tuple[tuple[str, str], ...]:
 
 
 def _block(ours: str) -> tuple[tuple[str, str], ...]:
-    """A block with all that it may have."""
+    """A block with all its optional parts."""
     return (
         *_bit(f"{ours}/attn/qkv"),
         *_bit(f"{ours}/attn/proj"),
@@ -91,7 +91,7 @@ def _torch(path: str) -> str:
 WEIGHTS = tuple((ours, _torch(ours), op) for ours, op in _ROWS_OF_MODEL)
 
 
-# Weights that are rounded to −1, 0 and 1 wherever they are used.
+# Weights that are always used rounded to −1, 0 and 1.
 TERNARY = tuple(
     f"{block}/{kernel}/kernel"
     for block in ("text/{i}", "image/{i}", "decoder/blocks/{i}")
@@ -101,21 +101,21 @@ TERNARY = tuple(
 )  # fmt: skip
 
 
-# Weights of 8 bits, with a scale for each row of PyTorch's layout, in a packed model.
+# Weights that a packed model has in 8 bits, with a scale for each row of PyTorch's layout.
 INT8 = (
     *("vision/*/kernel", "vision/pos", "embed/embedding", "pos/embedding"),
     *("project/kernel", "text_pool/*/kernel", "image_pool/*/kernel"),
 )
 
-# What was written into the memory, item by item (bridge/memory/record.py).
+# What was written into the memory, item by item (`record.py`).
 CARRIED = ("memory.json",)
 
-# What `--lora` adapts by default: the text side, which the decoder belongs to.
+# What `--lora` adapts by default: the text encoder and the decoder.
 LORA = ("text/*/kernel", "decoder/blocks/*/kernel")
 
-# What a checkpoint of another architecture gives: its name → rows (our path, theirs; "*" is the
-# same). Encoders and decoder of Stage 1 are other networks: post-norm, with biases, and without
-# the scales that come before each ternary product here.
+# Parameters that `--init` takes from another architecture: its name → rows (our path, theirs; "*"
+# is the same). Encoder and decoder of Stage 1 are different networks: post-norm, with biases, and
+# without a norm before each ternary product.
 INIT_FROM = {
     "bitgen_stage1": (
         ("vision/*", "vision/*"),
@@ -129,7 +129,7 @@ INIT_FROM = {
 }
 
 
-# No file of others has these names, and its card's heads are no convention.
+# No published file has these names, so no number of heads is assumed.
 ASSUMED = {label: {"heads": None, "dinov2.heads": None} for label in ("WEIGHTS", "own")}
 
 
@@ -146,9 +146,9 @@ def sizes(
         given: fields that the files or the user give; not used.
 
     Returns:
-        what follows from the shapes, and what is the architecture's convention: the card's 4
-        heads, images of 224 and dropout, and heads of 64 in the tower. Fields of the tower are
-        called `dinov2.heads` and the like.
+        the fields that follow from the shapes, and those that are assumed: the card's 4 heads,
+        images of 224 pixels and dropout, and heads of width 64 in the tower. Fields of the tower
+        are called `dinov2.heads` and the like.
     """
 
     def blocks(of: str, part: str = "") -> int:

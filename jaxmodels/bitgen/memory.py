@@ -1,4 +1,4 @@
-"""The memory of a bitgen model: the learned part of `larimar`, and what was written into it."""
+"""The memory of a bitgen model: the learned parameters of `larimar`, and what was written."""
 
 from typing import Any, NamedTuple
 
@@ -16,29 +16,29 @@ from jaxmodels.layers.precision import to_float32
 
 
 class Written(nnx.Variable):
-    """What was written into the memory: state that is saved with the model, and not trained."""
+    """The memory's contents: state that is saved with the model, but not trained."""
 
 
 class Episode(NamedTuple):
-    """What comes of writing the rows of a batch and reading them again."""
+    """The result of writing the rows of a batch and reading them back."""
 
     codes: Float[Array, "b c"]
-    """What is read, with the noise of training."""
+    """The codes read, with the noise of training."""
     divergence: Float[Array, ""]
-    """KL of slots and addresses, nats for each number."""
+    """KL of slots and addresses, in nats for each number."""
     utilization: Float[Array, ""]
     quality: Float[Array, ""]
-    """Mean cosine of what was written and what is read of it, without noise."""
+    """Mean cosine of written and read codes, without noise."""
 
 
 class Memory(nnx.Module):
-    """m slots of a model; features are the keys, codes of texts are what is remembered."""
+    """m slots; items have features as keys, and codes of texts as values."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.config = cfg
         m, d = cfg.slots, cfg.dim
-        # Orthogonal as far as they can be: no key is lost between the slots. So long that
-        # addresses of unit keys are about 1 in each slot, as their prior has it.
+        # As orthogonal as possible, so that the slots cover all directions, and of a length at
+        # which addresses of unit keys are about 1 in each slot, as under their prior.
         self.keys = nnx.Param(nnx.initializers.orthogonal(m**-0.5)(rngs.params(), (m, d)))
         self.mean = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (m, d)))
         self.log_variance = nnx.Param(jnp.zeros(m))
@@ -50,24 +50,24 @@ class Memory(nnx.Module):
 
     @property
     def stats(self) -> SufficientStats:
-        """What was written into this memory."""
+        """The statistics of what was written into this memory."""
         return SufficientStats(self.gram[...], self.total[...], self.count[...])
 
     def set(self, stats: SufficientStats) -> None:
-        """Takes over what `larimar.write` or `forget` made of the evidence."""
+        """Stores new statistics, as `larimar.write` or `forget` returned them."""
         self.gram[...], self.total[...], self.count[...] = stats
 
     @property
     def prior(self) -> Prior:
-        """What is believed of the slots of an empty memory, float32."""
+        """The distribution of the slots of an empty memory, float32."""
         return Prior(to_float32(self.mean[...]), to_float32(self.log_variance[...]))
 
     def codes(self, pooled: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """The code of texts, float32 of mean 0 and variance 1, by the mean of their tokens."""
+        """The codes of texts, float32 of mean 0 and variance 1, from the mean over their tokens."""
         return self.norm(to_float32(self.code(pooled.astype(self.code.kernel[...].dtype))))
 
     def address(self, features: Float[Array, "*b d"]) -> Float[Array, "*b m"]:
-        """Where unit features, the keys, lie in the memory; float32."""
+        """The addresses of unit features, the keys; float32."""
         cfg = self.config
         return larimar.address(
             to_float32(features), to_float32(self.keys[...]), cfg.noise, cfg.addressing
@@ -79,13 +79,12 @@ class Memory(nnx.Module):
         stats: SufficientStats | None = None,
         noise: Float[Array, "b m"] | None = None,
     ) -> Float[Array, "b d"]:
-        """What lies at these keys.
+        """The codes at these keys, float32.
 
         Args:
             features: unit features of texts or images.
-            stats: what was written; by default that of this memory.
-            noise: standard normal numbers, with which addresses are drawn; None reads at
-                their mean.
+            stats: of the memory to read; by default this one's.
+            noise: standard normal numbers to draw addresses with; None reads at their mean.
         """
         believed = larimar.posterior(self.prior, stats or self.stats, self.config.noise)
         w = self.address(features)
@@ -94,16 +93,16 @@ class Memory(nnx.Module):
         return larimar.read(believed.mean, w)
 
     def token(self, codes: Float[Array, "b d"]) -> Float[Array, "b 1 d"]:
-        """A code as the one token that the decoder sees of it."""
+        """A code as one token that the decoder attends to."""
         return to_float32(self.out(codes.astype(self.out.kernel[...].dtype)))[:, None]
 
     def episode(
         self, features: Float[Array, "b d"], codes: Float[Array, "b d"], rngs: nnx.Rngs | None
     ) -> Episode:
-        """Writes the rows into empty memories, a few in each, and reads them again.
+        """Writes the rows into empty memories, a few into each, and reads them back.
 
-        Each memory gets at most half as many rows as it has slots. With rngs, keys and codes
-        have noise when they are written, and addresses when they are read.
+        Each memory gets at most half as many rows as it has slots. With rngs, noise is added to
+        keys and codes when they are written, and to addresses when they are read.
         """
         cfg, b = self.config, len(codes)
         size = next(n for n in range(max(cfg.slots // 2, 1), 0, -1) if b % n == 0)

@@ -1,16 +1,15 @@
-"""The bitgen model: what the card of seed 004 promises, built as the papers say.
+"""The bitgen model: what the card of seed 004 describes, built after the papers.
 
-An image passes DINOv2's tower and layers of our own; a text passes an encoder. The last layers of
-both look at each other through gated cross-attention (FIBER) when a pair is judged, and not when
-features for retrieval are made, which are unit vectors that can be compared without the other
-side. A causal decoder writes texts; it sees the image's tokens and one token of what the memory
-(Larimar) has at the image's feature. All linears of encoders and decoder are BitNet's
-(`bitlinear`); embeddings, the tower, and the small heads are not. The decoder's head is the
-embedding. The residual stream is always float32.
+An image passes DINOv2's tower and then layers of our own; a text passes an encoder. The last layers
+of both have gated cross-attention to each other (FIBER), which is used to judge a pair, and skipped
+for retrieval features, unit vectors of one side alone. A causal decoder writes texts; it attends to
+the image's tokens and to one token with what the memory (Larimar) holds at the image's feature. All
+linear layers of encoders and decoder are BitNet's (`bitlinear`); embeddings, the tower and the
+small heads are not. The decoder's head is the embedding. The residual stream is always float32.
 
-The tower stays as it was published: the image's fused layers are behind it. The decoder sees the
-image and the memory, not the fused text, which would give it the answer. `merge` joins squares of
-patches into one token, since matching runs on three pairs for each.
+The tower keeps its published architecture: the fused image layers come after it. The decoder sees
+image and memory, not the fused text, which contains the answer. `merge` joins squares of patches
+into one token, since matching takes three pairs for each row.
 """
 
 from typing import NamedTuple
@@ -46,16 +45,16 @@ from jaxmodels.layers.precision import to_float32
 
 
 class Output(NamedTuple):
-    """What a call gives."""
+    """The outputs of a call."""
 
     embeddings: Float[Array, "b t d"]
-    """Of each token, in sight of the image if there is one."""
+    """Of each token, with cross-attention to the image if there is one."""
     text_features: Float[Array, "b d"]
-    """Unit vectors, of the text alone."""
+    """Unit vectors, from the text alone."""
     image_features: Float[Array, "b d"] | None
-    """Unit vectors, of the image alone; None without images."""
+    """Unit vectors, from the image alone; None without images."""
     decoder_logits: Float[Array, "b t v"] | None
-    """float32; at t, of the target at t, after the targets before it. None without targets."""
+    """float32; those at t predict the target at t from the targets before. None without targets."""
 
 
 class Model(nnx.Module):
@@ -96,20 +95,20 @@ class Model(nnx.Module):
         noise: Float[Array, "b m"] | None = None,
         mask: Int[Array, "b t"] | None = None,
     ) -> Output:
-        """Features of texts and images, and what the decoder makes of targets.
+        """Features of texts and images, and the decoder's logits of the targets.
 
         Args:
             tokens: token ids, at most as many as the context.
             images: float32 in [0, 1], of any size.
-            targets: texts that the decoder is asked for, given the image, or else given what the
-                memory has at the text's feature.
-            noise: standard normal numbers, with which the memory's addresses are drawn; None
-                reads at their mean.
-            mask: 1 for tokens, 0 for padding; all are tokens, if None.
+            targets: texts for the decoder to predict, given the image, or without one given
+                what the memory has at the text's feature.
+            noise: standard normal numbers to draw the memory's addresses with; None reads at
+                their mean.
+            mask: 1 for tokens, 0 for padding; None: all are tokens.
 
         Raises:
-            Problem: (usage) more tokens than the context, no token at all, or another number of
-                images than of texts.
+            Problem: (usage) more tokens than the context, none at all, or different numbers of
+                images and texts.
         """
         mask = self.padding_mask(tokens, mask)
         x = lower_text(self, tokens, mask)
@@ -119,7 +118,7 @@ class Model(nnx.Module):
         if images is not None:
             if len(images) != len(tokens):
                 raise Problem(
-                    f"{len(images)} images do not go with {len(tokens)} texts",
+                    f"{len(images)} images cannot be paired with {len(tokens)} texts",
                     fix="give one image for each text",
                     exit_code=USAGE,
                 )
@@ -139,30 +138,30 @@ class Model(nnx.Module):
     def text_features(
         self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None = None
     ) -> Float[Array, "b d"]:
-        """Unit vectors of texts alone."""
+        """float32 unit vectors of texts."""
         mask = self.padding_mask(tokens, mask)
         return self.text_pool(mean(upper_text(self, lower_text(self, tokens, mask), mask), mask))
 
     def image_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Unit vectors of images in [0, 1] alone."""
+        """float32 unit vectors of images in [0, 1]."""
         return self.image_pool(upper_image(self, lower_image(self, images)).mean(axis=1))
 
-    # What the objectives take one by one.
+    # For the losses, which need intermediate results.
 
     def padding_mask(
         self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None
     ) -> Bool[Array, "b t"]:
-        """True for tokens, False for padding; the first of a text always counts."""
+        """True for tokens, False for padding; the first token of a text is always True."""
         self.check(tokens.shape[1])
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask == 1
         return mask.at[:, 0].set(True)
 
     def check(self, t: int) -> None:
-        """Refuses texts that have no token or do not fit."""
+        """Raises a Problem (usage) for texts without a token or longer than the context."""
         if not 0 < t <= self.config.context:
             raise Problem(
                 f"{t} tokens do not fit a context of {self.config.context}",
-                why="positions are learned: there is none beyond the context",
+                why="positions are learned, so the context cannot be exceeded",
                 fix="give at least one token and at most as many as the context",
                 exit_code=USAGE,
             )
@@ -170,7 +169,7 @@ class Model(nnx.Module):
     def context(
         self, seen: Float[Array, "b p d"] | None, codes: Float[Array, "b d"]
     ) -> tuple[list[Heads], Bool[Array, "b s"]]:
-        """What the decoder sees of images and of codes that were read, and where it may look."""
+        """The sequence that the decoder attends to, of images and codes, and the mask for it."""
         token = self.memory.token(codes)
         both = token if seen is None else jnp.concatenate([seen, token], axis=1)
         return self.decoder.seen(both), everything(both)
@@ -178,18 +177,18 @@ class Model(nnx.Module):
     def placed(
         self, tokens: Int[Array, "b t"], start: Int[Array, ""] | int = 0
     ) -> Float[Array, "b t d"]:
-        """Embeddings of tokens with their positions, float32."""
+        """Token plus position embeddings, float32."""
         positions = start + jnp.arange(tokens.shape[1])
         of_token, of_place = self.embed.embedding[...][tokens], self.pos.embedding[...][positions]
         return to_float32(of_token) + to_float32(of_place)
 
     def inputs(self, targets: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """What the decoder reads when it is asked for the targets: start, then all but the last."""
+        """The decoder's inputs to predict targets: the start, then all targets but the last."""
         return jnp.concatenate(
             [self.decoder.first(len(targets)), self.placed(targets[:, :-1])], axis=1
         )
 
-    # Writing: what `generate` calls.
+    # Called by `generate`.
 
     def prefill(
         self,
@@ -198,13 +197,13 @@ class Model(nnx.Module):
         size: int,
         images: Float[Array, "b h w 3"] | None = None,
     ) -> tuple[Float[Array, "b v"], Cache]:
-        """Logits of the token after a text that goes on an image, and the cache to decode from.
+        """float32 logits [b, v] of the token after a prompt, and the cache to decode from.
 
         Args:
-            tokens: how the text begins, at least nothing ([b, 0]); padded.
-            length: how many tokens of them count.
+            tokens: the beginning of the text, padded at the end; may be empty ([b, 0]).
+            length: number of tokens without padding.
             size: tokens that the cache has room for.
-            images: float32 in [0, 1]; without, nothing but the text is seen.
+            images: float32 in [0, 1]; None: the decoder sees only the text.
         """
         if images is None:
             seen, codes = None, jnp.zeros((len(tokens), self.config.dim))
@@ -219,11 +218,11 @@ class Model(nnx.Module):
         size: int = 64,
         features: Float[Array, "b d"] | None = None,
     ) -> tuple[Float[Array, "b v"], Cache]:
-        """As `prefill`, of what the memory has for images, which the decoder does not see.
+        """As `prefill`, from what the memory has for images; the decoder does not see these.
 
         Args:
-            images: float32 in [0, 1]; or give
-            features: the unit features of images or texts.
+            images: float32 in [0, 1]; or instead
+            features: unit features of images or texts.
             size: tokens that the cache has room for.
         """
         if features is None:
@@ -240,7 +239,7 @@ class Model(nnx.Module):
         seen: list[Heads],
         sees: Bool[Array, "b s"],
     ) -> tuple[Float[Array, "b v"], Cache]:
-        """As `prefill`, of what the decoder is to see (`context`)."""
+        """As `prefill`, given the sequence that the decoder attends to (see `context`)."""
         x = jnp.concatenate([self.decoder.first(len(tokens)), self.placed(tokens)], axis=1)
         dtype = dtype_behind(self.decoder.norm, self.embed.embedding[...])
         x, cache = self.decoder.step(x, self.decoder.empty(len(tokens), size, dtype, seen, sees))
@@ -251,6 +250,6 @@ class Model(nnx.Module):
     def decode(
         self, tokens: Int[Array, "b t"], cache: Cache
     ) -> tuple[Float[Array, "b t v"], Cache]:
-        """float32 logits of the token after each of the next tokens, and the cache with them."""
+        """float32 logits [b, t, v] after each of these tokens, and the cache with them added."""
         x, cache = self.decoder.step(self.placed(tokens, cache.own.length - 1), cache)
         return tied_logits(x, self.embed.embedding[...]), cache

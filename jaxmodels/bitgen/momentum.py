@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxmodels.bitgen.config import Config
 from jaxmodels.layers.low_rank import without_adapters
 
-# What features are made of; the rest of a model is not copied.
+# Parameters that features depend on; the rest of a model is not copied.
 ENCODERS = (
     "embed", "pos", "vision", "project", "text", "image", "text_norm", "image_norm", "text_pool",
     "image_pool",
@@ -23,7 +23,7 @@ class Following(nnx.Variable):
 
 
 class Slow(nnx.Module):
-    """The slow copies, each under its parameter's path with dots. Zeros until the first commit."""
+    """The slow copies, under their parameters' paths with dots. Zeros until the first commit."""
 
     def __init__(self, cfg: Config, params: dict[str, Array]):
         self.momentum = cfg.momentum
@@ -33,14 +33,14 @@ class Slow(nnx.Module):
 
 
 def encoders(model: nnx.Module) -> dict[str, Array]:
-    """Path with dots → the parameters that are copied."""
+    """Path with dots → parameter, of those that are copied."""
     leaves: Any = jax.tree.flatten_with_path(nnx.state(model, nnx.Param))[0]
     named = ((_name(path), leaf) for path, leaf in leaves)
     return {name: leaf for name, leaf in named if name.partition(".")[0] in ENCODERS}
 
 
 def following(model: Any) -> Any:
-    """The model with its slow copies for parameters; itself before there are any."""
+    """The model with the slow copies as its parameters; itself before there are any."""
     parts: Any = nnx.split(without_adapters(model), nnx.Param, ...)
     graph, params, model_state = parts
     slow = model.slow
@@ -55,7 +55,7 @@ def following(model: Any) -> Any:
 
 
 def follow(model: Any) -> None:
-    """Moves the copies towards the parameters; the first time all the way."""
+    """Moves the copies towards the parameters; the first time, sets them."""
     slow = model.slow
     rate = jnp.where(slow.steps[...] > 0, slow.momentum, 0.0)
     for name, value in encoders(model).items():

@@ -1,6 +1,6 @@
-"""What bitgen is trained for: contrast, matching, writing, and a memory near its prior.
+"""The losses of bitgen: contrast, matching, captioning ("writing"), and the memory's divergence.
 
-What each counts is `Config.weights`.
+`Config.weights` weighs them.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.bitgen import fiber, larimar
 from jaxmodels.bitgen.encoders import (
@@ -27,30 +27,29 @@ from jaxmodels.layers.losses import chunked_scores
 from jaxmodels.layers.precision import to_float32
 
 SMOOTHING = 0.1
-# The rows of a batch are compared with each other: a micro-batch may not be cut.
+# The loss compares the rows of a batch, so a micro-batch is never sliced.
 CROSS_ROW_LOSS = True
 
 
 def loss(
     model: Model, batch: dict[str, Any], rngs: nnx.Rngs | None
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """The weighted sum of the objectives that the batch allows.
+    """The weighted sum of the losses that the batch allows.
 
     Args:
         model: the model; it is read, never changed.
-        batch: `tokens` int32 [b, t], texts from their first token on, closed by an end of text
-            and padded; `mask` int32 [b, t], 1 = token (all, if absent); `images` uint8
-            [b, h, w, 3] and `image_id` int32 [b], or neither: texts alone are encoded, written
-            to memory and read back.
+        batch: `tokens` int32 [b, t], texts with an end-of-text token, padded at the end; `mask`
+            int32 [b, t], 1 = token (if absent, all are); `images` uint8 [b, h, w, 3] and
+            `image_id` int32 [b], or neither: texts alone are written to the memory and read back.
         rngs: the stream `dropout` draws dropout, hard negatives and the memory's noise; None
-            takes the likeliest negatives and no noise.
+            takes the hardest negatives and no noise.
 
     Returns:
-        the loss; and `aux`: `metrics`, the card's, what of them is a mean over tokens
+        the loss, and `aux`: the card's `metrics`, the names of those that are means over tokens
         (`by_tokens`), and the features that `commit` queues.
 
     Raises:
-        Problem: (usage) as the model's call.
+        Problem: (usage) as in a call of the model.
     """
     of_itc, of_itm, of_writing, of_kl = model.config.weights
     tokens = batch["tokens"]
@@ -98,16 +97,16 @@ def loss(
     return total, aux | {"metrics": jax.lax.stop_gradient(metrics), "by_tokens": by_tokens}
 
 
-def counted(batch: dict[str, Any]) -> Array:
-    """Over how many tokens of a batch the loss of writing is a mean."""
+def counted(batch: dict[str, Any]) -> Int[Array, ""]:
+    """The number of tokens of a batch that the captioning loss is a mean over."""
     if "mask" not in batch:
         return jnp.asarray(batch["tokens"].size)
     return (batch["mask"] == 1).at[:, 0].set(True).sum()
 
 
 def commit(model: Model, aux: dict[str, Any]) -> None:
-    """Queues the features of a batch, and lets the slow encoders follow; called between gradient
-    and optimiser."""
+    """Queues the features of a batch and updates the slow encoders; called between gradient and
+    optimiser."""
     if "ids" in aux:
         if "inputs" in aux:
             model.queued.push(model.queue, aux["inputs"])
@@ -117,7 +116,7 @@ def commit(model: Model, aux: dict[str, Any]) -> None:
 
 
 def _slow_features(model: Model, batch: dict[str, Any]) -> tuple[Array, Array]:
-    """Features of texts and images by the slow encoders, without dropout."""
+    """Features of texts and images from the slow encoders, without dropout."""
     slow = following(model)
     images = batch["images"].astype(jnp.float32) / 255
     return slow.text_features(batch["tokens"], batch.get("mask")), slow.image_features(images)
@@ -130,9 +129,9 @@ def _matching(
     rows: fiber.Rows | None,
     rngs: Any,
 ) -> tuple[Array, Array]:
-    """Loss and accuracy on 3b pairs: (I, T), (I, a hard T), (a hard I, T).
+    """Loss and accuracy on 3b pairs: (image, text), (image, hard text), (hard image, text).
 
-    The hard ones are of the batch, or, if its rows are given as inputs, of the queue too.
+    Hard negatives are from the batch or, if its rows are given as inputs, from the queue too.
     """
     x, mask, y = pair
     b = len(x)
@@ -161,10 +160,10 @@ def _matching(
 
 
 def _turns(batch: dict[str, Any], training: bool) -> Array:
-    """A number of each row, int [b], that decides what it is written from.
+    """A number for each row, int [b], that decides what its text is predicted from.
 
-    In training its place, which is random. In evaluation the last bits of a hash of the image's
-    number (Knuth's, by the golden ratio): the same, whichever rows are around it.
+    In training it is the row's index, whose place in the batch is random; in evaluation bits of a
+    hash of `image_id` (Knuth's multiplicative), which do not depend on the batch.
     """
     if training or "image_id" not in batch:
         return jnp.arange(len(batch["tokens"]))
@@ -182,10 +181,10 @@ def _writing(
     turn: Array,
     rngs: Any,
 ) -> tuple[Array, dict[str, Array]]:
-    """The smoothed cross-entropy of writing each text, and its metrics.
+    """The smoothed cross-entropy of each text, and its metrics.
 
-    Of eight rows, five see their image and an empty memory, two only what the memory has of it,
-    and one both; so the decoder learns to caption, to remember, and not to need either.
+    Of eight rows, five see their image and an empty memory, two only their memory, and one both,
+    so the decoder learns to use either without the other.
     """
     recalls, both = turn % 4 == 1, turn % 8 == 3
     empty = larimar.read(model.memory.prior.mean, model.memory.address(keys))
@@ -197,7 +196,7 @@ def _writing(
     hidden = model.decoder.hidden(model.inputs(tokens), context, sees, rngs, model.remat)
     head = model.embed.embedding[...]
     plain, accuracy = chunked_scores(hidden, head, tokens, mask)
-    # −0.9 log p(target) − 0.1 · mean of log p: what is added is a difference of two logits.
+    # −0.9 log p(target) − 0.1 · mean of log p, as plain cross-entropy plus a difference of logits.
     above = to_float32(head[tokens]) - to_float32(head).mean(axis=0)
     margin = (to_float32(hidden) * above).sum(axis=-1)
     smoothed = plain + SMOOTHING * (margin * mask).sum() / mask.sum()

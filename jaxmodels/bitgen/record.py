@@ -1,9 +1,8 @@
-"""What was written into a memory, item by item: `memory.json` of a model directory.
+"""The items that were written into a memory: `memory.json` of a model directory.
 
-The memory itself holds sums (`larimar.SufficientStats`), from which no item can be read off. The
-record keeps of each item its words, where it came from, and the numbers that were added for it, so
-that it can be listed, recognised and taken out again. Sums of items are taken in float64, so that
-a memory from which an item was forgotten is the memory that never had it.
+The memory itself holds sums (`larimar.SufficientStats`), in which items cannot be told apart. The
+record keeps each item's text, source, key and code, so that it can be listed, recognised and
+forgotten. Items are summed in float64, so forgetting an item gives the memory that never had it.
 """
 
 import base64
@@ -28,41 +27,41 @@ _VECTORS = ("key", "text_key", "code")
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One thing that was written."""
+    """An item that was written."""
 
     number: int
-    """Identifies it; never given twice."""
+    """Unique, and never used again."""
     kind: Kind
-    """A text, an image that the model captioned itself, or an image with a given caption."""
+    """A text, an image with the model's own caption, or an image with a given caption."""
     text: str
-    """What is remembered, in words."""
+    """What is remembered, as text."""
     source: str
     """Where it came from: a file, a line of one, or "the command line"."""
     written: str
-    """When, in UTC: "2026-11-30T17:00:00"."""
+    """Time of writing, in UTC: "2026-11-30T17:00:00"."""
     key: Float32[np.ndarray, "d"]
-    """What it is found by: the unit feature of the image, or of the text if there is none."""
+    """The key: the unit feature of the image, or of the text if there is no image."""
     text_key: Float32[np.ndarray, "d"]
     """The unit feature of the text."""
     code: Float32[np.ndarray, "d"]
-    """What is remembered, as the memory holds it."""
+    """The code: what is remembered, as the memory holds it."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which similarity on a query is about what was written, and how often that errs."""
+    """The similarity from which a query is about an item, and how often that is wrong."""
 
     least: float
-    """The least cosine that counts."""
+    """The smallest cosine that passes."""
     answered: float
-    """Share of queries about nothing that was written which are answered all the same."""
+    """Share of queries about nothing written that are answered (false positives)."""
     refused: float
-    """Share of queries about something that was written which are not answered."""
+    """Share of queries about something written that are not answered (false negatives)."""
 
 
 @dataclass(frozen=True)
 class Closeness:
-    """What a query must be like, by what it is compared with (`closeness.measure`)."""
+    """The thresholds for each kind of comparison (`closeness.measure`)."""
 
     text: Threshold
     """Texts with texts."""
@@ -71,7 +70,7 @@ class Closeness:
     cross: Threshold
     """Images with texts."""
     pairs: int
-    """How many pairs of image and text it was measured on."""
+    """Number of pairs of image and text that they were measured on."""
     data: str
     """Which ones."""
 
@@ -87,12 +86,12 @@ class Record:
     """None: not measured."""
 
     def with_items(self, items: Iterable[Item]) -> "Record":
-        """The record with more items, which get the next numbers."""
+        """The record with more items, numbered from `next`."""
         new = [replace(item, number=n) for n, item in enumerate(items, self.next)]
         return replace(self, items=(*self.items, *new), next=self.next + len(new))
 
     def without(self, numbers: Iterable[int]) -> "Record":
-        """The record without the items of these numbers."""
+        """The record without the items with these numbers."""
         gone = set(numbers)
         return replace(self, items=tuple(i for i in self.items if i.number not in gone))
 
@@ -102,7 +101,7 @@ class Record:
 
 
 class Sums(NamedTuple):
-    """`larimar.SufficientStats` outside of JAX."""
+    """`larimar.SufficientStats` in numpy, float64."""
 
     gram: Float[np.ndarray, "m m"]
     total: Float[np.ndarray, "m d"]
@@ -110,7 +109,7 @@ class Sums(NamedTuple):
 
 
 def contribution(memory: Memory, record: Record) -> Sums:
-    """What the items of a record add to a memory, in float64."""
+    """The sums of a record's items, in float64."""
     m, d = memory.config.slots, memory.config.dim
     if not record.items:
         return Sums(np.zeros((m, m)), np.zeros((m, d)), np.asarray(0))
@@ -129,16 +128,16 @@ def contribution(memory: Memory, record: Record) -> Sums:
 
 
 def changed(memory: Memory, held: Sums, before: Record, after: Record) -> Sums:
-    """The sums of a memory after its record changed, in the dtypes of those it holds.
+    """The sums of a memory after its record changed, in the dtypes of `held`.
 
-    What was written without a record stays. Where nothing was, the result is the sum of the items
-    alone, so that rounding errors do not add up.
+    What was written without a record stays. If there is no such rest, the result is the sum of the
+    items alone, so that rounding errors do not accumulate.
 
     Args:
-        memory: whose slots are addressed.
-        held: the sums as they are stored, of float32 or float64.
-        before: the items in them.
-        after: the items that are to be in them.
+        memory: the memory, whose slots the items are addressed with.
+        held: its stored sums, float32 or float64.
+        before: the items that they contain.
+        after: the items that they shall contain.
 
     Raises:
         Problem: (corrupt) the memory does not hold what its record says.
@@ -155,7 +154,7 @@ def changed(memory: Memory, held: Sums, before: Record, after: Record) -> Sums:
         raise Problem(
             "the memory does not hold what its record says",
             where="memory.json",
-            why="the model was trained on, or its memory set, after the items were written",
+            why="the model was trained further, or its memory set, after the items were written",
             fix="`jaxmodels memory forget PATH --all` empties both",
             exit_code=CORRUPT,
         )
@@ -183,11 +182,11 @@ def from_json(content: bytes, width: int) -> Record:
     """The record in a `memory.json`.
 
     Args:
-        content: of the file.
+        content: the file's bytes.
         width: length of the model's features.
 
     Raises:
-        Problem: (corrupt) it is damaged, of another version, or of a model of another width.
+        Problem: (corrupt) it is damaged, of another version, or from a model of another width.
     """
     try:
         value = json.loads(content)
@@ -219,14 +218,14 @@ def _text(value: Any) -> Any:
 def _item(entry: dict[str, Any], width: int) -> Item:
     words: dict[str, Any] = {name: entry[name] for name in ("kind", "text", "source", "written")}
     if type(entry["number"]) is not int or not all(type(v) is str for v in words.values()):
-        raise ValueError("an item has no number, or words that are no text")
+        raise ValueError("an item has no number or no text")
     vectors = {
         name: np.frombuffer(base64.b64decode(entry[name], validate=True), "<f4")
         for name in _VECTORS
     }
     for name, vector in vectors.items():
         if vector.shape != (width,) or not np.isfinite(vector).all():
-            raise ValueError(f"{name} is not {width} finite numbers")
+            raise ValueError(f"{name} does not have {width} finite numbers")
     key, text_key, code = vectors.values()
     return Item(entry["number"], **words, key=key, text_key=text_key, code=code)
 

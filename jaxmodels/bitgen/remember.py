@@ -1,10 +1,10 @@
-"""The memory of a trained model in use: facts are written, read and forgotten without training.
+"""Using the memory of a trained model: facts are written, read and forgotten without training.
 
-    evidence = bitgen.write(model, tokens, images)      # captions, found again by their images
-    model.memory.set(evidence)                          # the model remembers them, also on disk
-    logits, cache = model.recollect(images, size=20)    # and the decoder says what they were
+    stats = bitgen.write(model, tokens, images)         # captions, with their images as keys
+    model.memory.set(stats)                             # saved with the model
+    logits, cache = model.recollect(images, size=20)    # the decoder says what was written
 
-These functions change nothing: they return what was written as a new value.
+These functions are pure: they return new statistics and leave the model unchanged.
 """
 
 import jax
@@ -27,14 +27,14 @@ def write(
     mask: Tokens | None = None,
     stats: SufficientStats | None = None,
 ) -> SufficientStats:
-    """The memory with the texts in it.
+    """The memory's statistics with texts added.
 
     Args:
         model: a trained model.
-        tokens: one text a row.
-        images: by which the texts are to be found; by themselves, if None. float32 in [0, 1].
+        tokens: one text in each row.
+        images: float32 in [0, 1], the texts' keys; None: the texts are their own keys.
         mask: 1 for tokens, 0 for padding.
-        stats: the memory to add to; by default the model's own.
+        stats: of the memory to add to; by default the model's own.
 
     Raises:
         Problem: (usage) as the model's call.
@@ -50,7 +50,7 @@ def forget(
     mask: Tokens | None = None,
     stats: SufficientStats | None = None,
 ) -> SufficientStats:
-    """The memory without texts that were written with the same images by the same model."""
+    """The statistics without texts that this model wrote with the same images."""
     keys, codes = _written(model, tokens, images, mask)
     return larimar.forget(_own(model, stats), model.memory.address(keys), codes)
 
@@ -62,9 +62,9 @@ def read(
     mask: Tokens | None = None,
     stats: SufficientStats | None = None,
 ) -> Float[Array, "b d"]:
-    """The codes that the memory has for images or, without them, for texts.
+    """The codes that the memory has for images or, without these, for texts.
 
-    `codes` of the texts that were written are near them; `model.recollect` says them.
+    They are close to the `codes` of the texts written; `model.recollect` turns them into text.
     """
     if images is not None:
         keys = model.image_features(images)
@@ -75,7 +75,7 @@ def read(
 
 
 def codes(model: Model, tokens: Tokens, mask: Tokens | None = None) -> Float[Array, "b d"]:
-    """The codes of texts, as they are written."""
+    """The codes of texts, as `write` adds them."""
     mask = model.padding_mask(tokens, mask)
     return model.memory.codes(mean(upper_text(model, lower_text(model, tokens, mask), mask), mask))
 
@@ -83,7 +83,7 @@ def codes(model: Model, tokens: Tokens, mask: Tokens | None = None) -> Float[Arr
 def nearest(
     found: Float[Array, "b d"], candidates: Float[Array, "n d"]
 ) -> tuple[Int[Array, "b"], Float[Array, "b"]]:
-    """Which candidate each code is most alike, and how much (the cosine)."""
+    """For each code, the index of the most similar candidate, and the cosine."""
     one, other = (
         x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis=1, keepdims=True), 1e-12))
         for x in (found, candidates)
@@ -95,7 +95,7 @@ def nearest(
 def _written(
     model: Model, tokens: Tokens, images: Images | None, mask: Tokens | None
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-    """Keys and codes of what is written."""
+    """The keys and codes of texts to write or forget."""
     if images is None:
         return model.text_features(tokens, mask), codes(model, tokens, mask)
     return model.image_features(images), codes(model, tokens, mask)

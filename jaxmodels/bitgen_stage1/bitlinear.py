@@ -1,7 +1,7 @@
 """The decoder's linear layer: ternary weights and 8-bit activations, in evaluation only.
 
-Source: seed 004. Unlike BitNet b1.58 (Ma et al. 2024, arXiv:2402.17764), training is in full
-precision, without a straight-through estimator: this is quantisation after training.
+Source: seed 004. Unlike BitNet b1.58 (Ma et al. 2024, arXiv:2402.17764), this is post-training
+quantisation: training is in full precision, without a straight-through estimator.
 """
 
 import jax
@@ -14,29 +14,29 @@ from jaxmodels.layers.precision import to_float32
 
 
 def ternary(weights: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, ""]]:
-    """Weights as −1, 0 and 1, and their scale γ = mean |w|; below γ/2, and at it, is 0."""
+    """Weights as −1, 0 and 1, and their scale γ = mean |w|; |w| ≤ γ/2 becomes 0."""
     scale = jnp.maximum(jnp.abs(weights).mean(), 1e-5)
     return jnp.sign(weights) * (jnp.abs(weights) > scale / 2), scale
 
 
 def eight_bits(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, ""]]:
-    """Activations as whole numbers from −128 to 127, and their scale max |x| / 127.
+    """Activations as integers from −128 to 127, and their scale max |x| / 127.
 
-    The maximum is over the whole array: what a row becomes depends on the rows beside it (a
-    quirk of the seed).
+    The maximum is over the whole array, so a row's result depends on the other rows (a quirk of
+    the seed).
     """
     scale = jnp.maximum(jnp.abs(x).max(), 1e-8) / 127
     return jnp.clip(jnp.round(x / scale), -128, 127), scale
 
 
 class BitLinear(nnx.Module):
-    """x · kernel + bias; quantised where it is asked for."""
+    """x · kernel + bias, optionally quantised."""
 
     def __init__(self, fan_in: int, fan_out: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal((2 / fan_in) ** 0.5)
         self.kernel = nnx.Param(init(rngs.params(), (fan_in, fan_out)))
         self.bias = nnx.Param(jnp.zeros(fan_out))
-        # The seed registers them, and neither writes nor reads them: its checkpoints hold ones.
+        # The seed registers these buffers but never uses them: in its checkpoints they are ones.
         self.weight_scale = Buffer(jnp.ones(1))
         self.input_scale = Buffer(jnp.ones(1))
 
@@ -47,6 +47,6 @@ class BitLinear(nnx.Module):
             return x.astype(kernel.dtype) @ kernel + bias
         weights, weight_scale = ternary(to_float32(kernel))
         values, scale = eight_bits(x.astype(weights.dtype))
-        # Whole numbers below 2^24: exact in float32, as the seed's product is.
+        # Integers below 2^24 are exact in float32, as in the seed.
         product = jnp.matmul(values, weights, precision=jax.lax.Precision.HIGHEST)
         return product * weight_scale * scale + bias

@@ -18,7 +18,7 @@ class Config:
     """Sizes of one bitgen_stage1.
 
     Raises:
-        Problem: (usage) a size is out of its range, or sizes do not go together.
+        Problem: (usage) a size is out of range, or two sizes are incompatible.
     """
 
     vocab: int = 50_257
@@ -38,11 +38,11 @@ class Config:
     slots: int = 32
     """Slots of the episodic memory."""
     queue: int = 4096
-    """Features of earlier images and texts to contrast with."""
+    """Number of features of earlier images and texts that are kept as negatives."""
     image_size: int = 224
-    """Side in pixels to which images are resized, whatever their shape."""
+    """Side in pixels to which images of any shape are resized."""
     dropout: float = 0.1
-    """Dropout rate everywhere but in the tower."""
+    """Dropout rate, except in the tower."""
     dinov2: TowerConfig = field(default_factory=lambda: _tower("base"))
     """The image tower."""
 
@@ -87,8 +87,8 @@ PRESETS = {
     "card": Config(),
 }  # fmt: skip
 
-# Parameters that get no gradient: torch's AdamW leaves them alone, and so does ours, whose weight
-# decay would move them.
+# Parameters without a gradient, which torch's AdamW skips; ours does only if they are named, or
+# weight decay would change them.
 DEAD = (
     "vision/mask",
     "fusion/text_pooler/*",
@@ -96,9 +96,9 @@ DEAD = (
     "decoder/blocks/{i}/norm2/*",
 )
 
-# The seed's card and code. 50 epochs of 112,100 captions are 21,850 steps. Its cosine goes to 0,
-# and the rate stays at a tenth of the peak where the cosine is below. Weight decay is on all that
-# has a gradient. The card's mixed precision is float16.
+# The seed's card and code. 50 epochs of 112,100 captions are 21,850 steps. The cosine goes to 0,
+# but the rate never below a tenth of the peak. Weight decay applies to all parameters with a
+# gradient. The card's mixed precision is float16.
 _SEED = Recipe(
     data="coco_captions",
     tokenizer="gpt2",

@@ -1,4 +1,4 @@
-"""The text decoder, all of whose linear layers are ternary in evaluation. Source: seed 004."""
+"""The text decoder; all its linear layers are ternary in evaluation. Source: seed 004."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ Hidden = Float[Array, "b t d"]
 
 
 class Attention(nnx.Module):
-    """Causal self-attention; its weights are never dropped."""
+    """Causal self-attention, without dropout."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.heads = cfg.heads
@@ -28,7 +28,7 @@ class Attention(nnx.Module):
         self.proj = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
 
     def __call__(self, x: Hidden, quantised: bool) -> Hidden:
-        """What the block adds."""
+        """The layer's output, to be added to x."""
         q, k, v = (
             rearrange(part(x, quantised=quantised), "b t (h k) -> b t h k", h=self.heads)
             for part in (self.q, self.k, self.v)
@@ -47,20 +47,20 @@ class Mlp(nnx.Module):
         self.out = BitLinear(cfg.hidden, cfg.dim, rngs=rngs)
 
     def __call__(self, x: Hidden, rngs: nnx.Rngs | None) -> Hidden:
-        """What the block adds."""
+        """The layer's output, to be added to x."""
         quantised = rngs is None
         x = jax.nn.gelu(self.up(x, quantised=quantised), approximate=False)
         return self.out(drop(x, self.rate, rngs), quantised=quantised)
 
 
 class Block(nnx.Module):
-    """Pre-norm: attention, the text as one vector, feed-forward."""
+    """Pre-norm: self-attention, the encoder's mean added to every token, feed-forward."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.rate = cfg.dropout
         self.norm1 = norm(cfg.dim, rngs=rngs)
         self.attn = Attention(cfg, rngs=rngs)
-        # The seed normalises with it and throws the result away.
+        # The seed computes this norm and discards the result.
         self.norm2 = norm(cfg.dim, rngs=rngs)
         self.context = BitLinear(cfg.dim, cfg.dim, rngs=rngs)
         self.norm3 = norm(cfg.dim, rngs=rngs)
@@ -76,7 +76,7 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Predicts a text from itself and from what the encoder made of it."""
+    """Predicts a text from itself and the mean of the encoder's output."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.blocks = nnx.List([Block(cfg, rngs=rngs) for _ in range(cfg.decoder_layers)])
@@ -90,8 +90,7 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs | None,
         policy: str,
     ) -> Float[Array, "b u d"]:
-        """What `head` makes logits of, for the embedded targets y; `policy` is that of
-        `layers/remat.py`."""
+        """The head's inputs for the embedded targets y; `policy` is one of `layers/remat.py`."""
         source = embeddings.mean(axis=1)
         block = remat(Block.__call__, policy)
         for layer in self.blocks:
@@ -99,5 +98,5 @@ class Decoder(nnx.Module):
         return self.norm(y)
 
     def logits(self, x: Float[Array, "*b d"], *, quantised: bool) -> Float[Array, "*b v"]:
-        """float32 logits of what a call gave."""
+        """float32 logits, from the output of a call."""
         return to_float32(self.head(x, quantised=quantised))

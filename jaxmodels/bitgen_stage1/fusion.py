@@ -1,8 +1,8 @@
-"""Where image and text meet, and the features that are contrasted.
+"""The fusion of image and text, and the features of the contrastive loss.
 
-Source: seed 004, which calls it FIBER's; there is no cross-attention in it and no gate. The image
-is one vector, the mean of its patches. The seed multiplies every patch and averages then; the mean
-is multiplied here, which is the same for a linear layer.
+Source: seed 004, which names it after FIBER, although it has neither cross-attention nor a gate.
+The image is one vector, the mean of its patches. The seed projects every patch and averages then;
+here the average is projected, which is the same for a linear layer.
 """
 
 import jax
@@ -31,7 +31,7 @@ class Mlp(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """Puts the image into every token; keeps the queues of features to contrast with."""
+    """Fuses the image into every token; holds the queues of features that serve as negatives."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.rate = cfg.dropout
@@ -41,7 +41,7 @@ class Fusion(nnx.Module):
         self.image = linear(d, d, rngs=rngs)
         self.text_itc = linear(d, d, rngs=rngs)
         self.image_itc = linear(d, d, rngs=rngs)
-        # The seed makes these two poolers, trains nothing in them and never asks them.
+        # The seed creates these two poolers, but neither trains nor uses them.
         self.text_pooler = linear(d, d, rngs=rngs)
         self.image_pooler = linear(d, d, rngs=rngs)
         self.text_pooler_itc = linear(d, d, rngs=rngs)
@@ -55,13 +55,13 @@ class Fusion(nnx.Module):
     def __call__(
         self, text: Float[Array, "b t d"], image: Float[Array, "b d"], rngs: nnx.Rngs | None
     ) -> Float[Array, "b t d"]:
-        """The tokens with the image in each; what the text was is not added (a quirk)."""
+        """Tokens fused with the image; the text is not added to the result (a quirk)."""
         words = apply(self.text, text)
         seen = jnp.broadcast_to(apply(self.image, image)[:, None], words.shape)
         return to_float32(self.mlp(jnp.concatenate([words, seen], axis=-1), self.rate, rngs))
 
     def text_features(self, text: Float[Array, "b t d"]) -> Float[Array, "b d"]:
-        """Unit features of texts: their first token, before any fusion (a quirk)."""
+        """Unit features of texts: of their first token, before fusion (a quirk)."""
         pooled = apply(self.text_pooler_itc, apply(self.text_itc, text[:, 0]))
         return unit(jnp.tanh(to_float32(pooled)), 1e-8)
 
@@ -73,8 +73,8 @@ class Fusion(nnx.Module):
     def queued(
         self, text: Float[Array, "b d"], image: Float[Array, "b d"]
     ) -> tuple[Float[Array, "d n"], Float[Array, "d n"], Int[Array, ""]]:
-        """The queues of texts and images with these features in place of the oldest, and where
-        the next ones go."""
+        """The queues of texts and images with these features in place of the oldest, and the
+        position of the next write."""
         rows, size = len(text), self.image_queue.shape[1]
         at = (self.queue_ptr[...] + jnp.arange(rows)) % size
 
@@ -87,6 +87,6 @@ class Fusion(nnx.Module):
 
 
 def _columns(rngs: nnx.Rngs, shape: tuple[int, int]) -> jax.Array:
-    """Normal draws, each column of length 1."""
+    """Normal draws, each column normalised to length 1."""
     drawn = jax.random.normal(rngs.params(), shape)
     return drawn / jnp.linalg.norm(drawn, axis=0)

@@ -1,6 +1,6 @@
 """Every string that names a parameter of bitgen_stage1: sharding, PyTorch's and the seed's names.
 
-Rows name what is state, too (queues, counters, scales): it goes wherever the parameters go.
+Rows name state too (queues, counters, scales), which is saved and converted like parameters.
 """
 
 from jax.sharding import PartitionSpec as P
@@ -24,7 +24,7 @@ SHARDING = (
     ("blocks/{i}/mlp/up/kernel", _COLUMNS),
     ("blocks/{i}/mlp/out/kernel", _ROWS),
     ("*/kernel", P("data")),
-    ("*", P()),  # all else is small
+    ("*", P()),  # everything else is small
 )
 
 
@@ -50,7 +50,7 @@ def _bitlinear(ours: str, theirs: str) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-# The tower's parameters in the order of transformers' module, which is that of the optimiser.
+# The tower's parameters in the order of transformers' module, which the optimiser's state has.
 _TOWER = (
     "cls",
     "mask",
@@ -153,7 +153,7 @@ TERNARY = (
 WEIGHTS = tuple((ours, _torch(ours), op) for ours, _, op in UPSTREAM)
 
 
-# Only a file of the seed follows its conventions.
+# The seed's conventions hold for its own files only.
 ASSUMED = {label: {"heads": None, "dinov2.heads": None} for label in ("WEIGHTS", "own")}
 
 
@@ -170,9 +170,9 @@ def sizes(
         given: fields that the files or the user give; not used.
 
     Returns:
-        what follows from the shapes, and what is the architecture's convention: the seed's 4
-        heads, images of 224 and dropout, and heads of 64 in the tower. Fields of the tower are
-        called `dinov2.heads` and the like.
+        the fields that follow from the shapes, and those that are assumed: the seed's 4 heads,
+        images of 224 pixels and dropout, and heads of width 64 in the tower. Fields of the tower
+        are called `dinov2.heads` and the like.
     """
 
     def blocks(of: str) -> int:

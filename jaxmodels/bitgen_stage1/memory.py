@@ -1,8 +1,8 @@
 """The episodic memory: slots that are read by cosine and overwritten in turn.
 
-Source: seed 004 (its GPM shares only names with Larimar's). A draw of the memory, mean plus
-noise, is read by all tokens alike; the five most similar slots count. In training the tokens
-with the longest queries are then written over the slots that were written least.
+Source: seed 004 (its GPM shares only names with Larimar's). All tokens read the same draw of the
+memory, mean plus noise, from the five most similar slots each. In training, the tokens with the
+longest queries then overwrite the slots that were written least often.
 """
 
 from typing import NamedTuple
@@ -18,13 +18,13 @@ from jaxmodels.bitgen_stage1.parts import apply, linear, no_gradient, norm, unit
 from jaxmodels.bitgen_stage1.state import Buffer
 from jaxmodels.layers.precision import to_float32
 
-READ = 5  # slots that count for a token
-SHARE = 0.5  # of what was read, that is added to the query
-KEPT = 0.9  # of a slot, when it is written
+READ = 5  # slots that a token reads
+SHARE = 0.5  # weight of the value read when it is added to the query
+KEPT = 0.9  # share of a slot's old value when it is written
 
 
 class Recall(NamedTuple):
-    """What was read, for each token."""
+    """The result of a read, for each token."""
 
     queries: Float[Array, "b t d"]
     slots: Int[Array, "b t k"]
@@ -36,17 +36,17 @@ class Recall(NamedTuple):
 
 
 class MemoryWrite(NamedTuple):
-    """What training writes after a read: `commit` does it."""
+    """What `commit` writes after a training pass."""
 
     slots: Int[Array, "n"]
     queries: Float[Array, "n d"]
-    """What goes into each of the slots."""
+    """The value for each of the slots."""
     hits: Float[Array, "m"]
     """1 for a slot that any token read."""
 
 
 class Memory(nnx.Module):
-    """Reads the memory for every token and adds what was found."""
+    """Reads the memory for every token and adds the result to it."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.query = linear(cfg.dim, cfg.dim, rngs=rngs)
@@ -63,7 +63,7 @@ class Memory(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], noise: Float[Array, "m d"] | None
     ) -> tuple[Float[Array, "b t d"], Recall]:
-        """x with what it recalls; the memory is its mean, or mean + exp(logvar / 2) · noise."""
+        """x with the value read added, from the mean or mean + exp(logvar / 2) · noise."""
         queries = to_float32(apply(self.query, x))
         memory = self.drawn(noise)
         recall = self.read(queries, memory)
@@ -74,7 +74,7 @@ class Memory(nnx.Module):
         return self.norm(x + apply(self.out, queries + SHARE * found)), recall
 
     def drawn(self, noise: Float[Array, "m d"] | None) -> Float[Array, "m d"]:
-        """The memory that is read."""
+        """The memory to read: its mean, or a draw if there is noise."""
         mean = to_float32(self.mean[...])
         return mean if noise is None else mean + jnp.exp(to_float32(self.logvar[...]) / 2) * noise
 
@@ -91,7 +91,7 @@ class Memory(nnx.Module):
         return Recall(queries, slots, scores, jax.nn.softmax(scores, axis=-1))
 
     def to_write(self, recall: Recall) -> MemoryWrite:
-        """Which tokens go where: the longest queries, over the slots written least."""
+        """Which tokens to write where: the longest queries, to the slots written least often."""
         slots = self.mean.shape[0]
         queries = no_gradient(rearrange(recall.queries, "b t d -> (b t) d"))
         count = min(len(queries), slots)
@@ -101,12 +101,12 @@ class Memory(nnx.Module):
         return MemoryWrite(least, queries[longest], hits)
 
     def after(self, written: MemoryWrite) -> Float[Array, "m d"]:
-        """The mean once it is written."""
+        """The mean after the write."""
         mean = to_float32(self.mean[...])
         new = KEPT * mean[written.slots] + (1 - KEPT) * written.queries
         return mean.at[written.slots].set(new)
 
     def divergence(self, mean: Float[Array, "m d"]) -> Float[Array, ""]:
-        """½ (exp(logvar) + mean(μ²) − 1 − logvar): the seed's, of a scalar variance."""
+        """½ (exp(logvar) + mean(μ²) − 1 − logvar): the seed's, with a scalar variance."""
         logvar = to_float32(self.logvar[...])[0]
         return 0.5 * (jnp.exp(logvar) + jnp.mean(mean * mean) - 1 - logvar)

@@ -1,9 +1,9 @@
-"""Stage 1 of BitGen, quirk for quirk as it was published. Source: seed 004 (euhidaman/BitGen).
+"""Stage 1 of BitGen as published, with its quirks. Source: seed 004 (euhidaman/BitGen).
 
-Notable: the fused tokens replace the text; the encoder is post-norm, sees padding, and is never
-quantised, while the decoder is quantised in evaluation only; the text's feature is its first
-token's. Deterministic unless noise or rngs are passed: the seed draws noise for the memory in
-evaluation too.
+Notable: the fused tokens replace the text; the encoder is post-norm, attends to padding and is
+never quantised, the decoder is quantised in evaluation only; the text's feature is that of its
+first token. The seed draws noise for the memory in evaluation too; here calls are deterministic
+unless noise or rngs are passed.
 """
 
 from typing import NamedTuple
@@ -29,10 +29,10 @@ from jaxmodels.layers.sharding import constrain
 
 
 class Output(NamedTuple):
-    """What a call gives."""
+    """The outputs of a call."""
 
     embeddings: Float[Array, "b t d"]
-    """What the encoder makes of the tokens."""
+    """The encoder's output for each token."""
     text_features: Float[Array, "b d"]
     """Unit vectors to compare with those of images."""
     image_features: Float[Array, "b d"] | None
@@ -40,7 +40,7 @@ class Output(NamedTuple):
     decoder_logits: Float[Array, "b u v"] | None
     """Of the targets; None without them."""
     recall: Recall
-    """What was read in the memory."""
+    """The result of reading the memory."""
 
 
 Hidden = Float[Array, "b t d"]
@@ -56,7 +56,7 @@ class Attention(nnx.Module):
         self.proj = linear(cfg.dim, cfg.dim, rngs=rngs)
 
     def __call__(self, x: Hidden, rngs: nnx.Rngs | None) -> Hidden:
-        """What the block adds; with rngs, weights are dropped."""
+        """The layer's output, to be added to x; with rngs, attention weights have dropout."""
         q, k, v = qkv_heads(self.qkv, x.astype(self.qkv.kernel[...].dtype), self.heads)
         key = None if rngs is None else rngs.dropout()
         out = self_attention(q, k, v, causal=False, rate=self.rate, key=key)
@@ -105,15 +105,15 @@ class Model(nnx.Module):
         """Embeddings of texts, features of texts and images, and logits of targets.
 
         Args:
-            tokens: token ids, at most `context` of them; None is refused.
+            tokens: token ids, at most `context` in a row; None is refused.
             images: one for each text, values in [0, 1]; of any size.
             targets: token ids that the decoder predicts from those up to and including each.
-            noise: of the memory, standard normal; None reads its mean.
-            rngs: has the stream `dropout`; passing it is training: dropout, and a decoder
-                that is not quantised.
+            noise: standard normal, for the draw of the memory; None reads its mean.
+            rngs: has the stream `dropout`; passing it means training: with dropout, and a
+                decoder in full precision.
 
         Raises:
-            Problem: (usage) there is no text, or one that is longer than the context.
+            Problem: (usage) there are no tokens, or more than the context.
         """
         text = self.embedded(tokens, rngs)
         x, image_features = text, None
@@ -138,12 +138,12 @@ class Model(nnx.Module):
         embeddings: Float[Array, "b t d"],
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b u d"]:
-        """What the decoder makes of targets, one step before their logits."""
+        """The inputs of the decoder's head for targets."""
         return self.decoder(self.embedded(targets, rngs), embeddings, rngs, self.remat)
 
     @property
     def remat(self) -> str:
-        """What is computed again in the backward pass (`layers/remat.py`), the tower included."""
+        """The policy of `layers/remat.py`, for the tower too."""
         return self.vision.remat
 
     @remat.setter
@@ -151,17 +151,17 @@ class Model(nnx.Module):
         self.vision.remat = policy
 
     def text_features(self, tokens: Int[Array, "b t"]) -> Float[Array, "b d"]:
-        """Unit features of texts alone; see `Output`."""
+        """Unit features of texts; see `Output`."""
         return self.fusion.text_features(self.embedded(tokens))
 
     def image_features(self, images: Float[Array, "b y x 3"]) -> Float[Array, "b d"]:
-        """Unit features of images alone, values in [0, 1]; see `Output`."""
+        """Unit features of images, values in [0, 1]; see `Output`."""
         return self.fusion.image_features(self.seen(images))
 
     def embedded(
         self, tokens: Int[Array, "b t"] | None, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b t d"]:
-        """Tokens and their positions as vectors."""
+        """Token plus position embeddings."""
         if tokens is None:
             raise Problem(
                 "bitgen_stage1 reads no image without a text",

@@ -1,6 +1,6 @@
-"""What Stage 1 is trained for, and what training leaves in queues and memory. Source: seed 004.
+"""The loss of Stage 1, and what training stores in queues and memory. Source: seed 004.
 
-Contrastive loss, image-text matching, reconstruction of the text and the memory's divergence,
+A contrastive loss, image-text matching, reconstruction of the text and the memory's divergence,
 weighted as on the card.
 """
 
@@ -20,14 +20,14 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.layers.losses import LOGITS_BYTES
 from jaxmodels.layers.precision import to_float32
 
-# The loss compares the rows of a batch: it cannot be computed in slices.
+# The loss compares the rows of a batch, so it cannot be computed in slices.
 CROSS_ROW_LOSS = True
-# The seed writes queues and memory in every forward pass, also of accumulated micro-batches.
+# The seed writes queues and memory in every forward pass, and so after each micro-batch.
 EVERY_PASS = True
 
 CONTRASTIVE, MATCHING, TEXT, DIVERGENCE = 1.0, 0.5, 0.5, 0.1
 SMOOTHING = 0.1  # of the text's targets
-# The perplexity of a loss above this is told as that of this.
+# Losses are clipped here to compute the perplexity.
 MOST_NATS = 10.0
 
 Metrics = dict[str, Array]
@@ -42,13 +42,13 @@ def loss(
         model: the model; it is read, never changed.
         batch: `tokens` int32 [b, t], padded at the end. The decoder's targets are the tokens
             themselves, unshifted, and padding counts (quirks). `images` [b, y, x, 3], uint8, or
-            floats in [0, 1]; without them there is nothing to contrast. `noise` [m, d], if there,
-            stands in for the memory's draw. Other keys are not read.
-        rngs: has the stream `dropout`; None is evaluation: no dropout, a quantised decoder, the
-            memory's mean, queues as they are.
+            floats in [0, 1]; without them there is no contrastive loss. `noise` [m, d], if given,
+            replaces the memory's draw. Other keys are not read.
+        rngs: has the stream `dropout`; None means evaluation: no dropout, a quantised decoder, the
+            memory's mean, and unchanged queues.
 
     Returns:
-        the loss, and aux: `metrics` under the card's names, and in training what `commit` stores.
+        the loss, and aux: `metrics` under the card's names and, in training, the input of `commit`.
 
     Raises:
         Problem: (usage) the batch is larger than the queue.
@@ -88,10 +88,9 @@ def loss(
 
 
 def commit(model: Model, aux: dict[str, Any]) -> None:
-    """Stores what a training pass found: queues, memory and counters; between gradient and
-    optimiser.
+    """Stores queues, memory and counters of a training pass; called between gradient and optimiser.
 
-    The memory's mean is a parameter that this writes and the optimiser moves afterwards
+    The memory's mean is a parameter: this writes it, and the optimiser then updates it
     (`COMMITTED`).
     """
     fusion, memory = model.fusion, model.memory
@@ -111,7 +110,7 @@ def contrasted(
     images: Float[Array, "d n"],
     temperature: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""], Metrics]:
-    """The contrastive and the matching loss, and their metrics.
+    """The contrastive loss, the matching loss, and their metrics.
 
     Args:
         text: unit features of texts.
@@ -153,8 +152,8 @@ def reconstruction(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Cross-entropy with smoothed targets, in nats, and its metrics.
 
-    In training positions are taken in parts, whose logits are computed again in the backward pass:
-    all of them are gigabytes for the card's batch. Quantised, they share one scale, and are whole.
+    In training, logits are computed in parts and recomputed in the backward pass: all of them are
+    gigabytes for the card's batch. Quantised, all positions share one scale, so there is one part.
     """
 
     def part(piece: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -180,7 +179,7 @@ def reconstruction(
 
 
 def _parts(positions: int, vocab: int) -> int:
-    """The least number of equal parts whose float32 logits fit into `LOGITS_BYTES`."""
+    """The smallest number of equal parts whose float32 logits fit into `LOGITS_BYTES`."""
     count = min(-(-positions * vocab * 4 // LOGITS_BYTES), positions)
     while positions % count:
         count += 1
@@ -190,7 +189,7 @@ def _parts(positions: int, vocab: int) -> int:
 def _queues(
     model: Model, text: Array, image: Array, store: dict[str, Any], training: bool
 ) -> tuple[Array, Array]:
-    """The queues of texts and images to contrast with, in training filled with the batch."""
+    """The queues of texts and images, in training with the batch already added."""
     fusion = model.fusion
     if not training:
         return fusion.text_queue[...], fusion.image_queue[...]
@@ -205,11 +204,11 @@ def _queues(
 
 
 def _product(a: Array, b: Array) -> Array:
-    """a · b in full precision, also where an accelerator would round: these are few numbers."""
+    """a · b in full precision on every platform; the product is small."""
     return jnp.matmul(a, b.astype(a.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def _first(similarities: Array) -> Array:
-    """Cross-entropy of rows whose right column is their own number."""
+    """Cross-entropy of rows whose target is the diagonal."""
     logs = jax.nn.log_softmax(similarities, axis=-1)
     return -jnp.mean(jnp.diagonal(logs))

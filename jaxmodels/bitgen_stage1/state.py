@@ -1,7 +1,7 @@
-"""What the model remembers and no gradient changes: PyTorch's buffers."""
+"""State without gradients, like PyTorch's buffers."""
 
 from flax import nnx
 
 
 class Buffer(nnx.Variable):
-    """State that is not trained, and goes into checkpoints: queues, counters, scales."""
+    """State that is not trained, but saved in checkpoints: queues, counters, scales."""

@@ -122,6 +122,6 @@ RECIPES = {
         sample_every=100,
     ),
     "53m": _SEED,
-    # 3.01e9 tokens on the card; its batch and learning rate for this size are not told.
+    # 3.01e9 tokens on the card; batch and learning rate for this size are not published.
     "130m": replace(_SEED, steps=22_965),
 }

@@ -31,11 +31,11 @@ _jaxmodels() {{
   elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$words" ]; then
     COMPREPLY=($(compgen -W "$words" -- "$current"))
   else
-    COMPREPLY=($(compgen -f -- "$current"))
+    COMPREPLY=()  # the shell completes files, and quotes their names
   fi
 }}
 COMP_WORDBREAKS=${{COMP_WORDBREAKS//:/}}  # a preset is one word
-complete -o filenames -F _jaxmodels jaxmodels
+complete -o default -F _jaxmodels jaxmodels
 """
 
 
@@ -103,7 +103,7 @@ def flags_of(verb: str) -> list[str]:
 
 
 def words_of(verb: str) -> list[str]:
-    """What may stand behind a verb, besides paths."""
+    """The words that may follow a verb, other than paths."""
     if verb not in TAKES_PRESET:
         return SUBCOMMANDS.get(verb, "").split()
     return [f"{arch}:{name}" for arch in jaxmodels.ARCHS for name in jaxmodels.arch(arch).PRESETS]

@@ -134,7 +134,8 @@ def plan_one(
 ) -> int:
     """Compiles one setting and reports it; if it does not fit, searches for one that does."""
     from jaxmodels.runtime.planning.estimate import Setting
-    from jaxmodels.runtime.planning.plan import TooLarge, report, too_large_report
+    from jaxmodels.runtime.planning.plan import TooLarge
+    from jaxmodels.runtime.planning.report import report, too_large_report
     from jaxmodels.runtime.sharding import mesh_sizes
 
     say(f"compiling {spec} for {slice_.name}: {job.flags}")
@@ -213,7 +214,7 @@ def search(
 def _search(
     job: Any, slice_: Topology, options: PlanOptions[Any], compiled: Callable[[Any], Any]
 ) -> Any:
-    from jaxmodels.runtime.planning.plan import report
+    from jaxmodels.runtime.planning.report import report
     from jaxmodels.runtime.planning.search import Search
 
     def reported(job: Any, compiled: Any) -> dict[str, Any]:

@@ -25,8 +25,10 @@ class Linear(nnx.Linear):
     """flax's, with the backward pass of `product` and `broadcast_param`; the kernel may have an
     adapter (`low_rank`)."""
 
-    def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Array:
-        """`inputs · kernel + bias` [… o], in `preferred_element_type` or what both promote to."""
+    def __call__(
+        self, inputs: Float[Array, "*b i"], out_sharding: Any = None
+    ) -> Float[Array, "*b o"]:
+        """`inputs · kernel + bias`, in `preferred_element_type` or what both promote to."""
         assert out_sharding is None
         x, *kernels = self.promote_dtype((inputs, *parts(self.kernel)), dtype=self.dtype)
         out = sum_of_products(x, kernels, self.preferred_element_type)

@@ -1,26 +1,32 @@
 """The generation loop: prefill the prompt, then decode in compiled chunks.
 
 Chunks of 32 tokens stream, and spare the return to Python for each token; a chunk is read while the
-next is decoded. Prompts are padded to powers of two and the cache doubles in two steps, so few
-shapes are ever compiled; only the last token of a prompt passes the head, most of a small model.
+next is decoded (`decoding` has the compiled functions).
 
 Learned positions cannot wrap around: when the cache is full, the last half of the context becomes
 the new prompt (half, since every token would otherwise cost a prefill). Where no token can be drawn
 the device returns -1 (`sampling.NOTHING`), and the host ends the generation with an error.
 """
 
-from collections.abc import Callable, Iterator
-from functools import cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmodels.architecture import ConfigView, ModelView
+from jaxmodels.architecture import ModelView
 from jaxmodels.errors import UNVERIFIED, USAGE, Problem, within
-from jaxmodels.layers.sampling import NOTHING, Sampling, sample
-from jaxmodels.runtime.paths import Arrays, GraphDef, split
+from jaxmodels.layers.sampling import NOTHING, Sampling
+from jaxmodels.runtime.decoding import (
+    Static,
+    banned_mask,
+    cache_size,
+    decoder,
+    grow,
+    pad,
+    prefill,
+)
+from jaxmodels.runtime.paths import Arrays, split
 from jaxmodels.runtime.sharding import fetch
 
 
@@ -68,7 +74,7 @@ def generate(
             failed) no token that may be drawn has a finite logit.
     """
     _check(sampling)
-    if _banned_mask(model, banned).all():
+    if banned_mask(model, banned).all():
         raise Problem(
             "there is no token that may be drawn",
             why=f"all {model.config.vocab} are banned or padding of the vocabulary",
@@ -138,7 +144,7 @@ def _relative(model: Any) -> bool:
 
 
 def _continue_prompt(
-    fixed: "Static",
+    fixed: Static,
     params: Arrays,
     model_state: Arrays,
     sampling: Sampling,
@@ -153,175 +159,21 @@ def _continue_prompt(
     `drawn` tokens were drawn before. A chunk is read while the next is decoded.
     """
     filled = prompt.shape[1]
-    size = _cache_size(filled + min(fixed.chunk, count - 1), fixed.context)
-    padded = _pad(prompt, size)
+    size = cache_size(filled + min(fixed.chunk, count - 1), fixed.context)
+    padded = pad(prompt, size)
     draw = seed, sampling
-    state = _prefill(fixed, params, model_state, padded, filled, drawn, images, *draw, size=size)
-    waiting, n, decode = state[0][:, None], 1, _decoder(params, model_state, len(prompt))
+    state = prefill(fixed, params, model_state, padded, filled, drawn, images, *draw, size=size)
+    waiting, n, decode = state[0][:, None], 1, decoder(params, model_state, len(prompt))
     for left in range(count - 1, 0, -fixed.chunk):
         n = min(left, fixed.chunk)
         if filled + n > size < fixed.context:
-            size = _cache_size(filled + n, fixed.context)
-            state = _grow(state, size=size)
+            size = cache_size(filled + n, fixed.context)
+            state = grow(state, size=size)
         state, tokens = decode(fixed, params, model_state, state, *draw, n)
         filled += n
         yield fetch(waiting)
         waiting = tokens
     yield fetch(waiting)[:, :n]  # only the last chunk may be short
-
-
-class Static(NamedTuple):
-    """The static arguments of the compiled functions. Hashable."""
-
-    graphdef: GraphDef
-    top_k: int | None
-    banned: tuple[int, ...]
-    chunk: int
-    context: int
-
-
-def _cache_size(tokens: int, context: int) -> int:
-    """Slots of a cache for this many tokens: a power of two or three quarters of one.
-
-    Attention reads the whole cache, filled or not, so it grows with the text; doubling in two
-    steps lets generations of all lengths share few compilations.
-    """
-    double = max(1 << (tokens - 1).bit_length(), 64)
-    size = double // 4 * 3
-    return min(size if tokens <= size else double, context)
-
-
-@partial(jax.jit, static_argnames="size")
-def _grow(state: Any, *, size: int) -> Any:
-    token, cache, drawn = state
-    return token, cache.grown(size), drawn
-
-
-def _pad(prompt: np.ndarray, size: int) -> np.ndarray:
-    """Pads to a power of two, so that prompts of many lengths share few compilations."""
-    padded = min(max(1 << (prompt.shape[1] - 1).bit_length(), 16), size)
-    return np.pad(prompt, ((0, 0), (0, padded - prompt.shape[1])))
-
-
-@partial(jax.jit, static_argnums=0, static_argnames="size")
-def _prefill(
-    fixed: Static,
-    params: Arrays,
-    model_state: Arrays,
-    tokens: Any,
-    length: Any,
-    drawn: Any,
-    images: Any,
-    seed: Any,
-    sampling: Sampling,
-    *,
-    size: int,
-) -> Any:
-    """The state to decode from: the first token, the cache before it, the number of tokens drawn.
-
-    Padding is written into the cache after `length`, where no query attends before it is
-    overwritten.
-    """
-    model = fixed.graphdef.merge(params, model_state)
-    drawn = jnp.zeros((), jnp.int32) + drawn
-    if ModelView(model).prefill is not None:
-        seen = {} if images is None else {"images": images}
-        logits, cache = model.prefill(tokens, length, size, **seen)
-    else:
-        x, cache = model.hidden(tokens, model.init_cache(tokens.shape[0], size))
-        last = jax.lax.dynamic_slice_in_dim(x, length - 1, 1, axis=1)  # the head costs most
-        logits = model.logits(last)[:, 0]
-        cache = cache._replace(length=jnp.zeros((), jnp.int32) + length)
-    number = _uniform(seed, jnp.arange(len(tokens)), drawn[None])[0]
-    return _next_token(fixed, model, logits, number, sampling), cache, drawn + 1
-
-
-def _decode_chunk(
-    fixed: Static,
-    params: Arrays,
-    model_state: Arrays,
-    state: Any,
-    seed: Any,
-    sampling: Sampling,
-    n: Any,
-) -> tuple[Any, jax.Array]:
-    """Draws n ≤ chunk tokens for each row: the state after them, and int32 [b, chunk].
-
-    n is not a constant of the program, so chunks of all lengths share one compilation.
-    """
-    model = fixed.graphdef.merge(params, model_state)
-    step = ModelView(model).decode or model
-    rows = len(state[0])
-    numbers = _uniform(seed, jnp.arange(rows), state[2] + jnp.arange(fixed.chunk))
-
-    def one(i: jax.Array, carry: Any) -> Any:
-        (token, cache, drawn), tokens = carry
-        logits, cache = step(token[:, None], cache)
-        token = _next_token(fixed, model, logits[:, 0], numbers[i], sampling)
-        return (token, cache, drawn + 1), tokens.at[:, i].set(token)
-
-    return jax.lax.fori_loop(0, n, one, (state, jnp.zeros((rows, fixed.chunk), jnp.int32)))
-
-
-# On a CPU, XLA by default packs the weights of each float32 product into blocks (YNNPACK), which
-# does not pay for this few rows (`benchmarks/LOG.md`).
-NO_YNNPACK_ROWS = range(8, 32)
-_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-_decode = jax.jit(_decode_chunk, static_argnums=0, donate_argnums=3)
-_decode_uncut = jax.jit(
-    _decode_chunk, static_argnums=0, donate_argnums=3, compiler_options=_OPTIONS
-)
-
-
-def _decoder(
-    params: Arrays, model_state: Arrays, rows: int
-) -> Callable[..., tuple[Any, jax.Array]]:
-    """`_decode_chunk`, compiled for this many rows; only float32 products have the option."""
-    kinds = {leaf.dtype.name for leaf in (*params.values(), *model_state.values())}
-    uncut = (
-        rows in NO_YNNPACK_ROWS and not kinds & {"bfloat16", "float16", "uint8"} and _has_option()
-    )
-    return _decode_uncut if uncut else _decode
-
-
-@cache
-def _has_option() -> bool:
-    """Whether this XLA knows the option, which is experimental."""
-    if jax.default_backend() != "cpu":
-        return False
-    try:
-        jax.jit(lambda: 0, compiler_options=_OPTIONS)()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
-
-def _next_token(
-    fixed: Static, model: Any, logits: jax.Array, numbers: jax.Array, sampling: Sampling
-) -> jax.Array:
-    """The next token of each row, int32 [b]; never a banned one or padding."""
-    banned = _banned_mask(model, fixed.banned)
-    return sample(logits, numbers, sampling._replace(top_k=fixed.top_k), banned)
-
-
-def _banned_mask(model: Any, banned: tuple[int, ...]) -> np.ndarray:
-    """bool [v]: tokens that are never drawn, padding of the vocabulary included."""
-    ids = np.arange(model.config.vocab)
-    return np.isin(ids, banned) | (ids >= (ConfigView(model.config).tokens or len(ids)))
-
-
-def _uniform(seed: Any, rows: jax.Array, steps: jax.Array) -> jax.Array:
-    """Random numbers in [0, 1) [steps, rows], each from the seed, its row and its step alone.
-
-    One for each token, and a chunk's at once: `jax.random.categorical` draws noise for every logit,
-    more than half of a small model's time.
-    """
-
-    def number(step: jax.Array, row: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), step)
-        return jax.random.uniform(key)
-
-    return jax.vmap(jax.vmap(number, (None, 0)), (0, None))(steps, rows)
 
 
 def truncate_at(end: int | None, tokens: np.ndarray) -> np.ndarray:

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmodels.architecture import Architecture
 from jaxmodels.layers.keys import keys
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import aggregate, lora, stats
-from jaxmodels.runtime.batches import compares_rows
 from jaxmodels.runtime.compiler import compiler_options
+from jaxmodels.runtime.gradient import micro_gradient
 from jaxmodels.runtime.optim import optimiser, schedule, trainable
 from jaxmodels.runtime.paths import Arrays, GraphDef, split
 from jaxmodels.runtime.sharding import AnyMesh, param_shardings, tree_shardings, with_mesh
@@ -172,7 +172,7 @@ def train_step(
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = placed.step.mesh
-    gradient = _gradient(package, graphdef, recipe, placed.params, mesh)
+    gradient = micro_gradient(package, graphdef, recipe, placed.params, mesh)
     store = _store(package, graphdef)
     written = package.COMMITTED
 
@@ -182,11 +182,11 @@ def train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         stored = state.model_state | {path: state.params[path] for path in written}
 
-        def micro_gradient(stored: Arrays, part: Any) -> Any:
+        def micro_batch(stored: Arrays, part: Any) -> Any:
             return gradient(state.params | {path: stored[path] for path in written}, stored, part)
 
         def micro_step(stored: Arrays, part: Any) -> Any:
-            result, aux = micro_gradient(stored, part)
+            result, aux = micro_batch(stored, part)
             return result, store(state.params, stored, aux), {}
 
         if recipe.accum == 1:
@@ -199,7 +199,7 @@ def train_step(
                 )
             else:
                 (loss, metrics, grads), aux = aggregate.mean_over(
-                    partial(micro_gradient, stored), pieces
+                    partial(micro_batch, stored), pieces
                 )
                 model_state = store(state.params, stored, aux)
         before = state.params | {path: model_state.pop(path) for path in written}
@@ -253,46 +253,6 @@ def ema_update(decay: float, step: jax.Array, ema: Arrays, params: Arrays) -> Ar
     }
 
 
-def _gradient(
-    package: Architecture, graphdef: GraphDef, recipe: Recipe, placed: Arrays, mesh: Mesh
-) -> Callable[..., Any]:
-    """(params, model_state, (batch, key, share)) → ((loss, metrics, gradients), input of `commit`).
-
-    It takes one micro-batch and its weight among all (`token_weights`). Only trainable parameters
-    have gradients, sharded like them (`placed`): left to choose, XLA may gather them.
-    """
-    dtype = jnp.dtype(recipe.dtype)
-
-    def of_part(params: Arrays, model_state: Arrays, part: Any) -> Any:
-        batch, key, share = part
-
-        def loss(active: Arrays) -> tuple[jax.Array, Any]:
-            cast = {path: leaf.astype(dtype) for path, leaf in (params | active).items()}
-            value, aux = package.loss(graphdef.merge(cast, model_state), batch, keys(dropout=key))
-            metrics, by_tokens, commit_input = aggregate.split_aux(aux)
-            value, metrics = aggregate.weighted(value, metrics, by_tokens, share)
-            return value, (metrics, commit_input)
-
-        active = trainable(recipe.optim, params)
-        (value, (metrics, commit_input)), grads = jax.value_and_grad(loss, has_aux=True)(active)
-        if mesh.size > 1:
-            at = {path: placed[path] for path in grads}
-            grads = jax.lax.with_sharding_constraint(grads, at)
-        return (value, metrics, grads), commit_input
-
-    def gradient(params: Arrays, model_state: Arrays, part: Any) -> Any:
-        slices = 1
-        if not compares_rows(package, part[0]):
-            slices = recipe.slices or auto_slices(part[0], mesh)
-        if slices == 1:
-            return of_part(params, model_state, part)
-        return aggregate.mean_over(
-            partial(of_part, params, model_state), aggregate.split_batch(package, slices, *part)
-        )
-
-    return gradient
-
-
 def _store(package: Architecture, graphdef: GraphDef) -> Callable[[Arrays, Arrays, Any], Arrays]:
     """(params, stored, aux) → stored after `commit`.
 
@@ -312,20 +272,3 @@ def _store(package: Architecture, graphdef: GraphDef) -> Callable[[Arrays, Array
         return model_state | {path: params[path] for path in written}
 
     return store
-
-
-def auto_slices(batch: Arrays, mesh: Mesh, positions: int = 1024) -> int:
-    """The number of slices of a batch on the mesh's devices; see `Recipe.slices`.
-
-    On a CPU, slices of about a thousand positions halve the time of a step: activations stay in the
-    caches, and XLA's temporaries are reused instead of being mapped page by page in every step
-    (charlm:notebook: 1.6 → 0.8 s; huge pages for malloc alone gave 1.15 s).
-    """
-    read = batch["tokens"] if "tokens" in batch else batch["images"]  # a tower reads no text
-    rows, columns = read.shape[:2]
-    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
-        return 1
-    slices = 1
-    while rows % (2 * slices) == 0 and rows * columns // (2 * slices) >= positions:
-        slices *= 2
-    return slices

@@ -1,8 +1,8 @@
 """The blocks of wigip: one module whose arrays hold all of them.
 
-Trace, compile time and the number of leaves so do not grow with depth. Heads are an axis, as in the
-seed, so that a mesh shards heads and never splits one. A run saves blocks of 1 MB or more one by
-one, and the bridge reads them so.
+So neither compile time nor the number of arrays grows with depth. Heads are an axis, as in the
+seed, so a mesh never splits a head. Checkpoints of a run hold blocks of 1 MB or more one by one,
+and the bridge reads them that way.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from jaxmodels.layers.sharding import constrain
 from jaxmodels.wigip.config import Config
 
 Hidden = Float[Array, "*b d"]
-# (queries, keys, values) → what the heads found, and what to remember of the block.
+# (queries, keys, values) → (the heads' outputs, the block's entry in the cache).
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
@@ -34,7 +34,7 @@ class Attention(nnx.Module):
         self.proj = LinearGeneral(heads, cfg.dim, axis=(-2, -1), rngs=rngs)
 
     def __call__(self, x: Hidden, attend: Attend) -> tuple[Hidden, Any]:
-        """What the block adds, and what to remember."""
+        """The layer's output, to be added to x, and its entry in the cache."""
         out, kept = attend(self.q(x), self.k(x), self.v(x))
         return self.proj(out), kept
 
@@ -47,7 +47,7 @@ class Mlp(nnx.Module):
         self.out = Linear(4 * cfg.dim, cfg.dim, rngs=rngs)
 
     def __call__(self, x: Hidden) -> Hidden:
-        """What the block adds."""
+        """The layer's output, to be added to x."""
         hidden = nnx.gelu(self.up(x), approximate=True)
         return self.out(constrain(hidden, "data", ..., "model"))
 
@@ -62,14 +62,14 @@ class Block(nnx.Module):
         self.mlp = Mlp(cfg, rngs=rngs)
 
     def __call__(self, x: Hidden, attend: Attend) -> tuple[Hidden, Any]:
-        """The float32 residual stream, and what to remember."""
+        """The float32 residual stream, and the block's entry in the cache."""
         out, kept = self.attn(layer_norm(self.norm1, x), attend)
         x = constrain(x + out, "data", ...)
         return constrain(x + self.mlp(layer_norm(self.norm2, x)), "data", ...), kept
 
 
 def stacked(cfg: Config, rngs: nnx.Rngs) -> Block:
-    """All blocks as one, each parameter with a leading axis [layers]; every layer drawn anew."""
+    """All blocks as one module, whose parameters have a leading axis [layers]."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: Block(cfg, rngs=keys(default=0))))
 
     def one(key: Array) -> Any:

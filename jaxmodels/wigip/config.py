@@ -12,15 +12,15 @@ class Config:
     """Sizes of one wigip.
 
     Raises:
-        Problem: (usage) a size is out of its range, or sizes do not go together.
+        Problem: (usage) a size is out of range, or two sizes are incompatible.
     """
 
     vocab: int = 256
-    """Characters. The default is a placeholder: the data decides, as in the seed."""
+    """Size of the vocabulary. The default is a placeholder: training sets it from the data."""
     side: int = 180
     """Side of the grid that the text fills, in characters."""
     patch: int = 4
-    """Side of a patch, in characters; also the root of an embedding's width."""
+    """Side of a patch, in characters; the embedding of a character has patch² numbers."""
     dim: int = 2496
     """Width of the residual stream."""
     layers: int = 24
@@ -28,8 +28,8 @@ class Config:
     heads: int = 32
     """Attention heads."""
     objective: Literal["next_char", "dense"] = "next_char"
-    """What is predicted: the one character after the window (the seed's), or every character from
-    those before it. The parameters are the same; their meaning is not."""
+    """`next_char`: predict the one character after the window (the seed's); `dense`: every
+    character from those before it. The parameters have the same shapes, but other meanings."""
     images: bool = False
     """Phase 2: the same trunk also reads pictures of side × side pixels, with captions of at most
     side × patch characters."""
@@ -55,7 +55,7 @@ class Config:
 
     @property
     def context(self) -> int:
-        """Characters of a window: all of the grid."""
+        """Characters of a window, which fills the grid."""
         return self.side**2
 
     @property
@@ -94,7 +94,7 @@ PRESETS = {
     ),
     # Sizes of our own: GPT-2's smallest trunk. A window is 6,400 characters in 400 patches.
     "125m": Config(side=80, dim=768, layers=12, heads=12),
-    # The seed's. Its vocabulary is that of the first 1,000 documents of C4, which it does not tell.
+    # The seed's. Its vocabulary, of the first 1,000 documents of C4, has no published size.
     "1.7b": Config(),
 }
 

@@ -1,8 +1,7 @@
-"""What wigip remembers between characters, and how it goes on from there.
+"""The caches of wigip, and decoding with them.
 
-A short prompt of `next_char` stands behind characters of id 0, which is what the seed makes of
-characters that it does not know; a prompt repeated to fill the window would be continued by
-repeating it.
+With `next_char`, a prompt shorter than the window is padded at the front with id 0, the seed's id
+for unknown characters. (Repeating the prompt to fill the window makes the model repeat it again.)
 """
 
 from typing import Any, NamedTuple
@@ -18,12 +17,12 @@ from jaxmodels.wigip.dense import attend_to
 
 
 class Window(NamedTuple):
-    """What `next_char` remembers: the last characters, as many as the grid holds."""
+    """The cache of `next_char`: the last characters, as many as the grid holds."""
 
     ids: Int[Array, "b s"]
 
     def grown(self, size: int) -> "Window":
-        """The same: a window has one size."""
+        """Itself: a window has a fixed size."""
         return self
 
 
@@ -31,12 +30,12 @@ class PatchCache(NamedTuple):
     """The characters so far, and the keys and values of their patches."""
 
     keys: Float[Array, "l b n h k"]
-    """Of full patches; what lies in a patch that is being filled is not read."""
+    """Of full patches; entries of a patch that is still being filled are not read."""
     values: Float[Array, "l b n h k"]
     ids: Int[Array, "b s"]
     """The characters, n patches of them."""
     length: Int[Array, ""]
-    """How many there are."""
+    """How many of them are filled."""
 
     def grown(self, size: int) -> "PatchCache":
         """The same with room for `size` characters."""
@@ -69,8 +68,8 @@ def prefill(
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Logits after the first `length` tokens, and the empty cache filled with them.
 
-    All patches are read at once, as full ones; only the last token is read in the state that it
-    leaves its patch in.
+    All patches are read at once, as if full; only the last token is read again, in its
+    patch's true state.
     """
     if isinstance(cache, Window):
         ids = jnp.concatenate([cache.ids, tokens], axis=1)

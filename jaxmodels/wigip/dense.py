@@ -1,16 +1,15 @@
 """The dense objective of wigip: every character is predicted from those before it. Ours.
 
-The window is laid out patch by patch: patch k holds the characters k·P² to (k+1)·P² − 1, so that
-what follows a patch in the text is the next patch. (In the seed's layout a patch holds pieces of
-P lines, and the text between the pieces lies in later patches: no order of patches is the order
-of the text.) The convolution adds up one term for each character of its patch, so a patch is
-defined while it is being filled: with its first j characters it is the sum of their j terms. In
-each of these P² states it attends to itself and to the full patches before it, and the head
-predicts the character that comes next: state P², the full patch, the first of the next patch.
-No parameter is added, and generation needs keys and values of full patches only.
+The window is laid out patch by patch: patch k holds the characters k·P² to (k+1)·P² − 1, so the
+order of the patches is the order of the text. (In the seed's layout a patch holds pieces of P
+lines, so no order of patches is.) The convolution is a sum with one term for each character of its
+patch, so a partly filled patch is defined too: after its first j characters it is the sum of j
+terms. Each of these P² states attends to itself and to the full patches before it, and the head
+predicts the next character from it; from state P², the full patch, that is the first character of
+the next patch. This adds no parameters, and the cache holds keys and values of full patches only.
 
-Predicting a whole patch from one vector would make its characters independent of each other. The
-states cost P² times the trunk of `next_char` for a window, for S² loss terms instead of one: after
+(Predicting a whole patch from one vector would make its characters independent of each other.) A
+window costs P² times as much as with `next_char`, but has S² loss terms instead of one: after
 120 s of training each, 2.05 bits per character against 2.52 (`benchmarks/objectives.py`).
 """
 
@@ -27,7 +26,7 @@ from jaxmodels.layers.precision import to_float32
 def attend(
     q: Float[Array, "b p n h k"], k: Float[Array, "b p n h k"], v: Float[Array, "b p n h k"]
 ) -> Float[Array, "b p n h k"]:
-    """Attention of all p states of n patches, the last of which is the full patch.
+    """Attention of all p states of n patches; the last state is the full patch.
 
     This is causal attention over n positions in which the p states are query heads that share a
     head of keys, so it has the kernels of `self_attention`. Position 0 holds a key that stands for

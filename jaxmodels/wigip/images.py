@@ -1,16 +1,16 @@
-"""Pictures on the trunk of wigip: its second phase, which seed 000 plans. Ours.
+"""Images for wigip: the second phase, which seed 000 announces but does not implement. Ours.
 
-A picture of S × S pixels is a page of S × S characters: each pixel becomes P² numbers, as a
-character does, and the convolution, the positions and the blocks are those of text.
+An image of S × S pixels is read like a page of S × S characters: each pixel is embedded as P²
+numbers, as a character is; convolution, positions and blocks are shared with text.
 
-Two objectives. Every patch is predicted from those before it, line by line, through a causal mask.
-And captions find their images and images their captions among the rows of a batch
-(`layers/contrast`): features are means over patches, which all see each other, through a layer, as
-unit vectors. A caption is read like the first row of patches of a page.
+There are two objectives. Each patch is predicted from those before it, in raster order, under a
+causal mask. And a contrastive loss (`layers/contrast`) matches images and captions of a batch by
+unit features: the mean over patches, without a mask, through a linear layer. A caption is read as
+the first row of patches of a page.
 
-Both were chosen by trial on drawn scenes of 32 pixels (`benchmarks/LOG.md`). A convolution of the
-pixels' own, beside that of the characters, learned no faster. Hiding half of the patches and
-predicting them from the others was far behind after as many steps.
+Both were chosen by trial on drawn scenes of 32 pixels (`benchmarks/LOG.md`). A convolution for
+pixels, separate from that for characters, learned no faster; predicting a hidden half of the
+patches from the other half was far behind after the same number of steps.
 """
 
 from typing import Any
@@ -34,14 +34,14 @@ TEMPERATURE = 0.07
 
 
 class Images(nnx.Module):
-    """The parameters that only pictures and captions need."""
+    """The parameters that only images and captions need."""
 
     def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
         self.colour = Linear(3, cfg.area, rngs=rngs)
         self.head = Linear(cfg.dim, 3 * cfg.area, rngs=rngs)
         self.text_pool = Linear(cfg.dim, cfg.dim, rngs=rngs)
         self.image_pool = Linear(cfg.dim, cfg.dim, rngs=rngs)
-        # As CLIP's, so that its steps are a share of it at any size.
+        # Learned as a logarithm, as in CLIP: a step changes it in proportion to its size.
         self.log_temperature = nnx.Param(jnp.log(jnp.full((), TEMPERATURE)))
 
 
@@ -53,7 +53,7 @@ def patches(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b n p 
         images: in [0, 1].
 
     Raises:
-        Problem: (usage) pictures of another size, or a model that reads none.
+        Problem: (usage) images of another size, or a model without images.
     """
     cfg = model.config
     _check(cfg)
@@ -83,14 +83,14 @@ def _check(cfg: Config) -> None:
 def read(
     model: Any, pixels: Float[Array, "b n p 3"], causal: bool = False
 ) -> Float[Array, "b n d"]:
-    """Every patch of pictures (`patches`) after the trunk; `causal`: it sees none behind it."""
+    """Every patch of images (`patches`) after the trunk; `causal`: it sees only those before it."""
     own: Images = model.images
     x = model.convolved(own.colour(pixels.astype(own.colour.kernel[...].dtype)))
     return model.read(model.placed(x, jnp.arange(x.shape[1])), causal)
 
 
 def image_features(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-    """float32 unit vectors of pictures in [0, 1]."""
+    """float32 unit vectors of images in [0, 1]."""
     pixels = patches(model, images)
     return _unit(model.images.image_pool, read(model, pixels))
 
@@ -141,8 +141,8 @@ def image_loss(model: Any, pixels: Float[Array, "b n p 3"]) -> Float[Array, ""]:
 
 
 def drawn(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Pictures in [0, 1] whose patches are each predicted from the true ones before them; the first
-    is the true one."""
+    """Images in [0, 1], each patch predicted from the true ones before it; the first is the true
+    one."""
     cfg, pixels = model.config, patches(model, images)
     guessed = jnp.concatenate([pixels[:, :1], predicted(model, pixels)], axis=1)
     sizes = {"r": cfg.side // cfg.patch, "p": cfg.patch}
@@ -159,7 +159,7 @@ def loss(
         model: the model; it is read, never changed.
         batch: `images` uint8 [b, side, side, 3], `tokens` and `mask` int32 [b, t] of captions,
             `image_id` int32 [b].
-        rngs: nothing is random here.
+        rngs: ignored; nothing is random.
 
     Raises:
         Problem: (usage) as `patches` and `text_features`.

@@ -2,13 +2,13 @@
 
 from jax.sharding import PartitionSpec as P
 
-# Below these, arrays of all blocks are one, the block its first axis: "blocks/norm1/scale"
-# [layers, d] in a run is "blocks/{i}/norm1/scale" [d] in the tables that follow and in the bridge.
+# Under these paths the blocks' arrays are stacked: "blocks/norm1/scale" [layers, d] of a run is
+# "blocks/{i}/norm1/scale" [d] in the tables below and in the bridge.
 SCANNED = ("blocks",)
 
-# Kernels of the blocks are split along heads and hidden numbers, which divide into whole tiles of a
-# TPU where the width (2,496 over 16 devices) does not: pieces that do not are gathered into a
-# layout that doubles the time of the product behind them.
+# The blocks' kernels are split along heads and hidden units, which divide into whole TPU tiles; the
+# width (2,496 over 16 devices) does not, and gathering such pieces yields a layout that doubles the
+# time of the following product.
 BOTH = ("model", "data")
 
 SHARDING = (
@@ -33,7 +33,7 @@ SHARDING = (
     ("*", P()),  # norms, the other biases and the narrow embedding are small
 )
 
-# What a model has only with `images`, besides the temperature.
+# Parameters of a model with `images`, besides the temperature.
 _IMAGE_LAYERS = ("colour", "head", "text_pool", "image_pool")
 
 # Our path, the PyTorch twin's name, op (bridge/core/ops.py).
@@ -102,7 +102,7 @@ UPSTREAM = (
     ("norm/bias", "LayerNorm_0.bias", "same"),
     ("head/kernel", "Dense_0.kernel", "same"),
     ("head/bias", "Dense_0.bias", "same"),
-    # Ours, of the second phase: the authors' code looks at no such key.
+    # Ours, of the second phase: the authors' code ignores such keys.
     *(
         (f"images/{name}/{part}", f"Images_0.{name}.{part}", "same")
         for name in _IMAGE_LAYERS
@@ -112,10 +112,10 @@ UPSTREAM = (
 )
 
 
-# What `--init` may add to a checkpoint of text.
+# Config fields that `--init` may change: they add parameters for images, or weigh their losses.
 ADDED = ("images", "image_weight")
 
-# The seed's heads are no convention of other files: of PyTorch's and our own nothing is assumed.
+# The seed's head width holds for its own files only; for others nothing is assumed.
 ASSUMED = {"WEIGHTS": {"heads": None}, "own": {"heads": None}}
 
 
@@ -133,8 +133,8 @@ def sizes(
         given: fields that the files or the user give; not used.
 
     Returns:
-        what follows from the shapes, and what is the architecture's convention (the seed's head
-        width of 78, where that divides; its objective).
+        the fields that follow from the shapes, and those that are assumed (the seed's head width of
+        78, if it divides the width; its objective).
     """
     patch, dim = shapes["patch/kernel"][0], shapes["patch/kernel"][-1]
     known: dict[str, object] = {

@@ -1,11 +1,11 @@
 """The wigip model and its loss. Source: seed 000 (nurric-ai/Wigip_v2_1.7B_ViT).
 
-Notable: the text fills a square grid line by line; a convolution makes one vector of each patch
-of P × P characters; attention has no mask; the head reads patch 0 alone, which predicts the one
-character that follows the whole grid. GELU is the tanh approximation, LayerNorm's eps 1e-6. The
-seed keeps its head in float32: here its inputs are those of the other products, its sums and
-logits float32. With `objective = "dense"` the same parameters predict every character
-(`wigip/dense.py`).
+Notable: the text fills a square grid line by line; a convolution turns each patch of P × P
+characters into one vector; attention has no mask; the head reads patch 0 alone and predicts the
+one character that follows the whole grid. GELU is the tanh approximation, LayerNorm's eps 1e-6.
+The seed computes its head in float32; here the head's inputs have the dtype of the other products,
+its sums and logits are float32. With `objective = "dense"` the same parameters predict every
+character (`wigip/dense.py`).
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Model(nnx.Module):
 
     @property
     def relative(self) -> bool:
-        """Whether a window may move on by one character for ever (see `generate`)."""
+        """Whether the window can move on without limit (see `generate`)."""
         return self.config.objective == "next_char"
 
     def __call__(
@@ -67,8 +67,8 @@ class Model(nnx.Module):
         Args:
             tokens: character ids. Without a cache: as many as the grid holds; with
                 `objective = "dense"` also fewer.
-            cache: what came before the tokens (`init_cache`).
-            rngs: for the calls of other models; nothing is random here.
+            cache: of the tokens before (`init_cache`).
+            rngs: ignored; there is no dropout.
 
         Returns:
             float32 [b, v], after all tokens; with a cache [b, t, v], after each of them, and the
@@ -86,19 +86,19 @@ class Model(nnx.Module):
         return self.logits(self.hidden(tokens)), None
 
     def hidden(self, tokens: Int[Array, "b s"]) -> Float[Array, "b d"]:
-        """What the head reads of a whole grid: patch 0 after the final norm."""
+        """The head's input for a full grid: patch 0 after the final norm."""
         x = self.convolved(self.embedded(self.by_lines(tokens)))
         x = self.attended(self.placed(x, jnp.arange(x.shape[1])))
         return layer_norm(self.norm, x[:, :1])[:, 0]
 
     def read(self, x: Float[Array, "b n d"], causal: bool = False) -> Float[Array, "b n d"]:
-        """Every patch after the trunk and the final norm."""
+        """All patches after the trunk and the final norm."""
         n = x.shape[1]
         return layer_norm(self.norm, self.attended(x, causal)[:, :n])
 
     def attended(self, x: Float[Array, "b n d"], causal: bool = False) -> Float[Array, "b s d"]:
-        """Patches after the trunk, each of which sees all, or with `causal` none behind it; padded
-        to a TPU's tiles."""
+        """Patches after the trunk, padded to a TPU's tiles; with `causal`, each sees only itself
+        and those before it, otherwise all."""
         x, segments = pad_to_tiles(x)
         full = partial(self_attention, causal=causal, segments=segments)
         return self.through(x, lambda q, k, v: (full(q, k, v), None))[0]
@@ -116,7 +116,7 @@ class Model(nnx.Module):
         return rearrange(ids, "b (n p) -> b n p", p=self.config.area)
 
     def dense(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """What the head reads after each character of a text; see `wigip/dense.py`."""
+        """The head's input after each character of a text; see `wigip/dense.py`."""
         t, area = tokens.shape[1], self.config.area
         n = tiled(-(-t // area))  # no patch sees those behind it
         padded = jnp.pad(tokens, ((0, 0), (0, n * area - t)))
@@ -129,7 +129,7 @@ class Model(nnx.Module):
         return rearrange(x, "b p n d -> b (n p) d")[:, :t]
 
     def logits(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-        """float32 logits of what the head reads."""
+        """float32 logits, from the head's inputs."""
         assert self.head.bias is not None
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
         return product("...d,dv->...v", x, self.head.kernel[...]) + self.head.bias[...]
@@ -141,11 +141,11 @@ class Model(nnx.Module):
         return images.text_features(self, tokens, mask)
 
     def image_features(self, pictures: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """float32 unit vectors of pictures in [0, 1]; see `images.image_features`."""
+        """float32 unit vectors of images in [0, 1]; see `images.image_features`."""
         return images.image_features(self, pictures)
 
     def drawn(self, pictures: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Pictures in [0, 1], each patch predicted from those before it; see `images.drawn`."""
+        """Images in [0, 1], each patch predicted from those before it; see `images.drawn`."""
         return images.drawn(self, pictures)
 
     def init_cache(self, batch: int, size: int | None = None) -> decoding.Cache:
@@ -153,8 +153,8 @@ class Model(nnx.Module):
 
         Args:
             batch: sequences.
-            size: characters that it must hold, at most the context (None). A window always
-                holds the context, filled with id 0 to begin with.
+            size: characters that it must hold; None: the context, which is the most. A window
+                always holds the whole context, initially id 0.
         """
         return decoding.empty(self, batch, size or self.config.context)
 
@@ -171,7 +171,7 @@ class Model(nnx.Module):
         return decoding.prefill(self, tokens, length, self.init_cache(tokens.shape[0], size))
 
     def about_prompt(self, length: int) -> str:
-        """What a user is to be told of a prompt of so many characters; mostly nothing."""
+        """A note for the user about a prompt of this length; usually empty."""
         lacking = self.config.context - length
         if self.config.objective == "dense" or lacking <= 0:
             return ""
@@ -181,37 +181,43 @@ class Model(nnx.Module):
         )
 
     def embedded(self, ids: Int[Array, "b n p"]) -> Float[Array, "b n p e"]:
-        """The embeddings of characters, P² numbers each."""
+        """The characters' embeddings, P² numbers each."""
         return self.embed.embedding[...][ids]
 
     def terms(self, embedded: Float[Array, "b n p e"]) -> Float[Array, "b n p d"]:
-        """What each character adds to its patch: the products of the convolution, not summed."""
+        """Each character's term in the convolution of its patch."""
         return self._product("bnpe,ped->bnpd", embedded)
 
     def convolved(self, embedded: Float[Array, "b n p e"]) -> Float[Array, "b n d"]:
-        """The convolution: the sum of the terms of a patch."""
+        """The convolution: the sum of a patch's terms."""
         return self._product("bnpe,ped->bnd", embedded)
 
     def _product(self, product: str, embedded: Array) -> Array:
         kernel = rearrange(self.patch.kernel[...], "p q e d -> (p q) e d")
         return jnp.einsum(product, embedded, kernel, preferred_element_type=jnp.float32)
 
-    def placed(self, x: Array, places: Array) -> Array:
+    def placed(
+        self, x: Float[Array, "b n *p d"], places: Int[Array, "n *q"]
+    ) -> Float[Array, "b n *p d"]:
         """float32 sums of terms, with the convolution's bias and the positions of their patches."""
         assert self.patch.bias is not None
         x = x + self.patch.bias[...] + self.pos.embedding[...][places]
         return constrain(x, "data", ...)
 
     def through(
-        self, x: Array, attend: Callable[..., Any], before: Any = None, keep: bool = False
-    ) -> tuple[Array, Any]:
-        """x after all blocks, one after the other in a scan, and what they remember, stacked.
+        self,
+        x: Float[Array, "b *n d"],
+        attend: Callable[..., Any],
+        before: Any = None,
+        keep: bool = False,
+    ) -> tuple[Float[Array, "b *n d"], Any]:
+        """x after all blocks, applied in a scan, and their cache entries, stacked.
 
         Args:
-            x: float32 [b … d].
-            attend: as `Attend`, after what `before` has for the block, where there is any.
+            x: float32, one or more axes between batch and width.
+            attend: an `Attend`; with `before`, it takes the block's entry of that first.
             before: a pytree with a leading axis [layers], or None.
-            keep: nothing is computed again: there is no backward pass.
+            keep: do not recompute activations, since there is no backward pass.
         """
         graph, leaves = nnx.split(self.blocks)
 
@@ -225,7 +231,7 @@ class Model(nnx.Module):
         return jax.lax.scan(body, x, (leaves,) if before is None else (leaves, before))
 
     def check(self, t: int) -> None:
-        """Raises a Problem (usage) where the grid does not take t tokens."""
+        """Raises a Problem (usage) if the grid does not take t tokens."""
         most = self.config.context
         if t == most or (self.config.objective == "dense" and t <= most):
             return
@@ -248,10 +254,10 @@ def loss(
         model: the model; it is read, never changed. Its config says the objective.
         batch: `tokens` int32 [b, t+1]; the first t are inputs. With `next_char` t is the
             context, and the last token is the only target; with `dense` the last t are targets.
-        rngs: nothing is random here.
+        rngs: ignored; there is no dropout.
 
     Returns:
-        the loss, and `aux`, which is empty: nothing is stored.
+        the loss, and an empty `aux`.
 
     Raises:
         Problem: (usage) the batch has `segments`.
@@ -277,7 +283,7 @@ def loss(
 
 
 def targets(model: Model, tokens: Any) -> Any:
-    """Those of a batch's tokens, int [b, t], that the loss predicts: all but the first, or the
-    last alone; int [b, n], of JAX or numpy as they are.
+    """The tokens of a batch, int [b, t], that the loss predicts: all but the first, or only the
+    last; int [b, n], a JAX or numpy array like `tokens`.
     """
     return tokens[:, 1:] if model.config.objective == "dense" else tokens[:, -1:]

@@ -1,6 +1,6 @@
 """The wikigpt model and its loss. Source: seed 001, which follows karpathy/nanoGPT (MIT).
 
-Notable: learned positions, so nothing lies beyond the context; LayerNorm eps is 1e-5; the head
+Notable: learned positions, so the context cannot be exceeded; LayerNorm eps is 1e-5; the head
 is the token embedding itself, without a bias; residual projections start smaller with depth.
 """
 

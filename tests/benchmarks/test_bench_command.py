@@ -1,4 +1,4 @@
-"""`jaxmodels bench`: which suites run with which words, and what stays when one fails."""
+"""`jaxmodels bench`: which suites run with which options, and what happens if one fails."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What changed between two runs, on records whose times are known."""
+"""Comparison of two runs, on records with known times."""
 
 import numpy as np
 import pytest

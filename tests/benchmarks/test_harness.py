@@ -1,4 +1,4 @@
-"""The arithmetic of races, on contestants whose times are known."""
+"""The arithmetic of comparisons, on contestants with known times."""
 
 import json
 import time

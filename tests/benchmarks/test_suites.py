@@ -1,4 +1,4 @@
-"""The suites on tiny sizes: they run, agree on numbers and write whole records. No timing."""
+"""The suites on tiny sizes: they run, agree on numbers and write complete records. No timing."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the fuzzer changes: small sound inputs in every format, and hostile ones to begin with."""
+"""The fuzzer's corpus: small valid inputs in every format, and hostile ones."""
 
 import argparse
 import base64

@@ -1,4 +1,4 @@
-"""A run keeps two sets of weights: what was made from one of them is compared with that one."""
+"""Runs with two sets of weights: a conversion is compared with the set that it was made from."""
 
 import json
 from dataclasses import asdict, replace

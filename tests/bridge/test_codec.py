@@ -1,4 +1,4 @@
-"""What crosses from the process that reads legacy files: values as they are, and no nonsense."""
+"""Messages from the process that reads legacy files: exact values, and nothing invalid."""
 
 import json
 from contextlib import suppress
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.tensors import Tensor
-from bridge.legacy.unpickle import Named, Record
+from bridge.legacy.values import Named, Record
 from bridge.sandbox.codec import Garbled, decode, encode
 
 

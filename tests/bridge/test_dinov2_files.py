@@ -154,7 +154,7 @@ def test_chunks_and_teachers_are_the_same_model(golden, pth, tmp_path, name):
         assert bridge.inspect(tmp_path / "a.pth", config=HEADS).format == "dinov2-pth"
     torch.save({"teacher": backbone | head}, tmp_path / "a.pth")
     notes = bridge.inspect(tmp_path / "a.pth", config=HEADS).notes
-    assert "left out, as no part of the model: dino_head.mlp.0.weight" in notes
+    assert "left out, as not part of the model: dino_head.mlp.0.weight" in notes
     assert "the blocks lie in chunks, which are not kept" in notes
     clash = {key.replace("blocks.1.2.", "blocks.1.0."): t for key, t in chunks.items()}
     torch.save(clash, tmp_path / "a.pth")

@@ -34,7 +34,7 @@ UNSAID = {("dinov2", "dinov2-pth"): HEADS, ("bitgen_stage1", "bitgen"): TOWER}
 REFUSED = {
     # The preset's feed-forward is narrower than any of nanoGPT's; its queue is shorter.
     ("wikigpt", "run", "nanogpt"): "nanoGPT cannot compute",
-    ("bitgen_stage1", "run", "bitgen"): "the code of BitGen Stage 1 cannot compute",
+    ("bitgen_stage1", "run", "bitgen"): "BitGen Stage 1's code cannot compute",
 }
 
 

@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint of somebody else's: code, pipes, odd JSON, odd names."""
+"""Files beside other people's checkpoints: code, pipes, odd JSON, odd names."""
 
 import json
 import os

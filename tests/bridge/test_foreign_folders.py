@@ -76,7 +76,7 @@ def test_one_file_of_a_folder_is_what_the_config_beside_it_says(tmp_path, module
     kept(tmp_path / "gpt2", module, name="weights.pt")
     opens(folder / "weights.pt", module)
     source = opens(folder, module)
-    assert "model.safetensors is read, as transformers does, and not weights.pt" in source.notes
+    assert "model.safetensors is read, as by transformers, and not weights.pt" in source.notes
     bridge.convert(folder, tmp_path / "own")
     opens(tmp_path / "own" / "model.safetensors", module)
 
@@ -211,12 +211,12 @@ def test_arguments_that_nanogpt_does_not_have(tmp_path, module):
     assert any("--set gelu=tanh" in note for note in source.notes)
     # The same arguments in a config.json, as a mixin of the hub's library writes them.
     opens(kept(tmp_path / "hub", module, args, state=state), module)
-    assert not any("changed nanoGPT" in note for note in source.notes)
+    assert not any("fork of nanoGPT" in note for note in source.notes)
     # What changes no output is said; it is not written, as nanoGPT would not take it.
     idle = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "flash": True, "batch_size": 4}
     torch.save({"model": state, "model_args": args | idle}, tmp_path / "ckpt.pt")
     source = opens(tmp_path, module)
-    assert any("no output of the model: device = " in note for note in source.notes)
+    assert any("without effect on the model's outputs: device = " in note for note in source.notes)
     bridge.convert(tmp_path, tmp_path / "out", to="nanogpt")
     written = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=False)
     assert written["model_args"] == args

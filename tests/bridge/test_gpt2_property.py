@@ -1,4 +1,4 @@
-"""Any GPT-2 in any way that people keep one: opens with transformers' numbers, or is refused.
+"""Any GPT-2 in any common form opens with transformers' outputs, or is refused.
 
 With more examples, by hand: GPT2_EXAMPLES=2000 pytest tests/bridge/test_gpt2_property.py
 """

@@ -154,7 +154,7 @@ def test_the_prefixes_of_wrappers_are_taken_off_and_told(tmp_path, converted, pr
     write_file(tmp_path / "x", list(state.values()))
     code, report, _ = command(capsys, "inspect", tmp_path / "x", "--json", "--set", "heads=4")
     assert (code, report["arch"], report["problems"]) == (DONE, "charlm", [])
-    told = [note for note in report["notes"] if "was removed" in note or "lies under" in note]
+    told = [note for note in report["notes"] if "was removed" in note or "is under" in note]
     assert len(told) == prefix.count(".")
     assert all(any(f"'{word}'" in note for note in told) for word in prefix.split(".") if word)
     golden = params_of(bridge.load(SEED, config=HEADS))

@@ -1,4 +1,4 @@
-"""A run that begins from another architecture: what fits is carried, the rest told."""
+"""A run that starts from another architecture: what fits is taken, the rest reported."""
 
 from dataclasses import replace
 

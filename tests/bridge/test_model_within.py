@@ -1,4 +1,4 @@
-"""A model that lies within something larger: under a key, a prefix, or beside another one."""
+"""A model inside something larger: under a key, a prefix, or beside another one."""
 
 from collections import OrderedDict
 
@@ -62,10 +62,10 @@ def test_what_lies_beside_it_is_left_out_and_told(tmp_path, state):
     beside = {"loss_fn.weight": torch.ones(3), "head.0.weight": torch.ones(2, 2)}
     source = opened(tmp_path, {"state_dict": prefixed("model.", state) | beside})
     same(source, state)
-    assert "left out, as no part of the model: loss_fn.weight, head.0.weight" in source.notes
-    assert "the model lies under 'model'" in source.notes
+    assert "left out, as not part of the model: loss_fn.weight, head.0.weight" in source.notes
+    assert "the model is under 'model'" in source.notes
     source = opened(tmp_path, dict(state) | {"loss.weight": torch.ones(3)})
-    assert "left out, as no part of the model: loss.weight" in source.notes
+    assert "left out, as not part of the model: loss.weight" in source.notes
 
 
 def test_what_is_part_of_it_is_not_left_out(tmp_path, state):

@@ -1,4 +1,4 @@
-"""AdamW's state goes where the parameters go, and training goes on from it."""
+"""AdamW's state is converted with the parameters, and training continues from it."""
 
 import json
 import shutil

@@ -91,9 +91,9 @@ def test_it_may_be_given(folder, tmp_path):
     ("value", "why"),
     [
         ({"stoi": {"ab": 0}, "itos": {0: "ab"}}, "not single characters"),
-        ({"stoi": {"a": 1}, "itos": {0: "a"}}, "no stoi and itos"),
-        ({"vocab_size": 3}, "no stoi and itos"),
-        ([1, 2], "no stoi and itos"),
+        ({"stoi": {"a": 1}, "itos": {0: "a"}}, "stoi and itos do not number"),
+        ({"vocab_size": 3}, "stoi and itos do not number"),
+        ([1, 2], "stoi and itos do not number"),
         ({"stoi": {}, "itos": {}}, "not single characters"),
     ],
 )

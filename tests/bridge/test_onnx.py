@@ -142,8 +142,8 @@ def test_ternary_weights_take_two_bits():
 def test_what_has_no_form_is_refused(tmp_path):
     write_run(tmp_path / "run", {1: None}, spec="wigip:tiny")
     message = refused(USAGE, tmp_path / "run", tmp_path / "out", to="onnx")
-    assert "wigip has no form in ONNX" in message
-    assert "these have one: bitgen, bwetaf, charlm, dinov2, wikigpt" in message
+    assert "wigip cannot be exported to ONNX" in message
+    assert "these can: bitgen, bwetaf, charlm, dinov2, wikigpt" in message
 
 
 def test_options_that_the_format_has_not_are_refused(tmp_path, run):

@@ -1,4 +1,4 @@
-"""Orbax checkpoints as people write them, made by orbax, flax and optax themselves."""
+"""Orbax checkpoints in common forms, made by orbax, flax and optax themselves."""
 
 import json
 from dataclasses import replace
@@ -126,7 +126,7 @@ def test_optimisers_of_nnx(tmp_path, kind):
     assert source.moments().count == 0
     assert "left aside: steps, which begins anew with every model" in source.notes
     if kind is nnx.Optimizer:
-        assert "holds an optimiser's state and no model" in refused(
+        assert "holds an optimiser's state but no model" in refused(
             MISMATCH, save(tmp_path / "alone", state)
         )
 

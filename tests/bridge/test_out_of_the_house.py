@@ -1,4 +1,4 @@
-"""What leaves for the seeds' own code and for transformers: vocabularies, towers, dtypes."""
+"""Conversions for the seeds' own code and for transformers: vocabularies, towers, dtypes."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Packed model directories: matrices of few bits, computed as they are, and nothing lost."""
+"""Packed model directories: 2- and 8-bit matrices, used without unpacking, without loss."""
 
 import json
 import shutil

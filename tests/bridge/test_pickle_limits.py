@@ -1,4 +1,4 @@
-"""Pickles that are broken, endless or built to be: refused in bounded time and memory."""
+"""Broken, endless and malicious pickles are refused in bounded time and memory."""
 
 import gzip
 import json
@@ -145,7 +145,7 @@ def test_a_number_of_a_million_digits(tmp_path):
 )
 def test_compressed_files_in_compressed_files(tmp_path, inner):
     path = checkpoint(tmp_path / "x.zip", inner)
-    assert "within a compressed file" in refused(path, UNSAFE)
+    assert "in a compressed file" in refused(path, UNSAFE)
 
 
 def test_a_bomb_that_is_no_pickle(tmp_path, monkeypatch):

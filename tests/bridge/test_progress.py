@@ -1,4 +1,4 @@
-"""What a conversion tells while it runs, and before."""
+"""The progress and the plan that a conversion prints."""
 
 import mmap
 import re

@@ -1,4 +1,4 @@
-"""Killed, out of room, in the way of another: the old output or the new one, and nothing else."""
+"""Killed, on a full disk, or in parallel: there is the old output or the new one."""
 
 import json
 import os

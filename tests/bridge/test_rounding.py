@@ -1,4 +1,4 @@
-"""What was rounded is as near to its source as its kind of numbers allows, and no further."""
+"""Rounded values are as close to the source as their dtype allows."""
 
 import ml_dtypes
 import numpy as np

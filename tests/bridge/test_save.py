@@ -104,5 +104,5 @@ def test_arrays_of_another_size_than_the_config_says_are_refused(tmp_path):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(Problem, match="no registered architecture"):
+    with pytest.raises(Problem, match="not from a registered architecture"):
         bridge.save(object(), tmp_path / "model")

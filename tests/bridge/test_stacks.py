@@ -1,4 +1,4 @@
-"""A run of a model whose blocks are one array, opened by a bridge that names each block."""
+"""A run with stacked blocks, opened by the bridge, which names each block."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Tokenisers beside a model: each way in which they are stored, and every target after it."""
+"""Tokenisers beside a model: every form in which they are stored, converted to every format."""
 
 import json
 import shutil

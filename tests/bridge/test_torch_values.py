@@ -17,7 +17,7 @@ import torch
 import bridge
 from bridge.core.twins import to_torch
 from bridge.legacy.torch_file import read_torch
-from bridge.legacy.unpickle import Record
+from bridge.legacy.values import Record
 from jaxmodels.errors import CORRUPT, MISMATCH, UNSAFE, Problem
 from tests.bridge.helpers import GOLDEN
 from tests.bridge.zips import by_global, text
@@ -188,7 +188,7 @@ def test_a_whole_module_is_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
     assert "torch.nn.modules.linear.Linear" in refused(tmp_path / "x.pt", UNSAFE)
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "x.pt")
-    assert "whole object" in refused(tmp_path / "x.pt", UNSAFE)
+    assert "pickled object" in refused(tmp_path / "x.pt", UNSAFE)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint: the refusal says what they are."""
+"""Files that are not checkpoints: the error says what they are."""
 
 import io
 import json

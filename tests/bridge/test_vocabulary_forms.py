@@ -1,4 +1,4 @@
-"""`--vocab`: our file, the seed's, a list of characters; and what is none of them."""
+"""`--vocab`: our file, the seed's, a list of characters, and invalid ones."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which weights of a transformers folder are the model, where several lie there."""
+"""Which weights of a transformers folder are read, if there are several."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_transformers_order_decides(tmp_path):
         theirs = GPT2LMHeadModel.from_pretrained(tmp_path).transformer.wte.weight.detach().numpy()
         assert np.array_equal(embedding(tmp_path), theirs)
         assert np.array_equal(theirs, of(seed))
-    (note,) = [n for n in bridge.open_checkpoint(tmp_path).notes if "as transformers does" in n]
+    (note,) = [n for n in bridge.open_checkpoint(tmp_path).notes if "as by transformers" in n]
     for name in ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index"):
         assert name in note
 

@@ -1,4 +1,4 @@
-"""wigip's step_N.zip, read: whatever pickled it, whichever is the newest, whatever broke it."""
+"""Reading wigip's step_N.zip: any pickle protocol, the newest of several, damaged files."""
 
 import gzip
 import os

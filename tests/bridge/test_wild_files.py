@@ -1,4 +1,4 @@
-"""What files from elsewhere have besides a model, or lack: it opens right, or is refused."""
+"""Files with more or less than a model: they open correctly, or are refused."""
 
 import json
 import os

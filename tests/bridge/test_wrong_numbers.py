@@ -1,4 +1,4 @@
-"""What a file says that changes the numbers, where it is easily overlooked: it is refused."""
+"""Settings that change a model's outputs and are easily overlooked are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Documents to a file of tokens: pieces and threads change nothing."""
+"""Documents to a token file: the result does not depend on pieces and threads."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""What a path names: nothing that is there is left out without a word."""
+"""The files that a path names: none is left out silently."""
 
 import errno
 import json

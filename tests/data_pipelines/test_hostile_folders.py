@@ -1,4 +1,4 @@
-"""Folders and side files that somebody else wrote: captions, galleries, token folders, images."""
+"""Other people's folders and files: captions, galleries, token folders, images."""
 
 import json
 import os

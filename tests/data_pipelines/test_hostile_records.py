@@ -1,4 +1,4 @@
-"""JSON lines and Parquet that somebody else wrote: read as text, or refused in clear words."""
+"""Other people's JSON lines and Parquet: read as text, or refused with a clear message."""
 
 import json
 import os

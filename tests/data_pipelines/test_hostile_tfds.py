@@ -1,4 +1,4 @@
-"""A TFDS dataset whose files are damaged or untrue: refused in words, with its folder."""
+"""A TFDS dataset with damaged or false metadata is refused, naming its folder."""
 
 import shutil
 

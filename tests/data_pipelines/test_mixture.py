@@ -1,4 +1,4 @@
-"""Texts mixed by weight: how a spec is read, in which order rows come, and going on exactly."""
+"""Mixtures of texts: parsing the spec, the order of rows, exact resumption."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Characters of a dataset that is read while one trains: vocabulary, windows, position, memory."""
+"""Characters of a streamed dataset: vocabulary, windows, position, memory."""
 
 import gc
 import json

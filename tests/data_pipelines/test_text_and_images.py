@@ -1,4 +1,4 @@
-"""Batches of text and of images that take turns: how often, in which order, and going on."""
+"""Mixed batches of text and of images: shares, order, and resuming."""
 
 import json
 

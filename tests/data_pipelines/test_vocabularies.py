@@ -1,4 +1,4 @@
-"""Vocabularies made from a text: `data tokenizer`, and --tokenizer bpe:4096."""
+"""Vocabularies learned from a text: `data tokenizer`, and --tokenizer bpe:4096."""
 
 import json
 
@@ -7,8 +7,9 @@ import pytest
 
 from data_pipelines.errors import EXISTS, MISMATCH, USAGE, DataProblem
 from data_pipelines.pipelines import open_data
+from data_pipelines.split_text import SplitText
 from data_pipelines.tokenizers import load_tokenizer
-from data_pipelines.vocabularies import SplitText, Wanted, learn, wanted
+from data_pipelines.vocabularies import Wanted, learn, wanted
 from jaxmodels.__main__ import main
 
 TEXT = "".join(f"the {n}th word of the wordy text, naïve and long;\n" for n in range(400))

@@ -1,4 +1,4 @@
-"""What the commands of the pages begin with: texts, images, and checkpoints of others."""
+"""Inputs for the commands of the pages: texts, images, and other programs' checkpoints."""
 
 import json
 import pickle

@@ -33,6 +33,7 @@ def cells(notebook, tmp_path, monkeypatch):
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
     monkeypatch.setenv("MODEL", MODEL)
+    monkeypatch.setenv("TERM", "xterm-color")  # as Jupyter sets it
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as in Jupyter
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 

@@ -1,4 +1,4 @@
-"""Runs of the smallest model, and what they left."""
+"""Runs of the smallest model, and their results."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What the tests of `jaxmodels plan` share: jobs, and compilations that nobody made."""
+"""Shared by the tests of `jaxmodels plan`: jobs and invented compilations."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A step that is computed in parts is the step on the whole batch."""
+"""A step computed in parts equals the step on the full batch."""
 
 from dataclasses import replace
 

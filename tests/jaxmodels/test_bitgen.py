@@ -1,4 +1,4 @@
-"""The bitgen model: what it computes of texts and images, writes, remembers and refuses."""
+"""The bitgen model: features, captions, memory, and errors."""
 
 from dataclasses import replace
 

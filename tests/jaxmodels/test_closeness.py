@@ -1,4 +1,4 @@
-"""When a query counts as about what was written: shown on features that are drawn."""
+"""When a query counts as being about an item of the memory, on random features."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Options for XLA: chosen by platform and mesh, set by users, refused in words."""
+"""Options for XLA: chosen by platform and mesh, set by users, and refused with a message."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -26,14 +26,11 @@ def complete(script, *words):
     return done.stdout.split()
 
 
-def test_bash_completes_verbs_presets_options_and_files(script, tmp_path):
+def test_bash_completes_verbs_presets_and_options(script):
     assert complete(script, "jaxmodels", "tr") == ["train"]
     assert complete(script, "jaxmodels", "train", "charlm:n") == ["charlm:notebook"]
     assert complete(script, "jaxmodels", "train", "charlm:tiny", "--save-m") == ["--save-minutes"]
     assert complete(script, "jaxmodels", "data", "pre") == ["prepare"]
-    (tmp_path / "checkpoint.pt").touch()
-    found = complete(script, "jaxmodels", "convert", f"{tmp_path}/check")
-    assert found == [f"{tmp_path}/checkpoint.pt"]
 
 
 def test_every_verb_has_options(script):
@@ -56,3 +53,30 @@ def test_other_shells_accept_their_script(shell, capsys):
     assert "charlm:notebook" in script
     if shutil.which(shell):
         subprocess.run([shell, "-n", "-c", script], check=True)
+
+
+def test_bash_leaves_files_to_the_shell(script):
+    """Which quotes a name such as "my run"."""
+    assert complete(script, "jaxmodels", "convert", "") == []
+    assert complete(script, "jaxmodels", "train", "charlm:tiny", "--out", "my") == []
+    shown = subprocess.run(
+        ["bash", "-c", f"{script}\ncomplete -p jaxmodels"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "-o default" in shown.stdout
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="fish is not installed")
+def test_fish_completes_verbs_presets_options_and_files(tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
+
+    lines = ("tra", "train charlm:n", "train charlm:tiny --save-mi", "convert check")
+    ask = "\n".join(f"complete -C 'jaxmodels {line}'" for line in lines)
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"{completion.fish()}\n{ask}"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    found = [row.split("\t")[0] for row in done.stdout.splitlines()]
+    assert found == ["train", "charlm:notebook", "--save-minutes", "checkpoint.pt"]

@@ -1,4 +1,4 @@
-"""Training that diverges: nothing unsound is kept, the advice works, rolling back is exact."""
+"""Training that diverges: no bad state is saved, the advice works, rolling back is exact."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""A running average of the parameters: its values, where it is kept, and who uses it."""
+"""The running average of the parameters: its values, where it is saved, and what uses it."""
 
 import json
 import shutil

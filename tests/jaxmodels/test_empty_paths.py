@@ -1,4 +1,4 @@
-"""An empty word is no path: it would be the folder that one is in."""
+"""An empty path is refused: it would mean the current folder."""
 
 import pytest
 

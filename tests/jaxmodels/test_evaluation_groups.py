@@ -1,4 +1,4 @@
-"""Evaluations of images with captions: how rows are cut into batches changes no number."""
+"""Evaluation of images with captions does not depend on how rows are batched."""
 
 from itertools import chain
 from pathlib import Path

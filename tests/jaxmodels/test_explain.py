@@ -1,4 +1,4 @@
-"""An error of the operating system tells the file that it concerns."""
+"""An error of the operating system names the file."""
 
 import errno
 import os

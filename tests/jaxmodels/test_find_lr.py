@@ -1,4 +1,4 @@
-"""The range test begins where the run will, and says when it can tell nothing."""
+"""`--find-lr` starts where the run will, and says so if it finds nothing."""
 
 import math
 from types import SimpleNamespace

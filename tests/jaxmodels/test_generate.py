@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from jaxmodels.runtime import generate
+from jaxmodels.runtime import decoding
 
 
 @pytest.mark.parametrize(
@@ -19,15 +19,15 @@ from jaxmodels.runtime import generate
 )
 def test_products_of_some_rows_of_float32_are_not_cut(rows, kind, uncut):
     leaves = {"a": jnp.zeros(1), "b": jnp.zeros(1, kind)}
-    found = generate._decoder(leaves, {}, rows)
-    assert found is (generate._decode_uncut if uncut else generate._decode)
+    found = decoding.decoder(leaves, {}, rows)
+    assert found is (decoding._decode_uncut if uncut else decoding._decode)
 
 
 def test_an_xla_without_the_option_decodes_as_usual(monkeypatch):
-    monkeypatch.setattr(generate, "_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    generate._has_option.cache_clear()
+    monkeypatch.setattr(decoding, "_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    decoding._has_option.cache_clear()
     try:
-        assert generate._decoder({"a": jnp.zeros(1)}, {}, 8) is generate._decode
+        assert decoding.decoder({"a": jnp.zeros(1)}, {}, 8) is decoding._decode
     finally:
         monkeypatch.undo()
-        generate._has_option.cache_clear()
+        decoding._has_option.cache_clear()

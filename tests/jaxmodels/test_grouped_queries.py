@@ -1,4 +1,4 @@
-"""Keys and values of fewer heads, rotary pairs in halves, and a head of its own in the loss."""
+"""Grouped queries, rotary halves, and an untied head in the loss."""
 
 from functools import partial
 

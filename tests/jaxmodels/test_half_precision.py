@@ -1,4 +1,4 @@
-"""Models in 16 bits, whose norms stay float32, write as they read: with a cache as without."""
+"""Models in 16 bits with float32 norms: generation with a cache equals that without."""
 
 import jax.numpy as jnp
 import numpy as np

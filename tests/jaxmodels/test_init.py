@@ -1,4 +1,4 @@
-"""`train --init`: a run that begins from a checkpoint."""
+"""`train --init`: a run that starts from a checkpoint."""
 
 import json
 from pathlib import Path

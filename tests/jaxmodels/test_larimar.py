@@ -1,4 +1,4 @@
-"""Larimar's memory: what the papers promise of writing, reading and forgetting, in float64."""
+"""Larimar's memory: writing, reading and forgetting as in the paper, in float64."""
 
 import re
 from pathlib import Path

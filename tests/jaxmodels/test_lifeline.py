@@ -1,4 +1,4 @@
-"""Processes that train together notice who is gone, and who is frozen."""
+"""Processes that train together notice when one is lost or frozen."""
 
 import queue
 import signal

@@ -1,4 +1,4 @@
-"""Learning rates of their own for groups of parameters, frozen ones, and a least rate."""
+"""Learning rates for groups of parameters, frozen parameters, and the minimum rate."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a run writes down of each step."""
+"""The logs of each step of a run."""
 
 import struct
 from pathlib import Path

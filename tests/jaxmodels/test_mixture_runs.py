@@ -1,4 +1,4 @@
-"""`train` on texts mixed by weight: resumed bit for bit, refused when it would be another run."""
+"""`train` on a mixture of texts: resumed bit for bit, refused if it would be a different run."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Muon: orthogonal steps for kernels, Adam's for all else, for every architecture."""
+"""Muon: orthogonal steps for kernels, Adam's for everything else, for every architecture."""
 
 import shutil
 

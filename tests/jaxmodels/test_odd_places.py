@@ -1,4 +1,4 @@
-"""Runs in places and environments that are odd: no run ends by them, and no plot is lost."""
+"""Runs in unusual places and environments do not fail, and lose no plots."""
 
 import os
 import shutil

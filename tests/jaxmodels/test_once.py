@@ -1,4 +1,4 @@
-"""`no_recompute`: nothing changes but what XLA computes again."""
+"""`no_recompute` changes nothing but what XLA recomputes."""
 
 import json
 import re

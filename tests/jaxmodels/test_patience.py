@@ -1,4 +1,4 @@
-"""Early stopping: after how many evaluations, over resumes, with which words and exit code."""
+"""Early stopping: after how many evaluations, across resumes, its message and exit code."""
 
 import json
 import shutil

@@ -10,8 +10,9 @@ import jaxmodels
 from jaxmodels import sizes
 from jaxmodels.runtime.planning import flops, hlo
 from jaxmodels.runtime.planning.chips import CHIPS, GIB, topology
-from jaxmodels.runtime.planning.plan import Workload, report, roofline, useful_flops
+from jaxmodels.runtime.planning.plan import Workload, useful_flops
 from jaxmodels.runtime.planning.plan import _needed as needed
+from jaxmodels.runtime.planning.report import report, roofline
 from tests import children
 from tests.children import printed
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
@@ -98,7 +99,8 @@ from dataclasses import replace
 import jax, jaxmodels
 from jaxmodels.runtime.planning import flops
 from jaxmodels.runtime.planning.chips import topology
-from jaxmodels.runtime.planning.plan import Workload, compile_step, report
+from jaxmodels.runtime.planning.plan import Workload, compile_step
+from jaxmodels.runtime.planning.report import report
 from jaxmodels.runtime.sharding import make_mesh
 
 arch, results = sys.argv[1], {}

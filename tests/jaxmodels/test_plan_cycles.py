@@ -1,4 +1,4 @@
-"""What the compiler expects of a step: read off its text, summed, and told by `plan`."""
+"""The compiler's estimate of a step: read from its text, summed, and reported by `plan`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 from jaxmodels.commands.plan_report import largest, show
 from jaxmodels.runtime.planning import cycles, flops, hlo
 from jaxmodels.runtime.planning.chips import CHIPS, topology
-from jaxmodels.runtime.planning.plan import expected, report
+from jaxmodels.runtime.planning.report import expected, report
 from tests.jaxmodels.planning import compiled_of, job_of
 
 # In the form in which libtpu's compiler writes a module; numbers of ours.

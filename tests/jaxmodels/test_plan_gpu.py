@@ -19,7 +19,8 @@ from jaxmodels.runtime.planning.estimate import Estimate
 from jaxmodels.runtime.planning.gpus import GPUS
 from jaxmodels.runtime.planning.groups import members
 from jaxmodels.runtime.planning.kernels import attention_flops, kernels
-from jaxmodels.runtime.planning.plan import TooLarge, expected, roofline
+from jaxmodels.runtime.planning.plan import TooLarge
+from jaxmodels.runtime.planning.report import expected, roofline
 from jaxmodels.runtime.planning.search import Search, enough
 from tests.jaxmodels.planning import CONTRACT, compiled_of, job_of
 

@@ -1,4 +1,4 @@
-"""A trace is no part of what is learned: nothing that goes wrong with it ends a run."""
+"""Profiling does not affect training: no failure of it ends a run."""
 
 import jax
 import pytest

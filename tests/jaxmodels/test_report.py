@@ -1,4 +1,4 @@
-"""The report of a run: whole, self-contained, harmless."""
+"""The report of a run: complete, self-contained, harmless."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What may change when a run goes on, what is said of it, and what stays in config.json."""
+"""Settings that may change on resume, the messages about it, and the history in config.json."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: sound ones, by their step, whatever else lies beside them."""
+"""Which checkpoints are kept: sound ones, by step, whatever else is in the folder."""
 
 import shutil
 from pathlib import Path

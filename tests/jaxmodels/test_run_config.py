@@ -1,4 +1,4 @@
-"""A damaged config.json of a run is refused in words, whatever was damaged."""
+"""A run's damaged config.json gives an error message, whatever was damaged."""
 
 import json
 import shutil

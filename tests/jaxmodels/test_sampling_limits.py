@@ -1,4 +1,4 @@
-"""Sampling at its limits: cold, no nucleus, logits that are no numbers, nothing to draw."""
+"""Sampling at its limits: temperature 0, an empty nucleus, NaN logits, nothing to draw."""
 
 import jax
 import jax.numpy as jnp

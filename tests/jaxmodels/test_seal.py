@@ -1,4 +1,4 @@
-"""digests.json: what is damaged stays known, and what is none of its affair is no damage."""
+"""digests.json: damage stays reported, and other files are not reported as damage."""
 
 import hashlib
 import json

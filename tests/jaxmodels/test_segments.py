@@ -1,4 +1,4 @@
-"""Documents that share a window and see nothing of each other."""
+"""Documents in one window that do not attend to each other."""
 
 import jax.numpy as jnp
 import numpy as np

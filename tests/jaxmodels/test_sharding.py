@@ -1,4 +1,4 @@
-"""What lies where on a mesh: parameters, optimiser, and what is sent in a step."""
+"""Sharding on a mesh: parameters, optimiser, and the traffic of a step."""
 
 import json
 from math import prod

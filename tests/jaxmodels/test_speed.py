@@ -1,4 +1,4 @@
-"""What a run tells of its speed: MFU where the chip is known, goodput, a trace of some steps."""
+"""What a run reports about its speed: MFU on known chips, goodput, a trace of some steps."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Blocks in one array and blocks on their own are the same parameters."""
+"""Stacked blocks and separate blocks are the same parameters."""
 
 import jax
 import numpy as np

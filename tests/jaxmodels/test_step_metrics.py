@@ -1,4 +1,4 @@
-"""What a loss tells besides itself: averaged, written, drawn; and losses that compare rows."""
+"""Metrics of a loss: averaged, logged, plotted; and losses that compare rows."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Signals and granted hours: at any moment, and nothing is lost."""
+"""Signals and --max-hours, at any moment: nothing is lost."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`train` on characters of a dataset that is read meanwhile: killed, resumed, measured."""
+"""`train` on characters of a streamed dataset: killed, resumed, measured."""
 
 import json
 

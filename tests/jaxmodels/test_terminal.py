@@ -1,4 +1,4 @@
-"""The terminal goes while a command works: no work is lost, and short commands end quietly."""
+"""The terminal disappears while a command runs: no work is lost, short commands end quietly."""
 
 import io
 import os
@@ -32,6 +32,18 @@ def unread():
     reader, writer = os.pipe()
     os.close(reader)
     return os.fdopen(writer, "w")
+
+
+def test_a_terminal_that_cannot_redraw_gets_plain_lines(monkeypatch):
+    """As the notebook asks for: a bar would write thousands of lines into it."""
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as file:
+        stream = Stream(file, needed=False, wait=True)
+        monkeypatch.setenv("TERM", "xterm")
+        assert stream.isatty()
+        monkeypatch.setenv("TERM", "dumb")
+        assert not stream.isatty()
+    os.close(reader)
 
 
 def full():

@@ -1,4 +1,4 @@
-"""A run on other data and on other devices: what may change, what is refused."""
+"""Resuming with other data or on other devices: what may change, and what is refused."""
 
 import json
 import shutil

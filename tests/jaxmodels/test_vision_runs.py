@@ -1,4 +1,4 @@
-"""Models that see images, from training to captions, as a user runs them."""
+"""Vision models as a user runs them, from training to captions."""
 
 import json
 import shutil

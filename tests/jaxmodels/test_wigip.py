@@ -1,4 +1,4 @@
-"""wigip against the seed's own code (tests/golden/wigip), and what the dense objective promises."""
+"""wigip against the seed's own code (tests/golden/wigip), and the dense objective's properties."""
 
 import gzip
 import json

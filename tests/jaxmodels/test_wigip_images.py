@@ -1,4 +1,4 @@
-"""Phase 2 of wigip: pictures on the trunk, captions, and what a model of text keeps."""
+"""Phase 2 of wigip: images and captions, and what a model of text keeps."""
 
 from dataclasses import replace
 

@@ -30,6 +30,9 @@ PACKED = 1  # the version of packed files
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+# Configuration and output ------------------------------------------------------------------------
+
+
 class BitGenConfig(PretrainedConfig):
     """Sizes of one bitgen; `dinov2` holds those of the image tower."""
 
@@ -101,6 +104,9 @@ class BitGenOutput(ModelOutput):
     contrastive_features: dict[str, Tensor] | None = None
     """The features again, and the temperature of their similarities, as BitGen's card names them;
     None unless asked for."""
+
+
+# The image tower: DINOv2 -------------------------------------------------------------------------
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -213,6 +219,9 @@ class Tower(nn.Module):
         else:
             how |= {"size": (rows, columns), "antialias": self.interpolation == "antialias"}
         return F.interpolate(square, **how).flatten(2).transpose(1, 2).to(grid.dtype)
+
+
+# Linear layers: BitNet b1.58, packed and in 8 bits -----------------------------------------------
 
 
 def straight(x: Tensor, rounded: Tensor) -> Tensor:
@@ -329,6 +338,9 @@ def _to_int8(module: nn.Module, name: str, rows: int) -> None:
     module.register_buffer(name + "_scale", torch.ones(rows))
 
 
+# Encoders ----------------------------------------------------------------------------------------
+
+
 class Attention(nn.Module):
     """Self-attention of any kind."""
 
@@ -426,6 +438,9 @@ class Pooler(nn.Module):
         return F.normalize(self.proj(self.dense(pooled).tanh()), dim=-1, eps=1e-6)
 
 
+# Memory and decoder ------------------------------------------------------------------------------
+
+
 class Memory(nn.Module):
     """Larimar's slots: `gram` and `total` are the sums of what was written, read by solving."""
 
@@ -496,6 +511,9 @@ class Decoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, seen[:, layer].transpose(0, 1), None, cache, layer)
         return self.norm(x)
+
+
+# The model ---------------------------------------------------------------------------------------
 
 
 class Queue(nn.Module):
@@ -840,6 +858,9 @@ class BitGenModel(PreTrainedModel, GenerationMixin):
         patches = patches.unflatten(1, (rows, merge, rows, merge)).transpose(2, 3)
         squares = patches.flatten(3, 5).flatten(1, 2)
         return self.project(torch.cat([cls.repeat(1, 1, merge**2), squares], 1))
+
+
+# Checks of arguments -----------------------------------------------------------------------------
 
 
 def refuse_unknown(kwargs: dict[str, Any]) -> None:

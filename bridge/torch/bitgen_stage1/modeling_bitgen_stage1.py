@@ -23,6 +23,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 READ = 5  # slots of the memory that count for a token
 
 
+# Configuration and output ------------------------------------------------------------------------
+
+
 class BitGenStage1Config(PretrainedConfig):
     """Sizes of one bitgen_stage1; `dinov2` holds those of the image tower."""
 
@@ -75,6 +78,9 @@ class BitGenStage1Output(ModelOutput):
     contrastive_features: dict[str, Tensor] | None = None
     """As BitGen's card names them: the features, the queues [d, n] of earlier ones and the
     temperature of similarities; empty without images, None unless asked for."""
+
+
+# The image tower: DINOv2 -------------------------------------------------------------------------
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -166,6 +172,9 @@ class Tower(nn.Module):
         square = grid.to(wide).unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
         resized = F.interpolate(square, (rows, columns), mode="bicubic", align_corners=False)
         return resized.flatten(2).transpose(1, 2).to(grid.dtype)
+
+
+# Fusion, memory and encoder ----------------------------------------------------------------------
 
 
 class Mlp(nn.Module):
@@ -282,6 +291,9 @@ class Block(nn.Module):
         return self.norm2(x + F.dropout(self.mlp(x), self.rate, self.training))
 
 
+# Decoder -----------------------------------------------------------------------------------------
+
+
 class BitLinear(nn.Module):
     """Ternary weights by 8-bit activations in evaluation, plain when training."""
 
@@ -367,6 +379,9 @@ class Decoder(nn.Module):
         for block in self.blocks:
             y = block(y, source)
         return self.head(self.norm(y))
+
+
+# The model ---------------------------------------------------------------------------------------
 
 
 class BitGenStage1Model(PreTrainedModel):
@@ -482,6 +497,9 @@ class BitGenStage1Model(PreTrainedModel):
             images = F.interpolate(images, side, mode="bilinear", align_corners=False)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         return self.fusion.project(self.vision((images - mean) / std)[:, 1:].mean(1))
+
+
+# Checks of arguments -----------------------------------------------------------------------------
 
 
 def refuse_unknown(kwargs: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ class Trial:
     needed: int
     """Bytes on one device; 0 if the compiler failed."""
     report: dict[str, Any]
-    """The result of `plan.report`; empty without `compiled`."""
+    """The result of `report.report`; empty without `compiled`."""
 
     @property
     def speed(self) -> float:
@@ -60,7 +60,7 @@ class Search:
         job: the job whose settings are varied.
         slice_: the devices.
         compiled: compiles a job; raises TooLarge, or Problem if the compiler fails.
-        reported: `plan.report` of a job and its compilation.
+        reported: `report.report` of a job and its compilation.
         seconds: no compilation starts later than this.
         say: prints progress.
     """

@@ -29,7 +29,6 @@ from jaxmodels.runtime import platform
 from jaxmodels.runtime.evaluate import evaluate, loss_function
 from jaxmodels.runtime.finite import NotFinite, not_finite, not_finite_message
 from jaxmodels.runtime.lora import stored
-from jaxmodels.runtime.metrics import MetricsLog, NullLog
 from jaxmodels.runtime.multihost import processes
 from jaxmodels.runtime.paths import Arrays
 from jaxmodels.runtime.planning import chips, plan
@@ -37,12 +36,12 @@ from jaxmodels.runtime.reporting.progress import Progress, batch_counts
 from jaxmodels.runtime.runs import checkpoint as ckpt
 from jaxmodels.runtime.runs.outcome import STOPPED_EARLY, Outcome
 from jaxmodels.runtime.sharding import make_mesh, put_batch, put_flag
-from jaxmodels.runtime.stats import StatsLog
-from jaxmodels.runtime.step import State, StepMetrics, training
+from jaxmodels.runtime.step import State, training
 from jaxmodels.runtime.stop import Stop
 from jaxmodels.runtime.training.divergence import Rollbacks
 from jaxmodels.runtime.training.patience import Patience
 from jaxmodels.runtime.training.profiler import TracedSteps
+from jaxmodels.runtime.training.records import StepRecords
 from jaxmodels.runtime.training.samples import Sample
 
 
@@ -119,12 +118,14 @@ class _Loop:
         self.bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._stored(self.state)))
         self.sizes = {path: leaf.size for path, leaf in self.state.params.items()}
         self.inline = platform.computes_inline(sum(self.sizes.values()))
-        peak = chips.peak_flops(jax.devices()[0].device_kind)
-        self.peak_flops = (peak or 0.0) * self.mesh.size  # operations a second of all devices
-        planned = plan.Workload(job.package, job.config, recipe)
-        self.step_flops = plan.useful_flops(planned) if peak else 0
+        self.ideal_seconds = 0.0  # of a step at the devices' peak rate, where that is known
+        if peak := chips.peak_flops(jax.devices()[0].device_kind):
+            planned = plan.Workload(job.package, job.config, recipe)
+            self.ideal_seconds = plan.useful_flops(planned) / (peak * self.mesh.size)
         self.stop_agreed = False
         self.rollbacks = Rollbacks(job.run, recipe)
+        shown = processes.is_primary()
+        self.progress = Progress(self.outcome.step, recipe.steps, shown=shown)
         self._open_logs()
 
     def _restore(self) -> State:
@@ -147,35 +148,20 @@ class _Loop:
 
     def _open_logs(self) -> None:
         """Opens the logs at the state's step."""
-        recipe, out = self.job.recipe, self.outcome
-        self.log: MetricsLog | NullLog = NullLog()
-        self.stats: StatsLog | NullLog = NullLog()
-        if processes.is_primary():
-            self.log = MetricsLog(self.job.run, out.step, recipe.trackers)
-            self.stats = StatsLog(self.job.run, out.step, recipe.stats_every, self.sizes)
-        out.loss = processes.broadcast(self.log.last.get("loss"))
-        seen = [record["valid_loss"] for record in self.log.evaluated]
-        self.patience = Patience(recipe.patience).replay(processes.broadcast(seen))
-        # Metrics of the last step: on the device, then on the host, then in the log.
-        self.pending: tuple[dict[str, Any], dict[str, int], StepMetrics] | None = None
-        self.record: dict[str, Any] | None = None
-        self.step_stats: jax.Array | None = None
-        self.jumped = 0.0  # the largest jump of the loss since the last save
-        self.save_requested = False  # by the clock
-        self.last_time = self.saved_at = time.monotonic()
-        self.saved = out.checkpoint
-
-    def _close_logs(self) -> None:
-        for log in (self.log, self.stats):
-            log.close()
-        self.log = self.stats = NullLog()
+        job, out = self.job, self.outcome
+        self.records = StepRecords(
+            job.run, job.recipe, out, self.progress, self.sizes, self.ideal_seconds
+        )
+        self.patience = Patience(job.recipe.patience).replay(self.records.valid_losses)
+        self.saved, self.saved_at = out.checkpoint, time.monotonic()
 
     def run(self) -> Outcome:
-        steps, out, profile = self.job.recipe.steps, self.outcome, self.job.profile
+        """Trains; see `train`."""
+        out, profile = self.outcome, self.job.profile
         try:
             if profile is not None and profile.last <= out.step:
                 say(f"--profile: step {profile.last} is already done; nothing will be traced")
-            with Progress(out.step, steps, shown=processes.is_primary()) as self.progress:
+            with self.progress:
                 while True:
                     try:
                         self._steps()
@@ -185,14 +171,14 @@ class _Loop:
         finally:
             if profile is not None:
                 profile.stop()
-            self._close_logs()
+            self.records.close()
 
     def _steps(self) -> None:
         due = self._should_stop()
         while self.outcome.step < self.outcome.steps and not due and not self.patience.over:
             with self._profiled(self.outcome.step + 1):
                 self._train_step()
-            due = self.stop_agreed if processes.several() else self._should_stop()
+            due = self._stop_agreed() if processes.several() else self._should_stop()
         self._finish()
 
     def _roll_back(self, problem: NotFinite) -> None:
@@ -204,7 +190,7 @@ class _Loop:
         batches, out = self.job.batches, self.outcome
         self.checkpoints.wait()  # a save may be in progress
         self.rollbacks.refuse(problem)
-        self._close_logs()
+        self.records.close()
         batches.set_state(self.first_position)
         self.state = self._restore()
         skipped = self.rollbacks.steps_to_skip(problem, out.step)
@@ -225,11 +211,11 @@ class _Loop:
         profile.before(step)
         yield
         if profile.ends(step):
-            self._read_metrics()
+            self.records.read()
             if profile.stop():
                 here = profile.folder
                 self.progress.say(f"steps {profile.first} to {profile.last} traced: {here}")
-            self.last_time = time.monotonic()
+            self.records.restart_clock()
 
     def _train_step(self) -> None:
         """One step, and what is due after it. The loss of a step is read during the next, unless
@@ -243,71 +229,24 @@ class _Loop:
             stop = self._stop_flag()
         with self.outcome.timed("start" if out.step in (0, out.resumed_from) else "train"):
             self.state, metrics = self.step_function(self.state, batch, stop)
-            self._record()
+            self.records.write()
         out.step += 1
-        self.pending = ({"step": out.step}, batch_counts(local, rows), metrics)
+        self.records.add(out.step, batch_counts(local, rows), metrics)
         if self.inline:
-            self._read_metrics()
+            self.records.read()
         last = out.step == recipe.steps
         extra = {}
         if last or out.step % recipe.eval_every == 0:
             extra = self._evaluate()
-        wanted = self.save_requested if processes.several() else self._save_due()
-        if last or extra or self.jumped or wanted or out.step % recipe.save_every == 0:
+        wanted = self.records.flag >= SAVE if processes.several() else self._save_due()
+        if last or extra or self.records.jump or wanted or out.step % recipe.save_every == 0:
             self._save(extra)
         if self.job.sampler and recipe.sample_every and out.step % recipe.sample_every == 0:
             self._sample()
 
-    def _read_metrics(self) -> None:
-        """Waits for the last step's metrics and measures its time."""
-        if self.pending is None:
-            return
-        (record, counts, metrics), self.pending = self.pending, None
-        record |= metrics.read()
-        if metrics.stop is not None:
-            self.stop_agreed |= int(metrics.stop) >= STOP
-            self.save_requested |= int(metrics.stop) >= SAVE
-        self.step_stats = metrics.stats
-        if not math.isfinite(record["loss"]):
-            step = record["step"]
-            raise NotFinite(f"the loss of step {step} is not finite", step)
-        now, out = time.monotonic(), self.outcome
-        self._detect_jump(record["step"], record["loss"])
-        seconds, self.last_time = max(now - self.last_time, 1e-9), now
-        out.loss = record["loss"]
-        speeds = {f"{name}_per_second": count / seconds for name, count in counts.items()}
-        self.record = record | {name: round(speed, 1) for name, speed in speeds.items()}
-        if self.step_flops:
-            speeds["mfu"] = self.step_flops / seconds / self.peak_flops
-            self.record["mfu"] = round(speeds["mfu"], 4)
-        first = record["step"] == (out.resumed_from or 0) + 1
-        if not first:
-            out.smooth(speeds, seconds)
-        left = (out.steps - record["step"]) * (out.step_seconds or seconds)
-        self.progress.update(record["step"], record["loss"], {} if first else out.speeds, left)
-
-    def _record(self, **extra: float) -> None:
-        """Writes the record of the last step, with the metrics of an evaluation."""
-        self._read_metrics()
-        if self.record is not None:
-            self.log.write(self.record | extra)
-            self.stats.write(self.record["step"], self.step_stats)
-            self.record = None
-
-    def _detect_jump(self, step: int, loss: float) -> None:
-        """Requests a save if the loss jumped.
-
-        The loss of a step is known while the next is running, so the state saved is that after
-        either. The checkpoint before the jump is kept too.
-        """
-        jump = 0.0 if self.outcome.loss is None else loss - self.outcome.loss
-        if self.job.recipe.jump and abs(jump) > self.job.recipe.jump:
-            self.jumped = max(self.jumped, jump, key=abs)
-            self.progress.say(f"step {step}: the loss jumped by {jump:+.4f}; saving a checkpoint")
-
     def _evaluate(self) -> dict[str, float]:
         """The validation loss and metrics of this step; empty without any, or if it is to stop."""
-        self._read_metrics()
+        self.records.read()
         with self.outcome.timed("eval"):
             state, job, out = self.state, self.job, self.outcome
             found = len(job.valid) and evaluate(
@@ -332,23 +271,24 @@ class _Loop:
         sources = ", ".join(f"{name} {x:.4f}" for name, x in by_source.items())
         sources = f" ({sources})" if sources else ""
         self.progress.say(f"step {out.step}: validation loss {loss:.4f}{which}{sources}{note}")
-        self.last_time = time.monotonic()
+        self.records.restart_clock()
         return {f"valid_{name}": value for name, value in found.items()}
 
     def _save(self, extra: dict[str, float]) -> None:
         """Saves this step, after all records up to it are on disk."""
         with self.outcome.timed("save"):
-            self._record(**extra)
-            self.log.flush()
-            self.stats.flush()
-            jump, self.jumped = {"jump": self.jumped} if self.jumped else {}, 0.0
+            records = self.records
+            records.write(**extra)
+            records.flush()
+            jump, records.jump = {"jump": records.jump} if records.jump else {}, 0.0
             state = self._stored(self.state)
             self.checkpoints.save(state, self.job.batches.get_state(), extra | jump)
-        self.saved, self.save_requested = self.outcome.step, False
-        self.last_time = self.saved_at = time.monotonic()
+        records.flag = 0 if records.flag == SAVE else records.flag
+        self.saved, self.saved_at = self.outcome.step, time.monotonic()
+        records.restart_clock()
 
     def _sample(self) -> None:
-        self._read_metrics()
+        self.records.read()
         with self.outcome.timed("eval"):
             assert self.job.sampler is not None
             state, step = self.state, self.outcome.step
@@ -369,13 +309,17 @@ class _Loop:
                 if png is not None:
                     write_bytes(folder / f"{step}.png", png)
             self.progress.say(f"--- sample at step {step}\n{text}\n---")
-        self.last_time = time.monotonic()
+        self.records.restart_clock()
 
     def _should_stop(self) -> bool:
         """Whether to stop, agreed between all processes."""
         local = self.stop.due(self._reserve())
-        self.stop_agreed = self.stop_agreed or any(processes.all_gather(local))
+        self.stop_agreed = self._stop_agreed() or any(processes.all_gather(local))
         return self.stop_agreed
+
+    def _stop_agreed(self) -> bool:
+        """Whether the processes agreed to stop, in an exchange or within a step."""
+        return self.stop_agreed or self.records.flag >= STOP
 
     def _stop_flag(self) -> jax.Array | None:
         """This process's wish to stop or, by the clock of the primary, to save: an input of the
