@@ -197,8 +197,8 @@ class Model(nnx.Module):
         return jnp.einsum(product, embedded, kernel, preferred_element_type=jnp.float32)
 
     def placed(
-        self, x: Float[Array, "b n *p d"], places: Int[Array, "n *q"]
-    ) -> Float[Array, "b n *p d"]:
+        self, x: Float[Array, "b *p n d"], places: Int[Array, "n"]
+    ) -> Float[Array, "b *p n d"]:
         """float32 sums of terms, with the convolution's bias and the positions of their patches."""
         assert self.patch.bias is not None
         x = x + self.patch.bias[...] + self.pos.embedding[...][places]
