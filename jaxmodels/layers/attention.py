@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxmodels.layers.blocks import HIDDEN, blocked_attention
 from jaxmodels.layers.dropout import dropout
 from jaxmodels.layers.kernels import fused
-from jaxmodels.layers.precision import accum_dtype
+from jaxmodels.layers.products import einsum
 from jaxmodels.layers.sharding import constrain
 
 
@@ -28,8 +28,9 @@ def attention(
     mask: Bool[Array, "*b t s"],
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "b t h k"]:
-    """Softmax attention at scale 1/sqrt(k); scores and softmax are in float32, or in float64.
+    """Softmax attention; scores and softmax are in float32, or in float64.
 
     Args:
         q: queries.
@@ -38,15 +39,16 @@ def attention(
         mask: True where a query may see a key; a query that sees none attends to all alike.
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped.
+        scale: of the scores; 1/√k by default.
     """
     k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=accum_dtype(q.dtype))
-    scores = scores * q.shape[-1] ** -0.5
+    scores = einsum("bthk,bshk->bhts", q, k)
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
     allowed = mask if mask.ndim == 2 else mask[:, None]
     weights = jax.nn.softmax(jnp.where(allowed, scores, HIDDEN), axis=-1).astype(q.dtype)
     if key is not None:
         weights = dropout(weights, rate, key)
-    return jnp.einsum("bhts,bshk->bthk", weights, v)
+    return einsum("bhts,bshk->bthk", weights, v).astype(v.dtype)
 
 
 def self_attention(
@@ -59,6 +61,7 @@ def self_attention(
     padding_mask: Int[Array, "b t"] | None = None,
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "b t h k"]:
     """Attention of a sequence to itself, by the kernel of the platform (`kernels.fused`).
 
@@ -73,20 +76,19 @@ def self_attention(
         padding_mask: 1 for tokens, 0 for padding, as in `blocked_attention`; causal only.
         rate: share of the softmax weights that is dropped, when there is a key.
         key: draws what is dropped; all weights are then in memory at once.
+        scale: of the scores; 1/√k by default.
     """
     q, k, v = (constrain(x, "data", ..., "model", None) for x in (q, k, v))
     if key is not None and rate > 0:
-        out = attention(q, k, v, _mask(q.shape[1], causal, segments), rate, key)
+        out = attention(q, k, v, _mask(q.shape[1], causal, segments), rate, key, scale)
     elif padding_mask is not None:
-        k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
-        out = blocked_attention(q, k, v, padding_mask, segments, causal)
+        out = blocked_attention(q, k, v, padding_mask, segments, causal, scale)
     else:
 
         def plain(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
-            k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
-            return blocked_attention(q, k, v, segments=segments, causal=causal)
+            return blocked_attention(q, k, v, None, segments, causal, scale)
 
-        out = fused(q, k, v, segments, causal, plain)
+        out = fused(q, k, v, segments, causal, plain, scale)
     return constrain(out, "data", ..., "model", None)
 
 

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxmodels.layers.precision import accum_dtype
+from jaxmodels.layers.products import einsum
 
 # The score of a key that a query may not see.
 HIDDEN = -1e9
@@ -38,13 +39,23 @@ class MaskWindow(NamedTuple):
     """1 for keys that may be seen at all."""
 
 
+class Span(NamedTuple):
+    """What is fixed when a program is traced: the same for all of its arrays."""
+
+    ends: tuple[int, ...]
+    """For each loop the number of keys that its queries may see."""
+    scale: float
+    """Scores are products of queries and keys times this."""
+
+
 def blocked_attention(
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b t h k"],
-    v: Float[Array, "b t h k"],
+    k: Float[Array, "b t g k"],
+    v: Float[Array, "b t g k"],
     padding_mask: Int[Array, "b t"] | None = None,
     segments: Int[Array, "b t"] | None = None,
     causal: bool = True,
+    scale: float | None = None,
 ) -> Float[Array, "b t h k"]:
     """Attention of a whole sequence to itself, in blocks of queries when it is long.
 
@@ -53,36 +64,49 @@ def blocked_attention(
     that memory grows with the length instead of its square (Dao et al. 2022, arXiv:2205.14135).
 
     Args:
-        q: queries.
-        k: keys.
+        q: queries; the h / g heads that read one head of keys are taken as further rows.
+        k: keys; g divides h.
         v: values.
         padding_mask: 1 for tokens, 0 for padding. No token sees padding; padding attends to all
             positions alike, later ones too (seed 003).
         segments: the document of each token; a query sees keys of its own only.
         causal: a query sees no later key.
+        scale: of the scores; 1/√k by default.
     """
-    t = q.shape[1]
-    blocks = -(-t // QUERIES)
-    group = -(-blocks // LOOPS) * QUERIES if causal else t
-    starts = range(0, t, group)
-    ends = tuple(min(at + group, t) for at in starts)
-    last = jnp.arange(t) if causal else jnp.full(t, t - 1)
-    queries, windows = [], []
-    for at, end in zip(starts, ends, strict=True):
-        own = None if segments is None else _cut(segments[:, at:end])
+    t, shared = q.shape[1], q.shape[2] // k.shape[2]
+    span = _span(t, shared, causal, q.shape[3] ** -0.5 if scale is None else scale)
+    rows = rearrange(q, "b t (h r) k -> b (t r) h k", r=shared)
+    last = jnp.repeat(jnp.arange(t) if causal else jnp.full(t, t - 1), shared)
+    documents = None if segments is None else jnp.repeat(segments, shared, axis=1)
+    queries, windows, start = [], [], 0
+    for end in span.ends:
+        part = slice(start * shared, end * shared)
+        own = None if documents is None else _cut(documents[:, part])
         keys, seen = (None if x is None else x[:, :end] for x in (segments, padding_mask))
-        queries.append(rearrange(_cut(q[:, at:end]), "n b t h k -> n b h t k"))
-        windows.append(MaskWindow(_cut(last[None, at:end])[:, 0], own, keys, seen))
+        queries.append(rearrange(_cut(rows[:, part]), "n b t h k -> n b h t k"))
+        windows.append(MaskWindow(_cut(last[None, part])[:, 0], own, keys, seen))
+        start = end
     k, by_head = (_once(rearrange(x, "b s h k -> b h s k")) for x in (k, v))
-    out = _attend(ends, queries, k, by_head, windows)
-    rows = [
-        rearrange(x, "n b h t k -> b (n t) h k")[:, : end - at]
-        for x, at, end in zip(out, starts, ends, strict=True)
-    ]
-    found = jnp.concatenate(rows, axis=1)
+    out = _attend(span, queries, k, by_head, windows)
+    found = jnp.concatenate(
+        [
+            rearrange(x, "n b h t k -> b (n t) h k")[:, : (end - start) * shared]
+            for x, start, end in zip(out, (0, *span.ends), span.ends, strict=False)
+        ],
+        axis=1,
+    )
+    found = rearrange(found, "b (t r) h k -> b t (h r) k", r=shared)
     if padding_mask is None:
         return found
-    return jnp.where(padding_mask[:, :, None, None] == 1, found, v.mean(axis=1, keepdims=True))
+    every = jnp.repeat(v.mean(axis=1, keepdims=True), shared, axis=2)
+    return jnp.where(padding_mask[:, :, None, None] == 1, found, every)
+
+
+def _span(t: int, shared: int, causal: bool, scale: float) -> Span:
+    """The loops over t positions, each of which has `shared` rows of queries."""
+    blocks = -(-t * shared // QUERIES)
+    group = -(-(-(-blocks // LOOPS) * QUERIES) // shared) if causal else t
+    return Span(tuple(min(start + group, t) for start in range(0, t, group)), scale)
 
 
 def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b _ *d"]:
@@ -95,62 +119,60 @@ def _cut(x: Shaped[Array, "b t *d"]) -> Shaped[Array, "n b _ *d"]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    ends: tuple[int, ...],
+    span: Span,
     queries: list[Float[Array, "_ b h _ k"]],
     k: Float[Array, "b h s k"],
     v: Float[Array, "b h s k"],
     windows: list[MaskWindow],
 ) -> list[Float[Array, "_ b h _ k"]]:
-    """Attention of loops of queries, [n b h t k] each, to the keys before their ends, at 1/√k.
+    """Attention of loops of queries, [n b h t k] each, to the keys before their ends.
 
     Its backward pass is written out for the sake of layouts: nothing as large as the scores is
     transposed, as XLA would for the gradients of keys and values; keys and values are, once. The
     softmax's sums are not computed again.
     """
-    return _forward(ends, queries, k, v, windows)[0]
+    return _forward(span, queries, k, v, windows)[0]
 
 
 def _forward(
-    ends: tuple[int, ...], queries: list[Array], k: Array, v: Array, windows: list[MaskWindow]
+    span: Span, queries: list[Array], k: Array, v: Array, windows: list[MaskWindow]
 ) -> tuple[list[Array], Any]:
     turned = _once(rearrange(k, "b h s k -> b h k s"))
     found = [
-        _forward_loop(q, turned[..., :end], v[:, :, :end], window)
-        for q, end, window in zip(queries, ends, windows, strict=True)
+        _forward_loop(q, turned[..., :end], v[:, :, :end], window, span.scale)
+        for q, end, window in zip(queries, span.ends, windows, strict=True)
     ]
     return [out for out, _, _ in found], (queries, k, v, windows, found)
 
 
 def _forward_loop(
-    q: Array, keys: Array, v: Array, window: MaskWindow
+    q: Array, keys: Array, v: Array, window: MaskWindow, scale: float
 ) -> tuple[Array, Array, Array]:
     """The result, and the softmax's largest score and sum for each query."""
 
     def block(part: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array]:
         queries, last, own = part
-        scores = _scores(queries, keys, _mask(keys.shape[-1], last, own, window))
+        scores = _scores(queries, keys, _mask(keys.shape[-1], last, own, window), scale)
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
-        out = _product("bhts,bhsk->bhtk", weights.astype(q.dtype), v) / total
+        out = einsum("bhts,bhsk->bhtk", weights.astype(q.dtype), v) / total
         return out.astype(q.dtype), top, total
 
     return jax.lax.map(block, (q, window.last, window.segments))
 
 
-def _backward(
-    ends: tuple[int, ...], kept: Any, given: list[Array]
-) -> tuple[list[Array], Array, Array, None]:
+def _backward(span: Span, kept: Any, given: list[Array]) -> tuple[list[Array], Array, Array, None]:
     queries, k, v, windows, found = kept
     keys, values = (_once(rearrange(x, "b h s k -> b h k s")) for x in (k, v))
     sums = (jnp.zeros(keys.shape, accum_dtype(k.dtype)),) * 2
     of_queries, done = [], []
     # From the last loop to the first: keys that the loops before do not meet are done.
-    for i in reversed(range(len(ends))):
-        start, end = ends[i - 1] if i else 0, ends[i]
+    for i in reversed(range(len(span.ends))):
+        start, end = span.ends[i - 1] if i else 0, span.ends[i]
         parts = (queries[i], *found[i], given[i], windows[i].last, windows[i].segments)
         meets = keys[..., :end], values[..., :end], k[:, :, :end]
-        sums, of_loop = _backward_loop(parts, *meets, windows[i], sums)
+        sums, of_loop = _backward_loop(parts, *meets, windows[i], sums, span.scale)
         of_queries.append(of_loop)
         done.append([x[..., start:] for x in sums])
         sums = tuple(x[..., :start] for x in sums)
@@ -162,7 +184,7 @@ def _backward(
 
 
 def _backward_loop(
-    parts: Any, keys: Array, values: Array, k: Array, window: MaskWindow, sums: Any
+    parts: Any, keys: Array, values: Array, k: Array, window: MaskWindow, sums: Any, scale: float
 ) -> tuple[Any, Array]:
     """The sums with this loop's gradients of keys and values, and the gradient of its queries."""
     dtype = k.dtype
@@ -170,16 +192,16 @@ def _backward_loop(
     def block(sums: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], Array]:
         queries, out, top, total, given, last, own = part
         mask = _mask(keys.shape[-1], last, own, window)
-        weights = jnp.exp(_scores(queries, keys, mask) - top) / total
-        of_weights = _product("bhtk,bhks->bhts", given, values)
+        weights = jnp.exp(_scores(queries, keys, mask, scale) - top) / total
+        of_weights = einsum("bhtk,bhks->bhts", given, values)
         inner = (given.astype(total.dtype) * out).sum(axis=-1, keepdims=True)
-        of_scores = jnp.where(mask, weights * (of_weights - inner), 0) * k.shape[-1] ** -0.5
+        of_scores = jnp.where(mask, weights * (of_weights - inner), 0) * scale
         of_scores, weights = of_scores.astype(dtype), weights.astype(dtype)
         sums = (
-            sums[0] + _product("bhtk,bhts->bhks", queries, of_scores),
-            sums[1] + _product("bhtk,bhts->bhks", given, weights),
+            sums[0] + einsum("bhtk,bhts->bhks", queries, of_scores),
+            sums[1] + einsum("bhtk,bhts->bhks", given, weights),
         )
-        return sums, _product("bhts,bhsk->bhtk", of_scores, k).astype(dtype)
+        return sums, einsum("bhts,bhsk->bhtk", of_scores, k).astype(dtype)
 
     return jax.lax.scan(block, sums, parts)
 
@@ -187,8 +209,8 @@ def _backward_loop(
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(q: Array, keys: Array, mask: Array) -> Array:
-    scores = _product("bhtk,bhks->bhts", q, keys) * q.shape[-1] ** -0.5
+def _scores(q: Array, keys: Array, mask: Array, scale: float) -> Array:
+    scores = einsum("bhtk,bhks->bhts", q, keys) * scale
     return jnp.where(mask, scores, HIDDEN)
 
 
@@ -205,7 +227,3 @@ def _mask(s: int, last: Array, own: Array | None, window: MaskWindow) -> Array:
 def _once(x: Array) -> Array:
     """The array itself; XLA would transpose it again for each loop that takes a part of it."""
     return jax.lax.optimization_barrier(x)
-
-
-def _product(form: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(form, a, b, preferred_element_type=accum_dtype(a.dtype))

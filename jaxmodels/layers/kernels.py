@@ -10,9 +10,12 @@ positions on), `blocks` elsewhere; dropout and padding have no kernel.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from jaxmodels.layers.sharding import dividing
@@ -24,6 +27,8 @@ Plain = Callable[[Array, Array, Array, Array | None], Array]
 LANES = 128
 # The largest tile: larger ones use a TPU's matrix unit better, and must fit its memory.
 TILE = 512
+# Query heads that share keys as rows: all positions of the first, then those of the second.
+_ROWS, _BACK = "b t (h r) k -> b (r t) h k", "b (r t) h k -> b t (h r) k"
 
 
 def fused(
@@ -33,17 +38,19 @@ def fused(
     segments: Int[Array, "b t"] | None,
     causal: bool,
     plain: Plain,
+    scale: float | None = None,
 ) -> Float[Array, "b t h k"]:
     """Attention by the platform's kernel, or `plain(q, k, v, segments)` where it has none.
 
     NVIDIA: cuDNN's flash attention, for 16-bit numbers and no segments. TPU: splash attention,
-    from `LANES` positions on. Both take keys and values of fewer heads.
+    from `LANES` positions on. Both take keys and values of fewer heads. The scale is 1/√k by
+    default.
     """
     kernels = {}
-    if segments is None and (cudnn := _cudnn(q, k, v, causal)):
+    if segments is None and (cudnn := _cudnn(q, k, v, causal, scale)):
         kernels["cuda"] = cudnn
     if q.shape[1] >= LANES:
-        kernels["tpu"] = _on_mesh(partial(splash, causal=causal), k.shape)
+        kernels["tpu"] = _on_mesh(partial(splash, causal=causal, scale=scale), k.shape)
     if not kernels:
         return plain(q, k, v, segments)
     return jax.lax.platform_dependent(q, k, v, segments, default=plain, **kernels)
@@ -61,7 +68,7 @@ def _on_mesh(kernel: Plain, shape: tuple[int, ...]) -> Plain:
     return jax.shard_map(kernel, in_specs=places, out_specs=heads, check_vma=False)
 
 
-def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
+def _cudnn(q: Array, k: Array, v: Array, causal: bool, scale: float | None = None) -> Plain | None:
     """cuDNN's flash attention for such arrays; None where there is none.
 
     It takes heads whose width is a multiple of 8, and even lengths: others are padded with zeros,
@@ -71,13 +78,14 @@ def _cudnn(q: Array, k: Array, v: Array, causal: bool) -> Plain | None:
     if (compute_capability() or 8) < 8 or q.dtype.itemsize != 2:
         return None  # JAX would let GPUs older than Ampere through
     t, width = q.shape[1], q.shape[3]
+    scale = width**-0.5 if scale is None else scale
     more = [(0, 0), (0, t % 2), (0, 0), (0, -width % 8)]
 
     def kernel(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
         lengths = jnp.full(len(q), t, jnp.int32) if t % 2 and not causal else None
         out = jax.nn.dot_product_attention(
             *(jnp.pad(x, more) for x in (q, k, v)),
-            scale=width**-0.5,
+            scale=scale,
             is_causal=causal,
             query_seq_lengths=lengths,
             key_value_seq_lengths=lengths,
@@ -102,9 +110,10 @@ def splash(
     segments: Int[Array, "b t"] | None,
     *,
     causal: bool,
+    scale: float | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t h k"]:
-    """JAX's splash attention for TPUs; lengths are padded to whole tiles.
+    """JAX's splash attention for TPUs; lengths are padded to multiples of a tile.
 
     Padding after the end is invisible to a causal mask; without one it becomes a segment of its
     own. `interpret` runs the kernel on any platform, slowly: for tests.
@@ -113,33 +122,76 @@ def splash(
 
     t, heads, width = q.shape[1:]
     tile = min(TILE, -(-t // LANES) * LANES)
-    more = -t % tile
-    size = t + more
-    if more and not causal and segments is None:
+    size = -(-t // tile) * tile
+    # Where lengths are padded, query heads that share keys are rows of one, padded once.
+    shared = heads // k.shape[2] if size > t else 1
+    rows = shared * t
+    row_tile = tile
+    if shared > 1:
+        fits = (n for n in range(2 * TILE, 2 * LANES, -LANES) if rows % n == 0)
+        row_tile = next(fits, tile)
+    if size > t and shared == 1 and not causal and segments is None:
         segments = jnp.zeros(q.shape[:2], jnp.int32)
 
-    def laid(x: Array) -> Array:
-        return jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]).swapaxes(1, 2)
+    def padded(x: Array, tile: int, value: int = 0) -> Array:
+        more = [(0, -n % tile if axis == 1 else 0) for axis, n in enumerate(x.shape)]
+        return jnp.pad(x, more, constant_values=value)
 
-    mask = (library.CausalMask if causal else library.FullMask)((size, size))
+    def keys(x: Array) -> Array:
+        return padded(x, tile).swapaxes(1, 2)
+
+    queries = rearrange(q * (width**-0.5 if scale is None else scale), _ROWS, r=shared)
+    if shared > 1:
+        mask: Any = _shared_mask(t, (-(-rows // row_tile) * row_tile, size), causal)
+    else:
+        mask = (library.CausalMask if causal else library.FullMask)((size, size))
+    kernel = _splash_kernel([mask] * (heads // shared), width, row_tile, tile, interpret)
+    ids = None
+    if segments is not None:
+        of_rows = padded(jnp.tile(segments, (1, shared)), row_tile, -1)
+        ids = library.SegmentIds(of_rows, padded(segments, tile, -1))
+    out = jax.vmap(kernel)(padded(queries, row_tile).swapaxes(1, 2), keys(k), keys(v), ids)
+    return rearrange(out.swapaxes(1, 2)[:, :rows], _BACK, r=shared)
+
+
+def _splash_kernel(
+    masks: list[Any], width: int, row_tile: int, tile: int, interpret: bool
+) -> Callable[..., Array]:
+    """Splash attention of heads with these masks, in tiles of so many queries and keys."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
     # Narrow heads would leave lanes empty; positions fill them.
     layout = library.QKVLayout.SEQ_MINOR if width < LANES else library.QKVLayout.HEAD_DIM_MINOR
     sizes = library.BlockSizes(  # of queries and of keys, forward and in both backward passes
-        *(tile, tile, tile, tile, tile, tile, tile, tile),
+        *(row_tile, tile, tile, row_tile, tile, tile, row_tile, tile),
         q_layout=layout,
         k_layout=layout,
         v_layout=layout,
     )
-    kernel = library.make_splash_mha(
-        library.MultiHeadMask([mask] * heads),
+    kernel: Callable[..., Array] = library.make_splash_mha(
+        library.MultiHeadMask(masks),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
     )
-    ids = None
-    if segments is not None:
-        padded = jnp.pad(segments, [(0, 0), (0, more)], constant_values=-1)
-        ids = library.SegmentIds(padded, padded)
-    out = jax.vmap(kernel)(laid(q * width**-0.5), laid(k), laid(v), ids)
-    return out.swapaxes(1, 2)[:, :t]
+    return kernel
+
+
+def _shared_mask(t: int, shape: tuple[int, int], causal: bool) -> Any:
+    """Splash attention's mask of several heads' queries in a row, each of t positions."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    class SharedMask(library.Mask):
+        """Computed where it is read: whole it would be as large as all scores."""
+
+        @property
+        def shape(self) -> tuple[int, int]:
+            return shape
+
+        def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+            rows, keys = (np.arange(n)[part] for n, part in zip(shape, index, strict=True))
+            last = rows % t if causal else np.full(len(rows), t - 1)
+            return np.asarray(last[:, None] >= keys)
+
+    return SharedMask()

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxmodels.layers.low_rank import LowRank, parts
 from jaxmodels.layers.precision import accum_dtype
+from jaxmodels.layers.products import product_over_rows
 from jaxmodels.layers.target import platform
 
 
@@ -96,7 +97,8 @@ def product(
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _on_cpu(x: Array, kernel: Array, dtype: Any) -> Array:
     dims = ((x.ndim - 1,), (0,)), ((), ())
-    return jax.lax.dot_general(x, kernel, dims, preferred_element_type=dtype)
+    out = jax.lax.dot_general(x, kernel, dims, preferred_element_type=accum_dtype(x.dtype))
+    return out.astype(dtype or x.dtype)
 
 
 def _forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -104,15 +106,16 @@ def _forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, A
 
 
 def _backward(dtype: Any, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = kept
-    rows = tuple(range(x.ndim - 1))
-    dot = partial(jax.lax.dot_general, preferred_element_type=dtype)
-    of_x = dot(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-    if x.shape[-1] <= g.shape[-1]:
-        of_kernel = dot(x, g, ((rows, rows), ((), ())))
+    types = [each.dtype for each in kept]
+    x, kernel = (each.astype(g.dtype) for each in kept)  # of a float32 result also the gradient is
+    dims = ((g.ndim - 1,), (1,)), ((), ())
+    of_x = jax.lax.dot_general(g, kernel, dims, preferred_element_type=accum_dtype(x.dtype))
+    # XLA would turn the transposed result of 16-bit numbers into a product that it cannot compute.
+    if x.shape[-1] <= g.shape[-1] or x.dtype.itemsize == 2:
+        of_kernel = product_over_rows(x, g)
     else:
-        of_kernel = dot(g, x, ((rows, rows), ((), ()))).T
-    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
+        of_kernel = product_over_rows(g, x).T
+    return of_x.astype(types[0]), of_kernel.astype(types[1])
 
 
 _on_cpu.defvjp(_forward, _backward)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmodels.layers.precision import accum_dtype, to_float32
+from jaxmodels.layers.products import einsum, product_over_rows
 from jaxmodels.layers.sharding import axis_size, constrain
 from jaxmodels.layers.target import platform
 
@@ -105,10 +106,9 @@ def _mean_and_gradients(
 
     def add(totals: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
         part, hits, of_logits = _loss(tied, head, vocab, *chunk)
-        product = partial(jnp.einsum, preferred_element_type=weight.dtype)
-        rows = "vd" if tied else "dv"
-        of_head = totals[2] + product(f"nv,nd->{rows}", of_logits, chunk[0])
-        of_x = product(f"nv,{rows}->nd", of_logits, head).astype(x.dtype)
+        pair = (of_logits, chunk[0]) if tied else (chunk[0], of_logits)
+        of_head = totals[2] + product_over_rows(*pair)
+        of_x = einsum("nv,vd->nd" if tied else "nv,dv->nd", of_logits, head).astype(x.dtype)
         return (totals[0] + part, totals[1] + hits, of_head), of_x
 
     zeros = tuple(jnp.zeros(shape, weight.dtype) for shape in ((), (), head.shape))
@@ -167,7 +167,7 @@ def _loss(
 ) -> tuple[Array, Array, Array]:
     """A chunk's parts of the means, and the gradient of the loss with respect to its logits."""
     form = "nd,vd->nv" if tied else "nd,dv->nv"
-    logits = jnp.einsum(form, x, head, preferred_element_type=weight.dtype)
+    logits = einsum(form, x, head)
     # Of the target once more, so that the logits need not be kept beside their powers on a CPU,
     # and is known before them elsewhere.
     picked = jnp.sum(to_float32(x) * (head[targets] if tied else head[:, targets].T), axis=-1)

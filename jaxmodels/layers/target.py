@@ -1,8 +1,8 @@
 """What the program that is being traced will run on.
 
 A layer has several forms where platforms differ: `heads`, `kernels`, `linear`, `norm`, `losses`,
-`rotary`, `tiles`. `tests/jaxmodels/test_forms.py` runs a TPU's forms on a CPU and `test_cycles.py`
-holds their estimated cycles to plain JAX.
+`products`, `rotary`, `tiles`. `tests/jaxmodels/test_forms.py` runs a TPU's forms on a CPU and
+`test_cycles.py` holds their estimated cycles to plain JAX.
 """
 
 import jax

@@ -18,41 +18,54 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from jaxmodels.layers.attention import self_attention
 from jaxmodels.layers.blocks import HIDDEN
-from jaxmodels.layers.sharding import constrain
-
-# States that `attend` takes at a time.
-QUERIES = 1024
+from jaxmodels.layers.precision import to_float32
 
 
 def attend(
-    q: Float[Array, "b n p h k"], k: Float[Array, "b n p h k"], v: Float[Array, "b n p h k"]
-) -> Float[Array, "b n p h k"]:
+    q: Float[Array, "b p n h k"], k: Float[Array, "b p n h k"], v: Float[Array, "b p n h k"]
+) -> Float[Array, "b p n h k"]:
     """Attention of all p states of n patches; the last state is the full patch.
 
-    Scores are recomputed in the backward pass, so memory grows linearly with the length.
+    This is causal attention over n positions in which the p states are query heads that share a
+    head of keys, so it has the kernels of `self_attention`. Position 0 holds a key that stands for
+    the state itself; the full patches follow. Softmax does not change when all scores of a query
+    are shifted by the same amount: the state's score of itself is subtracted from all, so that this
+    key is zero. The subtraction is part of the product: two more columns hold the score in the
+    queries (two, since one of 16 bits would round it) and ones in the keys of patches. A column of
+    the values gives the weight of the state itself.
     """
-    q, k, v = (constrain(x, "data", ..., "model", None) for x in (q, k, v))
-    keys, values = k[:, :, -1], v[:, :, -1]
-    n, p = q.shape[1:3]
-    seen = jnp.arange(n)[:, None] > jnp.arange(n)
-    if n * p <= QUERIES:
-        return attend_to(q, k, v, keys, values, seen)
-    size = max(QUERIES // p, 1)
-    count = -(-n // size)
+    p, width = q.shape[1], q.shape[-1]
+    q = q * width**-0.5
+    own = (to_float32(q) * to_float32(k)).sum(axis=-1)
+    high = _rounded(own, q.dtype)
+    low = jax.lax.stop_gradient(own - high)
+    high, low = (-x[..., None].astype(q.dtype) for x in (high, low))
+    # Multiplied by unit vectors, neither joined nor cut: a TPU would copy arrays one number wide.
+    first, second = jnp.eye(width + 2, dtype=q.dtype)[width:]
+    queries = _wider(q) + high * first + low * second
+    # The state itself comes first; no state sees the last patch as a full one.
+    before = [(0, 0), (1, 0), (0, 0), (0, 0)]
+    full_k, full_v = (_wider(x[:, -1, :-1]) for x in (k, v))
+    keys = jnp.pad(full_k + first + second, before)
+    values = jnp.pad(full_v, before).at[:, 0, :, width].set(1)
+    queries = rearrange(queries, "b p n h k -> b n (h p) k")
+    out = self_attention(queries, keys, values, scale=1.0)
+    out = rearrange(out, "b n (h p) k -> b p n h k", p=p)
+    weight = (out * first).sum(axis=-1, keepdims=True)
+    return out[..., :width] + weight * v
 
-    def cut(x: Array, axis: int) -> Array:
-        more = [(0, count * size - n if i == axis else 0) for i in range(x.ndim)]
-        cut = jnp.pad(x, more).reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
-        return jnp.moveaxis(cut, axis, 0)
 
-    @jax.checkpoint
-    def block(part: tuple[Array, ...]) -> Array:
-        own_q, own_k, own_v, seen = part
-        return attend_to(own_q, own_k, own_v, keys, values, seen)
+def _wider(x: Float[Array, "*b k"]) -> Float[Array, "*b w"]:
+    """Two more columns, of zeros."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 2)])
 
-    out = jax.lax.map(block, (cut(q, 1), cut(k, 1), cut(v, 1), cut(seen, 0)))
-    return rearrange(out, "c b n p h k -> b (c n) p h k")[:, :n]
+
+def _rounded(x: Float[Array, "*s"], dtype: jnp.dtype) -> Float[Array, "*s"]:
+    """The numbers as the dtype has them. XLA may leave out a cast there and back."""
+    precision = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
 
 
 def attend_to(

@@ -26,7 +26,7 @@ from jaxmodels.layers.norm import layer_norm
 from jaxmodels.layers.remat import remat
 from jaxmodels.layers.sharding import constrain
 from jaxmodels.layers.target import platform
-from jaxmodels.layers.tiles import pad_to_tiles
+from jaxmodels.layers.tiles import pad_to_tiles, tiled
 from jaxmodels.wigip import decoding, images
 from jaxmodels.wigip.blocks import stacked
 from jaxmodels.wigip.config import Config
@@ -118,13 +118,15 @@ class Model(nnx.Module):
     def dense(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """The head's input after each character of a text; see `wigip/dense.py`."""
         t, area = tokens.shape[1], self.config.area
-        padded = jnp.pad(tokens, ((0, 0), (0, -t % area)))
+        n = tiled(-(-t // area))  # no patch sees those behind it
+        padded = jnp.pad(tokens, ((0, 0), (0, n * area - t)))
         terms = self.terms(self.embedded(rearrange(padded, "b (n p) -> b n p", p=area)))
-        places = jnp.arange(terms.shape[1])[:, None]
-        x = self.placed(jnp.cumsum(terms, axis=2), places)
+        # States before patches: all that follows is made of sequences of n rows.
+        x = rearrange(jnp.cumsum(terms, axis=2), "b n p d -> b p n d")
+        x = self.placed(x, jnp.minimum(jnp.arange(n), self.config.patches - 1))
         x, _ = self.through(x, lambda q, k, v: (attend(q, k, v), None))
         x = layer_norm(self.norm, x)
-        return rearrange(x, "b n p d -> b (n p) d")[:, :t]
+        return rearrange(x, "b p n d -> b (n p) d")[:, :t]
 
     def logits(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """float32 logits, from the head's inputs."""
@@ -195,8 +197,8 @@ class Model(nnx.Module):
         return jnp.einsum(product, embedded, kernel, preferred_element_type=jnp.float32)
 
     def placed(
-        self, x: Float[Array, "b n *p d"], places: Int[Array, "n *q"]
-    ) -> Float[Array, "b n *p d"]:
+        self, x: Float[Array, "b *p n d"], places: Int[Array, "n"]
+    ) -> Float[Array, "b *p n d"]:
         """float32 sums of terms, with the convolution's bias and the positions of their patches."""
         assert self.patch.bias is not None
         x = x + self.patch.bias[...] + self.pos.embedding[...][places]

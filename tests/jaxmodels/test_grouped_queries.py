@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmodels.errors import Problem
-from jaxmodels.layers.attention import causal_mask, self_attention
+from jaxmodels.layers.attention import attention, causal_mask, self_attention
 from jaxmodels.layers.cache import KVCache
 from jaxmodels.layers.kernels import splash
 from jaxmodels.layers.losses import chunked_cross_entropy, chunked_scores
@@ -50,6 +50,16 @@ def test_self_attention_of_grouped_queries():
     np.testing.assert_allclose(kept, expected, atol=1e-5)
 
 
+def test_grouped_queries_beside_padding_and_documents():
+    q, k, v = qkv(9)
+    wide = [jnp.repeat(x, H // G, axis=2) for x in (k, v)]
+    padding = jnp.asarray([[1] * 9, [1] * 5 + [0] * 4])
+    segments = jnp.asarray([[0] * 4 + [1] * 5, [0] * 9])
+    for kind in ({"padding_mask": padding}, {"segments": segments}, {"causal": False}):
+        found, expected = self_attention(q, k, v, **kind), self_attention(q, *wide, **kind)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_gradients_of_grouped_queries_are_sums_over_the_group():
     q, k, v = qkv(6)
     wide = [jnp.repeat(x, H // G, axis=2) for x in (k, v)]
@@ -78,6 +88,31 @@ def test_a_cache_of_fewer_heads_gives_what_attention_gives():
         cache = KVCache((kept[0],), (kept[1],), cache.length + out.shape[1])
         found.append(out)
     np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["causal", "full", "segments"])
+def test_the_tpus_kernel_takes_shared_heads_as_rows_where_it_pads(kind):
+    """150 positions are padded to 256, two heads' to 384 and not to 512."""
+    t, causal = 150, kind != "full"
+    q, k, v = (jnp.repeat(x[:1], 16, axis=-1) for x in qkv(t))
+    w = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
+    segments = (jnp.arange(t) // 60)[None] if kind == "segments" else None
+
+    def results(form):
+        return jax.jit(jax.value_and_grad(lambda *a: (form(*a) * w).sum(), (0, 1, 2)))(q, k, v)
+
+    def kernel(q, k, v):
+        return splash(q, k, v, segments, causal=causal, interpret=True)
+
+    def plain(q, k, v):
+        mask = causal_mask(t, segments) if causal else jnp.ones((t, t), bool)
+        return attention(q, k, v, mask)
+
+    for found, expected in zip(
+        *(jax.tree.leaves(results(form)) for form in (kernel, plain)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 @pytest.mark.slow

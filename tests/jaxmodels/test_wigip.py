@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from einops import rearrange
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
@@ -25,6 +26,7 @@ from jaxmodels.runtime.optim import optimiser, schedule
 from jaxmodels.runtime.paths import flatten, params_of, pattern, split, stack, unstack
 from jaxmodels.runtime.sharding import make_mesh
 from jaxmodels.runtime.step import init, train_step
+from jaxmodels.wigip.dense import attend
 
 wigip = jaxmodels.arch("wigip")
 
@@ -119,13 +121,45 @@ def test_a_dense_character_sees_those_before_it_and_no_later_one():
     assert (moved[~later] > 0).all()
 
 
-@pytest.mark.slow
-def test_long_dense_attention_in_blocks_is_the_plain_one(monkeypatch):
-    model, tokens = loud(DENSE), text(2, 250)
-    plain = model.dense(tokens)
-    for most in (16, 48, 100):  # patches at a time: 1, 3, 6 of 16
-        monkeypatch.setattr("jaxmodels.wigip.dense.QUERIES", most)
-        np.testing.assert_allclose(model.dense(tokens), plain, atol=1e-5)
+def states(dtype=jnp.float32, scale=1.0):
+    """Queries, keys and values of 4 states of 11 patches."""
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(scale * rng.normal(size=(2, 4, 11, 3, 8)), dtype) for _ in "qkv"]
+
+
+def states_plainly(q, k, v):
+    """Attention of states by one softmax over the full patches and each state itself."""
+    q, k, v = (rearrange(x.astype(jnp.float32), "b p n h k -> b n p h k") for x in (q, k, v))
+    seen = jnp.arange(11)[:, None] > jnp.arange(11)
+    full = jnp.einsum("bnphk,bmhk->bhnpm", q, k[:, :, -1])
+    own = jnp.einsum("bnphk,bnphk->bhnp", q, k)[..., None]
+    scores = jnp.concatenate([jnp.where(seen[:, None], full, -jnp.inf), own], axis=-1)
+    weights = jax.nn.softmax(scores * 8**-0.5)
+    out = jnp.einsum("bhnpm,bmhk->bnphk", weights[..., :-1], v[:, :, -1])
+    out += rearrange(weights[..., -1:], "b h n p 1 -> b n p h 1") * v
+    return rearrange(out, "b n p h k -> b p n h k")
+
+
+def test_attention_of_states_is_one_softmax(monkeypatch):
+    monkeypatch.setattr("jaxmodels.layers.blocks.QUERIES", 16)  # rows of 4 patches
+
+    def results(form):
+        loss = lambda *a: jnp.sin(form(*a)).sum()  # noqa: E731
+        return jax.jit(lambda *a: (form(*a), *jax.grad(loss, (0, 1, 2))(*a)))(*states())
+
+    for found, expected in zip(results(attend), results(states_plainly), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_large_score_of_a_state_itself_is_not_rounded_to_16_bits():
+    """Scores of about 100, of which bfloat16 has every second half."""
+    q, k, v = states(jnp.bfloat16, 6.0)
+    k = q + k / 8
+    # A power of two in place of 1/√8, which bfloat16 would round: only the shift is tried.
+    q = q * 8**0.5 / 2
+    plain = states_plainly(*(x.astype(jnp.float32) for x in (q.astype(jnp.bfloat16), k, v)))
+    found = jax.jit(attend)(q.astype(jnp.bfloat16), k, v).astype(jnp.float32)
+    assert jnp.abs(found - plain).mean() < 0.02
 
 
 @pytest.mark.slow
