@@ -209,7 +209,7 @@ def test_another_version_is_refused(version, folders, tmp_path, capsys):
     folder = edit_config(folders / "packed", tmp_path, version=version)
     code, _, error = command(capsys, "convert", folder, tmp_path / "out")
     assert code == CORRUPT
-    assert "another version" in error
+    assert "version of the model's packing is unknown" in error
     assert not (tmp_path / "out").exists()
     assert command(capsys, "inspect", folder)[0] == CORRUPT
 

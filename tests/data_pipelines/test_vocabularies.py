@@ -141,7 +141,7 @@ def test_training_data_makes_its_own(text, tmp_path):
         f"mix:2*{text},1*pydoc", folder=tmp_path / "mix", tokenizer="bytes", **options
     )
     assert mixed.tokenizer.vocab_size == 257
-    with pytest.raises(DataProblem, match="no vocabulary"):
+    with pytest.raises(DataProblem, match="no bpe vocabulary"):
         open_data(f"bin:{tmp_path / 'data'}", folder=tmp_path, tokenizer="bpe:300", **options)
 
 
