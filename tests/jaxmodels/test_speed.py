@@ -9,10 +9,12 @@ import pytest
 import jaxmodels
 from jaxmodels import sizes
 from jaxmodels.errors import DONE, USAGE, Problem
+from jaxmodels.runtime import platform
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.planning import chips
 from jaxmodels.runtime.planning.plan import Workload, useful_flops
 from jaxmodels.runtime.runs.outcome import Outcome
+from jaxmodels.runtime.step import StepMetrics
 from jaxmodels.runtime.training.profiler import parse_window
 from tests.jaxmodels.helpers import train
 
@@ -89,6 +91,22 @@ def test_goodput_is_the_share_of_time_in_steps():
     assert outcome.goodput is None
     outcome.seconds |= {"start": 10.0, "train": 30.0, "data": 2.0, "eval": 5.0, "save": 3.0}
     assert outcome.goodput == 0.6
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_waiting_for_a_step_counts_as_training(tmp_path, monkeypatch, inline):
+    """Wherever it happens: after the step, in the next one, before an evaluation or a save."""
+    read_metrics = StepMetrics.read
+
+    def slow(metrics):
+        time.sleep(0.1)
+        return read_metrics(metrics)
+
+    monkeypatch.setattr(StepMetrics, "read", slow)
+    monkeypatch.setattr(platform, "computes_inline", lambda parameters: inline)
+    flags = ["--steps", "4", "--eval-every", "2", "--save-every", "3"]
+    assert train(tmp_path / "run", *flags) == DONE
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"]["train"] >= 0.4
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ class StepRecords:
         self._pending = {"step": step}, counts, metrics
 
     def read(self) -> None:
-        """Waits for the last step's metrics and measures its time.
+        """Waits for the last step's metrics and measures its time; the wait counts as training.
 
         Raises:
             NotFinite: its loss is not finite.
@@ -85,7 +85,8 @@ class StepRecords:
         if self._pending is None:
             return
         (record, counts, metrics), self._pending = self._pending, None
-        record |= metrics.read()
+        with self.outcome.timed("train"):
+            record |= metrics.read()
         if metrics.stop is not None:
             self.flag = max(self.flag, int(metrics.stop))
         self._step_stats = metrics.stats

@@ -229,7 +229,7 @@ class _Loop:
             stop = self._stop_flag()
         with self.outcome.timed("start" if out.step in (0, out.resumed_from) else "train"):
             self.state, metrics = self.step_function(self.state, batch, stop)
-            self.records.write()
+        self.records.write()
         out.step += 1
         self.records.add(out.step, batch_counts(local, rows), metrics)
         if self.inline:
@@ -276,8 +276,9 @@ class _Loop:
 
     def _save(self, extra: dict[str, float]) -> None:
         """Saves this step, after all records up to it are on disk."""
+        records = self.records
+        records.read()
         with self.outcome.timed("save"):
-            records = self.records
             records.write(**extra)
             records.flush()
             jump, records.jump = {"jump": records.jump} if records.jump else {}, 0.0
