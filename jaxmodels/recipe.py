@@ -20,9 +20,9 @@ class Optim:
     """The optimiser. Its state in bytes for each parameter: adamw 8, lion 4, muon 4 for a matrix
     (8 for what it leaves to adamw), sgd none (with momentum 4), adafactor next to none."""
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    """The learning rate after the warm-up: cosine and linear fall to end_lr at the last step; wsd
+    """The learning rate after the warm-up: cosine and linear fall to end-lr at the last step; wsd
     (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) stays at the peak and falls
-    linearly at the end, over `decay`."""
+    linearly at the end, over --optim.decay."""
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
     init_lr: float = 0.0
@@ -34,7 +34,7 @@ class Optim:
     warmup: float = 0.05
     """Length of the warm-up: a fraction of all steps below 1, a number of steps from 1 on."""
     decay: float = 0.2
-    """wsd: length of the decay, counted like `warmup`."""
+    """wsd: length of the decay, as a fraction or a number of steps like --optim.warmup."""
     schedule_steps: int = 0
     """Length of the schedule in steps, after which the learning rate stays at its end; 0 means
     --steps. Set it to train a finished run longer without raising the rate again (Megatron's
@@ -129,9 +129,10 @@ class Recipe:
     """
 
     data: str = "pydoc"
-    """The data: pydoc, text:PATH, bin:PATH, … (`jaxmodels data list`); several sources by
-    weight: mix:3*text:books,1*jsonl:web.jsonl#body; of a wigip with images one of them may be
-    images with captions, whose batches take turns with those of text: mix:1*pydoc,8*shapes."""
+    """The data: pydoc, text:PATH, bin:PATH, …; for images with captions shapes, images:FOLDER, …;
+    for questions about images questions:shapes, questions:FOLDER. Several sources by weight:
+    mix:3*text:books,1*jsonl:web.jsonl#body (for a wigip with images also mix:1*pydoc,8*shapes:
+    each batch is text or images). `jaxmodels data list` shows all forms."""
     tokenizer: str = "chars"
     """What turns text into tokens: chars (the text's own characters, <PAD> and <UNK>), bare-chars
     (its characters alone: any other becomes the first of them, as in wigip's own code), gpt2; one

@@ -24,15 +24,14 @@ class Convert:
     dst: Positional[Annotated[Path, arg(metavar="DST")]]
     """The folder to create."""
     to: str = "safetensors"
-    """safetensors: a model directory that PyTorch and JAX load; orbax: an Orbax checkpoint with
-    the names of the authors' code; for wikigpt also gpt2: a GPT-2 folder of transformers,
-    nanogpt: nanoGPT's out_dir, DST/ckpt.pt, and gguf: DST/model.gguf for llama.cpp; for bwetaf
-    also bwetaf: its own folder; for bitgen also packed: a model directory with ternary weights in 2
-    bits, image tower and embeddings in 8; for wigip also wigip-zip: its own DST/step_N.zip; for
-    bitgen_stage1 also bitgen: its own DST/checkpoint-N.pt; for dinov2 also dinov2: a DINOv2
-    folder of transformers, and dinov2-pth: DST/dinov2_pretrain.pth, which the published code
-    loads; onnx: graphs for onnxruntime (all but wigip and bitgen_stage1); of a run trained with
-    --lora also peft: its adapters alone (wikigpt)."""
+    """For every model: safetensors (a model directory that PyTorch and JAX load), orbax (an Orbax
+    checkpoint with the names of the authors' code). For all but wigip and bitgen_stage1: onnx
+    (graphs for onnxruntime). wikigpt: gpt2 (a GPT-2 folder of transformers), nanogpt (nanoGPT's
+    out_dir, DST/ckpt.pt), gguf (DST/model.gguf for llama.cpp), peft (only the adapters of a run
+    with --lora). bwetaf: bwetaf (its own folder). wigip: wigip-zip (its own DST/step_N.zip).
+    bitgen: packed (a model directory with ternary weights in 2 bits, image tower and embeddings
+    in 8). bitgen_stage1: bitgen (its own DST/checkpoint-N.pt). dinov2: dinov2 (a DINOv2 folder
+    of transformers), dinov2-pth (DST/dinov2_pretrain.pth for the published code)."""
     arch: str | None = None
     """The architecture, if the files do not say it."""
     set: Settings = ()

@@ -47,13 +47,13 @@ class Eval:
     """Instead of measuring on --data: answer questions about images, and compare with what people
     answered. A JSON file of questions in VQAv2's layout, or `shapes`, the drawn scenes."""
     annotations: Path | None = None
-    """With --questions: the JSON file of people's answers. By default the one beside FILE that
-    VQAv2's naming pairs with it."""
+    """With --questions: the JSON file of people's answers; by default the one beside the questions
+    that VQAv2's naming pairs with it."""
     image_folder: Path | None = None
-    """With --questions: the folder of the images; by default that of FILE."""
+    """With --questions: the folder of the images; by default that of the questions."""
     predictions: Path | None = None
     """With --questions: also write the model's answers to this file, in the layout of VQA's
-    results. They are written, or printed, also where nobody's answers are known."""
+    results. This works without known answers too; without this option they are then printed."""
     table: Path | None = None
     """Also write the results of a vision-language model to this file, as a Markdown table that
     `push --table` puts into the model card."""

@@ -133,6 +133,8 @@ def lines(result: dict[str, Any]) -> list[str]:
     for name, what in (("t2i", "text → image"), ("i2t", "image → text, any of its captions")):
         found = (f"{result[f'{name}_recall_at_{k}']:>7.1%}" for k in (1, 5, 10))
         rows.append(f"{what:<42} {' '.join(found)}")
+    chances = (f"{min(1.0, k / max(result['images'], 1)):>7.1%}" for k in (1, 5, 10))
+    rows.append(f"{'text → image by chance':<42} {' '.join(chances)}")
     if "cider" in result:
         found = (f"{name} {result[key]:.3f}" for key, name in _CAPTIONS.items())
         rows.append(f"captions: {', '.join(found)}")

@@ -98,7 +98,7 @@ def open_data(
     for note in data.notes:
         say(note)
     if options.init and not options.new_words and not has_checkpoint and _lacks_words(data):
-        say("--new-words adds the words that the vocabulary lacks")
+        say("these words cannot be read or learned; --new-words adds them to the vocabulary")
     return data
 
 
