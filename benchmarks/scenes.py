@@ -5,10 +5,7 @@ it on the 256 held-out scenes, whose combinations of objects are new to it: retr
 captions, matching against hard negatives, captioning, and recall of captions from its memory.
 """
 
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +16,12 @@ import numpy as np
 
 import jaxmodels
 from benchmarks.harness import RESULTS, Run, positive, save
+from benchmarks.processes import timed
 from benchmarks.scenes_memory import ASKED, remembering
 from data_pipelines.captions.shapes import COLOURS, SHAPES
 from data_pipelines.cores import cores
 from jaxmodels.cli import parse, say
-from jaxmodels.errors import INTERNAL, USAGE, Problem
+from jaxmodels.errors import USAGE, Problem
 
 RUNS = ((),)
 QUICK = (("--steps", "20"),)
@@ -60,7 +58,7 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="jaxmodels-bench-") as folder:
         run = Run("scenes", {"threads": cores(), "steps": steps})
         path = options.keep or Path(folder) / "run"
-        seconds = _train(preset, path, steps)
+        seconds = timed("train", preset, "--out", str(path), "--steps", str(steps))
         learned = measured(path)
     records = [
         run.record(f"{preset}, {name}", "jaxmodels", "share", value, train_seconds=seconds)
@@ -74,27 +72,6 @@ def _print(values: dict[str, float], records: list[dict[str, Any]]) -> list[dict
     for name, value in values.items():
         print(f"{name:<40} {value:.3f}", flush=True)
     return records
-
-
-def _train(preset: str, path: Path, steps: int) -> float:
-    """Trains with the command; returns its total seconds.
-
-    Raises:
-        Problem: it failed, with its exit code; the command has printed why.
-    """
-    words = ["train", preset, "--out", str(path), "--steps", str(steps)]
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxmodels", *words], stdout=sys.stderr, check=False
-    )
-    if done.returncode:
-        raise Problem(
-            "training ended early",
-            where=f"jaxmodels {' '.join(words)}",
-            fix="see its message above",
-            exit_code=done.returncode if done.returncode > 0 else INTERNAL,
-        )
-    return round(time.monotonic() - began, 1)
 
 
 def measured(

@@ -89,8 +89,7 @@ def keep_memory() -> None:
     a fifth of a train step, and 40% of a forward pass (`benchmarks/LOG.md`). Does nothing without
     glibc, or if the environment sets malloc's options (`MALLOC_…`).
     """
-    known = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-    if not known or any(name.startswith("MALLOC_") for name in os.environ):
+    if not _glibc() or any(name.startswith("MALLOC_") for name in os.environ):
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     kept = min(memory // 8, _INT_MAX)  # fragmentation may leave up to three such blocks
@@ -102,8 +101,12 @@ def keep_memory() -> None:
 def release_memory() -> None:
     """Gives freed memory back to the kernel, of which reading a model leaves as much as half its
     size. Does nothing without glibc."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+    if _glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
 
 def choose_thread(parameters: int) -> None:

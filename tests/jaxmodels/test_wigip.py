@@ -144,7 +144,9 @@ def test_attention_of_states_is_one_softmax(monkeypatch):
     monkeypatch.setattr("jaxmodels.layers.blocks.QUERIES", 16)  # rows of 4 patches
 
     def results(form):
-        loss = lambda *a: jnp.sin(form(*a)).sum()  # noqa: E731
+        def loss(*a):
+            return jnp.sin(form(*a)).sum()
+
         return jax.jit(lambda *a: (form(*a), *jax.grad(loss, (0, 1, 2))(*a)))(*states())
 
     for found, expected in zip(results(attend), results(states_plainly), strict=True):
