@@ -96,7 +96,7 @@ def compare_settings(run: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
     if stored.get("init"):  # so is the tokeniser of a run started from a checkpoint
         changed.pop("recipe.tokenizer", None)
     fixed = [
-        f"{name}: {old!r} → {new!r}{_LIMITED.get(name, '')}"
+        f"{_change(name, old, new)}{_LIMITED.get(name, '')}"
         for name, (old, new) in changed.items()
         if not _may_change(name, new, [*history, {"changed": changed}])
     ]
@@ -111,11 +111,17 @@ def compare_settings(run: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         )
     for name in sorted(changed):
         old, new = changed[name]
-        say(f"changed since the last call: {name} {old!r} → {new!r}")
+        say(f"changed since the last call: {_change(name, old, new)}")
     if changed:
         step = rundir.steps(run / "checkpoints")[-1]
         history.append({"step": step, "changed": {k: list(v) for k, v in changed.items()}})
     return history
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    """A changed setting by the option that gives it: --optim.peak-lr 0.01 → 0.001."""
+    option = "--" + name.removeprefix("recipe.").replace("_", "-")
+    return f"{option} {old if old != '' else 'not given'} → {new if new != '' else 'not given'}"
 
 
 def _may_change(name: str, new: Any, history: list[dict[str, Any]]) -> bool:

@@ -85,7 +85,7 @@ def test_other_factors_do_not_continue_a_run(tmp_path, capsys):
     assert train(tmp_path / "run", *flags, "0.5") == DONE
     assert train(tmp_path / "run", *flags, "0.5") == DONE
     assert train(tmp_path / "run", *flags, "0.25") == MISMATCH
-    assert "recipe.optim.lr_scale" in capsys.readouterr().err
+    assert "--optim.lr-scale" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_a_lower_rate_and_clipping_are_allowed_and_recorded(run, capsys):
     assert "history" not in json.loads((run / "config.json").read_text())
     assert on(run, "--optim.peak-lr", "0.001", "--optim.clip", "0.5", "--steps", "5") == DONE
     said = capsys.readouterr().err
-    assert "changed since the last call: recipe.optim.peak_lr 0.01 → 0.001" in said
+    assert "changed since the last call: --optim.peak-lr 0.01 → 0.001" in said
     lowered = {"recipe.optim.peak_lr": [0.01, 0.001], "recipe.optim.clip": [1.0, 0.5]}
     assert history(run) == [{"step": 4, "changed": {"recipe.steps": [4, 5], **lowered}}]
     assert on(run, "--optim.peak-lr", "0.01") == DONE  # back to what it had

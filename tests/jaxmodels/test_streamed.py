@@ -52,4 +52,4 @@ def test_a_killed_run_goes_on_with_its_vocabulary_and_its_place(tmp_path, monkey
     report = json.loads(capsys.readouterr().out)  # what is <UNK> was one character too
     assert 0 < report["bits_per_character"] == report["bits_per_token"]
     assert train(cut, *DATA, "--vocab-documents", "30") == MISMATCH
-    assert "recipe.vocab_documents: 20 → 30" in capsys.readouterr().err
+    assert "--vocab-documents 20 → 30" in capsys.readouterr().err

@@ -212,10 +212,10 @@ def test_resume_policies(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        (["--model.dim", "64"], "model.dim: 32 → 64"),
-        (["--batch", "8"], "recipe.batch: 16 → 8"),
-        (["--seed", "1"], "recipe.seed: 0 → 1"),
-        (["--optim.peak-lr", "0.5"], "recipe.optim.peak_lr: 0.01 → 0.5"),
+        (["--model.dim", "64"], "--model.dim 32 → 64"),
+        (["--batch", "8"], "--batch 16 → 8"),
+        (["--seed", "1"], "--seed 0 → 1"),
+        (["--optim.peak-lr", "0.5"], "--optim.peak-lr 0.01 → 0.5"),
     ],
 )
 def test_other_settings_do_not_continue_a_run(run, capsys, flags, field):

@@ -87,6 +87,6 @@ def test_another_machine_may_compute_differently(tmp_path, capsys):
     text.rename(moved)
     words = ["--steps", "40", "--no-remat", "--slices", "2", "--mesh", "data=1"]
     assert main(["train", "--out", str(run), "--data", f"text:{moved}", *words]) == DONE
-    assert "recipe.remat 'full' → 'none'" in capsys.readouterr().err
+    assert "--remat full → none" in capsys.readouterr().err
     moved.write_text("something else entirely. " * 400)
     assert main(["train", "--out", str(run), "--steps", "50"]) == MISMATCH
