@@ -1,1 +1,1 @@
-"""Writing a checkpoint in another format, whole and checked, or not at all."""
+"""Converts a checkpoint to another format: complete and checked, or not at all."""

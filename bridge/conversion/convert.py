@@ -1,6 +1,6 @@
-"""From any known source to a model directory or another format, one tensor at a time.
+"""Converts any known source to a model directory or another format, one tensor at a time.
 
-`convert` is the whole way: open, choose, plan, write, read back, check, report.
+`convert` does it all: open, plan, write, read back, check, report.
 """
 
 from collections.abc import Iterable, Mapping
@@ -61,8 +61,8 @@ def convert(
         dst: the folder to create.
         to: the output format:
             "safetensors": a model directory that PyTorch and JAX load;
-            "orbax": an Orbax checkpoint with the original program's names (ours, if there is no
-                such program), for that program to restore;
+            "orbax": an Orbax checkpoint that the original program restores, under its names (ours
+                if there is no such program);
             "gpt2", "dinov2": a folder of transformers;
             "dinov2-pth": the state dict of DINOv2's published code;
             "nanogpt": nanoGPT's `out_dir` with its `ckpt.pt`;
@@ -84,13 +84,13 @@ def convert(
             "none" rounds all parameters.
         max_shard_size: safetensors files are split above this size.
         dry_run: plan only; nothing is written.
-        verify: "none"; "digest": what was written is read back; "roundtrip": and equals the
-            source bit for bit through the tables; "logits": and gives the same outputs in
-            PyTorch and JAX. Each includes those before it.
+        verify: "none"; "digest": reads back what was written; "roundtrip": also maps it back and
+            compares it with the source bit for bit; "logits": also compares the outputs of
+            PyTorch and JAX.
         force: replace an earlier output.
         progress: show the progress on standard error.
-        optimizer: carry AdamW's moments along; the target must be able to hold them.
-        text: "logits" compares outputs on it too, besides random inputs.
+        optimizer: convert AdamW's moments too; the format must be able to hold them.
+        text: "logits" compares outputs on this text too, besides random inputs.
         gradients: "logits" compares the gradient of every parameter too.
         weights: of a run, "ema" or "raw", as `bridge.load`; moments are those of the raw ones.
 
@@ -101,7 +101,7 @@ def convert(
 
     Raises:
         Problem: (corrupt, mismatch, usage) as `bridge.load`; (exists) `dst` is there;
-            (no space) the disk is too small; (verification) what was written is not right.
+            (no space) the disk is too small; (verification) the output failed a check.
     """
     src, dst = Path(src), Path(dst)
     format = target(to)

@@ -1,4 +1,4 @@
-"""Replaces tensors and files of a model directory, and leaves all else as it is."""
+"""Replaces tensors and files of a model directory, and leaves the rest unchanged."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ from jaxmodels.runtime.manifest import MANIFEST, digests, write_sealed
 
 
 def edit(folder: Path, arrays: Mapping[str, np.ndarray], files: Mapping[str, bytes]) -> None:
-    """Changes a model directory in one step: all of it appears, or nothing.
+    """Changes a model directory atomically: all changes appear, or none.
 
-    Other tensors stay bit for bit, and other files keep the digests that they were promised, so
-    that earlier damage is still found.
+    Other tensors stay bit for bit, and other files keep the digests recorded for them, so that
+    earlier damage is still found.
 
     Args:
         folder: a model directory.
@@ -26,7 +26,7 @@ def edit(folder: Path, arrays: Mapping[str, np.ndarray], files: Mapping[str, byt
         files: name → content of files that are added or replaced.
 
     Raises:
-        Problem: (usage) it is no model directory; (corrupt) a tensor is not there, or of another
+        Problem: (usage) it is no model directory; (corrupt) a tensor is missing, or has another
             shape or dtype.
     """
     if not (folder / MANIFEST).is_file():
@@ -60,7 +60,7 @@ def edit(folder: Path, arrays: Mapping[str, np.ndarray], files: Mapping[str, byt
 
 
 def _places(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, SafetensorsArray]:
-    """Where the tensors lie in the files."""
+    """The position of each tensor in its file."""
     held = {
         name: tensor
         for file in sorted(folder.glob("*.safetensors"))
@@ -86,7 +86,7 @@ def _places(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Safeten
 
 
 def _put(path: Path, target: Path, link: bool) -> None:
-    """The same file under another name; by a hard link where it will not be changed."""
+    """Puts the same file at another path; as a hard link if it will not be changed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         if not link:

@@ -1,8 +1,8 @@
-"""Shards that a killed conversion had finished, kept beside its target for the next call.
+"""Keeps the finished shards of a killed conversion beside its target, for the next call.
 
 `.NAME.parts` holds each finished shard and, written after it, a record with its sha256. It belongs
-to one plan for one source; one process at a time has it, and it goes when the conversion ends. A
-download keeps its files in the same way.
+to one plan for one source, is locked by one process at a time, and is removed when the conversion
+ends. A download keeps its files in the same way.
 """
 
 import fcntl
@@ -29,9 +29,9 @@ PLAN = "plan"
 def kept_parts(
     target: Path, source: Path, plan: ConversionPlan, weights: str = ""
 ) -> Iterator[Path | None]:
-    """The folder of finished shards; None if there is only one, or another process has it.
+    """The folder of finished shards; None if there is one shard only, or another process holds it.
 
-    `weights` are those of the source that are written, if it holds several.
+    `weights` names those that are written, if the source holds several.
     """
     if len(plan.shards) == 1:
         yield None
@@ -44,7 +44,7 @@ def kept_parts(
 def kept_beside(
     target: Path, identity: str, keeps: Callable[[Exception], bool] = lambda error: False
 ) -> Iterator[Path | None]:
-    """A folder beside `target` for what a later call can use; None if another process has it.
+    """A folder beside `target` for what a later call can use; None if another process holds it.
 
     It stays when the process is killed or interrupted; success removes it, and so does an error
     unless `keeps` returns True for it. What belongs to another `identity` is cleared.
@@ -73,14 +73,14 @@ def write_shards(
     """Writes the shards of a plan, and their index when there are several.
 
     Args:
-        folder: where they go.
-        parts: where finished ones wait meanwhile; None for nowhere.
+        folder: the output.
+        parts: the folder that keeps finished ones until the end; None to keep none.
         plan: the plan.
         tell: called after each tensor.
 
     Returns:
-        tensor name → {"dtype", "shape", digest}; shard → sha256, as it was to be written; and how
-        many shards were there already.
+        tensor name → {"dtype", "shape", digest}; shard → sha256 of the intended bytes; and how
+        many shards were taken from `parts`.
     """
     found: dict[str, Fingerprint] = {}
     files: dict[str, str] = {}
@@ -109,7 +109,7 @@ def write_shards(
 
 
 def _finished(parts: Path, name: str) -> dict[str, Any] | None:
-    """The record of a shard that is complete."""
+    """The record of a complete shard."""
     try:
         record = json.loads((parts / f"{name}.json").read_text(encoding="utf-8"))
         return dict(record) if record["sha256"] == digest(parts / name) else None
@@ -118,7 +118,7 @@ def _finished(parts: Path, name: str) -> dict[str, Any] | None:
 
 
 def _locked(folder: Path) -> int | None:
-    """Makes and locks the folder; None if another process has it."""
+    """Makes and locks the folder; None if another process holds it."""
     while True:
         folder.mkdir(exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -129,7 +129,7 @@ def _locked(folder: Path) -> int | None:
             return None
         if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
             return lock
-        os.close(lock)  # who had it removed it meanwhile
+        os.close(lock)  # its holder has removed it meanwhile
 
 
 def _only_of(folder: Path, identity: str) -> None:
@@ -145,7 +145,7 @@ def _only_of(folder: Path, identity: str) -> None:
 
 
 def _identity(source: Path, plan: ConversionPlan) -> str:
-    """What determines the shards: the plan, and the files of the source as they are now."""
+    """What determines the shards: the plan, and the present files of the source."""
     files = files_below(source) if source.is_dir() else [source]
     state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     identity = [jaxmodels.__version__, str(source.resolve()), state, plan.rows]

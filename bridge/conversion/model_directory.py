@@ -1,4 +1,4 @@
-"""The model directory: a model as PyTorch people expect it, and everything that goes with it."""
+"""The model directory: the layout that PyTorch users expect, and the files beside the weights."""
 
 import json
 import shutil
@@ -27,9 +27,9 @@ SAVED = "jax"  # the format of a model that comes from no file
 
 
 def dtype_of(source: Checkpoint, tensors: Mapping[str, Tensor]) -> str:
-    """The dtype to state for transformers: that of the parameters, float32 if they have several.
+    """The dtype stated for transformers: that of the parameters; float32 if they have several.
 
-    `tensors` are our path → tensor as it is written.
+    `tensors` maps our paths to the tensors that are written.
     """
     trained = (tensor for path, tensor in tensors.items() if path not in source.state)
     dtypes = {str(tensor.dtype) for tensor in trained if is_float(tensor.dtype)}
@@ -44,15 +44,15 @@ def write_beside(
     notes: Iterable[str] = (),
     packed: Mapping[str, Packed] = MappingProxyType({}),
 ) -> None:
-    """Writes all of a model directory, or a folder of transformers, but tensors, the tokeniser's
-    own file and the manifest.
+    """Writes the files of a model directory, or of a folder for transformers, besides its tensors,
+    the tokeniser's own file and the manifest.
 
     Args:
         folder: an existing folder.
         source: the model.
         format: which of the two.
         dtype: of its parameters.
-        notes: what the model card says besides.
+        notes: further lines of the model card.
         packed: name in the files → matrix of those in few bits.
     """
     side = twin(source.arch)
@@ -85,7 +85,7 @@ def description(source: Checkpoint) -> dict[str, Any]:
 
 
 def _keys(source: Checkpoint) -> dict[str, Any]:
-    """transformers' keys; what ends a text is the tokeniser's affair."""
+    """transformers' keys, without the token that ends a text: the tokeniser's files name it."""
     keys = twin(source.arch).keys(source.config)
     return keys | {key: end for key, end in ends(source.tokenizer).items() if key in keys}
 
@@ -137,12 +137,12 @@ The licence is that of whoever trained it; set the `license` field above before 
 
 
 def differences(source: Checkpoint) -> str:
-    """How the PyTorch class of a model computes differently; mostly not at all."""
+    """How the PyTorch class of a model computes differently; empty for most."""
     return twin(source.arch).unlike(source.config)
 
 
 def _loading(source: Checkpoint) -> str:
-    """The card's part for who wants to use the model."""
+    """The section of the card on how to load and use the model."""
     classes = auto = twin(source.arch).AUTO_CLASS
     # Only with a modelling file of ours: transformers' own classes need no code from the folder.
     given = '"PATH", trust_remote_code=True' if twin(source.arch).FILES else '"PATH"'
@@ -170,7 +170,7 @@ model = bridge.load("PATH")
 
 
 def _usage(source: Checkpoint) -> str:
-    """The card's snippets; nothing where the twin has none."""
+    """The card's snippets; empty where the twin has none."""
     usage = twin(source.arch).usage(source.config, source.tokenizer is not None)
     return f"\n{usage}\n" if usage else ""
 
@@ -195,7 +195,7 @@ def _provenance(source: Checkpoint) -> str:
 
 
 def _plain(path: Path) -> str:
-    """The last part of a path, without what would end its place in the card."""
+    """The last part of a path, without characters that mean something in Markdown or YAML."""
     return visible(path.absolute().name).replace("`", "'")
 
 

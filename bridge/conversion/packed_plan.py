@@ -1,4 +1,4 @@
-"""What a packed model directory will hold."""
+"""Plans what a packed model directory will hold."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +15,14 @@ from jaxmodels.architecture import Architecture
 def pack_all(
     source: Checkpoint, rows: table.Rows
 ) -> tuple[dict[str, Tensor], dict[str, Packed], dict[str, float]]:
-    """Decides what becomes of each tensor; nothing is read.
+    """Decides how each tensor is stored; reads none.
 
-    What is packed in the source already stays as it is, bit for bit. State keeps its dtype, and
-    all else is float32.
+    What is packed in the source already stays as it is, bit for bit. State keeps its dtype;
+    everything else is float32.
 
     Returns:
-        our path → tensor as it will be read again; new name → matrix in few bits; our path →
-        rounding error, filled while tensors are read.
+        our path → tensor as it will be read back; new name → packed matrix; our path →
+        rounding error, filled in while tensors are read.
     """
     ours: dict[str, Tensor] = {}
     packed: dict[str, Packed] = {}
@@ -48,7 +48,7 @@ def pack_all(
 
 
 def stored(tensors: dict[str, Tensor], packed: dict[str, Packed]) -> list[Tensor]:
-    """The tensors of the files: the parts of what is packed, in the place of the matrices."""
+    """The tensors of the files: the parts of each packed matrix in place of the matrix."""
     parts = (packed[n].parts if n in packed else (tensor,) for n, tensor in tensors.items())
     return [tensor for held in parts for tensor in held]
 
@@ -56,11 +56,11 @@ def stored(tensors: dict[str, Tensor], packed: dict[str, Packed]) -> list[Tensor
 def packed_in(
     package: Architecture, rest: Mapping[str, Any], shapes: Mapping[str, table.Shape]
 ) -> dict[str, tuple[table.Pair, Packed]]:
-    """Our path → name in the files, and matrix, of what a compressed model holds in few bits.
+    """Our path → (name in the files, packed matrix) of a compressed model.
 
     Args:
         package: of the model.
-        rest: path → array of what is no parameter of the model.
+        rest: path → array of everything that is no parameter of the model.
         shapes: our path → shape of the parameters that the model lacks as such.
     """
     found = {}

@@ -1,4 +1,4 @@
-"""What a conversion will write: which tensor goes where, under which name, as what."""
+"""Plans what a conversion will write: the file, name and dtype of each tensor."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ _OF_LATENT = (
     "{} matrices of ternary layers stay float32: rounded to less, a few of their ternary values "
     "would be others; --keep-fp32 none rounds them all the same"
 )
-_LIBRARIES = 300_000_000  # bytes that the process takes before it reads a tensor
+_LIBRARIES = 300_000_000  # bytes of the process before it reads a tensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ConversionPlan:
         return {tensor.name: tensor for held in self.shards.values() for tensor in held}
 
     def named(self, moments: Moments) -> Moments:
-        """AdamW's state under the format's names and in its layout, in its own dtype."""
+        """AdamW's state under the format's names and in its layout, in the state's own dtype."""
         return moments.mapped(
             lambda held: fused_tensors.join(
                 {p.theirs: p.export(held[p.ours]) for p in self.pairs if p.ours in held}
@@ -78,18 +78,18 @@ class ConversionPlan:
 
     @property
     def memory(self) -> int:
-        """About how many bytes of memory writing takes: one tensor is held at a time."""
+        """Estimated bytes of memory while writing: one tensor is held at a time."""
         return _LIBRARIES + max((row["bytes"] for row in self.rows), default=0)
 
 
 def make_plan(
     source: Checkpoint, format: Format, dtype: str, keep_fp32: tuple[str, ...], max_shard: int
 ) -> ConversionPlan:
-    """Decides which tensor goes where, as what; nothing is read.
+    """Decides the file, name and dtype of each tensor; reads none.
 
     Args:
         source: the model.
-        format: what is written.
+        format: the output format.
         dtype: `--dtype`: of floating-point tensors; "keep" for their own, or the format's
             quantisation.
         keep_fp32: path patterns of parameters that stay float32; see `bridge.convert`.
@@ -134,7 +134,7 @@ def make_plan(
 def _adapters(
     source: Checkpoint, format: Format, pairs: list[Pair]
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """What a format of adapters writes, and its rows for the report; nothing for other formats."""
+    """What a format for adapters writes, and its rows in the report; empty for other formats."""
     if format.adapters is None or source.adapters is None:
         return [], []
     written = format.adapters(source.adapters.named(pairs))
@@ -169,7 +169,7 @@ def _cast_all(
     errors will be found; notes."""
     quantisation, wanted = _chosen(dtype, format)
     places = table.pairs(rows, source.tensors)
-    stay, latent = set(), set()  # by fused tensors: all parts of one have one dtype
+    stay, latent = set(), set()  # of fused tensors, whose parts share a dtype
     for pair in places:
         tensor, name = source.tensors[pair.ours], fused_tensors.fused_name(pair.theirs)
         if dtype != "keep" and _is_latent(source, pair.ours, keep_fp32):
@@ -199,14 +199,15 @@ def _cast_all(
 
 
 def _chosen(dtype: str, format: Format) -> tuple[Quantisation | None, Any]:
-    """The format's quantisation, if it is chosen, and the dtype, if one is."""
+    """The format's quantisation, or the dtype, if `--dtype` names one."""
     if format.quantisation and dtype == format.quantisation.dtype:
         return format.quantisation, None
     return None, target_dtype(dtype)
 
 
 def _is_latent(source: Checkpoint, path: str, keep_fp32: tuple[str, ...]) -> bool:
-    """Whether a weight is rounded to −1, 0 and 1 when it is used, and better not before."""
+    """Whether a weight is rounded to −1, 0 and 1 when it is used, so that rounding it before
+    that could flip its value."""
     rows = jaxmodels.arch(source.arch).TERNARY
     ternary = any(pattern(row).fullmatch(path) for row in rows)
     return ternary and NO_LIST not in keep_fp32 and source.tensors[path].dtype.itemsize > 2
@@ -254,6 +255,6 @@ def _report_rows(
 
 
 def _op(inward: str, outward: str) -> str:
-    """What happens to a tensor on the way from source to format; an op and its inverse cancel."""
+    """The operation on a tensor between source and format; an operation and its inverse cancel."""
     steps = [] if inward == outward else [op for op in (inward, outward) if op != "same"]
     return ", ".join(steps) or "same"

@@ -1,4 +1,4 @@
-"""What is checked before a conversion writes anything."""
+"""Checks made before a conversion writes anything."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +18,8 @@ def check_format(format: Format, source: Checkpoint) -> None:
     """Checks that a format can hold a model.
 
     Raises:
-        Problem: (usage) its architecture is never written so, or that takes a package which is not
-            installed; (mismatch) the format's own code
-            cannot compute this one.
+        Problem: (usage) the format is not for its architecture, or needs a package that is not
+            installed; (mismatch) the format's own code cannot compute this model.
     """
     if format.arch not in ("", source.arch):
         raise Problem(
@@ -34,7 +33,7 @@ def check_format(format: Format, source: Checkpoint) -> None:
     if format.needs:
         require(format.needs, f"--to {format.name}")
     if format.pytorch:
-        twin(source.arch).keys(source.config)  # raises where its class cannot hold the sizes
+        twin(source.arch).keys(source.config)  # raises if its class cannot hold these sizes
     format.check(source.config, source.path)
 
 
@@ -42,7 +41,7 @@ def _check_adapters(format: Format, source: Checkpoint) -> None:
     """Checks that a model has adapters, of a class that PEFT can adapt.
 
     Raises:
-        Problem: (usage) it has not.
+        Problem: (usage) it has none.
     """
     if twin(source.arch).TRANSFORMERS is None:
         raise Problem(
@@ -64,17 +63,17 @@ def _check_adapters(format: Format, source: Checkpoint) -> None:
         raise Problem(
             f"--to {format.name} is not possible with adapters of {', '.join(others)}",
             where=str(source.path),
-            why="PEFT adapts layers (their kernels) like this; embeddings it adapts otherwise",
+            why="PEFT adapts the kernels of layers in this form, and embeddings in another",
             fix="use --to safetensors: the whole model, the adapters merged into it",
             exit_code=USAGE,
         )
 
 
 def moments_of(source: Checkpoint, format: Format) -> Moments | None:
-    """What `--optimizer` carries along; None where the state is a count, which is always written.
+    """What `--optimizer` converts; None if the state is only a step count, which is always written.
 
     Raises:
-        Problem: (usage) the format holds parameters only; (mismatch) there is no such state, or
+        Problem: (usage) the format holds parameters only; (mismatch) there is none, or
             the format's own optimiser cannot take it.
     """
     if format.moments is None:
@@ -133,7 +132,7 @@ def _own(format: Format) -> tuple[str, ...]:
 
 
 def check_place(src: Path, dst: Path, force: bool) -> None:
-    """Checks that the output replaces neither the source nor what is no earlier output.
+    """Checks that the output replaces neither the source nor anything but an earlier output.
 
     Raises:
         Problem: (usage) it would replace the source; (exists) as `check_target`.
@@ -150,12 +149,12 @@ def check_place(src: Path, dst: Path, force: bool) -> None:
 
 
 def check_target(dst: Path, force: bool) -> None:
-    """Checks that the output replaces nothing, or with `force` an earlier output only.
+    """Checks that nothing is replaced, or with `force` only an earlier output.
 
     Raises:
-        Problem: (exists) something else is there.
+        Problem: (exists) the path holds something else.
     """
-    # Other people's checkpoints, and runs, have no manifest at their top.
+    # Checkpoints of other programs and runs have no manifest at their top.
     ours = (dst / MANIFEST).is_file() and kind(dst) is not None
     foreign = dst.is_file() or (dst.is_dir() and any(dst.iterdir()) and not ours)
     if force and foreign:
@@ -179,7 +178,7 @@ def check_space(report: Report) -> None:
     """Checks that the disk has room.
 
     Raises:
-        Problem: (no space) it has not.
+        Problem: (no space) it has too little.
     """
     if report.disk_needed > report.disk_free:
         raise Problem(

@@ -10,14 +10,14 @@ from pathlib import Path
 from bridge.core.tensors import Tensor
 from jaxmodels.cli import say
 
-SECONDS = 5.0  # between two plain lines
+SECONDS = 5.0  # seconds between two plain lines
 
 
 @contextmanager
 def show(total: int) -> Iterator[Callable[[Tensor], None]]:
-    """What to call after each tensor of `total` bytes; written to standard error.
+    """A function to call after each tensor; it writes to standard error. `total` is in bytes.
 
-    Both forms tell bytes, speed, time left, the memory that the process holds, and the tensor.
+    Both forms show bytes, speed, time left, the memory of the process, and the tensor.
     """
     if not sys.stderr.isatty():
         yield _plain(total)
@@ -47,7 +47,7 @@ def show(total: int) -> Iterator[Callable[[Tensor], None]]:
 
 
 def line(done: int, total: int, seconds: float, name: str) -> str:
-    """One plain line: `seconds` is how long `done` of `total` bytes took."""
+    """One plain line; `seconds` is the time that `done` of `total` bytes took."""
     speed = done / max(seconds, 1e-9)
     left = max(total - done, 0) / max(speed, 1e-9)
     return (
@@ -58,7 +58,7 @@ def line(done: int, total: int, seconds: float, name: str) -> str:
 
 
 def memory() -> int:
-    """Bytes of memory that the process holds now (where the system does not say: at most held)."""
+    """Bytes of memory of the process now; the peak where the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

@@ -24,7 +24,7 @@ ATOL = 1e-4
 
 
 class Checks(NamedTuple):
-    """What checking found."""
+    """The results of the checks."""
 
     torch: Parity | None = None
     """JAX against PyTorch; None below "logits"."""
@@ -33,11 +33,11 @@ class Checks(NamedTuple):
 
 
 def check_level(level: str, text: str | None, gradients: bool, format: Format) -> None:
-    """Checks the options that say how an output is checked.
+    """Checks the options --verify, --text and --gradients.
 
     Raises:
-        Problem: (usage) there is no such level, or it compares no outputs and one of the others
-            says on what, or the format is checked in its own way.
+        Problem: (usage) there is no such level; --text or --gradients is given, and the level
+            compares no outputs; or the format cannot be checked in this way.
     """
     if format.run and level == "roundtrip":
         raise Problem(
@@ -78,16 +78,16 @@ def check_written(
 
     Args:
         contents: what was written.
-        written: the same as a model.
-        source: what it was made from.
-        plan: how.
-        moments: the optimiser's state that was carried along, under our paths.
+        written: the same, opened as a model.
+        source: the model that was converted.
+        plan: of the conversion.
+        moments: the optimiser's state that was written, under our paths.
         level: one of `CHECKS`; see `bridge.convert`.
         text: "logits" compares outputs on it too.
         gradients: "logits" compares gradients too.
 
     Raises:
-        Problem: (verification) something is not as it should be.
+        Problem: (verification) a check failed.
     """
     if level == "none":
         return Checks()
@@ -109,7 +109,7 @@ def check_written(
     if level == "logits" and not problems:
         found = compare_outputs(written, None, text, gradients)
         problems += found.complaints("JAX and PyTorch", ATOL)
-        if any(plan.errors.values()):  # else the tensors are the source's, bit for bit
+        if any(plan.errors.values()):  # otherwise the tensors equal the source's bit for bit
             from_source = compare_outputs(written, source, text)
     if problems:
         raise Problem(
@@ -128,11 +128,11 @@ def check_by_running(folder: Path, source: Checkpoint, plan: ConversionPlan, lev
         folder: what was written.
         source: what it was made from.
         plan: how.
-        level: "logits" compares its outputs with those of our model; "digest" only opens it where
-            it will be used.
+        level: "logits" compares its outputs with those of our model; "digest" only opens it with
+            the library that will run it.
 
     Raises:
-        Problem: (verification) it cannot be opened there, or its outputs are others.
+        Problem: (verification) that library cannot open it, or gives other outputs.
     """
     assert plan.format.run is not None
     if level == "none":
@@ -142,7 +142,7 @@ def check_by_running(folder: Path, source: Checkpoint, plan: ConversionPlan, lev
     why = ""
     try:
         found = plan.format.run(folder, model)
-    except Exception as error:  # the other side's, of any kind
+    except Exception as error:  # any error of the other library
         why = f"{type(error).__name__}: {str(error)[:500]}"
     if not why and found is not None and not found <= ATOL:
         why = f"its outputs differ from ours by {found:.3g} > {ATOL:g}"

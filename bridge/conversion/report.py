@@ -1,4 +1,4 @@
-"""The report of a conversion: what the plan says before, and what was written after."""
+"""The report of a conversion: its plan, and what was written."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ OVERHEAD = 1_000_000  # bytes for all files but the tensors
 def report_of_plan(
     source: Checkpoint, dst: Path, plan: ConversionPlan, moments: Moments | None
 ) -> Report:
-    """What a conversion will write, and what it takes."""
+    """What a conversion will write, and the disk space and memory it needs."""
     held = [] if moments is None else [*moments.mu.values(), *moments.nu.values()]
     written = plan.adapters or list(plan.ours.values())
     few_bits = plan.packed or plan.quantised
@@ -52,7 +52,7 @@ def report_of_plan(
         parameters=parameters,
         bytes=size,
         files=[name for name in plan.shards if name],
-        # None where there is no text to write with one.
+        # None where the model reads no text.
         vocab_present=source.tokenizer is not None if vocab_used(source.config) else None,
         assumed=source.assumed,
         notes=notes,
@@ -65,7 +65,7 @@ def report_of_plan(
 
 def report_of_output(folder: Path, plan: ConversionPlan, checks: Checks) -> dict[str, Any]:
     """What was written, and what its checks found."""
-    # Writers of ternary weights decide by themselves how many bits they take.
+    # The formats with ternary weights choose their own number of bits.
     written = [folder / name for name in plan.shards] if plan.format.ternary else []
     return {
         **({"bytes": sum(file.stat().st_size for file in written)} if written else {}),
@@ -78,7 +78,7 @@ def report_of_output(folder: Path, plan: ConversionPlan, checks: Checks) -> dict
 
 
 def unsaid(source: Checkpoint, plan: ConversionPlan, written: Checkpoint) -> list[str]:
-    """What the format cannot say and a reader would assume otherwise."""
+    """Notes on what the format cannot express, where its readers assume something else."""
     changed = changed_fields(source, written)
     lost = [name for name in written.assumed if name in changed or name in written.unsaid]
     values = values_of(source.config)

@@ -1,4 +1,4 @@
-"""A model in memory as a model directory."""
+"""Saves a model in memory as a model directory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from jaxmodels.errors import USAGE, Problem
 from jaxmodels.files import atomic_folder
 from jaxmodels.sizes import vocab_used
 
-# What stays true of the origin of a model that may have been changed since.
+# Facts on the origin that stay true if the model was changed since.
 _LASTING = ("data", "generation", "seed")
 
 
@@ -74,7 +74,7 @@ def save(
 
 
 def _in_memory(model: Any, like: Checkpoint | None) -> Checkpoint:
-    """A model as if it had been opened, with the tokeniser and the like of where it came from."""
+    """A model in memory as a `Checkpoint`, with the tokeniser of the one that it came from."""
     from jaxmodels.runtime.paths import split, unstack
     from jaxmodels.sizes import parameter_shapes
 

@@ -23,7 +23,7 @@ def write(
     progress: Callable[[Tensor], None],
     parts: Path | None = None,
 ) -> list[str]:
-    """Writes everything that the plan's format has, the tokeniser's file, and the manifest.
+    """Writes all files of the plan's format, the tokeniser's file, and the manifest.
 
     Args:
         folder: an empty folder.
@@ -31,13 +31,13 @@ def write(
         plan: its tensors under their new names.
         moments: AdamW's state under our paths, or None.
         progress: called after each tensor.
-        parts: where finished shards wait, see `bridge.conversion.kept_shards`.
+        parts: keeps finished shards; see `bridge.conversion.kept_shards`.
 
     Returns:
         notes.
     """
     carried = None if moments is None else plan.named(moments)
-    files: dict[str, str] = {}  # those whose sha256 is known
+    files: dict[str, str] = {}  # files whose sha256 is known
     notes = []
     if source.tokenizer is not None:
         source.tokenizer.save(folder)
@@ -88,7 +88,7 @@ def _write_manifest(
 ) -> None:
     """Writes manifest.json, the last file: digests of every tensor and file, source and tool.
 
-    `files` are sha256 that are known already; the other files are read for theirs.
+    `files` are the sha256 that are known already; the others are computed.
     """
     write_manifest(
         folder,
