@@ -6,11 +6,13 @@ folder, so nobody needs a stranger's.
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,8 @@ def pull(
             "read",
             lambda: hub.model_info(name, revision=revision, files_metadata=True, timeout=PATIENCE),
         )
-        sizes = _sizes(info, source)
+        listed = _listed(info, source)
+        sizes = {file: row.size for file, row in listed.items()}
         with kept_beside(folder, f"{source}@{info.sha}", _is_network) as parts:
             place = parts or temporary
             end = time.monotonic() + seconds_for(sum(sizes.values())) + len(sizes)
@@ -85,7 +88,7 @@ def pull(
 
                 left = min(seconds_for(sizes[file]), end - time.monotonic())
                 ask(source, "read", load, sizes[file], left)
-                _check_size(place / file, sizes[file], source)
+                _check_file(place / file, listed[file], source)
 
             taken = _fetch_wanted(place, sizes, source, fetch)
             for file in taken if parts else ():
@@ -117,13 +120,22 @@ def _is_network(error: Exception) -> bool:
     return isinstance(error, Problem) and error.exit_code == NETWORK
 
 
-def _sizes(info: Any, source: str) -> dict[str, int]:
-    """Name → bytes of a repository's files, as its listing states them."""
-    rows = [(file.rfilename, file.size) for file in info.siblings or ()]
+@dataclass(frozen=True)
+class _Listed:
+    """A file as the hub lists it."""
+
+    size: int
+    sha256: str | None  # of a large file, which the hub keeps outside git
+    blob: str | None  # git's digest of a small one
+
+
+def _listed(info: Any, source: str) -> dict[str, _Listed]:
+    """Name → size and digests of a repository's files, as its listing states them."""
+    rows = [(file.rfilename, file) for file in info.siblings or ()]
     odd = [
         name
-        for name, size in rows
-        if not (isinstance(name, str) and type(size) is int and size >= 0)
+        for name, file in rows
+        if not (isinstance(name, str) and type(file.size) is int and file.size >= 0)
     ]
     known = isinstance(info.sha, str) and _COMMIT.fullmatch(info.sha)
     if odd or len(rows) > MAX_FILES or not known:
@@ -137,25 +149,47 @@ def _sizes(info: Any, source: str) -> dict[str, int]:
             fix="see why; try again later if the hub is at fault",
             exit_code=NETWORK,
         )
-    return dict(rows)
+    return {
+        name: _Listed(file.size, file.lfs.sha256, None)
+        if file.lfs
+        else _Listed(file.size, None, file.blob_id)
+        for name, file in rows
+    }
 
 
-def _check_size(file: Path, size: int, source: str) -> None:
-    """Removes and refuses a file that has not as many bytes as the listing states.
+def _check_file(file: Path, listed: _Listed, source: str) -> None:
+    """Removes and refuses a file whose size or digest is not the listed one.
 
     Raises:
-        Problem: (network) it has not.
+        Problem: (network) it is not.
     """
-    if (found := file.stat().st_size) == size:
+    why = ""
+    if (size := file.stat().st_size) != listed.size:
+        why = f"{file.name} has {size:,} bytes, and {listed.size:,} in the list of files"
+    elif listed.sha256 and _digest(file, hashlib.sha256()) != listed.sha256:
+        why = f"{file.name} has another sha256 than in the list of files"
+    elif listed.blob and _digest(file, _git(size)) != listed.blob:
+        why = f"{file.name} has another digest than in the list of files"
+    if not why:
         return
     file.unlink()
     raise Problem(
         "the hub sends another file than it lists",
         where=source,
-        why=f"{file.name} has {found:,} bytes, and {size:,} in the list of files",
+        why=why,
         fix="try again later; if it stays so, tell the owner of the repository",
         exit_code=NETWORK,
     )
+
+
+def _git(size: int) -> Any:
+    """The hash by which git names the content of a file of so many bytes."""
+    return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+
+
+def _digest(file: Path, start: Any) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: start).hexdigest()
 
 
 def _fetch_wanted(

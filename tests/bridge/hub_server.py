@@ -23,6 +23,7 @@ class Hub(ThreadingHTTPServer):
         self.commits = 0
         self.branch = "main"  # of the last commit
         self.cut = ""  # a file whose transfer breaks off
+        self.changed = ""  # a file that is not sent as it is listed
         self.sent: list[tuple[str, int]] = []  # file and first byte of each transfer
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -51,6 +52,16 @@ def logged_in(monkeypatch):
     hub.server_close()
 
 
+def _listed(file, content):
+    """A file in the list: large kinds with their sha256, others with git's digest."""
+    row = {"rfilename": file, "size": len(content)}
+    if file.endswith((".safetensors", ".pt", ".bin")):
+        sha256 = hashlib.sha256(content).hexdigest()
+        return row | {"lfs": {"sha256": sha256, "size": len(content), "pointerSize": 134}}
+    blob = b"blob %d\0%s" % (len(content), content)
+    return row | {"blobId": hashlib.sha1(blob).hexdigest()}
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
@@ -70,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             return self._answer(404, {}, {"X-Error-Code": "RevisionNotFound"})
         if api:
-            listing = [{"rfilename": file, "size": len(files[file])} for file in files]
+            listing = [_listed(file, files[file]) for file in files]
             return self._answer(200, {"id": name, "sha": self.server.sha, "siblings": listing})
         return self._file(files, "/".join(parts[4:]))
 
@@ -80,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         if file not in files:
             return self._answer(404, {}, {"X-Error-Code": "EntryNotFound"})
         content = files[file]
+        if file == self.server.changed:
+            content = bytes([content[0] ^ 1]) + content[1:]
         headers = {
             "X-Repo-Commit": self.server.sha,
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',

@@ -142,6 +142,20 @@ def test_pull_takes_a_whole_sound_repository_or_nothing(server, model_directory,
     assert digests(tmp_path / "new") == digests(model_directory)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "README.md"])
+def test_a_file_of_another_digest_than_the_list_is_refused(server, model_directory, tmp_path, file):
+    """Also without a manifest: the hub lists digests of large files and of small ones."""
+    bridge.push(model_directory, ADDRESS)
+    del server.repositories["someone/model"]["main"]["manifest.json"]
+    server.changed = file
+    assert f"{file} has another" in refused(NETWORK, bridge.pull, ADDRESS, tmp_path / "new")
+    assert left_behind(tmp_path) == [".new.parts"]
+    server.changed = ""
+    report = bridge.pull(ADDRESS, tmp_path / "new")  # without what was refused
+    assert file in report.files
+    assert left_behind(tmp_path) == ["new"]
+
+
 def test_a_pull_that_was_cut_off_goes_on(server, model_directory, tmp_path):
     bridge.push(model_directory, ADDRESS)
     server.cut = "model.safetensors"
