@@ -56,6 +56,7 @@ def open_file(path: Path) -> RawCheckpoint:
             wikigpt does not have, or with different numbers of tokens and rows of the embedding.
     """
     keys, tensors = read_gguf(path)
+    _check_kind(path, keys)
     arch, epsilon = (
         keys.get("general.architecture"),
         keys.get(f"{ARCH}.attention.layer_norm_epsilon"),
@@ -101,6 +102,19 @@ def open_file(path: Path) -> RawCheckpoint:
         quantised=frozenset(name for name, tensor in tensors.items() if is_quantised(tensor)),
         table="GGUF",
     )
+
+
+def _check_kind(path: Path, keys: dict[str, Any]) -> None:
+    """Refuses files that do not hold a model, or only a part of one."""
+    kind, parts = keys.get("general.type", "model"), keys.get("split.count", 1)
+    if kind != "model":
+        what, fix = f"the GGUF file holds no model: its type is {str(kind)[:80]!r}", "give a model"
+    elif parts not in (0, 1):
+        what = f"the GGUF file is one of {str(parts)[:20]} parts of a model"
+        fix = "join them: `llama-gguf-split --merge FIRST_PART OUTPUT`"
+    else:
+        return
+    raise Problem(what, where=str(path), fix=fix, exit_code=MISMATCH)
 
 
 def _fields(keys: dict[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def changed(path, target, change):
     for key, value in said.items():
         field = reader.fields.get(key)
         if field is None or field.types[0] != gguf.GGUFValueType.ARRAY:
-            kind = field.types[0] if field else gguf.GGUFValueType.FLOAT32
+            kind = field.types[0] if field else gguf.GGUFValueType.get_type(value)
             writer.add_key_value(key, value, kind)
         else:
             writer.add_array(key, value)
@@ -229,6 +229,20 @@ def test_files_that_others_wrote(folder, tmp_path):
         with pytest.raises(Problem) as caught:
             bridge.open_checkpoint(changed(path, tmp_path / "b.gguf", change))
         assert caught.value.exit_code == MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("general.type", "adapter", "holds no model"), ("split.count", 2, "one of 2 parts")],
+)
+def test_a_file_that_is_no_model_or_a_part_of_one(folder, tmp_path, key, value, says):
+    def change(said, tensors):
+        said[key] = value
+
+    path = changed(write(folder, "float32", force=True), tmp_path / "b.gguf", change)
+    with pytest.raises(Problem, match=says) as caught:
+        bridge.open_checkpoint(path)
+    assert caught.value.exit_code == MISMATCH
 
 
 def test_a_file_that_contradicts_itself(folder, tmp_path):
