@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -17,7 +16,7 @@ from jaxmodels.bitgen_stage1.memory import MemoryWrite
 from jaxmodels.bitgen_stage1.model import Model
 from jaxmodels.bitgen_stage1.parts import no_gradient
 from jaxmodels.errors import USAGE, Problem
-from jaxmodels.layers.losses import LOGITS_BYTES
+from jaxmodels.layers.losses import chunked_scores
 from jaxmodels.layers.precision import to_float32
 
 # The loss compares the rows of a batch, so it cannot be computed in slices.
@@ -152,38 +151,26 @@ def reconstruction(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Cross-entropy with smoothed targets, in nats, and its metrics.
 
-    In training, logits are computed in parts and recomputed in the backward pass: all of them are
-    gigabytes for the card's batch. Quantised, all positions share one scale, so there is one part.
+    In training, logits are never whole in memory: all of them are gigabytes for the card's batch.
+    Quantised, all positions share one scale, so that all logits are computed at once.
     """
-
-    def part(piece: tuple[Array, Array]) -> tuple[Array, Array]:
-        states, wanted = piece
-        logits = decoder.logits(states, quantised=quantised)
-        logs = jax.nn.log_softmax(logits, axis=-1)
-        picked = jnp.take_along_axis(logs, wanted[:, None], axis=-1)[:, 0]
-        losses = -(1 - SMOOTHING) * picked - SMOOTHING * logs.mean(axis=-1)
-        return losses.mean(), jnp.mean(logits.argmax(axis=-1) == wanted)
-
-    flat = rearrange(decoded, "b t d -> (b t) d"), targets.reshape(-1)
-    count = 1 if quantised else _parts(targets.size, decoder.head.bias.size)
-    if count == 1:
-        loss, right = part(flat)
+    head = decoder.head
+    if quantised:
+        logs = jax.nn.log_softmax(decoder.logits(decoded, quantised=True), axis=-1)
+        picked = jnp.take_along_axis(logs, targets[..., None], axis=-1)[..., 0]
+        loss = jnp.mean(-(1 - SMOOTHING) * picked - SMOOTHING * logs.mean(axis=-1))
+        right = jnp.mean(logs.argmax(axis=-1) == targets)
     else:
-        cut = jax.tree.map(lambda x: rearrange(x, "(c n) ... -> c n ...", c=count), flat)
-        loss, right = jax.tree.map(jnp.mean, jax.lax.map(jax.checkpoint(part), cut))
+        kernel, bias = head.kernel[...], head.bias[...]
+        states = decoded.astype(kernel.dtype)
+        loss, right = chunked_scores(
+            states, kernel, targets, tied=False, bias=bias, smoothing=SMOOTHING
+        )
     return loss, {
         "text_loss": loss,
         "perplexity": jnp.exp(jnp.minimum(loss, MOST_NATS)),
         "token_accuracy": right,
     }
-
-
-def _parts(positions: int, vocab: int) -> int:
-    """The smallest number of equal parts whose float32 logits fit into `LOGITS_BYTES`."""
-    count = min(-(-positions * vocab * 4 // LOGITS_BYTES), positions)
-    while positions % count:
-        count += 1
-    return count
 
 
 def _queues(

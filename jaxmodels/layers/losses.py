@@ -67,32 +67,49 @@ def chunked_scores(
     targets: Int[Array, "b t"],
     mask: Int[Array, "b t"] | Bool[Array, "b t"] | None = None,
     tied: bool = True,
+    bias: Float[Array, "v"] | None = None,
+    smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """As `chunked_cross_entropy`, and the share of targets that were the likeliest token."""
+    """As `chunked_cross_entropy`, and the share of targets that were the likeliest token.
+
+    Args:
+        x, head, targets, mask, tied: as there.
+        bias: added to the logits.
+        smoothing: the share of each target that is spread evenly over all tokens.
+    """
     weight = jnp.ones(targets.shape) if mask is None else mask
     weight = weight.astype(accum_dtype(x.dtype))
     weight = weight / jnp.maximum(weight.sum(), 1)
     if axis_size("data") == 1 or len(x) % axis_size("data"):
-        return _mean(tied, x, head, targets, weight)
+        return _mean(tied, smoothing, x, head, bias, targets, weight)
     # Each device adds up its own rows' part of the head's gradient. Left to XLA, all devices
     # would fetch the head, and send around a gradient of its size, for every chunk.
     return jax.shard_map(
-        lambda *rows: jax.lax.psum(_mean(tied, *rows), "data"),
-        in_specs=(P("data"), P(), P("data"), P("data")),
+        lambda *rows: jax.lax.psum(_mean(tied, smoothing, *rows), "data"),
+        in_specs=(P("data"), P(), P(), P("data"), P("data")),
         out_specs=(P(), P()),
         axis_names={"data"},
         check_vma=False,
-    )(x, constrain(head, *(("model", None) if tied else (None, "model"))), targets, weight)
+    )(x, constrain(head, *(("model", None) if tied else (None, "model"))), bias, targets, weight)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mean(tied: bool, x: Array, head: Array, targets: Array, weight: Array) -> tuple[Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mean(
+    tied: bool,
+    smoothing: float,
+    x: Array,
+    head: Array,
+    bias: Array | None,
+    targets: Array,
+    weight: Array,
+) -> tuple[Array, Array]:
     """Sums of weight · cross-entropy, and of weight where the target was the likeliest."""
 
-    vocab, head = _vocab(tied, head), _aligned(tied, head)
+    vocab = _vocab(tied, head)
+    scores = _scores_of(tied, smoothing, head, bias)
 
     def add(totals: tuple[Array, Array], chunk: tuple[Array, ...]) -> tuple[Any, None]:
-        part, hits, _ = _loss(tied, head, vocab, *chunk)
+        part, hits, _ = scores(*chunk)
         return (totals[0] + part, totals[1] + hits), None
 
     zeros = jnp.zeros((), weight.dtype), jnp.zeros((), weight.dtype)
@@ -100,29 +117,41 @@ def _mean(tied: bool, x: Array, head: Array, targets: Array, weight: Array) -> t
 
 
 def _mean_and_gradients(
-    tied: bool, x: Array, head: Array, targets: Array, weight: Array
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    whole, vocab, head = head, _vocab(tied, head), _aligned(tied, head)
+    tied: bool,
+    smoothing: float,
+    x: Array,
+    head: Array,
+    bias: Array | None,
+    targets: Array,
+    weight: Array,
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array | None]]:
+    vocab, aligned = _vocab(tied, head), _aligned(tied, head)
+    scores = _scores_of(tied, smoothing, head, bias)
 
-    def add(totals: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
-        part, hits, of_logits = _loss(tied, head, vocab, *chunk)
+    def add(totals: tuple[Any, ...], chunk: tuple[Array, ...]) -> tuple[tuple, Array]:
+        part, hits, of_logits = scores(*chunk)
         pair = (of_logits, chunk[0]) if tied else (chunk[0], of_logits)
         of_head = totals[2] + product_over_rows(*pair)
-        of_x = einsum("nv,vd->nd" if tied else "nv,dv->nd", of_logits, head).astype(x.dtype)
-        return (totals[0] + part, totals[1] + hits, of_head), of_x
+        of_bias = None if bias is None else totals[3] + of_logits.sum(axis=0, dtype=weight.dtype)
+        of_x = einsum("nv,vd->nd" if tied else "nv,dv->nd", of_logits, aligned).astype(x.dtype)
+        return (totals[0] + part, totals[1] + hits, of_head, of_bias), of_x
 
-    zeros = tuple(jnp.zeros(shape, weight.dtype) for shape in ((), (), head.shape))
-    (total, hits, of_head), of_x = jax.lax.scan(add, zeros, _chunks(vocab, x, targets, weight))
-    of_head = of_head[: whole.shape[0], : whole.shape[1]]
+    zeros = [jnp.zeros(shape, weight.dtype) for shape in ((), (), aligned.shape)]
+    zeros += [None if bias is None else jnp.zeros(_vocab(tied, aligned), weight.dtype)]
+    (total, hits, of_head, of_bias), of_x = jax.lax.scan(
+        add, tuple(zeros), _chunks(vocab, x, targets, weight)
+    )
+    of_head = of_head[: head.shape[0], : head.shape[1]].astype(head.dtype)
+    of_bias = None if bias is None else of_bias[:vocab].astype(bias.dtype)
     of_x = rearrange(of_x, "c (b t) d -> b (c t) d", b=len(x))[:, : x.shape[1]]
-    return (total, hits), (of_x, of_head.astype(head.dtype))
+    return (total, hits), (of_x, of_head, of_bias)
 
 
 def _backward(
-    tied: bool, kept: tuple[Array, Array], bys: tuple[Array, Array]
+    tied: bool, smoothing: float, kept: tuple[Array | None, ...], bys: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
-    (of_x, of_head), by = kept, bys[0]  # a share of hits has no slope
-    return of_x * by.astype(of_x.dtype), of_head * by.astype(of_head.dtype), None, None
+    by = bys[0]  # a share of hits has no slope
+    return (*(None if of is None else of * by.astype(of.dtype) for of in kept), None, None)
 
 
 _mean.defvjp(_mean_and_gradients, _backward)
@@ -162,19 +191,34 @@ def _chunks(vocab: int, x: Array, *others: Array) -> tuple[Array, ...]:
     return tuple(cut(array) for array in (x, *others))
 
 
-def _loss(
-    tied: bool, head: Array, vocab: int, x: Array, targets: Array, weight: Array
-) -> tuple[Array, Array, Array]:
-    """A chunk's parts of the means, and the gradient of the loss with respect to its logits."""
-    form = "nd,vd->nv" if tied else "nd,dv->nv"
-    logits = einsum(form, x, head)
-    # Of the target once more, so that the logits need not be kept beside their powers on a CPU,
-    # and is known before them elsewhere.
-    picked = jnp.sum(to_float32(x) * (head[targets] if tied else head[:, targets].T), axis=-1)
-    hot = targets[..., None] == jnp.arange(logits.shape[-1])
-    scores = _from_the_top if platform() == "cpu" else partial(_from_the_target, vocab)
-    each, hits, of_logits = scores(logits, picked, targets, weight, hot)
-    return jnp.sum(weight * each), jnp.sum(weight * hits), of_logits.astype(x.dtype)
+def _scores_of(tied: bool, smoothing: float, head: Array, bias: Array | None) -> Any:
+    """What computes, of the states [n, d], targets and weights of a chunk, its parts of the means
+    and the gradient of the loss with respect to its logits."""
+    vocab, aligned = _vocab(tied, head), _aligned(tied, head)
+    wide = None if bias is None else to_float32(bias)
+    if wide is not None:
+        wide = jnp.pad(wide, (0, _vocab(tied, aligned) - vocab))
+    # The mean of all logits of a position is one product with the mean of the head.
+    mean = to_float32(head).mean(axis=0 if tied else 1) if smoothing else None
+
+    def scores(x: Array, targets: Array, weight: Array) -> tuple[Array, Array, Array]:
+        logits = einsum("nd,vd->nv" if tied else "nd,dv->nv", x, aligned)
+        # Of the target once more, so that the logits need not be kept beside their powers on a
+        # CPU, and is known before them elsewhere.
+        rows = to_float32(x)
+        picked = jnp.sum(rows * (aligned[targets] if tied else aligned[:, targets].T), axis=-1)
+        if wide is not None:
+            logits, picked = logits + wide, picked + wide[targets]
+        hot = targets[..., None] == jnp.arange(logits.shape[-1])
+        form = _from_the_top if platform() == "cpu" else partial(_from_the_target, vocab)
+        each, hits, of_logits = form(logits, picked, targets, weight, hot)
+        if mean is not None:
+            level = rows @ mean + (0 if wide is None else wide.sum() / vocab)
+            each = each + smoothing * (picked - level)
+            of_logits = of_logits + smoothing * weight[..., None] * (hot - 1 / vocab)
+        return jnp.sum(weight * each), jnp.sum(weight * hits), of_logits.astype(x.dtype)
+
+    return scores
 
 
 def _from_the_top(

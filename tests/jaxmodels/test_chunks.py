@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmodels.layers import blocks as blocks_file
@@ -44,6 +45,27 @@ def test_chunked_cross_entropy_is_the_plain_one(monkeypatch, positions, masked):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
     value = chunked_cross_entropy(x, head, targets, mask)
     assert float(value) == pytest.approx(float(plain_loss(x, head, targets, mask)), rel=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_bias_and_smoothed_targets(monkeypatch, tied):
+    """Against optax, in chunks of four positions."""
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 4 * 2 * 23 * 4)
+    x, head, targets, mask = loss_inputs()
+    bias = jnp.linspace(-1, 1, 23)
+    labels = optax.smooth_labels(jax.nn.one_hot(targets, 23), 0.1)
+
+    def plain(x, head, bias):
+        each = optax.softmax_cross_entropy(x @ head.T + bias, labels)
+        return (each * mask).sum() / mask.sum()
+
+    def ours(x, head, bias):
+        head = head if tied else head.T
+        return losses.chunked_scores(x, head, targets, mask, tied, bias, 0.1)[0]
+
+    results = [jax.jit(jax.value_and_grad(f, (0, 1, 2)))(x, head, bias) for f in (plain, ours)]
+    for one, two in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_no_position_counts_in_an_empty_mask():

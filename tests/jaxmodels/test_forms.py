@@ -133,6 +133,18 @@ def test_the_chunked_loss_and_its_hits(scale, kind, tied):
     assert (loss > 710) == (scale > 1)  # e to the 710 is beyond float64
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+def test_the_chunked_loss_with_a_bias_and_smoothed_targets(kind):
+    x, head, bias = drawn(2, 7, 4), drawn(4, 11, seed=1), drawn(11, seed=2)
+    targets = jnp.asarray(np.random.default_rng(3).integers(0, 11, (2, 7)))
+
+    def scores(x, head, bias):
+        return chunked_scores(x, head, targets, tied=False, bias=bias, smoothing=0.1)
+
+    same(scores, x, head, bias, kind=kind)
+
+
 def test_a_loss_that_is_no_number_stays_none():
     bad = jnp.full((1, 2, 4), jnp.nan)
     loss = as_on("tpu", lambda x: chunked_scores(x, jnp.ones((5, 4)), jnp.ones((1, 2), int))[0])
