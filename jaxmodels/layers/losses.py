@@ -136,13 +136,14 @@ def _mean_and_gradients(
         of_x = einsum("nv,vd->nd" if tied else "nv,dv->nd", of_logits, aligned).astype(x.dtype)
         return (totals[0] + part, totals[1] + hits, of_head, of_bias), of_x
 
-    zeros = [jnp.zeros(shape, weight.dtype) for shape in ((), (), aligned.shape)]
-    zeros += [None if bias is None else jnp.zeros(_vocab(tied, aligned), weight.dtype)]
+    zero, *zeros = (jnp.zeros(n, weight.dtype) for n in ((), aligned.shape, _vocab(tied, aligned)))
+    start = zero, zero, zeros[0], None if bias is None else zeros[1]
     (total, hits, of_head, of_bias), of_x = jax.lax.scan(
-        add, tuple(zeros), _chunks(vocab, x, targets, weight)
+        add, start, _chunks(vocab, x, targets, weight)
     )
     of_head = of_head[: head.shape[0], : head.shape[1]].astype(head.dtype)
-    of_bias = None if bias is None else of_bias[:vocab].astype(bias.dtype)
+    if bias is not None and of_bias is not None:
+        of_bias = of_bias[:vocab].astype(bias.dtype)
     of_x = rearrange(of_x, "c (b t) d -> b (c t) d", b=len(x))[:, : x.shape[1]]
     return (total, hits), (of_x, of_head, of_bias)
 
