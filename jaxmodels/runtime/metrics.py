@@ -85,16 +85,27 @@ class JsonLines:
         if invalid:
             _keep_damaged(path, invalid)
         kept = [record for record in records if record["step"] <= step]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(path, "".join(map(_line, kept)))
         self.last: dict[str, Any] = kept[-1] if kept else {}
         """The record of the step that the run continues from."""
         self.evaluated = [record for record in kept if "valid_loss" in record]
         """The records up to that step that have an evaluation."""
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends the record of one step; NaN and infinities, which JSON lacks, become null."""
-        self._file.write(json.dumps({name: _number(x) for name, x in record.items()}) + "\n")
+        self._file.write(_line(record))
+
+    def amend(self, more: dict[str, Any]) -> None:
+        """Adds numbers to the last record, that of the step that the run continues from."""
+        if not self.last:
+            return
+        self._file.close()
+        self.last |= more
+        records = read(self._path)[:-1]
+        write_text(self._path, "".join(map(_line, [*records, self.last])))
+        self._file = self._path.open("a", encoding="utf-8")
 
     def flush(self) -> None:
         """Flushes to disk; called before a checkpoint is saved, so that the log is never behind."""
@@ -105,6 +116,10 @@ class JsonLines:
         """Flushes and closes."""
         self.flush()
         self._file.close()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps({name: _number(x) for name, x in record.items()}) + "\n"
 
 
 def _number(value: Any) -> Any:
@@ -138,6 +153,9 @@ class NullLog:
     def write(self, *_: Any) -> None:
         """Does nothing."""
 
+    def amend(self, *_: Any) -> None:
+        """Does nothing."""
+
     def flush(self) -> None:
         """Does nothing."""
 
@@ -165,6 +183,12 @@ class MetricsLog(JsonLines):
         self._trackers.log(record["step"], {k: x for k, x in record.items() if k != "step"})
         if time.monotonic() - self._flushed > SECONDS:
             self.flush()
+
+    def amend(self, more: dict[str, Any]) -> None:
+        """Adds numbers to the last record; they go to the trackers too."""
+        super().amend(more)
+        if self.last:
+            self._trackers.log(self.last["step"], more)
 
     def flush(self) -> None:
         """Flushes to disk."""

@@ -1,14 +1,17 @@
 """Early stopping: after how many evaluations, across resumes, its message and exit code."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 
 from jaxmodels.__main__ import main
-from jaxmodels.errors import DONE, USAGE
+from jaxmodels.errors import DONE, STOPPED, USAGE
 from jaxmodels.runtime.metrics import read
 from jaxmodels.runtime.runs import rundir
+from jaxmodels.runtime.training import train as training
 from jaxmodels.runtime.training.patience import Patience
 from tests.jaxmodels.helpers import losses, params, same, train
 
@@ -91,6 +94,34 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, curve):
     assert same(params(broken, 40), params(whole, 40))
     valid = [r["valid_loss"] for r in read(broken / "metrics.jsonl") if "valid_loss" in r]
     assert valid == CURVE[:4]
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_stop_cut_off_is_made_up_for(tmp_path, curve, monkeypatch, capsys):
+    """Of step 20, the best one: checkpoint, log and patience are those of an unbroken run."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(whole, "--steps", "60", "--patience", "2") == DONE
+    curve(0)
+    by_curve, asked = training.evaluate, iter(range(9))
+
+    def evaluate(*args):
+        if next(asked) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+        return by_curve(*args)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    assert train(broken, "--steps", "60", "--patience", "2") == STOPPED
+    assert rundir.steps(broken / "checkpoints")[-1] == 20
+    capsys.readouterr()
+    assert main(["train", "--out", str(broken)]) == DONE
+    assert "step 20: validation loss 2.0000" in capsys.readouterr().err
+    records = [read(run / "metrics.jsonl") for run in (whole, broken)]
+    assert [r["step"] for r in records[1]] == list(range(1, 41))
+    valid = [{r["step"]: r["valid_loss"] for r in rows if "valid_loss" in r} for rows in records]
+    assert valid[0] == valid[1]
+    assert rundir.best(broken / "checkpoints") == 20
+    assert same(params(broken, 40), params(whole, 40))
 
 
 def test_patience_is_no_negative_number(tmp_path):

@@ -133,6 +133,13 @@ class StepRecords:
             self.stats.write(self._record["step"], self._step_stats)
             self._record = None
 
+    def amend(self, extra: dict[str, float]) -> None:
+        """Adds the metrics of an evaluation to the record of the step that the run continues from.
+
+        Nothing may have been logged since.
+        """
+        self.log.amend(extra)
+
     def flush(self) -> None:
         """Flushes the logs to disk."""
         self.log.flush()

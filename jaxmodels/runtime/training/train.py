@@ -34,6 +34,7 @@ from jaxmodels.runtime.paths import Arrays
 from jaxmodels.runtime.planning import chips, plan
 from jaxmodels.runtime.reporting.progress import Progress, batch_counts
 from jaxmodels.runtime.runs import checkpoint as ckpt
+from jaxmodels.runtime.runs import rundir
 from jaxmodels.runtime.runs.outcome import STOPPED_EARLY, Outcome
 from jaxmodels.runtime.sharding import make_mesh, put_batch, put_flag
 from jaxmodels.runtime.step import State, training
@@ -175,6 +176,8 @@ class _Loop:
 
     def _steps(self) -> None:
         due = self._should_stop()
+        if not due:
+            self._evaluate_late()
         while self.outcome.step < self.outcome.steps and not due and not self.patience.over:
             with self._profiled(self.outcome.step + 1):
                 self._train_step()
@@ -235,14 +238,28 @@ class _Loop:
         if self.inline:
             self.records.read()
         last = out.step == recipe.steps
-        extra = {}
-        if last or out.step % recipe.eval_every == 0:
-            extra = self._evaluate()
+        extra = self._evaluate() if self._evaluation_due() else {}
         wanted = self.records.flag >= SAVE if processes.several() else self._save_due()
         if last or extra or self.records.jump or wanted or out.step % recipe.save_every == 0:
             self._save(extra)
         if self.job.sampler and recipe.sample_every and out.step % recipe.sample_every == 0:
             self._sample()
+
+    def _evaluation_due(self) -> bool:
+        step, recipe = self.outcome.step, self.job.recipe
+        return step > 0 and (step == recipe.steps or step % recipe.eval_every == 0)
+
+    def _evaluate_late(self) -> None:
+        """Evaluates the checkpoint that the run continues from, if a stop had left no time for it:
+        the best checkpoint and patience depend on every evaluation."""
+        if not self._evaluation_due():
+            return
+        stored = rundir.metrics(self.checkpoints.folder / str(self.outcome.step))
+        if processes.broadcast("valid_loss" in stored):
+            return
+        if extra := self._evaluate():
+            self.records.amend(extra)
+            self._save(stored | extra)
 
     def _evaluate(self) -> dict[str, float]:
         """The validation loss and metrics of this step; empty without any, or if it is to stop."""
