@@ -23,8 +23,10 @@ from jaxmodels.layers.target import platform
 
 # Most bytes of float32 logits that `chunked_cross_entropy` holds at once.
 LOGITS_BYTES = 1 << 26
-# The same off the CPU, where each chunk reads and writes the head's gradient.
+# The same off the CPU, where each chunk reads and writes the head's gradient; less for narrow
+# heads, whose gradients are small beside the logits.
 LARGE_LOGITS_BYTES = 1 << 30
+WIDE = 512
 
 
 def cross_entropy(logits: Float[Array, "*b v"], targets: Int[Array, "*b"]) -> Float[Array, ""]:
@@ -180,7 +182,8 @@ def _chunks(vocab: int, x: Array, *others: Array) -> tuple[Array, ...]:
     than it multiplies over two axes.
     """
     batch, t = x.shape[:2]
-    largest = LOGITS_BYTES if platform() == "cpu" else LARGE_LOGITS_BYTES
+    large = LARGE_LOGITS_BYTES * min(x.shape[-1], WIDE) // WIDE
+    largest = LOGITS_BYTES if platform() == "cpu" else large
     most = max(largest // (4 * batch * vocab), 1)
     count = -(-t // most)
     size = -(-t // count)
