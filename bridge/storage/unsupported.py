@@ -182,4 +182,4 @@ def _is_flax(start: bytes) -> bool:
 
 def _is_onnx(start: bytes) -> bool:
     """Whether it begins as ONNX does: a version of the format, then the producer's name."""
-    return start[0] == 8 and 1 <= start[1] <= 20 and start[2:3] == b"\x12" and len(start) > 16
+    return len(start) > 16 and start[0] == 8 and 1 <= start[1] <= 20 and start[2:3] == b"\x12"

@@ -73,6 +73,14 @@ def test_the_cause_is_named(tmp_path, name, config):
         assert told in refused(tmp_path)
 
 
+@pytest.mark.parametrize("rest", [b"", b"\x0a", b"\x0a\x12"])
+def test_files_of_a_few_bytes_are_refused(tmp_path, rest):
+    path = tmp_path / "few"
+    for first in range(256):
+        path.write_bytes(bytes([first]) + rest)
+        refused(path)
+
+
 @pytest.mark.parametrize("content", [POINTER, PAGE])
 def test_a_config_that_was_not_fetched(tmp_path, content):
     save_file({"transformer.wte.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
