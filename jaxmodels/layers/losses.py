@@ -202,7 +202,7 @@ def _scores_of(tied: bool, smoothing: float, head: Array, bias: Array | None) ->
     wide = None if bias is None else to_float32(bias)
     if wide is not None:
         wide = jnp.pad(wide, (0, _vocab(tied, aligned) - vocab))
-    # The mean of all logits of a position is one product with the mean of the head.
+    # The mean of all logits of a position is its product with the mean of the head.
     mean = to_float32(head).mean(axis=0 if tied else 1) if smoothing else None
 
     def scores(x: Array, targets: Array, weight: Array) -> tuple[Array, Array, Array]:
@@ -217,7 +217,7 @@ def _scores_of(tied: bool, smoothing: float, head: Array, bias: Array | None) ->
         form = _from_the_top if platform() == "cpu" else partial(_from_the_target, vocab)
         each, hits, of_logits = form(logits, picked, targets, weight, hot)
         if mean is not None:
-            level = rows @ mean + (0 if wide is None else wide.sum() / vocab)
+            level = jnp.sum(rows * mean, axis=-1) + (0 if wide is None else wide.sum() / vocab)
             each = each + smoothing * (picked - level)
             of_logits = of_logits + smoothing * weight[..., None] * (hot - 1 / vocab)
         return jnp.sum(weight * each), jnp.sum(weight * hits), of_logits.astype(x.dtype)
