@@ -15,7 +15,12 @@ Either = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|SPEC
 
 
 def main(argv: list[str]) -> int:
-    """Runs one of the commands below and returns its exit code."""
+    """Runs one of the commands below and returns its exit code.
+
+    Raises:
+        DataProblem: (usage) an option is given twice: the parser would silently take the last.
+    """
+    _refuse_repeated(argv)
     return tyro.extras.subcommand_cli_from_dict(
         {
             "list": list_,
@@ -29,6 +34,20 @@ def main(argv: list[str]) -> int:
         description="List, prepare and inspect training data.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _refuse_repeated(argv: list[str]) -> None:
+    from data_pipelines.errors import USAGE, DataProblem
+
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    for flag in flags:
+        if (times := flags.count(flag)) > 1:
+            fixes = {
+                "--data": "mix the texts, each with its weight: --data mix:3*A,1*B",
+                "--special": "give all special tokens at once: --special A B",
+            }
+            fix = fixes.get(flag, "give it once")
+            raise DataProblem(f"{flag} is given {times} times", fix=fix, exit_code=USAGE)
 
 
 def list_(json: bool = False) -> int:

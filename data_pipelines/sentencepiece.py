@@ -9,6 +9,7 @@ Sources: google/sentencepiece, `sentencepiece_model.proto`; transformers 5,
 """
 
 import base64
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,9 @@ def _form(model: _Model, path: Path) -> dict[str, Any]:
         """Whether spaces are added (3) or removed (4), so that decoding depends on context."""
         return int(model.normaliser.get(field, 1))
 
+    spaced = bool(spaces(3) or spaces(4))
+    users = {i for i, piece in enumerate(model.pieces) if piece.kind == _USER}
+    inside = {i for i in users if not (spaced and re.search(rf"\s|{SPACE}", model.pieces[i].text))}
     made = _unigram if kind == _UNIGRAM else _pairs
     return {
         "version": "1.0",
@@ -188,13 +192,13 @@ def _form(model: _Model, path: Path) -> dict[str, Any]:
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
-                "normalized": piece.kind == _USER and not (spaces(3) or spaces(4)),
+                "normalized": i in inside,
                 "special": piece.kind != _USER,
             }
             for i, piece in enumerate(model.pieces)
             if piece.kind in (_UNKNOWN, _CONTROL, _USER)
         ],
-        "normalizer": _normaliser(model.normaliser),
+        "normalizer": _normaliser(model.normaliser, [model.pieces[i].text for i in sorted(inside)]),
         "pre_tokenizer": _cuts(model),
         "post_processor": None,
         "decoder": _decoder(spaces(3), spaces(4)),
@@ -202,7 +206,8 @@ def _form(model: _Model, path: Path) -> dict[str, Any]:
     }
 
 
-def _normaliser(spec: dict[int, Any]) -> dict[str, Any]:
+def _normaliser(spec: dict[int, Any], symbols: list[str]) -> dict[str, Any]:
+    """The normaliser; `symbols` are tokens to be found in normalised text."""
     parts: list[dict[str, Any]] = []
     if charsmap := spec.get(2):
         text = base64.b64encode(charsmap).decode()
@@ -213,6 +218,9 @@ def _normaliser(spec: dict[int, Any]) -> dict[str, Any]:
     if spec.get(3, 1):
         parts.append({"type": "Prepend", "prepend": SPACE})
     parts.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    if spec.get(3, 1) and symbols:  # which are normalised, too, before they are looked for
+        alone = rf"\A{SPACE}(?=(?:{'|'.join(map(_quoted, symbols))})\z)"
+        parts.append({"type": "Replace", "pattern": {"Regex": alone}, "content": ""})
     return {"type": "Sequence", "normalizers": parts}
 
 

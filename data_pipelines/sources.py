@@ -26,6 +26,15 @@ SPECS = {
 }
 """Form of a spec → its description."""
 
+NOT_TEXT = {
+    "bin": "tokens already",
+    "shapes": "images with captions",
+    "images": "images with captions",
+    "coco_captions": "images with captions",
+    "questions": "images with questions",
+}
+"""Kind of a spec → what it is, if not text."""
+
 MIX = "mix"
 """Kind of a mixture's spec."""
 
@@ -70,6 +79,12 @@ def open_text(spec: str) -> Source:
             "a mixture can only be trained on",
             where=spec,
             fix="give one of its sources; `jaxmodels train --data` takes the mixture",
+            exit_code=USAGE,
+        )
+    if kind in NOT_TEXT and (path or kind in ("shapes", "coco_captions")):
+        raise DataProblem(
+            f"text is needed here, and {spec} is {NOT_TEXT[kind]}",
+            fix="give a text, such as text:PATH; `jaxmodels data list` shows all forms",
             exit_code=USAGE,
         )
     if kind not in opened or not path:

@@ -25,6 +25,23 @@ def test_ids_are_those_of_the_library(name):
     assert tokenizer.special_ids[:2] == (0, 1)
 
 
+@pytest.mark.parametrize("name", ["bpe", "unigram"])
+def test_symbols_of_the_users_keep_the_white_space_around_them(tmp_path, name):
+    """As in the library: spaces are joined and added in the whole text, not between symbols."""
+    pieces = b"".join(
+        b"\x0a" + bytes([len(text) + 9, 0x0A, len(text)]) + text + b"\x15\0\0\0\0\x18\x04"
+        for text in (b"<u>", b"(.")
+    )
+    (tmp_path / "m.model").write_bytes((MODELS / f"{name}.model").read_bytes() + pieces)
+    tokenizer = open_tokenizer(str(tmp_path / "m.model"))
+    symbol, space = map(tokenizer._tokenizer.token_to_id, ("<u>", "\u2581"))
+    for text in ("the <u> the", "the<u>the", "<u>the <u>", "<u>", "<u><u> the (. the"):
+        ids = tokenizer.encode(text).tolist()
+        assert ids.count(symbol) == text.count("<u>")
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.encode("<u>the").tolist()[:2] == [space, symbol]
+
+
 def test_a_folder_and_its_classes(tmp_path):
     shutil.copy(MODELS / "bpe.model", tmp_path / "tokenizer.model")
     file = tmp_path / "tokenizer_config.json"

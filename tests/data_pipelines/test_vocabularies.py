@@ -111,6 +111,20 @@ def test_special_tokens(text, tmp_path, capsys):
     assert main([*words, "--force", "--kind", "chars", "--special", "x"]) == USAGE
 
 
+def test_what_no_vocabulary_is_learned_from(text, tmp_path, capsys):
+    out = tmp_path / "t.json"
+    words = ["data", "tokenizer", "--vocab", "300", "--out", str(out), "--data"]
+    specs = ("shapes", "questions:shapes", f"images:{tmp_path}", f"bin:{tmp_path}")
+    for spec in (*specs, f"mix:1*{text},1*shapes"):
+        assert main([*words, spec]) == USAGE
+        assert "text is needed here" in capsys.readouterr().err
+    assert main([*words, text, "--data", "pydoc"]) == USAGE
+    assert "--data is given 2 times" in capsys.readouterr().err
+    assert main([*words, text, "--special", "<a>", "--special=<b>"]) == USAGE
+    assert "--special A B" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "bytes"])
 @pytest.mark.parametrize("token", ["a", "\u0120", "\udc80", "x" * 1001, "", "<|endoftext|>"])
 def test_what_cannot_be_a_special_token(kind, token):
