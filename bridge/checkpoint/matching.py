@@ -83,7 +83,7 @@ def _stranger(
     closest: str,
     fit: float,
 ) -> Problem:
-    right = f"give --arch {closest}" if arch else "fetch config and tensors again"
+    right = f"give {closest} instead of {arch}" if arch else "fetch config and tensors again"
     return Problem(
         "the tensors match no known architecture"
         if stated is None

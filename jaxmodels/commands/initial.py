@@ -99,6 +99,38 @@ def refuse_new_vocabulary(recipe: Recipe, source: Any) -> None:
         )
 
 
+def refuse_other_tokenizer(given: str, source: Any) -> None:
+    """Refuses a tokeniser that is not the one of the checkpoint, which is used.
+
+    Args:
+        given: the value of --tokenizer; "" without it.
+        source: the opened checkpoint of --init.
+
+    Raises:
+        Problem: (mismatch) they differ; as `open_tokenizer`.
+    """
+    from data_pipelines.characters import CharTokenizer
+    from data_pipelines.tokenizers import BARE_CHARS, CHARS, WORDS, open_tokenizer
+    from data_pipelines.vocabularies import CHARACTERS, wanted
+    from data_pipelines.words import are_words
+
+    made = wanted(given)
+    if given in ("", CHARS, BARE_CHARS) or (made and made.kind == CHARACTERS):
+        same = not given or isinstance(source.tokenizer, CharTokenizer)
+    elif given == WORDS:
+        same = are_words(source.tokenizer)
+    else:
+        same = not made and open_tokenizer(given).digest == source.tokenizer.digest
+    if not same:
+        raise Problem(
+            f"--tokenizer {given} is not the tokeniser of the checkpoint of --init",
+            where=str(source.path),
+            why="its parameters belong to the tokens that it was trained with",
+            fix="leave out --tokenizer, or train a new model with it, without --init",
+            exit_code=MISMATCH,
+        )
+
+
 def state_initializer(source: Any, config: Any, with_moments: bool) -> Callable[[Any], Any]:
     """A function that puts the checkpoint into a fresh `State`: parameters, and optionally AdamW's
     moments.

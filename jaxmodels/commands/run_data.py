@@ -8,9 +8,9 @@ from typing import Any
 import jaxmodels
 from jaxmodels.architecture import ConfigView
 from jaxmodels.cli import say
-from jaxmodels.commands.initial import refuse_new_vocabulary
+from jaxmodels.commands.initial import refuse_new_vocabulary, refuse_other_tokenizer
 from jaxmodels.commands.resume import run_tokenizer, run_vocabulary_sizes
-from jaxmodels.commands.train_options import Request, Train
+from jaxmodels.commands.train_options import Request, Train, value_of
 from jaxmodels.errors import MISMATCH, USAGE, Problem
 from jaxmodels.runtime.multihost.processes import is_primary
 from jaxmodels.runtime.stop import Stop
@@ -119,7 +119,7 @@ def tokenizer_of(request: Request, resuming: bool) -> Any:
     data.
 
     Raises:
-        Problem: (mismatch) --init has a vocabulary, but no tokeniser.
+        Problem: (mismatch) --init has a vocabulary, but no tokeniser, or another than --tokenizer.
     """
     if resuming:
         return run_tokenizer(request.run)
@@ -128,6 +128,8 @@ def tokenizer_of(request: Request, resuming: bool) -> Any:
         return None
     if source.tokenizer is None:
         refuse_new_vocabulary(request.recipe, source)
+    else:
+        refuse_other_tokenizer(value_of(request.argv, "--tokenizer"), source)
     return source.tokenizer
 
 

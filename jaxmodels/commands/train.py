@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     """Runs the command; 0 done, 75 stopped but resumable, 130 interrupted (also resumable)."""
     with Stop() as stop:
         refuse_repeated(argv, "--data", "mix the texts, each with its weight: --data mix:3*A,1*B")
+        refuse_repeated(argv, "--lora", "adapt all targets alike: --lora rank=8,targets=A|B")
         request = resolve(argv)
         options = request.options
         if options.print_config:

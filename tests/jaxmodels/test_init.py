@@ -9,6 +9,7 @@ import pytest
 import bridge
 from bridge.checkpoint.loading import load_moments
 from jaxmodels.__main__ import main
+from jaxmodels.commands.initial import refuse_other_tokenizer
 from jaxmodels.errors import DONE, MISMATCH, USAGE
 from tests.jaxmodels.helpers import params, same
 
@@ -82,6 +83,24 @@ def test_what_does_not_go_together(model, tmp_path, capsys):
     bridge.convert(model, bare)
     assert frozen(bare, tmp_path / "other", "--init-optimizer") == MISMATCH
     assert "no optimiser state" in capsys.readouterr().err
+
+
+def test_another_tokenizer_than_the_checkpoint_s(model, tmp_path, capsys):
+    """It is refused, not ignored; the checkpoint's own, or another text's characters, may be named."""
+    start, run = ["train", "--init", str(model)], tmp_path / "run"
+    for other in ("bpe:300", "bytes", "gpt2", "words"):
+        assert main([*start, "--out", str(run), "--tokenizer", other]) == MISMATCH
+        assert f"--tokenizer {other} is not the tokeniser" in capsys.readouterr().err
+    assert not run.exists()
+    source = bridge.open_checkpoint(model)
+    for same_ in ("", "chars", "bare-chars", "chars:50", str(model / "characters.json")):
+        refuse_other_tokenizer(same_, source)
+
+
+def test_lora_given_twice(model, tmp_path, capsys):
+    words = ["--out", str(tmp_path / "run"), "--lora", "rank=2", "--lora", "rank=4"]
+    assert main(["train", "--init", str(model), *words]) == USAGE
+    assert "targets=A|B" in capsys.readouterr().err
 
 
 def test_text_that_a_checkpoint_without_tokeniser_cannot_read(golden, tmp_path, capsys):
