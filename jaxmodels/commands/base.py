@@ -6,6 +6,7 @@ file; each checkpoint's manifest has that of the directory's.
 """
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def _announce(request: Request, adapters: Lora) -> None:
     """Prints what is trained; refuses targets that match nothing."""
     import jax
 
-    from jaxmodels.runtime.lora import draw
-    from jaxmodels.runtime.paths import params_of
+    from jaxmodels.runtime.lora import draw, targets
+    from jaxmodels.runtime.paths import matrices, params_of
     from jaxmodels.sizes import outline
 
     package = request.package
@@ -85,7 +86,9 @@ def _announce(request: Request, adapters: Lora) -> None:
     key = jax.eval_shape(jax.random.key, 0)
     drawn = jax.eval_shape(lambda key: draw(package, adapters, shapes, key), key)
     count = sum(leaf.size for leaf in drawn.values())
-    say(f"LoRA: {count:,} parameters are trained; they adapt {len(drawn) // 2} matrices")
+    found = [matrices(path, shapes[path].shape) for path in targets(package, adapters, shapes)]
+    number = sum(prod(sizes[0]) for sizes in found if sizes)  # a stack holds one of each block
+    say(f"LoRA: {count:,} parameters are trained; they adapt {number} matrices")
 
 
 def keep(run: Path, source: Any) -> None:

@@ -76,6 +76,11 @@ class Eval:
         if bool(self.image) != bool(self.caption):
             raise Problem("--image and --caption go together", exit_code=USAGE)
         self._refuse_pairs()
+        not_of_tasks = ("data", "image", "valid_fraction", "max_batches", "max_images")
+        for name in (*not_of_tasks, "caption_metrics", "table") if self.tasks else ():
+            if getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise Problem(f"--tasks and {flag} do not go together", exit_code=USAGE)
 
     def _refuse_pairs(self) -> None:
         """Refuses options of --questions without it, and what is measured in another way."""
@@ -146,8 +151,6 @@ def _tasks(options: Eval, model: Any, tokenizer: Any) -> int:
     from jaxmodels.commands.eval_tasks import lines, measure, read_tasks
     from jaxmodels.runtime.likelihood import Scorer
 
-    if options.data or options.image:
-        raise Problem("--tasks and --data or --image do not go together", exit_code=USAGE)
     tasks = {str(file): read_tasks(file) for file in options.tasks}
     scorer = Scorer(model, tokenizer, options.batch)
     found = {name: measure(scorer, held) for name, held in tasks.items()}

@@ -14,7 +14,7 @@ from jaxmodels.commands.flag_names import with_our_names
 from jaxmodels.commands.initial import open_initial
 from jaxmodels.commands.run_config import read_settings
 from jaxmodels.commands.train_help import print_help
-from jaxmodels.errors import USAGE, Problem, within
+from jaxmodels.errors import MISMATCH, USAGE, Problem, within
 from jaxmodels.recipe import Recipe
 from jaxmodels.runtime import settings
 from jaxmodels.runtime.runs import rundir
@@ -187,6 +187,13 @@ def resolve(argv: list[str]) -> Request:
     else:
         changes = read_settings(stored)
         arch, preset = changes["arch"], changes["preset"]
+        if spec and jaxmodels.preset(spec)[:2] != (arch, preset):
+            raise Problem(
+                f"the run is of {arch}:{preset}, not {spec}",
+                where=str(stored),
+                fix=f"give another --out, or continue with jaxmodels train --out {run}",
+                exit_code=MISMATCH,
+            )
         _, _, model = jaxmodels.preset(f"{arch}:{preset}")
         recipe = jaxmodels.learner(arch).RECIPES[preset]
     preset_model, given_sizes = model, given_fields(argv)

@@ -225,7 +225,7 @@ def test_a_missing_tensor(tmp_path):
 def test_the_wrong_architecture_and_target(tmp_path):
     told = refused(MISMATCH, bridge.load, GOLDEN / "nanogpt_bias", arch="charlm")
     assert "not those of charlm" in told
-    assert "give --arch wikigpt" in told
+    assert "give wikigpt instead of charlm" in told
     told = refused(USAGE, bridge.convert, SEED, tmp_path / "x", to="nanogpt")
     assert "is for wikigpt, and this is charlm" in told
 

@@ -118,7 +118,10 @@ def test_the_command(paths, capsys):
     shown = capsys.readouterr().out
     assert "of 4 questions right" in shown
     assert "bits per byte" in shown
-    assert main(["eval", str(run), "--tasks", files[0], "--data", "pydoc"]) == USAGE
+    others = ["--data", "pydoc"], ["--max-batches", "2"], ["--table", "t.md"], ["--caption-metrics"]
+    for other in others:
+        assert main(["eval", str(run), "--tasks", files[0], *other]) == USAGE
+        assert f"--tasks and {other[0]} do not go together" in capsys.readouterr().err
 
 
 def test_forms_of_a_question(tmp_path):

@@ -10,6 +10,7 @@ import bridge
 from bridge.checkpoint.loading import load_moments
 from jaxmodels.__main__ import main
 from jaxmodels.commands.initial import refuse_other_tokenizer
+from jaxmodels.commands.train_options import resolve
 from jaxmodels.errors import DONE, MISMATCH, USAGE
 from tests.jaxmodels.helpers import params, same
 
@@ -86,7 +87,7 @@ def test_what_does_not_go_together(model, tmp_path, capsys):
 
 
 def test_another_tokenizer_than_the_checkpoint_s(model, tmp_path, capsys):
-    """It is refused, not ignored; the checkpoint's own, or another text's characters, may be named."""
+    """It is refused, not ignored; the checkpoint's own may be named, by its kind or file."""
     start, run = ["train", "--init", str(model)], tmp_path / "run"
     for other in ("bpe:300", "bytes", "gpt2", "words"):
         assert main([*start, "--out", str(run), "--tokenizer", other]) == MISMATCH
@@ -95,6 +96,17 @@ def test_another_tokenizer_than_the_checkpoint_s(model, tmp_path, capsys):
     source = bridge.open_checkpoint(model)
     for same_ in ("", "chars", "bare-chars", "chars:50", str(model / "characters.json")):
         refuse_other_tokenizer(same_, source)
+
+
+def test_a_run_of_another_model_is_not_resumed(model, capsys):
+    """With --init as without: its own name may be repeated."""
+    run = model.parent / "run"
+    for other in ("wikigpt:tiny", "charlm:notebook"):
+        words = ["train", other, "--init", str(model), "--out", str(run)]
+        assert main(words) == MISMATCH
+        assert f"the run is of charlm:tiny, not {other}" in capsys.readouterr().err
+    resolved = resolve(["charlm:tiny", "--init", str(model), "--out", str(run)])
+    assert (resolved.arch, resolved.preset) == ("charlm", "tiny")
 
 
 def test_lora_given_twice(model, tmp_path, capsys):

@@ -12,6 +12,8 @@ import pytest
 import bridge
 import jaxmodels
 from jaxmodels.__main__ import main
+from jaxmodels.commands.base import check
+from jaxmodels.commands.train_options import resolve
 from jaxmodels.errors import DONE, USAGE, Problem
 from jaxmodels.recipe import Lora, Recipe
 from jaxmodels.runtime.lora import is_adapter, targets
@@ -136,3 +138,13 @@ def test_what_does_not_go_together(base, text, tmp_path, capsys):
     assert train(out, text, *init, "--lora", "rank=2,targets=none") == USAGE
     assert "blocks/*/attn/qkv/kernel" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_matrices_of_a_stack_are_counted_one_by_one(tmp_path, capsys):
+    run = write_run(tmp_path / "run", {1: 1.0}, spec="wigip:tiny")
+    words = ["--init", str(run), "--lora", "rank=2", "--out", str(tmp_path / "out")]
+    check(resolve(words), resuming=False)
+    config = jaxmodels.preset("wigip:tiny")[2]
+    shapes = params_of(outline(jaxmodels.arch("wigip"), config))
+    found = targets(jaxmodels.arch("wigip"), Lora(2, 2.0), shapes)
+    assert f"adapt {config.layers * len(found)} matrices" in capsys.readouterr().err
