@@ -47,7 +47,9 @@ class MixtureDataset(Dataset):
         """What the user should know, a sentence each."""
         notes = []
         for source, share in zip(self.sources, self.shares, strict=True):
-            notes.append(f"{share:.2%} of rows from {source.spec}: {source.train_tokens:,} tokens")
+            if len(self.sources) > 1:  # beside images there may be one text
+                tokens = f"{source.train_tokens:,} tokens"
+                notes.append(f"{share:.2%} of rows from {source.spec}: {tokens}")
             notes += [f"{source.spec}: {note}" for note in source.notes]
         return notes
 

@@ -2,7 +2,8 @@
 
 Format: `state_and_opt.pkl.gz`, a dict of `step` and optax's `opt_state`; `params/KEY.pkl.gz` for
 each key at the top of flax.linen's tree. Blocks are called `CheckpointAttentionBlock_i`, or
-`AttentionBlock_i` where they were not rematerialised.
+`AttentionBlock_i` where they were not rematerialised. `images.pkl.gz` is ours, which the authors'
+code does not look for: what a model with images has besides its shapes, where that is not usual.
 Source: nurric-ai/Wigip_v2_1.7B_ViT, `src/train_and_continue.py`.
 """
 
@@ -27,6 +28,7 @@ from jaxmodels.runtime.manifest import MANIFEST
 
 NAME = "wigip-zip"
 STATE, PARAMS, END = "state_and_opt.pkl.gz", "params/", ".pkl.gz"
+IMAGES, WEIGHT = "images.pkl.gz", "image_weight"
 REMAT, PLAIN = "CheckpointAttentionBlock", "AttentionBlock"
 _FILE = re.compile(r"step_(\d{1,18})\.zip")
 _MEMBER = re.compile(r"params/([A-Za-z0-9_-]{1,100})\.pkl\.gz")
@@ -75,8 +77,10 @@ def open_file(path: Path) -> RawCheckpoint:
         Problem: (unsafe) it asks to run code, is built to mislead, or unpacks to far more than its
             size; (corrupt) it is damaged, or has another structure.
     """
-    found = sandbox.read("pickles", path, f"{re.escape(STATE)}|{_MEMBER.pattern}")
-    state = found["values"].pop(STATE, None)
+    found = sandbox.read(
+        "pickles", path, f"{re.escape(STATE)}|{re.escape(IMAGES)}|{_MEMBER.pattern}"
+    )
+    state, images = (found["values"].pop(name, None) for name in (STATE, IMAGES))
     tensors: dict[str, Tensor] = {}
     for name, value in found["values"].items():
         key = name.removeprefix(PARAMS).removesuffix(END)
@@ -100,6 +104,7 @@ def open_file(path: Path) -> RawCheckpoint:
         path,
         NAME,
         _renamed(tensors, blocks, REMAT),
+        fields={WEIGHT: images[WEIGHT]} if type(images) is dict and WEIGHT in images else {},
         arch="wigip",
         origin=with_upstream({"step": step}, NAME, {"blocks": blocks, **description}),
         notes=notes,
@@ -165,6 +170,9 @@ def write(output: Output) -> None:
     with zipfile.ZipFile(output.folder / file_name(origin), "w") as archive:
         archive.writestr(_info(PARAMS), b"")
         _add(archive, STATE, state, output)
+        weight = output.config.image_weight
+        if weight != type(output.config).image_weight:
+            _add(archive, IMAGES, {WEIGHT: weight}, output)
         for key, value in _tree(output.tensors, REMAT, blocks).items():
             _add(archive, f"{PARAMS}{key}{END}", value, output)
 

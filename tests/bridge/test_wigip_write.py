@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import bridge
+import jaxmodels
 from bridge.checkpoint.loading import load_moments
 from bridge.formats import recognise
 from jaxmodels.errors import MISMATCH, USAGE, Problem
@@ -28,6 +31,7 @@ from tests.bridge.zips import (
     seeds_loader,
     unpacked,
 )
+from tests.contract import smallest
 
 
 def refused(exit_code, call, *arguments, **options):
@@ -52,6 +56,17 @@ def test_there_and_back(tmp_path, by):
     for name, value in theirs.items():
         same_tree(ours[name], value)
     assert type(ours[STATE]["opt_state"]) is tuple
+
+
+def test_a_model_with_images_comes_back_with_its_weight(tmp_path):
+    """It is no tensor and no size; the seed's members stay as they are."""
+    config = replace(smallest("wigip"), images=True, image_weight=0.1)
+    bridge.save(jaxmodels.arch("wigip").Model(config, rngs=nnx.Rngs(0)), tmp_path / "model")
+    bridge.convert(tmp_path / "model", tmp_path / "out", to="wigip-zip", verify="roundtrip")
+    written = bridge.open_checkpoint(tmp_path / "out")
+    assert (written.config.images, written.config.image_weight) == (True, 0.1)
+    values = seeds_loader(tmp_path / "out" / "step_0.zip", tmp_path / "a")
+    assert values[STATE].keys() == {"step", "opt_state"}
 
 
 @pytest.mark.slow
