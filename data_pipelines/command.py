@@ -1,17 +1,25 @@
 """The verb `jaxmodels data`: list, prepare, tokenizer, inspect, bench."""
 
 import json as jsonlib
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from data_pipelines.cores import cores
+from data_pipelines.errors import USAGE, DataProblem
 from data_pipelines.progress import ProgressBar
 
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
 Either = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|SPEC")]
+
+# How to give several values of an option that is given twice.
+_TOGETHER = {
+    "--data": "mix the texts, each with its weight: --data mix:3*A,1*B",
+    "--special": "give all special tokens at once: --special A B",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -37,17 +45,10 @@ def main(argv: list[str]) -> int:
 
 
 def _refuse_repeated(argv: list[str]) -> None:
-    from data_pipelines.errors import USAGE, DataProblem
-
-    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
-    for flag in flags:
-        if (times := flags.count(flag)) > 1:
-            fixes = {
-                "--data": "mix the texts, each with its weight: --data mix:3*A,1*B",
-                "--special": "give all special tokens at once: --special A B",
-            }
-            fix = fixes.get(flag, "give it once")
-            raise DataProblem(f"{flag} is given {times} times", fix=fix, exit_code=USAGE)
+    times = Counter(word.partition("=")[0] for word in argv if word.startswith("--"))
+    for flag in (flag for flag, count in times.items() if count > 1):
+        fix = _TOGETHER.get(flag, "give it once")
+        raise DataProblem(f"{flag} is given {times[flag]} times", fix=fix, exit_code=USAGE)
 
 
 def list_(json: bool = False) -> int:
