@@ -111,16 +111,16 @@ def refuse_other_tokenizer(given: str, source: Any) -> None:
     """
     from data_pipelines.characters import CharTokenizer
     from data_pipelines.tokenizers import BARE_CHARS, CHARS, WORDS, open_tokenizer
-    from data_pipelines.vocabularies import CHARACTERS, wanted
+    from data_pipelines.vocabularies import wanted
     from data_pipelines.words import are_words
 
-    made = wanted(given)
-    if given in ("", CHARS, BARE_CHARS) or (made and made.kind == CHARACTERS):
-        same = not given or isinstance(source.tokenizer, CharTokenizer)
+    own = source.tokenizer
+    if given in (CHARS, BARE_CHARS):
+        same = isinstance(own, CharTokenizer) and bool(own.specials) == (given == CHARS)
     elif given == WORDS:
-        same = are_words(source.tokenizer)
+        same = are_words(own)
     else:
-        same = not made and open_tokenizer(given).digest == source.tokenizer.digest
+        same = not given or (not wanted(given) and open_tokenizer(given).digest == own.digest)
     if not same:
         raise Problem(
             f"--tokenizer {given} is not the tokeniser of the checkpoint of --init",

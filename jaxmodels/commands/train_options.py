@@ -187,7 +187,7 @@ def resolve(argv: list[str]) -> Request:
     else:
         changes = read_settings(stored)
         arch, preset = changes["arch"], changes["preset"]
-        if spec and jaxmodels.preset(spec)[:2] != (arch, preset):
+        if spec and jaxmodels.preset(spec)[:2] != jaxmodels.preset(f"{arch}:{preset}")[:2]:
             raise Problem(
                 f"the run is of {arch}:{preset}, not {spec}",
                 where=str(stored),

@@ -89,12 +89,12 @@ def test_what_does_not_go_together(model, tmp_path, capsys):
 def test_another_tokenizer_than_the_checkpoint_s(model, tmp_path, capsys):
     """It is refused, not ignored; the checkpoint's own may be named, by its kind or file."""
     start, run = ["train", "--init", str(model)], tmp_path / "run"
-    for other in ("bpe:300", "bytes", "gpt2", "words"):
+    for other in ("bpe:300", "bytes", "gpt2", "words", "bare-chars", "chars:50"):
         assert main([*start, "--out", str(run), "--tokenizer", other]) == MISMATCH
         assert f"--tokenizer {other} is not the tokeniser" in capsys.readouterr().err
     assert not run.exists()
     source = bridge.open_checkpoint(model)
-    for same_ in ("", "chars", "bare-chars", "chars:50", str(model / "characters.json")):
+    for same_ in ("", "chars", str(model / "characters.json")):
         refuse_other_tokenizer(same_, source)
 
 
