@@ -108,7 +108,10 @@ def _check_kind(path: Path, keys: dict[str, Any]) -> None:
     """Refuses files that do not hold a model, or only a part of one."""
     kind, parts = keys.get("general.type", "model"), keys.get("split.count", 1)
     if kind != "model":
-        what, fix = f"the GGUF file holds no model: its type is {str(kind)[:80]!r}", "give a model"
+        what, fix = (
+            f"the GGUF file holds no model: its type is {str(kind)[:80]!r}",
+            "give the GGUF file of the model itself",
+        )
     elif parts not in (0, 1):
         what = f"the GGUF file is one of {str(parts)[:20]} parts of a model"
         fix = "join them: `llama-gguf-split --merge FIRST_PART OUTPUT`"

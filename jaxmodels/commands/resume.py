@@ -121,7 +121,8 @@ def compare_settings(run: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
 def _change(name: str, old: Any, new: Any) -> str:
     """A changed setting by the option that gives it: --optim.peak-lr 0.01 → 0.001."""
     option = "--" + name.removeprefix("recipe.").replace("_", "-")
-    return f"{option} {old if old != '' else 'not given'} → {new if new != '' else 'not given'}"
+    before, after = ("not given" if value in ("", None) else value for value in (old, new))
+    return f"{option} {before} → {after}"
 
 
 def _may_change(name: str, new: Any, history: list[dict[str, Any]]) -> bool:
